@@ -1,0 +1,227 @@
+"""What the entry scripts do, wired together: compose -> tasks -> model -> train, and checkpoint -> solver -> results.
+
+    pretrain(["experiment=quickstart", "name=demo"])
+    evaluate(["checkpoint=runs/quickstart/demo"])
+
+Both work in one process and under torchrun; rank 0 owns the folders.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from arclab.config.compose import compose, compose_evaluate, thaw
+from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName, WeightsKind
+from arclab.console import setup_logging
+from arclab.data.sampler import TrainingData, build_training_data
+from arclab.data.splits import TaskSplit, load_tasks, require_fit
+from arclab.data.tasks import ArcTask
+from arclab.evaluation.results import Evaluation, write_results
+from arclab.evaluation.scoring import score
+from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
+from arclab.models.recursive import RecursiveModel, build_model
+from arclab.ranks import Ranks, start_ranks, stop_ranks
+from arclab.rundir import RunDir, State, open_run, provenance
+from arclab.solvers.base import Budget
+from arclab.solvers.recursive import RecursiveSolver
+from arclab.training.checkpoint import load_tensors, read_state
+from arclab.training.loop import train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The tasks of a run and its training data. scored: the tasks of evaluation.split."""
+
+    split: TaskSplit
+    data: TrainingData
+    scored: tuple[ArcTask, ...]
+
+    @property
+    def puzzle_rows(self) -> dict[str, int]:
+        """Task id -> its first row in the puzzle table."""
+        space = self.data.space
+        return {task.id: 1 + int(first) for task, first in zip(space.tasks, space.first_augmentation_T, strict=True)}
+
+
+def build_setting(config: ExperimentConfig) -> Setting:
+    """Load tasks and prepare training data. In the puzzle_id regime the scored tasks' demonstrations are training data."""
+    split = load_tasks(config.dataset)
+    scored = scored_tasks(split, config)
+    is_transductive = config.dataset.regime is Regime.puzzle_id and config.evaluation.split is not SplitName.train
+    data = build_training_data(split.train, scored if is_transductive else (), config.dataset, config.seed)
+    return Setting(split, data, scored)
+
+
+def scored_tasks(split: TaskSplit, config: ExperimentConfig) -> tuple[ArcTask, ...]:
+    """The tasks of evaluation.split. ValueError if there are none or one does not fit on the canvas."""
+    name = config.evaluation.split.value
+    scored = split.named(name)[: config.evaluation.max_tasks]
+    if not scored:
+        raise ValueError(f"evaluation.split={name} has no tasks in dataset={config.dataset.name}; choose another split.")
+    require_fit(scored, config.dataset.canvas, name)
+    return scored
+
+
+def protocol_stamps(config: ExperimentConfig) -> list[str]:
+    """Sentences that every result of the run must carry."""
+    if config.dataset.regime is Regime.puzzle_id and config.evaluation.split is not SplitName.train:
+        return ["transductive: the demonstrations of the scored tasks are training data"]
+    return []
+
+
+def build_solver(
+    config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int
+) -> RecursiveSolver:
+    return RecursiveSolver(
+        model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
+        max_demos=config.dataset.max_demos, show_progress=True,
+        puzzle_rows=setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None,
+    )  # fmt: skip
+
+
+def pretrain(argv: Sequence[str]) -> None:
+    """Train the configured model in its run folder, from wherever that stands."""
+    config = compose("pretrain_encoder", argv)
+    setup_logging()
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    ranks = start_ranks(config.trainer.device)
+    try:
+        _pretrain(config, ranks)
+    finally:
+        stop_ranks()
+
+
+def _pretrain(config: ExperimentConfig, ranks: Ranks) -> None:
+    setting = build_setting(config)
+    torch.manual_seed(config.seed)
+    model = build_model(config, setting.data.space.num_puzzles)
+    report = apply_decoder_init(config.decoder_init, model, config.encoder)
+    stamps = protocol_stamps(config)
+    if report is not None:
+        log.info("%s", report)
+        if report.transductive and not stamps:
+            stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
+    for note in (*setting.split.notes, *stamps):
+        log.info("note: %s", note)
+    run = open_run(config, setting.split.notes) if ranks.is_main else None
+    run = ranks.gather_objects(run)[0]
+    assert run is not None
+    if run.read_status() and run.read_status()["state"] == State.done.value:  # pyright: ignore[reportOptionalSubscript]
+        log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+        return
+    log.info("%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
+             len(setting.split.train), setting.data.space.num_puzzles - 1, len(setting.scored), config.evaluation.split.value, run.path)  # fmt: skip
+    _train_and_record(config, setting, model, run, ranks, stamps)
+
+
+def _train_and_record(
+    config: ExperimentConfig, setting: Setting, model: RecursiveModel, run: RunDir, ranks: Ranks, stamps: list[str]
+) -> None:
+    solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
+
+    def score_model(_: RecursiveModel, __: int) -> dict[str, float]:
+        attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+        shares = score(setting.scored, attempts)
+        return {**attempts.statistics, **{name: s.value for name, s in shares.items()}, "ARC/tasks": float(shares["ARC/pass@1"].total)}
+
+    try:
+        training = train(config, model, setting.data, run, ranks, score=score_model, stamps=stamps)
+    except (ValueError, KeyboardInterrupt) as error:
+        if ranks.is_main:
+            step = (run.read_status() or {"step": 0})["step"]
+            run.write_status(State.failed, step, str(error) or type(error).__name__)
+        raise
+    if ranks.is_main:
+        run.write_status(State.done, training.progress.step)
+        log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Score a checkpoint and write metrics.json, predictions.jsonl, submission.json and report.html."""
+    wanted = compose_evaluate(argv)
+    setup_logging()
+    if wanted.num_threads is not None:
+        torch.set_num_threads(wanted.num_threads)
+    ranks = start_ranks(wanted.device)
+    try:
+        _evaluate(wanted, ranks)
+    finally:
+        stop_ranks()
+
+
+def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
+    checkpoint = newest_checkpoint(Path(wanted.checkpoint))
+    run = RunDir(checkpoint.parent.parent)
+    config = thaw(run.config)
+    setting = build_setting(config)
+    _apply_wishes(config, wanted)
+    setting = replace(setting, scored=scored_tasks(setting.split, config))
+    _require_trained_rows(config, setting)
+    state = read_state(checkpoint)
+    model = build_model(config, setting.data.space.num_puzzles)
+    load_weights(model, checkpoint, wanted.weights)
+    model.to(ranks.device)
+    solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
+    attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+    if not ranks.is_main:
+        return
+    folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value
+    result = Evaluation(
+        run=run, config=config, checkpoint=checkpoint, step=state["step"], weights=wanted.weights.value, tasks=setting.scored,
+        attempts=attempts, stamps=(*state["stamps"], *_split_stamp(config)), notes=setting.split.notes, provenance=provenance(),
+    )  # fmt: skip
+    write_results(result, folder)
+    for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
+        log.info("%s %s", name, result.shares[name])
+    log.info("report: %s", folder / "report.html")
+
+
+def _apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
+    """Settings given to evaluate.py replace those of the run."""
+    evaluation = config.evaluation
+    evaluation.split = wanted.split or evaluation.split
+    for key in ("num_augmentations", "batch_size", "max_tasks"):
+        value = getattr(wanted, key)
+        if value is not None:
+            setattr(evaluation, key, value)
+
+
+def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
+    if config.dataset.regime is not Regime.puzzle_id:
+        return
+    untrained = [task.id for task in setting.scored if task.id not in setting.puzzle_rows]
+    if untrained:
+        raise ValueError(
+            f"split={config.evaluation.split.value}: this checkpoint's puzzle table has no vectors for {len(untrained)} of "
+            f"{len(setting.scored)} tasks ({untrained[0]}, ...); score the split it was trained with, or train with evaluation.split={config.evaluation.split.value}."
+        )
+    if config.evaluation.num_augmentations > config.dataset.num_augmentations:
+        raise ValueError(
+            f"num_augmentations={config.evaluation.num_augmentations} is more than the {config.dataset.num_augmentations} the puzzle table "
+            "was trained with; ask for at most that many."
+        )
+
+
+def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
+    return ("scored on the training tasks: this measures fit, not generalisation",) if config.evaluation.split is SplitName.train else ()
+
+
+def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
+    """Raw or averaged weights of a checkpoint folder into a model of the same configuration."""
+    state = read_state(checkpoint)
+    tensors = load_tensors(checkpoint, "model.safetensors", state)
+    if weights is WeightsKind.ema:
+        tensors |= load_tensors(checkpoint, "ema.safetensors", state)
+    own = model.state_dict()
+    wrong = [n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
+    if wrong:
+        raise ValueError(f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with.")
+    model.load_state_dict(tensors)

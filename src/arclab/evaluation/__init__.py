@@ -1,0 +1,1 @@
+"""Scoring attempts of any solver, writing results and reports."""

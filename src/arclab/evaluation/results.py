@@ -1,0 +1,127 @@
+"""What an evaluation leaves behind: metrics.json, predictions.jsonl, submission.json and report.html in one folder.
+
+All files are first written beside their place and then renamed, so that an interrupted evaluation leaves the old results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import flat
+from arclab.config.schema import ExperimentConfig
+from arclab.data.tasks import ArcTask, Grid
+from arclab.evaluation.scoring import Share, score, truth_ranks
+from arclab.metrics.names import REGISTRY
+from arclab.rundir import RunDir, write_atomically
+from arclab.solvers.base import Attempts, Candidate
+
+# Kaggle wants two attempts for every test input; a missing one is this grid.
+_NO_ATTEMPT = [[0]]
+_KEPT_CANDIDATES = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One scored checkpoint. stamps: sentences that must stand beside every number; notes: what happened to the data."""
+
+    run: RunDir
+    config: ExperimentConfig
+    checkpoint: Path
+    step: int
+    weights: str
+    tasks: Sequence[ArcTask]
+    attempts: Attempts
+    stamps: tuple[str, ...]
+    notes: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    @cached_property
+    def shares(self) -> dict[str, Share]:
+        return score(self.tasks, self.attempts)
+
+    @cached_property
+    def truth_ranks(self) -> dict[str, list[int | None]]:
+        """Task id -> 0-based place of the right grid per test input, None where it is absent."""
+        return truth_ranks(self.tasks, self.attempts)
+
+
+def write_results(result: Evaluation, folder: Path) -> None:
+    from arclab.evaluation.report import render_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "metrics.json", json.dumps(metrics_record(result), indent=1) + "\n")
+    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(r) + "\n" for r in prediction_records(result)))
+    write_atomically(folder / "submission.json", json.dumps(submission(result.tasks, result.attempts)) + "\n")
+    write_atomically(folder / "report.html", render_report(result))
+
+
+def metrics_record(result: Evaluation) -> dict[str, Any]:
+    """Every metric, shares as n, N, value and interval, with what is needed to trace them."""
+    statistics = {name: value for name, value in result.attempts.statistics.items() if math.isfinite(value)}
+    assert statistics.keys() <= REGISTRY.keys() and result.shares.keys() <= REGISTRY.keys()
+    shares = {
+        name: {"n": s.n, "N": s.total, "value": s.value if s.total else None, "interval95": list(s.interval)}
+        for name, s in result.shares.items()
+    }
+    return {
+        "stamps": list(result.stamps),
+        "notes": list(result.notes),
+        "split": result.config.evaluation.split.value,
+        "dataset": result.config.dataset.name,
+        "num_augmentations": result.config.evaluation.num_augmentations,
+        "checkpoint": str(result.checkpoint),
+        "step": result.step,
+        "weights": result.weights,
+        "seed": result.config.seed,
+        "scores": shares,
+        "statistics": statistics,
+        "provenance": result.provenance,
+        "config": flat(result.config),
+    }
+
+
+def _rows(grid: Grid | None) -> list[list[int]] | None:
+    return None if grid is None else grid.tolist()
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {"grid": _rows(candidate.grid), "votes": candidate.votes, "confidence": round(candidate.confidence, 6)}
+
+
+def prediction_records(result: Evaluation) -> list[dict[str, Any]]:
+    """One record per test input: its best candidates with votes, how many there were, and where the truth stands."""
+    records = []
+    for task in result.tasks:
+        for number in range(len(task.tests)):
+            candidates = result.attempts.candidates[task.id, number]
+            places = result.truth_ranks.get(task.id)
+            records.append(
+                {
+                    "task": task.id,
+                    "test": number,
+                    "candidates": [_candidate(c) for c in candidates[:_KEPT_CANDIDATES]],
+                    "num_candidates": len(candidates),
+                    "truth_rank": None if places is None else places[number],
+                }
+            )
+    return records
+
+
+def submission(tasks: Sequence[ArcTask], attempts: Attempts) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Kaggle format: for every task a list, per test input, of attempt_1 and attempt_2."""
+
+    def attempt(task_id: str, number: int, place: int) -> list[list[int]]:
+        candidates = attempts.candidates[task_id, number]
+        grid = candidates[place].grid if place < len(candidates) else None
+        return _rows(grid) or _NO_ATTEMPT
+
+    return {
+        task.id: [{f"attempt_{k + 1}": attempt(task.id, n, k) for k in (0, 1)} for n in range(len(task.tests))]
+        for task in tasks
+    }

@@ -1,0 +1,1 @@
+"""The registry of metric names and the logger that accepts no other."""

@@ -1,0 +1,75 @@
+"""Metrics go to metrics.jsonl always and to W&B if it is on, under the registered names only.
+
+    with MetricLogger(run.metrics, wandb_run, resume_step=step, runtime_s=runtime) as log:
+        log.write(step, {"train/lm_loss": 0.3})
+
+Rows after resume_step are removed when the file is opened: a resumed run writes each step once. Only rank 0 has a logger.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from arclab.metrics.names import REGISTRY, TABLES
+from arclab.rundir import write_atomically
+
+
+class MetricLogger:
+    def __init__(self, path: Path, wandb_run: Any | None, *, resume_step: int, runtime_s: float) -> None:
+        _keep_rows_until(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._wandb = wandb_run
+        self._start = time.monotonic() - runtime_s
+
+    @property
+    def runtime_s(self) -> float:
+        """Seconds of training so far, earlier runs of the same folder included."""
+        return time.monotonic() - self._start
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One row. Values that are not finite are written as null, so that the file stays JSON."""
+        unknown = sorted(metrics.keys() - REGISTRY.keys())
+        assert not unknown, f"metric {unknown} is not in metrics/names.py"
+        row = {"_step": step, "_runtime": round(self.runtime_s, 3), "_timestamp": round(time.time(), 3)}
+        row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log({**metrics, "_step_": step}, step=step)
+
+    def table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A W&B table of predictions; without W&B they are in predictions.jsonl only."""
+        assert name in TABLES
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Table(columns=columns, data=rows)}, step=step)
+
+    def __enter__(self) -> MetricLogger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All complete rows of a metrics.jsonl (a kill can leave a part of the last one)."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _keep_rows_until(path: Path, step: int) -> None:
+    kept = [row for row in read_rows(path) if row["_step"] <= step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -1,0 +1,73 @@
+"""Every metric there is: name, unit, direction, healthy range and meaning. Logger, W&B, report and docs read this.
+
+A name that is not here cannot be logged. ARC/pass@k and solved@k exist for every k in PASS_KS and SOLVED_KS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PASS_KS = (1, 2, 5, 10, 100, 1000)
+SOLVED_KS = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """direction: up (more is better), down, or none. healthy: the range in which nothing needs a look, or None."""
+
+    name: str
+    unit: str
+    direction: str
+    meaning: str
+    healthy: tuple[float, float] | None = None
+
+
+_INF = float("inf")
+_HALTED = "over the rows that halted since the last log"
+_ALL = "over every augmented copy of every scored test input"
+
+_METRICS = [
+    Metric("train/accuracy", "share", "up", f"labelled cells predicted right, {_HALTED}", (0.9, 1)),
+    Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
+    Metric("train/lm_loss", "nats", "down", "stablemax cross-entropy per cell, mean over all rows of the batch"),
+    Metric("train/q_halt_loss", "nats", "down", "binary cross-entropy of the halt logit, mean over all rows of the batch"),
+    Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
+    Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
+    Metric("train/lr", "1/step", "none", "learning rate of the decoder"),
+    Metric("train/encoder_lr", "1/step", "none", "learning rate of the encoder or puzzle table"),
+    Metric("train/count", "rows", "none", "labelled rows that halted since the last log"),
+    Metric("train/decoder_frozen", "0 or 1", "none", "1 while the decoder stands still"),
+    Metric("train/encoder_frozen", "0 or 1", "none", "1 while the encoder or puzzle table stands still"),
+    Metric("train/encoder_cross_sample_var", "variance", "up", "variance of context tokens across the rows of a batch", (0.3, _INF)),
+    Metric("train/encoder_output_mean", "", "none", "mean of all context values"),
+    Metric("train/encoder_output_std", "", "none", "standard deviation of all context values"),
+    Metric("train/encoder_output_norm", "", "none", "mean L2 norm of a context token"),
+    Metric("train/encoder_token_std", "", "none", "standard deviation across the tokens of a row, averaged"),
+    Metric("grad/encoder_norm", "L2", "none", "gradient norm of encoder and adapter, after the sum over ranks, before clipping", (0.2, _INF)),
+    Metric("grad/inner_norm", "L2", "none", "gradient norm of the decoder, measured at the same place"),
+    Metric("grad/puzzle_norm", "L2", "none", "gradient norm of the looked-up puzzle rows"),
+    Metric("grad/total_norm", "L2", "none", "gradient norm of encoder and decoder, before clipping"),
+    Metric("grad/clip_factor", "share", "none", "what gradients were multiplied by in clipping; 1 is no clipping"),
+    Metric("all.accuracy", "share", "up", f"labelled cells predicted right, {_ALL}"),
+    Metric("all.exact_accuracy", "share", "up", f"grids predicted exactly right, {_ALL}"),
+    Metric("all.lm_loss", "nats", "down", f"stablemax cross-entropy per cell, {_ALL}"),
+    Metric("all.q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_ALL}", (0.8, 1)),
+    Metric("all.q_halt_loss", "nats", "down", f"binary cross-entropy of the halt logit, {_ALL}"),
+    Metric("all.steps", "steps", "none", "supervision steps in evaluation (always the maximum)"),
+    Metric("all.count", "grids", "none", "augmented copies of test inputs that were predicted"),
+    *[
+        Metric(f"ARC/pass@{k}", "share", "up", f"mean over tasks of the share of test inputs with the right grid among the first {k} by votes")
+        for k in PASS_KS
+    ],
+    *[Metric(f"ARC/solved@{k}", "share", "up", f"tasks with every test input right within {k} attempts") for k in SOLVED_KS],
+    Metric("ARC/tasks", "tasks", "none", "tasks scored: the N of every ARC/ share"),
+    Metric("ARC/undecodable", "share", "down", "predictions that show no grid; they count as wrong"),
+    Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),
+    Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
+    Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
+    Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),
+]
+REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
+# Row fields that say where a row belongs; eval_predictions and train_predictions are W&B tables, not numbers.
+ROW_FIELDS = ("_step", "_runtime", "_timestamp")
+TABLES = ("train_predictions", "eval_predictions")

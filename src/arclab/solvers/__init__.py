@@ -1,0 +1,1 @@
+"""Every method that answers tasks, behind one call: solve(tasks, budget) -> Attempts."""

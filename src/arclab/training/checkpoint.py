@@ -1,0 +1,160 @@
+"""Checkpoints that survive a kill at any moment and from which a run continues bit for bit.
+
+A checkpoint is a folder checkpoints/step_00001234:
+    model.safetensors      raw weights, puzzle table included      ema.safetensors    averaged parameters
+    optimizer.safetensors  moments by parameter name               carry_rank0.safetensors ...   rows in flight (optional)
+    state.json             step, data cursor, counts, stamps, and the size of every file
+It is written under a temporary name, synced and renamed, so a folder with its real name is complete; the previous one is
+removed only afterwards. Random draws are functions of (seed, step), so there is no generator state to keep.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arclab.data.sampler import Batch, Cursor
+from arclab.models.decoder import Latents
+from arclab.models.recursive import Carry
+
+_TEMPORARY = ".writing_"
+
+
+@dataclass(slots=True)
+class Progress:
+    """Everything of a checkpoint that is not a tensor. best: validation score of the best checkpoint so far, and its step.
+
+    stamps: sentences that every result of these weights must carry.
+    """
+
+    step: int
+    cursor: Cursor
+    ema_updates: int
+    runtime_s: float
+    run_id: str
+    config_hash: str
+    stamps: list[str]
+    best_score: float | None
+    best_step: int | None
+
+
+def carry_tensors(carries: list[Carry]) -> dict[str, Tensor]:
+    """Flat tensors of a rank's carries (one per micro-batch), rows concatenated."""
+    named = {
+        "z_H": [c.latents.z_H for c in carries],
+        "z_L": [c.latents.z_L for c in carries],
+        "steps": [c.steps_B for c in carries],
+        "halted": [c.halted_B for c in carries],
+        **{f"data.{f.name}": [getattr(c.data, f.name) for c in carries] for f in fields(Batch)},
+    }
+    return {name: torch.cat(parts).contiguous() for name, parts in named.items()}
+
+
+def split_carry(tensors: dict[str, Tensor], num_parts: int, device: torch.device) -> list[Carry]:
+    """Carries for num_parts micro-batches from the rows of one rank."""
+    chunks = {name: tensor.to(device).chunk(num_parts) for name, tensor in tensors.items()}
+    return [
+        Carry(
+            Latents(chunks["z_H"][i], chunks["z_L"][i]),
+            chunks["steps"][i],
+            chunks["halted"][i],
+            Batch(**{f.name: chunks[f"data.{f.name}"][i] for f in fields(Batch)}),
+        )
+        for i in range(num_parts)
+    ]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: save, find, load, thin out."""
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder, self.keep_last = folder, keep_last
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def steps(self) -> list[int]:
+        return sorted(int(p.name.removeprefix("step_")) for p in self.folder.glob("step_*") if p.is_dir())
+
+    def begin(self, step: int) -> Path:
+        """An empty temporary folder for a new checkpoint; leftovers of killed writers are removed."""
+        for leftover in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover)
+        temporary = self.folder / f"{_TEMPORARY}{step:08d}"
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def commit(self, temporary: Path, progress: Progress) -> None:
+        """Write state.json, make everything durable and give the folder its name; then drop what is no longer kept."""
+        sizes = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
+        state = {**asdict(progress), "files": sizes}
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            _sync(file)
+        final = self.path(progress.step)
+        if final.exists():  # the same step saved again after a resume that repeated it
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _sync(self.folder)
+        for step in self.steps()[: -self.keep_last]:
+            if step != progress.best_step:
+                shutil.rmtree(self.path(step))
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write tensors; ValueError with the remedy if the disk is full."""
+    try:
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, file)
+    except (SafetensorError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "StorageFull" in str(error):
+            raise ValueError(
+                f"the disk is full: {file.parent.parent} has no room for a checkpoint; free space and run the same command again "
+                "(the previous checkpoint is intact)."
+            ) from error
+        raise
+
+
+def load_tensors(folder: Path, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
+    """One file of a checkpoint, its size checked against state.json first."""
+    file = folder / name
+    expected, actual = state["files"].get(name), file.stat().st_size if file.is_file() else None
+    if actual is None or actual != expected:
+        raise ValueError(f"checkpoint {folder}: {name} is {'missing' if actual is None else f'truncated ({actual} of {expected} bytes)'}; remove that folder to use the one before it.")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {folder}: {name} is damaged ({error}); remove that folder to use the one before it.") from error
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint folder, as plain values."""
+    file = folder / "state.json"
+    if not file.is_file():
+        raise ValueError(f"checkpoint {folder} has no state.json; give a run folder or one of its checkpoints/step_* folders.")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"checkpoint {folder}: state.json is damaged ({error}); remove that folder to use the one before it.") from error
+
+
+def progress_from(state: dict[str, Any]) -> Progress:
+    values = {f.name: state[f.name] for f in fields(Progress)}
+    return Progress(**{**values, "cursor": Cursor(**state["cursor"])})
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

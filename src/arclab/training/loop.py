@@ -1,0 +1,395 @@
+"""The one training loop, for TRM and ETRM, on one process or on every rank of a torchrun job.
+
+    result = train(config, model, data, run, ranks, score=..., stamps=...)
+
+One optimiser step is one supervision step of every row: rows that halted take new examples, the others go on. Gradients are
+summed over ranks and divided by the global batch, then measured, then clipped. The same command continues from the newest
+checkpoint; with trainer.save_carry the continued run is bit-identical to an uninterrupted one (same machine, CPU, fp32).
+It does not choose tasks or score predictions: `score` is handed in and called with averaged weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from arclab.config.compose import config_hash
+from arclab.config.schema import ExperimentConfig
+from arclab.data.sampler import Batch, Cursor, TrainingData, batch_loader
+from arclab.metrics.logger import MetricLogger
+from arclab.metrics.wandb_run import start_wandb
+from arclab.models.ema import Ema
+from arclab.models.halting import draw_min_steps
+from arclab.models.losses import RowLosses, row_losses
+from arclab.models.recursive import Carry, RecursiveModel, StepOutput
+from arclab.rundir import RunDir, State
+from arclab.training.checkpoint import (
+    CheckpointFolder, Progress, carry_tensors, load_tensors, progress_from, read_state, save_tensors, split_carry,
+)  # fmt: skip
+from arclab.ranks import Ranks
+from arclab.training.optim import AdamATan2, lr_factor, sign_sgd_rows
+
+log = logging.getLogger(__name__)
+Score = Callable[[RecursiveModel, int], dict[str, float]]
+SELECTION_METRIC = "all.exact_accuracy"
+
+
+@dataclass(slots=True)
+class Training:
+    """Everything that changes during a run, on one rank. carries: one per micro-batch, None before the first step."""
+
+    model: RecursiveModel
+    optimizer: AdamATan2
+    ema: Ema
+    carries: list[Carry] | None
+    progress: Progress
+
+
+def build_optimizer(config: ExperimentConfig, model: RecursiveModel) -> AdamATan2:
+    """Two groups, "decoder" and "encoder" (with its adapter), each with its own rate, decay and freeze. Tables: sign-SGD."""
+    groups = [{"params": list(model.decoder.parameters()), "name": "decoder", "optim": config.decoder.optim}]
+    if model.encoder is not None and model.adapter is not None:
+        params = [*model.encoder.parameters(), *model.adapter.parameters()]
+        groups.append({"params": params, "name": "encoder", "optim": config.encoder.optim})
+    for group in groups:
+        group["weight_decay"] = group["optim"].weight_decay
+    return AdamATan2(groups, lr=0.0, betas=(config.trainer.beta1, config.trainer.beta2), weight_decay=0.0)
+
+
+def schedule(config: ExperimentConfig, optimizer: AdamATan2, step: int) -> None:
+    """Set every group's learning rate for optimiser step `step` (1 upwards); a frozen group is skipped."""
+    factor = lr_factor(config.trainer, step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["optim"].lr * factor
+        group["frozen"] = step <= group["optim"].freeze_steps
+
+
+class StepSums:
+    """Sums of train/* numerators since the last log, kept on the device: reading them is the only synchronisation."""
+
+    NAMES = ("train/count", "train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps",
+             "train/lm_loss", "train/q_halt_loss", "rows")  # fmt: skip
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+
+    def add(self, output: StepOutput, losses: RowLosses) -> None:
+        counted = output.halted_B & losses.has_labels
+        per_row = (losses.accuracy, losses.exact, losses.q_halt_correct, output.steps_B)
+        sums = [counted.sum(), *(torch.where(counted, x, 0).sum() for x in per_row)]
+        sums += [losses.lm.detach().sum(), losses.q_halt.detach().sum(), torch.tensor(len(counted), device=counted.device)]
+        self.sums += torch.stack([s.double() for s in sums])
+
+    def take(self, ranks: Ranks) -> dict[str, float]:
+        """Metrics over all ranks, then start again. Shares are left out while no row has halted."""
+        ranks.sum_([self.sums])
+        values = dict(zip(self.NAMES, self.sums.tolist(), strict=True))
+        self.sums.zero_()
+        count, rows = values["train/count"], values.pop("rows")
+        metrics = {"train/count": count}
+        for name, value in values.items():
+            if name.endswith("loss"):
+                metrics[name] = value / rows
+            elif name != "train/count" and count > 0:
+                metrics[name] = value / count
+        return metrics
+
+
+def encoder_stats(output: StepOutput) -> dict[str, Tensor]:
+    """The guide's encoder statistics of one batch (this rank's rows), as tensors."""
+    if output.context is None:
+        return {}
+    tokens_BTD = output.context.tokens_BTD.detach().float()
+    return {
+        "train/encoder_cross_sample_var": (tokens_BTD - tokens_BTD.mean(0)).square().mean(),
+        "train/encoder_output_mean": tokens_BTD.mean(),
+        "train/encoder_output_std": tokens_BTD.std(),
+        "train/encoder_output_norm": tokens_BTD.norm(dim=-1).mean(),
+        "train/encoder_token_std": tokens_BTD.std(dim=1).mean() if tokens_BTD.shape[1] > 1 else tokens_BTD.new_zeros(()),
+    }
+
+
+def train_step(config: ExperimentConfig, training: Training, batch: Batch, ranks: Ranks, sums: StepSums) -> dict[str, Tensor]:
+    """One optimiser step on this rank's rows; returns gradient norms and encoder statistics as tensors."""
+    trainer, progress, model = config.trainer, training.progress, training.model
+    step = progress.step + 1
+    schedule(config, training.optimizer, step)
+    rows = slice(*ranks.rows(trainer.batch_size))
+    min_steps_B = draw_min_steps(config.halting, trainer.batch_size, config.seed, step)[rows].to(ranks.device)
+    size = len(batch) // trainer.grad_accumulation
+    micro_batches = [batch.rows(i * size, (i + 1) * size) for i in range(trainer.grad_accumulation)]
+    if training.carries is None:
+        training.carries = [model.initial_carry(micro) for micro in micro_batches]
+    puzzle_rows: list[tuple[Tensor, Tensor]] = []
+    output = None
+    for i, micro in enumerate(micro_batches):
+        training.carries[i], output = model(training.carries[i], micro, min_steps_B[i * size : (i + 1) * size])
+        losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
+        (losses.total(config.halting.halt_loss_weight) / trainer.batch_size).backward()
+        sums.add(output, losses)
+        if output.puzzle_rows_BD is not None:
+            assert output.puzzle_rows_BD.grad is not None
+            puzzle_rows.append((training.carries[i].data.puzzle_id_B, output.puzzle_rows_BD.grad))
+    assert output is not None
+    stats = encoder_stats(output)
+    stats |= _apply_gradients(config, training, ranks)
+    if puzzle_rows:
+        stats |= _update_table(config, model, puzzle_rows, ranks, step)
+    training.ema.update(model)
+    progress.step = step
+    return stats
+
+
+def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks) -> dict[str, Tensor]:
+    """Sum over ranks, measure, clip, step: in this order, so that norms mean the same on any number of ranks."""
+    optimizer = training.optimizer
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grads = [p.grad for p in params if p.grad is not None]
+    ranks.sum_(grads)
+    norm_of = {
+        group["name"]: nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
+        for group in optimizer.param_groups
+    }
+    total = torch.stack(list(norm_of.values())).norm()
+    factor = torch.ones_like(total)
+    if config.trainer.clip_norm > 0:
+        factor = (config.trainer.clip_norm / (total + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, factor)
+    for group in optimizer.param_groups:
+        if group["frozen"]:
+            for p in group["params"]:
+                p.grad = None
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    names = {"decoder": "grad/inner_norm", "encoder": "grad/encoder_norm"}
+    return {"grad/total_norm": total, "grad/clip_factor": factor, **{names[k]: v for k, v in norm_of.items()}}
+
+
+def _update_table(
+    config: ExperimentConfig, model: RecursiveModel, rows: list[tuple[Tensor, Tensor]], ranks: Ranks, step: int
+) -> dict[str, Tensor]:
+    """Sign-SGD on the puzzle rows of the global batch, the same on every rank."""
+    assert model.puzzle_table is not None
+    ids = ranks.concatenate(torch.cat([ids for ids, _ in rows]))
+    grads = ranks.concatenate(torch.cat([grads for _, grads in rows]))
+    optim = config.encoder.optim
+    if step > optim.freeze_steps:
+        lr = optim.lr * lr_factor(config.trainer, step)
+        sign_sgd_rows(model.puzzle_table.weight, ids, grads, lr, optim.weight_decay)
+    return {"grad/puzzle_norm": grads.norm()}
+
+
+@contextmanager
+def averaged_weights(model: RecursiveModel, ema: Ema) -> Iterator[RecursiveModel]:
+    """The model with its parameters exchanged for their averages; they are exchanged back at the end."""
+    parameters = dict(model.named_parameters())
+
+    def exchange() -> None:
+        for name, shadow in ema.shadow.items():
+            ema.shadow[name], parameters[name].data = parameters[name].data, shadow
+
+    exchange()
+    try:
+        yield model
+    finally:
+        exchange()
+
+
+def start_training(
+    config: ExperimentConfig, model: RecursiveModel, run: RunDir, ranks: Ranks, stamps: list[str]
+) -> tuple[Training, CheckpointFolder]:
+    """A fresh start, or the newest checkpoint of the run folder. Everyone gets rank 0's weights."""
+    folder = CheckpointFolder(run.checkpoints, config.trainer.keep_last)
+    trainer = config.trainer
+    ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)
+    progress = Progress(0, Cursor.first(config.seed), 0, 0.0, uuid.uuid4().hex[:12], config_hash(config), stamps, None, None)
+    training = Training(model, build_optimizer(config, model), ema, None, progress)
+    steps = folder.steps()
+    if steps:
+        _restore(training, folder, steps[-1], config, ranks)
+        log.info("continuing from step %d of %s", steps[-1], run.path)
+    ranks.broadcast_([t for t in [*model.state_dict().values(), *ema.shadow.values()]])
+    return training, folder
+
+
+def _restore(training: Training, folder: CheckpointFolder, step: int, config: ExperimentConfig, ranks: Ranks) -> None:
+    path = folder.path(step)
+    state = read_state(path)
+    training.progress = progress_from(state)
+    training.model.load_state_dict(load_tensors(path, "model.safetensors", state))
+    shadow = load_tensors(path, "ema.safetensors", state)
+    training.ema.shadow = {name: shadow[name].to(t.device) for name, t in training.ema.shadow.items()}
+    training.ema.num_updates = training.progress.ema_updates
+    moments = load_tensors(path, "optimizer.safetensors", state)
+    for name, p in training.model.named_parameters():
+        if f"step.{name}" in moments:
+            training.optimizer.state[p] = {
+                "step": int(moments[f"step.{name}"]),
+                "exp_avg": moments[f"exp_avg.{name}"].to(p.device),
+                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(p.device),
+            }
+    carry_files = sorted((n for n in state["files"] if n.startswith("carry_rank")), key=lambda n: int(n[10:].split(".")[0]))
+    if carry_files and config.trainer.save_carry:
+        parts = [load_tensors(path, name, state) for name in carry_files]
+        rows = slice(*ranks.rows(config.trainer.batch_size))
+        merged = {name: torch.cat([part[name] for part in parts])[rows] for name in parts[0]}
+        training.carries = split_carry(merged, config.trainer.grad_accumulation, ranks.device)
+
+
+def save_checkpoint(config: ExperimentConfig, training: Training, folder: CheckpointFolder, ranks: Ranks) -> None:
+    """All ranks take part: each writes its carry, rank 0 the rest and the commit."""
+    temporary = folder.begin(training.progress.step) if ranks.is_main else None
+    temporary = ranks.gather_objects(temporary)[0]
+    assert temporary is not None
+    if config.trainer.save_carry and training.carries is not None:
+        save_tensors(carry_tensors(training.carries), temporary / f"carry_rank{ranks.rank}.safetensors")
+    ranks.barrier()
+    if ranks.is_main:
+        training.progress.ema_updates = training.ema.num_updates
+        save_tensors(training.model.state_dict(), temporary / "model.safetensors")
+        save_tensors(training.ema.shadow, temporary / "ema.safetensors")
+        save_tensors(_moments(training), temporary / "optimizer.safetensors")
+        folder.commit(temporary, training.progress)
+    ranks.barrier()
+
+
+def _moments(training: Training) -> dict[str, Tensor]:
+    tensors = {}
+    for name, p in training.model.named_parameters():
+        for key, value in training.optimizer.state.get(p, {}).items():
+            tensors[f"{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return tensors
+
+
+def train(
+    config: ExperimentConfig, model: RecursiveModel, data: TrainingData, run: RunDir, ranks: Ranks,
+    *, score: Score | None, stamps: list[str],
+) -> Training:  # fmt: skip
+    """Train to config.trainer.steps, from wherever the run folder stands. ValueError if the loss stops being finite."""
+    trainer = config.trainer
+    if trainer.batch_size % (ranks.world_size * trainer.grad_accumulation):
+        raise ValueError(
+            f"trainer.batch_size={trainer.batch_size} must be divisible by ranks x trainer.grad_accumulation = "
+            f"{ranks.world_size} x {trainer.grad_accumulation}; change one of them."
+        )
+    model.to(ranks.device)
+    training, folder = start_training(config, model, run, ranks, stamps)
+    if trainer.compile:
+        model.decoder.compile()
+    progress = training.progress
+    loader = batch_loader(
+        data, progress.cursor, batch_size=trainer.batch_size, rows=ranks.rows(trainer.batch_size),
+        num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers,
+    )  # fmt: skip
+    logger = _open_logger(config, run, progress) if ranks.is_main else None
+    bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
+               mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
+    try:
+        with logger or _Nothing():
+            _loop(config, training, folder, loader, run, ranks, logger, score, bar)
+    finally:
+        bar.close()
+    return training
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _open_logger(config: ExperimentConfig, run: RunDir, progress: Progress) -> MetricLogger:
+    wandb_run = start_wandb(config, run.path, progress.run_id)
+    return MetricLogger(run.metrics, wandb_run, resume_step=progress.step, runtime_s=progress.runtime_s)
+
+
+def _loop(
+    config: ExperimentConfig, training: Training, folder: CheckpointFolder,
+    loader: torch.utils.data.DataLoader[tuple[Cursor, Batch]], run: RunDir, ranks: Ranks,
+    logger: MetricLogger | None, score: Score | None, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
+) -> None:  # fmt: skip
+    trainer, progress = config.trainer, training.progress
+    sums = StepSums(ranks.device)
+    if logger is not None:
+        run.write_status(State.running, progress.step)
+        if progress.step == 0:
+            logger.write(0, _sizes(training.model))
+    last_log_step, last_log_time = progress.step, time.monotonic()
+    for cursor, batch in loader:
+        stats = train_step(config, training, batch.to(ranks.device), ranks, sums)
+        progress.cursor = cursor
+        step, is_last = progress.step, progress.step == trainer.steps
+        bar.update()
+        row: dict[str, float] = {}
+        if step % trainer.log_every == 0 or is_last:
+            elapsed = time.monotonic() - last_log_time
+            row = _step_metrics(training, sums, stats, ranks)
+            row["timing/train_samples_per_s"] = (step - last_log_step) * trainer.batch_size / max(elapsed, 1e-9)
+            last_log_step, last_log_time = step, time.monotonic()
+            shown = {"exact": "train/exact_accuracy", "loss": "train/lm_loss", "steps": "train/steps"}
+            bar.set_postfix({k: f"{row[n]:.3f}" for k, n in shown.items() if n in row}, refresh=False)
+        is_eval = score is not None and trainer.eval_every > 0 and (step % trainer.eval_every == 0 or is_last)
+        if is_eval:
+            assert score is not None
+            row |= _evaluate(training, score, step)
+            last_log_step, last_log_time = step, time.monotonic()
+        if logger is not None and row:
+            logger.write(step, row)
+        _require_finite(row, step)
+        if step % trainer.checkpoint_every == 0 or is_last or is_eval:
+            if logger is not None:
+                progress.runtime_s = logger.runtime_s
+            save_checkpoint(config, training, folder, ranks)
+            if ranks.is_main:
+                run.write_status(State.running, step)
+
+
+def _sizes(model: RecursiveModel) -> dict[str, float]:
+    sizes = {"num_params": float(sum(p.numel() for p in model.parameters()))}
+    return sizes | ({"num_puzzle_params": float(model.puzzle_table.weight.numel())} if model.puzzle_table is not None else {})
+
+
+def _step_metrics(training: Training, sums: StepSums, stats: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """train/* over the interval and all ranks, grad/* and encoder statistics of the last step."""
+    metrics = sums.take(ranks)
+    encoder_names = [name for name in stats if name.startswith("train/encoder")]
+    encoder_values = [stats[name].clone() for name in encoder_names]
+    ranks.sum_(encoder_values)
+    metrics |= {n: v.item() / ranks.world_size for n, v in zip(encoder_names, encoder_values, strict=True)}
+    metrics |= {name: value.item() for name, value in stats.items() if name.startswith("grad/")}
+    for group in training.optimizer.param_groups:
+        lr_name = "train/lr" if group["name"] == "decoder" else "train/encoder_lr"
+        metrics[lr_name] = group["lr"]
+        metrics[f"train/{group['name']}_frozen"] = float(group["frozen"])
+    return metrics
+
+
+def _require_finite(metrics: dict[str, float], step: int) -> None:
+    bad = [name for name in ("train/lm_loss", "grad/total_norm") if not math.isfinite(metrics.get(name, 0.0))]
+    if bad:
+        raise ValueError(
+            f"training diverged: {bad[0]} is {metrics[bad[0]]} at step {step}; lower decoder.optim.lr and encoder.optim.lr, or "
+            "set trainer.clip_norm=1.0, and start a run with another name."
+        )
+
+
+def _evaluate(training: Training, score: Score, step: int) -> dict[str, float]:
+    """Score averaged weights; remember the best."""
+    progress = training.progress
+    with averaged_weights(training.model, training.ema) as model:
+        metrics = score(model, step)
+    value = metrics[SELECTION_METRIC]
+    if progress.best_score is None or value >= progress.best_score:
+        progress.best_score, progress.best_step = value, step
+    shown = (SELECTION_METRIC, "ARC/pass@1", "ARC/pass@2")
+    log.info("step %d: %s", step, ", ".join(f"{name} {metrics[name]:.4g}" for name in shown))
+    return metrics

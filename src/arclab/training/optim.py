@@ -1,0 +1,66 @@
+"""Optimisers of the published TRM: AdamATan2 for the network and sign-SGD for the rows of a puzzle table.
+
+AdamATan2 replaces Adam's m / (sqrt(v) + eps) by atan2(m, sqrt(v)), which needs no epsilon and bounds every update by
+lr * pi / 2. The rule is that of the package adam-atan2 0.0.3, including its bias corrections (see _update).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arclab.config.schema import TrainerConfig
+
+
+class AdamATan2(torch.optim.Optimizer):
+    """p *= 1 - lr * wd; p -= lr / (1 - beta1^t) * atan2(m, sqrt(v) / sqrt(1 - beta2^t)), m and v plain moving averages."""
+
+    def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert closure is None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group)
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [self.state[p] for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
+        beta1, beta2 = group["betas"]
+        m, v = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for p, state, m_p, v_p in zip(params, states, m, v, strict=True):
+            state["step"] += 1
+            scale = 1 / math.sqrt(1 - beta2 ** state["step"])
+            p.sub_(torch.atan2(m_p, v_p.sqrt() * scale), alpha=group["lr"] / (1 - beta1 ** state["step"]))
+
+
+@torch.no_grad()
+def sign_sgd_rows(table: Tensor, ids_B: Tensor, grads_BD: Tensor, lr: float, weight_decay: float) -> None:
+    """In place, for the rows of the batch: p = p * (1 - lr * wd) - lr * sign(g), gradients of a repeated row summed first."""
+    unique, place = ids_B.unique(return_inverse=True)
+    summed = torch.zeros(len(unique), table.shape[1], dtype=table.dtype, device=table.device)
+    summed.index_add_(0, place, grads_BD.to(table.dtype))
+    table[unique] = table[unique] * (1 - lr * weight_decay) - lr * summed.sign()
+
+
+def lr_factor(config: TrainerConfig, step: int) -> float:
+    """Multiplier of every learning rate for optimiser step `step` (1 upwards): linear warm-up, then cosine to lr_min_ratio."""
+    if step < config.warmup_steps:
+        return step / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.lr_min_ratio + (1 - config.lr_min_ratio) * cosine

@@ -1,0 +1,53 @@
+"""Shared fixtures: a tiny ETRM and TRM configuration on real tasks, and running the entry scripts as users do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from arclab.config.compose import compose
+from arclab.config.schema import ExperimentConfig
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "experiment=quickstart", "decoder.width=16", "decoder.num_heads=2", "trainer.batch_size=8",
+    "trainer.steps=4", "trainer.warmup_steps=0", "trainer.eval_every=0", "trainer.checkpoint_every=2", "trainer.log_every=1",
+    "evaluation.num_augmentations=1", "evaluation.max_tasks=2", "wandb.mode=disabled", "trainer.device=cpu",
+]  # fmt: skip
+TINY_TRM = [*TINY, "encoder=puzzle_table", "dataset.regime=puzzle_id"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., ExperimentConfig]:
+    """tiny("key=value", ...) -> a tiny ETRM configuration; tiny(..., trm=True) -> its TRM twin."""
+
+    def build(*overrides: str, trm: bool = False) -> ExperimentConfig:
+        return compose("pretrain_encoder", [*(TINY_TRM if trm else TINY), f"runs_dir={tmp_path}/runs", "name=t", *overrides])
+
+    return build
+
+
+@pytest.fixture
+def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run_script("evaluate.py", "key=value", ...) in the repository root, single-threaded."""
+
+    def run(script: str, *args: str, launcher: tuple[str, ...] = (), timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *launcher, script, *args]
+        return subprocess.run(command, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=timeout_s)
+
+    return run
+
+
+def script_env() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "", "WANDB_SILENT": "true"}
