@@ -1,0 +1,391 @@
+"""One HTML page per evaluation: scores with intervals, training curves, the predicted grids, and how it was made.
+
+    html = render_report(result)                  # write_results() saves it as report.html
+
+The page is a single file: style, grids and curves are inline, nothing is fetched, so that it can be mailed or archived.
+Stamps stay on screen while the page is scrolled, because they belong to every number on it. Text is escaped by jinja2; only
+the SVG that this module draws from numbers is inserted as it is. It computes no score (scoring.py) and writes no file.
+
+At most SHOWN_TASKS tasks a section and MAX_POINTS points a curve are drawn; the page says what was left out.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from arclab.config.compose import flat
+from arclab.data.tasks import ArcTask, Grid, Pair
+from arclab.evaluation.results import Evaluation
+from arclab.evaluation.scoring import Share, rank_of_truth
+from arclab.metrics.logger import read_rows
+from arclab.metrics.names import REGISTRY, Metric
+from arclab.solvers.base import Attempts, Candidate
+
+Mask = npt.NDArray[np.bool_]
+
+# The colours of the official ARC testing interface, by cell value.
+COLORS = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
+SHOWN_TASKS = 40
+MAX_POINTS = 500
+_ATTEMPTS = 2
+_HEADLINES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
+_FEW_ROWS = 10  # below this the page says that the curves show little
+
+# (longest grid side on the page in px, smallest cell, largest cell): 30x30 must fit four abreast beside the demonstrations.
+_DEMO_SIZE = (96, 4, 13)
+_TEST_SIZE = (150, 5, 16)
+
+
+# Metrics that share one pair of axes. Axes of these units are logarithmic if the values span a decade.
+PANELS = (
+    ("train/exact_accuracy", "train/accuracy", "all.exact_accuracy"),
+    ("train/lm_loss", "train/q_halt_loss"),
+    ("train/steps",),
+    ("grad/encoder_norm", "grad/total_norm"),
+    ("train/encoder_cross_sample_var",),
+)
+_LOG_UNITS = ("nats", "L2", "variance")
+_CURVE_COLORS: tuple[str, ...] = ("#2f6fdb", "#e2711d", "#2a9d5c")
+# Stands for the page's own text colour while matplotlib draws; becomes currentColor, so that curves follow the theme.
+_INK = "#010203"
+_CURVE_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: smaller, and set in the page's font
+    "svg.hashsalt": "arclab",  # equal figures give equal files
+    "font.size": 8,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+def render_report(result: Evaluation) -> str:
+    """The whole page as one HTML string without any reference to another file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    rows = read_rows(result.run.metrics)
+    scores = score_rows(result.shares)
+    return environment.get_template("report.html.j2").render(
+        result=result,
+        config=result.config,
+        facts=header_facts(result),
+        headlines=[row for row in scores if row.name in _HEADLINES],
+        scores=scores,
+        statistics=statistic_rows(result.attempts.statistics),
+        num_rows=len(rows),
+        few_rows=_FEW_ROWS,
+        max_points=MAX_POINTS,
+        curves=curve_svgs(rows, result.step),
+        sections=gallery(result),
+        settings=flat(result.config),
+        origin=origin_facts(result),
+    )
+
+
+def header_facts(result: Evaluation) -> dict[str, str]:
+    """What was scored and how, label -> value, in reading order."""
+    evaluation = result.config.evaluation
+    return {
+        "dataset": f"{result.config.dataset.name} / {evaluation.split.value}",
+        "tasks": str(len(result.tasks)),
+        "step": f"{result.step:,}",
+        "weights": result.weights,
+        "augmentations": str(evaluation.num_augmentations),
+        "encoder": result.config.encoder.kind,
+        "seed": str(result.config.seed),
+        "date": str(result.provenance.get("started", "not recorded")),
+    }
+
+
+def origin_facts(result: Evaluation) -> dict[str, str]:
+    """Where the numbers come from: provenance, checkpoint and run folder."""
+    facts = {key: str(value) for key, value in result.provenance.items()}
+    return facts | {"checkpoint": str(result.checkpoint), "run folder": str(result.run.path)}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One share as the page shows it. percent is "none" if no task was scored."""
+
+    name: str
+    meaning: str
+    fraction: str
+    percent: str
+    interval: str
+    bar: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticRow:
+    """One statistic with its registry entry. is_unhealthy: outside the range in which nothing needs a look."""
+
+    metric: Metric
+    value: str
+    healthy: str
+    is_unhealthy: bool
+
+
+def score_rows(shares: dict[str, Share]) -> list[ScoreRow]:
+    return [_score_row(name, share) for name, share in shares.items()]
+
+
+def _score_row(name: str, share: Share) -> ScoreRow:
+    low, high = share.interval
+    return ScoreRow(
+        name=name,
+        meaning=REGISTRY[name].meaning,
+        fraction=f"{round(share.n, 2):g}/{share.total}",
+        percent=f"{100 * share.value:.1f} %" if share.total else "none",
+        interval=f"[{100 * low:.1f}, {100 * high:.1f}] %",
+        bar=interval_svg(share),
+    )
+
+
+def interval_svg(share: Share) -> Markup:
+    """0 to 100 % as a track, the 95 % interval as a bar on it, the value as a tick (none if nothing was scored)."""
+    low, high = share.interval
+    tick = f'<rect class="tick" x="{100 * share.value - 0.6:.2f}" width="1.2" height="12"/>' if share.total else ""
+    return Markup(
+        '<svg class="interval" viewBox="-1 0 102 12" preserveAspectRatio="none" role="img" aria-label="95 % interval">'
+        '<rect class="track" y="5" width="100" height="2"/>'
+        f'<rect class="span" x="{100 * low:.2f}" y="3" width="{100 * (high - low):.2f}" height="6"/>{tick}</svg>'
+    )
+
+
+def statistic_rows(statistics: dict[str, float]) -> list[StatisticRow]:
+    """The solver's statistics in the order of the registry, all.* first."""
+    order = list(REGISTRY)
+    names = sorted(statistics, key=lambda name: (not name.startswith("all."), order.index(name)))
+    return [_statistic_row(REGISTRY[name], statistics[name]) for name in names]
+
+
+def _statistic_row(metric: Metric, value: float) -> StatisticRow:
+    low, high = metric.healthy or (-math.inf, math.inf)
+    healthy = "" if metric.healthy is None else f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+    text = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}" if math.isfinite(value) else "not finite"
+    return StatisticRow(metric, text, healthy, is_unhealthy=not low <= value <= high)
+
+
+def curve_svgs(rows: Sequence[dict[str, Any]], step: int) -> list[Markup]:
+    """One SVG for each panel that has data; `step` is marked as the scored checkpoint."""
+    curves = []
+    for names in PANELS:
+        series = {name: points for name in names if len(points := _points(rows, name))}
+        if series:
+            colors = dict(zip(names, _CURVE_COLORS, strict=False))
+            curves.append(_inline_svg(_draw_panel(series, colors, step)))
+    return curves
+
+
+def _points(rows: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:
+    """(n, 2) steps and values where the metric was logged, thinned evenly to MAX_POINTS; first and last stay."""
+    points = np.array([(row["_step"], row[name]) for row in rows if row.get(name) is not None], dtype=np.float64)
+    if len(points) > MAX_POINTS:
+        points = points[np.linspace(0, len(points) - 1, MAX_POINTS).round().astype(int)]
+    return points
+
+
+def _draw_panel(series: dict[str, npt.NDArray[np.float64]], colors: dict[str, str], step: int) -> Figure:
+    with matplotlib.rc_context(_CURVE_STYLE):
+        figure = Figure(figsize=(3.7, 2.5))
+        figure.patch.set_alpha(0)
+        axes = figure.add_axes((0.125, 0.165, 0.83, 0.815 - 0.068 * len(series)))
+        for name, points in series.items():
+            marker = "o" if len(points) <= 30 else ""
+            axes.plot(*points.T, color=colors[name], label=name, linewidth=1.3, marker=marker, markersize=3)
+        _style_axes(axes)
+        _scale_y(axes, series)
+        axes.axvline(step, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.5)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), frameon=False, borderpad=0, handlelength=1.2,
+                    labelspacing=0.25, prop={"weight": "bold", "size": 8.5})  # fmt: skip
+    return figure
+
+
+def _style_axes(axes: Axes) -> None:
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#808080", alpha=0.22, linewidth=0.6)
+    axes.set_xlabel("step", labelpad=2)
+    axes.locator_params(axis="x", nbins=6)
+    axes.margins(x=0.02)
+    axes.tick_params(length=2.5, width=0.6)
+
+
+def _scale_y(axes: Axes, series: dict[str, npt.NDArray[np.float64]]) -> None:
+    """Shares from 0 to 1; losses, norms and variances logarithmic if they are positive and span a decade."""
+    values = np.concatenate([points[:, 1] for points in series.values()])
+    units = {REGISTRY[name].unit for name in series}
+    if units == {"share"}:
+        axes.set_ylim(-0.03, 1.03)
+    elif units <= set(_LOG_UNITS) and 0 < 10 * values.min() <= values.max():
+        axes.set_yscale("log")
+
+
+def _inline_svg(figure: Figure) -> Markup:
+    """The figure as an <svg> element for a page: no prologue, no namespaces, no ids that two panels would share."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_CURVE_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", text)
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    return Markup(re.sub(r">\s+<", "><", text).replace(_INK, "currentColor").strip())
+
+
+def cell_px(side: int, size: tuple[int, int, int]) -> int:
+    """Cell size for a grid of that side; `size` is (longest side in px, smallest cell, largest cell)."""
+    longest, smallest, largest = size
+    return max(smallest, min(largest, longest // side))
+
+
+def grid_svg(grid: Grid, cell: int, wrong: Mask | None = None) -> Markup:
+    """A (H, W) grid, `cell` px a cell: the commonest colour below, runs of the others on it, thin lines, wrong cells outlined."""
+    height, width = grid.shape
+    background = int(np.bincount(grid.ravel()).argmax())
+    parts = [f'<rect width="{width}" height="{height}" fill="{COLORS[background]}"/>']
+    parts += [f'<path fill="{COLORS[c]}" d="{_runs_path(grid == c)}"/>' for c in np.unique(grid) if c != background]
+    lines = "".join(f"M0 {y}h{width}" for y in range(1, height)) + "".join(f"M{x} 0v{height}" for x in range(1, width))
+    parts.append(f'<path class="l" d="{lines}"/>')
+    if wrong is not None and wrong.any():
+        outline = "".join(f"M{x} {y}h1v1h-1z" for y, x in np.argwhere(wrong))
+        parts += [f'<path class="halo" d="{outline}"/>', f'<path class="wrong" d="{outline}"/>']
+    return Markup(
+        f'<svg class="g{" fine" if cell < 9 else ""}" viewBox="0 0 {width} {height}" width="{width * cell}" height="{height * cell}" role="img" '
+        f'aria-label="grid {height}x{width}">{"".join(parts)}</svg>'
+    )
+
+
+def _runs_path(mask: Mask) -> str:
+    """Path data of the marked cells: one rectangle per run of neighbours in a row."""
+    padded = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
+    edges = np.diff(padded, axis=1)
+    starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    return "".join(f"M{x} {y}h{end - x}v1h{x - end}z" for (y, x), (_, end) in zip(starts, ends, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptView:
+    """One attempt. picture None: no grid. is_right None: the truth is hidden. remark: how it differs from the truth."""
+
+    picture: Markup | None
+    is_right: bool | None
+    support: tuple[str, ...]
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
+class TestView:
+    """One test input; truth None: hidden. place: where the right grid stands among all candidates."""
+
+    input: Markup
+    truth: Markup | None
+    attempts: tuple[AttemptView, ...]
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCard:
+    id: str
+    source: str
+    demos: tuple[tuple[Markup, Markup], ...]
+    tests: tuple[TestView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Tasks of one outcome: key is solved, failed or unknown. num_tasks counts those that are not shown, too."""
+
+    key: str
+    rule: str
+    num_tasks: int
+    cards: tuple[TaskCard, ...]
+
+    @property
+    def num_left_out(self) -> int:
+        return self.num_tasks - len(self.cards)
+
+
+_RULES = {
+    "solved": f"every test input right within {_ATTEMPTS} attempts",
+    "failed": f"a test input not right within {_ATTEMPTS} attempts",
+    "unknown": "a test output is hidden, so the task is not scored",
+}
+
+
+def gallery(result: Evaluation) -> list[Section]:
+    """Solved, failed and unknown tasks, in the order of result.tasks. Unknown is left out if there are none."""
+    tasks: dict[str, list[ArcTask]] = {key: [] for key in _RULES}
+    for task in result.tasks:
+        tasks[outcome(result, task)].append(task)
+    return [
+        Section(key, rule, len(tasks[key]), tuple(_card(task, result.attempts) for task in tasks[key][:SHOWN_TASKS]))
+        for key, rule in _RULES.items()
+        if tasks[key] or key != "unknown"
+    ]
+
+
+def outcome(result: Evaluation, task: ArcTask) -> str:
+    """solved, failed or unknown; the rule of ARC/solved@2."""
+    places = result.truth_ranks.get(task.id)
+    if places is None:
+        return "unknown"
+    return "solved" if all(place is not None and place < _ATTEMPTS for place in places) else "failed"
+
+
+def _card(task: ArcTask, attempts: Attempts) -> TaskCard:
+    candidates = [attempts.candidates[task.id, number] for number in range(len(task.tests))]
+    shown = [c.grid for ranked in candidates for c in ranked[:_ATTEMPTS] if c.grid is not None]
+    demo_cell = cell_px(max(max(g.shape) for demo in task.demos for g in _grids(demo)), _DEMO_SIZE)
+    known = [grid for test in task.tests for grid in _grids(test)]
+    test_cell = cell_px(max(max(grid.shape) for grid in known + shown), _TEST_SIZE)
+    demos = tuple((grid_svg(i, demo_cell), grid_svg(o, demo_cell)) for i, o in map(_grids, task.demos))
+    tests = tuple(_test_view(test, ranked, test_cell) for test, ranked in zip(task.tests, candidates, strict=True))
+    return TaskCard(task.id, task.source, demos, tests)
+
+
+def _grids(pair: Pair) -> list[Grid]:
+    return [grid for grid in (pair.input, pair.output) if grid is not None]
+
+
+def _test_view(test: Pair, ranked: Sequence[Candidate], cell: int) -> TestView:
+    num_votes = sum(candidate.votes for candidate in ranked)
+    attempts = tuple(_attempt_view(candidate, test.output, num_votes, cell) for candidate in ranked[:_ATTEMPTS])
+    truth = None if test.output is None else grid_svg(test.output, cell)
+    return TestView(grid_svg(test.input, cell), truth, attempts, _place(test.output, ranked))
+
+
+def _place(truth: Grid | None, ranked: Sequence[Candidate]) -> str:
+    if truth is None:
+        return ""
+    place = rank_of_truth(ranked, truth)
+    return f"matches none of {len(ranked)}" if place is None else f"ranked {place + 1} of {len(ranked)}"
+
+
+def _attempt_view(candidate: Candidate, truth: Grid | None, num_votes: int, cell: int) -> AttemptView:
+    support = f"{candidate.votes} of {num_votes} votes"
+    confidence = f"confidence {candidate.confidence:.2f}"
+    grid = candidate.grid
+    if grid is None or truth is None:
+        picture = None if grid is None else grid_svg(grid, cell)
+        return AttemptView(picture, None if truth is None else False, (support, confidence), "")
+    if grid.shape != truth.shape:
+        remark = f"{grid.shape[0]}x{grid.shape[1]} instead of {truth.shape[0]}x{truth.shape[1]}"
+        return AttemptView(grid_svg(grid, cell), False, (support, confidence), remark)
+    wrong = grid != truth
+    remark = f"{wrong.sum()} of {wrong.size} cells wrong" if wrong.any() else ""
+    return AttemptView(grid_svg(grid, cell, wrong), not wrong.any(), (support, confidence), remark)

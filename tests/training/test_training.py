@@ -1,0 +1,267 @@
+"""The training loop: resuming bit for bit, ranks that add up, freezing, clipping, saving, and what is logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arclab.app import build_setting
+from arclab.config.schema import ExperimentConfig
+from arclab.metrics.logger import MetricLogger, read_rows
+from arclab.models.recursive import RecursiveModel, build_model
+from arclab.ranks import Ranks
+from arclab.rundir import open_run
+from arclab.training import checkpoint as checkpoint_module
+from arclab.training.loop import Training, averaged_weights, train
+
+from ..conftest import ROOT, TINY, TINY_TRM, script_env
+
+Tiny = Callable[..., ExperimentConfig]
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+def run_training(config: ExperimentConfig) -> Training:
+    setting = build_setting(config)
+    torch.manual_seed(config.seed)
+    model = build_model(config, setting.data.space.num_puzzles)
+    return train(config, model, setting.data, open_run(config, ()), CPU, score=None, stamps=[])
+
+
+def weights(config: ExperimentConfig, step: int) -> dict[str, torch.Tensor]:
+    folder = Path(config.runs_dir) / config.experiment_name / config.name / "checkpoints" / f"step_{step:08d}"
+    return load_file(folder / "model.safetensors") | {f"ema.{k}": v for k, v in load_file(folder / "ema.safetensors").items()}
+
+
+def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("trm", [False, True])
+def test_resumed_run_is_bit_identical(tiny: Tiny, trm: bool) -> None:
+    """Stop after a checkpoint in mid-carry, remove what came after, run the same command: same weights, each step once."""
+    common = ("trainer.steps=6", "trainer.checkpoint_every=3", "dataset.num_augmentations=2", "trainer.keep_last=9", "trainer.grad_accumulation=2")
+    whole = tiny(*common, "name=whole", trm=trm)
+    run_training(whole)
+    again = tiny(*common, "name=again", trm=trm)
+    run_training(again)
+    assert identical(weights(whole, 6), weights(again, 6))
+    shutil.rmtree(Path(again.runs_dir) / "quickstart" / "again" / "checkpoints" / "step_00000006")
+    run_training(again)
+    assert identical(weights(whole, 6), weights(again, 6))
+    assert not identical(weights(whole, 3), weights(whole, 6))
+    rows = read_rows(Path(again.runs_dir) / "quickstart" / "again" / "metrics.jsonl")
+    assert [r["_step"] for r in rows] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_without_the_saved_carry_the_continued_run_differs(tiny: Tiny) -> None:
+    """The control of the test above: the carry is what makes it exact."""
+    common = ("trainer.steps=6", "trainer.checkpoint_every=3", "trainer.keep_last=9", "trainer.save_carry=false")
+    whole, again = tiny(*common, "name=whole"), tiny(*common, "name=again")
+    run_training(whole)
+    run_training(again)
+    shutil.rmtree(Path(again.runs_dir) / "quickstart" / "again" / "checkpoints" / "step_00000006")
+    run_training(again)
+    assert not identical(weights(whole, 6), weights(again, 6))
+
+
+@pytest.mark.parametrize("overrides", [TINY, TINY_TRM], ids=["etrm", "trm"])
+def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], tmp_path: Path) -> None:
+    """kill -9 at several moments, then the same command until it is done: the weights of an uninterrupted run."""
+    command = [sys.executable, "pretrain_encoder.py", *overrides, "trainer.steps=40", "trainer.checkpoint_every=3", f"runs_dir={tmp_path}"]
+    subprocess.run([*command, "name=whole"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
+    log = tmp_path / "quickstart" / "killed" / "metrics.jsonl"
+    for kill_after_step in (4, 17, 31):
+        process = subprocess.Popen([*command, "name=killed"], cwd=ROOT, env=script_env(), stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (log.is_file() and read_rows(log) and read_rows(log)[-1]["_step"] >= kill_after_step):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "name=killed"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
+    whole, killed = (load_file(tmp_path / "quickstart" / n / "checkpoints/step_00000040/model.safetensors") for n in ("whole", "killed"))
+    assert identical(whole, killed)
+    assert [r["_step"] for r in read_rows(log)] == list(range(41))
+    assert json.loads((tmp_path / "quickstart" / "killed" / "status.json").read_text())["state"] == "DONE"
+
+
+@pytest.mark.parametrize("overrides", [TINY, TINY_TRM], ids=["etrm", "trm"])
+def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Path) -> None:
+    """2 ranks x 4 rows against 1 rank x 8 rows under torchrun: same norms, losses and counts at every step."""
+    common = [*overrides, "dataset.num_augmentations=2", f"runs_dir={tmp_path}", "trainer.checkpoint_every=4"]
+    subprocess.run([sys.executable, "pretrain_encoder.py", *common, "name=one"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, "pretrain_encoder.py", *common, "name=two"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
+    one, two = (read_rows(tmp_path / "quickstart" / n / "metrics.jsonl") for n in ("one", "two"))
+    assert [r["_step"] for r in one] == [r["_step"] for r in two] == [0, 1, 2, 3, 4]
+    for a, b in zip(one[1:], two[1:], strict=True):
+        names = [n for n in a if n.startswith(("grad/", "train/")) and "encoder_" not in n] + ["train/encoder_output_norm"] * ("train/encoder_output_norm" in a)
+        for name in names:
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-6), (a["_step"], name)
+    ours, theirs = (load_file(tmp_path / "quickstart" / n / "checkpoints/step_00000004/model.safetensors") for n in ("one", "two"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-3)
+    assert (tmp_path / "quickstart/two/checkpoints/step_00000004/carry_rank1.safetensors").is_file()
+
+
+def test_gradient_accumulation_changes_nothing_but_memory(tiny: Tiny) -> None:
+    runs = [tiny("trainer.steps=3", "trainer.checkpoint_every=3", f"trainer.grad_accumulation={n}", f"name=a{n}") for n in (1, 4)]
+    for config in runs:
+        run_training(config)
+    for a, b in zip(weights(runs[0], 3).values(), weights(runs[1], 3).values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+
+
+def parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        "decoder": {k: v for k, v in tensors.items() if k.startswith("decoder.") and "start_" not in k},
+        "encoder": {k: v for k, v in tensors.items() if k.startswith(("encoder.", "adapter."))},
+    }
+
+
+@pytest.mark.parametrize("frozen", ["decoder", "encoder"])
+def test_a_frozen_group_stands_still_and_then_moves(tiny: Tiny, frozen: str) -> None:
+    config = tiny("trainer.steps=4", "trainer.checkpoint_every=1", "trainer.keep_last=9", f"{frozen}.optim.freeze_steps=2")
+    other = "encoder" if frozen == "decoder" else "decoder"
+    run_training(config)
+    at = {step: parts(weights(config, step)) for step in (1, 2, 3)}
+    assert identical(at[1][frozen], at[2][frozen]) and not identical(at[2][frozen], at[3][frozen])
+    assert not any(torch.equal(at[1][other][k], at[2][other][k]) for k in at[1][other])
+    rows = read_rows(Path(config.runs_dir) / "quickstart" / "t" / "metrics.jsonl")[1:]
+    assert [r[f"train/{frozen}_frozen"] for r in rows] == [1, 1, 0, 0] and rows[0][f"train/{other}_frozen"] == 0
+
+
+def test_clipping_comes_after_measuring(tiny: Tiny) -> None:
+    """A tight clip shows in grad/clip_factor, not in grad/total_norm; without clipping the factor is 1."""
+    rows = {}
+    for clip in (0.01, 0.0):
+        config = tiny("trainer.steps=1", f"trainer.clip_norm={clip}", f"name=c{clip}")
+        run_training(config)
+        rows[clip] = read_rows(Path(config.runs_dir) / "quickstart" / config.name / "metrics.jsonl")[-1]
+    assert rows[0.01]["grad/total_norm"] == pytest.approx(rows[0.0]["grad/total_norm"], rel=1e-6) and rows[0.0]["grad/total_norm"] > 0.1
+    assert rows[0.0]["grad/clip_factor"] == 1
+    assert rows[0.01]["grad/clip_factor"] == pytest.approx(0.01 / rows[0.01]["grad/total_norm"], rel=1e-3)
+    squares = rows[0.0]["grad/encoder_norm"] ** 2 + rows[0.0]["grad/inner_norm"] ** 2
+    assert squares == pytest.approx(rows[0.0]["grad/total_norm"] ** 2, rel=1e-5)
+
+
+def test_puzzle_rows_move_by_sign_sgd_and_others_do_not(tiny: Tiny) -> None:
+    config = tiny("trainer.steps=1", "trainer.checkpoint_every=1", "dataset.num_augmentations=3", trm=True)
+    run_training(config)
+    table = weights(config, 1)["puzzle_table.weight"]
+    moved = table.abs().sum(1) > 0
+    assert 0 < moved.sum() < len(table) and not moved[0]
+    assert torch.allclose(table[moved].abs(), torch.tensor(0.01))  # lr 1e-2 from zero
+
+
+def test_retention_keeps_the_last_and_the_best(tiny: Tiny) -> None:
+    config = tiny("trainer.steps=8", "trainer.checkpoint_every=1", "trainer.keep_last=2", "trainer.eval_every=2")
+    setting = build_setting(config)
+    model = build_model(config, 1)
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+
+    def score(_: RecursiveModel, __: int) -> dict[str, float]:
+        return {"all.exact_accuracy": next(scores), "ARC/pass@1": 0.0, "ARC/pass@2": 0.0}
+
+    run = open_run(config, ())
+    training = train(config, model, setting.data, run, CPU, score=score, stamps=[])
+    assert (training.progress.best_step, training.progress.best_score) == (4, 0.9)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_00000004", "step_00000007", "step_00000008"]
+
+
+def test_averaged_weights_are_exchanged_and_given_back(tiny: Tiny) -> None:
+    training = run_training(tiny("trainer.steps=2"))
+    raw = {n: p.clone() for n, p in training.model.named_parameters()}
+    shadow = {n: t.clone() for n, t in training.ema.shadow.items()}
+    with averaged_weights(training.model, training.ema) as model:
+        assert identical(dict(model.named_parameters()), shadow)
+    assert identical(dict(training.model.named_parameters()), raw) and identical(training.ema.shadow, shadow)
+    assert not identical(raw, shadow)
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    """On a real small file system where the tests may mount one; the message names the remedy and nothing is lost."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        config = tiny("trainer.steps=6", "trainer.checkpoint_every=2", "trainer.keep_last=5", f"runs_dir={disk}", "name=full")
+        with pytest.raises(ValueError, match="the disk is full.*previous checkpoint is intact"):
+            run_training(config)
+        folder = disk / "quickstart" / "full" / "checkpoints"
+        kept = sorted(p for p in folder.iterdir() if p.name.startswith("step_"))
+        assert kept
+        state = checkpoint_module.read_state(kept[-1])
+        assert checkpoint_module.load_tensors(kept[-1], "model.safetensors", state)
+        shutil.rmtree(kept[0])
+        if len(kept) > 1:
+            assert checkpoint_module.progress_from(state).step == 2 * len(kept)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_truncated_checkpoint_is_named(tiny: Tiny) -> None:
+    config = tiny("trainer.steps=2")
+    run_training(config)
+    file = Path(config.runs_dir) / "quickstart/t/checkpoints/step_00000002/model.safetensors"
+    os.truncate(file, 1000)
+    with pytest.raises(ValueError, match=r"model.safetensors is truncated \(1000 of \d+ bytes\); remove that folder"):
+        run_training(tiny("trainer.steps=2"))
+
+
+def test_divergence_stops_with_the_reason(tiny: Tiny) -> None:
+    setting = build_setting(config := tiny())
+    model = build_model(config, 1)
+    with torch.no_grad():
+        model.decoder.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"training diverged: train/lm_loss is nan at step 1; lower"):
+        train(config, model, setting.data, open_run(config, ()), CPU, score=None, stamps=[])
+
+
+def test_batch_must_be_divisible(tiny: Tiny) -> None:
+    setting = build_setting(config := tiny("trainer.batch_size=6", "trainer.grad_accumulation=2"))
+    three_ranks = Ranks(0, 2, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"trainer.batch_size=6 must be divisible by ranks x trainer.grad_accumulation = 2 x 2"):
+        train(config, build_model(config, 1), setting.data, open_run(config, ()), three_ranks, score=None, stamps=[])
+
+
+def test_every_training_metric_of_the_guide_is_logged(tiny: Tiny) -> None:
+    config = tiny("trainer.steps=5", "halting.halt_max_steps=2")
+    run_training(config)
+    rows = read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl")
+    logged = set().union(*rows)
+    guide = {
+        "accuracy", "exact_accuracy", "lm_loss", "q_halt_loss", "q_halt_accuracy", "steps", "lr", "count", "decoder_frozen",
+        "encoder_cross_sample_var", "encoder_output_mean", "encoder_output_norm", "encoder_output_std", "encoder_token_std",
+    }  # fmt: skip
+    assert {f"train/{n}" for n in guide} | {"grad/encoder_norm", "grad/inner_norm", "grad/total_norm", "num_params"} <= logged
+    assert {"_step", "_runtime", "_timestamp"} <= set(rows[0])
+
+
+def test_unregistered_metric_is_refused(tmp_path: Path) -> None:
+    with MetricLogger(tmp_path / "m.jsonl", None, resume_step=0, runtime_s=0) as log, pytest.raises(AssertionError, match="lm_los"):
+        log.write(1, {"train/lm_los": 1.0})
+
+
+def test_training_learns(tiny: Tiny) -> None:
+    """A minute of the real thing in small: three tasks, loss falls well below its start and exact grids appear."""
+    config = tiny("dataset.max_train_tasks=3", "trainer.steps=150", "trainer.checkpoint_every=150", "trainer.batch_size=16",
+                  "decoder.width=32", "trainer.warmup_steps=10", "decoder.optim.lr=4e-3")  # fmt: skip
+    run_training(config)
+    rows = read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl")
+    losses = [r["train/lm_loss"] for r in rows if "train/lm_loss" in r]
+    assert sum(losses[-10:]) < 0.35 * sum(losses[:10])
+    assert max(r.get("train/exact_accuracy", 0) for r in rows) > 0
