@@ -67,13 +67,13 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
         return f"{group}={option} is not an option of the group {group}; choose {', '.join(_group_options(group))}."
-    if match := re.search(r"Could not override '([^'@]+)(?:@[^']*)?'\.\s*No match in the defaults list", text):
-        return _unknown_key(match.group(1), _root_of(config_name))
-    if isinstance(error.__cause__, ConfigKeyError) or "is not in struct" in text:
-        match = re.search(r"Could not override '([^']+)'", text)
-        key = match.group(1) if match else str(getattr(error.__cause__, "full_key", "?"))
+    if match := re.search(r"Could not override '([^'@]+)", text):
+        key = match.group(1)
+        if "/" in key and (CONF_DIR / key).is_dir():
+            return f"{key} does not go with the chosen {key.split('/')[0]}; drop it, or choose the option that has it."
         return _unknown_key(key, _root_of(config_name))
-    return " ".join(text.split("\n")[0].split()) + " (settings are written key=value)."
+    first_lines = " ".join(text.split("See https")[0].split())
+    return f"{first_lines} (settings are written key=value)."
 
 
 def _root_of(config_name: str) -> type[ExperimentConfig] | type[EvaluateConfig]:

