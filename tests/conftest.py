@@ -42,7 +42,9 @@ def tiny(tmp_path: Path) -> Callable[..., ExperimentConfig]:
 def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """run_script("evaluate.py", "key=value", ...) in the repository root, single-threaded."""
 
-    def run(script: str, *args: str, launcher: tuple[str, ...] = (), timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(
+        script: str, *args: str, launcher: tuple[str, ...] = (), timeout_s: float = 240
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *launcher, script, *args]
         return subprocess.run(command, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=timeout_s)
 

@@ -94,7 +94,9 @@ def digest(value: Any) -> str:
 def summarise(config: ExperimentConfig, root: Path) -> dict[str, str]:
     """{what: digest} of everything a finished run left behind, wall-clock times left out."""
     run = Path(config.runs_dir) / config.experiment_name / config.name
-    rows = [{k: v for k, v in r.items() if not k.startswith(("timing/", "_run", "_time"))} for r in read_rows(run / "metrics.jsonl")]
+    rows = [
+        {k: v for k, v in r.items() if not k.startswith(("timing/", "_run", "_time"))} for r in read_rows(run / "metrics.jsonl")
+    ]
     files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
     newest = sorted((run / "checkpoints").glob("step_*"))[-1]
     weights = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in newest.glob("*.safetensors")}
@@ -136,15 +138,21 @@ def test_trm_is_another_run(base: dict[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["encoder.optim.lr", "encoder.optim.weight_decay", "encoder.optim.freeze_steps"])
 def test_puzzle_table_keys(key: str, tmp_path: Path) -> None:
-    assert run([f"{key}={ALTERNATIVES[key]}"], tmp_path / "a", trm=True) != run(["encoder.optim.lr=0.01"], tmp_path / "b", trm=True)
+    assert run([f"{key}={ALTERNATIVES[key]}"], tmp_path / "a", trm=True) != run(
+        ["encoder.optim.lr=0.01"], tmp_path / "b", trm=True
+    )
 
 
 def test_task_keys() -> None:
     """Each task setting changes which tasks are trained on or scored."""
+
     def tasks(*overrides: str) -> tuple[list[str], list[str], list[str], list[str]]:
         config = compose("pretrain_encoder", ["dataset=arc1", *overrides])
         setting = app.build_setting(config)
-        ids = [[t.id for t in ts] for ts in (setting.split.train, setting.split.validation, setting.split.evaluation, setting.scored)]
+        ids = [
+            [t.id for t in ts]
+            for ts in (setting.split.train, setting.split.validation, setting.split.evaluation, setting.scored)
+        ]
         return ids[0], ids[1], ids[2], ids[3]
 
     base = tasks("dataset.num_augmentations=0")
@@ -246,7 +254,9 @@ def test_evaluate_keys_change_the_result(tmp_path: Path) -> None:
     def result(*overrides: str) -> dict[str, Any]:
         app._evaluate(compose_evaluate([checkpoint, f"output_dir={tmp_path}/out", *overrides]), CPU)
         record = json.loads((tmp_path / "out/metrics.json").read_text())
-        return {k: record[k] for k in ("scores", "statistics", "split", "num_augmentations")} | {"files": sorted(p.name for p in (tmp_path / "out").iterdir())}
+        return {k: record[k] for k in ("scores", "statistics", "split", "num_augmentations")} | {
+            "files": sorted(p.name for p in (tmp_path / "out").iterdir())
+        }
 
     base = result("split=validation", "max_tasks=2")
     for key in ("weights", "num_augmentations", "max_tasks"):

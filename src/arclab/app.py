@@ -23,11 +23,12 @@ from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.results import Evaluation, write_results
 from arclab.evaluation.scoring import score
+from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import RunDir, State, open_run, provenance
-from arclab.solvers.base import Budget
+from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.training.checkpoint import load_tensors, read_state
 from arclab.training.loop import train
@@ -127,13 +128,18 @@ def _train_and_record(
 ) -> None:
     solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
 
-    def score_model(_: RecursiveModel, __: int) -> dict[str, float]:
+    def score_tasks() -> tuple[dict[str, float], list[Prediction]]:
         attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
         shares = score(setting.scored, attempts)
-        return {**attempts.statistics, **{name: s.value for name, s in shares.items()}, "ARC/tasks": float(shares["ARC/pass@1"].total)}
+        metrics = {
+            **attempts.statistics,
+            **{name: s.value for name, s in shares.items()},
+            "ARC/tasks": float(shares["ARC/pass@1"].total),
+        }
+        return metrics, first_predictions(setting.scored, attempts)
 
     try:
-        training = train(config, model, setting.data, run, ranks, score=score_model, stamps=stamps)
+        training = train(config, model, setting.data, run, ranks, score=score_tasks, stamps=stamps)
     except (ValueError, KeyboardInterrupt) as error:
         if ranks.is_main:
             step = (run.read_status() or {"step": 0})["step"]
@@ -142,6 +148,13 @@ def _train_and_record(
     if ranks.is_main:
         run.write_status(State.done, training.progress.step)
         log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+
+
+def first_predictions(tasks: Sequence[ArcTask], attempts: Attempts) -> list[Prediction]:
+    """The best candidate of the first test inputs, for the table eval_predictions."""
+    keys = [(task, number) for task in tasks for number in range(len(task.tests))][:TABLE_ROWS]
+    best = {key: candidates[0].grid if candidates else None for key, candidates in attempts.candidates.items()}
+    return [Prediction(t.id, n, t.tests[n].input, t.tests[n].output, best[t.id, n]) for t, n in keys]
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -211,7 +224,11 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
 
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
-    return ("scored on the training tasks: this measures fit, not generalisation",) if config.evaluation.split is SplitName.train else ()
+    return (
+        ("scored on the training tasks: this measures fit, not generalisation",)
+        if config.evaluation.split is SplitName.train
+        else ()
+    )
 
 
 def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
@@ -221,7 +238,11 @@ def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) 
     if weights is WeightsKind.ema:
         tensors |= load_tensors(checkpoint, "ema.safetensors", state)
     own = model.state_dict()
-    wrong = [n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
+    wrong = [
+        n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
+    ]
     if wrong:
-        raise ValueError(f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with.")
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with."
+        )
     model.load_state_dict(tensors)

@@ -1,8 +1,8 @@
 """One folder per run: <runs_dir>/<experiment_name>/<name>, without timestamps, so that the same command resumes in place.
 
-    config.yaml        the resolved configuration        provenance.json   command, commit, machine, versions, data notes
-    status.json        state, step, message              metrics.jsonl     one row per logged step
-    checkpoints/       see arclab.training.checkpoint    evaluation/       results of evaluate.py
+config.yaml        the resolved configuration        provenance.json   command, commit, machine, versions, data notes
+status.json        state, step, message              metrics.jsonl     one row per logged step
+checkpoints/       see arclab.training.checkpoint    evaluation/       results of evaluate.py
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def provenance() -> dict[str, Any]:
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git_commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores" + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),

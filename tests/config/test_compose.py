@@ -97,13 +97,20 @@ def test_all_range_errors_are_shown_together() -> None:
 
 def test_evaluate_settings() -> None:
     assert compose_evaluate(["checkpoint=x", "split=evaluation"]).split is SplitName.evaluation
-    for overrides, words in ((["checkpoint=x", "splt=train"], "did you mean split?"), ([], "checkpoint is empty"), (["checkpoint=x", "batch_size=0"], "batch_size=0")):
+    for overrides, words in (
+        (["checkpoint=x", "splt=train"], "did you mean split?"),
+        ([], "checkpoint is empty"),
+        (["checkpoint=x", "batch_size=0"], "batch_size=0"),
+    ):
         with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
             compose_evaluate(overrides)
 
 
 def test_identity_ignores_what_cannot_change_the_weights() -> None:
-    a, b = compose("pretrain_encoder", ["runs_dir=x", "trainer.num_workers=3", "wandb.mode=disabled"]), compose("pretrain_encoder", [])
+    a, b = (
+        compose("pretrain_encoder", ["runs_dir=x", "trainer.num_workers=3", "wandb.mode=disabled"]),
+        compose("pretrain_encoder", []),
+    )
     assert identity(a) == identity(b) and config_hash(a) == config_hash(b)
     assert flat(a)["runs_dir"] == "x"
     assert config_hash(compose("pretrain_encoder", ["seed=1"])) != config_hash(b)

@@ -42,7 +42,9 @@ def test_table_is_pure_prefix_consistent_and_distinct() -> None:
         per_view = [{_content(Augmentation.from_row(r).apply(task)) for r in table[table[:, 0] == v]} for v in range(8)]
         assert sum(map(len, per_view)) == len(table)
     assert not np.array_equal(augmentation_table(tasks[0], 50, seed=3), augmentation_table(tasks[0], 50, seed=4))
-    assert not np.array_equal(augmentation_table(tasks[0], 50, seed=3)[1:, 1:], augmentation_table(tasks[1], 50, seed=3)[1:, 1:])
+    assert not np.array_equal(
+        augmentation_table(tasks[0], 50, seed=3)[1:, 1:], augmentation_table(tasks[1], 50, seed=3)[1:, 1:]
+    )
 
 
 def _content(task: ArcTask) -> tuple[bytes, ...]:

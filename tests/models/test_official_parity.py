@@ -32,7 +32,9 @@ def build(positions: Positions = Positions.rope, *, mlp_t: bool = False, canvas:
     optim = OptimConfig(lr=1e-4, weight_decay=0.1, freeze_steps=0)
     config = DecoderConfig(width=32, num_heads=4, num_layers=2, expansion=4.0, h_cycles=3, l_cycles=4, mlp_t=mlp_t,
                            positions=positions, optim=optim)  # fmt: skip
-    return RecursiveModel(Decoder(config, canvas, torch.float32), HALTING, encoder=None, adapter=None, puzzle_table=PuzzleTable(6, 32))
+    return RecursiveModel(
+        Decoder(config, canvas, torch.float32), HALTING, encoder=None, adapter=None, puzzle_table=PuzzleTable(6, 32)
+    )
 
 
 def load(model: RecursiveModel, golden: dict[str, Tensor], *extra: str) -> RecursiveModel:
@@ -121,7 +123,9 @@ def test_training_steps(golden: dict[str, Tensor]) -> None:
         }  # fmt: skip
         for metric, value in ours.items():
             close(value, golden[f"{name}.metrics.{metric}"].reshape(()))
-    grads = from_published({n.removeprefix("train.call2.grad."): t for n, t in golden.items() if n.startswith(f"train.call2.grad.{PREFIX}")})
+    grads = from_published(
+        {n.removeprefix("train.call2.grad."): t for n, t in golden.items() if n.startswith(f"train.call2.grad.{PREFIX}")}
+    )
     ours_by_name = {f"decoder.{n}": p.grad for n, p in model.decoder.named_parameters()}
     assert grads.keys() == ours_by_name.keys()
     for name, expected in grads.items():

@@ -102,7 +102,9 @@ def test_empty_slots_cost_nothing_and_change_nothing(tiny: Tiny) -> None:
     slots = batch.demo_inputs_BKS.shape[1]
     for name in ("demo_inputs_BKS", "demo_outputs_BKS"):
         junk = torch.randint(0, 12, (ROWS, 10, 36), dtype=torch.uint8)
-        junk[:, :slots] = torch.where(torch.arange(slots)[None, :, None] < batch.num_demos_B[:, None, None], getattr(batch, name), junk[:, :slots])
+        junk[:, :slots] = torch.where(
+            torch.arange(slots)[None, :, None] < batch.num_demos_B[:, None, None], getattr(batch, name), junk[:, :slots]
+        )
         setattr(wide, name, junk)
     torch.testing.assert_close(model.predict(batch)[0], model.predict(wide)[0], atol=1e-4, rtol=1e-4)
     assert len(Demonstrations.from_batch(wide).inputs_NS) == int(batch.num_demos_B.sum())
@@ -233,7 +235,9 @@ def test_ema_warm_up_follows_early_and_averages_late() -> None:
     for _ in range(60):
         with_warmup.update(layer)
         without.update(layer)
-    assert with_warmup.shadow["weight"].item() > 0.999 and without.shadow["weight"].item() == pytest.approx(1 - 0.999**60, abs=1e-5)
+    assert with_warmup.shadow["weight"].item() > 0.999 and without.shadow["weight"].item() == pytest.approx(
+        1 - 0.999**60, abs=1e-5
+    )
     assert with_warmup.current_decay() == pytest.approx(61 / 70)
 
 

@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from arclab.app import build_setting
 from arclab.config.schema import ExperimentConfig
 from arclab.metrics.logger import MetricLogger, read_rows
-from arclab.models.recursive import RecursiveModel, build_model
+from arclab.metrics.tables import Prediction
+from arclab.models.recursive import build_model
 from arclab.ranks import Ranks
 from arclab.rundir import open_run
 from arclab.training import checkpoint as checkpoint_module
-from arclab.training.loop import Training, averaged_weights, train
+from arclab.training.loop import train
+from arclab.training.state import Training, averaged_weights
 
 from ..conftest import ROOT, TINY, TINY_TRM, script_env
 
@@ -50,7 +52,13 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("trm", [False, True])
 def test_resumed_run_is_bit_identical(tiny: Tiny, trm: bool) -> None:
     """Stop after a checkpoint in mid-carry, remove what came after, run the same command: same weights, each step once."""
-    common = ("trainer.steps=6", "trainer.checkpoint_every=3", "dataset.num_augmentations=2", "trainer.keep_last=9", "trainer.grad_accumulation=2")
+    common = (
+        "trainer.steps=6",
+        "trainer.checkpoint_every=3",
+        "dataset.num_augmentations=2",
+        "trainer.keep_last=9",
+        "trainer.grad_accumulation=2",
+    )
     whole = tiny(*common, "name=whole", trm=trm)
     run_training(whole)
     again = tiny(*common, "name=again", trm=trm)
@@ -78,7 +86,14 @@ def test_without_the_saved_carry_the_continued_run_differs(tiny: Tiny) -> None:
 @pytest.mark.parametrize("overrides", [TINY, TINY_TRM], ids=["etrm", "trm"])
 def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], tmp_path: Path) -> None:
     """kill -9 at several moments, then the same command until it is done: the weights of an uninterrupted run."""
-    command = [sys.executable, "pretrain_encoder.py", *overrides, "trainer.steps=40", "trainer.checkpoint_every=3", f"runs_dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "pretrain_encoder.py",
+        *overrides,
+        "trainer.steps=40",
+        "trainer.checkpoint_every=3",
+        f"runs_dir={tmp_path}",
+    ]
     subprocess.run([*command, "name=whole"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
     log = tmp_path / "quickstart" / "killed" / "metrics.jsonl"
     for kill_after_step in (4, 17, 31):
@@ -90,7 +105,9 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run([*command, "name=killed"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
-    whole, killed = (load_file(tmp_path / "quickstart" / n / "checkpoints/step_00000040/model.safetensors") for n in ("whole", "killed"))
+    whole, killed = (
+        load_file(tmp_path / "quickstart" / n / "checkpoints/step_00000040/model.safetensors") for n in ("whole", "killed")
+    )
     assert identical(whole, killed)
     assert [r["_step"] for r in read_rows(log)] == list(range(41))
     assert json.loads((tmp_path / "quickstart" / "killed" / "status.json").read_text())["state"] == "DONE"
@@ -100,23 +117,37 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
 def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Path) -> None:
     """2 ranks x 4 rows against 1 rank x 8 rows under torchrun: same norms, losses and counts at every step."""
     common = [*overrides, "dataset.num_augmentations=2", f"runs_dir={tmp_path}", "trainer.checkpoint_every=4"]
-    subprocess.run([sys.executable, "pretrain_encoder.py", *common, "name=one"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "pretrain_encoder.py", *common, "name=one"],
+        cwd=ROOT,
+        env=script_env(),
+        check=True,
+        capture_output=True,
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, "pretrain_encoder.py", *common, "name=two"], cwd=ROOT, env=script_env(), check=True, capture_output=True)
+    subprocess.run(
+        [*torchrun, "pretrain_encoder.py", *common, "name=two"], cwd=ROOT, env=script_env(), check=True, capture_output=True
+    )
     one, two = (read_rows(tmp_path / "quickstart" / n / "metrics.jsonl") for n in ("one", "two"))
     assert [r["_step"] for r in one] == [r["_step"] for r in two] == [0, 1, 2, 3, 4]
     for a, b in zip(one[1:], two[1:], strict=True):
-        names = [n for n in a if n.startswith(("grad/", "train/")) and "encoder_" not in n] + ["train/encoder_output_norm"] * ("train/encoder_output_norm" in a)
+        names = [n for n in a if n.startswith(("grad/", "train/")) and "encoder_" not in n] + ["train/encoder_output_norm"] * (
+            "train/encoder_output_norm" in a
+        )
         for name in names:
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-6), (a["_step"], name)
-    ours, theirs = (load_file(tmp_path / "quickstart" / n / "checkpoints/step_00000004/model.safetensors") for n in ("one", "two"))
+    ours, theirs = (
+        load_file(tmp_path / "quickstart" / n / "checkpoints/step_00000004/model.safetensors") for n in ("one", "two")
+    )
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-3)
     assert (tmp_path / "quickstart/two/checkpoints/step_00000004/carry_rank1.safetensors").is_file()
 
 
 def test_gradient_accumulation_changes_nothing_but_memory(tiny: Tiny) -> None:
-    runs = [tiny("trainer.steps=3", "trainer.checkpoint_every=3", f"trainer.grad_accumulation={n}", f"name=a{n}") for n in (1, 4)]
+    runs = [
+        tiny("trainer.steps=3", "trainer.checkpoint_every=3", f"trainer.grad_accumulation={n}", f"name=a{n}") for n in (1, 4)
+    ]
     for config in runs:
         run_training(config)
     for a, b in zip(weights(runs[0], 3).values(), weights(runs[1], 3).values(), strict=True):
@@ -149,7 +180,10 @@ def test_clipping_comes_after_measuring(tiny: Tiny) -> None:
         config = tiny("trainer.steps=1", f"trainer.clip_norm={clip}", f"name=c{clip}")
         run_training(config)
         rows[clip] = read_rows(Path(config.runs_dir) / "quickstart" / config.name / "metrics.jsonl")[-1]
-    assert rows[0.01]["grad/total_norm"] == pytest.approx(rows[0.0]["grad/total_norm"], rel=1e-6) and rows[0.0]["grad/total_norm"] > 0.1
+    assert (
+        rows[0.01]["grad/total_norm"] == pytest.approx(rows[0.0]["grad/total_norm"], rel=1e-6)
+        and rows[0.0]["grad/total_norm"] > 0.1
+    )
     assert rows[0.0]["grad/clip_factor"] == 1
     assert rows[0.01]["grad/clip_factor"] == pytest.approx(0.01 / rows[0.01]["grad/total_norm"], rel=1e-3)
     squares = rows[0.0]["grad/encoder_norm"] ** 2 + rows[0.0]["grad/inner_norm"] ** 2
@@ -171,8 +205,8 @@ def test_retention_keeps_the_last_and_the_best(tiny: Tiny) -> None:
     model = build_model(config, 1)
     scores = iter([0.1, 0.9, 0.3, 0.2])
 
-    def score(_: RecursiveModel, __: int) -> dict[str, float]:
-        return {"all.exact_accuracy": next(scores), "ARC/pass@1": 0.0, "ARC/pass@2": 0.0}
+    def score() -> tuple[dict[str, float], list[Prediction]]:
+        return {"all.exact_accuracy": next(scores)}, []
 
     run = open_run(config, ())
     training = train(config, model, setting.data, run, CPU, score=score, stamps=[])
@@ -199,7 +233,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tiny: Tiny, tmp_path: Path) ->
         pytest.skip("mounting a small file system needs root")
     try:
         config = tiny("trainer.steps=6", "trainer.checkpoint_every=2", "trainer.keep_last=5", f"runs_dir={disk}", "name=full")
-        with pytest.raises(ValueError, match="the disk is full.*previous checkpoint is intact"):
+        with pytest.raises(ValueError, match=r"the disk is full.*previous checkpoint is intact"):
             run_training(config)
         folder = disk / "quickstart" / "full" / "checkpoints"
         kept = sorted(p for p in folder.iterdir() if p.name.startswith("step_"))
@@ -234,7 +268,9 @@ def test_divergence_stops_with_the_reason(tiny: Tiny) -> None:
 def test_batch_must_be_divisible(tiny: Tiny) -> None:
     setting = build_setting(config := tiny("trainer.batch_size=6", "trainer.grad_accumulation=2"))
     three_ranks = Ranks(0, 2, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"trainer.batch_size=6 must be divisible by ranks x trainer.grad_accumulation = 2 x 2"):
+    with pytest.raises(
+        ValueError, match=r"trainer.batch_size=6 must be divisible by ranks x trainer.grad_accumulation = 2 x 2"
+    ):
         train(config, build_model(config, 1), setting.data, open_run(config, ()), three_ranks, score=None, stamps=[])
 
 
@@ -252,7 +288,10 @@ def test_every_training_metric_of_the_guide_is_logged(tiny: Tiny) -> None:
 
 
 def test_unregistered_metric_is_refused(tmp_path: Path) -> None:
-    with MetricLogger(tmp_path / "m.jsonl", None, resume_step=0, runtime_s=0) as log, pytest.raises(AssertionError, match="lm_los"):
+    with (
+        MetricLogger(tmp_path / "m.jsonl", None, resume_step=0, runtime_s=0) as log,
+        pytest.raises(AssertionError, match="lm_los"),
+    ):
         log.write(1, {"train/lm_los": 1.0})
 
 

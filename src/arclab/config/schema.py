@@ -128,7 +128,9 @@ class DecoderConfig:
                              h_cycles=self.h_cycles, l_cycles=self.l_cycles)  # fmt: skip
         problems += _within(path, 0.1, 16, expansion=self.expansion)
         if self.num_heads > 0 and (self.width % self.num_heads or (self.width // self.num_heads) % 2):
-            problems.append(f"{path}.width={self.width} must be an even multiple of {path}.num_heads={self.num_heads} (rotary positions pair channels); change one.")
+            problems.append(
+                f"{path}.width={self.width} must be an even multiple of {path}.num_heads={self.num_heads} (rotary positions pair channels); change one."
+            )
         return problems
 
 
@@ -219,9 +221,13 @@ class DecoderInitConfig:
 
     def check(self, path: str) -> list[str]:
         if self.kind is InitKind.pretrained and not self.path:
-            return [f"{path}.path is empty but {path}.kind=pretrained needs a TRM checkpoint; set {path}.path=RUN_FOLDER_OR_FILE."]
+            return [
+                f"{path}.path is empty but {path}.kind=pretrained needs a TRM checkpoint; set {path}.path=RUN_FOLDER_OR_FILE."
+            ]
         if self.kind is InitKind.scratch and self.path:
-            return [f"{path}.path={self.path} is set but {path}.kind=scratch loads nothing; use decoder_init=pretrained or drop the path."]
+            return [
+                f"{path}.path={self.path} is set but {path}.kind=scratch loads nothing; use decoder_init=pretrained or drop the path."
+            ]
         return []
 
 
@@ -293,9 +299,13 @@ class TrainerConfig:
             *_within(path, 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay),
         ]  # fmt: skip
         if self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
-            problems.append(f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; change one.")
+            problems.append(
+                f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; change one."
+            )
         if self.num_threads is not None and self.num_threads < 1:
-            problems.append(f"{path}.num_threads={self.num_threads} must be at least 1, or null for torch's own choice; change it.")
+            problems.append(
+                f"{path}.num_threads={self.num_threads} must be at least 1, or null for torch's own choice; change it."
+            )
         return problems
 
 
@@ -309,7 +319,10 @@ class EvaluationConfig:
     max_tasks: Optional[int]
 
     def check(self, path: str) -> list[str]:
-        problems = [*_at_least(path, 0, num_augmentations=self.num_augmentations), *_at_least(path, 1, batch_size=self.batch_size)]
+        problems = [
+            *_at_least(path, 0, num_augmentations=self.num_augmentations),
+            *_at_least(path, 1, batch_size=self.batch_size),
+        ]
         if self.max_tasks is not None and self.max_tasks < 1:
             problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")
         return problems
@@ -343,16 +356,20 @@ class ExperimentConfig:
         problems = _at_least("", 0, seed=self.seed)
         for key, value in (("name", self.name), ("experiment_name", self.experiment_name)):
             if not value or any(c in value for c in "/\\ \t\n") or value.startswith("."):
-                problems.append(f"{key}={value!r} becomes a folder name: it must be non-empty, without spaces, slashes or a leading dot; rename it.")
+                problems.append(
+                    f"{key}={value!r} becomes a folder name: it must be non-empty, without spaces, slashes or a leading dot; rename it."
+                )
         is_table = isinstance(self.encoder, PuzzleTableConfig)
         if is_table != (self.dataset.regime is Regime.puzzle_id):
             problems.append(
                 f"encoder.kind={self.encoder.kind} does not go with dataset.regime={self.dataset.regime.name}: a puzzle table learns a vector per "
                 "puzzle (dataset.regime=puzzle_id), an encoder reads demonstrations (dataset.regime=few_shot); change one."
             )
-        if isinstance(self.encoder, StandardEncoderConfig) and self.encoder.num_heads > 0:
-            if self.decoder.width % self.encoder.num_heads or (self.decoder.width // self.encoder.num_heads) % 2:
-                problems.append(f"encoder.num_heads={self.encoder.num_heads} must divide decoder.width={self.decoder.width} into even parts; change one.")
+        heads = getattr(self.encoder, "num_heads", 1)
+        if heads > 0 and (self.decoder.width % heads or (self.decoder.width // heads) % 2):
+            problems.append(
+                f"encoder.num_heads={heads} must divide decoder.width={self.decoder.width} into even parts; change one."
+            )
         return problems
 
 
@@ -373,7 +390,11 @@ class EvaluateConfig:
     def check(self, path: str) -> list[str]:
         limits = (("num_augmentations", self.num_augmentations, 0), ("batch_size", self.batch_size, 1),
                   ("max_tasks", self.max_tasks, 1), ("num_threads", self.num_threads, 1))  # fmt: skip
-        problems = [f"{key}={value} must be at least {low}; raise it." for key, value, low in limits if value is not None and value < low]
+        problems = [
+            f"{key}={value} must be at least {low}; raise it."
+            for key, value, low in limits
+            if value is not None and value < low
+        ]
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

@@ -32,7 +32,9 @@ def encode(grid: Grid, canvas: int, row: int = 0, column: int = 0) -> npt.NDArra
     """(canvas * canvas,) tokens of one grid at the offset. ValueError if it does not fit."""
     height, width = grid.shape
     if row + height > canvas or column + width > canvas:
-        raise ValueError(f"a {height}x{width} grid at offset ({row}, {column}) does not fit on a canvas of side {canvas}; use a larger dataset.canvas.")
+        raise ValueError(
+            f"a {height}x{width} grid at offset ({row}, {column}) does not fit on a canvas of side {canvas}; use a larger dataset.canvas."
+        )
     tokens = np.zeros((canvas, canvas), dtype=np.uint8)
     tokens[row : row + height, column : column + width] = grid + FIRST_COLOR
     if row + height < canvas:
@@ -52,6 +54,18 @@ def decode(tokens: npt.NDArray[np.uint8], canvas: int) -> Grid | None:
     heights = np.cumprod(run_lengths[:, None] >= widths[None], axis=0).sum(axis=0)
     best = int(np.argmax(heights * widths))  # on a tie the narrowest, as the official crop
     return tokens.reshape(canvas, canvas)[: heights[best], : widths[best]] - FIRST_COLOR
+
+
+def decode_anywhere(tokens: npt.NDArray[np.uint8], canvas: int) -> Grid | None:
+    """As decode, for a translated grid: the canvas is first cut to start at the first row and column with a colour."""
+    grid = tokens.reshape(canvas, canvas)
+    rows, columns = np.nonzero(grid >= FIRST_COLOR)
+    if len(rows) == 0:
+        return None
+    moved = np.zeros_like(grid)
+    cut = grid[rows.min() :, columns.min() :]
+    moved[: cut.shape[0], : cut.shape[1]] = cut
+    return decode(moved.ravel(), canvas)
 
 
 @numba.njit(cache=True, nogil=True)

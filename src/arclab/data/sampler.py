@@ -60,7 +60,7 @@ class Batch:
     demo_outputs_BKS: torch.Tensor
     num_demos_B: torch.Tensor
 
-    def map(self, function) -> Batch:  # noqa: ANN001 - a tensor-to-tensor callable
+    def map(self, function) -> Batch:
         return Batch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     def to(self, device: torch.device) -> Batch:
@@ -215,7 +215,9 @@ class TrainingData:
     def plan(self, cursor: Cursor, batch_size: int) -> Plan:
         """All rows of the batch at `cursor`: a pure function of its arguments."""
         rng = np.random.default_rng([cursor.seed, 2, cursor.batch])
-        return self._plan_few_shot(cursor, batch_size, rng) if self.is_few_shot else self._plan_puzzle_id(cursor, batch_size, rng)
+        return (
+            self._plan_few_shot(cursor, batch_size, rng) if self.is_few_shot else self._plan_puzzle_id(cursor, batch_size, rng)
+        )
 
     def _plan_few_shot(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> Plan:
         stream = self._task_stream(cursor)

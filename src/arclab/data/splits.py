@@ -94,7 +94,9 @@ def _unique_by_id(tasks: Iterable[ArcTask]) -> dict[str, ArcTask]:
 def _select(pool: dict[str, ArcTask], ids: Sequence[str], list_name: str) -> list[ArcTask]:
     missing = [task_id for task_id in ids if task_id not in pool]
     if missing:
-        raise ValueError(f"id list {list_name!r} names task {missing[0]}, which dataset.train_sources does not have ({len(missing)} missing); fix the list or the sources.")
+        raise ValueError(
+            f"id list {list_name!r} names task {missing[0]}, which dataset.train_sources does not have ({len(missing)} missing); fix the list or the sources."
+        )
     return [pool[task_id] for task_id in ids]
 
 

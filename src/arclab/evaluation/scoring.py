@@ -74,8 +74,6 @@ def score(tasks: Sequence[ArcTask], attempts: Attempts) -> dict[str, Share]:
     def hits(places: list[int | None], k: int) -> list[bool]:
         return [place is not None and place < k for place in places]
 
-    shares = {
-        f"ARC/pass@{k}": Share(sum(sum(hits(p, k)) / len(p) for p in ranks.values()), len(ranks)) for k in PASS_KS
-    }
+    shares = {f"ARC/pass@{k}": Share(sum(sum(hits(p, k)) / len(p) for p in ranks.values()), len(ranks)) for k in PASS_KS}
     shares |= {f"ARC/solved@{k}": Share(sum(all(hits(p, k)) for p in ranks.values()), len(ranks)) for k in SOLVED_KS}
     return shares

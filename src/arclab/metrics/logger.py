@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from arclab.metrics.names import REGISTRY, TABLES
+from arclab.metrics.tables import Prediction, table_record, wandb_table
 from arclab.rundir import write_atomically
 
 
 class MetricLogger:
     def __init__(self, path: Path, wandb_run: Any | None, *, resume_step: int, runtime_s: float) -> None:
         _keep_rows_until(path, resume_step)
+        self._folder = path.parent
         self._file = path.open("a", encoding="utf-8")
         self._wandb = wandb_run
         self._start = time.monotonic() - runtime_s
@@ -40,15 +43,14 @@ class MetricLogger:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._wandb is not None:
-            self._wandb.log({**metrics, "_step_": step}, step=step)
+            self._wandb.log(metrics, step=step)
 
-    def table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A W&B table of predictions; without W&B they are in predictions.jsonl only."""
+    def table(self, step: int, name: str, predictions: Sequence[Prediction]) -> None:
+        """The newest predictions as <run>/<name>.json, and as a W&B table with pictures."""
         assert name in TABLES
+        write_atomically(self._folder / f"{name}.json", json.dumps(table_record(step, predictions)) + "\n")
         if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({name: wandb.Table(columns=columns, data=rows)}, step=step)
+            self._wandb.log({name: wandb_table(predictions)}, step=step)
 
     def __enter__(self) -> MetricLogger:
         return self

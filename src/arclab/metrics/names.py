@@ -38,12 +38,20 @@ _METRICS = [
     Metric("train/count", "rows", "none", "labelled rows that halted since the last log"),
     Metric("train/decoder_frozen", "0 or 1", "none", "1 while the decoder stands still"),
     Metric("train/encoder_frozen", "0 or 1", "none", "1 while the encoder or puzzle table stands still"),
-    Metric("train/encoder_cross_sample_var", "variance", "up", "variance of context tokens across the rows of a batch", (0.3, _INF)),
+    Metric(
+        "train/encoder_cross_sample_var", "variance", "up", "variance of context tokens across the rows of a batch", (0.3, _INF)
+    ),
     Metric("train/encoder_output_mean", "", "none", "mean of all context values"),
     Metric("train/encoder_output_std", "", "none", "standard deviation of all context values"),
     Metric("train/encoder_output_norm", "", "none", "mean L2 norm of a context token"),
     Metric("train/encoder_token_std", "", "none", "standard deviation across the tokens of a row, averaged"),
-    Metric("grad/encoder_norm", "L2", "none", "gradient norm of encoder and adapter, after the sum over ranks, before clipping", (0.2, _INF)),
+    Metric(
+        "grad/encoder_norm",
+        "L2",
+        "none",
+        "gradient norm of encoder and adapter, after the sum over ranks, before clipping",
+        (0.2, _INF),
+    ),
     Metric("grad/inner_norm", "L2", "none", "gradient norm of the decoder, measured at the same place"),
     Metric("grad/puzzle_norm", "L2", "none", "gradient norm of the looked-up puzzle rows"),
     Metric("grad/total_norm", "L2", "none", "gradient norm of encoder and decoder, before clipping"),
@@ -56,7 +64,12 @@ _METRICS = [
     Metric("all.steps", "steps", "none", "supervision steps in evaluation (always the maximum)"),
     Metric("all.count", "grids", "none", "augmented copies of test inputs that were predicted"),
     *[
-        Metric(f"ARC/pass@{k}", "share", "up", f"mean over tasks of the share of test inputs with the right grid among the first {k} by votes")
+        Metric(
+            f"ARC/pass@{k}",
+            "share",
+            "up",
+            f"mean over tasks of the share of test inputs with the right grid among the first {k} by votes",
+        )
         for k in PASS_KS
     ],
     *[Metric(f"ARC/solved@{k}", "share", "up", f"tasks with every test input right within {k} attempts") for k in SOLVED_KS],

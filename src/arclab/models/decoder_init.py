@@ -95,7 +95,9 @@ def newest_checkpoint(folder: Path) -> Path:
         return folder
     steps = sorted((folder / "checkpoints").glob("step_*"))
     if not steps:
-        raise ValueError(f"checkpoint {folder} has no checkpoints/step_* and is none itself; give a run folder or one of its checkpoints.")
+        raise ValueError(
+            f"checkpoint {folder} has no checkpoints/step_* and is none itself; give a run folder or one of its checkpoints."
+        )
     return steps[-1]
 
 
@@ -133,9 +135,11 @@ def load_decoder(decoder: Decoder, state: dict[str, Tensor], source: str, *, tra
     own = decoder.state_dict()
     found = {name.removeprefix(OUR_DECODER): t for name, t in state.items() if name.startswith(OUR_DECODER)}
     missing = sorted(own.keys() - found.keys())
-    dropped = sorted((state.keys() - {OUR_DECODER + n for n in own}))
+    dropped = sorted(state.keys() - {OUR_DECODER + n for n in own})
     if missing:
-        raise ValueError(f"checkpoint {source} lacks {len(missing)} of {len(own)} decoder tensors ({missing[0]}, ...); it is not a TRM of this shape: match decoder.* to it.")
+        raise ValueError(
+            f"checkpoint {source} lacks {len(missing)} of {len(own)} decoder tensors ({missing[0]}, ...); it is not a TRM of this shape: match decoder.* to it."
+        )
     for name, tensor in own.items():
         if found[name].shape != tensor.shape:
             raise ValueError(

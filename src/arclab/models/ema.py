@@ -25,7 +25,3 @@ class Ema:
         decay = self.current_decay()
         parameters = dict(model.named_parameters())
         torch._foreach_lerp_(list(self.shadow.values()), [parameters[name] for name in self.shadow], 1.0 - decay)
-
-    def state_for(self, model: nn.Module) -> dict[str, Tensor]:
-        """A state dict of `model` with averaged parameters; buffers (start states, puzzle table) are the current ones."""
-        return {name: self.shadow.get(name, tensor) for name, tensor in model.state_dict().items()}

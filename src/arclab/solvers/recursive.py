@@ -22,8 +22,8 @@ from arclab.data.sampler import Batch, Plan, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel
-from arclab.solvers.base import Attempts, Budget, VoteBox
 from arclab.ranks import Ranks
+from arclab.solvers.base import Attempts, Budget, VoteBox
 
 _SUMS = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss", "all.steps")
 

@@ -129,11 +129,15 @@ def load_tensors(folder: Path, name: str, state: dict[str, Any]) -> dict[str, Te
     file = folder / name
     expected, actual = state["files"].get(name), file.stat().st_size if file.is_file() else None
     if actual is None or actual != expected:
-        raise ValueError(f"checkpoint {folder}: {name} is {'missing' if actual is None else f'truncated ({actual} of {expected} bytes)'}; remove that folder to use the one before it.")
+        raise ValueError(
+            f"checkpoint {folder}: {name} is {'missing' if actual is None else f'truncated ({actual} of {expected} bytes)'}; remove that folder to use the one before it."
+        )
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"checkpoint {folder}: {name} is damaged ({error}); remove that folder to use the one before it.") from error
+        raise ValueError(
+            f"checkpoint {folder}: {name} is damaged ({error}); remove that folder to use the one before it."
+        ) from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -144,7 +148,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"checkpoint {folder}: state.json is damaged ({error}); remove that folder to use the one before it.") from error
+        raise ValueError(
+            f"checkpoint {folder}: state.json is damaged ({error}); remove that folder to use the one before it."
+        ) from error
 
 
 def progress_from(state: dict[str, Any]) -> Progress:

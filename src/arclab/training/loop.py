@@ -14,56 +14,35 @@ import logging
 import math
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from arclab.config.compose import config_hash
 from arclab.config.schema import ExperimentConfig
+from arclab.data.codec import decode_anywhere
 from arclab.data.sampler import Batch, Cursor, TrainingData, batch_loader
+from arclab.data.tasks import Grid
 from arclab.metrics.logger import MetricLogger
+from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
-from arclab.models.ema import Ema
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import RowLosses, row_losses
-from arclab.models.recursive import Carry, RecursiveModel, StepOutput
+from arclab.models.recursive import RecursiveModel, StepOutput
+from arclab.ranks import Ranks
 from arclab.rundir import RunDir, State
 from arclab.training.checkpoint import (
-    CheckpointFolder, Progress, carry_tensors, load_tensors, progress_from, read_state, save_tensors, split_carry,
+    CheckpointFolder,
+    Progress,
 )  # fmt: skip
-from arclab.ranks import Ranks
 from arclab.training.optim import AdamATan2, lr_factor, sign_sgd_rows
+from arclab.training.state import Training, averaged_weights, save_checkpoint, start_training
 
 log = logging.getLogger(__name__)
-Score = Callable[[RecursiveModel, int], dict[str, float]]
+# Metrics of the scored tasks (registered names) and a few predictions for eval_predictions.
+Score = Callable[[], tuple[dict[str, float], list[Prediction]]]
 SELECTION_METRIC = "all.exact_accuracy"
-
-
-@dataclass(slots=True)
-class Training:
-    """Everything that changes during a run, on one rank. carries: one per micro-batch, None before the first step."""
-
-    model: RecursiveModel
-    optimizer: AdamATan2
-    ema: Ema
-    carries: list[Carry] | None
-    progress: Progress
-
-
-def build_optimizer(config: ExperimentConfig, model: RecursiveModel) -> AdamATan2:
-    """Two groups, "decoder" and "encoder" (with its adapter), each with its own rate, decay and freeze. Tables: sign-SGD."""
-    groups = [{"params": list(model.decoder.parameters()), "name": "decoder", "optim": config.decoder.optim}]
-    if model.encoder is not None and model.adapter is not None:
-        params = [*model.encoder.parameters(), *model.adapter.parameters()]
-        groups.append({"params": params, "name": "encoder", "optim": config.encoder.optim})
-    for group in groups:
-        group["weight_decay"] = group["optim"].weight_decay
-    return AdamATan2(groups, lr=0.0, betas=(config.trainer.beta1, config.trainer.beta2), weight_decay=0.0)
 
 
 def schedule(config: ExperimentConfig, optimizer: AdamATan2, step: int) -> None:
@@ -189,88 +168,6 @@ def _update_table(
     return {"grad/puzzle_norm": grads.norm()}
 
 
-@contextmanager
-def averaged_weights(model: RecursiveModel, ema: Ema) -> Iterator[RecursiveModel]:
-    """The model with its parameters exchanged for their averages; they are exchanged back at the end."""
-    parameters = dict(model.named_parameters())
-
-    def exchange() -> None:
-        for name, shadow in ema.shadow.items():
-            ema.shadow[name], parameters[name].data = parameters[name].data, shadow
-
-    exchange()
-    try:
-        yield model
-    finally:
-        exchange()
-
-
-def start_training(
-    config: ExperimentConfig, model: RecursiveModel, run: RunDir, ranks: Ranks, stamps: list[str]
-) -> tuple[Training, CheckpointFolder]:
-    """A fresh start, or the newest checkpoint of the run folder. Everyone gets rank 0's weights."""
-    folder = CheckpointFolder(run.checkpoints, config.trainer.keep_last)
-    trainer = config.trainer
-    ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)
-    progress = Progress(0, Cursor.first(config.seed), 0, 0.0, uuid.uuid4().hex[:12], config_hash(config), stamps, None, None)
-    training = Training(model, build_optimizer(config, model), ema, None, progress)
-    steps = folder.steps()
-    if steps:
-        _restore(training, folder, steps[-1], config, ranks)
-        log.info("continuing from step %d of %s", steps[-1], run.path)
-    ranks.broadcast_([t for t in [*model.state_dict().values(), *ema.shadow.values()]])
-    return training, folder
-
-
-def _restore(training: Training, folder: CheckpointFolder, step: int, config: ExperimentConfig, ranks: Ranks) -> None:
-    path = folder.path(step)
-    state = read_state(path)
-    training.progress = progress_from(state)
-    training.model.load_state_dict(load_tensors(path, "model.safetensors", state))
-    shadow = load_tensors(path, "ema.safetensors", state)
-    training.ema.shadow = {name: shadow[name].to(t.device) for name, t in training.ema.shadow.items()}
-    training.ema.num_updates = training.progress.ema_updates
-    moments = load_tensors(path, "optimizer.safetensors", state)
-    for name, p in training.model.named_parameters():
-        if f"step.{name}" in moments:
-            training.optimizer.state[p] = {
-                "step": int(moments[f"step.{name}"]),
-                "exp_avg": moments[f"exp_avg.{name}"].to(p.device),
-                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(p.device),
-            }
-    carry_files = sorted((n for n in state["files"] if n.startswith("carry_rank")), key=lambda n: int(n[10:].split(".")[0]))
-    if carry_files and config.trainer.save_carry:
-        parts = [load_tensors(path, name, state) for name in carry_files]
-        rows = slice(*ranks.rows(config.trainer.batch_size))
-        merged = {name: torch.cat([part[name] for part in parts])[rows] for name in parts[0]}
-        training.carries = split_carry(merged, config.trainer.grad_accumulation, ranks.device)
-
-
-def save_checkpoint(config: ExperimentConfig, training: Training, folder: CheckpointFolder, ranks: Ranks) -> None:
-    """All ranks take part: each writes its carry, rank 0 the rest and the commit."""
-    temporary = folder.begin(training.progress.step) if ranks.is_main else None
-    temporary = ranks.gather_objects(temporary)[0]
-    assert temporary is not None
-    if config.trainer.save_carry and training.carries is not None:
-        save_tensors(carry_tensors(training.carries), temporary / f"carry_rank{ranks.rank}.safetensors")
-    ranks.barrier()
-    if ranks.is_main:
-        training.progress.ema_updates = training.ema.num_updates
-        save_tensors(training.model.state_dict(), temporary / "model.safetensors")
-        save_tensors(training.ema.shadow, temporary / "ema.safetensors")
-        save_tensors(_moments(training), temporary / "optimizer.safetensors")
-        folder.commit(temporary, training.progress)
-    ranks.barrier()
-
-
-def _moments(training: Training) -> dict[str, Tensor]:
-    tensors = {}
-    for name, p in training.model.named_parameters():
-        for key, value in training.optimizer.state.get(p, {}).items():
-            tensors[f"{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return tensors
-
-
 def train(
     config: ExperimentConfig, model: RecursiveModel, data: TrainingData, run: RunDir, ranks: Ranks,
     *, score: Score | None, stamps: list[str],
@@ -296,7 +193,7 @@ def train(
                mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
     try:
         with logger or _Nothing():
-            _loop(config, training, folder, loader, run, ranks, logger, score, bar)
+            _loop(config, training, folder, loader, data, run, ranks, logger, score, bar)
     finally:
         bar.close()
     return training
@@ -314,7 +211,7 @@ def _open_logger(config: ExperimentConfig, run: RunDir, progress: Progress) -> M
 
 def _loop(
     config: ExperimentConfig, training: Training, folder: CheckpointFolder,
-    loader: torch.utils.data.DataLoader[tuple[Cursor, Batch]], run: RunDir, ranks: Ranks,
+    loader: torch.utils.data.DataLoader[tuple[Cursor, Batch]], data: TrainingData, run: RunDir, ranks: Ranks,
     logger: MetricLogger | None, score: Score | None, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
 ) -> None:  # fmt: skip
     trainer, progress = config.trainer, training.progress
@@ -340,7 +237,7 @@ def _loop(
         is_eval = score is not None and trainer.eval_every > 0 and (step % trainer.eval_every == 0 or is_last)
         if is_eval:
             assert score is not None
-            row |= _evaluate(training, score, step)
+            row |= _evaluate(training, score, data, logger)
             last_log_step, last_log_time = step, time.monotonic()
         if logger is not None and row:
             logger.write(step, row)
@@ -382,14 +279,35 @@ def _require_finite(metrics: dict[str, float], step: int) -> None:
         )
 
 
-def _evaluate(training: Training, score: Score, step: int) -> dict[str, float]:
-    """Score averaged weights; remember the best."""
+def _evaluate(training: Training, score: Score, data: TrainingData, logger: MetricLogger | None) -> dict[str, float]:
+    """Score averaged weights; remember the best; show a few predictions of scored and of training rows."""
     progress = training.progress
     with averaged_weights(training.model, training.ema) as model:
-        metrics = score(model, step)
+        metrics, predictions = score()
+        if logger is not None and training.carries:
+            logger.table(progress.step, "train_predictions", _training_predictions(model, training.carries[0].data, data))
+    if logger is not None:
+        logger.table(progress.step, "eval_predictions", predictions)
     value = metrics[SELECTION_METRIC]
     if progress.best_score is None or value >= progress.best_score:
-        progress.best_score, progress.best_step = value, step
+        progress.best_score, progress.best_step = value, progress.step
     shown = (SELECTION_METRIC, "ARC/pass@1", "ARC/pass@2")
-    log.info("step %d: %s", step, ", ".join(f"{name} {metrics[name]:.4g}" for name in shown))
+    log.info("step %d: %s", progress.step, ", ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics))
     return metrics
+
+
+def _training_predictions(model: RecursiveModel, rows: Batch, data: TrainingData) -> list[Prediction]:
+    """What the model makes of the first rows in flight, as they were augmented; translated grids are cut out by their PAD."""
+    rows = rows.rows(0, TABLE_ROWS)
+    tokens_BS = model.predict(rows)[0].argmax(-1).to(torch.uint8)
+    canvas = data.space.canvas
+
+    def grid(tokens_S: Tensor) -> Grid | None:
+        return decode_anywhere(tokens_S.cpu().numpy(), canvas)
+
+    predictions = []
+    for b in range(len(rows)):
+        given, truth = grid(rows.inputs_BS[b]), grid(rows.labels_BS[b])
+        assert given is not None
+        predictions.append(Prediction(data.space.tasks[int(rows.task_id_B[b])].id, b, given, truth, grid(tokens_BS[b])))
+    return predictions

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from arclab.config.schema import EncoderConfig, StandardEncoderConfig
 from arclab.models.encoders.base import Demonstrations, TaskContext, TaskEncoder
 from arclab.models.encoders.standard import StandardEncoder
 
 __all__ = ["Demonstrations", "TaskContext", "TaskEncoder", "build_encoder"]
 
-_ENCODERS = {StandardEncoderConfig: StandardEncoder}
+_ENCODERS: dict[type[EncoderConfig], Any] = {StandardEncoderConfig: StandardEncoder}
 
 
 def build_encoder(config: EncoderConfig, width: int, canvas: int) -> TaskEncoder:

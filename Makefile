@@ -1,0 +1,33 @@
+# make demo | test | install | bench | lint      Each creates .venv and installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test install bench lint
+
+demo: .venv/installed
+	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
+	$(BIN)/python evaluate.py checkpoint=runs/quickstart/demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+install: .venv/installed
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.data
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.11 (or newer)" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment; on Debian run: apt-get install python3-venv" >&2; exit 2; }
+	$(BIN)/pip install --quiet --editable . --constraint constraints.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@

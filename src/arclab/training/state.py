@@ -1,0 +1,141 @@
+"""The state of a run: model, optimiser, averages, rows in flight and progress; starting, saving and restoring it.
+
+training, folder = start_training(config, model, run, ranks, stamps)      # fresh, or from the newest checkpoint
+save_checkpoint(config, training, folder, ranks)
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arclab.config.compose import config_hash
+from arclab.config.schema import ExperimentConfig
+from arclab.data.sampler import Cursor
+from arclab.models.ema import Ema
+from arclab.models.recursive import Carry, RecursiveModel
+from arclab.ranks import Ranks
+from arclab.rundir import RunDir
+from arclab.training.checkpoint import (
+    CheckpointFolder,
+    Progress,
+    carry_tensors,
+    load_tensors,
+    progress_from,
+    read_state,
+    save_tensors,
+    split_carry,
+)  # fmt: skip
+from arclab.training.optim import AdamATan2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Training:
+    """Everything that changes during a run, on one rank. carries: one per micro-batch, None before the first step."""
+
+    model: RecursiveModel
+    optimizer: AdamATan2
+    ema: Ema
+    carries: list[Carry] | None
+    progress: Progress
+
+
+def build_optimizer(config: ExperimentConfig, model: RecursiveModel) -> AdamATan2:
+    """Two groups, "decoder" and "encoder" (with its adapter), each with its own rate, decay and freeze. Tables: sign-SGD."""
+    groups = [{"params": list(model.decoder.parameters()), "name": "decoder", "optim": config.decoder.optim}]
+    if model.encoder is not None and model.adapter is not None:
+        params = [*model.encoder.parameters(), *model.adapter.parameters()]
+        groups.append({"params": params, "name": "encoder", "optim": config.encoder.optim})
+    for group in groups:
+        group["weight_decay"] = group["optim"].weight_decay
+    return AdamATan2(groups, lr=0.0, betas=(config.trainer.beta1, config.trainer.beta2), weight_decay=0.0)
+
+
+@contextmanager
+def averaged_weights(model: RecursiveModel, ema: Ema) -> Iterator[RecursiveModel]:
+    """The model with its parameters exchanged for their averages; they are exchanged back at the end."""
+    parameters = dict(model.named_parameters())
+
+    def exchange() -> None:
+        for name, shadow in ema.shadow.items():
+            ema.shadow[name], parameters[name].data = parameters[name].data, shadow
+
+    exchange()
+    try:
+        yield model
+    finally:
+        exchange()
+
+
+def start_training(
+    config: ExperimentConfig, model: RecursiveModel, run: RunDir, ranks: Ranks, stamps: list[str]
+) -> tuple[Training, CheckpointFolder]:
+    """A fresh start, or the newest checkpoint of the run folder. Everyone gets rank 0's weights."""
+    folder = CheckpointFolder(run.checkpoints, config.trainer.keep_last)
+    trainer = config.trainer
+    ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)
+    progress = Progress(0, Cursor.first(config.seed), 0, 0.0, uuid.uuid4().hex[:12], config_hash(config), stamps, None, None)
+    training = Training(model, build_optimizer(config, model), ema, None, progress)
+    steps = folder.steps()
+    if steps:
+        _restore(training, folder, steps[-1], config, ranks)
+        log.info("continuing from step %d of %s", steps[-1], run.path)
+    ranks.broadcast_([*model.state_dict().values(), *ema.shadow.values()])
+    return training, folder
+
+
+def _restore(training: Training, folder: CheckpointFolder, step: int, config: ExperimentConfig, ranks: Ranks) -> None:
+    path = folder.path(step)
+    state = read_state(path)
+    training.progress = progress_from(state)
+    training.model.load_state_dict(load_tensors(path, "model.safetensors", state))
+    shadow = load_tensors(path, "ema.safetensors", state)
+    training.ema.shadow = {name: shadow[name].to(t.device) for name, t in training.ema.shadow.items()}
+    training.ema.num_updates = training.progress.ema_updates
+    moments = load_tensors(path, "optimizer.safetensors", state)
+    for name, p in training.model.named_parameters():
+        if f"step.{name}" in moments:
+            training.optimizer.state[p] = {
+                "step": int(moments[f"step.{name}"]),
+                "exp_avg": moments[f"exp_avg.{name}"].to(p.device),
+                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(p.device),
+            }
+    carry_files = sorted((n for n in state["files"] if n.startswith("carry_rank")), key=lambda n: int(n[10:].split(".")[0]))
+    if carry_files and config.trainer.save_carry:
+        parts = [load_tensors(path, name, state) for name in carry_files]
+        rows = slice(*ranks.rows(config.trainer.batch_size))
+        merged = {name: torch.cat([part[name] for part in parts])[rows] for name in parts[0]}
+        training.carries = split_carry(merged, config.trainer.grad_accumulation, ranks.device)
+
+
+def save_checkpoint(config: ExperimentConfig, training: Training, folder: CheckpointFolder, ranks: Ranks) -> None:
+    """All ranks take part: each writes its carry, rank 0 the rest and the commit."""
+    temporary = folder.begin(training.progress.step) if ranks.is_main else None
+    temporary = ranks.gather_objects(temporary)[0]
+    assert temporary is not None
+    if config.trainer.save_carry and training.carries is not None:
+        save_tensors(carry_tensors(training.carries), temporary / f"carry_rank{ranks.rank}.safetensors")
+    ranks.barrier()
+    if ranks.is_main:
+        training.progress.ema_updates = training.ema.num_updates
+        save_tensors(training.model.state_dict(), temporary / "model.safetensors")
+        save_tensors(training.ema.shadow, temporary / "ema.safetensors")
+        save_tensors(_moments(training), temporary / "optimizer.safetensors")
+        folder.commit(temporary, training.progress)
+    ranks.barrier()
+
+
+def _moments(training: Training) -> dict[str, Tensor]:
+    tensors = {}
+    for name, p in training.model.named_parameters():
+        for key, value in training.optimizer.state.get(p, {}).items():
+            tensors[f"{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return tensors

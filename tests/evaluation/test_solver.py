@@ -1,0 +1,143 @@
+"""The recursive solver on real tasks: an oracle scores everything, augmentations are undone, files are complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from arclab import app
+from arclab.config.compose import compose_evaluate
+from arclab.config.schema import ExperimentConfig
+from arclab.data.codec import VOCAB_SIZE
+from arclab.data.sampler import Batch
+from arclab.data.tasks import ArcTask, Pair
+from arclab.evaluation.results import submission
+from arclab.evaluation.scoring import score
+from arclab.models.recursive import RecursiveModel, build_model
+from arclab.ranks import Ranks
+from arclab.solvers.base import Attempts, Budget, Candidate
+from arclab.solvers.recursive import RecursiveSolver
+
+Tiny = Callable[..., ExperimentConfig]
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+def solver_of(config: ExperimentConfig) -> tuple[RecursiveSolver, app.Setting, RecursiveModel]:
+    setting = app.build_setting(config)
+    model = build_model(config, setting.data.space.num_puzzles)
+    return app.build_solver(config, setting, model, CPU, batch_size=7), setting, model
+
+
+def oracle(data: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads the labels: what a perfect model would say."""
+    logits = torch.nn.functional.one_hot(data.labels_BS.long(), VOCAB_SIZE).float() * 100
+    return logits, torch.ones(len(data))
+
+
+def test_a_perfect_model_scores_everything_with_all_votes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong inverse, offset or pairing would cost votes: every augmented copy must give the same, right grid."""
+    solver, setting, model = solver_of(tiny("evaluation.max_tasks=null", "dataset.num_augmentations=20"))
+    monkeypatch.setattr(RecursiveModel, "predict", lambda self, data: oracle(data))
+    attempts = solver.solve(setting.scored, Budget(20))
+    assert all(len(candidates) == 1 for candidates in attempts.candidates.values())
+    assert len(attempts.candidates) == sum(len(t.tests) for t in setting.scored) == 13
+    shares = score(setting.scored, attempts)
+    assert shares["ARC/pass@1"].n == shares["ARC/solved@1"].n == len(setting.scored) == 12
+    assert attempts.statistics["all.exact_accuracy"] == attempts.statistics["all.accuracy"] == 1.0
+    assert attempts.statistics["all.count"] == sum(c[0].votes for c in attempts.candidates.values())
+    assert attempts.statistics["all.steps"] == model.halting.halt_max_steps
+
+
+def test_labels_never_reach_the_model(tiny: Tiny) -> None:
+    """The same predictions with the answers hidden: the solver reads test outputs for statistics only."""
+    solver, setting, _ = solver_of(tiny())
+    hidden = [ArcTask(t.id, t.demos, tuple(Pair(p.input, None) for p in t.tests), t.source) for t in setting.scored]
+    open_, closed = solver.solve(setting.scored, Budget(3)), solver.solve(hidden, Budget(3))
+    for key, candidates in open_.candidates.items():
+        assert [(c.votes, c.confidence) for c in candidates] == [(c.votes, c.confidence) for c in closed.candidates[key]]
+    assert "all.exact_accuracy" in open_.statistics and "all.exact_accuracy" not in closed.statistics
+
+
+def test_votes_start_anew_at_every_evaluation(tiny: Tiny) -> None:
+    solver, setting, _ = solver_of(tiny())
+    first, second = (solver.solve(setting.scored, Budget(2)) for _ in range(2))
+    assert first.statistics["all.count"] == second.statistics["all.count"]
+    assert all([c.votes for c in first.candidates[k]] == [c.votes for c in second.candidates[k]] for k in first.candidates)
+
+
+def test_demonstrations_reach_the_solver_in_full(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver, setting, _ = solver_of(tiny("evaluation.max_tasks=null"))
+    seen: dict[int, set[int]] = {}
+
+    def spy(_: RecursiveModel, data: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        for t, n in zip(data.task_id_B.tolist(), data.num_demos_B.tolist(), strict=True):
+            seen.setdefault(t, set()).add(n)
+        return oracle(data)
+
+    monkeypatch.setattr(RecursiveModel, "predict", spy)
+    solver.solve(setting.scored, Budget(1))
+    assert {t: {len(task.demos)} for t, task in enumerate(setting.scored)} == seen
+
+
+def test_undecodable_predictions_count_as_wrong_and_do_not_crash(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver, setting, _ = solver_of(tiny())
+    monkeypatch.setattr(RecursiveModel, "predict", lambda self, d: (torch.zeros(len(d), 36, VOCAB_SIZE), torch.zeros(len(d))))
+    attempts = solver.solve(setting.scored, Budget(2))
+    assert attempts.statistics["ARC/undecodable"] == 1.0
+    assert all(c[0].grid is None for c in attempts.candidates.values())
+    assert score(setting.scored, attempts)["ARC/pass@1000"].n == 0
+    assert all(a == [[0]] for rows in submission(setting.scored, attempts).values() for row in rows for a in row.values())
+
+
+def test_a_trained_trm_is_scored_with_its_own_rows(tiny: Tiny) -> None:
+    """Moving one puzzle's vector moves the candidates of its task and of no other."""
+    solver, setting, model = solver_of(tiny("dataset.num_augmentations=2", "evaluation.max_tasks=3", trm=True))
+    torch.nn.init.normal_(model.decoder.lm_head.weight)
+    before = solver.solve(setting.scored, Budget(2))
+    assert model.puzzle_table is not None
+    first = setting.puzzle_rows[setting.scored[1].id]
+    model.puzzle_table.weight[first : first + 3] = torch.randn(3, 16) * 5
+    after = solver.solve(setting.scored, Budget(2))
+
+    def confidences(a: Attempts, task: ArcTask) -> list[float]:
+        return [c.confidence for n in range(len(task.tests)) for c in a.candidates[task.id, n]]
+
+    model.decoder.q_head.weight.data.normal_()
+    changed = [_content(before, t) != _content(after, t) for t in setting.scored]
+    assert changed == [False, True, False]
+    assert confidences(before, setting.scored[0]) == confidences(after, setting.scored[0])
+
+
+def _content(attempts: Attempts, task: ArcTask) -> list[bytes | None]:
+    return [
+        None if c.grid is None else c.grid.tobytes() for n in range(len(task.tests)) for c in attempts.candidates[task.id, n]
+    ]
+
+
+def test_submission_has_two_attempts_for_every_test_input() -> None:
+    pair = Pair(np.zeros((1, 1), np.uint8), np.ones((1, 1), np.uint8))
+    task = ArcTask("t", (pair,), (pair, pair), "here")
+    two = [Candidate(np.array([[1, 2]], np.uint8), 3, 0.9), Candidate(np.array([[4]], np.uint8), 1, 0.2)]
+    made = submission([task], Attempts({("t", 0): two, ("t", 1): [two[1]]}))
+    assert made == {"t": [{"attempt_1": [[1, 2]], "attempt_2": [[4]]}, {"attempt_1": [[4]], "attempt_2": [[0]]}]}
+
+
+def test_files_of_an_evaluation_agree(tiny: Tiny, tmp_path: Path) -> None:
+    """metrics.json, predictions.jsonl and submission.json tell the same story and name their making."""
+    app._pretrain(tiny("trainer.steps=1", "evaluation.max_tasks=3"), CPU)
+    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/runs/quickstart/t", "num_augmentations=1"]), CPU)
+    folder = tmp_path / "runs/quickstart/t/evaluation/train"
+    record = json.loads((folder / "metrics.json").read_text())
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    made = json.loads((folder / "submission.json").read_text())
+    assert record["scores"]["ARC/pass@2"]["N"] == 3 == len({p["task"] for p in predictions}) == len(made)
+    for p in predictions:
+        assert sum(c["votes"] for c in p["candidates"]) <= 2 and p["num_candidates"] >= 1
+        assert made[p["task"]][p["test"]]["attempt_1"] == (p["candidates"][0]["grid"] or [[0]])
+    assert {"command", "commit", "machine", "torch"} <= record["provenance"].keys() and record["seed"] == 0
+    assert "scored on the training tasks" in record["stamps"][0]

@@ -1,0 +1,117 @@
+"""decoder_init: what is loaded, what is refused, and that a transductive source stamps the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from arclab import app
+from arclab.config.compose import compose, compose_evaluate
+from arclab.config.schema import ExperimentConfig
+from arclab.models.decoder_init import apply_decoder_init
+from arclab.models.recursive import RecursiveModel, build_model
+from arclab.ranks import Ranks
+
+from ..conftest import TINY, TINY_TRM
+
+Tiny = Callable[..., ExperimentConfig]
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def trm_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trained TRMs: `clean` never saw a scored task, `leaky` trained on scored demonstrations."""
+    root = tmp_path_factory.mktemp("trm")
+    small = [
+        "dataset.canvas=30",
+        "dataset.train_ids=overfit32",
+        "dataset.max_train_tasks=2",
+        "trainer.batch_size=2",
+        "trainer.steps=2",
+    ]
+    for name, extra in (("clean", []), ("leaky", [*small, "evaluation.split=validation", "evaluation.max_tasks=1"])):
+        app._pretrain(compose("pretrain_encoder", [*TINY_TRM, f"runs_dir={root}", f"name={name}", *extra]), CPU)
+    return root / "quickstart"
+
+
+def initialised(config: ExperimentConfig) -> tuple[RecursiveModel, object]:
+    torch.manual_seed(1)
+    model = build_model(config, 1)
+    return model, apply_decoder_init(config.decoder_init, model, config.encoder)
+
+
+def test_our_checkpoint_loads_completely(tiny: Tiny, trm_runs: Path) -> None:
+    scratch, none = initialised(tiny())
+    model, report = initialised(tiny("decoder_init=pretrained", f"decoder_init.path={trm_runs}/clean"))
+    assert none is None and report is not None
+    assert (len(report.expected), len(report.loaded), report.missing) == (14, 14, ())  # type: ignore[attr-defined]
+    assert report.dropped == ("puzzle_table.weight",) and not report.transductive  # type: ignore[attr-defined]
+    assert "14 tensors expected, 14 loaded, 0 missing, 1 dropped (puzzle_table.weight)" in str(report)
+    source = app.newest_checkpoint(trm_runs / "clean")
+    from safetensors.torch import load_file
+
+    averaged = load_file(source / "ema.safetensors")
+    for name, tensor in model.decoder.state_dict().items():
+        if f"decoder.{name}" in averaged:
+            assert torch.equal(tensor, averaged[f"decoder.{name}"]), name
+        if name not in ("q_head.bias",):
+            assert not torch.equal(tensor, scratch.decoder.state_dict()[name]), name
+    for name, tensor in model.encoder.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(tensor, scratch.encoder.state_dict()[name]), name  # type: ignore[union-attr]
+
+
+def test_gain_is_matched_to_the_trained_puzzle_vectors(tiny: Tiny, trm_runs: Path) -> None:
+    from safetensors.torch import load_file
+
+    table = load_file(app.newest_checkpoint(trm_runs / "clean") / "model.safetensors")["puzzle_table.weight"]
+    expected = table[table.abs().sum(1) > 0].square().mean().sqrt()
+    overrides = ["decoder_init=pretrained", f"decoder_init.path={trm_runs}/clean", "encoder/context=trm_compat"]
+    model, _ = initialised(tiny(*overrides, "encoder.context.match_gain=true"))
+    assert model.adapter is not None and torch.isclose(model.adapter.gain, expected) and 0 < expected < 0.1
+    unmatched, _ = initialised(tiny(*overrides, "encoder.context.match_gain=false", "encoder.context.gain=0.7"))
+    assert unmatched.adapter is not None and unmatched.adapter.gain.item() == pytest.approx(0.7)
+
+
+def test_a_transductive_source_is_stamped_on_every_result(trm_runs: Path, tmp_path: Path) -> None:
+    common = [*TINY, f"runs_dir={tmp_path}", "dataset.canvas=30", "trainer.batch_size=2", "trainer.steps=1", "decoder_init=pretrained", "dataset.max_train_tasks=2", "evaluation.max_tasks=1"]  # fmt: skip
+    stamps = {}
+    for name in ("clean", "leaky"):
+        source = trm_runs / name
+        extra = ["dataset.canvas=6"] if name == "clean" else []
+        app._pretrain(compose("pretrain_encoder", [*common, *extra, f"name={name}", f"decoder_init.path={source}"]), CPU)
+        app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/{name}"]), CPU)
+        folder = tmp_path / "quickstart" / name / "evaluation" / "train"
+        stamps[name] = json.loads((folder / "metrics.json").read_text())["stamps"]
+        assert all(stamp in (folder / "report.html").read_text() for stamp in stamps[name])
+    assert not any("transductive" in s for s in stamps["clean"])
+    assert any("decoder initialised from a transductive checkpoint" in s for s in stamps["leaky"])
+
+
+def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
+    app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", f"output_dir={tmp_path}"]), CPU)
+    assert any(s.startswith("transductive:") for s in json.loads((tmp_path / "metrics.json").read_text())["stamps"])
+    with pytest.raises(ValueError, match="puzzle table has no vectors for"):
+        app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "split=evaluation", "max_tasks=2"]), CPU)
+    with pytest.raises(ValueError, match="num_augmentations=9 is more than the 1 the puzzle table"):
+        app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "num_augmentations=9"]), CPU)
+
+
+def test_another_architecture_is_refused(tiny: Tiny, trm_runs: Path) -> None:
+    source = f"decoder_init.path={trm_runs}/clean"
+    with pytest.raises(ValueError, match=r"decoder tensor .* has shape .* set decoder\.\* \(width"):
+        initialised(tiny("decoder_init=pretrained", source, "decoder.width=32"))
+    with pytest.raises(ValueError, match="lacks 4 of 18 decoder tensors"):
+        initialised(tiny("decoder_init=pretrained", source, "decoder.num_layers=3"))
+
+
+def test_bad_paths(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "junk.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, words in (("none", "does not exist"), ("junk.pt", "truncated or no weights file"), ("junk.safetensors", "truncated or no weights file"), ("list.pt", "not a state dict"), (".", "no checkpoints/step_")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            initialised(tiny("decoder_init=pretrained", f"decoder_init.path={tmp_path}/{name}"))

@@ -1,0 +1,94 @@
+"""The project keeps its own rules: imports go one way, files stay small, the environment files agree, errors are caught by name."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import ROOT
+
+SOURCES = sorted((ROOT / "src" / "arclab").rglob("*.py"))
+# Who may import whom: config and data at the bottom, app on top.
+ALLOWED = {
+    "config": set(),
+    "console": set(),
+    "ranks": {"config"},
+    "rundir": {"config"},
+    "metrics": {"config", "data", "rundir"},
+    "data": {"config"},
+    "models": {"config", "data"},
+    "training": {"config", "data", "models", "metrics", "ranks", "rundir"},
+    "solvers": {"config", "data", "models", "ranks"},
+    "evaluation": {"config", "data", "metrics", "rundir", "solvers"},
+    "app": {"config", "console", "data", "models", "training", "solvers", "evaluation", "metrics", "ranks", "rundir"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "src" / "arclab").parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    return modules
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
+def test_source_file(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "a module says what it is"
+    assert text.count("\n") <= 500
+    if path.parent != ROOT / "src" / "arclab" or path.stem != "__init__":
+        part = part_of(path)
+        parts = {m.split(".")[1] for m in imports(tree) if m.startswith("arclab.")}
+        assert parts - {part} <= ALLOWED[part], f"{part} must not import {parts - {part} - ALLOWED[part]}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None and getattr(node.type, "id", "") not in ("Exception", "BaseException")
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
+
+
+def test_configuration_is_typed_without_torch() -> None:
+    """A job list is checked in a blink only if the schema does not load torch."""
+    for path in (ROOT / "src/arclab/config").glob("*.py"):
+        assert not any(m.split(".")[0] == "torch" for m in imports(ast.parse(path.read_text())))
+
+
+def test_entry_scripts_are_thin() -> None:
+    for name in ("pretrain_encoder.py", "evaluate.py"):
+        assert (ROOT / name).read_text().count("\n") <= 25
+
+
+def test_environment_is_in_step_with_pyproject() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert sorted(pip) == sorted([*wanted["dependencies"], "--editable ."])
+    assert f"python{wanted['requires-python']}" in environment["dependencies"]
+
+
+def test_constraints_pin_every_direct_requirement() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {re.split(r"[<>=]", d)[0].lower() for d in direct} <= pinned
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_readme_commands_exist() -> None:
+    """Every make target and script that README names is there."""
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"`make (\w+)`", readme))
+    assert {"demo", "test"} <= targets and all(f"\n{t}:" in makefile for t in targets)
+    for script in set(re.findall(r"python (\w+\.py)", readme)):
+        assert (ROOT / script).is_file()
+    for experiment in set(re.findall(r"experiment=(\w+)", readme)):
+        assert (ROOT / "conf/experiment" / f"{experiment}.yaml").is_file()
