@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     "experiment=quickstart", "decoder.width=16", "decoder.num_heads=2", "trainer.batch_size=8",
     "trainer.steps=4", "trainer.warmup_steps=0", "trainer.eval_every=0", "trainer.checkpoint_every=2", "trainer.log_every=1",
-    "evaluation.num_augmentations=1", "evaluation.max_tasks=2", "wandb.mode=disabled", "trainer.device=cpu",
+    "evaluation.num_augmentations=1", "evaluation.max_tasks=2", "trainer.lr_min_ratio=1.0",
+    "wandb.mode=disabled", "trainer.device=cpu",
 ]  # fmt: skip
 TINY_TRM = [*TINY, "encoder=puzzle_table", "dataset.regime=puzzle_id"]
 

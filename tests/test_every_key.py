@@ -25,6 +25,7 @@ from arclab.data.tasks import load_source
 from arclab.metrics.logger import read_rows
 from arclab.models import decoder
 from arclab.ranks import Ranks
+from arclab.solvers.recursive import RecursiveSolver
 
 from .conftest import TINY, TINY_TRM
 
@@ -39,7 +40,7 @@ BASE = [
 ALTERNATIVES: dict[str, Any] = {
     "experiment_name": "other", "name": "other", "runs_dir": "elsewhere", "seed": 1,
     "decoder.width": 24, "decoder.num_heads": 4, "decoder.num_layers": 1, "decoder.expansion": 15.0, "decoder.h_cycles": 1,
-    "decoder.l_cycles": 1, "decoder.mlp_t": True, "decoder.positions": "none", "decoder.optim.lr": 0.001,
+    "decoder.l_cycles": 1, "decoder.mlp_t": True, "decoder.positions": "none", "decoder.attention": None, "decoder.optim.lr": 0.001,
     "decoder.optim.weight_decay": 0.9, "decoder.optim.freeze_steps": 2,
     "encoder.kind": None, "encoder.num_layers": 2, "encoder.num_heads": 2, "encoder.expansion": 15.0, "encoder.demo_layout": "concat",
     "encoder.set_layers": 2, "encoder.context.num_tokens": 2, "encoder.context.gain": 0.5, "encoder.context.match_gain": True,
@@ -60,6 +61,7 @@ ALTERNATIVES: dict[str, Any] = {
 ELSEWHERE = {
     "encoder.kind": "test_trm_is_another_run",
     "dataset.regime": "test_trm_is_another_run",
+    "decoder.attention": "models/test_recursive.py: test_flash_attention_is_called_where_no_mask_is_needed",
     "decoder_init.kind": "test_decoder_init.py",
     "decoder_init.path": "test_decoder_init.py",
     "dataset.name": "test_label_keys_reach_the_report",
@@ -174,10 +176,10 @@ def test_label_keys_reach_the_report(tmp_path: Path) -> None:
 
 def test_evaluation_batch_size_is_the_batch_of_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    from arclab.models.recursive import RecursiveModel
-
-    original = RecursiveModel.predict
-    monkeypatch.setattr(RecursiveModel, "predict", lambda self, data: (sizes.append(len(data)), original(self, data))[1])
+    original = RecursiveSolver._predict
+    monkeypatch.setattr(
+        RecursiveSolver, "_predict", lambda self, *args: (sizes.append(len(args[1].task_B)), original(self, *args))[1]
+    )
     run(["evaluation.batch_size=3"], tmp_path)
     assert max(sizes) == 3
 

@@ -8,6 +8,7 @@ import pytest
 
 from arclab.config.compose import CONF_DIR, ConfigError, compose, compose_evaluate, config_hash, flat, freeze, identity, thaw
 from arclab.config.schema import SplitName
+from arclab.models.recursive import build_model
 
 GROUPS = ["decoder", "encoder", "halting", "dataset", "trainer", "evaluation", "experiment"]
 
@@ -17,10 +18,11 @@ def options(group: str) -> list[str]:
 
 
 @pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g)])
-def test_every_yaml_composes(choice: str) -> None:
+def test_every_yaml_builds(choice: str) -> None:
     extra = ["dataset.regime=puzzle_id"] if choice == "encoder=puzzle_table" else []
     config = compose("pretrain_encoder", [choice, *extra])
     assert len(config_hash(config)) == 16
+    assert sum(p.numel() for p in build_model(config, num_puzzles=2).parameters()) > 100_000
 
 
 def test_group_options_differ_from_each_other() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arclab.config.schema import DecoderConfig, HaltingConfig, OptimConfig, Positions, TrainerConfig
+from arclab.config.schema import AttentionKernel, DecoderConfig, HaltingConfig, OptimConfig, Positions, TrainerConfig
 from arclab.data.codec import PAD
 from arclab.data.sampler import Batch
 from arclab.models.decoder import Decoder
@@ -31,7 +31,7 @@ def golden() -> dict[str, Tensor]:
 def build(positions: Positions = Positions.rope, *, mlp_t: bool = False, canvas: int = 30) -> RecursiveModel:
     optim = OptimConfig(lr=1e-4, weight_decay=0.1, freeze_steps=0)
     config = DecoderConfig(width=32, num_heads=4, num_layers=2, expansion=4.0, h_cycles=3, l_cycles=4, mlp_t=mlp_t,
-                           positions=positions, optim=optim)  # fmt: skip
+                           positions=positions, attention=AttentionKernel.sdpa, optim=optim)  # fmt: skip
     return RecursiveModel(
         Decoder(config, canvas, torch.float32), HALTING, encoder=None, adapter=None, puzzle_table=PuzzleTable(6, 32)
     )
@@ -164,7 +164,7 @@ def test_official_size() -> None:
     """The published network has 6,829,058 parameters without the puzzle table and two start states."""
     optim = OptimConfig(lr=1e-4, weight_decay=0.1, freeze_steps=0)
     config = DecoderConfig(width=512, num_heads=8, num_layers=2, expansion=4.0, h_cycles=3, l_cycles=4, mlp_t=False,
-                           positions=Positions.rope, optim=optim)  # fmt: skip
+                           positions=Positions.rope, attention=AttentionKernel.sdpa, optim=optim)  # fmt: skip
     decoder = Decoder(config, 30, torch.float32)
     assert sum(p.numel() for p in decoder.parameters()) == 6_829_058
     assert len(decoder.state_dict()) == 14

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -255,3 +257,30 @@ def test_config_reaches_the_encoder(tiny: Tiny) -> None:
     model = build_model(config, 1)
     assert model.encoder is not None
     assert (len(model.encoder.layers), len(model.encoder.set_layers)) == (3, 2)
+
+
+def test_flash_attention_is_called_where_no_mask_is_needed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the CUDA package: same outputs as SDPA, called by every decoder block and by no masked encoder."""
+    calls = []
+
+    def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        calls.append(q.shape)
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_func = stand_in  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    plain, _, batch = setup(tiny("trainer.precision=bf16"))
+    flash, _, _ = setup(tiny("trainer.precision=bf16", "decoder.attention=flash"))
+    flash.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(flash.predict(batch)[0], plain.predict(batch)[0])
+    blocks_per_step = 2 * flash.decoder.config.h_cycles * (flash.decoder.config.l_cycles + 1)
+    assert len(calls) == blocks_per_step * flash.halting.halt_max_steps
+
+
+def test_flash_attention_without_the_package_is_one_sentence(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ValueError, match=r"decoder\.attention=flash needs the package flash-attn"):
+        setup(tiny("trainer.precision=bf16", "decoder.attention=flash"))
+    with pytest.raises(ValueError, match=r"does not go with trainer\.precision=fp32"):
+        tiny("decoder.attention=flash")

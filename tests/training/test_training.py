@@ -297,7 +297,9 @@ def test_unregistered_metric_is_refused(tmp_path: Path) -> None:
 
 def test_training_learns(tiny: Tiny) -> None:
     """A minute of the real thing in small: three tasks, loss falls well below its start and exact grids appear."""
-    config = tiny("dataset.max_train_tasks=3", "trainer.steps=150", "trainer.checkpoint_every=150", "trainer.batch_size=16",
+    config = tiny("dataset.max_train_tasks=3",
+        "dataset.num_augmentations=0",
+        "halting.halt_exploration_prob=0.1", "trainer.steps=150", "trainer.checkpoint_every=150", "trainer.batch_size=16",
                   "decoder.width=32", "trainer.warmup_steps=10", "decoder.optim.lr=4e-3")  # fmt: skip
     run_training(config)
     rows = read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl")

@@ -38,6 +38,13 @@ class Positions(Enum):
     none = "none"
 
 
+class AttentionKernel(Enum):
+    """sdpa: torch's own choice. flash: the package flash-attn (CUDA, bf16), where no mask is needed."""
+
+    sdpa = "sdpa"
+    flash = "flash"
+
+
 class DemoLayout(Enum):
     """concat: input cells, then output cells. aligned: both cells of a position in one token."""
 
@@ -121,6 +128,7 @@ class DecoderConfig:
     l_cycles: int
     mlp_t: bool
     positions: Positions
+    attention: AttentionKernel
     optim: OptimConfig
 
     def check(self, path: str) -> list[str]:
@@ -364,6 +372,10 @@ class ExperimentConfig:
             problems.append(
                 f"encoder.kind={self.encoder.kind} does not go with dataset.regime={self.dataset.regime.name}: a puzzle table learns a vector per "
                 "puzzle (dataset.regime=puzzle_id), an encoder reads demonstrations (dataset.regime=few_shot); change one."
+            )
+        if self.decoder.attention is AttentionKernel.flash and self.trainer.precision is Precision.fp32:
+            problems.append(
+                "decoder.attention=flash does not go with trainer.precision=fp32 (the kernel is half precision only); use bf16 or sdpa."
             )
         heads = getattr(self.encoder, "num_heads", 1)
         if heads > 0 and (self.decoder.width % heads or (self.decoder.width // heads) % 2):

@@ -51,7 +51,9 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, _Q_BIAS)
         length = PREFIX_TOKENS + canvas**2 if config.mlp_t else None
-        self.layers = nn.ModuleList(Block(width, config.num_heads, config.expansion, length) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            Block(width, config.num_heads, config.expansion, length, config.attention) for _ in range(config.num_layers)
+        )
         positions = torch.cat([torch.arange(PREFIX_TOKENS), PREFIX_TOKENS + torch.from_numpy(canvas_positions(canvas))])
         self.register_buffer("position_ids", positions, persistent=False)
         uses_rope = config.positions is Positions.rope

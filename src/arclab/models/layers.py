@@ -6,10 +6,13 @@ Shapes: B rows, L sequence, D width, H heads, C channels of a head, Q queries, K
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from arclab.config.schema import AttentionKernel
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -82,12 +85,25 @@ def rotate(x_BLHC: Tensor, rope: Tensor) -> Tensor:
     return (x * rope[0] + torch.cat([-second, first], dim=-1) * rope[1]).to(x_BLHC.dtype)
 
 
+def load_flash_attention() -> Any:
+    """flash_attn_func(q, k, v) on (B, L, H, C). ValueError with the remedy if the optional package is not installed."""
+    try:
+        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            f"decoder.attention=flash needs the package flash-attn, which does not import here ({error}); install it on a CUDA "
+            "machine with pip install '.[flash]', or use decoder.attention=sdpa."
+        ) from error
+    return flash_attn_func
+
+
 class SelfAttention(nn.Module):
     """Full attention with one fused projection (order q, k, v; heads contiguous) and no biases."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, kernel: AttentionKernel = AttentionKernel.sdpa) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.flash = load_flash_attention() if kernel is AttentionKernel.flash else None
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
@@ -97,6 +113,8 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x_BLD).view(B, L, 3, self.num_heads, D // self.num_heads).unbind(2)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
+        if self.flash is not None and key_mask_BL is None:
+            return self.out(self.flash(q, k, v).reshape(B, L, D))
         mask = None if key_mask_BL is None else key_mask_BL[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return self.out(mixed.transpose(1, 2).reshape(B, L, D))
@@ -127,9 +145,11 @@ class Block(nn.Module):
     With num_positions set, attention is replaced by a SwiGLU over positions (the mlp_t variant), which fixes the length.
     """
 
-    def __init__(self, width: int, num_heads: int, expansion: float, num_positions: int | None = None) -> None:
+    def __init__(
+        self, width: int, num_heads: int, expansion: float, num_positions: int | None = None, kernel: AttentionKernel = AttentionKernel.sdpa
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.attention = SelfAttention(width, num_heads) if num_positions is None else None
+        self.attention = SelfAttention(width, num_heads, kernel) if num_positions is None else None
         self.mlp_t = SwiGLU(num_positions, expansion) if num_positions is not None else None
         self.mlp = SwiGLU(width, expansion)
 
