@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 
 from arclab import app
 from arclab.config.compose import compose, compose_evaluate, flat, known_keys, to_typed
-from arclab.config.schema import ENCODER_SCHEMAS, EvaluateConfig, ExperimentConfig
+from arclab.config.encoder_schema import ENCODER_SCHEMAS
+from arclab.config.schema import EvaluateConfig, ExperimentConfig
 from arclab.data.tasks import load_source
 from arclab.metrics.logger import read_rows
 from arclab.models import decoder

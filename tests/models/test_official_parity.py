@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arclab.config.schema import AttentionKernel, DecoderConfig, HaltingConfig, OptimConfig, Positions, TrainerConfig
+from arclab.config.encoder_schema import OptimConfig
+from arclab.config.schema import AttentionKernel, DecoderConfig, HaltingConfig, Positions, TrainerConfig
 from arclab.data.codec import PAD
 from arclab.data.sampler import Batch
 from arclab.models.decoder import Decoder
@@ -71,7 +72,7 @@ def test_evaluation_outputs(golden: dict[str, Tensor]) -> None:
     model = load(build(), golden)
     batch = to_batch(golden, "batch0")
     with torch.no_grad():
-        prefix = model.condition(batch)[0]
+        prefix = model.condition(batch).prefix_BPD
         latents = model.decoder.start(len(batch))
         for call in range(3):
             latents, logits, q_halt = model.decoder(latents, batch.inputs_BS, prefix)
@@ -92,7 +93,7 @@ def test_variants(golden: dict[str, Tensor], variant: str) -> None:
         batch, cells = to_batch(golden, "mlp_t"), slice(None)
         expected = golden["mlp_t.logits"]
     with torch.no_grad():
-        _, logits, q_halt = model.decoder(model.decoder.start(len(batch)), batch.inputs_BS, model.condition(batch)[0])
+        _, logits, q_halt = model.decoder(model.decoder.start(len(batch)), batch.inputs_BS, model.condition(batch).prefix_BPD)
     close(logits[:, cells], expected, atol=2e-4)
     close(q_halt, golden[f"{variant}.q_halt_logits"])
 

@@ -23,7 +23,8 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from arclab.config.schema import ENCODER_SCHEMAS, EncoderConfig, EvaluateConfig, ExperimentConfig
+from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
+from arclab.config.schema import EvaluateConfig, ExperimentConfig
 
 Root = TypeVar("Root", ExperimentConfig, EvaluateConfig)
 

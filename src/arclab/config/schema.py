@@ -14,8 +14,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
+from arclab.config.encoder_schema import (
+    EncoderConfig,
+    HybridVariationalEncoderConfig,
+    InContextEncoderConfig,
+    OptimConfig,
+    PuzzleTableConfig,
+    TransformerEncoderConfig,
+    VariationalEncoderConfig,
+    at_least,
+    within,
+)  # fmt: skip
+
 CANVASES = (6, 10, 15, 20, 30)
-PREFIX_TOKENS = 16
 
 
 class Regime(Enum):
@@ -43,13 +54,6 @@ class AttentionKernel(Enum):
 
     sdpa = "sdpa"
     flash = "flash"
-
-
-class DemoLayout(Enum):
-    """concat: input cells, then output cells. aligned: both cells of a position in one token."""
-
-    concat = "concat"
-    aligned = "aligned"
 
 
 class Precision(Enum):
@@ -88,34 +92,6 @@ class WeightsKind(Enum):
     raw = "raw"
 
 
-def _at_least(path: str, low: float, **values: float) -> list[str]:
-    return [f"{path}.{key}={value} must be at least {low}; raise it." for key, value in values.items() if value < low]
-
-
-def _within(path: str, low: float, high: float, **values: float) -> list[str]:
-    return [
-        f"{path}.{key}={value} must be between {low} and {high}; choose a value in that range."
-        for key, value in values.items()
-        if not low <= value <= high
-    ]
-
-
-@dataclass(kw_only=True, slots=True)
-class OptimConfig:
-    """How one parameter group is trained. freeze_steps: optimiser steps for which it stands still at the start."""
-
-    lr: float
-    weight_decay: float
-    freeze_steps: int
-
-    def check(self, path: str) -> list[str]:
-        # Above 1 every optimiser here (all move each weight by at most about lr) leaves the initial scale in one step.
-        return [
-            *_within(path, 0.0, 1.0, lr=self.lr, weight_decay=self.weight_decay),
-            *_at_least(path, 0, freeze_steps=self.freeze_steps),
-        ]
-
-
 @dataclass(kw_only=True, slots=True)
 class DecoderConfig:
     """The TRM network: num_layers shared blocks, run as h_cycles x (l_cycles updates of z_L, one of z_H)."""
@@ -132,71 +108,14 @@ class DecoderConfig:
     optim: OptimConfig
 
     def check(self, path: str) -> list[str]:
-        problems = _at_least(path, 1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers,
+        problems = at_least(path, 1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers,
                              h_cycles=self.h_cycles, l_cycles=self.l_cycles)  # fmt: skip
-        problems += _within(path, 0.1, 16, expansion=self.expansion)
+        problems += within(path, 0.1, 16, expansion=self.expansion)
         if self.num_heads > 0 and (self.width % self.num_heads or (self.width // self.num_heads) % 2):
             problems.append(
                 f"{path}.width={self.width} must be an even multiple of {path}.num_heads={self.num_heads} (rotary positions pair channels); change one."
             )
         return problems
-
-
-@dataclass(kw_only=True, slots=True)
-class ContextConfig:
-    """How an encoder's output enters the decoder's 16 prefix tokens.
-
-    num_tokens tokens carry the context, the rest are zeros (registers). gain is the initial RMS of a context token before
-    the decoder's sqrt(width) scale and is learned; match_gain sets it from the pretrained puzzle table where there is one,
-    else from the token embedding (1/sqrt(width)).
-    """
-
-    num_tokens: int
-    gain: float
-    match_gain: bool
-
-    def check(self, path: str) -> list[str]:
-        return [*_within(path, 1, PREFIX_TOKENS, num_tokens=self.num_tokens), *_within(path, 1e-4, 100.0, gain=self.gain)]
-
-
-@dataclass(kw_only=True, slots=True)
-class EncoderConfig:
-    """What conditions the decoder. `kind` picks the schema and the module."""
-
-    kind: str
-    optim: OptimConfig
-
-
-@dataclass(kw_only=True, slots=True)
-class PuzzleTableConfig(EncoderConfig):
-    """TRM: one learned vector per augmented puzzle, trained by sign-SGD with encoder.optim."""
-
-    def check(self, path: str) -> list[str]:
-        return []
-
-
-@dataclass(kw_only=True, slots=True)
-class StandardEncoderConfig(EncoderConfig):
-    """ETRM: a transformer over each demonstration, mean pooling, then learned queries that attend to the demonstrations."""
-
-    num_layers: int
-    num_heads: int
-    expansion: float
-    demo_layout: DemoLayout
-    set_layers: int
-    context: ContextConfig
-
-    def check(self, path: str) -> list[str]:
-        return [
-            *_at_least(path, 1, num_layers=self.num_layers, num_heads=self.num_heads, set_layers=self.set_layers),
-            *_within(path, 0.1, 16, expansion=self.expansion),
-        ]
-
-
-ENCODER_SCHEMAS: dict[str, type[EncoderConfig]] = {
-    "puzzle_table": PuzzleTableConfig,
-    "standard": StandardEncoderConfig,
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -209,9 +128,9 @@ class HaltingConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *_at_least(path, 1, halt_max_steps=self.halt_max_steps),
-            *_within(path, 0.0, 1.0, halt_exploration_prob=self.halt_exploration_prob),
-            *_within(path, 0.0, 100.0, halt_loss_weight=self.halt_loss_weight),
+            *at_least(path, 1, halt_max_steps=self.halt_max_steps),
+            *within(path, 0.0, 1.0, halt_exploration_prob=self.halt_exploration_prob),
+            *within(path, 0.0, 100.0, halt_loss_weight=self.halt_loss_weight),
         ]
         if self.halt_max_steps == 1 and self.halt_exploration_prob > 0:
             problems.append(
@@ -259,8 +178,8 @@ class DatasetConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *_at_least(path, 0, num_augmentations=self.num_augmentations),
-            *_within(path, 1, 10, max_demos=self.max_demos),
+            *at_least(path, 0, num_augmentations=self.num_augmentations),
+            *within(path, 1, 10, max_demos=self.max_demos),
         ]
         if self.canvas not in CANVASES:
             problems.append(f"{path}.canvas={self.canvas} must be one of {', '.join(map(str, CANVASES))}; choose one of them.")
@@ -299,12 +218,12 @@ class TrainerConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *_at_least(path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
+            *at_least(path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
                        checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every),
-            *_at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every, num_workers=self.num_workers),
-            *_within(path, 0.0, 1e6, clip_norm=self.clip_norm),
-            *_within(path, 0.0, 1.0, lr_min_ratio=self.lr_min_ratio),
-            *_within(path, 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay),
+            *at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every, num_workers=self.num_workers),
+            *within(path, 0.0, 1e6, clip_norm=self.clip_norm),
+            *within(path, 0.0, 1.0, lr_min_ratio=self.lr_min_ratio),
+            *within(path, 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay),
         ]  # fmt: skip
         if self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
             problems.append(
@@ -328,8 +247,8 @@ class EvaluationConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *_at_least(path, 0, num_augmentations=self.num_augmentations),
-            *_at_least(path, 1, batch_size=self.batch_size),
+            *at_least(path, 0, num_augmentations=self.num_augmentations),
+            *at_least(path, 1, batch_size=self.batch_size),
         ]
         if self.max_tasks is not None and self.max_tasks < 1:
             problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")
@@ -361,7 +280,7 @@ class ExperimentConfig:
     wandb: WandbConfig
 
     def check(self, path: str) -> list[str]:
-        problems = _at_least("", 0, seed=self.seed)
+        problems = at_least("", 0, seed=self.seed)
         for key, value in (("name", self.name), ("experiment_name", self.experiment_name)):
             if not value or any(c in value for c in "/\\ \t\n") or value.startswith("."):
                 problems.append(
@@ -377,10 +296,26 @@ class ExperimentConfig:
             problems.append(
                 "decoder.attention=flash does not go with trainer.precision=fp32 (the kernel is half precision only); use bf16 or sdpa."
             )
-        heads = getattr(self.encoder, "num_heads", 1)
-        if heads > 0 and (self.decoder.width % heads or (self.decoder.width // heads) % 2):
+        return [*problems, *self._check_encoder()]
+
+    def _check_encoder(self) -> list[str]:
+        """Rules that need the encoder and the decoder."""
+        encoder, problems = self.encoder, []
+        heads = encoder.num_heads if isinstance(encoder, TransformerEncoderConfig) and encoder.width is None else 0
+        if heads > 0 and (self.decoder.width / heads) % 2:
             problems.append(
                 f"encoder.num_heads={heads} must divide decoder.width={self.decoder.width} into even parts; change one."
+            )
+        if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig):
+            width = encoder.width or self.decoder.width
+            if not 1 <= encoder.latent_dim <= width:
+                problems.append(
+                    f"encoder.latent_dim={encoder.latent_dim} must be between 1 and the encoder's width {width}; choose a value in that range."
+                )
+        if isinstance(encoder, InContextEncoderConfig) and (self.decoder.mlp_t or self.decoder.positions is not Positions.rope):
+            problems.append(
+                f"encoder.kind=in_context needs attention with rotary positions, but decoder.mlp_t={self.decoder.mlp_t} and "
+                f"decoder.positions={self.decoder.positions.name}; set decoder.mlp_t=false decoder.positions=rope or use another encoder."
             )
         return problems
 

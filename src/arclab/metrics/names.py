@@ -31,6 +31,11 @@ _METRICS = [
     Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
     Metric("train/lm_loss", "nats", "down", "stablemax cross-entropy per cell, mean over all rows of the batch"),
     Metric("train/q_halt_loss", "nats", "down", "binary cross-entropy of the halt logit, mean over all rows of the batch"),
+    Metric("train/kl_loss", "nats", "none", "KL of the sampled task vector to its prior, mean over rows, before its weight"),
+    Metric(
+        "train/contrastive_loss", "nats", "down", "supervised-contrastive loss of contexts, mean over rows, before its weight"
+    ),
+    Metric("train/reconstruction_loss", "nats", "down", "leave-one-out loss per cell, mean over rows, before its weight"),
     Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
     Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
     Metric("train/lr", "1/step", "none", "learning rate of the decoder"),

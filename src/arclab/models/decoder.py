@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from arclab.config.schema import PREFIX_TOKENS, DecoderConfig, Positions
+from arclab.config.encoder_schema import PREFIX_TOKENS
+from arclab.config.schema import DecoderConfig, Positions
 from arclab.data.codec import VOCAB_SIZE, canvas_positions
 from arclab.data.tasks import MAX_SIDE
+from arclab.models.encoders.base import Memory
 from arclab.models.layers import Block, Embedding, Linear, rope_tables, truncated_normal
 
 # The halt logit starts at -5, so that nothing halts before the head has learned something.
@@ -40,8 +42,9 @@ class Decoder(nn.Module):
     start_L: Tensor
     position_ids: Tensor
     rope: Tensor | None
+    memory_rope: Tensor | None
 
-    def __init__(self, config: DecoderConfig, canvas: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, canvas: int, dtype: torch.dtype, memory_positions: Tensor | None = None) -> None:
         super().__init__()
         self.config, self.dtype, self.canvas = config, dtype, canvas
         width = config.width
@@ -58,6 +61,10 @@ class Decoder(nn.Module):
         self.register_buffer("position_ids", positions, persistent=False)
         uses_rope = config.positions is Positions.rope
         self.register_buffer("rope", rope_tables(positions, width // config.num_heads) if uses_rope else None, persistent=False)
+        memory_rope = None
+        if memory_positions is not None:  # after the canvas, so that no demonstration cell shares a query cell's position
+            memory_rope = rope_tables(PREFIX_TOKENS + MAX_SIDE**2 + memory_positions, width // config.num_heads)
+        self.register_buffer("memory_rope", memory_rope, persistent=False)
         uses_table = config.positions is Positions.learned
         self.position_table = Embedding(PREFIX_TOKENS + MAX_SIDE**2, width) if uses_table else None
         self.register_buffer("start_H", truncated_normal((width,), 1.0))
@@ -67,9 +74,9 @@ class Decoder(nn.Module):
     def length(self) -> int:
         return len(self.position_ids)
 
-    def start(self, num_rows: int) -> Latents:
-        """Fresh latents for num_rows rows."""
-        shape = (num_rows, self.length, -1)
+    def start(self, num_rows: int, num_memory: int = 0) -> Latents:
+        """Fresh latents for num_rows rows with num_memory tokens behind the canvas."""
+        shape = (num_rows, self.length + num_memory, -1)
         return Latents(self.start_H.to(self.dtype).expand(shape).clone(), self.start_L.to(self.dtype).expand(shape).clone())
 
     def reset(self, latents: Latents, where_B: Tensor) -> Latents:
@@ -87,28 +94,43 @@ class Decoder(nn.Module):
             x_BLD = _LEARNED_POSITION_SCALE * (x_BLD + self.position_table(self.position_ids, self.dtype))
         return x_BLD * math.sqrt(self.config.width)
 
-    def _update(self, state_BLD: Tensor, injection_BLD: Tensor) -> Tensor:
+    def _attention(self, memory: Memory | None) -> tuple[Tensor | None, Tensor | None]:
+        """Rotary table and key mask for the canvas and the memory behind it."""
+        if memory is None:
+            return self.rope, None
+        assert self.rope is not None and self.memory_rope is not None
+        num_demos = memory.mask_BM.shape[1] // self.memory_rope.shape[1]
+        rope = torch.cat([self.rope, self.memory_rope.repeat(1, num_demos, 1, 1)], dim=1)
+        own = memory.mask_BM.new_ones(len(memory.mask_BM), self.length)
+        return rope, torch.cat([own, memory.mask_BM], dim=1)
+
+    def _update(self, state_BLD: Tensor, injection_BLD: Tensor, rope: Tensor | None, mask_BL: Tensor | None) -> Tensor:
         x_BLD = state_BLD + injection_BLD
         for layer in self.layers:
-            x_BLD = layer(x_BLD, self.rope)
+            x_BLD = layer(x_BLD, rope, mask_BL)
         return x_BLD
 
-    def _cycle(self, latents: Latents, x_BLD: Tensor) -> Latents:
+    def _cycle(self, latents: Latents, x_BLD: Tensor, rope: Tensor | None, mask_BL: Tensor | None) -> Latents:
         z_H, z_L = latents.z_H, latents.z_L
         for _ in range(self.config.l_cycles):
-            z_L = self._update(z_L, z_H + x_BLD)
-        return Latents(self._update(z_H, z_L), z_L)
+            z_L = self._update(z_L, z_H + x_BLD, rope, mask_BL)
+        return Latents(self._update(z_H, z_L, rope, mask_BL), z_L)
 
-    def forward(self, latents: Latents, inputs_BS: Tensor, prefix_BPD: Tensor) -> tuple[Latents, Tensor, Tensor]:
+    def forward(
+        self, latents: Latents, inputs_BS: Tensor, prefix_BPD: Tensor, memory: Memory | None = None
+    ) -> tuple[Latents, Tensor, Tensor]:
         """One supervision step: new latents (with gradient), logits (B, S, V) and halt logits (B,) in fp32.
 
-        Only the last of the h_cycles carries gradient.
+        memory: tokens of unit RMS that stand behind the canvas. Only the last of the h_cycles carries gradient.
         """
         x_BLD = self.embed(inputs_BS, prefix_BPD)
+        if memory is not None:
+            x_BLD = torch.cat([x_BLD, memory.tokens_BMD.to(self.dtype)], dim=1)
+        rope, mask_BL = self._attention(memory)
         with torch.no_grad():
             for _ in range(self.config.h_cycles - 1):
-                latents = self._cycle(latents, x_BLD)
-        latents = self._cycle(latents, x_BLD)
-        logits_BSV = self.lm_head(latents.z_H)[:, PREFIX_TOKENS:]
+                latents = self._cycle(latents, x_BLD, rope, mask_BL)
+        latents = self._cycle(latents, x_BLD, rope, mask_BL)
+        logits_BSV = self.lm_head(latents.z_H)[:, PREFIX_TOKENS : self.length]
         q_halt_B = self.q_head(latents.z_H[:, 0].float())[:, 0]
         return latents, logits_BSV, q_halt_B

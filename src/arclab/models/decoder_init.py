@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from arclab.config.compose import thaw
-from arclab.config.schema import DecoderInitConfig, InitKind, Regime, SplitName, StandardEncoderConfig
+from arclab.config.encoder_schema import TaskEncoderConfig
+from arclab.config.schema import DecoderInitConfig, InitKind, Regime, SplitName
 from arclab.models.decoder import Decoder
 from arclab.models.recursive import ContextAdapter, RecursiveModel
 
@@ -157,7 +158,7 @@ def apply_decoder_init(config: DecoderInitConfig, model: RecursiveModel, encoder
     assert config.path is not None
     state, transductive = _read_source(Path(config.path))
     report = load_decoder(model.decoder, state, config.path, transductive=transductive)
-    if model.adapter is not None and isinstance(encoder, StandardEncoderConfig) and encoder.context.match_gain:
+    if model.adapter is not None and isinstance(encoder, TaskEncoderConfig) and encoder.context.match_gain:
         _match_gain(model.adapter, state)
     return report
 

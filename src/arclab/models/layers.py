@@ -100,9 +100,11 @@ def load_flash_attention() -> Any:
 class SelfAttention(nn.Module):
     """Full attention with one fused projection (order q, k, v; heads contiguous) and no biases."""
 
-    def __init__(self, width: int, num_heads: int, kernel: AttentionKernel = AttentionKernel.sdpa) -> None:
+    def __init__(
+        self, width: int, num_heads: int, kernel: AttentionKernel = AttentionKernel.sdpa, *, qk_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.qk_norm = num_heads, qk_norm
         self.flash = load_flash_attention() if kernel is AttentionKernel.flash else None
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
@@ -111,6 +113,8 @@ class SelfAttention(nn.Module):
         """key_mask_BL: True where a key may be attended to; every row needs at least one."""
         B, L, D = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(B, L, 3, self.num_heads, D // self.num_heads).unbind(2)
+        if self.qk_norm:
+            q, k = rms_norm(q), rms_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         if self.flash is not None and key_mask_BL is None:

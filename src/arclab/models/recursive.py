@@ -18,10 +18,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from arclab.config.schema import PREFIX_TOKENS, ContextConfig, ExperimentConfig, HaltingConfig, Precision, StandardEncoderConfig
+from arclab.config.encoder_schema import PREFIX_TOKENS, ContextConfig, TaskEncoderConfig
+from arclab.config.schema import ExperimentConfig, HaltingConfig, Precision
 from arclab.data.sampler import Batch
 from arclab.models.decoder import Decoder, Latents
-from arclab.models.encoders import Demonstrations, TaskContext, TaskEncoder, build_encoder
+from arclab.models.encoders import Demonstrations, Memory, TaskContext, TaskEncoder, build_encoder
 from arclab.models.halting import halts
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -29,12 +30,26 @@ DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 @dataclass(slots=True)
 class Carry:
-    """What rows keep between supervision steps: latents, steps done, whether they are finished, and their example."""
+    """What rows keep between supervision steps: latents, steps done, whether they are finished, and their example.
+
+    encoder_state: (B, X, D) of an encoder with a state of its own, else None.
+    """
 
     latents: Latents
     steps_B: Tensor
     halted_B: Tensor
     data: Batch
+    encoder_state: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Condition:
+    """What the decoder reads beside its input: prefix (B, P, D) and memory; where it came from: context or puzzle rows."""
+
+    prefix_BPD: Tensor
+    memory: Memory | None = None
+    context: TaskContext | None = None
+    puzzle_rows_BD: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -96,47 +111,90 @@ class RecursiveModel(nn.Module):
     def initial_carry(self, batch: Batch) -> Carry:
         """All rows halted: the first call takes every row of its batch."""
         device = batch.inputs_BS.device
+        state = None if self.encoder is None else self.encoder.start_state()
         return Carry(
-            latents=self.decoder.start(len(batch)),
+            latents=self.decoder.start(len(batch), self._memory_length(batch)),
             steps_B=torch.zeros(len(batch), dtype=torch.int64, device=device),
             halted_B=torch.ones(len(batch), dtype=torch.bool, device=device),
             data=batch.map(torch.zeros_like),
+            encoder_state=None if state is None else state.detach().to(self.decoder.dtype).repeat(len(batch), 1, 1),
         )
 
+    def _memory_length(self, batch: Batch) -> int:
+        """Tokens behind the canvas: all demonstration slots, for an encoder that puts them there."""
+        positions = None if self.encoder is None else self.encoder.memory_positions
+        return 0 if positions is None else len(positions) * batch.demo_inputs_BKS.shape[1]
+
     def admit(self, carry: Carry, batch: Batch) -> Carry:
-        """Halted rows take the new row, fresh latents and step 0; the others keep everything."""
+        """Halted rows take the new row, fresh latents, the encoder's start state and step 0; the others keep everything."""
         new = carry.halted_B
         data = Batch(**{f.name: _where_rows(new, getattr(batch, f.name), getattr(carry.data, f.name)) for f in fields(Batch)})
-        return Carry(self.decoder.reset(carry.latents, new), torch.where(new, 0, carry.steps_B), torch.zeros_like(new), data)
+        state = carry.encoder_state
+        if state is not None:
+            start = None if self.encoder is None else self.encoder.start_state()
+            assert start is not None
+            state = _where_rows(new, start.to(state.dtype)[None], state)
+        latents = self.decoder.reset(carry.latents, new)
+        return Carry(latents, torch.where(new, 0, carry.steps_B), torch.zeros_like(new), data, state)
 
-    def condition(self, data: Batch) -> tuple[Tensor, TaskContext | None, Tensor | None]:
-        """(prefix (B, P, D), context or None, puzzle rows or None) for every row."""
+    def condition(self, data: Batch, state: Tensor | None = None, noise: torch.Generator | None = None) -> Condition:
+        """What every row's decoder reads; state and noise: see TaskEncoder."""
         if self.puzzle_table is not None:
             rows_BD = self.puzzle_table(data.puzzle_id_B)
-            return _pad_prefix(rows_BD[:, None]), None, rows_BD
-        assert self.encoder is not None and self.adapter is not None
-        context = self.encoder(Demonstrations.from_batch(data), self.decoder.dtype)
-        return self.adapter(context.tokens_BTD), context, None
+            return Condition(_pad_prefix(rows_BD[:, None]), puzzle_rows_BD=rows_BD)
+        assert self.encoder is not None
+        return self._from_context(self.encoder(Demonstrations.from_batch(data), self.decoder.dtype, state, noise))
 
-    def forward(self, carry: Carry, batch: Batch, min_steps_B: Tensor) -> tuple[Carry, StepOutput]:
-        """One training step. min_steps_B: see halting.draw_min_steps. The new carry is detached."""
+    def _from_context(self, context: TaskContext) -> Condition:
+        assert self.adapter is not None
+        return Condition(self.adapter(context.tokens_BTD), context.memory, context)
+
+    def forward(
+        self, carry: Carry, batch: Batch, min_steps_B: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Carry, StepOutput]:
+        """One training step. min_steps_B: see halting.draw_min_steps; noise: see TaskEncoder. The new carry is detached."""
         carry = self.admit(carry, batch)
-        prefix_BPD, context, puzzle_rows_BD = self.condition(carry.data)
-        latents, logits_BSV, q_halt_B = self.decoder(carry.latents, carry.data.inputs_BS, prefix_BPD)
+        data = carry.data
+        condition = self.condition(data, carry.encoder_state, noise)
+        latents, logits_BSV, q_halt_B = self.decoder(carry.latents, data.inputs_BS, condition.prefix_BPD, condition.memory)
         steps_B = carry.steps_B + 1
         halted_B = halts(self.halting, steps_B, q_halt_B.detach(), min_steps_B)
-        output = StepOutput(logits_BSV, q_halt_B, carry.data.labels_BS, steps_B, halted_B, context, puzzle_rows_BD)
-        return Carry(latents.detach(), steps_B, halted_B, carry.data), output
+        context = condition.context
+        output = StepOutput(logits_BSV, q_halt_B, data.labels_BS, steps_B, halted_B, context, condition.puzzle_rows_BD)
+        state = None if context is None or context.state is None else context.state.detach()
+        return Carry(latents.detach(), steps_B, halted_B, data, state), output
+
+    def first_step(self, data: Batch, context: TaskContext) -> tuple[Tensor, Tensor]:
+        """Logits and halt logits of one supervision step from the start state, under a given context; with gradient."""
+        condition = self._from_context(context)
+        start = self.decoder.start(len(data), self._memory_length(data))
+        _, logits_BSV, q_halt_B = self.decoder(start, data.inputs_BS, condition.prefix_BPD, condition.memory)
+        return logits_BSV, q_halt_B
 
     @torch.no_grad()
     def predict(self, data: Batch) -> tuple[Tensor, Tensor]:
-        """Evaluation: logits (B, S, V) and halt logits (B,) after halt_max_steps steps; demonstrations are encoded once."""
-        prefix_BPD, _, _ = self.condition(data)
-        latents = self.decoder.start(len(data))
-        logits_BSV, q_halt_B = prefix_BPD, prefix_BPD  # replaced in the first pass; halt_max_steps >= 1
-        for _ in range(self.halting.halt_max_steps):
-            latents, logits_BSV, q_halt_B = self.decoder(latents, data.inputs_BS, prefix_BPD)
-        return logits_BSV, q_halt_B
+        """Evaluation: logits (B, S, V) and halt logits (B,) after halt_max_steps steps; demonstrations are read once.
+
+        An encoder with a state of its own refines it at every step, as in training; the others write their context once.
+        """
+        if self.encoder is None:
+            conditions = [self.condition(data)]
+        else:
+            demos = Demonstrations.from_batch(data)
+            memory = self.encoder.read(demos, self.decoder.dtype)
+            state = self.encoder.state_for(demos, self.decoder.dtype)
+            conditions = []
+            for _ in range(1 if state is None else self.halting.halt_max_steps):
+                context = self.encoder.write(memory, state, None)
+                state = context.state
+                conditions.append(self._from_context(context))
+        latents = self.decoder.start(len(data), self._memory_length(data))
+        output = None
+        for step in range(self.halting.halt_max_steps):
+            now = conditions[min(step, len(conditions) - 1)]
+            latents, *output = self.decoder(latents, data.inputs_BS, now.prefix_BPD, now.memory)
+        assert output is not None
+        return output[0], output[1]
 
 
 def _where_rows(take_new_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -145,13 +203,11 @@ def _where_rows(take_new_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def build_model(config: ExperimentConfig, num_puzzles: int) -> RecursiveModel:
     """The model of a configuration. num_puzzles: rows of the puzzle table (PuzzleSpace.num_puzzles); unused by encoders."""
-    decoder = Decoder(config.decoder, config.dataset.canvas, DTYPES[config.trainer.precision])
-    width = config.decoder.width
-    if not isinstance(config.encoder, StandardEncoderConfig):
-        table = PuzzleTable(num_puzzles, width)
-        return RecursiveModel(decoder, config.halting, encoder=None, adapter=None, puzzle_table=table)
-    return RecursiveModel(
-        decoder, config.halting,
-        encoder=build_encoder(config.encoder, width, config.dataset.canvas),
-        adapter=ContextAdapter(config.encoder.context, width), puzzle_table=None,
-    )  # fmt: skip
+    width, canvas, dtype = config.decoder.width, config.dataset.canvas, DTYPES[config.trainer.precision]
+    if not isinstance(config.encoder, TaskEncoderConfig):
+        decoder = Decoder(config.decoder, canvas, dtype)
+        return RecursiveModel(decoder, config.halting, encoder=None, adapter=None, puzzle_table=PuzzleTable(num_puzzles, width))
+    encoder = build_encoder(config.encoder, width, canvas)
+    decoder = Decoder(config.decoder, canvas, dtype, encoder.memory_positions)
+    adapter = ContextAdapter(config.encoder.context, width)
+    return RecursiveModel(decoder, config.halting, encoder=encoder, adapter=adapter, puzzle_table=None)

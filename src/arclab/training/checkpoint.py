@@ -57,6 +57,9 @@ def carry_tensors(carries: list[Carry]) -> dict[str, Tensor]:
         "halted": [c.halted_B for c in carries],
         **{f"data.{f.name}": [getattr(c.data, f.name) for c in carries] for f in fields(Batch)},
     }
+    states = [c.encoder_state for c in carries if c.encoder_state is not None]
+    if states:
+        named["encoder_state"] = states
     return {name: torch.cat(parts).contiguous() for name, parts in named.items()}
 
 
@@ -69,6 +72,7 @@ def split_carry(tensors: dict[str, Tensor], num_parts: int, device: torch.device
             chunks["steps"][i],
             chunks["halted"][i],
             Batch(**{f.name: chunks[f"data.{f.name}"][i] for f in fields(Batch)}),
+            chunks["encoder_state"][i] if "encoder_state" in chunks else None,
         )
         for i in range(num_parts)
     ]

@@ -14,12 +14,14 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from arclab.config.encoder_schema import TaskEncoderConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.data.codec import decode_anywhere
 from arclab.data.sampler import Batch, Cursor, TrainingData, batch_loader
@@ -27,6 +29,7 @@ from arclab.data.tasks import Grid
 from arclab.metrics.logger import MetricLogger
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
+from arclab.models.auxiliary import AUXILIARY, auxiliary_losses, auxiliary_weights
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import RowLosses, row_losses
 from arclab.models.recursive import RecursiveModel, StepOutput
@@ -57,16 +60,20 @@ class StepSums:
     """Sums of train/* numerators since the last log, kept on the device: reading them is the only synchronisation."""
 
     NAMES = ("train/count", "train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps",
-             "train/lm_loss", "train/q_halt_loss", "rows")  # fmt: skip
+             "train/lm_loss", "train/q_halt_loss", *(f"train/{name}_loss" for name in AUXILIARY), "rows")  # fmt: skip
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+        self.auxiliary: Set[str] = set()
 
-    def add(self, output: StepOutput, losses: RowLosses) -> None:
+    def add(self, output: StepOutput, losses: RowLosses, auxiliary: dict[str, Tensor]) -> None:
         counted = output.halted_B & losses.has_labels
         per_row = (losses.accuracy, losses.exact, losses.q_halt_correct, output.steps_B)
         sums = [counted.sum(), *(torch.where(counted, x, 0).sum() for x in per_row)]
-        sums += [losses.lm.detach().sum(), losses.q_halt.detach().sum(), torch.tensor(len(counted), device=counted.device)]
+        sums += [losses.lm.detach().sum(), losses.q_halt.detach().sum()]
+        sums += [auxiliary[name].detach().sum() if name in auxiliary else counted.new_zeros(()) for name in AUXILIARY]
+        sums.append(torch.tensor(len(counted), device=counted.device))
+        self.auxiliary = auxiliary.keys()
         self.sums += torch.stack([s.double() for s in sums])
 
     def take(self, ranks: Ranks) -> dict[str, float]:
@@ -75,6 +82,7 @@ class StepSums:
         values = dict(zip(self.NAMES, self.sums.tolist(), strict=True))
         self.sums.zero_()
         count, rows = values["train/count"], values.pop("rows")
+        values = {n: v for n, v in values.items() if n[6:-5] not in AUXILIARY or n[6:-5] in self.auxiliary}
         metrics = {"train/count": count}
         for name, value in values.items():
             if name.endswith("loss"):
@@ -88,7 +96,7 @@ def encoder_stats(output: StepOutput) -> dict[str, Tensor]:
     """The guide's encoder statistics of one batch (this rank's rows), as tensors."""
     if output.context is None:
         return {}
-    tokens_BTD = output.context.tokens_BTD.detach().float()
+    tokens_BTD = output.context.summary_BTD.detach().float()
     return {
         "train/encoder_cross_sample_var": (tokens_BTD - tokens_BTD.mean(0)).square().mean(),
         "train/encoder_output_mean": tokens_BTD.mean(),
@@ -96,6 +104,12 @@ def encoder_stats(output: StepOutput) -> dict[str, Tensor]:
         "train/encoder_output_norm": tokens_BTD.norm(dim=-1).mean(),
         "train/encoder_token_std": tokens_BTD.std(dim=1).mean() if tokens_BTD.shape[1] > 1 else tokens_BTD.new_zeros(()),
     }
+
+
+def noise_generator(key: tuple[int, ...], device: torch.device) -> torch.Generator:
+    """The source of all noise of one micro-batch: a function of (seed, step, rank, micro-batch), so nothing has to be saved."""
+    seed = np.random.SeedSequence([4, *key]).generate_state(2).astype(np.uint64)
+    return torch.Generator(device).manual_seed(int(seed[0] << np.uint64(31) | seed[1] >> np.uint64(1)))
 
 
 def train_step(config: ExperimentConfig, training: Training, batch: Batch, ranks: Ranks, sums: StepSums) -> dict[str, Tensor]:
@@ -112,10 +126,16 @@ def train_step(config: ExperimentConfig, training: Training, batch: Batch, ranks
     puzzle_rows: list[tuple[Tensor, Tensor]] = []
     output = None
     for i, micro in enumerate(micro_batches):
-        training.carries[i], output = model(training.carries[i], micro, min_steps_B[i * size : (i + 1) * size])
+        noise = noise_generator((config.seed, step, ranks.rank, i), ranks.device)
+        training.carries[i], output = model(training.carries[i], micro, min_steps_B[i * size : (i + 1) * size], noise)
         losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
-        (losses.total(config.halting.halt_loss_weight) / trainer.batch_size).backward()
-        sums.add(output, losses)
+        total, auxiliary = losses.total(config.halting.halt_loss_weight), {}
+        if output.context is not None and isinstance(config.encoder, TaskEncoderConfig):
+            auxiliary = auxiliary_losses(config.encoder, model, training.carries[i].data, output.context, noise)
+            weights = auxiliary_weights(config.encoder, step)
+            total = total + sum((weights[name] * rows_B.sum() for name, rows_B in auxiliary.items()), torch.zeros_like(total))
+        (total / trainer.batch_size).backward()
+        sums.add(output, losses, auxiliary)
         if output.puzzle_rows_BD is not None:
             assert output.puzzle_rows_BD.grad is not None
             puzzle_rows.append((training.carries[i].data.puzzle_id_B, output.puzzle_rows_BD.grad))

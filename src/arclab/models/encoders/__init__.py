@@ -4,15 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from arclab.config.schema import EncoderConfig, StandardEncoderConfig
-from arclab.models.encoders.base import Demonstrations, TaskContext, TaskEncoder
+from arclab.config.encoder_schema import EncoderConfig
+from arclab.models.encoders.base import Demonstrations, Memory, TaskContext, TaskEncoder
+from arclab.models.encoders.cross_attention import CrossAttentionEncoder
+from arclab.models.encoders.hierarchical import HierarchicalEncoder
+from arclab.models.encoders.hybrid import HybridEncoder
+from arclab.models.encoders.in_context import InContextEncoder
+from arclab.models.encoders.lpn import LpnEncoder, LpnVariationalEncoder
+from arclab.models.encoders.recurrent import RecurrentEncoder, RecurrentTrmEncoder
+from arclab.models.encoders.set_transformer import SetTransformerEncoder
 from arclab.models.encoders.standard import StandardEncoder
+from arclab.models.encoders.variational import VariationalEncoder
 
-__all__ = ["Demonstrations", "TaskContext", "TaskEncoder", "build_encoder"]
+__all__ = ["Demonstrations", "Memory", "TaskContext", "TaskEncoder", "build_encoder"]
 
-_ENCODERS: dict[type[EncoderConfig], Any] = {StandardEncoderConfig: StandardEncoder}
+# By EncoderConfig.kind; the schema of each kind is in arclab.config.encoder_schema.
+_ENCODERS: dict[str, Any] = {
+    "standard": StandardEncoder,
+    "variational": VariationalEncoder,
+    "lpn": LpnEncoder,
+    "lpn_variational": LpnVariationalEncoder,
+    "hybrid": HybridEncoder,
+    "hybrid_variational": VariationalEncoder,
+    "recurrent": RecurrentEncoder,
+    "recurrent_trm": RecurrentTrmEncoder,
+    "cross_attention": CrossAttentionEncoder,
+    "hierarchical": HierarchicalEncoder,
+    "set_transformer": SetTransformerEncoder,
+    "in_context": InContextEncoder,
+}
 
 
 def build_encoder(config: EncoderConfig, width: int, canvas: int) -> TaskEncoder:
     """The module of an encoder configuration; width is the decoder's."""
-    return _ENCODERS[type(config)](config, width, canvas)
+    return _ENCODERS[config.kind](config, width, canvas)

@@ -1,7 +1,10 @@
 """What every encoder takes and gives.
 
-Shapes: B rows, K demonstration slots, S canvas cells, N valid demonstrations of the whole batch (packed), T context tokens,
-D width. Encoders work on the N packed demonstrations, so that an empty slot costs nothing and cannot leak into a result.
+An encoder works in two stages: read() turns the demonstrations into a memory, write() turns the memory into context tokens.
+Reading needs no state, so evaluation reads once per query; an encoder with its own recurrent state writes at every step.
+Shapes: B rows, K demonstration slots, S canvas cells, N valid demonstrations of the whole batch (packed), M memory tokens of
+a row, T context tokens, D width. Encoders work on the N packed demonstrations, so that an empty slot costs nothing and
+cannot leak into a result.
 """
 
 from __future__ import annotations
@@ -25,7 +28,11 @@ class Demonstrations:
     @classmethod
     def from_batch(cls, batch: Batch) -> Demonstrations:
         slots = torch.arange(batch.demo_inputs_BKS.shape[1], device=batch.num_demos_B.device)
-        valid_BK = slots[None] < batch.num_demos_B[:, None]
+        return cls.select(batch, slots[None] < batch.num_demos_B[:, None])
+
+    @classmethod
+    def select(cls, batch: Batch, valid_BK: Tensor) -> Demonstrations:
+        """Only the demonstrations in `valid_BK`, which must all be real ones."""
         return cls(batch.demo_inputs_BKS[valid_BK], batch.demo_outputs_BKS[valid_BK], valid_BK)
 
     def unpack(self, x_ND: Tensor) -> Tensor:
@@ -34,17 +41,71 @@ class Demonstrations:
         x_BKD[self.valid_BK] = x_ND
         return x_BKD
 
+    def unpack_tokens(self, x_NMD: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, M, D) tokens of each demonstration -> (tokens (B, K * M, D), mask (B, K * M))."""
+        mask = self.valid_BK.repeat_interleave(x_NMD.shape[1], dim=1)
+        return self.unpack(x_NMD).flatten(1, 2), mask
+
+
+@dataclass(slots=True)
+class Memory:
+    """What was read: tokens_BMD and a mask of the real ones (B, M), at least one a row."""
+
+    tokens_BMD: Tensor
+    mask_BM: Tensor
+
 
 @dataclass(slots=True)
 class TaskContext:
-    """tokens (B, T, D) of unit RMS; aux_losses: name -> (B,) losses to be weighted by the trainer."""
+    """tokens (B, T, D) of unit RMS for the prefix; memory: tokens that join the decoder's own sequence, or None.
+
+    aux_losses: name -> (B,) losses, to be weighted by the trainer. state: the encoder's next state, with gradient; the carry
+    keeps a detached copy.
+    """
 
     tokens_BTD: Tensor
+    memory: Memory | None = None
     aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    state: Tensor | None = None
+
+    @property
+    def summary_BTD(self) -> Tensor:
+        """What differs between tasks: the context tokens, or the mean of the memory where that carries the task."""
+        if self.memory is None:
+            return self.tokens_BTD
+        weight_BM = self.memory.mask_BM / self.memory.mask_BM.sum(1, keepdim=True)
+        return torch.einsum("bm,bmd->bd", weight_BM.to(self.memory.tokens_BMD.dtype), self.memory.tokens_BMD)[:, None]
 
 
 class TaskEncoder(nn.Module):
-    """forward(demonstrations, dtype) -> TaskContext. Every row must have at least one demonstration."""
+    """read(demonstrations) -> Memory; write(memory, state, noise) -> TaskContext. Every row has at least one demonstration.
 
-    def forward(self, demos: Demonstrations, dtype: torch.dtype) -> TaskContext:
-        raise AssertionError("an encoder defines forward")
+    noise: generator for sampling encoders in training; None (evaluation) means the mean. memory_positions: rotary positions of one demonstration's tokens in the decoder's
+    sequence, for encoders that put them there.
+    """
+
+    memory_positions: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory_positions", None, persistent=False)
+
+    def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
+        raise AssertionError("an encoder defines read")
+
+    def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
+        raise AssertionError("an encoder defines write")
+
+    def forward(
+        self, demos: Demonstrations, dtype: torch.dtype, state: Tensor | None = None, noise: torch.Generator | None = None
+    ) -> TaskContext:
+        return self.write(self.read(demos, dtype), self.state_for(demos, dtype) if state is None else state, noise)
+
+    def start_state(self) -> Tensor | None:
+        """(X, D): where a row's state begins, for an encoder with a state of its own; else None."""
+        return None
+
+    def state_for(self, demos: Demonstrations, dtype: torch.dtype) -> Tensor | None:
+        """The start state for every row."""
+        start = self.start_state()
+        return None if start is None else start.to(dtype).expand(len(demos.valid_BK), -1, -1)

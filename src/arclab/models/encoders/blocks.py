@@ -1,0 +1,184 @@
+"""Stages that encoders are made of: attention blocks with options, pooling a demonstration, queries over a set, sampling.
+
+Shapes: N packed demonstrations, L tokens, M tokens kept per demonstration, B rows, K set members, T context tokens, D width,
+Z latent dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from arclab.config.encoder_schema import NormStyle, Pooling, StandardEncoderConfig, TransformerEncoderConfig
+from arclab.models.encoders.demo_tokens import DemoTokens
+from arclab.models.layers import CrossAttention, Linear, SelfAttention, SwiGLU, rms_norm, rope_tables, truncated_normal
+
+QUERY_STD = 0.02  # larger starts make the queries' own content drown what they read
+_LOGVAR_LIMIT = 10.0
+
+
+class Residual(nn.Module):
+    """x + gain * branch(norm) with the norm before or after; gain is learned per channel if layer_scale > 0."""
+
+    def __init__(self, branch: nn.Module, width: int, norm: NormStyle, layer_scale: float) -> None:
+        super().__init__()
+        self.branch, self.norm = branch, norm
+        self.gain = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale > 0 else None
+
+    def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
+        update = self.branch(rms_norm(x) if self.norm is NormStyle.pre else x, *args)
+        if self.gain is not None:
+            update = update * self.gain.to(update.dtype)
+        return x + update if self.norm is NormStyle.pre else rms_norm(x + update)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and SwiGLU with the options of a transformer encoder."""
+
+    def __init__(self, config: TransformerEncoderConfig, width: int) -> None:
+        super().__init__()
+        style = (width, config.norm, config.layer_scale)
+        self.attention = Residual(SelfAttention(width, config.num_heads, qk_norm=config.qk_norm), *style)
+        self.mlp = Residual(SwiGLU(width, config.expansion), *style)
+
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None) -> Tensor:
+        return self.mlp(self.attention(x, rope, mask))
+
+
+class SetBlock(nn.Module):
+    """Queries attend to a masked set, then a SwiGLU."""
+
+    def __init__(self, config: TransformerEncoderConfig, width: int) -> None:
+        super().__init__()
+        style = (width, config.norm, config.layer_scale)
+        self.attention = Residual(CrossAttention(width, config.num_heads), *style)
+        self.mlp = Residual(SwiGLU(width, config.expansion), *style)
+
+    def forward(self, x_BTD: Tensor, set_BKD: Tensor, mask_BK: Tensor) -> Tensor:
+        return self.mlp(self.attention(x_BTD, set_BKD, mask_BK))
+
+
+class TokenStage(nn.Module):
+    """Demonstrations -> (tokens (N, L, D), used (N, L)) after num_layers blocks on rotary positions.
+
+    With cls, a learned token at the front takes part in the attention; it has no position (all rotary angles 0).
+    """
+
+    rope: Tensor
+
+    def __init__(self, config: TransformerEncoderConfig, width: int, canvas: int, *, cls: bool = False) -> None:
+        super().__init__()
+        self.tokens = DemoTokens(config.demo_layout, width, canvas)
+        self.layers = nn.ModuleList(EncoderBlock(config, width) for _ in range(config.num_layers))
+        rope = rope_tables(self.tokens.positions_L, width // config.num_heads)
+        self.cls = nn.Parameter(truncated_normal((width,), QUERY_STD)) if cls else None
+        if cls:
+            unrotated = torch.stack([torch.ones_like(rope[0, :1]), torch.zeros_like(rope[1, :1])])
+            rope = torch.cat([unrotated, rope], dim=1)
+        self.register_buffer("rope", rope, persistent=False)
+        self.is_pre_norm = config.norm is NormStyle.pre
+
+    def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x_NLD, used_NL = self.tokens(inputs_NS, outputs_NS, dtype)
+        if self.cls is not None:
+            x_NLD = torch.cat([self.cls.to(dtype).expand(len(x_NLD), 1, -1), x_NLD], dim=1)
+            used_NL = torch.cat([used_NL.new_ones(len(used_NL), 1), used_NL], dim=1)
+        for layer in self.layers:
+            x_NLD = layer(x_NLD, self.rope, used_NL)
+        return (rms_norm(x_NLD) if self.is_pre_norm else x_NLD), used_NL
+
+
+class Pool(nn.Module):
+    """(N, L, D) tokens with a mask -> (N, M, D). attention and weighted keep M > 1 tokens with a query or score for each."""
+
+    def __init__(self, pooling: Pooling, width: int, num_heads: int, num_tokens: int) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.queries = nn.Parameter(truncated_normal((num_tokens, width), QUERY_STD)) if pooling is Pooling.attention else None
+        self.attention = CrossAttention(width, num_heads) if pooling is Pooling.attention else None
+        self.score = Linear(width, num_tokens) if pooling is Pooling.weighted else None
+
+    def forward(self, x_NLD: Tensor, used_NL: Tensor) -> Tensor:
+        if self.pooling is Pooling.cls:
+            return x_NLD[:, :1]
+        if self.pooling is Pooling.mean:
+            weight = used_NL.to(x_NLD.dtype) / used_NL.sum(1, keepdim=True)
+            return (x_NLD * weight[..., None]).sum(1, keepdim=True)
+        if self.pooling is Pooling.max:
+            return x_NLD.masked_fill(~used_NL[..., None], -torch.inf).amax(1, keepdim=True)
+        if self.attention is not None and self.queries is not None:
+            return self.attention(self.queries.to(x_NLD.dtype).expand(len(x_NLD), -1, -1), x_NLD, used_NL)
+        assert self.score is not None
+        weight_NLM = self.score(x_NLD).float().masked_fill(~used_NL[..., None], -torch.inf).softmax(1)
+        return weight_NLM.to(x_NLD.dtype).transpose(1, 2) @ x_NLD
+
+
+class DemoStage(nn.Module):
+    """Demonstrations -> (N, M, D): tokens, pooling, and a projection."""
+
+    def __init__(self, config: StandardEncoderConfig, width: int, canvas: int) -> None:
+        super().__init__()
+        self.token_stage = TokenStage(config, width, canvas, cls=config.pooling is Pooling.cls)
+        self.pool = Pool(config.pooling, width, config.num_heads, config.tokens_per_demo)
+        self.to_set = Linear(width, width)
+
+    def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.to_set(self.pool(*self.token_stage(inputs_NS, outputs_NS, dtype)))
+
+
+class QueryStage(nn.Module):
+    """T learned queries over a set of vectors; the order of the set does not matter. Output of unit RMS."""
+
+    def __init__(self, config: TransformerEncoderConfig, num_layers: int, num_tokens: int, width: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(truncated_normal((num_tokens, width), QUERY_STD))
+        self.layers = nn.ModuleList(SetBlock(config, width) for _ in range(num_layers))
+
+    def forward(self, set_BKD: Tensor, mask_BK: Tensor) -> Tensor:
+        x_BTD = self.queries.to(set_BKD.dtype).expand(len(set_BKD), -1, -1)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, set_BKD, mask_BK)
+        return rms_norm(x_BTD)
+
+
+class ToDecoder(nn.Module):
+    """From the encoder's width to the decoder's, unit RMS; nothing if they are equal."""
+
+    def __init__(self, width: int, decoder_width: int) -> None:
+        super().__init__()
+        self.project = Linear(width, decoder_width) if width != decoder_width else None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD if self.project is None else rms_norm(self.project(x_BTD))
+
+
+class Gaussian(nn.Module):
+    """(..., D) -> a sample of N(mu, exp(logvar)) (..., Z) and its mean and log variance in fp32.
+
+    logvar starts at 0 and is limited to +-10, against overflow. Without a generator the sample is the mean.
+    """
+
+    def __init__(self, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.mu = Linear(width, latent_dim)
+        self.logvar = Linear(width, latent_dim)
+        nn.init.zeros_(self.logvar.weight)
+
+    def forward(self, x: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.mu(x).float(), self.logvar(x).float().clamp(-_LOGVAR_LIMIT, _LOGVAR_LIMIT)
+        if noise is None:
+            return mu.to(x.dtype), mu, logvar
+        draw = torch.randn(mu.shape, generator=noise, device=mu.device)
+        return (mu + (0.5 * logvar).exp() * draw).to(x.dtype), mu, logvar
+
+
+def kl_to_unit_normal(mu: Tensor, logvar: Tensor, free_bits: float) -> Tensor:
+    """(...,) KL(N(mu, exp(logvar)) || N(0, 1)) summed over the last axis, each dimension counting at least free_bits nats."""
+    per_dimension = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+    return per_dimension.clamp(min=free_bits).sum(-1)
+
+
+def mean_over(x_BKD: Tensor, mask_BK: Tensor) -> Tensor:
+    """(B, ...) mean over the members of a masked set."""
+    weight = (mask_BK / mask_BK.sum(1, keepdim=True)).to(x_BKD.dtype)
+    return (x_BKD * weight.view(*weight.shape, *[1] * (x_BKD.dim() - 2))).sum(1)

@@ -1,0 +1,81 @@
+"""The encoder of Latent Program Networks (arXiv 2411.08706), at its own width (128), plain and variational.
+
+Per demonstration: colour embedding plus learned row, column and channel (input, output) embeddings, a CLS token, pre-norm
+blocks with LayerNorm without weights and a SiLU MLP of four times the width, no biases; the CLS vector after a last LayerNorm.
+lpn: the mean over demonstrations, then a linear map to T tokens. lpn_variational: each demonstration gives mu and log
+variance of latent_dim values, is sampled, and the samples are averaged. Deviations: PAD cells are masked, and the tokens
+that leave have unit RMS, as those of every encoder here.
+Shapes: N packed demonstrations, L tokens, B rows, K slots, T context tokens, D decoder width, W own width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arclab.config.encoder_schema import LpnEncoderConfig, LpnVariationalEncoderConfig
+from arclab.models.encoders.base import Demonstrations, Memory, TaskContext, TaskEncoder
+from arclab.models.encoders.blocks import QUERY_STD, Gaussian, kl_to_unit_normal, mean_over
+from arclab.models.encoders.demo_tokens import DemoTokens
+from arclab.models.layers import Linear, SelfAttention, rms_norm, truncated_normal
+
+_MLP_FACTOR = 4
+
+
+class LpnBlock(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, num_heads)
+        self.up, self.down = Linear(width, _MLP_FACTOR * width), Linear(_MLP_FACTOR * width, width)
+
+    def forward(self, x_NLW: Tensor, used_NL: Tensor) -> Tensor:
+        x_NLW = x_NLW + self.attention(layer_norm(x_NLW), None, used_NL)
+        return x_NLW + self.down(F.silu(self.up(layer_norm(x_NLW))))
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:]).to(x.dtype)
+
+
+class LpnEncoder(TaskEncoder):
+    def __init__(self, config: LpnEncoderConfig, decoder_width: int, canvas: int) -> None:
+        super().__init__()
+        self.tokens = DemoTokens(config.demo_layout, config.width, canvas, table_positions=True)
+        self.cls = nn.Parameter(truncated_normal((config.width,), QUERY_STD))
+        self.layers = nn.ModuleList(LpnBlock(config.width, config.num_heads) for _ in range(config.num_layers))
+        self.num_tokens = config.context.num_tokens
+        self.to_context = Linear(self.task_width(config), self.num_tokens * decoder_width)
+
+    def task_width(self, config: LpnEncoderConfig) -> int:
+        return config.width
+
+    def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
+        x_NLW, used_NL = self.tokens(demos.inputs_NS, demos.outputs_NS, dtype)
+        x_NLW = torch.cat([self.cls.to(dtype).expand(len(x_NLW), 1, -1), x_NLW], dim=1)
+        used_NL = torch.cat([used_NL.new_ones(len(used_NL), 1), used_NL], dim=1)
+        for layer in self.layers:
+            x_NLW = layer(x_NLW, used_NL)
+        return Memory(*demos.unpack_tokens(layer_norm(x_NLW[:, :1])))
+
+    def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
+        return TaskContext(self._tokens(mean_over(memory.tokens_BMD, memory.mask_BM)))
+
+    def _tokens(self, task_BW: Tensor) -> Tensor:
+        return rms_norm(self.to_context(task_BW).view(len(task_BW), self.num_tokens, -1))
+
+
+class LpnVariationalEncoder(LpnEncoder):
+    def __init__(self, config: LpnVariationalEncoderConfig, decoder_width: int, canvas: int) -> None:
+        super().__init__(config, decoder_width, canvas)
+        self.free_bits = config.kl.free_bits
+        self.latent = Gaussian(config.width, config.latent_dim)
+
+    def task_width(self, config: LpnEncoderConfig) -> int:
+        assert isinstance(config, LpnVariationalEncoderConfig)
+        return config.latent_dim
+
+    def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
+        z_BKZ, mu_BKZ, logvar_BKZ = self.latent(memory.tokens_BMD, noise)
+        kl_BK = kl_to_unit_normal(mu_BKZ, logvar_BKZ, self.free_bits)
+        return TaskContext(self._tokens(mean_over(z_BKZ, memory.mask_BM)), aux_losses={"kl": mean_over(kl_BK, memory.mask_BM)})
