@@ -16,19 +16,22 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from arclab import app
-from arclab.config.compose import compose, compose_evaluate, flat, known_keys, to_typed
-from arclab.config.encoder_schema import ENCODER_SCHEMAS
+from arclab.config.compose import compose, compose_evaluate, flat, freeze, known_keys, to_typed
+from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
 from arclab.config.schema import EvaluateConfig, ExperimentConfig
 from arclab.data.tasks import load_source
 from arclab.metrics.logger import read_rows
 from arclab.models import decoder
+from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights
 from arclab.ranks import Ranks
 from arclab.solvers.recursive import RecursiveSolver
+from arclab.training.loop import noise_generator
 
 from .conftest import TINY, TINY_TRM
+from .models.common import setup
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 # The base run must be one in which every mechanism is at work.
@@ -45,6 +48,11 @@ ALTERNATIVES: dict[str, Any] = {
     "decoder.optim.weight_decay": 0.9, "decoder.optim.freeze_steps": 2,
     "encoder.kind": None, "encoder.num_layers": 2, "encoder.num_heads": 2, "encoder.expansion": 15.0, "encoder.demo_layout": "concat",
     "encoder.set_layers": 2, "encoder.context.num_tokens": 2, "encoder.context.gain": 0.5, "encoder.context.match_gain": True,
+    **{f"encoder.{key}": None for key in (
+        "width", "norm", "layer_scale", "qk_norm", "pooling", "tokens_per_demo", "contrastive.weight", "contrastive.temperature",
+        "contrastive.view", "reconstruction.weight", "latent_dim", "kl.weight", "kl.free_bits", "kl.anneal_steps", "kl.allow_zero_weight",
+        "h_cycles", "l_cycles", "cycle_layers", "cross_layers", "grid_layers", "induced_layers", "num_induced",
+    )},
     "encoder.optim.lr": 0.001, "encoder.optim.weight_decay": 0.9, "encoder.optim.freeze_steps": 2,
     "halting.halt_max_steps": 2, "halting.halt_exploration_prob": 0.0, "halting.halt_loss_weight": 2.0,
     "decoder_init.kind": None, "decoder_init.path": None,
@@ -81,6 +89,14 @@ ELSEWHERE = {
     "wandb.mode": "test_wandb_settings_reach_the_run",
     "wandb.project": "test_wandb_settings_reach_the_run",
     "wandb.group": "test_wandb_settings_reach_the_run",
+}
+
+
+# Encoder options have a test of their own, over every encoder that has them.
+ELSEWHERE |= {
+    key: "test_every_key_of_every_encoder"
+    for key, value in ALTERNATIVES.items()
+    if key.startswith("encoder.") and value is None and key not in ELSEWHERE
 }
 
 
@@ -136,7 +152,6 @@ def test_changing_a_key_changes_the_run(key: str, base: dict[str, str], tmp_path
 
 def test_trm_is_another_run(base: dict[str, str], tmp_path: Path) -> None:
     assert run([], tmp_path, trm=True) != base
-    assert set(ENCODER_SCHEMAS) == {"puzzle_table", "standard"}
 
 
 @pytest.mark.parametrize("key", ["encoder.optim.lr", "encoder.optim.weight_decay", "encoder.optim.freeze_steps"])
@@ -279,3 +294,58 @@ def test_flat_and_typed_agree(tiny: Callable[..., ExperimentConfig]) -> None:
     config = tiny()
     assert to_typed(OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(config))), ExperimentConfig) == config  # type: ignore[arg-type]
     assert flat(config)["dataset.canvas"] == 6
+
+
+ENCODER_ALTERNATIVES: dict[str, Any] = {
+    "demo_layout": "symmetry", "context.num_tokens": 3, "context.gain": 0.5, "context.match_gain": True, "contrastive.weight": 0.7,
+    "contrastive.temperature": 0.5, "contrastive.view": "augmentations", "reconstruction.weight": 0.6, "width": 16, "num_layers": 3,
+    "num_heads": 4, "expansion": 16.0, "norm": None, "layer_scale": 0.3, "qk_norm": True, "pooling": "max", "tokens_per_demo": 3,
+    "set_layers": 2, "latent_dim": 4, "kl.weight": 0.3, "kl.free_bits": 2.0, "kl.anneal_steps": 9, "kl.allow_zero_weight": None,
+    "h_cycles": 1, "l_cycles": 2, "cycle_layers": 1, "cross_layers": 2, "grid_layers": 1, "induced_layers": 1, "num_induced": 3,
+}  # fmt: skip
+
+
+def encoder_summary(base: ExperimentConfig, changes: dict[str, Any]) -> str:
+    """What an encoder configuration builds and computes: shapes, predictions, auxiliary losses and their weights."""
+    node = OmegaConf.create(freeze(base))
+    assert isinstance(node, DictConfig)
+    for key, value in changes.items():
+        OmegaConf.update(node, f"encoder.{key}", value)
+    config = to_typed(node, ExperimentConfig)
+    model, _, batch = setup(config)
+    context = model.condition(batch, noise=noise_generator((1,), CPU.device)).context
+    assert context is not None and isinstance(config.encoder, TaskEncoderConfig)
+    losses = auxiliary_losses(config.encoder, model, batch, context, noise_generator((2,), CPU.device))
+    weights = [auxiliary_weights(config.encoder, step) for step in (1, 50)]
+    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    prefix = model.condition(batch).prefix_BPD
+    numbers = [t.detach().double().sum().item() for t in (model.predict(batch)[0], prefix, *losses.values())]
+    return digest([shapes, numbers, weights, list(losses)])
+
+
+@pytest.mark.parametrize("kind", sorted(k for k, s in ENCODER_SCHEMAS.items() if issubclass(s, TaskEncoderConfig)))
+def test_every_key_of_every_encoder(kind: str) -> None:
+    """For every encoder and every option it has: another value builds or computes something else."""
+    schema = ENCODER_SCHEMAS[kind]
+    keys = [k for k in known_keys(schema) if not any(o.startswith(f"{k}.") for o in known_keys(schema))]
+    overrides = [f"encoder={kind}", "encoder.num_heads=2", "encoder.width=32", "encoder.num_layers=1"]
+    overrides += ["encoder.latent_dim=8"] if "latent_dim" in keys else []
+    overrides += ["encoder.pooling=attention"] if "tokens_per_demo" in keys and not kind.startswith("hybrid") else []
+    base = compose("pretrain_encoder", [*TINY, "dataset.max_train_tasks=4", *overrides])
+    unchanged = encoder_summary(base, {})
+    assert encoder_summary(base, {}) == unchanged
+    for key in keys:
+        only_one_value = kind.startswith("hybrid") and key in ("pooling", "tokens_per_demo")  # see test_bad_encoder_settings
+        if key == "kind" or key.startswith("optim.") or only_one_value:
+            continue
+        value, extra, reference = ENCODER_ALTERNATIVES[key], {}, unchanged
+        if key == "norm":
+            value = "post" if kind.startswith("hybrid") else "pre"
+        if key.startswith("contrastive.") and key != "contrastive.weight":
+            extra = {"contrastive.weight": 1.0}
+            reference = encoder_summary(base, extra)
+        if key == "kl.allow_zero_weight":
+            with pytest.raises(ValueError, match="allow_zero_weight"):
+                encoder_summary(base, {"kl.weight": 0.0})
+            value, extra = True, {"kl.weight": 0.0}
+        assert encoder_summary(base, {**extra, key: value}) != reference, key

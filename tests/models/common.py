@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from arclab.config.schema import ExperimentConfig
+from arclab.config.compose import freeze
+from arclab.config.schema import DatasetConfig, ExperimentConfig
 from arclab.data.sampler import Batch, Cursor, TrainingData, build_training_data
 from arclab.data.splits import load_tasks
 from arclab.models.recursive import RecursiveModel, build_model
@@ -13,8 +14,18 @@ from arclab.models.recursive import RecursiveModel, build_model
 ROWS = 12
 
 
+_cache: dict[str, TrainingData] = {}
+
+
+def _data(key: str, config: DatasetConfig) -> TrainingData:
+    """Training data is read-only and slow to load, so equal settings share it."""
+    if key not in _cache:
+        _cache[key] = build_training_data(load_tasks(config).train, (), config, 0)
+    return _cache[key]
+
+
 def setup(config: ExperimentConfig) -> tuple[RecursiveModel, TrainingData, Batch]:
-    data = build_training_data(load_tasks(config.dataset).train, (), config.dataset, 0)
+    data = _data(freeze(config).split("dataset:")[1].split("trainer:")[0], config.dataset)
     torch.manual_seed(0)
     model = build_model(config, data.space.num_puzzles)
     with torch.no_grad():
