@@ -135,7 +135,7 @@ def crop_box(color: int | None, grids: Grids) -> Grids:
     wanted = grids > 0 if color is None else grids == color
     spans = []
     for axis in (-1, -2):
-        hit = wanted.any(axis)
+        hit = np.asarray(wanted.any(axis=axis))
         spans.append(np.logical_or.accumulate(hit, -1) & np.logical_or.accumulate(hit[..., ::-1], -1)[..., ::-1])
     return anchor(np.where(spans[0][..., :, None] & spans[1][..., None, :], grids, BLANK))
 
@@ -211,8 +211,9 @@ def _draw_patch(rng: np.random.Generator, count: int, side: int, colors: int) ->
     """A rectangle of random cells, empty around it."""
     ends = np.sort(rng.random((count, 2, side)).argsort(axis=-1)[..., :2], axis=-1)  # two different places per axis
     place = np.arange(side)
-    inside: npt.NDArray[np.bool_] = np.logical_and(place >= ends[..., :1], place <= ends[..., 1:])
-    return _draw_full(rng, count, side, colors) * (inside[:, 0, :, None] & inside[:, 1, None, :])
+    inside = (place >= ends[..., :1]) & (place <= ends[..., 1:])
+    rows, columns = np.moveaxis(inside, 1, 0)
+    return _draw_full(rng, count, side, colors) * (rows[:, :, None] & columns[:, None, :])
 
 
 def _draw_marks(rng: np.random.Generator, count: int, side: int, colors: int) -> Grids:
