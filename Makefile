@@ -1,9 +1,9 @@
-# make demo | test | install | bench | lint      Each creates .venv and installs what it needs.
+# make demo | test | install | bench | bench-control | lint      Each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test install bench lint
+.PHONY: demo test install bench bench-control lint
 
 demo: .venv/installed
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
@@ -16,6 +16,11 @@ install: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.data
+
+# Continues where it was stopped. Fewer cells or another budget: make bench-control CONTROL="--seconds 120 --families lines"
+CONTROL ?= --seconds 60 --families color_map dihedral dihedral_color
+bench-control: .venv/installed
+	$(BIN)/python -m benchmarks.control $(CONTROL)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

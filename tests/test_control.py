@@ -1,0 +1,116 @@
+"""The positive control: a tiny model learns unseen colour maps from demonstrations, and the control table resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import control
+from benchmarks.control import Cell
+
+from arclab import app
+from arclab.config.compose import compose
+from arclab.metrics.logger import read_rows
+from arclab.ranks import Ranks
+
+SMALL = ["decoder.width=16", "decoder.num_heads=2", "encoder.num_heads=2", "trainer.num_threads=1", "trainer.batch_size=4"]
+TABLE = ["--steps", "3", "--encoders", "standard_tiny", "--layouts", "aligned", "--families", "dihedral", "--train-tasks", "20",
+         "--test-tasks", "12", "--settings", "side=3&colors=3"]  # fmt: skip
+
+
+def test_a_tiny_model_learns_unseen_colour_maps(tmp_path: Path) -> None:
+    """Of 120 maps a fifth is held out: guessing stays below 1 %, and so do a blind decoder and a memory of the training maps."""
+    settings = "side=3&colors=3&palette=6"
+    config = compose("pretrain_encoder", [
+        "experiment=toy_control", f"runs_dir={tmp_path}", f'dataset.train_sources=["toy:color_map?tasks=4000&{settings}"]',
+        f'dataset.eval_sources=["toy:color_map?tasks=150&split=test&{settings}"]',
+        "dataset.validation_sources=[]", "evaluation.split=evaluation", "decoder.num_layers=1", "decoder.l_cycles=1", "trainer.batch_size=32",
+        "trainer.steps=240", "trainer.eval_every=240", "trainer.lr_min_ratio=1.0", "wandb.mode=disabled",
+    ])  # fmt: skip
+    app._pretrain(config, Ranks(0, 1, torch.device("cpu")))
+    rows = read_rows(tmp_path / "toy_control/default/metrics.jsonl")
+    assert [r["ARC/pass@1"] for r in rows if "ARC/pass@1" in r][-1] > 0.15
+
+
+def run_control(tmp_path: Path, *more: str) -> list[dict[str, object]]:
+    control.main([*TABLE, "--runs-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), *more, "--set", *SMALL])
+    return json.loads((tmp_path / "results/control.json").read_text())["cells"]
+
+
+def test_a_killed_table_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    trained: list[str] = []
+
+    def train(overrides: list[str]) -> None:
+        config = compose("pretrain_encoder", overrides)
+        if len(trained) == 1 and "killed" not in capsys.readouterr().out:
+            trained.append("killed")
+            raise KeyboardInterrupt
+        trained.append(config.name)
+        app._pretrain(config, Ranks(0, 1, torch.device("cpu")))
+
+    monkeypatch.setattr(control, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        run_control(tmp_path)
+    names = [f"dihedral-standard_tiny-aligned-{twin}-3steps-seed0" for twin in ("trained", "frozen")]
+    assert trained == [names[0], "killed"]
+    first = json.loads((tmp_path / "results/control.json").read_text())["cells"]
+    cells = run_control(tmp_path)
+    assert trained == [names[0], "killed", names[1]]
+    assert [c["name"] for c in first] == names[:1] and sorted(str(c["name"]) for c in cells) == sorted(names)
+    assert first[0] in cells  # not scored again
+    run_control(tmp_path)
+    assert len(trained) == 3
+    assert names[0] in json.dumps(cells) and "| dihedral | standard_tiny | aligned | frozen |" in capsys.readouterr().out
+    for cell in cells:
+        assert cell["exact"]["N"] == 12 and cell["steps"] == 3 and cell["seconds"] > 0  # type: ignore[index,operator]
+
+
+def test_the_frozen_twin_keeps_its_random_encoder(tmp_path: Path) -> None:
+    table, _ = control.parse([*TABLE, "--runs-dir", str(tmp_path), "--set", *SMALL])
+    weights = {}
+    for frozen in (False, True):
+        config = compose(
+            "pretrain_encoder", control.cell_overrides(table, Cell("standard_tiny", "aligned", "dihedral", frozen), 3)
+        )
+        torch.manual_seed(config.seed)
+        start = app.build_model(config, 1).state_dict()
+        app._pretrain(config, Ranks(0, 1, torch.device("cpu")))
+        model = app.build_model(config, 1)
+        app.load_weights(model, control.newest_checkpoint(control.run_path(config)), control.WeightsKind.raw)
+        weights[frozen] = {n: bool((p != start[n]).any()) for n, p in model.state_dict().items()}
+    moved = {frozen: {n.split(".")[0] for n, m in changed.items() if m} for frozen, changed in weights.items()}
+    assert "encoder" in moved[False] and moved[True] == {"decoder"}
+
+
+def test_cells_come_from_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    _, given = control.parse(["--steps", "5"])
+    cells = list(control.list_cells(given.encoders, given.layouts, given.families))
+    assert {"standard", "standard_tiny"} <= {c.encoder for c in cells} and len(set(cells)) == len(cells)
+    assert {c.layout for c in cells if c.encoder == "standard"} == set(given.layouts) and {c.frozen for c in cells} == {
+        True,
+        False,
+    }
+    assert "encoder=puzzle_table is left out" in capsys.readouterr().out
+    assert {c.encoder for c in control.list_cells(["standard"], ["concat"], ["lines"])} == {"standard"}
+
+
+def test_seconds_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([7.0, 99.0])
+    monkeypatch.setattr(control, "steps_per_second", lambda table, cell: next(speeds))
+    table, _ = control.parse(["--seconds", "10", "--runs-dir", str(tmp_path)])
+    cells = [Cell("standard", "concat", "lines", frozen) for frozen in (False, True)]
+    assert [control.cell_steps(table, cell) for cell in cells] == [70, 70]
+
+
+def test_a_failed_cell_is_named_and_the_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(overrides: list[str]) -> None:
+        if "encoder.optim.freeze_steps=0" in overrides:
+            raise control.subprocess.CalledProcessError(2, "pretrain_encoder.py")
+        app._pretrain(compose("pretrain_encoder", overrides), Ranks(0, 1, torch.device("cpu")))
+
+    monkeypatch.setattr(control, "train", train)
+    with pytest.raises(SystemExit, match="1 of 2 cells failed: dihedral-standard_tiny-aligned-trained"):
+        run_control(tmp_path)
+    assert len(json.loads((tmp_path / "results/control.json").read_text())["cells"]) == 1
