@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from arclab.config.compose import compose, compose_evaluate, thaw
-from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName, WeightsKind
+from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName
 from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
@@ -30,7 +30,7 @@ from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import RunDir, State, open_run, provenance
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
-from arclab.training.checkpoint import load_tensors, read_state
+from arclab.training.checkpoint import load_weights, read_state
 from arclab.training.loop import train
 
 log = logging.getLogger(__name__)
@@ -229,20 +229,3 @@ def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
         if config.evaluation.split is SplitName.train
         else ()
     )
-
-
-def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
-    """Raw or averaged weights of a checkpoint folder into a model of the same configuration."""
-    state = read_state(checkpoint)
-    tensors = load_tensors(checkpoint, "model.safetensors", state)
-    if weights is WeightsKind.ema:
-        tensors |= load_tensors(checkpoint, "ema.safetensors", state)
-    own = model.state_dict()
-    wrong = [
-        n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with."
-        )
-    model.load_state_dict(tensors)
