@@ -22,6 +22,7 @@ from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.results import Evaluation, write_results
+from arclab.evaluation.runs import FIT_STAMP
 from arclab.evaluation.scoring import score
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
@@ -224,8 +225,4 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
 
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
-    return (
-        ("scored on the training tasks: this measures fit, not generalisation",)
-        if config.evaluation.split is SplitName.train
-        else ()
-    )
+    return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()

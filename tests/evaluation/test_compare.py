@@ -248,10 +248,22 @@ def test_partial_run_is_reported_with_what_there_is(folder: Path) -> None:
     assert "during training, step 4; evaluate.py was not run" in page
 
 
+def test_scores_of_training_carry_the_stamps_of_their_weights(folder: Path) -> None:
+    """A run without evaluate.py has no metrics.json to say what its numbers mean; its checkpoint and split do."""
+    shutil.rmtree(folder / "b/evaluation")
+    edit(sorted((folder / "b/checkpoints").glob("step_*/state.json"))[-1], stamps=["transductive: <decoder>"])
+    (run,) = load(folder, "b")
+    assert run.stamps == ["transductive: <decoder>", "scored on the training tasks: this measures fit, not generalisation"]
+    page, sheet = render_comparison([run]), tracking_sheet(run, None)
+    assert page.count("transductive: &lt;decoder&gt;") >= 2 and "<decoder>" not in page
+    assert "> ⚠️ **transductive: <decoder>**" in sheet
+
+
 def test_run_that_only_began_is_reported(folder: Path) -> None:
     for name in ("metrics.jsonl", "status.json", "provenance.json"):
         (folder / "b" / name).unlink()
-    shutil.rmtree(folder / "b/evaluation")
+    for name in ("evaluation", "checkpoints"):
+        shutil.rmtree(folder / "b" / name)
     (run,) = load(folder, "b")
     page, sheet = render_comparison([run]), tracking_sheet(run, None)
     assert "PARTIAL: no status.json, step 0 of 4" in page and "No curves" in page and "No scores" in page

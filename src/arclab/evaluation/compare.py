@@ -141,6 +141,7 @@ def _score_column(index: int, run: Run, split: str) -> ScoreColumn:
     elif own is not None and own[1] == split:
         shares, source = own[2], f"during training, step {own[0]:,}; evaluate.py was not run"
         statistics = {name: value for name in _STATISTICS if (value := run.last(name)) is not None}
+        stamps = run.own_stamps
     rows = {row.name: row for row in score_rows({name: s for name, s in shares.items() if name in REGISTRY})}
     texts = {name: f"{100 * statistics[name]:.1f} %" for name in _STATISTICS if statistics.get(name) is not None}
     return ScoreColumn(run.label, color_of(index), source, stamps, rows, texts)

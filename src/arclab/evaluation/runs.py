@@ -32,6 +32,7 @@ from arclab.solvers.base import Candidate, TestKey
 LABEL_KEYS = ("experiment_name", "name", "runs_dir", "wandb")
 CONVERGED = 0.9  # train/exact_accuracy of criterion 1 (overfitting)
 _ATTEMPTS = 2
+FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ class ScoredSplit:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. settings: dotted key -> value; status None: the run never wrote one."""
+    """One run folder. settings: dotted key -> value; status None: the run never wrote one.
+
+    weight_stamps: what the newest checkpoint says that every result of its weights must carry.
+    """
 
     path: Path
     label: str
@@ -101,6 +105,7 @@ class Run:
     status: dict[str, Any] | None
     provenance: dict[str, Any]
     criterion: dict[str, Any] | None
+    weight_stamps: tuple[str, ...]
     splits: tuple[ScoredSplit, ...]
 
     @property
@@ -133,7 +138,15 @@ class Run:
 
     @property
     def stamps(self) -> list[str]:
-        return list(dict.fromkeys(stamp for split in self.splits for stamp in split.record.get("stamps", ())))
+        """Sentences that must stand beside the run's numbers, those of its own evaluation during training included."""
+        found = [*self.weight_stamps, *(stamp for split in self.splits for stamp in split.record.get("stamps", ()))]
+        return list(dict.fromkeys([*found, *self.own_stamps]))
+
+    @property
+    def own_stamps(self) -> tuple[str, ...]:
+        """The stamps of own_scores, which carries none itself."""
+        is_fit = self.own_scores is not None and self.own_scores[1] == "train"
+        return (*self.weight_stamps, FIT_STAMP) if is_fit else self.weight_stamps
 
     def split(self, *names: str) -> ScoredSplit | None:
         """The evaluation of the first of these splits that there is."""
@@ -234,8 +247,14 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
     return Run(
         path, label, settings, rows,
         status=_read_json(path / "status.json"), provenance=_read_json(run.provenance) or {},
-        criterion=_read_json(path / "criterion.json"), splits=tuple(_read_split(folder) for folder in folders),
+        criterion=_read_json(path / "criterion.json"), weight_stamps=_weight_stamps(run),
+        splits=tuple(_read_split(folder) for folder in folders),
     )  # fmt: skip
+
+
+def _weight_stamps(run: RunDir) -> tuple[str, ...]:
+    states = sorted(run.checkpoints.glob("step_*/state.json"))
+    return tuple((_read_json(states[-1]) or {}).get("stamps", ())) if states else ()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
