@@ -22,6 +22,7 @@ from arclab.evaluation.runs import Run, read_runs, settings_difference
 from arclab.evaluation.scoring import Share
 from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, tracking_sheet
 from arclab.metrics.logger import read_rows
+from arclab.metrics.names import REGISTRY, Metric
 from arclab.ranks import Ranks
 
 from ..conftest import TINY
@@ -127,7 +128,7 @@ def test_sheet_of_a_held_out_run_names_its_split(folder: Path) -> None:
     text = tracking_sheet(load(folder, "a")[0], None)
     low, high = Share(2, 4).interval
     assert field(text, "- Pass@2:") == f"50.0% (2/4, 95 % [{100 * low:.1f}, {100 * high:.1f}]) of tasks, evaluation split"
-    assert field(text, "- Test EM:").startswith("25.0% (2/8,") and "not this run" in field(
+    assert field(text, "- Test EM:").startswith("25.0% (2/8 augmented copies, 95 % [") and "not this run" in field(
         text, "**Phase 1 Results (Overfit)**:"
     )
 
@@ -147,14 +148,30 @@ def test_settings_difference_keeps_only_what_differs() -> None:
     assert settings_difference(first, second) == {"x.y": ["true", "false"], "old": ["null", "not set"], "new": ["not set", "1"]}
 
 
-@pytest.mark.parametrize(
-    ("record", "status"), [({"passed": True}, "✅ Pass"), ({"passed": False}, "❌ Fail"), ({"status": "fail"}, "❌ Fail")]
-)
-def test_status_is_that_of_the_criterion(folder: Path, record: dict[str, Any], status: str) -> None:
-    (folder / "a/criterion.json").write_text(json.dumps(record))
+@pytest.mark.parametrize(("result", "status"), [("PASS", "✅ Pass"), ("FAIL", "❌ Fail")])
+def test_status_is_that_of_the_criterion(folder: Path, result: str, status: str) -> None:
+    sentence = f"{result} (phase 1): train/exact_accuracy 9/10"
+    (folder / "a/criterion.json").write_text(json.dumps({"result": result, "sentence": sentence}))
     run = load(folder, "a")
-    assert field(tracking_sheet(run[0], None), "- Status:") == status
-    assert f'<span class="badge {status[2:].lower()}">' in render_comparison(run)
+    assert field(tracking_sheet(run[0], None), "- Status:") == f"{status}: {sentence}"
+    page = render_comparison(run)
+    assert f'<span class="badge {result.lower()}">{result}</span>' in page and sentence in page
+
+
+def test_interval_of_exact_accuracy_counts_tasks_not_copies(folder: Path) -> None:
+    """Eight copies of four tasks say no more than four trials."""
+    edit(folder / "a/evaluation/train/metrics.json", statistics={"all.exact_accuracy": 0.5, "all.count": 8.0})
+    exact = load(folder, "a")[0].splits[0].exact
+    assert exact and (exact.copies.n, exact.copies.total) == (4.0, 8) and exact.interval == Share(2, 4).interval
+
+
+def test_forced_halts_are_shown_where_they_are_logged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "train/forced_halt_share"
+    monkeypatch.setitem(REGISTRY, name, Metric(name, "share", "none", "halted by the step limit"))
+    runs = load(folder, "a", "b")
+    runs[0].rows[-1][name] = 0.625
+    page = render_comparison(runs)
+    assert f"{name}, last tenth" in page and "62.5 %" in page and page.count(f">{name}<") == 1
 
 
 def test_first_step_at_ninety_percent_counts_as_converged(folder: Path) -> None:

@@ -67,6 +67,7 @@ class RunCard:
     is_partial: bool
     state: str
     verdict: str
+    sentence: str
     facts: dict[str, str]
     issues: tuple[str, ...]
 
@@ -83,7 +84,8 @@ def _run_card(index: int, run: Run) -> RunCard:
         "folder": str(run.path),
     }
     found = tuple(text for text in issues(run) if text != run.state and text not in run.stamps)
-    return RunCard(run.label, color_of(index), run.is_partial, run.state, run.verdict, facts, found)
+    sentence = str((run.criterion or {}).get("sentence", ""))
+    return RunCard(run.label, color_of(index), run.is_partial, run.state, run.verdict, sentence, facts, found)
 
 
 def _warnings(runs: Sequence[Run]) -> list[tuple[str, str]]:

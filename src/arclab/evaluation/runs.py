@@ -48,6 +48,18 @@ class PredictedTest:
         return self.truth_rank is not None and self.truth_rank < _ATTEMPTS
 
 
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Exactly right copies of test inputs. Copies of one task are no independent trials: the interval counts tasks."""
+
+    copies: Share
+    num_tasks: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return Share(self.copies.value * self.num_tasks, self.num_tasks).interval
+
+
 @dataclass(frozen=True)
 class ScoredSplit:
     """One folder below evaluation/: its metrics.json as it is, and its predictions (empty if the file is missing)."""
@@ -86,9 +98,10 @@ class ScoredSplit:
         return solved
 
     @property
-    def exact(self) -> Share | None:
-        """Augmented copies of test inputs predicted exactly: all.exact_accuracy as n/N. They are not independent trials."""
-        return _share_of(self.statistics, "all.exact_accuracy", "all.count")
+    def exact(self) -> Exact | None:
+        """all.exact_accuracy as n/N of augmented copies, with the number of tasks behind them."""
+        share = _share_of(self.statistics, "all.exact_accuracy", "all.count")
+        return None if share is None else Exact(share, self.shares["ARC/solved@2"].total)
 
 
 @dataclass(frozen=True)
@@ -129,12 +142,8 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """PASS or FAIL by the criterion the run was started with, else "no criterion"."""
-        if self.criterion is None:
-            return "no criterion"
-        if "passed" in self.criterion:
-            return {True: "PASS", False: "FAIL"}.get(self.criterion["passed"], "undecided")
-        return str(self.criterion.get("status", self.criterion.get("verdict", "undecided"))).upper()
+        """PASS or FAIL by the criterion the run was started with (criterion.json), else "no criterion"."""
+        return "no criterion" if self.criterion is None else str(self.criterion.get("result", "undecided"))
 
     @property
     def stamps(self) -> list[str]:
@@ -187,6 +196,13 @@ class Run:
         names = [n for n in row if n.startswith(("ARC/pass@", "ARC/solved@")) and row[n] is not None]
         shares = {n: share for n in names if (share := _share_of(row, n, "ARC/tasks")) is not None}
         return row["_step"], str(self.settings.get("evaluation.split", "?")), shares
+
+
+def own_exact(run: Run) -> Exact | None:
+    """all.exact_accuracy of the newest evaluation that training itself made."""
+    row = next((r for r in reversed(run.rows) if r.get("ARC/tasks")), {})
+    share = _share_of(row, "all.exact_accuracy", "all.count")
+    return None if share is None else Exact(share, int(row["ARC/tasks"]))
 
 
 def _share_of(record: dict[str, Any], name: str, count: str) -> Share | None:

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from arclab.config.compose import CONF_DIR, ConfigError, compose, flat
 from arclab.evaluation.paired import difference_interval
-from arclab.evaluation.runs import CONVERGED, Run, ScoredSplit, settings_difference
+from arclab.evaluation.runs import CONVERGED, Exact, Run, ScoredSplit, own_exact, settings_difference
 from arclab.evaluation.scoring import Share
 from arclab.metrics.names import REGISTRY
 
@@ -117,8 +117,15 @@ def _phase1(run: Run) -> dict[str, Any] | None:
     return {
         "group": f"{num_tasks} groups" if num_tasks else f"{run.settings.get('dataset.train_ids')}",
         "train_accuracy": percent(run.train_exact) + where,
-        "verdict": run.verdict,
+        "status": status(run),
     }
+
+
+def status(run: Run) -> str:
+    """Pass or fail with the sentence of criterion.json, or "no criterion"."""
+    mark = {"PASS": "✅ Pass", "FAIL": "❌ Fail"}.get(run.verdict, run.verdict)
+    sentence = (run.criterion or {}).get("sentence")
+    return f"{mark}: {sentence}" if sentence else mark
 
 
 def convergence(run: Run) -> str:
@@ -158,23 +165,27 @@ def _phase2(run: Run) -> dict[str, Any] | None:
     if test is None and own is not None:
         pass2 = f"{percent(own[2].get('ARC/pass@2'))}, {own[1]} split, during training at step {own[0]:,}"
     return {
-        "train_em": percent(train.exact) + _named(train) if train else _NOT_EVALUATED,
-        "test_em": percent(test.exact) + _named(test) if test else _own_exact(run),
+        "train_em": _exact(train.exact, "train split") if train else _NOT_EVALUATED,
+        "test_em": _exact(test.exact, f"{test.split} split") if test else _test_em_of_training(run),
         "pass2": pass2,
         "steps": average_steps(run),
-        "verdict": "no criterion" if is_overfit_run(run) else run.verdict,
+        "status": "no criterion" if is_overfit_run(run) else status(run),
     }
 
 
-def _named(split: ScoredSplit) -> str:
-    return f", {split.split} split, all.exact_accuracy over augmented copies" if split.exact else f", {split.split} split"
+def _test_em_of_training(run: Run) -> str:
+    own = run.own_scores
+    return _exact(own_exact(run), f"{own[1]} split, during training at step {own[0]:,}") if own else _NOT_EVALUATED
 
 
-def _own_exact(run: Run) -> str:
-    value = run.last("all.exact_accuracy")
-    if value is None:
-        return _NOT_EVALUATED
-    return f"{100 * value:.1f}% of {run.last('all.count') or 0:.0f} copies, {run.settings.get('evaluation.split')} split, during training"
+def _exact(exact: Exact | None, where: str) -> str:
+    """all.exact_accuracy, and over how many tasks its interval is taken."""
+    if exact is None:
+        return f"not logged, {where}"
+    low, high = exact.interval
+    n, total = round(exact.copies.n, 2), exact.copies.total
+    interval = f"95 % [{100 * low:.1f}, {100 * high:.1f}] over {exact.num_tasks} tasks"
+    return f"{100 * exact.copies.value:.1f}% ({n:g}/{total} augmented copies, {interval}), {where}"
 
 
 def average_steps(run: Run) -> str:
