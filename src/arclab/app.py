@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from arclab.config.compose import compose, compose_evaluate, thaw
-from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName, WeightsKind
+from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName
 from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.results import Evaluation, write_results
+from arclab.evaluation.runs import FIT_STAMP
 from arclab.evaluation.scoring import score
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
@@ -30,7 +31,7 @@ from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import RunDir, State, open_run, provenance
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
-from arclab.training.checkpoint import load_tensors, read_state
+from arclab.training.checkpoint import load_weights, read_state
 from arclab.training.loop import train
 
 log = logging.getLogger(__name__)
@@ -224,25 +225,4 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
 
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
-    return (
-        ("scored on the training tasks: this measures fit, not generalisation",)
-        if config.evaluation.split is SplitName.train
-        else ()
-    )
-
-
-def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
-    """Raw or averaged weights of a checkpoint folder into a model of the same configuration."""
-    state = read_state(checkpoint)
-    tensors = load_tensors(checkpoint, "model.safetensors", state)
-    if weights is WeightsKind.ema:
-        tensors |= load_tensors(checkpoint, "ema.safetensors", state)
-    own = model.state_dict()
-    wrong = [
-        n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with."
-        )
-    model.load_state_dict(tensors)
+    return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()

@@ -194,7 +194,7 @@ def test_runs_of_one_colour_are_one_rectangle() -> None:
     assert f'<path fill="{COLORS[2]}" d="M1 1h3v1h-3zM5 1h1v1h-1z"/>' in grid_svg(grid, 10)
 
 
-@pytest.mark.parametrize("size", [report._DEMO_SIZE, report._TEST_SIZE])
+@pytest.mark.parametrize("size", [report.DEMO_SIZE, report.TEST_SIZE])
 def test_the_largest_grid_fits_its_column(size: tuple[int, int, int]) -> None:
     assert 30 * cell_px(30, size) <= 150 and cell_px(1, size) == size[2]
 
@@ -227,7 +227,7 @@ def test_few_rows_are_said_and_panels_without_data_left_out(result: Evaluation) 
 
 def test_long_curves_are_thinned_and_keep_both_ends() -> None:
     rows = [{"_step": step, "train/steps": 4.0} for step in range(20_000)]
-    points = report._points(rows, "train/steps")
+    points = report.curve_points(rows, "train/steps")
     assert len(points) == report.MAX_POINTS and points[0, 0] == 0 and points[-1, 0] == 19_999
     assert len(curve_svgs(rows, 20_000)) == 1
 

@@ -1,6 +1,7 @@
 """One HTML page per evaluation: scores with intervals, training curves, the predicted grids, and how it was made.
 
-    html = render_report(result)                  # write_results() saves it as report.html
+    html = render_report(result)                                     # write_results() saves it as report.html
+    python -m arclab.evaluation.report RUN [RUN ...] [--output DIR]    # other pages: see analyse.py
 
 The page is a single file: style, grids and curves are inline, nothing is fetched, so that it can be mailed or archived.
 Stamps stay on screen while the page is scrolled, because they belong to every number on it. Text is escaped by jinja2; only
@@ -44,8 +45,8 @@ _HEADLINES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
 _FEW_ROWS = 10  # below this the page says that the curves show little
 
 # (longest grid side on the page in px, smallest cell, largest cell): 30x30 must fit four abreast beside the demonstrations.
-_DEMO_SIZE = (96, 4, 13)
-_TEST_SIZE = (150, 5, 16)
+DEMO_SIZE = (96, 4, 13)
+TEST_SIZE = (150, 5, 16)
 
 
 # Metrics that share one pair of axes. Axes of these units are logarithmic if the values span a decade.
@@ -57,14 +58,14 @@ PANELS = (
     ("train/encoder_cross_sample_var",),
 )
 _LOG_UNITS = ("nats", "L2", "variance")
-_CURVE_COLORS: tuple[str, ...] = ("#2f6fdb", "#e2711d", "#2a9d5c")
+CURVE_COLORS: tuple[str, ...] = ("#2f6fdb", "#e2711d", "#2a9d5c")
 # Stands for the page's own text colour while matplotlib draws; becomes currentColor, so that curves follow the theme.
-_INK = "#010203"
-_CURVE_STYLE: dict[Any, Any] = {
+INK = "#010203"
+CURVE_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: smaller, and set in the page's font
     "svg.hashsalt": "arclab",  # equal figures give equal files
     "font.size": 8,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
@@ -181,14 +182,14 @@ def curve_svgs(rows: Sequence[dict[str, Any]], step: int) -> list[Markup]:
     """One SVG for each panel that has data; `step` is marked as the scored checkpoint."""
     curves = []
     for names in PANELS:
-        series = {name: points for name in names if len(points := _points(rows, name))}
+        series = {name: points for name in names if len(points := curve_points(rows, name))}
         if series:
-            colors = dict(zip(names, _CURVE_COLORS, strict=False))
-            curves.append(_inline_svg(_draw_panel(series, colors, step)))
+            colors = dict(zip(names, CURVE_COLORS, strict=False))
+            curves.append(inline_svg(_draw_panel(series, colors, step)))
     return curves
 
 
-def _points(rows: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:
+def curve_points(rows: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:
     """(n, 2) steps and values where the metric was logged, thinned evenly to MAX_POINTS; first and last stay."""
     points = np.array([(row["_step"], row[name]) for row in rows if row.get(name) is not None], dtype=np.float64)
     if len(points) > MAX_POINTS:
@@ -197,22 +198,22 @@ def _points(rows: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64
 
 
 def _draw_panel(series: dict[str, npt.NDArray[np.float64]], colors: dict[str, str], step: int) -> Figure:
-    with matplotlib.rc_context(_CURVE_STYLE):
+    with matplotlib.rc_context(CURVE_STYLE):
         figure = Figure(figsize=(3.7, 2.5))
         figure.patch.set_alpha(0)
         axes = figure.add_axes((0.125, 0.165, 0.83, 0.815 - 0.068 * len(series)))
         for name, points in series.items():
             marker = "o" if len(points) <= 30 else ""
             axes.plot(*points.T, color=colors[name], label=name, linewidth=1.3, marker=marker, markersize=3)
-        _style_axes(axes)
-        _scale_y(axes, series)
-        axes.axvline(step, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.5)
+        style_axes(axes)
+        scale_y(axes, {REGISTRY[name].unit for name in series}, np.concatenate(list(series.values()))[:, 1])
+        axes.axvline(step, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.5)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), frameon=False, borderpad=0, handlelength=1.2,
                     labelspacing=0.25, prop={"weight": "bold", "size": 8.5})  # fmt: skip
     return figure
 
 
-def _style_axes(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#808080", alpha=0.22, linewidth=0.6)
@@ -222,27 +223,25 @@ def _style_axes(axes: Axes) -> None:
     axes.tick_params(length=2.5, width=0.6)
 
 
-def _scale_y(axes: Axes, series: dict[str, npt.NDArray[np.float64]]) -> None:
+def scale_y(axes: Axes, units: set[str], values: npt.NDArray[np.float64]) -> None:
     """Shares from 0 to 1; losses, norms and variances logarithmic if they are positive and span a decade."""
-    values = np.concatenate([points[:, 1] for points in series.values()])
-    units = {REGISTRY[name].unit for name in series}
     if units == {"share"}:
         axes.set_ylim(-0.03, 1.03)
     elif units <= set(_LOG_UNITS) and 0 < 10 * values.min() <= values.max():
         axes.set_yscale("log")
 
 
-def _inline_svg(figure: Figure) -> Markup:
+def inline_svg(figure: Figure) -> Markup:
     """The figure as an <svg> element for a page: no prologue, no namespaces, no ids that two panels would share."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(_CURVE_STYLE):
+    with matplotlib.rc_context(CURVE_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", text)
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
-    return Markup(re.sub(r">\s+<", "><", text).replace(_INK, "currentColor").strip())
+    return Markup(re.sub(r">\s+<", "><", text).replace(INK, "currentColor").strip())
 
 
 def cell_px(side: int, size: tuple[int, int, int]) -> int:
@@ -348,12 +347,16 @@ def outcome(result: Evaluation, task: ArcTask) -> str:
 def _card(task: ArcTask, attempts: Attempts) -> TaskCard:
     candidates = [attempts.candidates[task.id, number] for number in range(len(task.tests))]
     shown = [c.grid for ranked in candidates for c in ranked[:_ATTEMPTS] if c.grid is not None]
-    demo_cell = cell_px(max(max(g.shape) for demo in task.demos for g in _grids(demo)), _DEMO_SIZE)
     known = [grid for test in task.tests for grid in _grids(test)]
-    test_cell = cell_px(max(max(grid.shape) for grid in known + shown), _TEST_SIZE)
-    demos = tuple((grid_svg(i, demo_cell), grid_svg(o, demo_cell)) for i, o in map(_grids, task.demos))
+    test_cell = cell_px(max(max(grid.shape) for grid in known + shown), TEST_SIZE)
     tests = tuple(_test_view(test, ranked, test_cell) for test, ranked in zip(task.tests, candidates, strict=True))
-    return TaskCard(task.id, task.source, demos, tests)
+    return TaskCard(task.id, task.source, demo_pictures(task), tests)
+
+
+def demo_pictures(task: ArcTask) -> tuple[tuple[Markup, Markup], ...]:
+    """(input, output) of every demonstration, all with one cell size."""
+    cell = cell_px(max(max(g.shape) for demo in task.demos for g in _grids(demo)), DEMO_SIZE)
+    return tuple((grid_svg(i, cell), grid_svg(o, cell)) for i, o in map(_grids, task.demos))
 
 
 def _grids(pair: Pair) -> list[Grid]:
@@ -362,7 +365,7 @@ def _grids(pair: Pair) -> list[Grid]:
 
 def _test_view(test: Pair, ranked: Sequence[Candidate], cell: int) -> TestView:
     num_votes = sum(candidate.votes for candidate in ranked)
-    attempts = tuple(_attempt_view(candidate, test.output, num_votes, cell) for candidate in ranked[:_ATTEMPTS])
+    attempts = tuple(attempt_view(candidate, test.output, num_votes, cell) for candidate in ranked[:_ATTEMPTS])
     truth = None if test.output is None else grid_svg(test.output, cell)
     return TestView(grid_svg(test.input, cell), truth, attempts, _place(test.output, ranked))
 
@@ -374,7 +377,8 @@ def _place(truth: Grid | None, ranked: Sequence[Candidate]) -> str:
     return f"matches none of {len(ranked)}" if place is None else f"ranked {place + 1} of {len(ranked)}"
 
 
-def _attempt_view(candidate: Candidate, truth: Grid | None, num_votes: int, cell: int) -> AttemptView:
+def attempt_view(candidate: Candidate, truth: Grid | None, num_votes: int, cell: int) -> AttemptView:
+    """One candidate beside the truth: its picture with wrong cells outlined, and how it differs."""
     support = f"{candidate.votes} of {num_votes} votes"
     confidence = f"confidence {candidate.confidence:.2f}"
     grid = candidate.grid
@@ -387,3 +391,10 @@ def _attempt_view(candidate: Candidate, truth: Grid | None, num_votes: int, cell
     wrong = grid != truth
     remark = f"{wrong.sum()} of {wrong.size} cells wrong" if wrong.any() else ""
     return AttemptView(grid_svg(grid, cell, wrong), not wrong.any(), (support, confidence), remark)
+
+
+if __name__ == "__main__":
+    from arclab.config.compose import run_main
+    from arclab.evaluation.analyse import main
+
+    run_main(main)

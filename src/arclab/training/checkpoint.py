@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from arclab.config.schema import WeightsKind
 from arclab.data.sampler import Batch, Cursor
 from arclab.models.decoder import Latents
-from arclab.models.recursive import Carry
+from arclab.models.recursive import Carry, RecursiveModel
 
 _TEMPORARY = ".writing_"
 
@@ -155,6 +156,23 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {folder}: state.json is damaged ({error}); remove that folder to use the one before it."
         ) from error
+
+
+def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
+    """Raw or averaged weights of a checkpoint folder into a model of the same configuration."""
+    state = read_state(checkpoint)
+    tensors = load_tensors(checkpoint, "model.safetensors", state)
+    if weights is WeightsKind.ema:
+        tensors |= load_tensors(checkpoint, "ema.safetensors", state)
+    own = model.state_dict()
+    wrong = [
+        n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with."
+        )
+    model.load_state_dict(tensors)
 
 
 def progress_from(state: dict[str, Any]) -> Progress:

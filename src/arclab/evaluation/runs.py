@@ -1,0 +1,320 @@
+"""A run folder as plain records: settings, metric rows, status, evaluations. What the comparison and the tracking sheet read.
+
+    runs = read_runs([Path("runs/quickstart/a"), Path("runs/quickstart/b")])
+
+Reads files only and needs no model. Settings are read as they were written, not against today's schema, so that runs of an
+older version stay comparable. Anything but config.yaml may be missing: a killed or running run is reported with what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from arclab.data.tasks import Grid
+from arclab.evaluation.scoring import Share
+from arclab.metrics.logger import read_rows
+from arclab.rundir import RunDir, State
+from arclab.solvers.base import Candidate, TestKey
+
+# Where a run lies and what it is called: no difference in what was done.
+LABEL_KEYS = ("experiment_name", "name", "runs_dir", "wandb")
+CONVERGED = 0.9  # train/exact_accuracy of criterion 1 (overfitting)
+_ATTEMPTS = 2
+FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedTest:
+    """One line of predictions.jsonl. truth_rank: 0-based place of the right grid, None where it is absent."""
+
+    candidates: tuple[Candidate, ...]
+    num_candidates: int
+    truth_rank: int | None
+
+    @property
+    def is_right(self) -> bool:
+        return self.truth_rank is not None and self.truth_rank < _ATTEMPTS
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Exactly right copies of test inputs. Copies of one task are no independent trials: the interval counts tasks."""
+
+    copies: Share
+    num_tasks: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return Share(self.copies.value * self.num_tasks, self.num_tasks).interval
+
+
+@dataclass(frozen=True)
+class ScoredSplit:
+    """One folder below evaluation/: its metrics.json as it is, and its predictions (empty if the file is missing)."""
+
+    name: str
+    record: dict[str, Any]
+    predictions: dict[TestKey, PredictedTest]
+
+    @property
+    def split(self) -> str:
+        return str(self.record["split"])
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        return {name: Share(entry["n"], entry["N"]) for name, entry in self.record["scores"].items()}
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        return self.record["statistics"]
+
+    @property
+    def task_ids(self) -> list[str]:
+        return list(dict.fromkeys(task for task, _ in self.predictions))
+
+    @property
+    def has_hidden_answers(self) -> bool:
+        """Some task was not scored: predictions.jsonl does not tell a hidden answer from a wrong one."""
+        return self.shares["ARC/solved@2"].total != len(self.task_ids)
+
+    @cached_property
+    def solved(self) -> dict[str, bool]:
+        """Task id -> every test input right within two attempts (the rule of ARC/solved@2)."""
+        solved = dict.fromkeys(self.task_ids, True)
+        for (task, _), test in self.predictions.items():
+            solved[task] = solved[task] and test.is_right
+        return solved
+
+    @property
+    def exact(self) -> Exact | None:
+        """all.exact_accuracy as n/N of augmented copies, with the number of tasks behind them."""
+        share = _share_of(self.statistics, "all.exact_accuracy", "all.count")
+        return None if share is None else Exact(share, self.shares["ARC/solved@2"].total)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. settings: dotted key -> value; status None: the run never wrote one.
+
+    weight_stamps: what the newest checkpoint says that every result of its weights must carry.
+    """
+
+    path: Path
+    label: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    status: dict[str, Any] | None
+    provenance: dict[str, Any]
+    criterion: dict[str, Any] | None
+    weight_stamps: tuple[str, ...]
+    splits: tuple[ScoredSplit, ...]
+
+    @property
+    def is_partial(self) -> bool:
+        return self.status is None or self.status.get("state") != State.done.value
+
+    @property
+    def step(self) -> int:
+        """The last step anything is known of."""
+        return max([int((self.status or {}).get("step", 0)), *(int(row["_step"]) for row in self.rows[-1:])])
+
+    @property
+    def state(self) -> str:
+        """One line: DONE at step 1,800, or what is missing and why."""
+        total = self.settings.get("trainer.steps")
+        where = f"step {self.step:,}" + (f" of {total:,}" if self.is_partial and total is not None else "")
+        if not self.is_partial:
+            return f"DONE at {where}"
+        state, message = (self.status or {}).get("state", "no status.json"), (self.status or {}).get("message", "")
+        return f"PARTIAL: {state}, {where}" + (f" ({message})" if message else "")
+
+    @property
+    def verdict(self) -> str:
+        """PASS or FAIL by the criterion the run was started with (criterion.json), else "no criterion"."""
+        return "no criterion" if self.criterion is None else str(self.criterion.get("result", "undecided"))
+
+    @property
+    def stamps(self) -> list[str]:
+        """Sentences that must stand beside the run's numbers, those of its own evaluation during training included."""
+        found = [*self.weight_stamps, *(stamp for split in self.splits for stamp in split.record.get("stamps", ()))]
+        return list(dict.fromkeys([*found, *self.own_stamps]))
+
+    @property
+    def own_stamps(self) -> tuple[str, ...]:
+        """The stamps of own_scores, which carries none itself."""
+        is_fit = self.own_scores is not None and self.own_scores[1] == "train"
+        return (*self.weight_stamps, FIT_STAMP) if is_fit else self.weight_stamps
+
+    def split(self, *names: str) -> ScoredSplit | None:
+        """The evaluation of the first of these splits that there is."""
+        return next((s for name in names for s in self.splits if s.split == name), None)
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) wherever the metric was logged and finite."""
+        return [(row["_step"], row[name]) for row in self.rows if row.get(name) is not None]
+
+    def last(self, name: str) -> float | None:
+        series = self.series(name)
+        return series[-1][1] if series else None
+
+    def late_mean(self, name: str) -> float | None:
+        """Mean over the last tenth of the steps trained so far, weighted by train/count."""
+        rows = [r for r in self.rows if r.get(name) is not None and r["_step"] > 0.9 * self.rows[-1]["_step"]]
+        weights = [r.get("train/count", 1.0) for r in rows]
+        total = sum(weights)
+        return sum(w * r[name] for w, r in zip(weights, rows, strict=True)) / total if total else None
+
+    @property
+    def train_exact(self) -> Share | None:
+        """train/exact_accuracy of the last row that has it: exactly right rows of those that halted since the row before."""
+        row = next((r for r in reversed(self.rows) if r.get("train/exact_accuracy") is not None), None)
+        return None if row is None else _share_of(row, "train/exact_accuracy", "train/count")
+
+    @property
+    def steps_to_converge(self) -> int | None:
+        """First logged step with train/exact_accuracy of at least 0.9."""
+        return next((step for step, value in self.series("train/exact_accuracy") if value >= CONVERGED), None)
+
+    @property
+    def own_scores(self) -> tuple[int, str, dict[str, Share]] | None:
+        """(step, split, shares) of the newest evaluation that training itself made, or None."""
+        row = next((r for r in reversed(self.rows) if r.get("ARC/tasks")), None)
+        if row is None:
+            return None
+        names = [n for n in row if n.startswith(("ARC/pass@", "ARC/solved@")) and row[n] is not None]
+        shares = {n: share for n in names if (share := _share_of(row, n, "ARC/tasks")) is not None}
+        return row["_step"], str(self.settings.get("evaluation.split", "?")), shares
+
+
+def own_exact(run: Run) -> Exact | None:
+    """all.exact_accuracy of the newest evaluation that training itself made."""
+    row = next((r for r in reversed(run.rows) if r.get("ARC/tasks")), {})
+    share = _share_of(row, "all.exact_accuracy", "all.count")
+    return None if share is None else Exact(share, int(row["ARC/tasks"]))
+
+
+def _share_of(record: dict[str, Any], name: str, count: str) -> Share | None:
+    value, total = record.get(name), record.get(count)
+    if value is None or not total or not math.isfinite(value):
+        return None
+    return Share(round(value * total, 6), int(total))
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """All runs, labelled by the shortest name that tells them apart. ValueError: a folder that is no run, or given twice."""
+    resolved = [path.resolve() for path in paths]
+    twice = [path for path, count in zip(paths, map(Counter(resolved).get, resolved), strict=True) if count != 1]
+    if twice:
+        raise ValueError(f"the run folder {twice[0]} was given twice; give each run once.")
+    settings = [_read_settings(path) for path in paths]
+    labels = _labels(paths, settings)
+    return [_read_run(*parts) for parts in zip(paths, labels, settings, strict=True)]
+
+
+def _labels(paths: Sequence[Path], settings: Sequence[dict[str, Any]]) -> list[str]:
+    """name, else experiment/name, else the folder, whichever is different for every run."""
+    names = [str(s.get("name", path.name)) for s, path in zip(settings, paths, strict=True)]
+    longer = [f"{s.get('experiment_name', path.parent.name)}/{n}" for s, n, path in zip(settings, names, paths, strict=True)]
+    return next((c for c in (names, longer) if len(set(c)) == len(c)), [str(path) for path in paths])
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    file = RunDir(path).config
+    if not file.is_file():
+        reason = "has no config.yaml" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} is not a run folder (it {reason}); give a folder runs/<experiment_name>/<name>.")
+    try:
+        node = OmegaConf.load(file)
+        plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged ({str(error).splitlines()[0]}); restore it or leave the run out.") from error
+    if not isinstance(plain, dict) or not isinstance(plain.get("trainer"), dict):
+        raise ValueError(
+            f"{path} is not a run folder (its config.yaml has no trainer); give a folder runs/<experiment_name>/<name>."
+        )
+    return dict(_flat(plain, ""))
+
+
+def _flat(node: Any, prefix: str) -> list[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        return [(prefix.rstrip("."), node)]
+    return [item for key, value in node.items() for item in _flat(value, f"{prefix}{key}.")]
+
+
+def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
+    run = RunDir(path)
+    folders = sorted(p.parent for p in (path / "evaluation").glob("*/metrics.json"))
+    try:
+        rows = read_rows(run.metrics)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{run.metrics} is damaged ({error}); remove the broken line.") from error
+    return Run(
+        path, label, settings, rows,
+        status=_read_json(path / "status.json"), provenance=_read_json(run.provenance) or {},
+        criterion=_read_json(path / "criterion.json"), weight_stamps=_weight_stamps(run),
+        splits=tuple(_read_split(folder) for folder in folders),
+    )  # fmt: skip
+
+
+def _weight_stamps(run: RunDir) -> tuple[str, ...]:
+    states = sorted(run.checkpoints.glob("step_*/state.json"))
+    return tuple((_read_json(states[-1]) or {}).get("stamps", ())) if states else ()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    return _parse_object(path.read_text(encoding="utf-8"), path)
+
+
+def _parse_object(text: str, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); write it again, or remove it.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged (no object); write it again, or remove it.")
+    return record
+
+
+def _read_split(folder: Path) -> ScoredSplit:
+    record = _read_json(folder / "metrics.json")
+    assert record is not None
+    missing = [key for key in ("split", "scores", "statistics") if key not in record]
+    if missing:
+        raise ValueError(f"{folder / 'metrics.json'} has no {missing[0]}; run evaluate.py again.")
+    file = folder / "predictions.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    predictions = {}
+    for line in lines:
+        entry = _parse_object(line, file)
+        candidates = tuple(Candidate(_grid(c["grid"]), c["votes"], c["confidence"]) for c in entry["candidates"])
+        predictions[entry["task"], entry["test"]] = PredictedTest(candidates, entry["num_candidates"], entry["truth_rank"])
+    return ScoredSplit(folder.name, record, predictions)
+
+
+def _grid(rows: list[list[int]] | None) -> Grid | None:
+    return None if rows is None else np.array(rows, dtype=np.uint8)
+
+
+def settings_difference(*settings: dict[str, Any]) -> dict[str, list[str]]:
+    """Dotted key -> its value in each, for the keys that differ. A key that one does not have is "not set" there."""
+    keys = dict.fromkeys(key for each in settings for key in each if key.split(".")[0] not in LABEL_KEYS)
+    texts = {key: [_text(each[key]) if key in each else "not set" for each in settings] for key in keys}
+    return {key: values for key, values in texts.items() if len(set(values)) > 1}
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
