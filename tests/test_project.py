@@ -24,7 +24,7 @@ ALLOWED = {
     "models": {"config", "data"},
     "training": {"config", "data", "models", "metrics", "ranks", "rundir"},
     "solvers": {"config", "data", "models", "ranks"},
-    "evaluation": {"config", "data", "metrics", "rundir", "solvers"},
+    "evaluation": {"config", "data", "models", "metrics", "rundir", "solvers"},
     "app": {"config", "console", "data", "models", "training", "solvers", "evaluation", "metrics", "ranks", "rundir"},
 }
 

@@ -274,7 +274,10 @@ class DatasetConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks."""
+    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks.
+
+    Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
+    """
 
     steps: int
     batch_size: int
@@ -293,6 +296,8 @@ class TrainerConfig:
     keep_last: int
     save_carry: bool
     log_every: int
+    health_every: int
+    stop_when_unhealthy: bool
     num_workers: int
     num_threads: Optional[int]
     device: DeviceChoice
@@ -300,7 +305,8 @@ class TrainerConfig:
     def check(self, path: str) -> list[str]:
         problems = [
             *_at_least(path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
-                       checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every),
+                       checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every,
+                       health_every=self.health_every),
             *_at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every, num_workers=self.num_workers),
             *_within(path, 0.0, 1e6, clip_norm=self.clip_norm),
             *_within(path, 0.0, 1.0, lr_min_ratio=self.lr_min_ratio),
@@ -319,21 +325,37 @@ class TrainerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """What is scored during and after training. num_augmentations: views per task that vote, beside the original."""
+    """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
+
+    health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*, train_encoder/*); 0: none.
+    """
 
     split: SplitName
     num_augmentations: int
     batch_size: int
     max_tasks: Optional[int]
+    health_tasks: int
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *_at_least(path, 0, num_augmentations=self.num_augmentations),
+            *_at_least(path, 0, num_augmentations=self.num_augmentations, health_tasks=self.health_tasks),
             *_at_least(path, 1, batch_size=self.batch_size),
         ]
         if self.max_tasks is not None and self.max_tasks < 1:
             problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")
         return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class CriterionConfig:
+    """What a run must reach: metric (a share of the registry) at least threshold at its end. phase: what PASS and FAIL are of."""
+
+    metric: str
+    threshold: float
+    phase: str
+
+    def check(self, path: str) -> list[str]:
+        return _within(path, 0.0, 1.0, threshold=self.threshold)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -358,6 +380,7 @@ class ExperimentConfig:
     dataset: DatasetConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    criterion: Optional[CriterionConfig]
     wandb: WandbConfig
 
     def check(self, path: str) -> list[str]:
