@@ -26,7 +26,8 @@ from ..conftest import ROOT, TINY, script_env
 
 Tiny = Callable[..., ExperimentConfig]
 CPU = Ranks(0, 1, torch.device("cpu"))
-SHORT = ("trainer.steps=20", "trainer.checkpoint_every=100", "trainer.log_every=10", "trainer.health_every=10")
+SHORT = ("trainer.steps=20", "trainer.checkpoint_every=100", "trainer.log_every=10", "trainer.health_every=10",
+         "encoder.context.gain=1.0")  # fmt: skip
 ORIGINAL = StandardEncoder.forward
 
 

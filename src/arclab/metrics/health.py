@@ -19,7 +19,7 @@ from enum import Enum
 from statistics import median
 from typing import Any
 
-from arclab.config.schema import ExperimentConfig, PuzzleTableConfig
+from arclab.config.schema import ContextConfig, ExperimentConfig, PuzzleTableConfig
 from arclab.metrics.names import REGISTRY
 
 Row = Mapping[str, Any]
@@ -49,16 +49,19 @@ _DIVERGING = ("train/lm_loss", "grad/total_norm")
 
 
 class Kind(Enum):
-    """From the gravest to none."""
+    """From the gravest to none. A collapsed encoder has next to no gradient either, so collapse is named before starvation."""
 
     diverged = "DIVERGED"
-    starved = "STARVED"
     collapsed = "COLLAPSED"
+    starved = "STARVED"
     posterior_collapsed = "POSTERIOR_COLLAPSED"
     ignored = "IGNORED"
     maxed_out = "MAXED_OUT"
     stuck = "STUCK"
     healthy = "HEALTHY"
+
+
+_LASTING = (Kind.starved, Kind.collapsed)
 
 
 class Level(Enum):
@@ -102,17 +105,23 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over."""
+    """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over.
+
+    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder.
+    """
 
     has_encoder: bool
     halt_max_steps: int
     warmup_steps: int
     rows_per_rank: int
+    context_gain: float
 
     @classmethod
     def of(cls, config: ExperimentConfig, *, rows_per_rank: int) -> RunFacts:
         has_encoder = not isinstance(config.encoder, PuzzleTableConfig)
-        return cls(has_encoder, config.halting.halt_max_steps, config.trainer.warmup_steps, rows_per_rank)
+        context: ContextConfig | None = getattr(config.encoder, "context", None)
+        gain = 1.0 if context is None else 1 / math.sqrt(config.decoder.width) if context.match_gain else context.gain
+        return cls(has_encoder, config.halting.halt_max_steps, config.trainer.warmup_steps, rows_per_rank, gain)
 
 
 def judge(rows: Sequence[Row], facts: RunFacts) -> Verdict:
@@ -126,7 +135,7 @@ def verdicts(rows: Sequence[Row], facts: RunFacts) -> list[Verdict]:
     if not rows:
         return []
     encoder_rules: tuple[Callable[[Sequence[Row], RunFacts], Verdict | None], ...] = (
-        _starved, _collapsed, _posterior_collapsed, _ignored,
+        _collapsed, _starved, _posterior_collapsed, _ignored,
     )  # fmt: skip
     rules = (_diverged, *(encoder_rules if facts.has_encoder else ()), _maxed_out, _stuck)
     return [verdict for rule in rules if (verdict := rule(rows, facts)) is not None]
@@ -135,11 +144,12 @@ def verdicts(rows: Sequence[Row], facts: RunFacts) -> list[Verdict]:
 def stop_reason(now: Verdict, before: Kind | None) -> str | None:
     """Why a run that may be stopped must stop, by the guide's rules, or None. before: the last bad kind, one check ago.
 
-    Divergence and no progress for PATIENCE_STEPS stop at once; starvation and collapse must last from one check to the next.
+    Divergence and no progress for PATIENCE_STEPS stop at once; an encoder that is starved or collapsed must still be so at
+    the next check.
     """
     if now.level is not Level.bad:
         return None
-    lasts = now.kind in (Kind.starved, Kind.collapsed) and before is now.kind
+    lasts = now.kind in _LASTING and before in _LASTING
     return str(now) if lasts or now.kind in (Kind.diverged, Kind.stuck) else None
 
 
@@ -148,9 +158,13 @@ def _verdict(kind: Kind, metric: str, value: float, threshold: float, level: Lev
 
 
 def _healthy(rows: Sequence[Row], facts: RunFacts) -> Verdict:
+    """With the number that says most about this phase: gradients, for a puzzle table the loss, in the end the accuracy."""
+    if _has_learned(rows):
+        name = "train/exact_accuracy"
+        return _verdict(Kind.healthy, name, _recent_exact(rows), _target(name), Level.ok)
     name = "grad/encoder_norm" if facts.has_encoder else "train/lm_loss"
     value = _recent(rows, name)
-    limit = STARVED_NORM if facts.has_encoder else _loss_limit(rows)
+    limit = min(1.0, facts.context_gain) * STARVED_NORM if facts.has_encoder else _loss_limit(rows)
     return _verdict(Kind.healthy, name, 0.0 if value is None else value, limit, Level.ok)
 
 
@@ -204,20 +218,30 @@ def _loss_limit(rows: Sequence[Row]) -> float:
 
 
 def _starved(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
-    """Where nearly everything is right all gradients fade, and a small one is no news."""
-    norm = _recent(rows, "grad/encoder_norm")
+    """Gradients that stay small: the upper quartile of the last 100 steps, because those of a sound run dip for a while.
+
+    Where nearly everything is right all gradients fade, and a small one is no news. The guide's limits are for a context of
+    gain 1; a smaller gain makes encoder gradients smaller by the same factor, to which the optimiser is indifferent.
+    """
+    scale = min(1.0, facts.context_gain)
+    newest = [row for row in rows if row["_step"] > rows[-1]["_step"] - _BLOCK_STEPS]
+    norm = _upper_quartile(_values(newest, "grad/encoder_norm"))
     if norm is None or _has_learned(rows):
         return None
-    if norm < STARVED_NORM:
-        return _verdict(Kind.starved, "grad/encoder_norm", norm, STARVED_NORM, Level.bad)
-    shares = [row["grad/encoder_norm"] / row["grad/total_norm"] for row in rows
-              if _values([row], "grad/encoder_norm") and any(_values([row], "grad/total_norm"))]  # fmt: skip
-    share = median(shares[-_SMOOTHING_ROWS:]) if shares else math.inf
-    if share < STARVED_SHARE:
-        level = Level.warning if rows[-1]["_step"] < EARLY_STEPS else Level.bad
-        return _verdict(Kind.starved, "grad/encoder_norm / grad/total_norm", share, STARVED_SHARE, level)
-    target = _target("grad/encoder_norm")
-    return _verdict(Kind.starved, "grad/encoder_norm", norm, target, Level.warning) if norm < target else None
+    is_early = rows[-1]["_step"] <= EARLY_STEPS
+    if norm < scale * STARVED_NORM:
+        return _verdict(Kind.starved, "grad/encoder_norm", norm, scale * STARVED_NORM, Level.bad)
+    measured = [row for row in newest if _values([row], "grad/encoder_norm") and any(_values([row], "grad/total_norm"))]
+    share = _upper_quartile([row["grad/encoder_norm"] / row["grad/total_norm"] for row in measured])
+    if share is not None and share < scale * STARVED_SHARE:
+        level = Level.warning if is_early else Level.bad
+        return _verdict(Kind.starved, "grad/encoder_norm / grad/total_norm", share, scale * STARVED_SHARE, level)
+    target = scale * _target("grad/encoder_norm")
+    return _verdict(Kind.starved, "grad/encoder_norm", norm, target, Level.warning) if is_early and norm < target else None
+
+
+def _upper_quartile(values: list[float]) -> float | None:
+    return sorted(values)[(3 * len(values)) // 4] if values else None
 
 
 def _collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
