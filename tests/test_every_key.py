@@ -62,8 +62,9 @@ ALTERNATIVES: dict[str, Any] = {
     "trainer.steps": 5, "trainer.batch_size": 6, "trainer.grad_accumulation": 2, "trainer.precision": "bf16", "trainer.compile": None,
     "trainer.clip_norm": 0.01, "trainer.warmup_steps": 0, "trainer.lr_min_ratio": 0.0, "trainer.beta1": 0.5, "trainer.beta2": 0.5,
     "trainer.ema_decay": 0.01, "trainer.ema_warmup": False, "trainer.eval_every": 2, "trainer.checkpoint_every": 3, "trainer.keep_last": 3,
-    "trainer.save_carry": False, "trainer.log_every": 1, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None,
-    "evaluation.split": None, "evaluation.num_augmentations": 2, "evaluation.batch_size": 3, "evaluation.max_tasks": 1,
+    "trainer.save_carry": False, "trainer.log_every": 1, "trainer.health_every": 5, "trainer.stop_when_unhealthy": None, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None,
+    "evaluation.split": None, "evaluation.num_augmentations": 2, "evaluation.batch_size": 3, "evaluation.max_tasks": 1, "evaluation.health_tasks": 0,
+    "criterion.metric": None, "criterion.threshold": None, "criterion.phase": None,
     "wandb.mode": "offline", "wandb.project": None, "wandb.group": None,
 }  # fmt: skip
 # Keys whose other value needs more than a value, or whose effect is not in what a tiny run leaves behind.
@@ -73,6 +74,7 @@ ELSEWHERE = {
     "decoder.attention": "models/test_recursive.py: test_flash_attention_is_called_where_no_mask_is_needed",
     "decoder_init.kind": "test_decoder_init.py",
     "decoder_init.path": "test_decoder_init.py",
+    "decoder_init.freeze_steps": "test_decoder_init.py: test_what_trains_in_each_phase",
     "dataset.name": "test_label_keys_reach_the_report",
     "dataset.train_sources": "test_task_keys",
     "dataset.eval_sources": "test_task_keys",
@@ -83,6 +85,10 @@ ELSEWHERE = {
     "evaluation.split": "test_task_keys",
     "halting.halt_exploration_prob": "test_exploration_makes_rows_stay",
     "evaluation.batch_size": "test_evaluation_batch_size_is_the_batch_of_predictions",
+    "trainer.stop_when_unhealthy": "training/test_monitor.py: test_stop_when_unhealthy_is_what_stops",
+    "criterion.metric": "test_criterion_keys",
+    "criterion.threshold": "test_criterion_keys",
+    "criterion.phase": "test_criterion_keys",
     "trainer.compile": "test_compile_and_threads_are_used",
     "trainer.num_threads": "test_compile_and_threads_are_used",
     "trainer.num_workers": "test_workers_are_started",
@@ -227,6 +233,24 @@ def test_workers_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
     monkeypatch.setattr(loop, "batch_loader", spy)
     assert run(["trainer.num_workers=2"], tmp_path) == base  # as promised: workers change nothing but speed
     assert seen == [2]
+
+
+def test_criterion_keys(tmp_path: Path) -> None:
+    """Each key of the criterion changes what the finished run says about it."""
+
+    def said(name: str, metric: str, threshold: float, phase: str) -> dict[str, Any]:
+        criterion = f"criterion={{metric:{metric},threshold:{threshold},phase:{phase}}}"
+        run([criterion, f"name={name}"], tmp_path)
+        return json.loads((tmp_path / f"runs/quickstart/{name}/criterion.json").read_text())
+
+    first = said("a", "all.accuracy", 1.0, "one")
+    others = (
+        said("b", "all.exact_accuracy", 1.0, "one"),
+        said("c", "all.accuracy", 0.0, "one"),
+        said("d", "all.accuracy", 1.0, "two"),
+    )
+    changed = [{key for key in first if first[key] != other[key]} for other in others]
+    assert "metric" in changed[0] and {"threshold", "result"} <= changed[1] and "phase" in changed[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")

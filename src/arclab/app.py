@@ -21,9 +21,12 @@ from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
+from arclab.evaluation.criterion import judge_criterion, require_measurable, write_criterion
+from arclab.evaluation.encoder_health import HealthSettings, encoder_health
 from arclab.evaluation.results import Evaluation, write_results
 from arclab.evaluation.runs import FIT_STAMP
 from arclab.evaluation.scoring import score
+from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
@@ -33,6 +36,7 @@ from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.training.checkpoint import load_weights, read_state
 from arclab.training.loop import train
+from arclab.training.monitor import UnhealthyRun
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +105,24 @@ def pretrain(argv: Sequence[str]) -> None:
         stop_ranks()
 
 
+def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
+    """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored ones."""
+    samples = {"encoder": setting.scored}
+    if config.evaluation.split is not SplitName.train:
+        samples["train_encoder"] = setting.split.train
+    settings = HealthSettings(
+        max_tasks=config.evaluation.health_tasks, canvas=config.dataset.canvas, seed=config.seed,
+        max_demos=config.dataset.max_demos, chunk_rows=config.evaluation.batch_size, device=ranks.device,
+    )  # fmt: skip
+    return {
+        f"{prefix}/{name}": value
+        for prefix, tasks in samples.items()
+        for name, value in encoder_health(model, tasks, settings).items()
+    }
+
+
 def _pretrain(config: ExperimentConfig, ranks: Ranks) -> None:
+    require_measurable(config)
     setting = build_setting(config)
     torch.manual_seed(config.seed)
     model = build_model(config, setting.data.space.num_puzzles)
@@ -116,9 +137,12 @@ def _pretrain(config: ExperimentConfig, ranks: Ranks) -> None:
     run = open_run(config, setting.split.notes) if ranks.is_main else None
     run = ranks.gather_objects(run)[0]
     assert run is not None
-    if run.read_status() and run.read_status()["state"] == State.done.value:  # pyright: ignore[reportOptionalSubscript]
+    status = run.read_status() or {"state": "", "message": ""}
+    if status["state"] == State.done.value:
         log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
         return
+    if status["state"] == State.stopped.value and config.trainer.stop_when_unhealthy:
+        raise UnhealthyRun(f"{status['message']}; {run.path} goes on from there with trainer.stop_when_unhealthy=false.")
     log.info("%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
              len(setting.split.train), setting.data.space.num_puzzles - 1, len(setting.scored), config.evaluation.split.value, run.path)  # fmt: skip
     _train_and_record(config, setting, model, run, ranks, stamps)
@@ -135,6 +159,7 @@ def _train_and_record(
         metrics = {
             **attempts.statistics,
             **{name: s.value for name, s in shares.items()},
+            **context_metrics(config, setting, model, ranks),
             "ARC/tasks": float(shares["ARC/pass@1"].total),
         }
         return metrics, first_predictions(setting.scored, attempts)
@@ -144,11 +169,22 @@ def _train_and_record(
     except (ValueError, KeyboardInterrupt) as error:
         if ranks.is_main:
             step = (run.read_status() or {"step": 0})["step"]
-            run.write_status(State.failed, step, str(error) or type(error).__name__)
+            state = State.stopped if isinstance(error, UnhealthyRun) else State.failed
+            run.write_status(state, step, str(error) or type(error).__name__)
         raise
     if ranks.is_main:
-        run.write_status(State.done, training.progress.step)
+        run.write_status(State.done, training.progress.step, _judged(config, run))
         log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+
+
+def _judged(config: ExperimentConfig, run: RunDir) -> str:
+    """The success criterion's PASS or FAIL as a sentence, also logged and written to criterion.json; empty without one."""
+    if config.criterion is None:
+        return ""
+    result = judge_criterion(config.criterion, read_rows(run.metrics))
+    write_criterion(result, run)
+    log.info("%s", result)
+    return str(result)
 
 
 def first_predictions(tasks: Sequence[ArcTask], attempts: Attempts) -> list[Prediction]:
@@ -185,6 +221,7 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
     model.to(ranks.device)
     solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
     attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+    attempts.statistics |= context_metrics(config, setting, model, ranks)
     if not ranks.is_main:
         return
     folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value

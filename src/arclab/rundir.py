@@ -2,6 +2,7 @@
 
 config.yaml        the resolved configuration        provenance.json   command, commit, machine, versions, data notes
 status.json        state, step, message              metrics.jsonl     one row per logged step
+criterion.json     PASS or FAIL, if the run has one
 checkpoints/       see arclab.training.checkpoint    evaluation/       results of evaluate.py
 """
 
@@ -26,6 +27,7 @@ class State(Enum):
     running = "RUNNING"
     done = "DONE"
     failed = "FAILED"
+    stopped = "STOPPED"  # by trainer.stop_when_unhealthy
 
 
 @dataclass(frozen=True, slots=True)

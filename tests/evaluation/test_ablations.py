@@ -11,7 +11,8 @@ from arclab.config.compose import compose
 from arclab.data.codec import VOCAB_SIZE
 from arclab.data.sampler import Batch
 from arclab.data.synthetic import load_toy
-from arclab.evaluation.ablations import context_drop, swap_demonstrations, swap_drop, zero_context
+from arclab.evaluation.ablations import context_drop, swap_demonstrations, swap_drop
+from arclab.evaluation.context_ablations import zeroed_context
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks
 from arclab.solvers.recursive import RecursiveSolver
@@ -77,12 +78,13 @@ def test_zero_context_is_zero_and_ends(model: RecursiveModel) -> None:
     solver = solver_of(model)
     seen: list[torch.Tensor] = []
     handle = model.adapter.register_forward_hook(lambda module, given, out: seen.append(out))  # pyright: ignore[reportOptionalMemberAccess]
-    with zero_context(model):
+    with zeroed_context(model):
         context_drop(solver, model, TASKS[:2])
     assert all(float(out.abs().max()) == 0 for out in seen)
     seen.clear()
     context_drop(solver, model, TASKS[:2])
     assert [float(out.abs().max()) > 0 for out in seen] == [True, False]
     handle.remove()
-    with pytest.raises(ValueError, match="has no encoder"), zero_context(torch.nn.Linear(1, 1)):
+    model.encoder = None
+    with pytest.raises(ValueError, match="has no encoder"), zeroed_context(model):
         pass

@@ -115,3 +115,29 @@ def test_bad_paths(tiny: Tiny, tmp_path: Path) -> None:
     for name, words in (("none", "does not exist"), ("junk.pt", "truncated or no weights file"), ("junk.safetensors", "truncated or no weights file"), ("list.pt", "not a state dict"), (".", "no checkpoints/step_")):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             initialised(tiny("decoder_init=pretrained", f"decoder_init.path={tmp_path}/{name}"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder_moves"), [("pretrained", (True, True)), ("frozen", (False, False)), ("staged", (False, True))]
+)
+def test_what_trains_in_each_phase(trm_runs: Path, tmp_path: Path, kind: str, decoder_moves: tuple[bool, bool]) -> None:
+    """Weights after steps 1 to 4, staged until 2: the encoder moves in every phase, the decoder only where it should."""
+    overrides = [
+        f"decoder_init={kind}",
+        f"decoder_init.path={trm_runs}/clean",
+        *(["decoder_init.freeze_steps=2"] if kind == "staged" else []),
+    ]
+    steps = ["trainer.steps=4", "trainer.checkpoint_every=1", "trainer.keep_last=9"]
+    app._pretrain(compose("pretrain_encoder", [*TINY, *overrides, *steps, f"runs_dir={tmp_path}", "name=p"]), CPU)
+    from safetensors.torch import load_file
+
+    at = {s: load_file(tmp_path / f"quickstart/p/checkpoints/step_{s:08d}/model.safetensors") for s in (1, 2, 3, 4)}
+    for (a, b), moves in zip(((1, 2), (3, 4)), decoder_moves, strict=True):
+        for name in at[1]:
+            same = torch.equal(at[a][name], at[b][name])
+            if name.startswith(("encoder.", "adapter.")):
+                assert not same, name
+            elif "start_" not in name and "q_head" not in name:
+                assert same is not moves, name
+    source = load_file(app.newest_checkpoint(trm_runs / "clean") / "ema.safetensors")["decoder.lm_head.weight"]
+    assert torch.equal(at[4]["decoder.lm_head.weight"], source) is (kind == "frozen")

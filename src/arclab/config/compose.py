@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
@@ -31,7 +31,7 @@ Root = TypeVar("Root", ExperimentConfig, EvaluateConfig)
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Keys that cannot change the trained weights: a run may be resumed with other values of these.
 FREE_KEYS = (
-    "wandb.", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
+    "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
 )  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key below a schema class, those of all encoder kinds included."""
     for name, kind in get_type_hints(schema).items():
         yield prefix + name
-        variants = ENCODER_SCHEMAS.values() if kind is EncoderConfig else [kind]
+        # An optional node (criterion) is a union with None here.
+        variants = ENCODER_SCHEMAS.values() if kind is EncoderConfig else [kind, *get_args(kind)]
         for variant in variants:
             if is_dataclass(variant):
                 yield from known_keys(variant, f"{prefix}{name}.")

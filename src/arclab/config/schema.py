@@ -10,6 +10,7 @@ A field without a default must be given by YAML. None is allowed only where a fi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
@@ -68,8 +69,12 @@ class DeviceChoice(Enum):
 
 
 class InitKind(Enum):
+    """scratch: random. The others load decoder_init.path: pretrained trains it at once, frozen never, staged after freeze_steps."""
+
     scratch = "scratch"
     pretrained = "pretrained"
+    frozen = "frozen"
+    staged = "staged"
 
 
 class SplitName(Enum):
@@ -141,19 +146,33 @@ class HaltingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DecoderInitConfig:
-    """Where the decoder's weights start. path: a run folder, a checkpoint folder, or an official TRM state dict."""
+    """Where the decoder's weights start, and when they train. path: a run folder, a checkpoint, or an official state dict.
+
+    freeze_steps: optimiser steps before a staged decoder joins the training; 0 for the other kinds.
+    """
 
     kind: InitKind
     path: Optional[str]
+    freeze_steps: int
+
+    def frozen_until(self) -> float:
+        """The last optimiser step at which the decoder stands still."""
+        return {InitKind.frozen: math.inf, InitKind.staged: self.freeze_steps}.get(self.kind, 0)
 
     def check(self, path: str) -> list[str]:
-        if self.kind is InitKind.pretrained and not self.path:
+        if self.kind is not InitKind.scratch and not self.path:
             return [
-                f"{path}.path is empty but {path}.kind=pretrained needs a TRM checkpoint; set {path}.path=RUN_FOLDER_OR_FILE."
+                f"{path}.path is empty but {path}.kind={self.kind.name} needs a TRM checkpoint; set {path}.path=RUN_FOLDER_OR_FILE."
+            ]
+        if self.kind is InitKind.staged and self.freeze_steps < 1:
+            return [f"{path}.freeze_steps={self.freeze_steps} must be at least 1 for kind=staged; raise it or use pretrained."]
+        if self.kind is not InitKind.staged and self.freeze_steps != 0:
+            return [
+                f"{path}.freeze_steps={self.freeze_steps} is read by kind=staged only; set it to 0 or use decoder_init=staged."
             ]
         if self.kind is InitKind.scratch and self.path:
             return [
-                f"{path}.path={self.path} is set but {path}.kind=scratch loads nothing; use decoder_init=pretrained or drop the path."
+                f"{path}.path={self.path} is set but {path}.kind=scratch loads nothing; use decoder_init=pretrained, frozen or staged, or drop the path."
             ]
         return []
 
@@ -197,7 +216,10 @@ class DatasetConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks."""
+    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks.
+
+    Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
+    """
 
     steps: int
     batch_size: int
@@ -216,6 +238,8 @@ class TrainerConfig:
     keep_last: int
     save_carry: bool
     log_every: int
+    health_every: int
+    stop_when_unhealthy: bool
     num_workers: int
     num_threads: Optional[int]
     device: DeviceChoice
@@ -223,7 +247,8 @@ class TrainerConfig:
     def check(self, path: str) -> list[str]:
         problems = [
             *at_least(path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
-                       checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every),
+                       checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every,
+                       health_every=self.health_every),
             *at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every, num_workers=self.num_workers),
             *within(path, 0.0, 1e6, clip_norm=self.clip_norm),
             *within(path, 0.0, 1.0, lr_min_ratio=self.lr_min_ratio),
@@ -242,21 +267,37 @@ class TrainerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """What is scored during and after training. num_augmentations: views per task that vote, beside the original."""
+    """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
+
+    health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*, train_encoder/*); 0: none.
+    """
 
     split: SplitName
     num_augmentations: int
     batch_size: int
     max_tasks: Optional[int]
+    health_tasks: int
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 0, num_augmentations=self.num_augmentations),
+            *at_least(path, 0, num_augmentations=self.num_augmentations, health_tasks=self.health_tasks),
             *at_least(path, 1, batch_size=self.batch_size),
         ]
         if self.max_tasks is not None and self.max_tasks < 1:
             problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")
         return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class CriterionConfig:
+    """What a run must reach: metric (a share of the registry) at least threshold at its end. phase: what PASS and FAIL are of."""
+
+    metric: str
+    threshold: float
+    phase: str
+
+    def check(self, path: str) -> list[str]:
+        return within(path, 0.0, 1.0, threshold=self.threshold)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -281,6 +322,7 @@ class ExperimentConfig:
     dataset: DatasetConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    criterion: Optional[CriterionConfig]
     wandb: WandbConfig
 
     def check(self, path: str) -> list[str]:

@@ -5,7 +5,7 @@
     drop.value                                       # share of tasks lost: intact less ablated
 
 A solver that ignores the demonstrations loses nothing; one that reads its rule from them loses nearly all it has. Both
-scores are ARC/pass@1, by default without augmentation. It says nothing about how the demonstrations are used.
+scores are ARC/pass@1, by default without augmentation; context_ablations.py does the same for one rendered batch. It says nothing about how the demonstrations are used.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from arclab.data.tasks import ArcTask
+from arclab.evaluation.context_ablations import zeroed_context
 from arclab.evaluation.scoring import Share, score
+from arclab.models.recursive import RecursiveModel
 from arclab.solvers.base import Budget, Solver
 
 
@@ -68,34 +67,12 @@ def swap_drop(solver: Solver, tasks: Sequence[ArcTask], *, budget: Budget | None
     return Drop(_pass_at_1(solver, tasks, budget), _pass_at_1(solver, swap_demonstrations(tasks, seed), budget))
 
 
-def context_drop(solver: Solver, model: nn.Module, tasks: Sequence[ArcTask], *, budget: Budget | None = None) -> Drop:
+def context_drop(solver: Solver, model: RecursiveModel, tasks: Sequence[ArcTask], *, budget: Budget | None = None) -> Drop:
     """What the solver loses when the context of its model, which must have an encoder, is all zeros."""
     intact = _pass_at_1(solver, tasks, budget)
-    with zero_context(model):
+    with zeroed_context(model):
         return Drop(intact, _pass_at_1(solver, tasks, budget))
 
 
 def _pass_at_1(solver: Solver, tasks: Sequence[ArcTask], budget: Budget | None) -> Share:
     return score(tasks, solver.solve(tasks, budget or Budget(num_augmentations=0)))["ARC/pass@1"]
-
-
-@contextmanager
-def zero_context(model: nn.Module) -> Iterator[None]:
-    """Within it every tensor of what model.encoder returns is zero. ValueError if the model has no encoder."""
-    encoder = getattr(model, "encoder", None)
-    if encoder is None:
-        raise ValueError("this model has no encoder whose context could be set to zero; use a few_shot run.")
-
-    def zeros(module: nn.Module, arguments: Any, context: Any) -> Any:
-        tensors = {f.name: getattr(context, f.name) for f in dataclasses.fields(context)}
-        return dataclasses.replace(context, **{n: t.new_zeros(t.shape) for n, t in tensors.items() if _is_content(t)})
-
-    handle = encoder.register_forward_hook(zeros)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _is_content(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()  # masks keep saying what may be attended to

@@ -108,9 +108,9 @@ def _encode(model: RecursiveModel, space: PuzzleSpace, views: Ints, max_demos: i
     query_V = store.first_pair_T[task_V] + store.num_demos_T[task_V]
     offsets = np.zeros((len(views), 1 + slots.shape[1], 2), dtype=np.int64)
     batch = space.render(Plan(task_V, augmentation_V, query_V, demos_VK, offsets), with_puzzle_ids=False)
-    context = model.condition(batch)[1]
+    context = model.condition(batch).context
     assert context is not None
-    return context.tokens_BTD.flatten(1).double().numpy()
+    return context.summary_BTD.flatten(1).double().numpy()
 
 
 def pca(vectors: Floats, num_components: int = 2) -> tuple[Floats, Floats]:

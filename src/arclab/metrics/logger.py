@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from arclab.metrics.names import REGISTRY, TABLES
+from arclab.metrics.names import REGISTRY, TABLES, TEXT_FIELDS
 from arclab.metrics.tables import Prediction, table_record, wandb_table
 from arclab.rundir import write_atomically
 
@@ -34,16 +34,25 @@ class MetricLogger:
         """Seconds of training so far, earlier runs of the same folder included."""
         return time.monotonic() - self._start
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One row. Values that are not finite are written as null, so that the file stays JSON."""
+    def write(self, step: int, metrics: dict[str, float], text: dict[str, str] | None = None) -> None:
+        """One row. Values that are not finite are written as null, so that the file stays JSON. text: see TEXT_FIELDS."""
         unknown = sorted(metrics.keys() - REGISTRY.keys())
         assert not unknown, f"metric {unknown} is not in metrics/names.py"
         row = {"_step": step, "_runtime": round(self.runtime_s, 3), "_timestamp": round(time.time(), 3)}
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        assert text is None or text.keys() <= set(TEXT_FIELDS)
+        row |= text or {}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(metrics, step=step)
+            if text:
+                self._wandb.summary.update(text)
+
+    def alert(self, title: str, text: str, *, is_bad: bool) -> None:
+        """A W&B alert (mail or chat, as the user's account says); nothing without W&B."""
+        if self._wandb is not None:
+            self._wandb.alert(title=title, text=text, level="ERROR" if is_bad else "WARN")
 
     def table(self, step: int, name: str, predictions: Sequence[Prediction]) -> None:
         """The newest predictions as <run>/<name>.json, and as a W&B table with pictures."""

@@ -26,6 +26,39 @@ _INF = float("inf")
 _HALTED = "over the rows that halted since the last log"
 _ALL = "over every augmented copy of every scored test input"
 
+# Measured by evaluation/encoder_health.py as encoder/... on scored tasks and train_encoder/... on training tasks.
+_ENCODER = {
+    "tasks": ("tasks", "none", "tasks in the sample: the N of the others"),
+    "between_task_share": ("share", "up", "variance of the context between tasks, as a share of its mean square (scale-free)"),
+    "effective_rank": ("dimensions", "up", "exp of the entropy of the variance spectrum of pooled contexts; at most tasks - 1"),
+    "augmentation_spread": (
+        "ratio",
+        "none",
+        "squared distance to another view of the same task, relative to that of another task",
+    ),
+    "subset_spread": (
+        "ratio",
+        "down",
+        "squared distance between two halves of a task's demonstrations, relative to other tasks",
+    ),
+    "retrieval_accuracy": (
+        "share",
+        "up",
+        "tasks whose halves of demonstrations are nearest neighbours among all tasks' halves",
+    ),
+    "retrieval_chance": (
+        "share",
+        "none",
+        "retrieval_accuracy of a context that says nothing: 1 / tasks with two demonstrations",
+    ),
+    "exact_accuracy": ("share", "up", "first test inputs predicted exactly right with their own demonstrations, no voting"),
+    "accuracy": ("share", "up", "cells of first test inputs predicted right with their own demonstrations"),
+    "swap_drop": ("share", "up", "exact_accuracy lost with another task's demonstrations; 0: the decoder does not use them"),
+    "swap_drop_cells": ("share", "up", "accuracy lost with another task's demonstrations"),
+    "zero_context_drop": ("share", "up", "exact_accuracy lost with context tokens of zero"),
+    "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
+}
+
 _METRICS = [
     Metric("train/accuracy", "share", "up", f"labelled cells predicted right, {_HALTED}", (0.9, 1)),
     Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
@@ -38,6 +71,7 @@ _METRICS = [
     Metric("train/reconstruction_loss", "nats", "down", "leave-one-out loss per cell, mean over rows, before its weight"),
     Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
     Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
+    Metric("train/forced_halt_share", "share", "none", f"halted by the step limit and not by their halt logit, {_HALTED}"),
     Metric("train/lr", "1/step", "none", "learning rate of the decoder"),
     Metric("train/encoder_lr", "1/step", "none", "learning rate of the encoder or puzzle table"),
     Metric("train/count", "rows", "none", "labelled rows that halted since the last log"),
@@ -54,12 +88,15 @@ _METRICS = [
         "grad/encoder_norm",
         "L2",
         "none",
-        "gradient norm of encoder and adapter, after the sum over ranks, before clipping",
+        "gradient norm of the encoder, after the sum over ranks, before clipping",
         (0.2, _INF),
+    ),
+    Metric(
+        "grad/adapter_norm", "L2", "none", "gradient norm of the context adapter, which a starved encoder cannot hide behind"
     ),
     Metric("grad/inner_norm", "L2", "none", "gradient norm of the decoder, measured at the same place"),
     Metric("grad/puzzle_norm", "L2", "none", "gradient norm of the looked-up puzzle rows"),
-    Metric("grad/total_norm", "L2", "none", "gradient norm of encoder and decoder, before clipping"),
+    Metric("grad/total_norm", "L2", "none", "gradient norm of encoder, adapter and decoder, before clipping"),
     Metric("grad/clip_factor", "share", "none", "what gradients were multiplied by in clipping; 1 is no clipping"),
     Metric("all.accuracy", "share", "up", f"labelled cells predicted right, {_ALL}"),
     Metric("all.exact_accuracy", "share", "up", f"grids predicted exactly right, {_ALL}"),
@@ -80,6 +117,11 @@ _METRICS = [
     *[Metric(f"ARC/solved@{k}", "share", "up", f"tasks with every test input right within {k} attempts") for k in SOLVED_KS],
     Metric("ARC/tasks", "tasks", "none", "tasks scored: the N of every ARC/ share"),
     Metric("ARC/undecodable", "share", "down", "predictions that show no grid; they count as wrong"),
+    *[
+        Metric(f"{prefix}/{name}", unit, direction, f"{where}: {meaning}")
+        for prefix, where in (("encoder", "scored tasks"), ("train_encoder", "training tasks"))
+        for name, (unit, direction, meaning) in _ENCODER.items()
+    ],
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
@@ -88,4 +130,6 @@ _METRICS = [
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 # Row fields that say where a row belongs; eval_predictions and train_predictions are W&B tables, not numbers.
 ROW_FIELDS = ("_step", "_runtime", "_timestamp")
+# Text beside the numbers of a row, at the steps where health is judged: the kind of the verdict, how grave, the sentence.
+TEXT_FIELDS = ("health", "health_level", "health_note")
 TABLES = ("train_predictions", "eval_predictions")

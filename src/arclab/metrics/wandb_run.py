@@ -9,6 +9,7 @@ from typing import Any
 from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig, WandbMode
 from arclab.metrics.names import REGISTRY
+from arclab.metrics.workspace import save_workspace
 
 
 def wandb_mode(mode: WandbMode) -> str:
@@ -39,4 +40,5 @@ def start_wandb(config: ExperimentConfig, folder: Path, run_id: str) -> Any | No
     for metric in REGISTRY.values():
         summary = {"up": "max", "down": "min"}.get(metric.direction)
         run.define_metric(metric.name, summary=f"{summary},last" if summary else "last")
+    save_workspace(run, folder)
     return run

@@ -26,6 +26,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.codec import decode_anywhere
 from arclab.data.sampler import Batch, Cursor, TrainingData, batch_loader
 from arclab.data.tasks import Grid
+from arclab.metrics.health import Level
 from arclab.metrics.logger import MetricLogger
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
@@ -39,6 +40,7 @@ from arclab.training.checkpoint import (
     CheckpointFolder,
     Progress,
 )  # fmt: skip
+from arclab.training.monitor import HealthMonitor, UnhealthyRun, is_due
 from arclab.training.optim import AdamATan2, lr_factor, sign_sgd_rows
 from arclab.training.state import Training, averaged_weights, save_checkpoint, start_training
 
@@ -53,14 +55,16 @@ def schedule(config: ExperimentConfig, optimizer: AdamATan2, step: int) -> None:
     factor = lr_factor(config.trainer, step)
     for group in optimizer.param_groups:
         group["lr"] = group["optim"].lr * factor
-        group["frozen"] = step <= group["optim"].freeze_steps
+        init_until = config.decoder_init.frozen_until() if group["name"] == "decoder" else 0
+        group["frozen"] = step <= max(group["optim"].freeze_steps, init_until)
 
 
 class StepSums:
     """Sums of train/* numerators since the last log, kept on the device: reading them is the only synchronisation."""
 
     NAMES = ("train/count", "train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps",
-             "train/lm_loss", "train/q_halt_loss", *(f"train/{name}_loss" for name in AUXILIARY), "rows")  # fmt: skip
+             "train/forced_halt_share", "train/lm_loss", "train/q_halt_loss", *(f"train/{name}_loss" for name in AUXILIARY),
+             "rows")  # fmt: skip
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
@@ -68,7 +72,9 @@ class StepSums:
 
     def add(self, output: StepOutput, losses: RowLosses, auxiliary: dict[str, Tensor]) -> None:
         counted = output.halted_B & losses.has_labels
-        per_row = (losses.accuracy, losses.exact, losses.q_halt_correct, output.steps_B)
+        # A row that halts against its halt logit was halted by the limit.
+        forced_B = output.q_halt_B.detach() <= 0
+        per_row = (losses.accuracy, losses.exact, losses.q_halt_correct, output.steps_B, forced_B)
         sums = [counted.sum(), *(torch.where(counted, x, 0).sum() for x in per_row)]
         sums += [losses.lm.detach().sum(), losses.q_halt.detach().sum()]
         sums += [auxiliary[name].detach().sum() if name in auxiliary else counted.new_zeros(()) for name in AUXILIARY]
@@ -155,11 +161,11 @@ def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks)
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     grads = [p.grad for p in params if p.grad is not None]
     ranks.sum_(grads)
-    norm_of = {
-        group["name"]: nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
-        for group in optimizer.param_groups
-    }
-    total = torch.stack(list(norm_of.values())).norm()
+    # The adapter apart from the encoder: its gain learns even where nothing flows back into the encoder.
+    model = training.model
+    parts = {"grad/inner_norm": model.decoder, "grad/encoder_norm": model.encoder, "grad/adapter_norm": model.adapter}
+    norms = {name: _grad_norm(part, ranks.device) for name, part in parts.items() if part is not None}
+    total = torch.stack(list(norms.values())).norm()
     factor = torch.ones_like(total)
     if config.trainer.clip_norm > 0:
         factor = (config.trainer.clip_norm / (total + 1e-6)).clamp(max=1.0)
@@ -170,8 +176,12 @@ def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks)
                 p.grad = None
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    names = {"decoder": "grad/inner_norm", "encoder": "grad/encoder_norm"}
-    return {"grad/total_norm": total, "grad/clip_factor": factor, **{names[k]: v for k, v in norm_of.items()}}
+    return {"grad/total_norm": total, "grad/clip_factor": factor, **norms}
+
+
+def _grad_norm(module: nn.Module, device: torch.device) -> Tensor:
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=device)
 
 
 def _update_table(
@@ -192,7 +202,8 @@ def train(
     config: ExperimentConfig, model: RecursiveModel, data: TrainingData, run: RunDir, ranks: Ranks,
     *, score: Score | None, stamps: list[str],
 ) -> Training:  # fmt: skip
-    """Train to config.trainer.steps, from wherever the run folder stands. ValueError if the loss stops being finite."""
+    """Train to config.trainer.steps, from wherever the run folder stands. ValueError if the loss stops being finite;
+    UnhealthyRun, with a checkpoint saved, if trainer.stop_when_unhealthy is set and health says so."""
     trainer = config.trainer
     if trainer.batch_size % (ranks.world_size * trainer.grad_accumulation):
         raise ValueError(
@@ -209,11 +220,12 @@ def train(
         num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers,
     )  # fmt: skip
     logger = _open_logger(config, run, progress) if ranks.is_main else None
+    monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
     bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
                mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
     try:
         with logger or _Nothing():
-            _loop(config, training, folder, loader, data, run, ranks, logger, score, bar)
+            _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, bar)
     finally:
         bar.close()
     return training
@@ -232,7 +244,7 @@ def _open_logger(config: ExperimentConfig, run: RunDir, progress: Progress) -> M
 def _loop(
     config: ExperimentConfig, training: Training, folder: CheckpointFolder,
     loader: torch.utils.data.DataLoader[tuple[Cursor, Batch]], data: TrainingData, run: RunDir, ranks: Ranks,
-    logger: MetricLogger | None, score: Score | None, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
+    logger: MetricLogger | None, monitor: HealthMonitor | None, score: Score | None, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
 ) -> None:  # fmt: skip
     trainer, progress = config.trainer, training.progress
     sums = StepSums(ranks.device)
@@ -247,7 +259,7 @@ def _loop(
         step, is_last = progress.step, progress.step == trainer.steps
         bar.update()
         row: dict[str, float] = {}
-        if step % trainer.log_every == 0 or is_last:
+        if step % trainer.log_every == 0 or is_last or is_due(config, step):
             elapsed = time.monotonic() - last_log_time
             row = _step_metrics(training, sums, stats, ranks)
             row["timing/train_samples_per_s"] = (step - last_log_step) * trainer.batch_size / max(elapsed, 1e-9)
@@ -259,15 +271,39 @@ def _loop(
             assert score is not None
             row |= _evaluate(training, score, data, logger)
             last_log_step, last_log_time = step, time.monotonic()
-        if logger is not None and row:
-            logger.write(step, row)
+        if logger is not None and monitor is not None and row:
+            _log_row(row, step, logger, monitor, run)
         _require_finite(row, step)
-        if step % trainer.checkpoint_every == 0 or is_last or is_eval:
+        stop = _stop_reason(config, monitor, step, ranks)
+        if step % trainer.checkpoint_every == 0 or is_last or is_eval or stop:
             if logger is not None:
                 progress.runtime_s = logger.runtime_s
             save_checkpoint(config, training, folder, ranks)
-            if ranks.is_main:
-                run.write_status(State.running, step)
+            if monitor is not None:
+                run.write_status(State.running, step, monitor.message)
+        if stop:
+            raise UnhealthyRun(stop)
+
+
+def _log_row(row: dict[str, float], step: int, logger: MetricLogger, monitor: HealthMonitor, run: RunDir) -> None:
+    """The row with the verdict of a health check, which also goes to status.json and, if it is bad news, to W&B."""
+    verdict = monitor.observe(row, step)
+    if verdict is None:
+        logger.write(step, row)
+        return
+    logger.write(step, row, {"health": verdict.kind.value, "health_level": verdict.level.value, "health_note": str(verdict)})
+    if monitor.is_news(verdict):
+        logger.alert(
+            f"{run.path.parent.name}/{run.path.name}: {verdict.kind.value}", monitor.message, is_bad=verdict.level is Level.bad
+        )
+    run.write_status(State.running, step, monitor.message)
+
+
+def _stop_reason(config: ExperimentConfig, monitor: HealthMonitor | None, step: int, ranks: Ranks) -> str | None:
+    """Rank 0 decides and every rank stops; nobody talks unless the run may be stopped and health is due."""
+    if not config.trainer.stop_when_unhealthy or not is_due(config, step):
+        return None
+    return ranks.gather_objects(monitor.stop if monitor is not None else None)[0]
 
 
 def _sizes(model: RecursiveModel) -> dict[str, float]:

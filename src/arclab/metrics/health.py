@@ -1,0 +1,322 @@
+"""Is a run healthy? Verdicts from its rows of metrics, by the rules of the experiment guide, as pure functions.
+
+    facts = RunFacts.of(config, rows_per_rank=...)
+    verdict = judge(rows, facts)                       # the gravest one, HEALTHY if there is nothing to say
+    print(f"step 10: {verdict}")                       # step 10: STARVED grad/encoder_norm 0.02 < 0.05: ...
+
+`rows` are rows of metrics.jsonl, oldest first (a missing name is unknown, null is not finite); the last WINDOW_STEPS steps
+are enough. A verdict is `bad` (the guide's failure) or a `warning` (its warning band, or too early to be sure). Limits are
+below and nowhere else; targets that are also healthy ranges come from the registry. Stopping a run is decided by
+`stop_reason`; nothing here reads files or talks to anyone. Verdicts on the encoder do not apply to a puzzle table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from statistics import median
+from typing import Any
+
+from arclab.config.encoder_schema import ContextConfig
+from arclab.config.schema import ExperimentConfig, PuzzleTableConfig
+from arclab.metrics.names import REGISTRY
+
+Row = Mapping[str, Any]
+
+WINDOW_STEPS = 1000
+EARLY_STEPS = 100  # the guide's quick check: before this, gradients are those of an untrained output layer
+PATIENCE_STEPS = 300
+FIRST_PHASE_STEPS = 500  # the guide's horizon for stopping early
+STARVED_NORM = 0.05
+STARVED_SHARE = 0.1
+COLLAPSED_VAR = 0.05
+THIN_VAR = 0.1
+THIN_VAR_EARLY = 0.15
+MIN_KL_NATS = 0.1  # a tenth of a nat tells no two tasks apart
+IGNORED_SHARE = 0.1  # swapped demonstrations cost less than this share of the exact accuracy
+IGNORED_MIN_EXACT = 0.1
+MAXED_OUT_SHARE = 0.98
+MAXED_OUT_BAD_EXACT = 0.5  # more rows than not are right, and still none halts
+MAXED_OUT_MIN_EXACT = 0.1
+EXPLODED_LOSS_FACTOR = 3.0
+EXPLODED_LOSS_NATS = 1.0  # a blind guess among the tokens costs 2.5 nats
+EXPLODED_GRAD_FACTOR = 100.0
+EXPLODED_GRAD_NORM = 10.0
+_SMOOTHING_ROWS = 5
+_BLOCK_STEPS = 100
+_DIVERGING = ("train/lm_loss", "grad/total_norm")
+
+
+class Kind(Enum):
+    """From the gravest to none. A collapsed encoder has next to no gradient either, so collapse is named before starvation."""
+
+    diverged = "DIVERGED"
+    collapsed = "COLLAPSED"
+    starved = "STARVED"
+    posterior_collapsed = "POSTERIOR_COLLAPSED"
+    ignored = "IGNORED"
+    maxed_out = "MAXED_OUT"
+    stuck = "STUCK"
+    healthy = "HEALTHY"
+
+
+_LASTING = (Kind.starved, Kind.collapsed)
+
+
+class Level(Enum):
+    ok = "ok"
+    warning = "warning"
+    bad = "bad"
+
+
+_ADVICE = {
+    Kind.diverged: "lower the learning rates or set trainer.clip_norm=1.0; a diverged run does not come back",
+    Kind.starved: "gradient starvation does not fix itself; check encoder architecture and loss computation (is the context detached, gated or scaled away?)",
+    Kind.collapsed: "the encoder gives nearly the same context for every task; it may be too weak, or its initialisation is at fault",
+    Kind.posterior_collapsed: "the latent carries nothing about the task; lower the weight of the KL loss or anneal it",
+    Kind.ignored: "the decoder answers without the demonstrations; it has memorised its training tasks, so strengthen the context or add tasks and augmentations",
+    Kind.maxed_out: "answers are right but no row halts by its halt logit; check the halting mechanism and halting.halt_loss_weight",
+    Kind.stuck: "no progress; at 35-50 % check gradients and data, at 70-80 % try other hyperparameters or a stronger architecture",
+    Kind.healthy: "nothing needs a look",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """value against threshold for one metric (or a quotient of two); the sentence says which way it should be."""
+
+    kind: Kind
+    metric: str
+    value: float
+    threshold: float
+    advice: str
+    level: Level
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            compared = f"{self.value} is not finite"
+        else:
+            sign = "<" if self.value < self.threshold else ">" if self.value > self.threshold else "="
+            compared = f"{self.value:.3g} {sign} {self.threshold:.3g}"
+        warning = "warning, " if self.level is Level.warning else ""
+        return f"{warning}{self.kind.value} {self.metric} {compared}: {self.advice}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over.
+
+    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder.
+    """
+
+    has_encoder: bool
+    halt_max_steps: int
+    warmup_steps: int
+    rows_per_rank: int
+    context_gain: float
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, *, rows_per_rank: int) -> RunFacts:
+        has_encoder = not isinstance(config.encoder, PuzzleTableConfig)
+        context: ContextConfig | None = getattr(config.encoder, "context", None)
+        gain = 1.0 if context is None else 1 / math.sqrt(config.decoder.width) if context.match_gain else context.gain
+        return cls(has_encoder, config.halting.halt_max_steps, config.trainer.warmup_steps, rows_per_rank, gain)
+
+
+def judge(rows: Sequence[Row], facts: RunFacts) -> Verdict:
+    """The gravest verdict: bad ones before warnings, then in the order of Kind."""
+    found = verdicts(rows, facts)
+    return next((v for v in found if v.level is Level.bad), found[0] if found else _healthy(rows, facts))
+
+
+def verdicts(rows: Sequence[Row], facts: RunFacts) -> list[Verdict]:
+    """Everything that is not as it should be at the last row."""
+    if not rows:
+        return []
+    encoder_rules: tuple[Callable[[Sequence[Row], RunFacts], Verdict | None], ...] = (
+        _collapsed, _starved, _posterior_collapsed, _ignored,
+    )  # fmt: skip
+    rules = (_diverged, *(encoder_rules if facts.has_encoder else ()), _maxed_out, _stuck)
+    return [verdict for rule in rules if (verdict := rule(rows, facts)) is not None]
+
+
+def stop_reason(now: Verdict, before: Kind | None) -> str | None:
+    """Why a run that may be stopped must stop, by the guide's rules, or None. before: the last bad kind, one check ago.
+
+    Divergence and no progress for PATIENCE_STEPS stop at once; an encoder that is starved or collapsed must still be so at
+    the next check.
+    """
+    if now.level is not Level.bad:
+        return None
+    lasts = now.kind in _LASTING and before in _LASTING
+    return str(now) if lasts or now.kind in (Kind.diverged, Kind.stuck) else None
+
+
+def _verdict(kind: Kind, metric: str, value: float, threshold: float, level: Level) -> Verdict:
+    return Verdict(kind, metric, value, threshold, _ADVICE[kind], level)
+
+
+def _healthy(rows: Sequence[Row], facts: RunFacts) -> Verdict:
+    """With the number that says most about this phase: gradients, for a puzzle table the loss, in the end the accuracy."""
+    if _has_learned(rows):
+        name = "train/exact_accuracy"
+        return _verdict(Kind.healthy, name, _recent_exact(rows), _target(name), Level.ok)
+    name = "grad/encoder_norm" if facts.has_encoder else "train/lm_loss"
+    value = _recent(rows, name)
+    limit = min(1.0, facts.context_gain) * STARVED_NORM if facts.has_encoder else _loss_limit(rows)
+    return _verdict(Kind.healthy, name, 0.0 if value is None else value, limit, Level.ok)
+
+
+def _values(rows: Iterable[Row], name: str) -> list[float]:
+    """The finite values of a name, oldest first."""
+    return [float(v) for row in rows if (v := row.get(name)) is not None and math.isfinite(v)]
+
+
+def _recent(rows: Sequence[Row], name: str) -> float | None:
+    """The median of the newest few values: one odd batch decides nothing."""
+    values = _values(rows, name)[-_SMOOTHING_ROWS:]
+    return median(values) if values else None
+
+
+def _recent_exact(rows: Sequence[Row]) -> float:
+    return _recent(rows, "train/exact_accuracy") or 0.0
+
+
+def _target(name: str) -> float:
+    """The lower end of the registry's healthy range."""
+    healthy = REGISTRY[name].healthy
+    assert healthy is not None
+    return healthy[0]
+
+
+def _has_learned(rows: Sequence[Row]) -> bool:
+    return _recent_exact(rows) >= _target("train/exact_accuracy")
+
+
+def _diverged(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    for name in _DIVERGING:
+        if name in rows[-1] and (rows[-1][name] is None or not math.isfinite(rows[-1][name])):
+            value = math.nan if rows[-1][name] is None else float(rows[-1][name])
+            return _verdict(Kind.diverged, name, value, math.inf, Level.bad)
+    loss, limit = _recent(rows, "train/lm_loss"), _loss_limit(rows)
+    if loss is not None and loss > limit:
+        return _verdict(Kind.diverged, "train/lm_loss", loss, limit, Level.bad)
+    norms = _values(rows, "grad/total_norm")
+    if len(norms) > 2 * _SMOOTHING_ROWS:
+        norm = median(norms[-_SMOOTHING_ROWS:])
+        limit = max(EXPLODED_GRAD_FACTOR * median(norms[:-_SMOOTHING_ROWS]), EXPLODED_GRAD_NORM)
+        if norm > limit:
+            return _verdict(Kind.diverged, "grad/total_norm", norm, limit, Level.bad)
+    return None
+
+
+def _loss_limit(rows: Sequence[Row]) -> float:
+    """A loss above this has lost what was learned: three times the best, and more than a nat."""
+    losses = _values(rows, "train/lm_loss")
+    return max(EXPLODED_LOSS_FACTOR * min(losses), EXPLODED_LOSS_NATS) if losses else math.inf
+
+
+def _starved(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """Gradients that stay small: the upper quartile of the last 100 steps, because those of a sound run dip for a while.
+
+    Where nearly everything is right all gradients fade, and a small one is no news. The guide's limits are for a context of
+    gain 1; a smaller gain makes encoder gradients smaller by the same factor, to which the optimiser is indifferent.
+    """
+    scale = min(1.0, facts.context_gain)
+    newest = [row for row in rows if row["_step"] > rows[-1]["_step"] - _BLOCK_STEPS]
+    norm = _upper_quartile(_values(newest, "grad/encoder_norm"))
+    if norm is None or _has_learned(rows):
+        return None
+    is_early = rows[-1]["_step"] <= EARLY_STEPS
+    if norm < scale * STARVED_NORM:
+        return _verdict(Kind.starved, "grad/encoder_norm", norm, scale * STARVED_NORM, Level.bad)
+    measured = [row for row in newest if _values([row], "grad/encoder_norm") and any(_values([row], "grad/total_norm"))]
+    share = _upper_quartile([row["grad/encoder_norm"] / row["grad/total_norm"] for row in measured])
+    if share is not None and share < scale * STARVED_SHARE:
+        level = Level.warning if is_early else Level.bad
+        return _verdict(Kind.starved, "grad/encoder_norm / grad/total_norm", share, scale * STARVED_SHARE, level)
+    target = scale * _target("grad/encoder_norm")
+    return _verdict(Kind.starved, "grad/encoder_norm", norm, target, Level.warning) if is_early and norm < target else None
+
+
+def _upper_quartile(values: list[float]) -> float | None:
+    return sorted(values)[(3 * len(values)) // 4] if values else None
+
+
+def _collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """A single row has no variance across rows, whatever the encoder does."""
+    name = "train/encoder_cross_sample_var"
+    variance = _recent(rows, name)
+    if variance is None or facts.rows_per_rank < 2:
+        return None
+    if variance < COLLAPSED_VAR:
+        return _verdict(Kind.collapsed, name, variance, COLLAPSED_VAR, Level.bad)
+    limit = THIN_VAR_EARLY if rows[-1]["_step"] <= EARLY_STEPS else THIN_VAR
+    return _verdict(Kind.collapsed, name, variance, limit, Level.warning) if variance < limit else None
+
+
+def _posterior_collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """Only variational encoders log a KL; many start it at zero on purpose."""
+    kl = _recent(rows, "train/kl_loss")
+    if kl is None or kl >= MIN_KL_NATS or rows[-1]["_step"] < EARLY_STEPS:
+        return None
+    return _verdict(Kind.posterior_collapsed, "train/kl_loss", kl, MIN_KL_NATS, Level.bad)
+
+
+def _ignored(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """From the newest swap of demonstrations, on training tasks if there was one: the share of right answers it cost."""
+    for prefix in ("train_encoder", "encoder"):
+        row = next((row for row in reversed(rows) if f"{prefix}/swap_drop" in row), None)
+        if row is None:
+            continue
+        exact, drop = row[f"{prefix}/exact_accuracy"], row[f"{prefix}/swap_drop"]
+        if exact >= IGNORED_MIN_EXACT and drop < IGNORED_SHARE * exact:
+            return _verdict(Kind.ignored, f"{prefix}/swap_drop", drop, IGNORED_SHARE * exact, Level.bad)
+        return None
+    return None
+
+
+def _maxed_out(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """Running to the limit is right while answers are wrong: the halt logit starts at -5 and means "this is right".
+
+    So it is a fault only once many answers are right, and its first warning waits for the end of the first phase.
+    """
+    steps, exact = _recent(rows, "train/steps"), _recent_exact(rows)
+    if facts.halt_max_steps == 1 or steps is None or steps < MAXED_OUT_SHARE * facts.halt_max_steps:
+        return None
+    is_past_first_phase = rows[-1]["_step"] >= facts.warmup_steps + FIRST_PHASE_STEPS
+    if exact >= MAXED_OUT_BAD_EXACT or (is_past_first_phase and exact >= MAXED_OUT_MIN_EXACT):
+        level = Level.bad if exact >= MAXED_OUT_BAD_EXACT else Level.warning
+        return _verdict(Kind.maxed_out, "train/steps", steps, float(facts.halt_max_steps), level)
+    return None
+
+
+def _stuck(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """The best mean over 100 steps is older than PATIENCE_STEPS; the steps of the warm-up do not count.
+
+    As long as no grid at all was right, cells speak for grids: a young run has exact accuracy 0 for a while and learns.
+    """
+    now = rows[-1]["_step"]
+    started = now - PATIENCE_STEPS >= facts.warmup_steps
+    has_exact = any(value > 0 for value in _values(rows, "train/exact_accuracy"))
+    name = "train/exact_accuracy" if has_exact else "train/accuracy"
+    means = _block_means(rows, name)
+    recent = [mean for age, mean in means.items() if age < PATIENCE_STEPS // _BLOCK_STEPS]
+    past = [mean for age, mean in means.items() if age >= PATIENCE_STEPS // _BLOCK_STEPS]
+    if not started or not recent or not past or max(recent) > max(past) or _has_learned(rows):
+        return None
+    return _verdict(Kind.stuck, name, max(recent), max(past), Level.bad)
+
+
+def _block_means(rows: Sequence[Row], name: str) -> dict[int, float]:
+    """{age in blocks of 100 steps: mean of the metric, weighted by the rows it was measured on}."""
+    now, sums = rows[-1]["_step"], dict[int, list[float]]()
+    for row in rows:
+        if _values([row], name):
+            weight = float(row.get("train/count") or 1.0)
+            entry = sums.setdefault((now - row["_step"]) // _BLOCK_STEPS, [0.0, 0.0])
+            entry[0] += weight * row[name]
+            entry[1] += weight
+    return {age: total / weight for age, (total, weight) in sums.items()}
