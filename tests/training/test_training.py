@@ -49,8 +49,8 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("trm", [False, True])
-def test_resumed_run_is_bit_identical(tiny: Tiny, trm: bool) -> None:
+@pytest.mark.parametrize("kind", ["standard", "trm", "recurrent", "lpn_variational", "in_context"])
+def test_resumed_run_is_bit_identical(tiny: Tiny, kind: str) -> None:
     """Stop after a checkpoint in mid-carry, remove what came after, run the same command: same weights, each step once."""
     common = (
         "trainer.steps=6",
@@ -58,7 +58,10 @@ def test_resumed_run_is_bit_identical(tiny: Tiny, trm: bool) -> None:
         "dataset.num_augmentations=2",
         "trainer.keep_last=9",
         "trainer.grad_accumulation=2",
+        *([] if kind in ("standard", "trm") else [f"encoder={kind}", "encoder.num_heads=2"]),
+        *(["encoder.width=16", "encoder.latent_dim=8"] if kind == "lpn_variational" else []),
     )
+    trm = kind == "trm"
     whole = tiny(*common, "name=whole", trm=trm)
     run_training(whole)
     again = tiny(*common, "name=again", trm=trm)
