@@ -14,7 +14,7 @@ from arclab import app
 from arclab.config.compose import compose
 from arclab.data.tasks import load_source
 from arclab.evaluation import plots
-from arclab.evaluation.representations import ALL_DEMOS, between_share, effective_rank, pca, task_contexts, tsne
+from arclab.evaluation.representations import ALL_DEMOS, between_share, pca, task_contexts, tsne
 from arclab.ranks import Ranks
 
 from ..conftest import TINY, TINY_TRM
@@ -92,12 +92,6 @@ def test_between_share_is_one_for_tight_groups_and_low_for_shuffled_ones() -> No
     assert between_share(vectors, rng.permutation(groups)) < 0.2
     assert between_share(np.array([[0.0], [2.0], [2.0], [4.0]]), np.array([0, 0, 1, 1])) == 0.5
     assert np.isnan(between_share(np.full((4, 2), 0.1), np.array([0, 0, 1, 1])))
-
-
-def test_effective_rank_counts_equal_directions() -> None:
-    corners = np.concatenate([np.eye(5), -np.eye(5)])
-    assert effective_rank(corners) == pytest.approx(5.0)
-    assert effective_rank(np.arange(6.0)[:, None] * np.ones(4)) == pytest.approx(1.0)
 
 
 def test_tsne_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,10 +148,3 @@ def between_share(vectors: Floats, group_V: Ints) -> float:
         return float("nan")
     groups = [centred[group_V == g] for g in np.unique(group_V)]
     return sum(len(group) * float((group.mean(axis=0) ** 2).sum()) for group in groups) / total
-
-
-def effective_rank(vectors: Floats) -> float:
-    """exp of the entropy of the variance shares of all principal components: how many directions the vectors use."""
-    shares = pca(vectors, min(vectors.shape))[1]
-    used = shares[shares > 1e-12]
-    return float(np.exp(-(used * np.log(used)).sum()))
