@@ -18,7 +18,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.data
 
 # Continues where it was stopped. Fewer cells or another budget: make bench-control CONTROL="--seconds 120 --families lines"
-CONTROL ?= --seconds 60 --families color_map dihedral dihedral_color
+CONTROL ?= --seconds 600
 bench-control: .venv/installed
 	$(BIN)/python -m benchmarks.control $(CONTROL)
 

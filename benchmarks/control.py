@@ -1,17 +1,19 @@
 """The control table: which encoder and layout learn to read a rule from demonstrations, against a frozen random twin.
 
-    python -m benchmarks.control --steps 600                                             # every encoder, layout and family
+    python -m benchmarks.control --steps 600                                             # every encoder and layout
     python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
     python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
 
-A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout, a toy
-family, and trained or frozen (encoder.optim.freeze_steps: the decoder alone learns). It is scored on held-out toy tasks: exact
-answers with a Wilson interval, what is lost with swapped demonstrations and with an empty context. --seconds measures the
+A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout, and
+trained or frozen (encoder.optim.freeze_steps: the decoder alone learns). It learns all --families together and is scored on
+held-out tasks of each: exact answers with a Wilson interval, what is lost with swapped demonstrations and with an empty
+context. Easy families in the mixture are a curriculum: compositions alone give no signal for long. --seconds measures the
 speed of an encoder once and turns it into steps; trained and frozen twins get the same number of steps.
 
-The same command continues a killed table: finished cells are kept, a started one resumes from its checkpoint. Cells are added
-to benchmarks/results/control.json and control.md after each one. A cell that fails is shown and the table goes on; the exit
-status is then 1. It does not tune: all cells share the settings of experiment=toy_control and KEY=VALUE overrides after --set.
+The same command continues a killed table, also on another machine: cells recorded in benchmarks/results/control.json are
+done, a started one resumes from its checkpoint, and the record and control.md are written after each cell. For a table of
+your own name another folder with --results. A cell that fails is shown and the table goes on; the exit status is then 1. It
+does not tune: all cells share the settings of experiment=toy_control and KEY=VALUE overrides after --set.
 """
 
 from __future__ import annotations
@@ -40,30 +42,17 @@ from arclab.models.recursive import build_model
 from arclab.ranks import start_ranks
 from arclab.rundir import RunDir, State, provenance, run_path, write_atomically
 from arclab.solvers.recursive import RecursiveSolver
+from benchmarks.control_table import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LAYOUT = "-"  # an encoder without the key demo_layout
 _SPEED_STEPS = 30
-_COLUMNS = (
-    "family",
-    "encoder",
-    "layout",
-    "twin",
-    "exact on unseen tasks",
-    "swap drop",
-    "zero-context drop",
-    "parameters",
-    "steps",
-    "steps/s",
-    "s",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     encoder: str
     layout: str
-    family: str
     frozen: bool
 
     @property
@@ -73,10 +62,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What all cells of a table share. settings: of the toy tasks, as in their source strings."""
+    """What all cells of a table share. settings: of the toy tasks, as in their source strings; tasks are counted per family."""
 
     runs_dir: str
     results: Path
+    families: tuple[str, ...]
     steps: int | None
     seconds: float | None
     seed: int
@@ -91,28 +81,38 @@ class Table:
 
     def cell_name(self, cell: Cell) -> str:
         layout = "" if cell.layout == NO_LAYOUT else f"-{cell.layout}"
-        return f"{cell.family}-{cell.encoder}{layout}-{cell.twin}-{self.budget}-seed{self.seed}"
+        return f"{'+'.join(self.families)}-{cell.encoder}{layout}-{cell.twin}-{self.budget}-seed{self.seed}"
+
+    def source(self, tasks: int, split: str) -> str:
+        return f"toy:{'+'.join(self.families)}?tasks={tasks}&{self.settings}&split={split}&seed={self.seed}"
+
+    def recorded(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's record in the results. ValueError if it was made from other tasks or with other overrides."""
+        path = self.results / "control.json"
+        records = json.loads(path.read_text())["cells"] if path.is_file() else []
+        record = next((c for c in records if c["name"] == self.cell_name(cell)), None)
+        mine = (self.source(self.train_tasks, "train"), list(self.overrides))
+        if record is not None and (record["train_source"], record["overrides"]) != mine:
+            raise ValueError(
+                f"{path} has a cell {record['name']} made from {record['train_source']} with {record['overrides']}; give another --results."
+            )
+        return record
 
 
 def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
     """The command line of a cell."""
-
-    def source(tasks: int, split: str) -> str:
-        return f'["toy:{cell.family}?tasks={tasks}&{table.settings}&split={split}&seed={table.seed}"]'
-
     layout = [] if cell.layout == NO_LAYOUT else [f"encoder.demo_layout={cell.layout}"]
     return [
         "experiment=toy_control", f"encoder={cell.encoder}", *layout, "experiment_name=control", f"name={table.cell_name(cell)}",
-        f"runs_dir={table.runs_dir}", f"seed={table.seed}", "dataset.name=toy", f"dataset.train_sources={source(table.train_tasks, 'train')}",
-        f"dataset.eval_sources={source(table.test_tasks, 'test')}", "dataset.validation_sources=[]", "evaluation.split=evaluation",
+        f"runs_dir={table.runs_dir}", f"seed={table.seed}", "dataset.name=toy",
+        f'dataset.train_sources=["{table.source(table.train_tasks, "train")}"]',
+        f'dataset.eval_sources=["{table.source(table.test_tasks, "test")}"]', "dataset.validation_sources=[]", "evaluation.split=evaluation",
         f"trainer.steps={steps}", f"encoder.optim.freeze_steps={steps if cell.frozen else 0}", "trainer.eval_every=0", "wandb.mode=disabled",
         *table.overrides,
     ]  # fmt: skip
 
 
-def list_cells(
-    encoders: Sequence[str], layouts: Sequence[str], families: Sequence[str], overrides: Sequence[str] = ()
-) -> Iterator[Cell]:
+def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Sequence[str] = ()) -> Iterator[Cell]:
     """Every combination that exists. An encoder that cannot be composed for few-shot tasks is named and left out."""
     for encoder in encoders:
         try:
@@ -121,8 +121,7 @@ def list_cells(
             print(f"encoder={encoder} is left out: {error}")
             continue
         for layout in layouts if hasattr(config.encoder, "demo_layout") else (NO_LAYOUT,):
-            for family in families:
-                yield from (Cell(encoder, layout, family, frozen) for frozen in (False, True))
+            yield from (Cell(encoder, layout, frozen) for frozen in (False, True))
 
 
 def cell_steps(table: Table, cell: Cell) -> int:
@@ -156,6 +155,9 @@ def train(overrides: Sequence[str]) -> None:
 
 def run_cell(table: Table, cell: Cell) -> dict[str, Any]:
     """The cell's record; trained and scored only as far as that is not done yet. ValueError if its run folder is another run's."""
+    recorded = table.recorded(cell)
+    if recorded is not None:
+        return recorded
     overrides = cell_overrides(table, cell, cell_steps(table, cell))
     config = compose("pretrain_encoder", overrides)
     folder = run_path(config)
@@ -171,7 +173,7 @@ def run_cell(table: Table, cell: Cell) -> dict[str, Any]:
 
 
 def score_cell(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
-    """Accuracy on the held-out tasks, both drops, and what the run cost."""
+    """Accuracy on the held-out tasks of each family, both drops, and what the run cost."""
     config = thaw(folder / "config.yaml")
     tasks = load_tasks(config.dataset).evaluation
     model = build_model(config, num_puzzles=1)
@@ -179,51 +181,24 @@ def score_cell(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
     ranks = start_ranks(config.trainer.device)
     solver = RecursiveSolver(model.to(ranks.device), ranks, canvas=config.dataset.canvas, seed=config.seed,
                              batch_size=config.evaluation.batch_size, max_demos=config.dataset.max_demos)  # fmt: skip
-    swapped, blank = swap_drop(solver, tasks), context_drop(solver, model, tasks)
+    scores = {}
+    for family in table.families:
+        of_family = [task for task in tasks if task.source == f"toy:{family}"]
+        swapped, blank = swap_drop(solver, of_family), context_drop(solver, model, of_family)
+        scores[family] = {"exact": share_record(swapped.intact), "swapped": share_record(swapped.ablated),
+                          "zero_context": share_record(blank.ablated)}  # fmt: skip
     seconds = read_rows(folder / "metrics.jsonl")[-1]["_runtime"]
     return {
-        "name": table.cell_name(cell), "family": cell.family, "encoder": cell.encoder, "layout": cell.layout, "twin": cell.twin,
-        "exact": share_record(swapped.intact), "swapped": share_record(swapped.ablated), "zero_context": share_record(blank.ablated),
-        "swap_drop": swapped.value, "zero_context_drop": blank.value, "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": config.trainer.steps, "steps_per_s": config.trainer.steps / seconds, "seconds": seconds, "seed": config.seed,
-        "train_sources": config.dataset.train_sources, "eval_sources": config.dataset.eval_sources, "provenance": provenance(),
+        "name": table.cell_name(cell), "encoder": cell.encoder, "layout": cell.layout, "twin": cell.twin, "scores": scores,
+        "parameters": sum(p.numel() for p in model.parameters()), "steps": config.trainer.steps,
+        "steps_per_s": config.trainer.steps / seconds, "seconds": seconds, "seed": config.seed,
+        "train_source": table.source(table.train_tasks, "train"), "test_source": table.source(table.test_tasks, "test"),
+        "overrides": list(table.overrides), "provenance": provenance(),
     }  # fmt: skip
 
 
 def share_record(share: Share) -> dict[str, Any]:
     return {"n": share.n, "N": share.total, "interval95": list(share.interval)}
-
-
-def write_table(table: Table, cells: Sequence[dict[str, Any]]) -> str:
-    """Merge cells into control.json by name, write control.md beside it, and return the latter."""
-    table.results.mkdir(parents=True, exist_ok=True)
-    path = table.results / "control.json"
-    known = {c["name"]: c for c in (json.loads(path.read_text())["cells"] if path.is_file() else [])}
-    merged = sorted((known | {c["name"]: c for c in cells}).values(), key=lambda c: c["name"])
-    write_atomically(path, json.dumps({"cells": merged}, indent=1) + "\n")
-    text = markdown(merged)
-    write_atomically(table.results / "control.md", text)
-    return text
-
-
-def markdown(cells: Sequence[dict[str, Any]]) -> str:
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    for c in cells:
-        exact = Share(c["exact"]["n"], c["exact"]["N"])
-        values = [
-            c["family"], c["encoder"], c["layout"], c["twin"], str(exact), f"{100 * c['swap_drop']:.1f}", f"{100 * c['zero_context_drop']:.1f}",
-            f"{c['parameters']:,}", str(c["steps"]), f"{c['steps_per_s']:.1f}", f"{c['seconds']:.0f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(values) + " |")
-    made = sorted(
-        {
-            f"{c['provenance']['commit'][:8]}, {c['provenance']['machine']}, {c['train_sources'][0].partition('?')[2]}"
-            for c in cells
-        }
-    )
-    head = ["# Control table", "", "Exact answers on held-out toy tasks (n/N, 95 % Wilson interval), one seed. Drops: percentage points lost with the",
-            "demonstrations of another task of the family, and with an empty context. frozen: the encoder keeps its random weights.", ""]  # fmt: skip
-    return "\n".join([*head, *lines, "", "Made with `python -m benchmarks.control`:", *(f"- {m}" for m in made), ""])
 
 
 def run_table(table: Table, cells: Sequence[Cell]) -> list[str]:
@@ -232,7 +207,7 @@ def run_table(table: Table, cells: Sequence[Cell]) -> list[str]:
     for number, cell in enumerate(cells, start=1):
         print(f"[{number}/{len(cells)}] {table.cell_name(cell)}", flush=True)
         try:
-            write_table(table, [run_cell(table, cell)])
+            write_table(table.results, [run_cell(table, cell)])
         except (ValueError, subprocess.CalledProcessError) as error:
             failed.append(table.cell_name(cell))
             print(f"{table.cell_name(cell)} FAILED: {error}", flush=True)
@@ -253,7 +228,8 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     layouts = [layout.value for layout in DemoLayout]
     parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=layouts, default=layouts)
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["color_map", "dihedral", "dihedral_color"],
+                        help="learned together, scored one by one")  # fmt: skip
     parser.add_argument(
         "--settings", default="side=4&colors=4&palette=6&demos=3", help="of the toy tasks, as in a source string"
     )
@@ -265,18 +241,17 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser.add_argument("--list", action="store_true", help="only name the cells")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every cell")
     given = parser.parse_args(argv)
-    table = Table(given.runs_dir, given.results, given.steps, given.seconds, given.seed, given.settings,
+    table = Table(given.runs_dir, given.results, tuple(given.families), given.steps, given.seconds, given.seed, given.settings,
                   given.train_tasks, given.test_tasks, tuple(given.set))  # fmt: skip
     return table, given
 
 
 def main(argv: Sequence[str]) -> None:
     table, given = parse(argv)
-    cells = list(list_cells(given.encoders, given.layouts, given.families, table.overrides))
+    cells = list(list_cells(given.encoders, given.layouts, table.overrides))
     if given.list:
         for cell in cells:
-            done = (Path(table.runs_dir) / "control" / table.cell_name(cell) / "cell.json").is_file()
-            print(f"{table.cell_name(cell)} {'done' if done else 'open'}")
+            print(f"{table.cell_name(cell)} {'done' if table.recorded(cell) else 'open'}")
         return
     failed = run_table(table, cells)
     if (table.results / "control.md").is_file():

@@ -1,0 +1,95 @@
+"""The control table as pages: control.json (every record), control.md (the cells, and which encoders are done).
+
+    print(write_table(Path("benchmarks/results"), new_records))
+
+An encoder is done if, with its best layout, it answers at least 90 % of unseen colour maps, loses at least 50 points there
+when demonstrations are swapped, and beats its frozen random twin by at least 20 points on compositions of a dihedral view
+and a colour map. It trains and scores nothing: benchmarks/control.py does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from arclab.evaluation.scoring import Share
+from arclab.rundir import write_atomically
+
+MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
+SIMPLE, COMPOSED = "color_map", "dihedral_color"
+_HEAD = """# Control table
+
+Exact answers on held-out toy tasks (n/N, 95 % Wilson interval), one seed, and in brackets the percentage points lost with the
+demonstrations of another task of the family / with an empty context. A row is one run that learned its families together.
+frozen: the encoder keeps its random weights.
+"""
+
+
+def write_table(results: Path, cells: Sequence[dict[str, Any]]) -> str:
+    """Merge cells into control.json by name, write control.md beside it, and return the latter."""
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "control.json"
+    known = {c["name"]: c for c in (json.loads(path.read_text())["cells"] if path.is_file() else [])}
+    merged = sorted((known | {c["name"]: c for c in cells}).values(), key=lambda c: c["name"])
+    write_atomically(path, json.dumps({"cells": merged}, indent=1) + "\n")
+    text = markdown(merged)
+    write_atomically(results / "control.md", text)
+    return text
+
+
+def share(record: dict[str, Any]) -> Share:
+    return Share(record["n"], record["N"])
+
+
+def drop(scores: dict[str, Any], ablated: str) -> float:
+    """Share of tasks lost to the ablation `ablated`: swapped or zero_context."""
+    return share(scores["exact"]).value - share(scores[ablated]).value
+
+
+def markdown(cells: Sequence[dict[str, Any]]) -> str:
+    """Cells by the families they learned, then the verdict on each encoder and layout with both twins."""
+    parts = [_HEAD]
+    for families in dict.fromkeys(tuple(c["scores"]) for c in cells):
+        group = [c for c in cells if tuple(c["scores"]) == families]
+        parts += [f"## {', '.join(families)}", "", *_cell_table(families, group), "", *_verdicts(group)]
+    made = {
+        f"{c['provenance']['commit'][:8]}, {c['provenance']['machine']}, {c['train_source']}, {' '.join(c['overrides'])}"
+        for c in cells
+    }
+    return "\n".join([*parts, "Made with `python -m benchmarks.control`:", *(f"- {m}" for m in sorted(made)), ""])
+
+
+def _cell_table(families: Sequence[str], cells: Sequence[dict[str, Any]]) -> Iterator[str]:
+    columns = ("encoder", "layout", "twin", *families, "parameters", "steps", "steps/s", "s")
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for c in cells:
+        scores = [
+            f"{share(s['exact'])} ({100 * drop(s, 'swapped'):.1f} / {100 * drop(s, 'zero_context'):.1f})"
+            for s in c["scores"].values()
+        ]
+        values = [c["encoder"], c["layout"], c["twin"], *scores, f"{c['parameters']:,}", str(c["steps"]),
+                  f"{c['steps_per_s']:.1f}", f"{c['seconds']:.0f}"]  # fmt: skip
+        yield "| " + " | ".join(values) + " |"
+
+
+def _verdicts(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
+    twins = {(c["encoder"], c["layout"], c["steps"], c["seed"], c["twin"]): c["scores"] for c in cells}
+    pairs = [(key, scores, twins.get((*key[:4], "frozen"))) for key, scores in twins.items() if key[4] == "trained"]
+    for (encoder, layout, *_), trained, frozen in pairs:
+        if {SIMPLE, COMPOSED} <= trained.keys() and frozen is not None:
+            yield f"- {encoder}, {layout}: {verdict(trained, frozen)}"
+    yield ""
+
+
+def verdict(trained: dict[str, Any], frozen: dict[str, Any]) -> str:
+    """DONE, or OPEN with every number that falls short."""
+    simple, swap = share(trained[SIMPLE]["exact"]).value, drop(trained[SIMPLE], "swapped")
+    over_twin = share(trained[COMPOSED]["exact"]).value - share(frozen[COMPOSED]["exact"]).value
+    measured = ((simple, MIN_COLOR_MAP, "% of unseen colour maps"), (swap, MIN_SWAP_DROP, "points lost to swapped demonstrations"),
+                (over_twin, MIN_OVER_TWIN, "points over the frozen twin on compositions"))  # fmt: skip
+    short = [f"{100 * value:.1f} {what} (needs {100 * least:.0f})" for value, least, what in measured if value < least]
+    reached = ", ".join(f"{100 * value:.1f} {what}" for value, _, what in measured)
+    return f"OPEN: {'; '.join(short)}" if short else f"DONE: {reached}"
