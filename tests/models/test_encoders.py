@@ -382,7 +382,7 @@ def test_published_sizes() -> None:
 BAD = [
     ("variational", ["encoder.kl.weight=0"], "or encoder.kl.allow_zero_weight=true"),
     ("variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and the encoder's width 16"),
-    ("lpn_variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and 16"),
+    ("lpn_variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and the encoder's width 16"),
     ("standard", ["encoder.pooling=cls"], "encoder.pooling=cls is not what encoder=standard has; choose mean, max, attention, weighted"),
     ("hybrid", ["encoder.pooling=mean"], "encoder.pooling=mean is not what encoder=hybrid has; choose cls"),
     ("standard", ["encoder.tokens_per_demo=2"], "needs encoder.pooling=attention or weighted"),
