@@ -169,15 +169,25 @@ def test_page_has_the_sheet_of_every_run(folder: Path) -> None:
     b.settings["goal"] = "is <gain> & co. worth it?"
     page, sheet = render_comparison([a, b]), sheet_html(tracking_sheet(b, a))
     assert sheet in page and page.count('<details class="sheet"') == 2
-    assert "<b>Goal</b>: is &lt;gain&gt; &amp; co. worth it?" in sheet and "<li><code>encoder.context.gain</code>: 0.1 → 0.7</li>" in sheet
-    assert "<h3>Experiment: quickstart/b</h3>" in sheet and "<em>to fill in</em>" in sheet and "**" not in sheet and "`" not in sheet
+    assert (
+        "<b>Goal</b>: is &lt;gain&gt; &amp; co. worth it?" in sheet
+        and "<li><code>encoder.context.gain</code>: 0.1 → 0.7</li>" in sheet
+    )
+    assert (
+        "<h3>Experiment: quickstart/b</h3>" in sheet
+        and "<em>to fill in</em>" in sheet
+        and "**" not in sheet
+        and "`" not in sheet
+    )
     for heading in HEADINGS[1:]:
         assert heading.strip("*-:# ").split(" (")[0] in sheet, heading
 
 
 def test_the_verdict_of_health_is_in_page_and_sheet(folder: Path) -> None:
     (run,) = load(folder, "a")
-    run.rows[-1].update({"health": "STARVED", "health_level": "bad", "health_note": "STARVED grad/encoder_norm 0.02 < 0.05: look here"})
+    run.rows[-1].update(
+        {"health": "STARVED", "health_level": "bad", "health_note": "STARVED grad/encoder_norm 0.02 < 0.05: look here"}
+    )
     page, sheet = render_comparison([run]), tracking_sheet(run, None)
     assert "<dt>health</dt><dd>step 4: STARVED grad/encoder_norm 0.02 &lt; 0.05</dd>" in page
     assert "health at step 4: STARVED grad/encoder_norm 0.02 < 0.05: look here" in field(sheet, "- Issues encountered:")

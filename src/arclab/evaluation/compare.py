@@ -89,7 +89,9 @@ def _run_card(index: int, run: Run) -> RunCard:
         "commit": str(run.provenance.get("commit", "not recorded"))[:10],
         "folder": str(run.path),
     }
-    found = tuple(text for text in issues(run) if text != run.state and text not in run.stamps and not text.startswith("health at "))
+    found = tuple(
+        text for text in issues(run) if text != run.state and text not in run.stamps and not text.startswith("health at ")
+    )
     sentence = str((run.criterion or {}).get("sentence", ""))
     return RunCard(run.label, color_of(index), run.is_partial, run.state, run.verdict, sentence, facts, found)
 
