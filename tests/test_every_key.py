@@ -266,6 +266,8 @@ def test_wandb_settings_reach_the_run(tmp_path: Path) -> None:
     written = file.read_bytes()
     for text in ("my-project", "my-group", "quickstart/default", "train/lm_loss", "grad/encoder_norm", "ARC/pass@2"):
         assert text.encode() in written, text
+    record = json.loads((tmp_path / "runs/quickstart/default/wandb.json").read_text())
+    assert record["mode"] == "offline" and record["url"] is None and record["id"] in file.name
 
 
 def test_exploration_makes_rows_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,26 @@ def test_decoder_init_groups() -> None:
     assert compose("pretrain_encoder", ["encoder/context=trm_compat"]).encoder.context.num_tokens == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_does_not_overrule_the_chosen_halting(experiment: str) -> None:
+    """Four halting configurations are to be compared on one experiment: the command decides, not the overlay."""
+    for option in options("halting"):
+        chosen = compose("pretrain_encoder", [f"experiment={experiment}", f"halting={option}"]).halting
+        assert chosen == compose("pretrain_encoder", [f"halting={option}"]).halting, option
+
+
+def test_the_four_halting_configurations() -> None:
+    wanted = {"baseline": (16, 0.5), "short8": (8, 0.5), "explore07": (16, 0.7), "deterministic": (16, 0.0)}
+    for option, values in wanted.items():
+        halting = compose("pretrain_encoder", ["experiment=phase1_overfit", f"halting={option}"]).halting
+        assert (halting.halt_max_steps, halting.halt_exploration_prob) == values
+    for steps in (8, 16, 32):
+        for exploration in (0.0, 0.3, 0.5, 0.7):
+            free = [f"halting.halt_max_steps={steps}", f"halting.halt_exploration_prob={exploration}"]
+            halting = compose("pretrain_encoder", ["experiment=phase1_overfit", *free]).halting
+            assert (halting.halt_max_steps, halting.halt_exploration_prob) == (steps, exploration)
+
+
 def test_freeze_and_thaw(tmp_path: Path) -> None:
     for overrides in (["experiment=quickstart"], ["experiment=trm_arc1", "name=x", "trainer.num_threads=3"]):
         config = compose("pretrain_encoder", overrides)
@@ -75,6 +95,10 @@ BAD = [
     (["decoder_init=frozen"], "decoder_init.path is empty but decoder_init.kind=frozen"),
     (["decoder_init=staged", "decoder_init.path=x", "decoder_init.freeze_steps=0"], "must be at least 1 for kind=staged"),
     (["decoder_init=frozen", "decoder_init.path=x", "decoder_init.freeze_steps=5"], "is read by kind=staged only"),
+    (["decoder_init=frozen", "decoder_init=scratch"], "decoder_init=frozen and scratch is more than one option of the group decoder_init; choose one"),
+    (["decoder_init=[frozen,scratch]"], "decoder_init=frozen and scratch is more than one option of the group decoder_init; choose one"),
+    (["decoder_init=frozen", "decoder_init.kind=scratch"], "decoder_init=frozen contradicts decoder_init.kind=scratch; keep one"),
+    (["decoder.optim.freeze_steps=100", "trainer.steps=100"], "with decoder_init.kind=scratch freezes a random decoder"),
     (["decoder_init.kind=frozen"], "decoder_init.path is empty but decoder_init.kind=frozen"),
     (["decoder_init.path=x"], "decoder_init.path=x is set but decoder_init.kind=scratch"),
     (["name=a/b"], "name='a/b' becomes a folder name"),

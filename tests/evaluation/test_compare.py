@@ -16,10 +16,11 @@ from arclab import app
 from arclab.config.compose import compose, compose_evaluate
 from arclab.evaluation.analyse import analyse
 from arclab.evaluation.compare import gap_rows, paired_tests, render_comparison, score_groups
-from arclab.evaluation.compare_pictures import disagreements, overlay_svgs
+from arclab.evaluation.compare_pictures import disagreements, failures, overlay_svgs
 from arclab.evaluation.paired import compare_splits, difference_interval, mcnemar_p
 from arclab.evaluation.runs import Run, read_runs, settings_difference
 from arclab.evaluation.scoring import Share
+from arclab.evaluation.sheet import sheet_html
 from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, tracking_sheet
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
@@ -142,6 +143,54 @@ def test_changes_are_those_from_the_defaults_or_from_the_first_run(folder: Path)
     assert "encoder.context.gain" not in alone.split("**Configuration**")[0]
     changes = re.findall(r"^- `(.*)`: (.*) → (.*)$", beside, flags=re.MULTILINE)
     assert changes == [("encoder.context.gain", "0.1", "0.7")] and "against the run a" in beside
+
+
+@pytest.mark.parametrize(("kind", "said"), [("pretrained", "Yes (pretrained, x/y)"), ("frozen", "Yes (frozen, x/y)"), ("staged", "Yes (staged for 7 steps, x/y)")])  # fmt: skip
+def test_every_loaded_decoder_is_a_pretrained_one(folder: Path, kind: str, said: str) -> None:
+    (run,) = load(folder, "a")
+    run.settings.update({"decoder_init.kind": kind, "decoder_init.path": "x/y", "decoder_init.freeze_steps": 7})
+    assert field(tracking_sheet(run, None), "- Pre-trained decoder:") == said
+
+
+def test_sheet_links_the_run_where_wandb_has_one(folder: Path) -> None:
+    config = folder / "a/config.yaml"
+    config.write_text(config.read_text().replace("mode: disabled", "mode: auto"))
+    told = {None: TO_FILL_IN, "offline": "`wandb sync", "online": "https://wandb.example/r/1"}
+    for mode, words in told.items():
+        if mode is not None:
+            record = {"id": "1", "mode": mode, "url": "https://wandb.example/r/1" if mode == "online" else None}
+            (folder / "a/wandb.json").write_text(json.dumps(record))
+        assert words in field(tracking_sheet(load(folder, "a")[0], None), "**WandB Run**:"), mode
+
+
+def test_page_has_the_sheet_of_every_run(folder: Path) -> None:
+    """The template of the guide as HTML: what the Markdown says, escaped, with nothing of its marks left over."""
+    a, b = load(folder, "a", "b")
+    b.settings["goal"] = "is <gain> & co. worth it?"
+    page, sheet = render_comparison([a, b]), sheet_html(tracking_sheet(b, a))
+    assert sheet in page and page.count('<details class="sheet"') == 2
+    assert (
+        "<b>Goal</b>: is &lt;gain&gt; &amp; co. worth it?" in sheet
+        and "<li><code>encoder.context.gain</code>: 0.1 → 0.7</li>" in sheet
+    )
+    assert (
+        "<h3>Experiment: quickstart/b</h3>" in sheet
+        and "<em>to fill in</em>" in sheet
+        and "**" not in sheet
+        and "`" not in sheet
+    )
+    for heading in HEADINGS[1:]:
+        assert heading.strip("*-:# ").split(" (")[0] in sheet, heading
+
+
+def test_the_verdict_of_health_is_in_page_and_sheet(folder: Path) -> None:
+    (run,) = load(folder, "a")
+    run.rows[-1].update(
+        {"health": "STARVED", "health_level": "bad", "health_note": "STARVED grad/encoder_norm 0.02 < 0.05: look here"}
+    )
+    page, sheet = render_comparison([run]), tracking_sheet(run, None)
+    assert "<dt>health</dt><dd>step 4: STARVED grad/encoder_norm 0.02 &lt; 0.05</dd>" in page
+    assert "health at step 4: STARVED grad/encoder_norm 0.02 < 0.05: look here" in field(sheet, "- Issues encountered:")
 
 
 def test_settings_difference_keeps_only_what_differs() -> None:
@@ -334,6 +383,29 @@ def test_gallery_shows_real_grids_and_who_was_right(folder: Path) -> None:
     assert gone.tests[0].truth is None and gallery.problem == "task gone is in none of the runs' sources"
     page = render_comparison(load(folder, "a", "b"))
     assert f'data-task="{task}"' in page and "1x2 instead of" in page
+
+
+def test_failures_are_the_tasks_that_no_run_solves(folder: Path) -> None:
+    set_ranks(folder / "a", {"t1": [0], "t2": [None], "t3": [1, 5]})
+    set_ranks(folder / "b", {"t1": [None], "t2": [3], "t3": [None, 0]})
+    both, alone = failures(load(folder, "a", "b"))[0], failures(load(folder, "b"))[0]
+    assert [card.id for card in both.cards] == ["t2", "t3"] and (both.num_tasks, both.num_common) == (2, 3)
+    assert [card.id for card in alone.cards] == ["t1", "t2", "t3"] and not disagreements(load(folder, "b"))
+    page = render_comparison(load(folder, "b"))
+    assert 'id="failures-train"' in page and page.count("<article") == 3 and "Tasks that b does not solve" in page
+    set_ranks(folder / "b", {"t1": [0]})
+    assert "Every task is solved." in render_comparison(load(folder, "b"))
+    edit(folder / "b/evaluation/train/metrics.json", scores={"ARC/solved@2": {"n": 0, "N": 0}, "ARC/pass@2": {"n": 0, "N": 0}})
+    assert failures(load(folder, "b")) == []  # hidden answers: wrong is not known
+
+
+def test_grids_of_validation_tasks_are_found(folder: Path) -> None:
+    source = "toy:dihedral?tasks=3&side=4&split=validation"
+    set_ranks(folder / "a", {"toy_dihedral_validation_00001": [None]})
+    (run,) = load(folder, "a")
+    run.settings["dataset.validation_sources"] = [source]
+    (gallery,) = failures([run])
+    assert gallery.problem == "" and gallery.cards[0].demos and gallery.cards[0].tests[0].truth is not None
 
 
 def test_unreadable_source_leaves_the_predictions(folder: Path) -> None:

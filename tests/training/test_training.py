@@ -193,6 +193,21 @@ def test_clipping_comes_after_measuring(tiny: Tiny) -> None:
     assert squares == pytest.approx(rows[0.0]["grad/total_norm"] ** 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("frozen", ["decoder", "encoder"])
+def test_what_stands_still_does_not_clip_the_rest(tiny: Tiny, frozen: str) -> None:
+    """While a part is frozen its gradient counts neither in the total nor, through it, in the clipping of the other."""
+    config = tiny("trainer.steps=3", f"{frozen}.optim.freeze_steps=2", "trainer.clip_norm=0.01")
+    run_training(config)
+    parts_of = {"decoder": ("inner",), "encoder": ("encoder", "adapter")}
+    rest = parts_of["encoder" if frozen == "decoder" else "decoder"]
+    rows = read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl")[1:]
+    for row, names in zip(rows, (rest, rest, ("inner", "encoder", "adapter")), strict=True):
+        total = sum(row[f"grad/{name}_norm"] ** 2 for name in names) ** 0.5
+        assert row["grad/total_norm"] == pytest.approx(total, rel=1e-5)
+        assert row["grad/clip_factor"] == pytest.approx(min(1.0, 0.01 / total), rel=1e-3)
+        assert all(row[f"grad/{name}_norm"] > 0 for name in ("inner", "encoder"))
+
+
 def test_puzzle_rows_move_by_sign_sgd_and_others_do_not(tiny: Tiny) -> None:
     config = tiny("trainer.steps=1", "trainer.checkpoint_every=1", "dataset.num_augmentations=3", trm=True)
     run_training(config)

@@ -56,11 +56,28 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     flags = [override for override in overrides if override.startswith("-")]
     if flags:
         raise ConfigError(f"{flags[0]} is not an option here; settings are written key=value (see README.md).")
+    _require_one_choice(overrides)
     with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=config_name):
         try:
             return hydra.compose(config_name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_sentence_from_hydra(error, config_name)) from error
+
+
+def _require_one_choice(overrides: Sequence[str]) -> None:
+    """ConfigError if a group is chosen twice: Hydra would silently take the last (frozen and scratch would be scratch)."""
+    chosen: dict[str, str] = {}
+    for override in overrides:
+        group, _, option = override.lstrip("+~").partition("=")
+        if not option or not (CONF_DIR / group).is_dir():
+            continue
+        if option.startswith("[") or chosen.setdefault(group, option) != option:
+            given = option.strip("[]").replace(",", " and ") if option.startswith("[") else f"{chosen[group]} and {option}"
+            raise ConfigError(f"{group}={given} is more than one option of the group {group}; choose one of them.")
+    kinds = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("decoder_init.kind=")]
+    init = chosen.get("decoder_init")
+    if init is not None and any(kind != init for kind in kinds):
+        raise ConfigError(f"decoder_init={init} contradicts decoder_init.kind={kinds[-1]}; keep one of them.")
 
 
 def _sentence_from_hydra(error: Exception, config_name: str) -> str:

@@ -259,7 +259,12 @@ class LpnVariationalEncoderConfig(LpnEncoderConfig):
     kl: KlConfig
 
     def check(self, path: str) -> list[str]:
-        return [*LpnEncoderConfig.check(self, path), *within(path, 1, self.width, latent_dim=self.latent_dim)]
+        problems = LpnEncoderConfig.check(self, path)
+        if not 1 <= self.latent_dim <= self.width:
+            problems.append(
+                f"{path}.latent_dim={self.latent_dim} must be between 1 and the encoder's width {self.width}; choose a value in that range."
+            )
+        return problems
 
 
 @dataclass(kw_only=True, slots=True)

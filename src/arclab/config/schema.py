@@ -342,6 +342,12 @@ class ExperimentConfig:
             problems.append(
                 "decoder.attention=flash does not go with trainer.precision=fp32 (the kernel is half precision only); use bf16 or sdpa."
             )
+        never_trains = self.decoder.optim.freeze_steps >= max(1, self.trainer.steps)
+        if never_trains and self.decoder_init.kind is InitKind.scratch:
+            problems.append(
+                f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with decoder_init.kind=scratch "
+                "freezes a random decoder, which can answer nothing; use decoder_init=frozen with a decoder_init.path, or fewer freeze_steps."
+            )
         return [*problems, *self._check_encoder()]
 
     def _check_encoder(self) -> list[str]:

@@ -17,16 +17,20 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from arclab.evaluation.compare_pictures import color_of, disagreements, overlay_svgs
+from arclab.evaluation.compare_pictures import color_of, disagreements, failures, overlay_svgs
 from arclab.evaluation.paired import Paired, compare_splits
 from arclab.evaluation.report import MAX_POINTS, ScoreRow, score_rows
 from arclab.evaluation.runs import Run, ScoredSplit, settings_difference
 from arclab.evaluation.scoring import Share
-from arclab.evaluation.tracking import average_steps, changes_from, convergence, gap, issues, percent
+from arclab.evaluation.sheet import sheet_html
+from arclab.evaluation.tracking import average_steps, changes_from, convergence, gap, issues, percent, tracking_sheet
 from arclab.metrics.names import REGISTRY
 
 _HEADLINES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
-_STATISTICS = ("all.exact_accuracy", "all.accuracy", "all.q_halt_accuracy", "ARC/undecodable")
+_STATISTICS = (
+    "all.exact_accuracy", "all.accuracy", "all.q_halt_accuracy", "ARC/undecodable", "encoder/swap_drop", "encoder/zero_context_drop",
+    "encoder/retrieval_accuracy", "encoder/retrieval_chance", "encoder/between_task_share", "train_encoder/swap_drop",
+)  # fmt: skip
 _CURVES = (
     "train/exact_accuracy", "train/accuracy", "all.exact_accuracy", "train/lm_loss", "train/q_halt_loss", "grad/encoder_norm",
     "grad/total_norm", "train/encoder_cross_sample_var",
@@ -52,7 +56,8 @@ def render_comparison(runs: Sequence[Run]) -> str:
         curves=overlay_svgs(runs, _CURVES),
         halting=[_halting_row(i, run) for i, run in enumerate(runs)],
         halting_curves=overlay_svgs(runs, halting_names()),
-        galleries=disagreements(runs),
+        galleries=[*disagreements(runs), *failures(runs)],
+        sheets=[(i.label, sheet_html(tracking_sheet(i, None if i is runs[0] else runs[0]))) for i in runs],
         max_points=MAX_POINTS,
         p_text=p_text,
     )
@@ -80,10 +85,13 @@ def _run_card(index: int, run: Run) -> RunCard:
         "train/exact_accuracy, last": percent(accuracy) if accuracy else "not logged",
         "steps to 90 %": convergence(run).split(" (")[0],
         "steps taken": average_steps(run).split(" (")[0],
+        "health": ": ".join((run.health or "not judged").split(": ")[:2]),  # without the advice
         "commit": str(run.provenance.get("commit", "not recorded"))[:10],
         "folder": str(run.path),
     }
-    found = tuple(text for text in issues(run) if text != run.state and text not in run.stamps)
+    found = tuple(
+        text for text in issues(run) if text != run.state and text not in run.stamps and not text.startswith("health at ")
+    )
     sentence = str((run.criterion or {}).get("sentence", ""))
     return RunCard(run.label, color_of(index), run.is_partial, run.state, run.verdict, sentence, facts, found)
 

@@ -2,6 +2,7 @@
 
     svgs = overlay_svgs(runs, ["train/exact_accuracy"])       # one SVG for each metric that any run logged
     galleries = disagreements(runs)                           # per split, the tasks that some runs solve and others do not
+    galleries = failures(runs)                                # per split, the tasks that no run solves
 
 Grids and axes are drawn by report.py. Inputs and truths come from the task sources of the runs' settings; where a source is
 gone, the gallery says so and shows the predictions alone.
@@ -97,8 +98,12 @@ class DisputedTask:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Tasks of one split that some of its runs solve within two attempts and others do not. problem: why grids are missing."""
+    """Tasks of one split: kind disagreements (some runs solve them within two attempts, others do not) or failures (none does).
 
+    num_common: the tasks that were compared. problem: why grids are missing.
+    """
+
+    kind: str
     split: str
     labels: tuple[str, ...]
     num_tasks: int
@@ -122,28 +127,52 @@ class _Scored:
 
 def disagreements(runs: Sequence[Run]) -> list[Gallery]:
     """One gallery for each split with predictions of at least two runs; a task counts where two of them answered it."""
-    scored = [_Scored(i, run, split) for i, run in enumerate(runs) for split in run.splits if split.predictions]
-    splits = dict.fromkeys(entry.split.split for entry in scored)
-    groups = {name: [entry for entry in scored if entry.split.split == name] for name in splits}
-    return [_gallery(name, group) for name, group in groups.items() if len(group) > 1]
+    groups = _by_split(_Scored(i, run, split) for i, run in enumerate(runs) for split in run.splits if split.predictions)
+    galleries = []
+    for name, group in groups.items():
+        if len(group) > 1:
+            common = {task: entries for task, entries in _answered(group).items() if len(entries) > 1}
+            disputed = {t: entries for t, entries in common.items() if len({e.split.solved[t] for e in entries}) > 1}
+            galleries.append(_gallery("disagreements", name, group, disputed, len(common)))
+    return galleries
 
 
-def _gallery(name: str, group: list[_Scored]) -> Gallery:
+def failures(runs: Sequence[Run]) -> list[Gallery]:
+    """One gallery for each split with predictions; where answers are hidden, wrong is not known and a run is left out."""
+    known = (_Scored(i, run, s) for i, run in enumerate(runs) for s in run.splits if s.predictions and not s.has_hidden_answers)
+    galleries = []
+    for name, group in _by_split(known).items():
+        answered = _answered(group)
+        failed = {t: entries for t, entries in answered.items() if not any(e.split.solved[t] for e in entries)}
+        galleries.append(_gallery("failures", name, group, failed, len(answered)))
+    return galleries
+
+
+def _by_split(scored: Iterable[_Scored]) -> dict[str, list[_Scored]]:
+    groups: dict[str, list[_Scored]] = {}
+    for entry in scored:
+        groups.setdefault(entry.split.split, []).append(entry)
+    return groups
+
+
+def _answered(group: list[_Scored]) -> dict[str, list[_Scored]]:
+    """Task id -> the runs that answered it."""
     ids = dict.fromkeys(task for entry in group for task in entry.split.task_ids)
-    answered = {task: [entry for entry in group if task in entry.split.solved] for task in ids}
-    common = {task: entries for task, entries in answered.items() if len(entries) > 1}
-    disputed = {t: entries for t, entries in common.items() if len({e.split.solved[t] for e in entries}) > 1}
-    shown = dict(list(disputed.items())[:SHOWN_TASKS])
+    return {task: [entry for entry in group if task in entry.split.solved] for task in ids}
+
+
+def _gallery(kind: str, split: str, group: list[_Scored], chosen: dict[str, list[_Scored]], num_common: int) -> Gallery:
+    shown = dict(list(chosen.items())[:SHOWN_TASKS])
     tasks, problem = _load_tasks(group, set(shown))
     cards = tuple(_card(task, tasks.get(task), entries) for task, entries in shown.items())
-    return Gallery(name, tuple(e.run.label for e in group), len(disputed), len(common), cards, problem)
+    return Gallery(kind, split, tuple(e.run.label for e in group), len(chosen), num_common, cards, problem)
 
 
 def _load_tasks(group: list[_Scored], wanted: set[str]) -> tuple[dict[str, ArcTask], str]:
     """The wanted tasks from the sources in the runs' settings, and the first reason why a source could not be read."""
     found: dict[str, ArcTask] = {}
     problem = ""
-    keys = ("dataset.train_sources", "dataset.eval_sources")
+    keys = ("dataset.train_sources", "dataset.validation_sources", "dataset.eval_sources")
     for source in dict.fromkeys(s for entry in group for key in keys for s in entry.run.settings.get(key) or ()):
         if wanted <= found.keys():
             break

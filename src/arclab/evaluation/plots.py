@@ -1,4 +1,4 @@
-"""Small drawings on matplotlib axes, for notebooks: a grid, a whole task, points coloured by task.
+"""Small drawings on matplotlib axes, for notebooks: a grid, a whole task, points coloured by task or rule.
 
     figure, axes = plt.subplots(2, 4); draw_task(axes, task)
     scatter_tasks(plt.gca(), pca(contexts.vectors)[0], contexts)
@@ -55,14 +55,18 @@ def draw_task(axes: npt.NDArray[np.object_], task: ArcTask) -> None:
                 draw_grid(ax, grid, title)
 
 
-def scatter_tasks(axes: Axes, points: npt.NDArray[np.float64], contexts: Contexts, title: str = "") -> None:
-    """(V, 2) points, one colour a task; large: all demonstrations of the task as it is; small: augmented or one left out."""
-    colors = colormaps["tab20"](np.arange(len(contexts.task_ids)) % 20)
+def scatter_tasks(
+    axes: Axes, points: npt.NDArray[np.float64], contexts: Contexts, title: str = "", *, by_rule: bool = False
+) -> None:
+    """(V, 2) points, one colour a task or a rule; large: all demonstrations of the task as it is; small: augmented or one left out."""
+    names = sorted(set(contexts.rules)) if by_rule else contexts.task_ids
+    group_V = contexts.rule_V if by_rule else contexts.task_V
+    colors = colormaps["tab20"](np.arange(len(names)) % 20)
     is_plain = (contexts.augmentation_V == 0) & (contexts.left_out_V < 0)
-    for task, name in enumerate(contexts.task_ids):
-        mine = contexts.task_V == task
+    for group, name in enumerate(names):
+        mine = group_V == group
         for chosen, size, label in ((mine & ~is_plain, 14, None), (mine & is_plain, 70, name)):
-            axes.scatter(*points[chosen].T, s=size, color=colors[task], alpha=0.85, linewidths=0, label=label)
+            axes.scatter(*points[chosen].T, s=size, color=colors[group], alpha=0.85, linewidths=0, label=label)
     axes.set_title(title, fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])

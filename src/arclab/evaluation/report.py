@@ -27,6 +27,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from arclab.config.compose import flat
 from arclab.data.tasks import COLORS, ArcTask, Grid, Pair
@@ -229,6 +230,11 @@ def scale_y(axes: Axes, units: set[str], values: npt.NDArray[np.float64]) -> Non
         axes.set_ylim(-0.03, 1.03)
     elif units <= set(_LOG_UNITS) and 0 < 10 * values.min() <= values.max():
         axes.set_yscale("log")
+        # Plain numbers: powers of ten overlap where values span about a decade.
+        subs = (1.0, 2.0, 5.0) if values.max() < 300 * values.min() else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def inline_svg(figure: Figure) -> Markup:

@@ -24,6 +24,7 @@ from arclab.config.compose import thaw
 from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.sampler import Plan, PuzzleSpace
 from arclab.data.splits import load_tasks, require_fit
+from arclab.data.tasks import ArcTask
 from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.training.checkpoint import load_weights, read_state
@@ -39,6 +40,7 @@ _BATCH = 64
 class Contexts:
     """vectors (V, F); task_V: position in task_ids; augmentation_V: 0 is the task as it is; left_out_V: demonstration, or ALL_DEMOS.
 
+    rules: of each task, see rule_of.
     step: optimiser steps behind the weights, 0 for the untrained encoder.
     """
 
@@ -47,7 +49,21 @@ class Contexts:
     augmentation_V: Ints
     left_out_V: Ints
     task_ids: tuple[str, ...]
+    rules: tuple[str, ...]
     step: int
+
+    @property
+    def rule_V(self) -> Ints:
+        """Position of each view's rule in sorted(set(rules))."""
+        return np.unique(self.rules, return_inverse=True)[1][self.task_V].astype(np.int64)
+
+
+def rule_of(task: ArcTask) -> str:
+    """What kind of change a task asks for, as far as its source says: the family of a toy task with its view, shift, crop or
+    line (colour maps aside), the concept of a ConceptARC task; "unknown" for all others."""
+    if task.rule is not None:
+        return f"{task.source.removeprefix('toy:')} {task.rule.split(' colors=')[0]}"
+    return task.id.rstrip("0123456789") if task.source == "conceptarc" else "unknown"
 
 
 def task_contexts(
@@ -71,7 +87,8 @@ def task_contexts(
     vectors = [_encode(model, space, views[i : i + _BATCH], config.dataset.max_demos) for i in range(0, len(views), _BATCH)]
     step = int(read_state(checkpoint)["step"]) if trained else 0
     task_V, augmentation_V, left_out_V = views.T.copy()
-    return Contexts(np.concatenate(vectors), task_V, augmentation_V, left_out_V, tuple(task.id for task in tasks), step)
+    ids, rules = tuple(task.id for task in tasks), tuple(rule_of(task) for task in tasks)
+    return Contexts(np.concatenate(vectors), task_V, augmentation_V, left_out_V, ids, rules, step)
 
 
 def _model(config: ExperimentConfig, checkpoint: Path, weights: WeightsKind | None) -> RecursiveModel:
@@ -132,7 +149,7 @@ def tsne(vectors: Floats, seed: int = 0) -> Floats:
     try:
         from sklearn.manifold import TSNE  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError("t-SNE needs scikit-learn; install it with pip install -e '.[notebooks]'.") from error
+        raise ValueError("t-SNE needs scikit-learn; install it with pip install -e '.[notebooks]' (or '.[dev]').") from error
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors).astype(np.float64)
 

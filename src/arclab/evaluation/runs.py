@@ -118,6 +118,7 @@ class Run:
     status: dict[str, Any] | None
     provenance: dict[str, Any]
     criterion: dict[str, Any] | None
+    wandb: dict[str, Any]
     weight_stamps: tuple[str, ...]
     splits: tuple[ScoredSplit, ...]
 
@@ -138,7 +139,14 @@ class Run:
         if not self.is_partial:
             return f"DONE at {where}"
         state, message = (self.status or {}).get("state", "no status.json"), (self.status or {}).get("message", "")
+        message = "" if state == State.running.value else message  # the verdict of health, which stands elsewhere
         return f"PARTIAL: {state}, {where}" + (f" ({message})" if message else "")
+
+    @property
+    def health(self) -> str | None:
+        """The newest health verdict: step 100: COLLAPSED ...; None if none was made."""
+        row = next((r for r in reversed(self.rows) if r.get("health_note")), None)
+        return None if row is None else f"step {row['_step']:,}: {row['health_note']}"
 
     @property
     def verdict(self) -> str:
@@ -263,7 +271,7 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
     return Run(
         path, label, settings, rows,
         status=_read_json(path / "status.json"), provenance=_read_json(run.provenance) or {},
-        criterion=_read_json(path / "criterion.json"), weight_stamps=_weight_stamps(run),
+        criterion=_read_json(path / "criterion.json"), wandb=_read_json(path / "wandb.json") or {}, weight_stamps=_weight_stamps(run),
         splits=tuple(_read_split(folder) for folder in folders),
     )  # fmt: skip
 

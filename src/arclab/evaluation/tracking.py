@@ -89,7 +89,11 @@ def _encoder(settings: dict[str, Any]) -> str:
 
 
 def _pretrained(settings: dict[str, Any]) -> str:
-    return f"Yes ({settings.get('decoder_init.path')})" if settings.get("decoder_init.kind") == "pretrained" else "No"
+    kind = settings.get("decoder_init.kind", "scratch")
+    if kind == "scratch":
+        return "No"
+    until = f" for {settings.get('decoder_init.freeze_steps')} steps" if kind == "staged" else ""
+    return f"Yes ({kind}{until}, {settings.get('decoder_init.path')})"
 
 
 def percent(share: Share | None) -> str:
@@ -143,6 +147,8 @@ def issues(run: Run) -> list[str]:
     """What a reader must know before believing a number: state, stamps, notes on the data, metrics that ended unhealthy."""
     found = [run.state] if run.is_partial else []
     found += run.stamps + [str(note) for note in run.provenance.get("notes", ())]
+    if run.health is not None and "HEALTHY" not in run.health:
+        found.append(f"health at {run.health}")
     for name, metric in REGISTRY.items():
         value = run.last(name) if name.startswith(("train/", "grad/")) else None
         if value is None or metric.healthy is None:
@@ -225,4 +231,9 @@ def _wandb(run: Run) -> str:
     mode, project = run.settings.get("wandb.mode"), run.settings.get("wandb.project")
     if mode == "disabled":
         return "none (wandb.mode=disabled)"
-    return f"{TO_FILL_IN} (project {project}, run {run.settings.get('experiment_name')}/{run.settings.get('name')})"
+    if run.wandb.get("url"):
+        return str(run.wandb["url"])
+    name = f"{run.settings.get('experiment_name')}/{run.settings.get('name')}"
+    if run.wandb.get("mode") == "offline":
+        return f"offline (project {project}, run {name}); upload it with `wandb sync {run.path}/wandb/offline-run-*`"
+    return f"{TO_FILL_IN} (project {project}, run {name})"

@@ -258,11 +258,11 @@ def _collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
 
 
 def _posterior_collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
-    """Only variational encoders log a KL; many start it at zero on purpose."""
-    kl = _recent(rows, "train/kl_loss")
+    """Only variational encoders log a KL; many start it at zero on purpose. The loss would not do: free bits are its floor."""
+    kl = _recent(rows, "train/encoder_kl")
     if kl is None or kl >= MIN_KL_NATS or rows[-1]["_step"] < EARLY_STEPS:
         return None
-    return _verdict(Kind.posterior_collapsed, "train/kl_loss", kl, MIN_KL_NATS, Level.bad)
+    return _verdict(Kind.posterior_collapsed, "train/encoder_kl", kl, MIN_KL_NATS, Level.bad)
 
 
 def _ignored(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:

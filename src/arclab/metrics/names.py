@@ -64,7 +64,13 @@ _METRICS = [
     Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
     Metric("train/lm_loss", "nats", "down", "stablemax cross-entropy per cell, mean over all rows of the batch"),
     Metric("train/q_halt_loss", "nats", "down", "binary cross-entropy of the halt logit, mean over all rows of the batch"),
-    Metric("train/kl_loss", "nats", "none", "KL of the sampled task vector to its prior, mean over rows, before its weight"),
+    Metric("train/kl_loss", "nats", "none", "KL loss with its free bits, mean over rows, before its weight"),
+    Metric(
+        "train/encoder_kl",
+        "nats",
+        "none",
+        "KL of the sampled task vector to its prior, without free bits: what the latent tells",
+    ),
     Metric(
         "train/contrastive_loss", "nats", "down", "supervised-contrastive loss of contexts, mean over rows, before its weight"
     ),
@@ -96,7 +102,9 @@ _METRICS = [
     ),
     Metric("grad/inner_norm", "L2", "none", "gradient norm of the decoder, measured at the same place"),
     Metric("grad/puzzle_norm", "L2", "none", "gradient norm of the looked-up puzzle rows"),
-    Metric("grad/total_norm", "L2", "none", "gradient norm of encoder, adapter and decoder, before clipping"),
+    Metric(
+        "grad/total_norm", "L2", "none", "gradient norm of encoder, adapter and decoder (of those that train), before clipping"
+    ),
     Metric("grad/clip_factor", "share", "none", "what gradients were multiplied by in clipping; 1 is no clipping"),
     Metric("all.accuracy", "share", "up", f"labelled cells predicted right, {_ALL}"),
     Metric("all.exact_accuracy", "share", "up", f"grids predicted exactly right, {_ALL}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig, WandbMode
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.workspace import save_workspace
+from arclab.rundir import write_atomically
 
 
 def wandb_mode(mode: WandbMode) -> str:
@@ -41,4 +43,6 @@ def start_wandb(config: ExperimentConfig, folder: Path, run_id: str) -> Any | No
         summary = {"up": "max", "down": "min"}.get(metric.direction)
         run.define_metric(metric.name, summary=f"{summary},last" if summary else "last")
     save_workspace(run, folder)
+    # For the tracking sheet; url is null offline, where `wandb sync` makes one later.
+    write_atomically(folder / "wandb.json", json.dumps({"id": run_id, "mode": mode, "url": run.url or None}) + "\n")
     return run

@@ -14,7 +14,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 
 import numpy as np
 import torch
@@ -103,7 +103,9 @@ def encoder_stats(output: StepOutput) -> dict[str, Tensor]:
     if output.context is None:
         return {}
     tokens_BTD = output.context.summary_BTD.detach().float()
-    return {
+    kl_B = output.context.kl_B
+    kl = {} if kl_B is None else {"train/encoder_kl": kl_B.mean()}
+    return kl | {
         "train/encoder_cross_sample_var": (tokens_BTD - tokens_BTD.mean(0)).square().mean(),
         "train/encoder_output_mean": tokens_BTD.mean(),
         "train/encoder_output_std": tokens_BTD.std(),
@@ -158,14 +160,14 @@ def train_step(config: ExperimentConfig, training: Training, batch: Batch, ranks
 def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks) -> dict[str, Tensor]:
     """Sum over ranks, measure, clip, step: in this order, so that norms mean the same on any number of ranks."""
     optimizer = training.optimizer
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = _grads(p for group in optimizer.param_groups for p in group["params"])
     ranks.sum_(grads)
     # The adapter apart from the encoder: its gain learns even where nothing flows back into the encoder.
     model = training.model
     parts = {"grad/inner_norm": model.decoder, "grad/encoder_norm": model.encoder, "grad/adapter_norm": model.adapter}
-    norms = {name: _grad_norm(part, ranks.device) for name, part in parts.items() if part is not None}
-    total = torch.stack(list(norms.values())).norm()
+    norms = {name: _grad_norm(part.parameters(), ranks.device) for name, part in parts.items() if part is not None}
+    # What stands still takes no part in the total: a frozen decoder must not shrink the encoder's gradient by its own.
+    total = _grad_norm((p for group in optimizer.param_groups if not group["frozen"] for p in group["params"]), ranks.device)
     factor = torch.ones_like(total)
     if config.trainer.clip_norm > 0:
         factor = (config.trainer.clip_norm / (total + 1e-6)).clamp(max=1.0)
@@ -179,8 +181,12 @@ def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks)
     return {"grad/total_norm": total, "grad/clip_factor": factor, **norms}
 
 
-def _grad_norm(module: nn.Module, device: torch.device) -> Tensor:
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
+def _grads(params: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
+
+
+def _grad_norm(params: Iterable[Tensor], device: torch.device) -> Tensor:
+    grads = _grads(params)
     return nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=device)
 
 

@@ -59,7 +59,7 @@ class Memory:
 class TaskContext:
     """tokens (B, T, D) of unit RMS for the prefix; memory: tokens that join the decoder's own sequence, or None.
 
-    aux_losses: name -> (B,) losses, to be weighted by the trainer. state: the encoder's next state, with gradient; the carry
+    aux_losses: name -> (B,) losses, to be weighted by the trainer. kl_B: the KL itself, without free bits. state: the encoder's next state, with gradient; the carry
     keeps a detached copy.
     """
 
@@ -67,6 +67,7 @@ class TaskContext:
     memory: Memory | None = None
     aux_losses: dict[str, Tensor] = field(default_factory=dict)
     state: Tensor | None = None
+    kl_B: Tensor | None = None
 
     @property
     def summary_BTD(self) -> Tensor:

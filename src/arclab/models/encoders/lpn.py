@@ -77,5 +77,10 @@ class LpnVariationalEncoder(LpnEncoder):
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         z_BKZ, mu_BKZ, logvar_BKZ = self.latent(memory.tokens_BMD, noise)
-        kl_BK = kl_to_unit_normal(mu_BKZ, logvar_BKZ, self.free_bits)
-        return TaskContext(self._tokens(mean_over(z_BKZ, memory.mask_BM)), aux_losses={"kl": mean_over(kl_BK, memory.mask_BM)})
+        loss_BK = kl_to_unit_normal(mu_BKZ, logvar_BKZ, self.free_bits)
+        kl_BK = kl_to_unit_normal(mu_BKZ.detach(), logvar_BKZ.detach(), 0.0)
+        return TaskContext(
+            self._tokens(mean_over(z_BKZ, memory.mask_BM)),
+            aux_losses={"kl": mean_over(loss_BK, memory.mask_BM)},
+            kl_B=mean_over(kl_BK, memory.mask_BM),
+        )

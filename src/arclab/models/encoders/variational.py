@@ -32,4 +32,6 @@ class VariationalEncoder(StandardEncoder):
         tokens_BTD = super().write(memory, state, noise).tokens_BTD
         z_BZ, mu_BZ, logvar_BZ = self.latent(rms_norm(tokens_BTD.mean(1)), noise)
         tokens_BTD = self.from_latent(z_BZ).view(len(z_BZ), self.num_tokens, -1)
-        return TaskContext(rms_norm(tokens_BTD), aux_losses={"kl": kl_to_unit_normal(mu_BZ, logvar_BZ, self.free_bits)})
+        kl_B = kl_to_unit_normal(mu_BZ.detach(), logvar_BZ.detach(), 0.0)
+        losses = {"kl": kl_to_unit_normal(mu_BZ, logvar_BZ, self.free_bits)}
+        return TaskContext(rms_norm(tokens_BTD), aux_losses=losses, kl_B=kl_B)
