@@ -38,7 +38,8 @@ class NormStyle(Enum):
 
 
 class ContrastiveView(Enum):
-    """subsets: two disjoint halves of a row's demonstrations. augmentations: rows of one task in the same batch."""
+    """subsets: two disjoint halves of a row's demonstrations. augmentations: the row
+    and a random dihedral view and recolouring of it."""
 
     subsets = "subsets"
     augmentations = "augmentations"

@@ -2,14 +2,16 @@
 
 kl               from the variational encoders themselves; its weight grows from 0 over kl.anneal_steps
 contrastive      supervised-contrastive (arXiv 2004.11362) on pooled contexts, task ids as labels; the two views of a task are
-                 two disjoint halves of a row's demonstrations, or different rows of one task in the batch
+                 two disjoint halves of a row's demonstrations, or the row and a random dihedral view and recolouring
+                 of it; other rows of the task in the batch are positives too
 reconstruction   leave-one-out: one random demonstration is the query, the others are the demonstrations, one decoder step
-A row that cannot take part (a single demonstration, no positive in the batch) has loss 0. All draws come from `noise`.
+A row that cannot take part (a single demonstration where two are needed) has loss 0. All draws come from `noise`.
 Shapes: B rows, K demonstration slots, D width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -17,10 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arclab.config.encoder_schema import ContrastiveView, EncoderConfig, KlConfig, TaskEncoderConfig
+from arclab.data.augment import NUM_DIHEDRAL
+from arclab.data.codec import FIRST_COLOR
 from arclab.data.sampler import Batch
+from arclab.data.tasks import NUM_COLORS
 from arclab.models.encoders import Demonstrations, TaskContext
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel
+from arclab.models.token_views import dihedral_views, recolored
 
 AUXILIARY = ("kl", "contrastive", "reconstruction")
 
@@ -60,24 +66,50 @@ def contrastive_rows(
     config: TaskEncoderConfig, model: RecursiveModel, data: Batch, context: TaskContext, noise: torch.Generator
 ) -> Tensor:
     """(B,) supervised-contrastive loss of each row's anchors."""
-    temperature = config.contrastive.temperature
+    assert model.encoder is not None
     if config.contrastive.view is ContrastiveView.augmentations:
-        loss_B, has_positive_B = supervised_contrastive(_pooled(context), data.task_id_B, temperature)
-        return torch.where(has_positive_B, loss_B, 0.0)
+        first, second = context, model.encoder(augmented(data, noise), model.decoder.dtype, noise=noise)
+        takes_part_B = torch.ones_like(data.num_demos_B, dtype=torch.bool)
+    else:
+        first, second = (
+            model.encoder(Demonstrations.select(data, valid_BK), model.decoder.dtype, noise=noise)
+            for valid_BK in _halves(data, noise)
+        )
+        takes_part_B = data.num_demos_B > 1
+    z = torch.cat([_pooled(first), _pooled(second)])
+    loss, has_positive = supervised_contrastive(z, data.task_id_B.repeat(2), config.contrastive.temperature)
+    per_row_B = torch.where(has_positive, loss, 0.0).view(2, -1).mean(0)
+    return torch.where(takes_part_B, per_row_B, 0.0)
+
+
+def _halves(data: Batch, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two random disjoint halves of each row's demonstrations (B, K); both are the same one where there is only one."""
     rank_BK, count_B1 = _random_order(data, noise)
     half_B1 = (count_B1 + 1) // 2
     first_BK = rank_BK < half_B1
-    second_BK = torch.where(
-        count_B1 > 1, (rank_BK >= half_B1) & (rank_BK < count_B1), first_BK
-    )  # one demonstration: masked below
-    assert model.encoder is not None
-    pooled = [
-        _pooled(model.encoder(Demonstrations.select(data, valid_BK), model.decoder.dtype, noise=noise))
-        for valid_BK in (first_BK, second_BK)
-    ]
-    loss, has_positive = supervised_contrastive(torch.cat(pooled), data.task_id_B.repeat(2), temperature)
-    per_row = torch.where(has_positive, loss, 0.0).view(2, -1).mean(0)
-    return torch.where(data.num_demos_B > 1, per_row, 0.0)
+    return first_BK, torch.where(count_B1 > 1, (rank_BK >= half_B1) & (rank_BK < count_B1), first_BK)
+
+
+def augmented(data: Batch, noise: torch.Generator) -> Demonstrations:
+    """The rows' demonstrations under one random dihedral view and colour permutation a row, colour 0 kept.
+
+    Views that would push a translated grid of the row off the canvas are not drawn; the row's own view may be.
+    """
+    demos = Demonstrations.from_batch(data)
+    num_rows, canvas = len(data), math.isqrt(data.inputs_BS.shape[1])
+    grids_GNS = torch.stack([demos.inputs_NS, demos.outputs_NS])
+    views_GNSV = torch.stack([dihedral_views(grids_NS, canvas) for grids_NS in grids_GNS])
+    cells_GNV = (views_GNSV >= FIRST_COLOR).sum(2)
+    fits_NV = (cells_GNV == cells_GNV[..., :1]).all(0)
+    fits_BV = (demos.unpack(fits_NV) | ~demos.valid_BK[..., None]).all(1)
+    keys_BV = torch.rand(num_rows, NUM_DIHEDRAL, generator=noise, device=fits_BV.device)
+    view_B = keys_BV.masked_fill(~fits_BV, -1.0).argmax(1)
+    nonzero_BC = torch.rand(num_rows, NUM_COLORS - 1, generator=noise, device=fits_BV.device).argsort(1) + 1
+    colors_BC = torch.cat([torch.zeros_like(nonzero_BC[:, :1]), nonzero_BC], dim=1)
+    row_N = demos.valid_BK.nonzero()[:, 0]
+    index = view_B[row_N][None, :, None, None].expand(2, -1, views_GNSV.shape[2], 1)
+    inputs_NS, outputs_NS = (recolored(g, colors_BC[row_N], canvas) for g in views_GNSV.gather(3, index)[..., 0])
+    return Demonstrations(inputs_NS, outputs_NS, demos.valid_BK)
 
 
 def _pooled(context: TaskContext) -> Tensor:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import DemoLayout
 from arclab.data.augment import NUM_DIHEDRAL
-from arclab.data.codec import FIRST_COLOR, PAD, VOCAB_SIZE, canvas_positions
+from arclab.data.codec import PAD, VOCAB_SIZE, canvas_positions
 from arclab.data.tasks import MAX_SIDE
 from arclab.models.layers import Embedding
+from arclab.models.token_views import dihedral_views
 
 
 class DemoTokens(nn.Module):
@@ -78,33 +79,3 @@ class DemoTokens(nn.Module):
         return sum((table(index, dtype) for table, index in zip(self.place, parts, strict=True)), torch.zeros(())) * math.sqrt(
             self.width
         )
-
-
-def dihedral_views(tokens_NS: Tensor, canvas: int) -> Tensor:
-    """(N, S, 8) uint8: the grid on the canvas under each view, turned within its bounding box, at the same corner.
-
-    View 0 is the canvas as it is, EOS included; the others show colours only.
-    """
-    N = len(tokens_NS)
-    grid = tokens_NS.view(N, canvas, canvas)
-    is_color = grid >= FIRST_COLOR
-    top, height = _extent(is_color.any(2))
-    left, width = _extent(is_color.any(1))
-    i = torch.arange(canvas, device=grid.device)[None, :, None] - top[:, None, None]
-    j = torch.arange(canvas, device=grid.device)[None, None, :] - left[:, None, None]
-    h, w = height[:, None, None] - 1, width[:, None, None] - 1
-    # Where cell (i, j) of the view comes from in the grid; same ids as arclab.data.augment.
-    sources = [(j, w - i), (h - i, w - j), (h - j, i), (i, w - j), (h - i, j), (j, i), (h - j, w - i)]
-    views = [tokens_NS]
-    for row, column in sources:
-        row, column = torch.broadcast_tensors(row, column)
-        inside = (row >= 0) & (row <= h) & (column >= 0) & (column <= w) & (i >= 0) & (j >= 0)
-        index = ((row + top[:, None, None]) * canvas + column + left[:, None, None]).clamp(0, canvas**2 - 1)
-        picked = tokens_NS.gather(1, torch.where(inside, index, 0).view(N, -1))
-        views.append(torch.where(inside.reshape(N, -1), picked, PAD))
-    return torch.stack(views, dim=-1)
-
-
-def _extent(any_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """First index and number of True entries of each row (grids have no gaps)."""
-    return any_NC.int().argmax(1), any_NC.sum(1)
