@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -127,19 +128,20 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
         reason = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
         raise ConfigError(f"{error.full_key}: {reason}; give a value of the right type.") from error
     assert isinstance(typed, root)
-    problems = list(_collect_problems(typed, ""))
+    problems = list(broken_rules(typed))
     if problems:
         raise ConfigError("\n".join(problems))
     return typed
 
 
-def _collect_problems(node: Any, path: str) -> Iterator[str]:
+def broken_rules(node: Any, path: str = "") -> Iterator[str]:
+    """A sentence for every rule that the tree breaks."""
     if callable(getattr(node, "check", None)):
         yield from node.check(path)
     for field in fields(node):
         value = getattr(node, field.name)
         if is_dataclass(value):
-            yield from _collect_problems(value, f"{path}.{field.name}" if path else field.name)
+            yield from broken_rules(value, f"{path}.{field.name}" if path else field.name)
 
 
 def freeze(config: ExperimentConfig) -> str:
@@ -160,13 +162,16 @@ def flat(config: ExperimentConfig) -> dict[str, Any]:
     """{dotted key: plain value} of a configuration."""
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, dict):
+        if is_dataclass(node):
+            for field in fields(node):
+                yield from walk(getattr(node, field.name), f"{prefix}{field.name}.")
+        elif isinstance(node, dict):
             for key, value in node.items():
                 yield from walk(value, f"{prefix}{key}.")
         else:
-            yield prefix.rstrip("."), node
+            yield prefix.rstrip("."), node.name if isinstance(node, Enum) else node
 
-    return dict(walk(OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True), ""))
+    return dict(walk(config, ""))
 
 
 def identity(config: ExperimentConfig) -> dict[str, Any]:

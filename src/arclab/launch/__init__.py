@@ -1,0 +1,1 @@
+"""Starting, following and reporting many runs. Never imports torch."""
