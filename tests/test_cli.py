@@ -52,7 +52,7 @@ def test_a_typo_is_caught_before_anything_starts(run_script: Run, tmp_path: Path
 
 
 def test_unknown_option_lists_the_options(run_script: Run) -> None:
-    refused(run_script("pretrain_encoder.py", "halting=papr"), "choose deterministic, explore07, paper, short8")
+    refused(run_script("pretrain_encoder.py", "halting=papr"), "choose deterministic, explore05, explore07, paper, short8")
 
 
 def test_broken_data_leaves_no_run_folder(run_script: Run, tmp_path: Path) -> None:
