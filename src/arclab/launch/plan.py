@@ -182,8 +182,8 @@ class Column:
 def ablation_columns(runs: Sequence[PlannedRun], *, fold: bool = True) -> list[Column]:
     """A column for every key that is not the same in all runs.
 
-    With fold, a key that no line sets and that the experiment, the encoder kind or the decoder init decides stands behind that
-    column.
+    With fold, a key that no line sets stands behind the column that decides it: the experiment, the encoder kind, the decoder
+    init, or any column it always changes together with.
     """
     settings = [flat(run.config) for run in runs]
     keys = [k for k in dict.fromkeys(k for s in settings for k in s) if not k.startswith(LABEL_KEYS)]
@@ -198,17 +198,18 @@ def _folded(differing: dict[str, tuple[str, ...]], set_by_lines: set[str]) -> li
     leading = [key for key in _LEADING_KEYS if key in differing]
     columns: dict[str, list[str]] = {key: [] for key in leading}
     for key in differing:
-        owner = next((k for k in leading if key not in set_by_lines and _decides(differing[k], differing[key])), None)
+        owner = None if key in set_by_lines else next((k for k in columns if k != key and _decides(k, key, differing)), None)
         if owner is None:
             columns[key] = []
-        elif key not in leading:
+        elif key not in columns:
             columns[owner].append(key)
     return [Column(key, differing[key], tuple(decided)) for key, decided in columns.items()]
 
 
-def _decides(owner: tuple[str, ...], values: tuple[str, ...]) -> bool:
-    """Equal values of the owner never come with different values."""
-    return len(set(zip(owner, values, strict=True))) == len(set(owner))
+def _decides(owner: str, key: str, rows: dict[str, tuple[str, ...]]) -> bool:
+    """Equal values of the owner never come with different values of the key; of an ordinary owner, nor the other way round."""
+    num_pairs = len(set(zip(rows[owner], rows[key], strict=True)))
+    return num_pairs == len(set(rows[owner])) and (owner in _LEADING_KEYS or num_pairs == len(set(rows[key])))
 
 
 def _text(value: Any) -> str:
