@@ -1,6 +1,7 @@
 """Many runs from one file: python -m arclab.launch COMMAND [FILE] [options]
 
     check   [FILE] [--only GLOB] [--all-keys]      compose and type every run, say what it is and what differs; start nothing
+    doctor                                         is this machine ready? one line each, with what to do
 
 FILE is jobs.txt unless given; --only takes runs whose name (or experiment/name) matches. The state of a run is in its folder,
 so every command can be repeated. Nothing here imports torch. An error is one sentence and exit status 2.
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arclab.config.compose import run_main
+from arclab.launch.doctor import FAIL, examine
 from arclab.launch.plan import ablation_columns, read_plan
-from arclab.launch.tables import say, show_matrix, show_plan
+from arclab.launch.tables import say, show, show_matrix, show_plan
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = _command(commands, "check", check_command, "compose and type every run; start nothing")
     check.add_argument("--all-keys", action="store_true", help="a column for every key that differs, also for those that others decide")
+    doctor = commands.add_parser("doctor", help="is this machine ready?")
+    doctor.set_defaults(command=doctor_command)
     return parser
 
 
@@ -49,6 +53,13 @@ def check_command(arguments: argparse.Namespace) -> None:
     if columns:
         show_matrix(plan.runs, columns)
     say(f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was started.")
+
+
+def doctor_command(arguments: argparse.Namespace) -> int:
+    """1 if something is broken."""
+    findings = examine(Path("runs"))
+    show(("", "what", "found", "what to do"), [(f.level, f.subject, f.text, f.fix) for f in findings])
+    return int(any(f.level == FAIL for f in findings))
 
 
 if __name__ == "__main__":

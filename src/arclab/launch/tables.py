@@ -94,7 +94,7 @@ def show_matrix(runs: Sequence[PlannedRun], columns: Sequence[Column]) -> None:
     out.print()
     out.print(Text("What differs", style="bold"))
     common = [max(dict.fromkeys(column.values), key=column.values.count) for column in columns]
-    head = [f"{'.\n'.join(c.key.rsplit('.', 1))}\n= {usual or '-'}" for c, usual in zip(columns, common, strict=True)]
+    head = [".\n".join(c.key.rsplit(".", 1)) + f"\n= {usual or '-'}" for c, usual in zip(columns, common, strict=True)]
     rows = [
         [label, *(_difference(c.values[i], usual) for c, usual in zip(columns, common, strict=True))]
         for i, label in enumerate(labels(runs))
