@@ -32,7 +32,7 @@ Root = TypeVar("Root", ExperimentConfig, EvaluateConfig)
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Keys that cannot change the trained weights: a run may be resumed with other values of these.
 FREE_KEYS = (
-    "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
+    "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
 )  # fmt: skip
 
 
@@ -184,10 +184,12 @@ def config_hash(config: ExperimentConfig) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_main(main: Callable[[Sequence[str]], None]) -> None:
-    """Run main(argv); a ValueError becomes one sentence on stderr and exit status 2. Bugs keep their traceback."""
+def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run main(argv) and exit with what it returns; a ValueError becomes one sentence on stderr and exit status 2. Bugs keep
+    their traceback."""
     try:
-        main(sys.argv[1:])
+        status = main(sys.argv[1:])
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    raise SystemExit(status or 0)

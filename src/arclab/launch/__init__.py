@@ -1,1 +1,1 @@
-"""Starting, following and reporting many runs. Never imports torch."""
+"""Starting runs: in place, as a torchrun job on this machine, or on SLURM. Nothing here imports torch."""
