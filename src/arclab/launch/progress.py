@@ -1,23 +1,33 @@
 """How far a run is, read from its folder and its queue: state, step, speed, verdict, best score.
 
-    progress = read_progress(run, queue)               # queue: {job id: state}, see job_states()
+    living = living_jobs(runs)                                   # {folder: "QUEUED" or "RUNNING"}; one squeue for all of them
+    progress = read_progress(run, living.get(run.folder.path))
 
-Reads status.json, job.json, metrics.jsonl and criterion.json, whoever wrote them and while they are written. It needs no
-model and decides nothing. A run that says RUNNING but has no job and no living process is LOST: killed without a word.
+Reads status.json, job.json, lock.json, metrics.jsonl and criterion.json, whoever wrote them and while they are written. It
+decides nothing. Beside the states of status.json there are NEW (no folder), QUEUED, CANCELLED (by the command cancel) and LOST:
+the folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arclab.launch.plan import PlannedRun
-from arclab.rundir import RunDir, State
+import psutil
 
-NEW, QUEUED, LOST = "NEW", "QUEUED", "LOST"
+from arclab import slurm
+from arclab.launch.cluster import Kind
+from arclab.launch.plan import PlannedRun
+from arclab.rundir import RunDir, State, write_atomically
+from arclab.runlock import read_holder
+
+NEW, QUEUED, LOST, CANCELLED = "NEW", "QUEUED", "LOST", "CANCELLED"
+_RUNNING = State.running.value
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
 _TAIL_BYTES = 65536
 _RATE_ROWS = 20
 _DEFAULT_METRIC = "all.exact_accuracy"
@@ -41,7 +51,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """state: of status.json, or NEW, QUEUED, LOST. verdict: of the last health check. result: PASS or FAIL, "" without one."""
+    """state: see read_state. verdict: of the last health check. result: PASS or FAIL, "" without one."""
 
     state: str
     job: str
@@ -62,44 +72,81 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """job.json: the job that was last submitted for a run."""
+    """job.json: the job last submitted for a run. submitted: seconds since 1970."""
 
     id: str
-    cluster: str
-    submitted: str
+    cluster: Kind
+    submitted: float
+    is_cancelled: bool = False
 
 
 def read_job(run: RunDir) -> JobRecord | None:
     record = _read_object(run.path / "job.json")
-    return JobRecord(record["id"], record["cluster"], record["submitted"]) if record else None
+    return JobRecord(**record) if record else None
 
 
-def read_progress(run: PlannedRun, queue: Mapping[str, str]) -> Progress:
-    """queue: the states of living jobs by id; empty where there is no queue."""
+def write_job(run: RunDir, job: JobRecord) -> None:
+    write_atomically(run.path / "job.json", json.dumps(asdict(job)) + "\n")
+
+
+def living_jobs(runs: Sequence[PlannedRun]) -> dict[Path, str]:
+    """Folder -> QUEUED or RUNNING, for the runs that have a job in the queue or a process of this machine."""
+    jobs = {run.folder.path: job for run in runs if (job := read_job(run.folder)) is not None}
+    is_asked = slurm.is_installed() and any(job.cluster == "slurm" for job in jobs.values())
+    queue = slurm.queue_states() if is_asked else {}
+    states = {path: _job_state(RunDir(path), job, queue) for path, job in jobs.items()}
+    return {path: state for path, state in states.items() if state is not None}
+
+
+def _job_state(run: RunDir, job: JobRecord, queue: Mapping[str, str]) -> str | None:
+    if job.cluster == "slurm":
+        state = queue.get(job.id)
+        return None if state is None or state in _ENDED else QUEUED if state in _WAITING else _RUNNING
+    if job.cluster == "debug" or not _is_process(int(job.id), job.submitted):
+        return None
+    return QUEUED if (run.read_status() or {}).get("state") == State.submitted.value else _RUNNING
+
+
+def _is_process(pid: int, not_after: float) -> bool:
+    """Does this process run, and has it since that time? Numbers are used again."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() <= not_after + 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def read_state(run: RunDir, living: str | None) -> str:
+    """The state in one word. living: what living_jobs() knows of it."""
+    written = (run.read_status() or {}).get("state")
+    if written == State.done.value:
+        return written
+    if living is not None:
+        return living
+    holder = read_holder(run)
+    if holder is not None and holder.is_alive():
+        return _RUNNING
+    job = read_job(run)
+    if job is not None and job.is_cancelled:
+        return CANCELLED
+    if written in (_RUNNING, State.submitted.value):
+        return NEW if job is None and written == State.submitted.value else LOST
+    return written or NEW
+
+
+def read_progress(run: PlannedRun, living: str | None) -> Progress:
     folder = run.folder
-    status = folder.read_status() or {}
-    job = read_job(folder)
+    status, job = folder.read_status() or {}, read_job(folder)
     rows = _last_rows(folder.metrics)
     health = next((row["health"] for row in reversed(rows) if "health" in row), "")
     criterion = _read_object(folder.path / "criterion.json") or {}
     metric = run.config.criterion.metric if run.config.criterion else _DEFAULT_METRIC
     step = max([int(status.get("step", 0)), *(int(row["_step"]) for row in rows[-1:])])
     return Progress(
-        state=_state(status, job, queue), job=job.id if job else "", step=step, total_steps=run.config.trainer.steps,
+        state=read_state(folder, living), job=job.id if job else "", step=step, total_steps=run.config.trainer.steps,
         steps_per_s=steps_per_s(rows), verdict=str(health), best=best_score(folder.metrics, metric),
         result=str(criterion.get("result", "")), message=str(status.get("message", "")),
     )  # fmt: skip
-
-
-def _state(status: Mapping[str, Any], job: JobRecord | None, queue: Mapping[str, str]) -> str:
-    """The folder's word counts, unless it says that something runs of which the queue knows nothing."""
-    written = status.get("state")
-    queued = queue.get(job.id) if job else None
-    if queued is not None and written not in (State.done.value, State.running.value):
-        return QUEUED if queued == "PENDING" else queued
-    if written is None:
-        return NEW if job is None else LOST
-    return LOST if written in (State.running.value, QUEUED) and job is not None and queued is None else str(written)
 
 
 def steps_per_s(rows: list[dict[str, Any]]) -> float | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,7 @@ from rich.text import Text
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.jobsfile import Section
 from arclab.launch.plan import Column, Plan, PlannedRun, by_section
+from arclab.launch.progress import Progress
 
 _PIPE_WIDTH = 400
 _COLORS = {
@@ -79,9 +79,8 @@ def _plan_row(run: PlannedRun) -> tuple[str, ...]:
 
 def resources(config: ExperimentConfig) -> str:
     """What launch.* asks for, in words: 2 nodes x 4 GPUs, 24 h, partition gpu."""
-    launch: Any = getattr(config, "launch", None)
-    if launch is None: return "?"
-    ranks = f"{launch.gpus} GPU" if launch.gpus else f"{launch.cpus} CPU ranks" if launch.cpus > 1 else "1 process"
+    launch = config.launch
+    ranks = f"{launch.gpus} GPU" if launch.gpus else f"{launch.cpus} CPU" if launch.cpus else "1 process"
     nodes = f"{launch.nodes} nodes x " if launch.nodes > 1 else ""
     limit = f"{launch.timeout_min / 60:g} h" if launch.timeout_min % 60 == 0 else f"{launch.timeout_min} min"
     partition = f", {launch.partition}" if launch.partition else ""
@@ -114,3 +113,34 @@ def labels(runs: Sequence[PlannedRun]) -> list[str]:
     """Names, with the experiment in front where two runs share one."""
     names = [run.name for run in runs]
     return [f"{r.config.experiment_name}/{r.name}" if names.count(r.name) > 1 else r.name for r in runs]
+
+
+def show_progress(progress: Sequence[tuple[str, Progress]]) -> None:
+    """A row a run, and below the table the last words of runs that went wrong."""
+    columns = ("run", "state", "job", "step", "steps/s", "ETA", "health", "best", "result")
+    show(columns, [_progress_row(label, p) for label, p in progress], right=("step", "steps/s", "ETA"))
+    for label, p in progress:
+        if p.state in ("FAILED", "STOPPED") and p.message:
+            say(f"\n{label}: {p.message}")
+
+
+def _progress_row(label: str, p: Progress) -> tuple[str, ...]:
+    step = f"{p.step:,}/{p.total_steps:,}" if p.step or p.state != "NEW" else ""
+    rate = f"{p.steps_per_s:.2f}" if p.steps_per_s and p.state == "RUNNING" else ""
+    return label, p.state, p.job, step, rate, duration(p.eta_s), p.verdict, str(p.best or ""), p.result
+
+
+def duration(seconds: float | None) -> str:
+    """2 d 3 h, 3 h 12 min, 4 min 5 s; empty for None."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    for unit, size, smaller, small_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small_size} {smaller}"
+    return f"{whole} s"
+
+
+def clear() -> None:
+    """Empty a terminal's screen before the next table; nothing in a pipe."""
+    console().clear()
