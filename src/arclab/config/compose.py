@@ -23,6 +23,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.schema import EvaluateConfig, ExperimentConfig
@@ -153,8 +154,12 @@ def thaw(path: Path) -> ExperimentConfig:
     """The configuration saved in a run folder."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the folder of a run that pretrain_encoder.py started.")
-    node = OmegaConf.load(path)
-    assert isinstance(node, DictConfig)
+    try:
+        node = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged ({str(error).splitlines()[0]}); restore it, or remove the run folder.") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} is damaged (no keys); restore it, or remove the run folder.")
     return to_typed(node, ExperimentConfig)
 
 
