@@ -90,6 +90,13 @@ class RunDir:
         status = {"state": state.value, "step": step, "message": message, "exit_status": exit_status, "time": time.time()}
         write_atomically(self.path / "status.json", json.dumps(status) + "\n")
 
+    def restore_status(self, status: dict[str, Any] | None) -> None:
+        """Put back what read_status() said earlier."""
+        if status is None:
+            (self.path / "status.json").unlink(missing_ok=True)
+        else:
+            write_atomically(self.path / "status.json", json.dumps(status) + "\n")
+
     def read_status(self) -> dict[str, Any] | None:
         path = self.path / "status.json"
         return json.loads(path.read_text()) if path.is_file() else None
@@ -109,10 +116,8 @@ def run_path(config: ExperimentConfig) -> Path:
 def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
     """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one."""
     run = RunDir(run_path(config))
-    if run.config.is_file():
-        _require_same(run, config)
-    else:
-        run.path.mkdir(parents=True, exist_ok=True)
+    require_same(run, config)
+    run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.config, freeze(config))
     write_atomically(run.provenance, json.dumps({**provenance(), "notes": list(notes)}, indent=1) + "\n")
     return run
@@ -132,7 +137,10 @@ def is_done(run: RunDir, config: ExperimentConfig) -> bool:
     return status["state"] == State.done.value
 
 
-def _require_same(run: RunDir, config: ExperimentConfig) -> None:
+def require_same(run: RunDir, config: ExperimentConfig) -> None:
+    """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to nobody."""
+    if run.state is None or not run.config.is_file():
+        return
     before, now = identity(thaw(run.config)), identity(config)
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if different:

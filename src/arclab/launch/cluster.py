@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -75,6 +76,8 @@ def submission_errors(launch: LaunchConfig) -> Iterator[None]:
     try:
         yield
     except (FailedJobError, FailedSubmissionError) as error:
+        if not isinstance(error.__cause__, subprocess.CalledProcessError):
+            raise  # not sbatch: a job that ran and failed
         words = " ".join(str(error).split())
         raise ConfigError(
             f"SLURM refused the job: {words} (launch.partition={launch.partition}; partitions here: {', '.join(slurm.partitions())}); "

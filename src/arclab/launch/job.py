@@ -22,7 +22,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.torchrun import Node, Torchrun
-from arclab.rundir import RunDir, State, is_done, open_run, run_path
+from arclab.rundir import RunDir, State, is_done, open_run, require_same, run_path
 from arclab.runlock import locked, require_free
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,16 @@ _POLL_S = 0.25
 _LAST_LINES = 12
 
 
+def check_run(config: ExperimentConfig) -> None:
+    """ConfigError if the run's folder is in use or belongs to another configuration."""
+    run = RunDir(run_path(config))
+    require_free(run)
+    require_same(run, config)
+
+
 def prepare_run(config: ExperimentConfig) -> RunDir:
-    """Freeze the configuration in its run folder. ConfigError if the folder is in use or belongs to another configuration."""
-    require_free(RunDir(run_path(config)))
+    """Freeze the configuration in its run folder, after check_run."""
+    check_run(config)
     return open_run(config)
 
 
