@@ -20,7 +20,7 @@ from ..conftest import ROOT
 PREFIX = "pretrain_encoder.py experiment=quickstart"
 
 
-def plan_of(tmp_path: Path, *lines: str, only: str | None = None):  # noqa: ANN201
+def plan_of(tmp_path: Path, *lines: str, only: str | None = None):
     path = tmp_path / "jobs.txt"
     path.write_text("".join(f"{PREFIX} runs_dir={tmp_path}/runs {line}\n" for line in lines))
     return read_plan(path, only)
@@ -41,7 +41,7 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert all(run.config.wandb.group == run.job.section.title for run in plan.runs)
     by_name = {f"{run.config.experiment_name}/{run.name}": run for run in plan.runs}
     assert by_name["phase1_overfit/baseline"].config.halting.halt_exploration_prob == 0.5
-    assert by_name["phase1_overfit/pretrained-trm_compat"].waits_for == Path("runs/trm_arc1/decoder")
+    assert by_name["phase1_overfit/pretrained_context-trm-compat"].waits_for == Path("runs/trm_arc1/decoder")
     kinds = {run.config.encoder.kind for run in plan.runs if run.config.experiment_name == "phase1_overfit"}
     assert {"standard", "variational", "lpn", "hybrid", "recurrent", "recurrent_trm", "cross_attention"} <= kinds
     toys = read_plan(ROOT / "jobs.txt", "toy*").runs
@@ -58,7 +58,11 @@ def test_checking_the_shipped_queue_takes_no_torch_no_hydra_and_less_than_two_se
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert "retest-lpn-short8" in done.stdout and "17,335,299" in done.stdout and "nothing was started" in done.stdout
+    assert (
+        "retest_encoder-lpn_halting-short8" in done.stdout
+        and "17,335,299" in done.stdout
+        and "nothing was started" in done.stdout
+    )
     seconds = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
     assert seconds < 2.0, f"{seconds:.2f} s of processor time"
 
@@ -117,7 +121,9 @@ def test_a_run_waits_for_the_run_that_makes_its_checkpoint(tmp_path: Path) -> No
 
 def test_a_group_that_a_line_sets_stays(tmp_path: Path) -> None:
     path = tmp_path / "jobs.txt"
-    path.write_text(f"## T\n## Criterion: c\n{PREFIX} name=a\n{PREFIX} name=b seed=1 wandb.group=mine\n{PREFIX} seed=2 name=c wandb.group=null\n")
+    path.write_text(
+        f"## T\n## Criterion: c\n{PREFIX} name=a\n{PREFIX} name=b seed=1 wandb.group=mine\n{PREFIX} seed=2 name=c wandb.group=null\n"
+    )
     assert [run.config.wandb.group for run in read_plan(path).runs] == ["T", "mine", "T"]
     assert "group: T" in freeze(read_plan(path).runs[0].config)
 
@@ -126,7 +132,10 @@ def test_the_matrix_has_a_column_for_everything_that_differs(tmp_path: Path) -> 
     runs = plan_of(tmp_path, "name=a", "name=b encoder=lpn", "name=c encoder=lpn encoder.num_layers=3", "name=d seed=4").runs
     columns = {column.key: column for column in ablation_columns(runs)}
     assert list(columns) == ["encoder.kind", "seed", "encoder.num_layers"]
-    assert columns["encoder.kind"].values == ("standard", "lpn", "lpn", "standard") and "encoder.width" in columns["encoder.kind"].decided
+    assert (
+        columns["encoder.kind"].values == ("standard", "lpn", "lpn", "standard")
+        and "encoder.width" in columns["encoder.kind"].decided
+    )
     assert columns["encoder.num_layers"].values == ("1", "2", "3", "1")
     assert columns["seed"].values == ("0", "0", "0", "4")
     every = {column.key: column.values for column in ablation_columns(runs, fold=False)}

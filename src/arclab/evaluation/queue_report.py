@@ -115,7 +115,13 @@ def _section(number: int, entry: Mapping[str, Any], folder: Path, pages: list[Pa
     numbers = {path: i for i, path in enumerate(started)}
     rows = tuple(_row(run, by_path.get(Path(run["path"])), numbers.get(Path(run["path"])), folder) for run in entry["runs"])
     return SectionView(
-        key, entry["title"] or "Runs without a hypothesis", entry["text"], entry["criterion"], rows, tuple(overlay_svgs(runs, _CURVES)), comparison
+        key,
+        entry["title"] or "Runs without a hypothesis",
+        entry["text"],
+        entry["criterion"],
+        rows,
+        tuple(overlay_svgs(runs, _CURVES)),
+        comparison,
     )
 
 
@@ -151,7 +157,9 @@ def _criterion_score(run: Run) -> Score | None:
     if found is None or not found["N"]:
         return None
     independent = Share(found["value"] * _leading_number(found["interval_over"]), _leading_number(found["interval_over"]))
-    source = f"{run.settings.get('evaluation.split')} split, step {found['step']:,}; wanted at least {100 * found['threshold']:g} %"
+    source = (
+        f"{run.settings.get('evaluation.split')} split, step {found['step']:,}; wanted at least {100 * found['threshold']:g} %"
+    )
     return _score(found["metric"], Share(found["n"], found["N"]), independent, found["counted"], source)
 
 
@@ -164,7 +172,13 @@ def _training_score(run: Run) -> Score | None:
     if own is None or exact is None:
         return None
     independent = Share(exact.copies.value * exact.num_tasks, exact.num_tasks)
-    return _score("all.exact_accuracy", exact.copies, independent, "augmented test inputs", f"{own[1]} split, step {own[0]:,}, during training")
+    return _score(
+        "all.exact_accuracy",
+        exact.copies,
+        independent,
+        "augmented test inputs",
+        f"{own[1]} split, step {own[0]:,}, during training",
+    )
 
 
 def _score(metric: str, counted: Share, independent: Share, unit: str, source: str) -> Score:
@@ -178,13 +192,19 @@ def _score(metric: str, counted: Share, independent: Share, unit: str, source: s
 
 def _links(run: Run, folder: Path) -> list[tuple[str, str]]:
     """Files of the run that exist, relative to the page."""
-    wanted = [("settings", run.path / "config.yaml"), ("metrics", run.path / "metrics.jsonl"), ("log", run.path / "console.log")]
+    wanted = [
+        ("settings", run.path / "config.yaml"),
+        ("metrics", run.path / "metrics.jsonl"),
+        ("log", run.path / "console.log"),
+    ]
     wanted += [(f"grids, {split.name}", run.path / "evaluation" / split.name / "report.html") for split in run.splits]
     return [(text, os.path.relpath(path, folder)) for text, path in wanted if path.is_file()]
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m arclab.evaluation.queue_report", description="The page of a job file; request on stdin.")
+    parser = argparse.ArgumentParser(
+        prog="python -m arclab.evaluation.queue_report", description="The page of a job file; request on stdin."
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write")
     arguments = parser.parse_args(argv)
     write_queue_report(json.load(sys.stdin), arguments.output)

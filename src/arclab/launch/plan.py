@@ -76,7 +76,9 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
         raise JobsError(path, list(dict.fromkeys(problems)))
     if not wanted:
         names = ", ".join(job.name for job in jobs[:8])
-        raise ConfigError(f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern.")
+        raise ConfigError(
+            f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern."
+        )
     makers = {run_path(config).resolve() for _, config in composed}
     runs = tuple(PlannedRun(job, config, _waits_for(config, makers)) for job, config in wanted)
     return Plan(path, runs, len(composed))
@@ -109,7 +111,11 @@ def _same_runs(runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
         first = seen.setdefault(json.dumps(keys, sort_keys=True), job)
         if first is not job:
             problems.append(
-                Problem(job.line, job.column, f"{job.name} builds the same run as {first.name} (line {first.line}); change a setting or drop one.")
+                Problem(
+                    job.line,
+                    job.column,
+                    f"{job.name} builds the same run as {first.name} (line {first.line}); change a setting or drop one.",
+                )
             )
     return problems
 
@@ -124,7 +130,11 @@ def _claimed_folders(runs: Sequence[tuple[Job, ExperimentConfig]], composer: Qui
         column = job.column_of("name")
         if first is not job:
             problems.append(
-                Problem(job.line, column, f"name={job.name} is also the name in line {first.line}, so both have the folder {path}; rename one.")
+                Problem(
+                    job.line,
+                    column,
+                    f"name={job.name} is also the name in line {first.line}, so both have the folder {path}; rename one.",
+                )
             )
         elif RunDir(path).config.is_file():
             problems += [Problem(job.line, column, text) for text in _other_configuration(path, config, composer)]
@@ -135,7 +145,9 @@ def _other_configuration(path: Path, config: ExperimentConfig, composer: QuickCo
     try:
         before, now = identity(composer.thaw(RunDir(path).config)), identity(config)
     except ConfigError as error:
-        return [f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0]}); choose another name."]
+        return [
+            f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0]}); choose another name."
+        ]
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if not different:
         return []

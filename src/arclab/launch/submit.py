@@ -25,6 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from submitit.core.utils import DelayedSubmission
 
+from arclab.config.compose import ConfigError
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.cluster import JobTask, Kind, build_executor, submission_errors
 from arclab.launch.job import prepare_run
@@ -86,6 +87,7 @@ def _job_id(run: PlannedRun) -> str:
 
 def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
     """Prepare the folder and submit its job; returns the job's id."""
+    before = run.folder.read_status()
     folder = prepare_run(run.config)
     _record_command(folder, run)
     folder.write_status(State.submitted, folder.step)
@@ -93,8 +95,12 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
     executor = build_executor(run.config.launch, cluster, folder.path / "jobs", name=run.name)
     path = folder.path.resolve()
     if cluster == "slurm":
-        with submission_errors(run.config.launch):
-            job = executor.submit(JobTask(path))
+        try:
+            with submission_errors(run.config.launch):
+                job = executor.submit(JobTask(path))
+        except ConfigError:
+            folder.restore_status(before)  # nothing waits anywhere
+            raise
     else:
         executor.update_parameters(timeout_min=_LOCAL_LIMIT_MIN)
         with _without_hangup():

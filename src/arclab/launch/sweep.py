@@ -10,10 +10,8 @@ basic (one after the other, the default), submitit_local, submitit_slurm. It wai
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,12 +35,12 @@ from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
 from arclab.launch.cluster import JobTask, job_parameters, submission_errors
 from arclab.launch.job import check_run, prepare_run, run_job
+from arclab.launch.names import run_name
 from arclab.rundir import RunDir, State, run_path
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "pretrain_encoder"
 KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
-_MAX_NAME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,9 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
             raise ConfigError(f"{' '.join(str(error).split())} (settings are written key=value, a sweep key=a,b).") from error
     swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
     if shared := [key for key in swept if key.split(".")[0].lstrip("+") == "launch"]:
-        raise ConfigError(f"{shared[0]} cannot be swept: all jobs of a sweep ask for the same resources; start one sweep for each value.")
+        raise ConfigError(
+            f"{shared[0]} cannot be swept: all jobs of a sweep ask for the same resources; start one sweep for each value."
+        )
     has_name = any(o.get_key_element() == "name" for o in parsed)
     configs = []
     for combination in combinations:
@@ -133,27 +133,22 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
     return configs
 
 
-def run_name(base: str, values: dict[str, str]) -> str:
-    """A folder name that says what was swept: base, then key-value for each, keys as short as they can be told apart."""
-    short = Counter(key.split(".")[-1] for key in values)
-    parts = [f"{(leaf := key.split('.')[-1]) if short[key.split('.')[-1]] == 1 else key}-{value}" for key, value in values.items()]
-    name = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part).strip("-.") for part in ([base] if base else []) + parts)
-    if len(name) > _MAX_NAME:
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-        name = f"{name[: _MAX_NAME - 9]}-{digest}"
-    return name
-
-
 def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
     """Rules of the sweep as a whole, and of the folders it will use."""
     folders = Counter(run_path(config) for config in configs)
     path, count = folders.most_common(1)[0]
     if count > 1:
-        raise ConfigError(f"{count} jobs of the sweep would use the run folder {path}; sweep name too, or drop the equal values.")
+        raise ConfigError(
+            f"{count} jobs of the sweep would use the run folder {path}; sweep name too, or drop the equal values."
+        )
     if any(config.launch != configs[0].launch for config in configs):
-        raise ConfigError("the jobs of the sweep differ in launch.*; they share one request for resources, so start them as separate sweeps.")
+        raise ConfigError(
+            "the jobs of the sweep differ in launch.*; they share one request for resources, so start them as separate sweeps."
+        )
     if configs[0].launch.nodes > 1 and kind != "slurm":
-        raise ConfigError(f"launch.nodes={configs[0].launch.nodes} needs SLURM; use hydra/launcher=submitit_slurm, or launch.nodes=1.")
+        raise ConfigError(
+            f"launch.nodes={configs[0].launch.nodes} needs SLURM; use hydra/launcher=submitit_slurm, or launch.nodes=1."
+        )
     for config in configs:
         check_run(config)
 
