@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from submitit.core.utils import DelayedSubmission
 from arclab.config.compose import ConfigError
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.cluster import JobTask, Kind, build_executor, submission_errors
-from arclab.launch.job import prepare_run
+from arclab.launch.job import prepare_run, run_job
 from arclab.launch.plan import PlannedRun
 from arclab.launch.progress import (
     CANCELLED,
@@ -76,8 +77,14 @@ def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, pl
         return Action(run.name, _job_id(run), f"skipped: {state}{hint}")
     if dry_run:
         return Action(run.name, "", f"would be submitted to {cluster}" + ("" if state == NEW else f" (continues: {state})"))
+    return _started(run, cluster, places, "" if state == NEW else f" (continues: {state})")
+
+
+def _started(run: PlannedRun, cluster: Kind, places: int, note: str) -> Action:
     job = _start(run, cluster, places)
-    return Action(run.name, job, "submitted" if state == NEW else f"submitted (continues: {state})")
+    if cluster == "debug":
+        return Action(run.name, job, f"ended: {read_state(run.folder, None)}{note}")
+    return Action(run.name, job, f"submitted{note}")
 
 
 def _job_id(run: PlannedRun) -> str:
@@ -92,23 +99,52 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
     _record_command(folder, run)
     folder.write_status(State.submitted, folder.step)
     (folder.path / "job.json").unlink(missing_ok=True)
-    executor = build_executor(run.config.launch, cluster, folder.path / "jobs", name=run.name)
-    path = folder.path.resolve()
-    if cluster == "slurm":
-        try:
-            with submission_errors(run.config.launch):
-                job = executor.submit(JobTask(path))
-        except ConfigError:
-            folder.restore_status(before)  # nothing waits anywhere
-            raise
-    else:
-        executor.update_parameters(timeout_min=_LOCAL_LIMIT_MIN)
-        with _without_hangup():
-            job = executor.submit(LocalTask(path, Path(run.config.runs_dir).resolve() / ".places", places))
-    write_job(folder, JobRecord(job.job_id, cluster, time.time()))
     if cluster == "debug":
-        job.results()
-    return job.job_id
+        write_job(folder, JobRecord(str(os.getpid()), cluster, time.time()))
+        run_job(folder.path)
+        return str(os.getpid())
+    try:
+        job = _submit_to_slurm(run) if cluster == "slurm" else _submit_here(run, places)
+    except ConfigError:
+        folder.restore_status(before)  # nothing waits anywhere
+        raise
+    write_job(folder, JobRecord(job, cluster, time.time()))
+    return job
+
+
+def _submit_to_slurm(run: PlannedRun) -> str:
+    executor = build_executor(run.config.launch, "slurm", run.folder.path / "jobs", name=run.name)
+    with submission_errors(run.config.launch):
+        return executor.submit(JobTask(run.folder.path.resolve())).job_id
+
+
+def _submit_here(run: PlannedRun, places: int) -> str:
+    """As a process that outlives the terminal."""
+    executor = build_executor(run.config.launch, "local", run.folder.path / "jobs", name=run.name)
+    executor.update_parameters(timeout_min=_LOCAL_LIMIT_MIN)
+    task = LocalTask(run.folder.path.resolve(), Path(run.config.runs_dir).resolve() / ".places", places)
+    with _detached():
+        return executor.submit(task).job_id
+
+
+@contextmanager
+def _detached() -> Iterator[None]:
+    """Processes started here outlive the terminal and do not keep a pipe open: no SIGHUP, no standard input and output."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in range(3)]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        for number in range(3):
+            os.dup2(nothing, number)
+        yield
+    finally:
+        for number, old in enumerate(kept):
+            os.dup2(old, number)
+            os.close(old)
+        os.close(nothing)
+        signal.signal(signal.SIGHUP, before)
 
 
 def _record_command(folder: RunDir, run: PlannedRun) -> None:
@@ -116,16 +152,6 @@ def _record_command(folder: RunDir, run: PlannedRun) -> None:
     record = json.loads(folder.provenance.read_text(encoding="utf-8"))
     record["command"] = " ".join(["pretrain_encoder.py", *run.job.overrides])
     write_atomically(folder.provenance, json.dumps(record, indent=1) + "\n")
-
-
-@contextmanager
-def _without_hangup() -> Iterator[None]:
-    """Processes started here outlive the terminal."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +193,8 @@ def cancel(runs: Sequence[PlannedRun]) -> list[Action]:
     living = living_jobs(runs)
     actions = []
     for run in runs:
-        job = read_job(run.folder)
-        if job is None or run.folder.path not in living:
-            state = read_state(run.folder, living.get(run.folder.path))
+        job, state = read_job(run.folder), read_state(run.folder, living.get(run.folder.path))
+        if job is None or run.folder.path not in living or state == State.done.value:
             note = " (not started by submit: stop it where it runs)" if state == State.running.value else ""
             actions.append(Action(run.name, "", f"nothing to cancel: {state}{note}"))
             continue
@@ -202,5 +227,5 @@ def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = F
         if dry_run:
             actions.append(Action(run.name, "", f"would be submitted to {kind} again ({state})"))
         else:
-            actions.append(Action(run.name, _start(run, kind, places), f"submitted again ({state})"))
+            actions.append(_started(run, kind, places, f" again ({state})"))
     return actions
