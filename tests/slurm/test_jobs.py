@@ -22,7 +22,9 @@ from .conftest import RUN, STEPS, has_reached, wait_until
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 # A line sets a key once: the last value of each counts.
-_VALUES = {key: value for key, _, value in (word.partition("=") for word in RUN) if key not in ("trainer.steps", "trainer.eval_every")}
+_VALUES = {
+    key: value for key, _, value in (word.partition("=") for word in RUN) if key not in ("trainer.steps", "trainer.eval_every")
+}
 SETTINGS = " ".join(f"{key}={value}" for key, value in _VALUES.items())
 
 
@@ -62,10 +64,15 @@ def test_a_queue_from_submitting_to_the_report(launch: Launch, tmp_path: Path, s
     jobs = {name: text.split()[0] for name, text in table(first.stdout).items() if name in runs}
     assert jobs == {name: job.id for name, run in runs.items() if (job := read_job(run.folder)) is not None} and len(jobs) == 3
     assert set(jobs.values()) <= queue_states().keys()
-    assert {table(launch("submit", path).stdout)[name].split(" ", 1)[1] for name in runs} <= {"skipped: QUEUED", "skipped: RUNNING"}
+    assert {table(launch("submit", path).stdout)[name].split(" ", 1)[1] for name in runs} <= {
+        "skipped: QUEUED",
+        "skipped: RUNNING",
+    }
 
     wait_until(lambda: has_reached(runs["long"].folder, 5), "the long run")
-    assert re.search(r"RUNNING \d+ [\d,]+/1,000,000 [\d.]+ \d+ ", table(launch("status", path, "--only", "long").stdout)["long"])
+    assert re.search(
+        r"RUNNING \d+ [\d,]+/1,000,000 [\d.]+ \d+ ", table(launch("status", path, "--only", "long").stdout)["long"]
+    )
     assert table(launch("cancel", "long", "--file", path).stdout)["long"] == f"{jobs['long']} told to save and end"
     wait_until(lambda: state_of(runs["long"]) == "CANCELLED", "the end of the long run", 60)
     saved = runs["long"].folder.step
@@ -87,7 +94,11 @@ def test_a_queue_from_submitting_to_the_report(launch: Launch, tmp_path: Path, s
     report = launch("report", path)
     assert report.returncode == 0, report.stderr
     page = (tmp_path / "runs/report/index.html").read_text()
-    assert "Queue: it works" in page and page.count('class="badge state DONE"') == 2 and page.count('class="badge state CANCELLED"') == 1
+    assert (
+        "Queue: it works" in page
+        and page.count('class="badge state DONE"') == 2
+        and page.count('class="badge state CANCELLED"') == 1
+    )
 
 
 def test_a_preempted_job_is_queued_again_and_submit_leaves_it_alone(launch: Launch, tmp_path: Path, slurm: Cluster) -> None:
@@ -105,7 +116,11 @@ def test_a_preempted_job_is_queued_again_and_submit_leaves_it_alone(launch: Laun
 def test_a_refused_job_waits_nowhere(launch: Launch, tmp_path: Path) -> None:
     path, runs = jobs_file(tmp_path, "name=n trainer.steps=2 trainer.eval_every=0 launch.partition=nope")
     refused = launch("submit", path)
-    assert refused.returncode == 2 and "invalid partition specified: nope" in refused.stderr and "partitions here: main, spare" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "invalid partition specified: nope" in refused.stderr
+        and "partitions here: main, spare" in refused.stderr
+    )
     assert state_of(runs["n"]) == "NEW"
 
 

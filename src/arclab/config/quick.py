@@ -42,7 +42,10 @@ class NotPlain(Exception):
     """Beyond this module's part of the language, or wrong: Hydra decides."""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML can be built without libyaml
+
+
+class _Loader(_FastLoader):
     """YAML as OmegaConf reads it: 1e-4 is a float, dates are text."""
 
 
@@ -285,7 +288,7 @@ def _convert(value: Any, hint: Any) -> Any:
 def _convert_leaf(value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum) and isinstance(value, str) and value in hint.__members__:
         return hint[value]
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value
