@@ -95,5 +95,5 @@ def test_nothing_is_fetched_and_links_lead_somewhere(tiny: Tiny, tmp_path: Path)
     page, *_ = write_queue_report(request, tmp_path / "report")
     text = page.read_text()
     assert "Runs without a hypothesis" in text and not re.search(r'(src|href)="(https?:)?//', text)
-    links = [link for link in re.findall(r'href="([^"#]+)"', text)]
+    links = re.findall(r'href="([^"#]+)"', text)
     assert links and all((page.parent / link).is_file() for link in links)

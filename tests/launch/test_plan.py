@@ -112,6 +112,7 @@ def test_a_run_waits_for_the_run_that_makes_its_checkpoint(tmp_path: Path) -> No
     user = f"name=u decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"
     first, second = plan_of(tmp_path, maker, user).runs
     assert first.waits_for is None and second.waits_for == first.folder.path
+    assert plan_of(tmp_path, maker, f"{user}/checkpoints/step_00000010").runs[1].waits_for is not None
     folder = open_run(first.config)
     folder.write_status(State.running, 5)
     assert plan_of(tmp_path, maker, user).runs[1].waits_for is not None

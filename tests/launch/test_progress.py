@@ -49,6 +49,8 @@ def test_states_of_a_folder(tiny: Tiny) -> None:
         write_job(folder, JobRecord(str(DEAD_PID), "local", time.time()))
         folder.write_status(state, 3)
         assert state_of(run) == state.value
+    write_job(folder, JobRecord(str(os.getpid()), "local", time.time()))
+    assert state_of(run) == "REQUEUED"  # PREEMPTED, but its job is still there
     folder.write_status(State.done, 3)
     write_job(folder, JobRecord(str(os.getpid()), "local", time.time(), is_cancelled=True))
     assert state_of(run) == "DONE"

@@ -14,9 +14,10 @@ import pytest
 from filelock import FileLock
 
 from arclab.config.compose import ConfigError, thaw
+from arclab.launch.cluster import JobTask
 from arclab.launch.plan import PlannedRun, read_plan
 from arclab.launch.progress import living_jobs, read_job, read_state
-from arclab.launch.submit import cancel, retry, submit
+from arclab.launch.submit import LocalTask, cancel, retry, submit
 from arclab.rundir import State
 
 from ..conftest import ROOT, TINY, script_env
@@ -106,6 +107,17 @@ def test_the_command_returns_at_once_and_the_job_outlives_it(tmp_path: Path) -> 
     wait_for(lambda: state_of(run) == "DONE")
 
 
+@pytest.mark.parametrize("gpus", [None, "3,5"])
+def test_a_job_of_this_machine_sees_the_gpus_that_the_user_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str | None
+) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(JobTask, "__call__", lambda task: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what submitit says to a job without launch.gpus
+    LocalTask(tmp_path, tmp_path / "places", 1, gpus)()
+    assert seen == [gpus]
+
+
 def test_failed_runs_are_only_started_again_by_retry(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_text("no weights")
     runs = plan_of(tmp_path, f"name=bad trainer.steps=2 decoder_init=pretrained decoder_init.path={tmp_path}/broken.pt")
@@ -136,6 +148,6 @@ def test_a_dry_run_leaves_no_trace(tmp_path: Path) -> None:
 def test_without_slurm_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = plan_of(tmp_path, "name=a trainer.steps=2 trainer.checkpoint_every=2")
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
-    with pytest.raises(ConfigError, match="there is no sbatch on PATH.*--cluster local"):
+    with pytest.raises(ConfigError, match=r"there is no sbatch on PATH.*--cluster local"):
         submit(runs, "slurm")
     assert not (tmp_path / "runs").exists()

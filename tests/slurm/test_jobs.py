@@ -108,7 +108,7 @@ def test_a_preempted_job_is_queued_again_and_submit_leaves_it_alone(launch: Laun
     slurm.run("scancel", "--signal=USR2", job)
     wait_until(lambda: runs["p"].folder.state is State.preempted, "PREEMPTED")
     wait_until(lambda: queue_states().get(job) in ("PENDING", "RUNNING"), "the requeue")
-    assert table(launch("submit", path).stdout)["p"] in (f"{job} skipped: QUEUED", f"{job} skipped: RUNNING")
+    assert table(launch("submit", path).stdout)["p"] in (f"{job} skipped: REQUEUED", f"{job} skipped: RUNNING")
     wait_until(lambda: state_of(runs["p"]) == "DONE", "the end", 120)
     assert [row["_step"] for row in read_rows(runs["p"].folder.metrics)] == list(range(STEPS + 1))
 

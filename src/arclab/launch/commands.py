@@ -14,7 +14,7 @@ from typing import Any
 from arclab.config.compose import ConfigError
 from arclab.launch import doctor
 from arclab.launch.plan import Plan, PlannedRun, ablation_columns, by_section, read_plan
-from arclab.launch.progress import Progress, living_jobs, read_progress
+from arclab.launch.progress import QUEUED, REQUEUED, Progress, living_jobs, read_progress
 from arclab.launch.submit import Action, cancel, retry, submit
 from arclab.launch.tables import clear, labels, say, section_heading, show, show_matrix, show_plan, show_progress
 
@@ -73,7 +73,7 @@ def status_command(arguments: argparse.Namespace) -> int:
         if arguments.watch is not None:
             clear()
         _show_status(plan, progress)
-        if arguments.watch is None or not any(p.state in ("RUNNING", "QUEUED", "PREEMPTED") for p in progress.values()):
+        if arguments.watch is None or not any(p.state in ("RUNNING", QUEUED, REQUEUED) for p in progress.values()):
             return 0
         try:
             time.sleep(arguments.watch)

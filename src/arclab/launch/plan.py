@@ -165,21 +165,27 @@ def _checkpoint(config: ExperimentConfig) -> Path | None:
 def _missing_checkpoints(
     runs: Iterable[tuple[Job, ExperimentConfig]], all_runs: Sequence[tuple[Job, ExperimentConfig]]
 ) -> list[Problem]:
-    made = {run_path(config).resolve() for _, config in all_runs}
+    makers = {run_path(config).resolve() for _, config in all_runs}
     problems = []
     for job, config in runs:
         path = _checkpoint(config)
-        if path is not None and not path.exists() and path.resolve() not in made:
+        if path is not None and not path.exists() and _maker(path, makers) is None:
             text = f"decoder_init.path={path} does not exist and no line of this file makes it; give a run folder or a file that is there."
             problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
     return problems
 
 
+def _maker(path: Path, makers: set[Path]) -> Path | None:
+    """The run folder among `makers` that the path is, or lies in."""
+    return next((folder for folder in (path.resolve(), *path.resolve().parents) if folder in makers), None)
+
+
 def _waits_for(config: ExperimentConfig, makers: set[Path]) -> Path | None:
     path = _checkpoint(config)
-    if path is None or path.resolve() not in makers:
+    maker = None if path is None else _maker(path, makers)
+    if path is None or maker is None or (RunDir(maker).read_status() or {}).get("state") == State.done.value:
         return None
-    return None if (RunDir(path).read_status() or {}).get("state") == State.done.value else path
+    return path
 
 
 @dataclass(frozen=True, slots=True)

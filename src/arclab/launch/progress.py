@@ -4,7 +4,8 @@
     progress = read_progress(run, living.get(run.folder.path))
 
 Reads status.json, job.json, lock.json, metrics.jsonl and criterion.json, whoever wrote them and while they are written. It
-decides nothing. Beside the states of status.json there are NEW (no folder), QUEUED, CANCELLED (by the command cancel) and LOST:
+decides nothing. Beside the states of status.json there are NEW (no folder), QUEUED, REQUEUED (told to end, and will
+continue by itself), CANCELLED (by the command cancel) and LOST:
 the folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
 """
 
@@ -24,7 +25,7 @@ from arclab.launch.plan import PlannedRun
 from arclab.rundir import RunDir, State, write_atomically
 from arclab.runlock import read_holder
 
-NEW, QUEUED, LOST, CANCELLED = "NEW", "QUEUED", "LOST", "CANCELLED"
+NEW, QUEUED, REQUEUED, LOST, CANCELLED = "NEW", "QUEUED", "REQUEUED", "LOST", "CANCELLED"
 _RUNNING = State.running.value
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
@@ -122,7 +123,7 @@ def read_state(run: RunDir, living: str | None) -> str:
     if written == State.done.value:
         return written
     if living is not None:
-        return living
+        return REQUEUED if written == State.preempted.value else living
     holder = read_holder(run)
     if holder is not None and holder.is_alive():
         return _RUNNING

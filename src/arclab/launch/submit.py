@@ -122,7 +122,8 @@ def _submit_here(run: PlannedRun, places: int) -> str:
     """As a process that outlives the terminal."""
     executor = build_executor(run.config.launch, "local", run.folder.path / "jobs", name=run.name)
     executor.update_parameters(timeout_min=_LOCAL_LIMIT_MIN)
-    task = LocalTask(run.folder.path.resolve(), Path(run.config.runs_dir).resolve() / ".places", places)
+    folder = Path(run.config.runs_dir).resolve() / ".places"
+    task = LocalTask(run.folder.path.resolve(), folder, places, os.environ.get("CUDA_VISIBLE_DEVICES"))
     with _detached():
         return executor.submit(task).job_id
 
@@ -156,13 +157,21 @@ def _record_command(folder: RunDir, run: PlannedRun) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LocalTask:
-    """A run on this machine that waits until one of `places` is free. folder: where the places are."""
+    """A run on this machine that waits until one of `places` is free. folder: where the places are.
+
+    visible_gpus: CUDA_VISIBLE_DEVICES of who submitted. submitit sets its own, and hides all GPUs from a job that names none.
+    """
 
     run_dir: Path
     folder: Path
     places: int
+    visible_gpus: str | None
 
     def __call__(self) -> None:
+        if self.visible_gpus is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         self.folder.mkdir(parents=True, exist_ok=True)
         place = self._take()
         try:

@@ -21,7 +21,7 @@ from arclab.launch.progress import Progress
 _PIPE_WIDTH = 400
 _COLORS = {
     "DONE": "green", "PASS": "green", "OK": "green", "HEALTHY": "green", "RUNNING": "cyan", "submitted": "cyan",
-    "FAIL": "red", "FAILED": "red", "LOST": "red", "STOPPED": "red", "PREEMPTED": "yellow", "WARN": "yellow", "waits": "yellow",
+    "FAIL": "red", "FAILED": "red", "LOST": "red", "STOPPED": "red", "PREEMPTED": "yellow", "REQUEUED": "yellow", "WARN": "yellow", "waits": "yellow",
 }  # fmt: skip
 
 
