@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +90,17 @@ def test_frozen_configurations_come_back(tmp_path: Path) -> None:
     assert QuickComposer().thaw(path) == config == slow.thaw(path)
     with pytest.raises(ConfigError, match="does not exist"):
         QuickComposer().thaw(tmp_path / "none.yaml")
+
+
+def test_settings_of_one_machine_count_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """conf/local/default.yaml comes last: it overrides groups and values of experiments, but not the command line."""
+    shutil.copytree(slow.CONF_DIR, tmp_path / "conf")
+    (tmp_path / "conf/local").mkdir(exist_ok=True)
+    local = "# @package _global_\ndefaults:\n  - override /halting: explore07\n\nlaunch:\n  gpus: 1\n  partition: night\ntrainer:\n  log_every: 3\n"
+    (tmp_path / "conf/local/default.yaml").write_text(local)
+    monkeypatch.setattr(slow, "CONF_DIR", tmp_path / "conf")
+    for overrides in ([PHASE, "launch=slurm_gpu"], [PHASE, "halting=short8", "trainer.log_every=5"]):
+        config = type_node(QuickComposer(tmp_path / "conf")._compose("pretrain_encoder", overrides))
+        assert config == slow.compose("pretrain_encoder", overrides)
+        assert (config.launch.gpus, config.launch.partition) == (1, "night")
+    assert (config.halting.halt_max_steps, config.trainer.log_every) == (8, 5)
