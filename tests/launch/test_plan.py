@@ -12,7 +12,7 @@ import pytest
 
 from arclab.config.compose import ConfigError, freeze
 from arclab.launch.jobsfile import JobsError
-from arclab.launch.plan import ablation_columns, read_plan
+from arclab.launch.plan import Plan, ablation_columns, read_plan
 from arclab.rundir import State, open_run
 
 from ..conftest import ROOT
