@@ -20,7 +20,7 @@ from ..conftest import ROOT
 PREFIX = "pretrain_encoder.py experiment=quickstart"
 
 
-def plan_of(tmp_path: Path, *lines: str, only: str | None = None):
+def plan_of(tmp_path: Path, *lines: str, only: str | None = None) -> Plan:
     path = tmp_path / "jobs.txt"
     path.write_text("".join(f"{PREFIX} runs_dir={tmp_path}/runs {line}\n" for line in lines))
     return read_plan(path, only)

@@ -69,7 +69,7 @@ def _on_names() -> argparse.ArgumentParser:
     return parent
 
 
-def _add_submit(commands, on_file: argparse.ArgumentParser) -> None:
+def _add_submit(commands: Any, on_file: argparse.ArgumentParser) -> None:
     """submit and retry share where jobs go."""
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument(
