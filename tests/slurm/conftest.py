@@ -64,7 +64,17 @@ def sweep(slurm: Cluster, runs_dir: Path) -> Callable[..., subprocess.CompletedP
 
 
 @pytest.fixture(scope="session")
-def whole(sweep: Callable[..., subprocess.CompletedProcess[str]], runs_dir: Path) -> tuple[subprocess.CompletedProcess[str], RunDir]:
+def limited(slurm: Cluster, runs_dir: Path) -> tuple[str, RunDir]:
+    """A job far longer than its limit of one minute; it runs on while other tests do."""
+    overrides = ["launch.timeout_min=1", "launch.signal_delay_s=1", "launch.cpus=1", "launch.max_requeues=1", "trainer.steps=100000", "trainer.checkpoint_every=100000"]
+    run = prepared(runs_dir, "limited", *overrides)
+    return submit(run), run
+
+
+@pytest.fixture(scope="session")
+def whole(
+    limited: tuple[str, RunDir], sweep: Callable[..., subprocess.CompletedProcess[str]], runs_dir: Path
+) -> tuple[subprocess.CompletedProcess[str], RunDir]:
     """A sweep over two seeds; the run with seed 0 is the uninterrupted run that others are compared with."""
     done = sweep("seed=0,1")
     return done, RunDir(runs_dir / "quickstart" / "seed-0")
