@@ -104,7 +104,11 @@ ELSEWHERE = {
 
 
 # What a job asks for is seen by SLURM, not by the run.
-ELSEWHERE |= {key: "launch/test_launch.py: test_every_launch_key_changes_what_is_started" for key in ALTERNATIVES if key.startswith("launch.")}
+ELSEWHERE |= {
+    key: "launch/test_launch.py: test_every_launch_key_changes_what_is_started"
+    for key in ALTERNATIVES
+    if key.startswith("launch.")
+}
 
 # Encoder options have a test of their own, over every encoder that has them.
 ELSEWHERE |= {

@@ -31,7 +31,20 @@ ALLOWED = {
     "training": {"config", "data", "interrupt", "models", "metrics", "ranks", "rundir"},
     "solvers": {"config", "data", "models", "ranks"},
     "evaluation": {"config", "console", "data", "metrics", "models", "rundir", "solvers", "training"},
-    "app": {"config", "console", "data", "interrupt", "models", "training", "solvers", "evaluation", "metrics", "ranks", "rundir", "runlock"},
+    "app": {
+        "config",
+        "console",
+        "data",
+        "interrupt",
+        "models",
+        "training",
+        "solvers",
+        "evaluation",
+        "metrics",
+        "ranks",
+        "rundir",
+        "runlock",
+    },
     "worker": {"app", "config", "launch", "rundir"},
 }
 
@@ -71,7 +84,9 @@ def test_configuration_is_typed_without_torch() -> None:
 
 def test_whoever_starts_runs_needs_no_torch() -> None:
     """The parent of a run waits for hours: it must be small and quick to start."""
-    modules = ["arclab.launch." + path.stem for path in (ROOT / "src/arclab/launch").glob("*.py") if not path.stem.startswith("__")]
+    modules = [
+        "arclab.launch." + path.stem for path in (ROOT / "src/arclab/launch").glob("*.py") if not path.stem.startswith("__")
+    ]
     assert len(modules) > 4
     script = f"import {', '.join(modules)}, sys; from arclab.rundir import provenance; provenance(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -5,7 +5,6 @@ It reads the frozen configuration of the folder and never imports Hydra; it dies
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -64,8 +64,13 @@ def test_every_launch_key_changes_what_is_started(tiny: Tiny, tmp_path: Path, mo
 
 
 def test_a_job_is_told_to_save_before_its_limit(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = started(tiny("launch=slurm_gpu").launch, tmp_path, monkeypatch)
-    assert {"#SBATCH --signal=USR2@300", "#SBATCH --cpus-per-task=32", "#SBATCH --gpus-per-node=4", "--nproc-per-node=4"} <= set(lines)
+    lines = started(tiny("launch=slurm_gpu", "trainer.device=auto").launch, tmp_path, monkeypatch)
+    assert {
+        "#SBATCH --signal=USR2@300",
+        "#SBATCH --cpus-per-task=32",
+        "#SBATCH --gpus-per-node=4",
+        "--nproc-per-node=4",
+    } <= set(lines)
     assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in lines
 
 
@@ -238,11 +243,15 @@ def test_signals_are_noted_and_handlers_put_back() -> None:
 
 
 def test_how_a_run_ended_is_read_from_what_is_left() -> None:
-    killed = "Root Cause (first observed failure):\n exitcode: -9 (pid: 12)\n traceback: Signal 9 (SIGKILL) received by PID 12\n"
+    killed = (
+        "Root Cause (first observed failure):\n exitcode: -9 (pid: 12)\n traceback: Signal 9 (SIGKILL) received by PID 12\n"
+    )
     assert "a worker (pid 12) was killed by SIGKILL; if nobody did it" in (describe_kill(1, killed) or "")
     assert describe_kill(1, "Signal 15 (SIGTERM) received by PID 12") is None
     assert (describe_kill(-9, "") or "").startswith("torchrun was killed by SIGKILL")
-    output = 'noise\nTraceback (most recent call last):\n  File "x"\nImportError: no y\nE1 torch.distributed.elastic failed\nmore'
+    output = (
+        'noise\nTraceback (most recent call last):\n  File "x"\nImportError: no y\nE1 torch.distributed.elastic failed\nmore'
+    )
     assert last_words(1, output).endswith("ImportError: no y\nE1") and last_words(1, "").endswith("wrote nothing")
 
 

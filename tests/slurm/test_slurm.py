@@ -89,7 +89,11 @@ def test_killed_and_submitted_again_until_it_is_done(whole: Whole, runs_dir: Pat
             assert run.state is State.running
         family[target].kill()
         assert wait_for_end(job) == "FAILED", target
-        wait_until(lambda family=family: not any(p.is_running() and p.status() != "zombie" for p in family.values()), "orphans to end", 15)
+        wait_until(
+            lambda family=family: not any(p.is_running() and p.status() != "zombie" for p in family.values()),
+            "orphans to end",
+            15,
+        )
         if target != "parent":  # who could have said it is dead
             status = run.read_status() or {}
             assert status["state"] == "FAILED" and "was killed by SIGKILL" in status["message"], status
@@ -153,5 +157,3 @@ def test_nothing_is_submitted_unless_all_is_well(overrides: list[str], words: li
     before = queue_states()
     refused(sweep(*overrides), *words)
     assert queue_states() == before
-
-

@@ -121,7 +121,9 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
             raise ConfigError(f"{' '.join(str(error).split())} (settings are written key=value, a sweep key=a,b).") from error
     swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
     if shared := [key for key in swept if key.split(".")[0].lstrip("+") == "launch"]:
-        raise ConfigError(f"{shared[0]} cannot be swept: all jobs of a sweep ask for the same resources; start one sweep for each value.")
+        raise ConfigError(
+            f"{shared[0]} cannot be swept: all jobs of a sweep ask for the same resources; start one sweep for each value."
+        )
     has_name = any(o.get_key_element() == "name" for o in parsed)
     configs = []
     for combination in combinations:
@@ -135,13 +137,18 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
 
 def run_name(base: str, values: dict[str, str]) -> str:
     """A folder name that says what was swept: base, then key-value for each, keys as short as they can be told apart."""
-    short = Counter(key.split(".")[-1] for key in values)
-    parts = [f"{(leaf := key.split('.')[-1]) if short[key.split('.')[-1]] == 1 else key}-{value}" for key, value in values.items()]
-    name = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part).strip("-.") for part in ([base] if base else []) + parts)
+    leaves = {key: key.split(".")[-1] for key in values}
+    uses = Counter(leaves.values())
+    parts = [f"{_clean(leaf if uses[leaf] == 1 else key)}-{_clean(values[key])}" for key, leaf in leaves.items()]
+    name = "_".join([base, *parts] if base else parts)
     if len(name) > _MAX_NAME:
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
         name = f"{name[: _MAX_NAME - 9]}-{digest}"
     return name
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.")
 
 
 def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
@@ -149,11 +156,17 @@ def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
     folders = Counter(run_path(config) for config in configs)
     path, count = folders.most_common(1)[0]
     if count > 1:
-        raise ConfigError(f"{count} jobs of the sweep would use the run folder {path}; sweep name too, or drop the equal values.")
+        raise ConfigError(
+            f"{count} jobs of the sweep would use the run folder {path}; sweep name too, or drop the equal values."
+        )
     if any(config.launch != configs[0].launch for config in configs):
-        raise ConfigError("the jobs of the sweep differ in launch.*; they share one request for resources, so start them as separate sweeps.")
+        raise ConfigError(
+            "the jobs of the sweep differ in launch.*; they share one request for resources, so start them as separate sweeps."
+        )
     if configs[0].launch.nodes > 1 and kind != "slurm":
-        raise ConfigError(f"launch.nodes={configs[0].launch.nodes} needs SLURM; use hydra/launcher=submitit_slurm, or launch.nodes=1.")
+        raise ConfigError(
+            f"launch.nodes={configs[0].launch.nodes} needs SLURM; use hydra/launcher=submitit_slurm, or launch.nodes=1."
+        )
     for config in configs:
         check_run(config)
 
