@@ -63,5 +63,7 @@ def node_address(node: str) -> str:
 def _ask(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
-        raise ConfigError(f"SLURM does not answer {' '.join(command[:3])}: {done.stderr.strip()}; check the cluster and try again.")
+        raise ConfigError(
+            f"SLURM does not answer {' '.join(command[:3])}: {done.stderr.strip()}; check the cluster and try again."
+        )
     return done.stdout

@@ -35,11 +35,11 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_lines_become_runs_below_their_sections(tmp_path: Path) -> None:
     jobs = read_jobs(write(tmp_path, FILE))
     assert [(job.name, job.line, job.section.title) for job in jobs] == [
-        ("alone", 2, ""), ("h_halting-paper_halt-loss-weight-0.5", 9, "Halting: does it matter?"),
-        ("h_halting-paper_halt-loss-weight-1", 9, "Halting: does it matter?"), ("h_halting-short8_halt-loss-weight-0.5", 9, "Halting: does it matter?"),
-        ("h_halting-short8_halt-loss-weight-1", 9, "Halting: does it matter?"), ("quoted", 10, "Halting: does it matter?"), ("n", 13, "Next"),
+        ("alone", 2, ""), ("h_halting-paper_halt_loss_weight-0.5", 9, "Halting: does it matter?"),
+        ("h_halting-paper_halt_loss_weight-1", 9, "Halting: does it matter?"), ("h_halting-short8_halt_loss_weight-0.5", 9, "Halting: does it matter?"),
+        ("h_halting-short8_halt_loss_weight-1", 9, "Halting: does it matter?"), ("quoted", 10, "Halting: does it matter?"), ("n", 13, "Next"),
     ]  # fmt: skip
-    assert jobs[3].overrides == ("name=h_halting-short8_halt-loss-weight-0.5", "halting=short8", "halting.halt_loss_weight=0.5")
+    assert jobs[3].overrides == ("name=h_halting-short8_halt_loss_weight-0.5", "halting=short8", "halting.halt_loss_weight=0.5")
     assert (jobs[1].section.text, jobs[1].section.criterion) == ("In more words. And more.", "90 %.")
     assert jobs[5].overrides == ('dataset.train_sources=["toy:color_map?tasks=10&side=3"]', "name=quoted", "wandb.project=a b")
     assert jobs[5].column == 3
@@ -48,7 +48,7 @@ def test_lines_become_runs_below_their_sections(tmp_path: Path) -> None:
 def test_sweeps_with_brackets_and_functions_are_hydras(tmp_path: Path) -> None:
     line = "pretrain_encoder.py name=s 'criterion={a:1,b:2},null' 'seed=range(0,3)' 'encoder.pooling=choice(mean,max)'\n"
     jobs = read_jobs(write(tmp_path, line))
-    assert len({job.name for job in jobs}) == 2 * 3 * 2 and jobs[0].name == "s_criterion--a-1-b-2_seed-0_pooling-mean"
+    assert len({job.name for job in jobs}) == 2 * 3 * 2 and jobs[0].name == "s_criterion-a-1-b-2_seed-0_pooling-mean"
     assert jobs[-1].overrides == (f"name={jobs[-1].name}", "criterion=null", "seed=2", "encoder.pooling=max")
     (job,) = read_jobs(write(tmp_path, "pretrain_encoder.py name=s 'dataset.train_sources=[a,b]'\n"))
     assert job.overrides[1] == "dataset.train_sources=[a,b]"

@@ -41,9 +41,10 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert all(run.config.wandb.group == run.job.section.title for run in plan.runs)
     by_name = {f"{run.config.experiment_name}/{run.name}": run for run in plan.runs}
     assert by_name["phase1_overfit/baseline"].config.halting.halt_exploration_prob == 0.5
-    assert by_name["phase1_overfit/pretrained_context-trm-compat"].waits_for == Path("runs/trm_arc1/decoder")
+    assert by_name["phase1_overfit/pretrained_context-trm_compat"].waits_for == Path("runs/trm_arc1/decoder")
     kinds = {run.config.encoder.kind for run in plan.runs if run.config.experiment_name == "phase1_overfit"}
     assert {"standard", "variational", "lpn", "hybrid", "recurrent", "recurrent_trm", "cross_attention"} <= kinds
+    assert not plan.notes
     toys = read_plan(ROOT / "jobs.txt", "toy*").runs
     assert len(toys) == 4 and all(run.config.launch.gpus == 0 for run in toys)
 
@@ -155,3 +156,16 @@ def test_check_fails_with_exit_status_two(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "arclab.launch", "check", str(path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {path}:1:50: unknown key encoder.widht")
     assert json.dumps(done.stdout) == '""'
+
+
+def test_a_group_option_that_an_experiment_overrules_is_noted(tmp_path: Path) -> None:
+    """experiment=quickstart sets halting keys of its own, so halting=short8 alone would not count."""
+    (note,) = plan_of(tmp_path, "name=a halting=short8").notes
+    assert "halting=short8 says halting.halt_max_steps=8, but the run has halting.halt_max_steps=4" in note.message
+    assert (tmp_path / "jobs.txt").read_text()[note.column - 1 :].startswith("halting=short8")
+    for line in (
+        "name=b halting=short8 halting.halt_max_steps=6",
+        "name=c encoder=lpn encoder/context=trm_compat",
+        "name=d encoder=lpn_variational decoder=trm",
+    ):
+        assert not plan_of(tmp_path, line).notes

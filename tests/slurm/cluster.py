@@ -78,7 +78,9 @@ class Cluster:
         for node in self.nodes:
             self._start("slurmd", "-D", "-N", node)
         deadline = time.monotonic() + 60
-        while self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t").split() != [w for n in self.nodes for w in (n, "idle")]:
+        while self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t").split() != [
+            w for n in self.nodes for w in (n, "idle")
+        ]:
             assert time.monotonic() < deadline, self._logs()
             time.sleep(0.2)
 
@@ -107,7 +109,9 @@ class Cluster:
         ports = free_ports(1 + len(self.nodes))
         lines = [_CONF.format(host=host, folder=self.folder, ctld_port=ports[0])]
         for node, port in zip(self.nodes, ports[1:], strict=True):
-            lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN")
+            lines.append(
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN"
+            )
         lines += [f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO",
                   f"PartitionName=spare Nodes={self.nodes[0]} State=UP"]  # fmt: skip
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")

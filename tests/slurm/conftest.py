@@ -24,7 +24,14 @@ from .cluster import Cluster
 
 STEPS = 60
 # Two ranks on CPU cores for some seconds; every step is logged.
-RUN = [*TINY, "launch=slurm_cpu", "launch.mem_gib=1", f"trainer.steps={STEPS}", "trainer.checkpoint_every=7", "trainer.keep_last=2"]
+RUN = [
+    *TINY,
+    "launch=slurm_cpu",
+    "launch.mem_gib=1",
+    f"trainer.steps={STEPS}",
+    "trainer.checkpoint_every=7",
+    "trainer.keep_last=2",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,7 +63,15 @@ def sweep(slurm: Cluster, runs_dir: Path) -> Callable[..., subprocess.CompletedP
     """sweep("key=a,b", ...) runs pretrain_encoder.py -m ... hydra/launcher=submitit_slurm to its end."""
 
     def run(*overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "pretrain_encoder.py", "-m", *RUN, f"runs_dir={runs_dir}", "hydra/launcher=submitit_slurm", *overrides]
+        command = [
+            sys.executable,
+            "pretrain_encoder.py",
+            "-m",
+            *RUN,
+            f"runs_dir={runs_dir}",
+            "hydra/launcher=submitit_slurm",
+            *overrides,
+        ]
         environment = {**script_env(), **env}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -64,7 +79,24 @@ def sweep(slurm: Cluster, runs_dir: Path) -> Callable[..., subprocess.CompletedP
 
 
 @pytest.fixture(scope="session")
-def whole(sweep: Callable[..., subprocess.CompletedProcess[str]], runs_dir: Path) -> tuple[subprocess.CompletedProcess[str], RunDir]:
+def limited(slurm: Cluster, runs_dir: Path) -> tuple[str, RunDir]:
+    """A job far longer than its limit of one minute; it runs on while other tests do."""
+    overrides = [
+        "launch.timeout_min=1",
+        "launch.signal_delay_s=1",
+        "launch.cpus=1",
+        "launch.max_requeues=1",
+        "trainer.steps=100000",
+        "trainer.checkpoint_every=100000",
+    ]
+    run = prepared(runs_dir, "limited", *overrides)
+    return submit(run), run
+
+
+@pytest.fixture(scope="session")
+def whole(
+    limited: tuple[str, RunDir], sweep: Callable[..., subprocess.CompletedProcess[str]], runs_dir: Path
+) -> tuple[subprocess.CompletedProcess[str], RunDir]:
     """A sweep over two seeds; the run with seed 0 is the uninterrupted run that others are compared with."""
     done = sweep("seed=0,1")
     return done, RunDir(runs_dir / "quickstart" / "seed-0")

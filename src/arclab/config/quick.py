@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -93,7 +93,30 @@ class QuickComposer:
         except (NotPlain, OSError, yaml.YAMLError, UnicodeDecodeError):
             return slow.thaw(path)
 
+    def overruled(self, config_name: str, overrides: Sequence[str]) -> list[str]:
+        """Sentences on chosen group options that do not count: the experiment (or conf/local) sets the same keys afterwards.
+
+        Only values are compared that the override's files set and the overrides do not. Nothing for overrides that are not plain.
+        """
+        try:
+            final = dict(_leaves(self._merged(config_name, overrides), ""))
+            parts = [split_override(override) for override in overrides]
+            return [
+                f"{group}={option} says {key}={alone}, but the run has {key}={final[key]}, set after it by the experiment or conf/local; set {key} itself."
+                for group, option in parts
+                if group != "experiment" and (self._conf_dir / group).is_dir()
+                for key, alone in _leaves(self._merged(config_name, [f"{group}={option}"]), "")
+                if key.startswith(f"{group.replace('/', '.')}.") and final.get(key, alone) != alone and not _is_set(key, parts)
+            ]
+        except NotPlain:
+            return []
+
     def _compose(self, config_name: str, overrides: Sequence[str]) -> Node:
+        root = self._merged(config_name, overrides)
+        return _resolved(root, root)
+
+    def _merged(self, config_name: str, overrides: Sequence[str]) -> Node:
+        """Everything put together; interpolations are still text."""
         choices: dict[str, str] = {}
         values: list[tuple[str, Any]] = []
         for override in overrides:
@@ -110,13 +133,26 @@ class QuickComposer:
             raise NotPlain
         for key, value in values:
             _assign(root, key, value)
-        return _resolved(root, root)
+        return root
 
     def _source(self, path: str) -> _Source | None:
         if path not in self._sources:
             file = self._conf_dir / f"{path}.yaml"
             self._sources[path] = _read_source(file) if file.is_file() else None
         return self._sources[path]
+
+
+def _leaves(node: Node, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _is_set(key: str, parts: Sequence[tuple[str, str]]) -> bool:
+    """By an override of its own, or by a group below (encoder/context below encoder)."""
+    return any(key == name or key.startswith(f"{name.replace('/', '.')}.") for name, _ in parts if "." in name or "/" in name)
 
 
 def split_override(override: str) -> tuple[str, str]:

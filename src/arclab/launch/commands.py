@@ -29,6 +29,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     columns = ablation_columns(plan.runs, fold=not arguments.all_keys)
     if columns:
         show_matrix(plan.runs, columns)
+    for note in plan.notes:
+        say(f"note: {note.at(plan.path)}")
     say(
         f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was started."
     )

@@ -82,34 +82,41 @@ def _status_of_other_node(code: int, signals: StopSignals) -> int:
 
 
 def _outcome(run: RunDir, code: int, log_start: int, signals: StopSignals) -> int:
-    """The exit status, from what the workers wrote into status.json; if they could not write, what can be known without them."""
+    """The exit status, from what the workers wrote into status.json, or could not write."""
     status = run.read_status()
     assert status is not None
-    match State(status["state"]):
-        case State.done:
-            return 0
-        case State.preempted:
-            return interrupted_status(signals.number)
-        case State.failed | State.stopped:
-            log.info("error: %s", status["message"])
-            return status["exit_status"]
-        case _:
-            message = describe_crash(code, run.console.read_bytes()[log_start:].decode(errors="replace"))
-            log.info("error: %s: %s", run.path, message)
-            run.write_status(State.failed, run.step, message, 1)
-            return 1
+    state = State(status["state"])
+    if state is State.done:
+        return 0
+    if state is State.preempted:
+        return interrupted_status(signals.number)
+    output = run.console.read_bytes()[log_start:].decode(errors="replace")
+    # Whoever lost a killed peer says FAILED too, but not why.
+    message = describe_kill(code, output)
+    if message is None and state in (State.failed, State.stopped):
+        log.info("error: %s", status["message"])
+        return status["exit_status"]
+    message = message or last_words(code, output)
+    log.info("error: %s: %s", run.path, message)
+    run.write_status(State.failed, run.step, message, 1)
+    return 1
 
 
-def describe_crash(code: int, output: str) -> str:
-    """Why a run ended without a word in status.json: killed from outside, or an error before training was set up."""
+def describe_kill(code: int, output: str) -> str | None:
+    """Which process was killed from outside, if one was. SIGTERM is how torchrun ends the other ranks."""
+    remedy = "the same command continues from the last checkpoint"
     if code < 0:
-        return f"torchrun was killed by {signal.Signals(-code).name}; the same command continues from the last checkpoint"
-    killed = re.search(r"Signal \d+ \((SIG\w+)\) received by PID (\d+)", output)
-    if killed:
-        hint = (
-            " (SIGKILL from nobody is the kernel out of memory: raise launch.mem_gib)" if killed.group(1) == "SIGKILL" else ""
-        )
-        return f"a worker (pid {killed.group(2)}) was killed by {killed.group(1)}{hint}; the same command continues from the last checkpoint"
+        return f"torchrun was killed by {signal.Signals(-code).name}; {remedy}"
+    killed = re.search(r"Signal \d+ \((SIG(?!TERM)\w+)\) received by PID (\d+)", output)
+    if killed is None:
+        return None
+    name, pid = killed.groups()
+    hint = "; if nobody did it, it was the kernel out of memory: raise launch.mem_gib" if name == "SIGKILL" else ""
+    return f"a worker (pid {pid}) was killed by {name}{hint}; {remedy}"
+
+
+def last_words(code: int, output: str) -> str:
+    """The end of the first traceback in what a torchrun printed that came to no training."""
     start = output.find("Traceback (most recent call last)")
     end = output.find("torch.distributed.elastic", start)
     lines = output[max(start, 0) : end if end > start else None].strip().splitlines()

@@ -24,6 +24,7 @@ from arclab.launch.jobsfile import Job, JobsError, Problem, parse_jobs
 from arclab.launch.parameters import Parameters, count_parameters
 from arclab.rundir import RunDir, State, run_path
 
+CONFIG_NAME = "pretrain_encoder"
 # Where a run lies and how it is started: no difference in what is trained.
 LABEL_KEYS = ("name", "runs_dir", "wandb.", "launch.", "criterion")
 # Columns of the matrix that stand for all they decide and no line sets.
@@ -53,11 +54,15 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The runs of a file that --only leaves, in the file's order; num_runs counts those of the whole file."""
+    """The runs of a file that --only leaves, in the file's order; num_runs counts those of the whole file.
+
+    notes: what is no mistake but may not be meant.
+    """
 
     path: Path
     runs: tuple[PlannedRun, ...]
     num_runs: int
+    notes: tuple[Problem, ...]
 
 
 def read_plan(path: Path, only: str | None = None) -> Plan:
@@ -81,11 +86,16 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
         )
     makers = {run_path(config).resolve() for _, config in composed}
     runs = tuple(PlannedRun(job, config, _waits_for(config, makers)) for job, config in wanted)
-    return Plan(path, runs, len(composed))
+    return Plan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
+
+
+def _notes(job: Job, composer: QuickComposer) -> list[Problem]:
+    sentences = composer.overruled(CONFIG_NAME, job.overrides)
+    return [Problem(job.line, job.column_of(sentence.partition("=")[0]), sentence) for sentence in sentences]
 
 
 def _compose(composer: QuickComposer, job: Job) -> ExperimentConfig:
-    config = composer.compose("pretrain_encoder", job.overrides)
+    config = composer.compose(CONFIG_NAME, job.overrides)
     if config.wandb.group is None and job.section.title:
         config.wandb.group = job.section.title
     return config

@@ -160,9 +160,7 @@ def train_step(
     return stats
 
 
-def _apply_gradients(
-    config: ExperimentConfig, training: Training, ranks: Ranks, votes: list[Tensor]
-) -> dict[str, Tensor]:
+def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks, votes: list[Tensor]) -> dict[str, Tensor]:
     """Sum over ranks, measure, clip, step: in this order, so that norms mean the same on any number of ranks."""
     optimizer = training.optimizer
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
