@@ -41,7 +41,7 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert all(run.config.wandb.group == run.job.section.title for run in plan.runs)
     by_name = {f"{run.config.experiment_name}/{run.name}": run for run in plan.runs}
     assert by_name["phase1_overfit/baseline"].config.halting.halt_exploration_prob == 0.5
-    assert by_name["phase1_overfit/pretrained_context-trm_compat"].waits_for == Path("runs/trm_arc1/decoder")
+    assert by_name["phase1_overfit/pretrained_encoder-context-trm_compat"].waits_for == Path("runs/trm_arc1/decoder")
     kinds = {run.config.encoder.kind for run in plan.runs if run.config.experiment_name == "phase1_overfit"}
     assert {"standard", "variational", "lpn", "hybrid", "recurrent", "recurrent_trm", "cross_attention"} <= kinds
     assert not plan.notes

@@ -15,7 +15,7 @@ _MAX_NAME = 100
 
 def run_name(base: str, values: dict[str, str]) -> str:
     """A folder name that says what was swept: base, then key-value for each, keys as short as they can be told apart."""
-    leaves = {key: re.split(r"[./]", key)[-1] for key in values}
+    leaves = {key: key.split(".")[-1] for key in values}
     uses = Counter(leaves.values())
     parts = [f"{_clean(leaf if uses[leaf] == 1 else key)}-{_clean(values[key])}" for key, leaf in leaves.items()]
     name = "_".join([base, *parts] if base else parts)
