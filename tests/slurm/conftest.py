@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -140,7 +141,9 @@ def weights(run: RunDir) -> dict[str, str]:
 
 
 def assert_like(run: RunDir, reference: RunDir) -> None:
-    """DONE, the reference's weights bit for bit, and every step once in metrics.jsonl."""
+    """DONE, the reference's weights bit for bit, every step once in metrics.jsonl, and still the same run for W&B."""
     assert run.state is State.done
+    newest = sorted(run.checkpoints.glob("step_*"))[-1]
+    assert json.loads((newest / "state.json").read_text())["run_id"] == run.run_id != reference.run_id
     assert len(weights(run)) > 3 and weights(run) == weights(reference)
     assert [row["_step"] for row in read_rows(run.metrics)] == list(range(STEPS + 1))

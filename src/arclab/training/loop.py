@@ -245,7 +245,9 @@ class _Nothing:
 
 def _open_logger(config: ExperimentConfig, run: RunDir, progress: Progress) -> MetricLogger:
     wandb_run = start_wandb(config, run.path, progress.run_id)
-    return MetricLogger(run.metrics, wandb_run, resume_step=progress.step, runtime_s=progress.runtime_s)
+    # A run killed before its first checkpoint starts again with the row of step 0.
+    kept_until = progress.step if progress.step > 0 else -1
+    return MetricLogger(run.metrics, wandb_run, resume_step=kept_until, runtime_s=progress.runtime_s)
 
 
 def _loop(
