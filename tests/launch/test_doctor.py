@@ -16,6 +16,7 @@ from ..conftest import ROOT, script_env
 CONFIG = """Configuration data as of 2026-01-01T00:00:00
 JobRequeue              = 1
 KillWait                = 30 sec
+PluginDir               =
 PreemptMode             = REQUEUE
 PreemptType             = preempt/partition_prio
 SlurmctldParameters     = preempt_send_user_signal

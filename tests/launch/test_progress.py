@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from arclab.config.compose import ConfigError
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.jobsfile import Job, Section
 from arclab.launch.plan import PlannedRun
@@ -85,7 +86,7 @@ def test_numbers_of_a_running_run(tiny: Tiny) -> None:
         {"_step": 40, "_runtime": 20.0, "all.exact_accuracy": 0.25, "all.count": 20.0},
     ], tail='{"_step": 50, "all.exact_acc')  # fmt: skip
     progress = read_progress(run, living_jobs([run]).get(folder.path))
-    assert (progress.state, progress.step, progress.verdict, progress.steps_per_s) == ("RUNNING", 40, "STARVED", 2.0)
+    assert (progress.state, progress.step, progress.verdict, progress.steps_per_s) == ("RUNNING", 40, "STARVED at 20", 2.0)
     assert progress.eta_s == pytest.approx(30.0)
     assert str(progress.best) == "all.exact_accuracy 50.0 % (10/20) at 20"
     folder.write_status(State.done, 100)
@@ -115,3 +116,21 @@ def test_only_the_end_of_a_long_file_is_parsed_for_the_speed(tiny: Tiny) -> None
 ])  # fmt: skip
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_where_slurm_cannot_be_asked_the_folder_is_believed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tiny())
+    open_run(run.config).write_status(State.running, 3)
+    write_job(run.folder, JobRecord("12", "slurm", time.time()))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert state_of(run) == "RUNNING"  # no SLURM here: another machine may run it
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(ConfigError, match=r"SLURM does not answer squeue.*broken"):
+        living_jobs([run])
+    assert living_jobs([run], must_know=False) == {run.folder.path: "RUNNING"}
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")  # answers, and does not know the job
+    assert state_of(run) == "LOST"

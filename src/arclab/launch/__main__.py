@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import run_main
+from arclab.console import setup_logging
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     from arclab.launch import commands  # after parsing: --help and a typo need no libraries
 
+    setup_logging()
     command: Command = getattr(commands, f"{arguments.command}_command")
     return command(arguments)
 

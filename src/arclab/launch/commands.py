@@ -84,7 +84,7 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 
 def _progress(runs: Sequence[PlannedRun]) -> dict[Path, Progress]:
-    living = living_jobs(runs)
+    living = living_jobs(runs, must_know=False)
     return {run.folder.path: read_progress(run, living.get(run.folder.path)) for run in runs}
 
 

@@ -185,7 +185,7 @@ def _slurm() -> Iterator[Finding]:
 
 def slurm_settings(config: str) -> Iterator[Finding]:
     """What the output of `scontrol show config` means for saving before a job is ended."""
-    values = {m[1]: m[2].strip() for m in re.finditer(r"^(\w+)\s*=\s*(.*)$", config, re.MULTILINE)}
+    values = {m[1]: m[2].strip() for m in re.finditer(r"^(\w+) *= *(.*)$", config, re.MULTILINE)}
     mode = values.get("PreemptMode", "unknown")
     if "OFF" in mode:
         yield Finding(OK, "slurm preemption", f"PreemptMode={mode}: jobs are not preempted")

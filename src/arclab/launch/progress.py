@@ -12,6 +12,7 @@ the folder says that it was submitted or runs, but there is no such job or proce
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import Any
 import psutil
 
 from arclab import slurm
+from arclab.config.compose import ConfigError
 from arclab.launch.cluster import Kind
 from arclab.launch.plan import PlannedRun
 from arclab.rundir import RunDir, State, write_atomically
 from arclab.runlock import read_holder
 
+log = logging.getLogger(__name__)
 NEW, QUEUED, REQUEUED, LOST, CANCELLED = "NEW", "QUEUED", "REQUEUED", "LOST", "CANCELLED"
 _RUNNING = State.running.value
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
@@ -52,7 +55,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """state: see read_state. verdict: of the last health check. result: PASS or FAIL, "" without one."""
+    """state: see read_state. verdict: of the last health check, and its step. result: PASS or FAIL, "" without one."""
 
     state: str
     job: str
@@ -90,22 +93,42 @@ def write_job(run: RunDir, job: JobRecord) -> None:
     write_atomically(run.path / "job.json", json.dumps(asdict(job)) + "\n")
 
 
-def living_jobs(runs: Sequence[PlannedRun]) -> dict[Path, str]:
-    """Folder -> QUEUED or RUNNING, for the runs that have a job in the queue or a process of this machine."""
+def living_jobs(runs: Sequence[PlannedRun], *, must_know: bool = True) -> dict[Path, str]:
+    """Folder -> QUEUED or RUNNING, for the runs that have a job in the queue or a process of this machine.
+
+    Where SLURM is not installed (a machine that only sees the folders), or with must_know=False does not answer, the word of the
+    folder counts for SLURM's jobs. ConfigError if it must be known and SLURM does not answer.
+    """
     jobs = {run.folder.path: job for run in runs if (job := read_job(run.folder)) is not None}
-    is_asked = slurm.is_installed() and any(job.cluster == "slurm" for job in jobs.values())
-    queue = slurm.queue_states() if is_asked else {}
+    queue = _queue(must_know) if any(job.cluster == "slurm" for job in jobs.values()) else None
     states = {path: _job_state(RunDir(path), job, queue) for path, job in jobs.items()}
     return {path: state for path, state in states.items() if state is not None}
 
 
-def _job_state(run: RunDir, job: JobRecord, queue: Mapping[str, str]) -> str | None:
-    if job.cluster == "slurm":
+def _queue(must_know: bool) -> dict[str, str] | None:
+    """SLURM's states by job id; None if it cannot be asked."""
+    if not slurm.is_installed():
+        return None
+    try:
+        return slurm.queue_states()
+    except ConfigError as error:
+        if must_know:
+            raise
+        log.warning("states are those of the run folders: %s", error)
+        return None
+
+
+def _job_state(run: RunDir, job: JobRecord, queue: Mapping[str, str] | None) -> str | None:
+    if job.cluster == "slurm" and queue is not None:
         state = queue.get(job.id)
         return None if state is None or state in _ENDED else QUEUED if state in _WAITING else _RUNNING
-    if job.cluster == "debug" or not _is_process(int(job.id), job.submitted):
-        return None
-    return QUEUED if (run.read_status() or {}).get("state") == State.submitted.value else _RUNNING
+    written = (run.read_status() or {}).get("state")
+    is_alive = written in (State.submitted.value, _RUNNING) if job.cluster == "slurm" else _has_process(job)
+    return None if not is_alive else QUEUED if written == State.submitted.value else _RUNNING
+
+
+def _has_process(job: JobRecord) -> bool:
+    return job.cluster == "local" and _is_process(int(job.id), job.submitted)
 
 
 def _is_process(pid: int, not_after: float) -> bool:
@@ -139,13 +162,13 @@ def read_progress(run: PlannedRun, living: str | None) -> Progress:
     folder = run.folder
     status, job = folder.read_status() or {}, read_job(folder)
     rows = _last_rows(folder.metrics)
-    health = next((row["health"] for row in reversed(rows) if "health" in row), "")
+    health = next((f"{row['health']} at {row['_step']:,}" for row in reversed(rows) if "health" in row), "")
     criterion = _read_object(folder.path / "criterion.json") or {}
     metric = run.config.criterion.metric if run.config.criterion else _DEFAULT_METRIC
     step = max([int(status.get("step", 0)), *(int(row["_step"]) for row in rows[-1:])])
     return Progress(
         state=read_state(folder, living), job=job.id if job else "", step=step, total_steps=run.config.trainer.steps,
-        steps_per_s=steps_per_s(rows), verdict=str(health), best=best_score(folder.metrics, metric),
+        steps_per_s=steps_per_s(rows), verdict=health, best=best_score(folder.metrics, metric),
         result=str(criterion.get("result", "")), message=str(status.get("message", "")),
     )  # fmt: skip
 
