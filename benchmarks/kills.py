@@ -3,8 +3,8 @@
     python -m benchmarks.kills                 # about ten minutes on two cores; writes results/kills.json and kills.md
     python -m benchmarks.kills --trials 4 --steps 40
 
-Hit are, in turn: a worker, torchrun and the parent with SIGKILL, and the parent with SIGUSR2 (told to save). The moment is drawn
-over the whole duration of the uninterrupted run, its start-up included. The same command then continues, and all files of the last
+Hit are, in turn: a worker, torchrun and the parent with SIGKILL, and the parent with SIGUSR2 (told to save). Every fifth is hit
+while it starts, the others at a moment drawn over the time that the uninterrupted run trained. The same command then continues, and all files of the last
 checkpoint are compared with those of the uninterrupted run by their SHA-256; metrics.jsonl must have each step once.
 It covers one machine without SLURM (tests/slurm has the queue), and kills of processes, not losses of power.
 """
@@ -63,9 +63,11 @@ def find(parent: psutil.Process, target: str) -> psutil.Process | None:
     return random.choice(workers) if workers else None
 
 
-def hit(process: subprocess.Popen[bytes], target: str, after_s: float) -> bool:
-    """Hit the target after a time, or as soon as it exists. False if the run ended before."""
+def hit(process: subprocess.Popen[bytes], run: RunDir, target: str, after_s: float, in_training: bool) -> bool:
+    """Hit the target a while after the start (or after the first row), or as soon as it exists. False if the run ended before."""
     parent = psutil.Process(process.pid)
+    while in_training and not read_rows(run.metrics) and process.poll() is None:
+        time.sleep(0.02)
     time.sleep(after_s)
     while process.poll() is None:
         try:
@@ -79,17 +81,18 @@ def hit(process: subprocess.Popen[bytes], target: str, after_s: float) -> bool:
     return False
 
 
-def trial(number: int, target: str, folder: Path, steps: int, duration_s: float, reference: dict[str, str]) -> dict[str, Any]:
+def trial(number: int, folder: Path, steps: int, training_s: float, reference: dict[str, str]) -> dict[str, Any]:
     """One run, hit once and started again until it ends by itself."""
-    run = RunDir(folder / "quickstart" / f"trial{number}")
-    after_s = random.uniform(1.0, duration_s)
+    run, target = RunDir(folder / "quickstart" / f"trial{number}"), TARGETS[number % len(TARGETS)]
+    in_training = number % 5 != 4
+    after_s = random.uniform(0.0, 0.95 * training_s) if in_training else random.uniform(1.0, 8.0)
     process = start(folder, run.path.name, steps)
-    was_hit = hit(process, target, after_s)
+    was_hit = hit(process, run, target, after_s, in_training)
     exit_status = process.wait(120)
     family_left = _left_behind(run)
     rows, status = read_rows(run.metrics), run.read_status() or {"state": "not started"}
     record = {
-        "trial": number, "target": target, "after_s": round(after_s, 2), "hit": was_hit, "exit_status": exit_status,
+        "trial": number, "target": target, "after_s": round(after_s, 2), "in_training": in_training, "hit": was_hit, "exit_status": exit_status,
         "step": rows[-1]["_step"] if rows else 0, "state": status["state"], "left_behind": family_left,
     }  # fmt: skip
     starts = 1
@@ -130,7 +133,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for t in trials:
         lines.append(
-            f"| {t['trial']} | {t['target'] if t['hit'] else 'nobody (it was done)'} | {t['after_s']:.1f} s | {t['step']} | {t['exit_status']} | "
+            f"| {t['trial']} | {t['target'] if t['hit'] else 'nobody (it was done)'} | {t['after_s']:.1f} s of {'training' if t['in_training'] else 'the start'} | {t['step']} | {t['exit_status']} | "
             f"{t['state']} | {t['starts']} | {'yes' if t['identical'] else '**no**'} | {'yes' if t['each_step_once'] else '**no**'} | {t['left_behind']} |"
         )
     return "\n".join(lines) + "\n"
@@ -145,17 +148,17 @@ def main() -> int:
     random.seed(arguments.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as name:
-        folder, began = Path(name), time.monotonic()
+        folder = Path(name)
         assert start(folder, "whole", arguments.steps).wait(300) == 0
-        duration_s = time.monotonic() - began
-        reference = weights(RunDir(folder / "quickstart" / "whole"))
+        whole = RunDir(folder / "quickstart" / "whole")
+        reference, rows = weights(whole), read_rows(whole.metrics)
+        training_s = rows[-1]["_runtime"] - rows[0]["_runtime"]
         trials = []
         for number in range(arguments.trials):
-            target = TARGETS[number % len(TARGETS)]
-            trials.append(trial(number, target, folder, arguments.steps, duration_s, reference))
+            trials.append(trial(number, folder, arguments.steps, training_s, reference))
             print(json.dumps(trials[-1]), flush=True)
     result = {
-        "trials": trials, "steps": arguments.steps, "seed": arguments.seed, "duration_s": round(duration_s, 1), "files": len(reference),
+        "trials": trials, "steps": arguments.steps, "seed": arguments.seed, "training_s": round(training_s, 1), "files": len(reference),
         "settings": SETTINGS, "provenance": {**provenance(), "command": " ".join(["python -m benchmarks.kills", *sys.argv[1:]])},
     }  # fmt: skip
     (RESULTS / "kills.json").write_text(json.dumps(result, indent=1) + "\n")

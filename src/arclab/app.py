@@ -227,8 +227,8 @@ def _train_and_record(
 
     training = train(config, model, setting.data, run, ranks, score=score_tasks, stamps=stamps, signals=signals)
     step = training.progress.step
-    is_done = step == config.trainer.steps
-    if not is_done and ranks.is_main:
+    is_complete = step == config.trainer.steps
+    if not is_complete and ranks.is_main:
         run.write_status(State.preempted, step, f"saved at step {step} of {config.trainer.steps}; the same command continues")
         log.info("told to end: %s is saved at step %d; the same command continues", run.path, step)
     elif ranks.is_main:
@@ -236,7 +236,7 @@ def _train_and_record(
         log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
     if ranks.is_main:
         run.preempt.unlink(missing_ok=True)
-    return State.done if is_done else State.preempted
+    return State.done if is_complete else State.preempted
 
 
 def _judged(config: ExperimentConfig, run: RunDir) -> str:

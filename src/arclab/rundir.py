@@ -103,8 +103,8 @@ class RunDir:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file has its old or its new content, never a part of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """The file has its old or its new content, never a part of it, also if two ranks write at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -32,41 +32,41 @@ from arclab.interrupt import interrupted_status
 from arclab.launch.job import run_job
 from arclab.slurm import queue_states
 
-__all__ = ["JobTask", "build_executor", "job_parameters", "queue_states", "submission_errors"]
+__all__ = ["JobTask", "build_executor", "queue_states", "shared_parameters", "slurm_parameters", "submission_errors"]
 log = logging.getLogger(__name__)
 Kind = Literal["slurm", "local", "debug"]
 _WAIT_FOR_REQUEUE_S = 120
 
 
-def job_parameters(launch: LaunchConfig, kind: Kind) -> dict[str, Any]:
-    """What is asked of submitit for one run, by the names of its executors; SLURM's own under slurm.* names without prefix."""
-    shared = {
+def shared_parameters(launch: LaunchConfig) -> dict[str, Any]:
+    """What is asked of any executor for one run, by submitit's names."""
+    parameters = {
         "timeout_min": launch.timeout_min, "nodes": launch.nodes, "tasks_per_node": 1, "gpus_per_node": launch.gpus or None,
         "cpus_per_task": launch.ranks_per_node * launch.cpus_per_rank, "mem_gb": launch.mem_gib,
     }  # fmt: skip
-    if kind != "slurm":
-        return {key: value for key, value in shared.items() if value is not None}
-    special = {
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def slurm_parameters(launch: LaunchConfig) -> dict[str, Any]:
+    """What is asked of SLURM beside that, by submitit's names without their prefix slurm_."""
+    parameters = {
         "partition": launch.partition, "account": launch.account, "qos": launch.qos, "constraint": launch.constraint,
         # From SLURM 22.05 on srun does not inherit the cores of the job unless this says so.
-        "setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *launch.setup], "signal_delay_s": launch.signal_delay_s,
+        "setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *launch.setup],
+        "signal_delay_s": launch.signal_delay_s, "max_num_timeout": launch.max_requeues,
     }  # fmt: skip
-    return {key: value for key, value in (shared | special).items() if value is not None}
-
-
-_SHARED = ("timeout_min", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb")
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
 def build_executor(launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = "arclab") -> submitit.AutoExecutor:
     """An executor with the resources of launch. ConfigError if SLURM is asked for and is not here."""
+    special: dict[str, Any] = {}
     if kind == "slurm":
         slurm.require_installed()
-    limits = {"slurm_max_num_timeout": launch.max_requeues} if kind == "slurm" else {}
+        special = {f"slurm_{key}": value for key, value in slurm_parameters(launch).items()}
+    limits = {key: special.pop(key) for key in ("slurm_max_num_timeout",) if key in special}
     executor = submitit.AutoExecutor(folder=log_dir, cluster=kind, **limits)
-    parameters = job_parameters(launch, kind)
-    executor.update_parameters(
-        name=name, **{key if key in _SHARED else f"slurm_{key}": value for key, value in parameters.items()}
-    )
+    executor.update_parameters(name=name, **shared_parameters(launch), **special)
     return executor
 
 

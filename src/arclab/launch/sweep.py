@@ -33,7 +33,7 @@ from arclab.config.compose import CONF_DIR, ConfigError, compose
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
-from arclab.launch.cluster import JobTask, job_parameters, submission_errors
+from arclab.launch.cluster import JobTask, shared_parameters, slurm_parameters, submission_errors
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
 from arclab.rundir import RunDir, State, run_path
@@ -155,8 +155,8 @@ def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
 
 def _launcher_settings(launch: LaunchConfig, kind: Any, given: Sequence[str]) -> Iterator[str]:
     """Overrides that give Hydra's launcher the resources of launch.*"""
-    limits = {"max_num_timeout": launch.max_requeues} if kind == "slurm" else {}
-    for key, value in (job_parameters(launch, kind) | limits).items():
+    special = slurm_parameters(launch) if kind == "slurm" else {}
+    for key, value in (shared_parameters(launch) | special).items():
         if any(o.lstrip("+").startswith(f"hydra.launcher.{key}=") for o in given):
             raise ConfigError(f"hydra.launcher.{key} is set from launch.*; set it there.")
         yield f"hydra.launcher.{key}={_quoted(value)}"
