@@ -1,9 +1,9 @@
-# make demo | test | install | bench | bench-control | lint      Each creates .venv and installs what it needs.
+# make demo | test | install | bench | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test install bench bench-control lint
+.PHONY: demo test install bench bench-control bench-kills lint
 
 demo: .venv/installed
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
@@ -21,6 +21,10 @@ bench: .venv/installed
 CONTROL ?= --seconds 600
 bench-control: .venv/installed
 	$(BIN)/python -m benchmarks.control $(CONTROL)
+
+# Twenty runs killed at random moments and continued, compared bit for bit with one left alone (about ten minutes).
+bench-kills: .venv/installed
+	$(BIN)/python -m benchmarks.kills
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -54,7 +54,7 @@ def test_a_typo_is_caught_before_anything_starts(run_script: Run, tmp_path: Path
 def test_unknown_option_lists_the_options(run_script: Run) -> None:
     refused(
         run_script("pretrain_encoder.py", "halting=papr"),
-        "choose baseline, deterministic, explore07, paper, quick4, short8, single",
+        "choose deterministic, explore05, explore07, paper, quick4, short8, single",
     )
 
 

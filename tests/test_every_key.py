@@ -65,6 +65,10 @@ ALTERNATIVES: dict[str, Any] = {
     "trainer.save_carry": False, "trainer.log_every": 1, "trainer.health_every": 5, "trainer.stop_when_unhealthy": None, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None,
     "evaluation.split": None, "evaluation.num_augmentations": 2, "evaluation.batch_size": 3, "evaluation.max_tasks": 1, "evaluation.health_tasks": 0,
     "criterion.metric": None, "criterion.threshold": None, "criterion.phase": None,
+    **{f"launch.{key}": None for key in (
+        "gpus", "cpus", "nodes", "cpus_per_rank", "mem_gib", "timeout_min", "signal_delay_s", "max_requeues", "partition", "account", "qos",
+        "constraint", "setup",
+    )},
     "wandb.mode": "offline", "wandb.project": None, "wandb.group": None,
 }  # fmt: skip
 # Keys whose other value needs more than a value, or whose effect is not in what a tiny run leaves behind.
@@ -98,6 +102,13 @@ ELSEWHERE = {
     "wandb.group": "test_wandb_settings_reach_the_run",
 }
 
+
+# What a job asks for is seen by SLURM, not by the run.
+ELSEWHERE |= {
+    key: "launch/test_launch.py: test_every_launch_key_changes_what_is_started"
+    for key in ALTERNATIVES
+    if key.startswith("launch.")
+}
 
 # Encoder options have a test of their own, over every encoder that has them.
 ELSEWHERE |= {
@@ -216,7 +227,7 @@ def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(app, "start_ranks", lambda choice: CPU)
-    app.pretrain([*TINY, *BASE, f"runs_dir={tmp_path}/r", "trainer.num_threads=3"])
+    app.pretrain(compose("pretrain_encoder", [*TINY, *BASE, f"runs_dir={tmp_path}/r", "trainer.num_threads=3"]))
     assert threads == [3]
 
 
@@ -256,7 +267,7 @@ def test_criterion_keys(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
 def test_device_is_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="device=cuda was asked for but torch sees no CUDA device"):
-        app.pretrain([*TINY, f"runs_dir={tmp_path}", "trainer.device=cuda"])
+        app.pretrain(compose("pretrain_encoder", [*TINY, f"runs_dir={tmp_path}", "trainer.device=cuda"]))
 
 
 def test_wandb_settings_reach_the_run(tmp_path: Path) -> None:

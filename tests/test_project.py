@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,15 +19,33 @@ SOURCES = sorted((ROOT / "src" / "arclab").rglob("*.py"))
 ALLOWED = {
     "config": set(),
     "console": set(),
+    "interrupt": set(),
+    "slurm": {"config"},
     "ranks": {"config"},
     "rundir": {"config"},
+    "runlock": {"config", "rundir", "slurm"},
+    "launch": {"config", "console", "interrupt", "rundir", "runlock", "slurm"},
     "metrics": {"config", "data", "rundir"},
-    "data": {"config"},
+    "data": {"config", "interrupt"},
     "models": {"config", "data"},
-    "training": {"config", "data", "models", "metrics", "ranks", "rundir"},
+    "training": {"config", "data", "interrupt", "models", "metrics", "ranks", "rundir"},
     "solvers": {"config", "data", "models", "ranks"},
     "evaluation": {"config", "console", "data", "metrics", "models", "rundir", "solvers", "training"},
-    "app": {"config", "console", "data", "models", "training", "solvers", "evaluation", "metrics", "ranks", "rundir"},
+    "app": {
+        "config",
+        "console",
+        "data",
+        "interrupt",
+        "models",
+        "training",
+        "solvers",
+        "evaluation",
+        "metrics",
+        "ranks",
+        "rundir",
+        "runlock",
+    },
+    "worker": {"app", "config", "launch", "rundir"},
 }
 
 
@@ -60,6 +80,16 @@ def test_configuration_is_typed_without_torch() -> None:
     """A job list is checked in a blink only if the schema does not load torch."""
     for path in (ROOT / "src/arclab/config").glob("*.py"):
         assert not any(m.split(".")[0] == "torch" for m in imports(ast.parse(path.read_text())))
+
+
+def test_whoever_starts_runs_needs_no_torch() -> None:
+    """The parent of a run waits for hours: it must be small and quick to start."""
+    modules = [
+        "arclab.launch." + path.stem for path in (ROOT / "src/arclab/launch").glob("*.py") if not path.stem.startswith("__")
+    ]
+    assert len(modules) > 4
+    script = f"import {', '.join(modules)}, sys; from arclab.rundir import provenance; provenance(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_entry_scripts_are_thin() -> None:

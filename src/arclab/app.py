@@ -1,21 +1,25 @@
 """What the entry scripts do, wired together: compose -> tasks -> model -> train, and checkpoint -> solver -> results.
 
-    pretrain(["experiment=quickstart", "name=demo"])
+    pretrain(compose("pretrain_encoder", ["experiment=quickstart", "name=demo"]))
     evaluate(["checkpoint=runs/quickstart/demo"])
 
-Both work in one process and under torchrun; rank 0 owns the folders.
+Both work in one process and under torchrun; rank 0 owns the folders. pretrain_prepared(run) is a worker of a run folder that
+somebody else (arclab.launch.job) has prepared, holds and watches. Nothing here starts processes.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
-from arclab.config.compose import compose, compose_evaluate, thaw
+from arclab.config.compose import compose_evaluate, thaw
 from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName
 from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
@@ -26,12 +30,14 @@ from arclab.evaluation.encoder_health import HealthSettings, encoder_health
 from arclab.evaluation.results import Evaluation, write_results
 from arclab.evaluation.runs import FIT_STAMP
 from arclab.evaluation.scoring import score
+from arclab.interrupt import StopSignals, interrupted_status
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks, stop_ranks
-from arclab.rundir import RunDir, State, open_run, provenance
+from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path
+from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.training.checkpoint import load_weights, read_state
@@ -39,6 +45,7 @@ from arclab.training.loop import train
 from arclab.training.monitor import UnhealthyRun
 
 log = logging.getLogger(__name__)
+_TRACEBACK_LINES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +99,50 @@ def build_solver(
     )  # fmt: skip
 
 
-def pretrain(argv: Sequence[str]) -> None:
-    """Train the configured model in its run folder, from wherever that stands."""
-    config = compose("pretrain_encoder", argv)
+def pretrain(config: ExperimentConfig) -> int:
+    """Train the configured model in its run folder, from wherever that stands, in this process (one rank, or one of a torchrun
+    job). Returns the exit status: 0, or 128 + the signal that ended the run early; 0 for the latter too under torchrun, which
+    would take anything else for a crash."""
+    return _in_ranks(config, None)
+
+
+def pretrain_prepared(run: RunDir) -> int:
+    """The same as one of the ranks that arclab.launch.job started for this folder."""
+    return _in_ranks(thaw(run.config), run)
+
+
+def _in_ranks(config: ExperimentConfig, prepared: RunDir | None) -> int:
     setup_logging()
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
-    ranks = start_ranks(config.trainer.device)
-    try:
-        _pretrain(config, ranks)
-    finally:
-        stop_ranks()
+    with StopSignals() as signals:
+        ranks = start_ranks(config.trainer.device)
+        try:
+            state = _pretrain(config, ranks, signals, prepared)
+        finally:
+            stop_ranks()
+    is_alone = ranks.world_size == 1 and prepared is None
+    return interrupted_status(signals.number) if state is State.preempted and is_alone else 0
+
+
+class RecordFailure:
+    """Whatever ends the block goes into status.json before it goes on; the first rank that fails is the one that is heard."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or self._run.state in (State.failed, State.stopped):
+            return
+        if isinstance(error, UnhealthyRun):
+            self._run.write_status(State.stopped, self._run.step, str(error), 2)
+        elif isinstance(error, ValueError):
+            self._run.write_status(State.failed, self._run.step, str(error), 2)
+        else:
+            lines = "".join(traceback.format_exception(error)).strip().splitlines()
+            self._run.write_status(State.failed, self._run.step, "\n".join(lines[-_TRACEBACK_LINES:]), 1)
 
 
 def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
@@ -121,36 +161,57 @@ def context_metrics(config: ExperimentConfig, setting: Setting, model: Recursive
     }
 
 
-def _pretrain(config: ExperimentConfig, ranks: Ranks) -> None:
-    require_measurable(config)
-    setting = build_setting(config)
-    torch.manual_seed(config.seed)
-    model = build_model(config, setting.data.space.num_puzzles)
-    report = apply_decoder_init(config.decoder_init, model, config.encoder)
-    stamps = protocol_stamps(config)
-    if report is not None:
-        log.info("%s", report)
-        if report.transductive and not stamps:
-            stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
-    for note in (*setting.split.notes, *stamps):
-        log.info("note: %s", note)
-    run = open_run(config, setting.split.notes) if ranks.is_main else None
-    run = ranks.gather_objects(run)[0]
-    assert run is not None
-    status = run.read_status() or {"state": "", "message": ""}
-    if status["state"] == State.done.value:
-        log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
-        return
-    if status["state"] == State.stopped.value and config.trainer.stop_when_unhealthy:
-        raise UnhealthyRun(f"{status['message']}; {run.path} goes on from there with trainer.stop_when_unhealthy=false.")
-    log.info("%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
-             len(setting.split.train), setting.data.space.num_puzzles - 1, len(setting.scored), config.evaluation.split.value, run.path)  # fmt: skip
-    _train_and_record(config, setting, model, run, ranks, stamps)
+def _pretrain(
+    config: ExperimentConfig, ranks: Ranks, signals: StopSignals | None = None, prepared: RunDir | None = None
+) -> State:
+    """Build everything and train. prepared: the run folder, if somebody else holds it."""
+    with RecordFailure(prepared) if prepared else nullcontext():
+        require_measurable(config)
+        setting = build_setting(config)
+        torch.manual_seed(config.seed)
+        model = build_model(config, setting.data.space.num_puzzles)
+        report = apply_decoder_init(config.decoder_init, model, config.encoder)
+        stamps = protocol_stamps(config)
+        if report is not None:
+            log.info("%s", report)
+            if report.transductive and not stamps:
+                stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
+        for note in (*setting.split.notes, *stamps):
+            log.info("note: %s", note)
+        run = prepared or RunDir(run_path(config))
+        held: AbstractContextManager[None] = locked(run) if ranks.is_main and prepared is None else nullcontext()
+        with held:
+            if _is_finished(config, setting, run, ranks, prepared):
+                return State.done
+            with RecordFailure(run):
+                log.info("%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
+                         len(setting.split.train), setting.data.space.num_puzzles - 1, len(setting.scored), config.evaluation.split.value, run.path)  # fmt: skip
+                return _train_and_record(config, setting, model, run, ranks, stamps, signals)
+
+
+def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks: Ranks, prepared: RunDir | None) -> bool:
+    """Write down what will run, and say whether anything is left to do. Rank 0 looks, everybody hears."""
+    done = None
+    if ranks.is_main and prepared is not None:
+        add_notes(prepared, setting.split.notes)
+        done = False
+    elif ranks.is_main:
+        open_run(config, setting.split.notes)
+        done = is_done(run, config)
+        if done:
+            log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+        else:
+            run.write_status(State.running, run.step)
+    done = ranks.gather_objects(done)[0]
+    assert done is not None
+    return done
 
 
 def _train_and_record(
-    config: ExperimentConfig, setting: Setting, model: RecursiveModel, run: RunDir, ranks: Ranks, stamps: list[str]
-) -> None:
+    config: ExperimentConfig, setting: Setting, model: RecursiveModel, run: RunDir, ranks: Ranks, stamps: list[str],
+    signals: StopSignals | None,
+) -> State:  # fmt: skip
+    """Train; DONE, or PREEMPTED if the run was told to end early. The status says so."""
     solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
 
     def score_tasks() -> tuple[dict[str, float], list[Prediction]]:
@@ -164,17 +225,18 @@ def _train_and_record(
         }
         return metrics, first_predictions(setting.scored, attempts)
 
-    try:
-        training = train(config, model, setting.data, run, ranks, score=score_tasks, stamps=stamps)
-    except (ValueError, KeyboardInterrupt) as error:
-        if ranks.is_main:
-            step = (run.read_status() or {"step": 0})["step"]
-            state = State.stopped if isinstance(error, UnhealthyRun) else State.failed
-            run.write_status(state, step, str(error) or type(error).__name__)
-        raise
-    if ranks.is_main:
-        run.write_status(State.done, training.progress.step, _judged(config, run))
+    training = train(config, model, setting.data, run, ranks, score=score_tasks, stamps=stamps, signals=signals)
+    step = training.progress.step
+    is_complete = step == config.trainer.steps
+    if not is_complete and ranks.is_main:
+        run.write_status(State.preempted, step, f"saved at step {step} of {config.trainer.steps}; the same command continues")
+        log.info("told to end: %s is saved at step %d; the same command continues", run.path, step)
+    elif ranks.is_main:
+        run.write_status(State.done, step, _judged(config, run))
         log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+    if ranks.is_main:
+        run.preempt.unlink(missing_ok=True)
+    return State.done if is_complete else State.preempted
 
 
 def _judged(config: ExperimentConfig, run: RunDir) -> str:

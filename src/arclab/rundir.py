@@ -1,9 +1,13 @@
 """One folder per run: <runs_dir>/<experiment_name>/<name>, without timestamps, so that the same command resumes in place.
 
 config.yaml        the resolved configuration        provenance.json   command, commit, machine, versions, data notes
-status.json        state, step, message              metrics.jsonl     one row per logged step
+status.json        state, step, message, exit status metrics.jsonl     one row per logged step
+lock.json          who works here (arclab.runlock)   console.log       output of a torchrun job (arclab.launch.job)
+PREEMPT            asks the run to save and end      run_id            the W&B run, the same after every resume
 criterion.json     PASS or FAIL, if the run has one
 checkpoints/       see arclab.training.checkpoint    evaluation/       results of evaluate.py
+
+This module imports no torch: whoever starts a run does not need it.
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +31,12 @@ from arclab.config.schema import ExperimentConfig
 
 
 class State(Enum):
+    submitted = "SUBMITTED"  # waits in a queue
     running = "RUNNING"
     done = "DONE"
     failed = "FAILED"
     stopped = "STOPPED"  # by trainer.stop_when_unhealthy
+    preempted = "PREEMPTED"  # told to end: saved, and the same command continues
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +59,43 @@ class RunDir:
     def provenance(self) -> Path:
         return self.path / "provenance.json"
 
-    def write_status(self, state: State, step: int, message: str = "") -> None:
-        status = {"state": state.value, "step": step, "message": message, "time": time.time()}
+    @property
+    def preempt(self) -> Path:
+        return self.path / "PREEMPT"
+
+    @property
+    def console(self) -> Path:
+        return self.path / "console.log"
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run at W&B: made once."""
+        path = self.path / "run_id"
+        if not path.is_file():
+            write_atomically(path, uuid.uuid4().hex[:12] + "\n")
+        return path.read_text(encoding="utf-8").strip()
+
+    @property
+    def step(self) -> int:
+        """The step that status.json names; 0 before there is one."""
+        return (self.read_status() or {"step": 0})["step"]
+
+    @property
+    def state(self) -> State | None:
+        status = self.read_status()
+        return None if status is None else State(status["state"])
+
+    def write_status(self, state: State, step: int, message: str = "", exit_status: int = 0) -> None:
+        """exit_status: what the process returns (of FAILED and STOPPED: 2 if the user can mend it, 1 for a crash)."""
+        status = {"state": state.value, "step": step, "message": message, "exit_status": exit_status, "time": time.time()}
         write_atomically(self.path / "status.json", json.dumps(status) + "\n")
+
+    def restore_status(self, status: dict[str, Any] | None) -> None:
+        """Put back what read_status() said earlier."""
+        if status is None:
+            (self.path / "status.json").unlink(missing_ok=True)
+        else:
+            write_atomically(self.path / "status.json", json.dumps(status) + "\n")
 
     def read_status(self) -> dict[str, Any] | None:
         path = self.path / "status.json"
@@ -60,8 +103,8 @@ class RunDir:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file has its old or its new content, never a part of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """The file has its old or its new content, never a part of it, also if two ranks write at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -70,19 +113,34 @@ def run_path(config: ExperimentConfig) -> Path:
     return Path(config.runs_dir) / config.experiment_name / config.name
 
 
-def open_run(config: ExperimentConfig, notes: tuple[str, ...]) -> RunDir:
-    """The run's folder, created or found. ConfigError if it belongs to another configuration."""
+def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
+    """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one."""
     run = RunDir(run_path(config))
-    if run.config.is_file():
-        _require_same(run, config)
-    else:
-        run.path.mkdir(parents=True, exist_ok=True)
+    require_same(run, config)
+    run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.config, freeze(config))
     write_atomically(run.provenance, json.dumps({**provenance(), "notes": list(notes)}, indent=1) + "\n")
     return run
 
 
-def _require_same(run: RunDir, config: ExperimentConfig) -> None:
+def add_notes(run: RunDir, notes: tuple[str, ...]) -> None:
+    """Put what was learned from the data into provenance.json."""
+    record = json.loads(run.provenance.read_text(encoding="utf-8"))
+    write_atomically(run.provenance, json.dumps({**record, "notes": list(notes)}, indent=1) + "\n")
+
+
+def is_done(run: RunDir, config: ExperimentConfig) -> bool:
+    """Is there nothing left to do? ConfigError for a run that was stopped as unhealthy and would only be stopped again."""
+    status = run.read_status() or {"state": "", "message": ""}
+    if status["state"] == State.stopped.value and config.trainer.stop_when_unhealthy:
+        raise ConfigError(f"{status['message']}; {run.path} goes on from there with trainer.stop_when_unhealthy=false.")
+    return status["state"] == State.done.value
+
+
+def require_same(run: RunDir, config: ExperimentConfig) -> None:
+    """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to nobody."""
+    if run.state is None or not run.config.is_file():
+        return
     before, now = identity(thaw(run.config)), identity(config)
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if different:
@@ -95,17 +153,22 @@ def _require_same(run: RunDir, config: ExperimentConfig) -> None:
 
 def provenance() -> dict[str, Any]:
     """What a number needs to be traced: command, commit, machine and versions."""
-    import torch
-
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git_commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "machine": ", ".join([platform.machine(), f"{os.cpu_count()} cores", *_gpu_names()]),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+
+
+def _gpu_names() -> list[str]:
+    """One name for each kind of GPU here; none without the NVIDIA driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return sorted(set(asked.stdout.splitlines())) if asked.returncode == 0 else []
 
 
 def _git_commit() -> str:

@@ -47,7 +47,7 @@ def test_an_experiment_does_not_overrule_the_chosen_halting(experiment: str) -> 
 
 
 def test_the_four_halting_configurations() -> None:
-    wanted = {"baseline": (16, 0.5), "short8": (8, 0.5), "explore07": (16, 0.7), "deterministic": (16, 0.0)}
+    wanted = {"explore05": (16, 0.5), "short8": (8, 0.5), "explore07": (16, 0.7), "deterministic": (16, 0.0)}
     for option, values in wanted.items():
         halting = compose("pretrain_encoder", ["experiment=phase1_overfit", f"halting={option}"]).halting
         assert (halting.halt_max_steps, halting.halt_exploration_prob) == values

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from arclab.config.compose import ConfigError, compose
 from arclab.config.schema import CriterionConfig, SplitName
 from arclab.evaluation.criterion import judge_criterion, require_measurable
 from arclab.evaluation.scoring import wilson
 
-from ..conftest import TINY
+from ..conftest import ROOT, TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PHASE_1 = CriterionConfig(metric="all.exact_accuracy", threshold=0.9, phase="phase 1")
@@ -96,3 +97,12 @@ def test_a_run_says_pass_or_fail_everywhere(run_script: Run, tmp_path: Path, thr
     assert record["result"] == expected and record["N"] > 0 and record["interval_over"] == "2 tasks"
     assert status["state"] == "DONE" and status["message"] == record["sentence"]
     assert record["sentence"].startswith(f"{expected} (smoke): all.exact_accuracy ") and record["sentence"] in result.stderr
+
+
+@pytest.mark.parametrize("experiment", ["phase1_overfit", "phase2_generalise"])
+def test_every_halting_option_takes_effect_in_the_phases(experiment: str) -> None:
+    """An experiment that sets halting keys of its own would silently win over halting=explore07."""
+    for option in sorted((ROOT / "conf/halting").glob("*.yaml")):
+        halting = compose("pretrain_encoder", [f"experiment={experiment}", f"halting={option.stem}"]).halting
+        wanted = yaml.safe_load(option.read_text())
+        assert {key: getattr(halting, key) for key in wanted} == wanted

@@ -265,6 +265,39 @@ def test_full_disk_leaves_the_previous_checkpoint(tiny: Tiny, tmp_path: Path) ->
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_only_whole_ones(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removal is cut short after one file: what still has a checkpoint's name is complete, and the rest is swept up later."""
+    config = tiny("trainer.steps=6", "trainer.checkpoint_every=1", "trainer.keep_last=2")
+    original = shutil.rmtree
+
+    def cut_short(path: Path) -> None:
+        next(Path(path).glob("*.safetensors")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint_module.shutil, "rmtree", cut_short)
+        run_training(config)
+    folder = Path(config.runs_dir) / "quickstart/t/checkpoints"
+    whole = sorted(folder.glob("step_*"))
+    assert [p.name for p in whole] == ["step_00000002", "step_00000003"]
+    for path in whole:
+        assert all((path / name).stat().st_size == size for name, size in checkpoint_module.read_state(path)["files"].items())
+    assert shutil.rmtree is original
+    run_training(config)
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000005", "step_00000006"]
+
+
+def test_a_run_keeps_its_id_even_if_it_is_killed_before_its_first_checkpoint(tiny: Tiny) -> None:
+    """And it has each step once, the row of step 0 too."""
+    config = tiny("trainer.steps=2")
+    early = open_run(config).run_id
+    run = open_run(config)
+    run.metrics.write_text('{"_step": 0, "num_params": 1.0}\n{"_step": 1}\n')
+    run_training(config)
+    assert [row["_step"] for row in read_rows(run.metrics)] == [0, 1, 2]
+    assert checkpoint_module.read_state(run.checkpoints / "step_00000002")["run_id"] == early == run.run_id
+
+
 def test_truncated_checkpoint_is_named(tiny: Tiny) -> None:
     config = tiny("trainer.steps=2")
     run_training(config)

@@ -17,11 +17,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.schema import EvaluateConfig, ExperimentConfig
@@ -31,7 +33,7 @@ Root = TypeVar("Root", ExperimentConfig, EvaluateConfig)
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Keys that cannot change the trained weights: a run may be resumed with other values of these.
 FREE_KEYS = (
-    "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
+    "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
 )  # fmt: skip
 
 
@@ -144,19 +146,20 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
         reason = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
         raise ConfigError(f"{error.full_key}: {reason}; give a value of the right type.") from error
     assert isinstance(typed, root)
-    problems = list(_collect_problems(typed, ""))
+    problems = list(broken_rules(typed))
     if problems:
         raise ConfigError("\n".join(problems))
     return typed
 
 
-def _collect_problems(node: Any, path: str) -> Iterator[str]:
+def broken_rules(node: Any, path: str = "") -> Iterator[str]:
+    """A sentence for every rule that the tree breaks."""
     if callable(getattr(node, "check", None)):
         yield from node.check(path)
     for field in fields(node):
         value = getattr(node, field.name)
         if is_dataclass(value):
-            yield from _collect_problems(value, f"{path}.{field.name}" if path else field.name)
+            yield from broken_rules(value, f"{path}.{field.name}" if path else field.name)
 
 
 def freeze(config: ExperimentConfig) -> str:
@@ -168,8 +171,12 @@ def thaw(path: Path) -> ExperimentConfig:
     """The configuration saved in a run folder."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the folder of a run that pretrain_encoder.py started.")
-    node = OmegaConf.load(path)
-    assert isinstance(node, DictConfig)
+    try:
+        node = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged ({str(error).splitlines()[0]}); restore it, or remove the run folder.") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} is damaged (no keys); restore it, or remove the run folder.")
     return to_typed(node, ExperimentConfig)
 
 
@@ -177,13 +184,16 @@ def flat(config: ExperimentConfig) -> dict[str, Any]:
     """{dotted key: plain value} of a configuration."""
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, dict):
+        if is_dataclass(node):
+            for field in fields(node):
+                yield from walk(getattr(node, field.name), f"{prefix}{field.name}.")
+        elif isinstance(node, dict):
             for key, value in node.items():
                 yield from walk(value, f"{prefix}{key}.")
         else:
-            yield prefix.rstrip("."), node
+            yield prefix.rstrip("."), node.name if isinstance(node, Enum) else node
 
-    return dict(walk(OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True), ""))
+    return dict(walk(config, ""))
 
 
 def identity(config: ExperimentConfig) -> dict[str, Any]:
@@ -196,10 +206,12 @@ def config_hash(config: ExperimentConfig) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_main(main: Callable[[Sequence[str]], None]) -> None:
-    """Run main(argv); a ValueError becomes one sentence on stderr and exit status 2. Bugs keep their traceback."""
+def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run main(argv) and exit with what it returns; a ValueError becomes one sentence on stderr and exit status 2. Bugs keep
+    their traceback."""
     try:
-        main(sys.argv[1:])
+        status = main(sys.argv[1:])
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    raise SystemExit(status or 0)

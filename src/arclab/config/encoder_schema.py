@@ -45,15 +45,20 @@ class ContrastiveView(Enum):
     augmentations = "augmentations"
 
 
+def _dotted(path: str, key: str) -> str:
+    """The key below a node; the root has no name."""
+    return f"{path}.{key}" if path else key
+
+
 def at_least(path: str, low: float, **values: float) -> list[str]:
     """A sentence for every value below `low`."""
-    return [f"{path}.{key}={value} must be at least {low}; raise it." for key, value in values.items() if value < low]
+    return [f"{_dotted(path, key)}={value} must be at least {low}; raise it." for key, value in values.items() if value < low]
 
 
 def within(path: str, low: float, high: float, **values: float) -> list[str]:
     """A sentence for every value outside [low, high]."""
     return [
-        f"{path}.{key}={value} must be between {low} and {high}; choose a value in that range."
+        f"{_dotted(path, key)}={value} must be between {low} and {high}; choose a value in that range."
         for key, value in values.items()
         if not low <= value <= high
     ]

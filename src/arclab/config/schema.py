@@ -26,6 +26,7 @@ from arclab.config.encoder_schema import (
     at_least,
     within,
 )  # fmt: skip
+from arclab.config.launch_schema import LaunchConfig
 
 CANVASES = (6, 10, 15, 20, 30)
 
@@ -322,6 +323,7 @@ class ExperimentConfig:
     dataset: DatasetConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    launch: LaunchConfig
     criterion: Optional[CriterionConfig]
     wandb: WandbConfig
 
@@ -348,7 +350,26 @@ class ExperimentConfig:
                 f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with decoder_init.kind=scratch "
                 "freezes a random decoder, which can answer nothing; use decoder_init=frozen with a decoder_init.path, or fewer freeze_steps."
             )
-        return [*problems, *self._check_encoder()]
+        return [*problems, *self._check_ranks(), *self._check_encoder()]
+
+    def _check_ranks(self) -> list[str]:
+        """Rules that need the launch and the trainer."""
+        launch, trainer, problems = self.launch, self.trainer, []
+        share = launch.num_ranks * trainer.grad_accumulation
+        if share > 0 and trainer.batch_size % share:
+            problems.append(
+                f"trainer.batch_size={trainer.batch_size} must be divisible by ranks x trainer.grad_accumulation = {launch.num_ranks} x "
+                f"{trainer.grad_accumulation} (launch.*); change one of them."
+            )
+        if launch.gpus > 0 and trainer.device is DeviceChoice.cpu:
+            problems.append(
+                f"launch.gpus={launch.gpus} does not go with trainer.device=cpu: the GPUs would be idle; use launch.cpus or trainer.device=auto."
+            )
+        if launch.cpus > 0 and trainer.device is DeviceChoice.cuda:
+            problems.append(
+                f"launch.cpus={launch.cpus} starts ranks on CPU cores, but trainer.device=cuda; use launch.gpus or trainer.device=auto."
+            )
+        return problems
 
     def _check_encoder(self) -> list[str]:
         """Rules that need the encoder and the decoder."""

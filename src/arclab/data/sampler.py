@@ -13,6 +13,7 @@ puzzle_id: every visit gives as many pairs of one augmented puzzle as still fit 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -25,6 +26,7 @@ from arclab.config.schema import DatasetConfig, QueryRule, Regime
 from arclab.data.augment import augmentation_table
 from arclab.data.codec import paint
 from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
+from arclab.interrupt import STOP_SIGNALS
 
 IntArray = npt.NDArray[np.int64]
 BLANK_PUZZLE = 0  # row 0 of a puzzle table stands for "no puzzle"
@@ -291,6 +293,12 @@ class _BatchDataset(torch.utils.data.Dataset[tuple[Cursor, Batch]]):
         return after, self.data.batch(cursor, self.batch_size, self.start, self.stop)
 
 
+def _leave_stop_signals_to_the_run(worker: int) -> None:
+    """SLURM signals every process of a job: a loader that obeys on its own would take the run down before it has saved."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batch_loader(
     data: TrainingData, start: Cursor, *, batch_size: int, rows: tuple[int, int], num_batches: int, num_workers: int
 ) -> torch.utils.data.DataLoader[tuple[Cursor, Batch]]:
@@ -301,6 +309,7 @@ def batch_loader(
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_leave_stop_signals_to_the_run,
         persistent_workers=False,
     )
 

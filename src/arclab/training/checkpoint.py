@@ -107,13 +107,18 @@ class CheckpointFolder:
         for file in temporary.iterdir():
             _sync(file)
         final = self.path(progress.step)
-        if final.exists():  # the same step saved again after a resume that repeated it
-            shutil.rmtree(final)
+        assert not final.exists(), f"step {progress.step} is saved twice"
         os.replace(temporary, final)
         _sync(self.folder)
         for step in self.steps()[: -self.keep_last]:
             if step != progress.best_step:
-                shutil.rmtree(self.path(step))
+                self._remove(self.path(step))
+
+    def _remove(self, path: Path) -> None:
+        """Take its name away first: a kill while its files go must not leave a part of it that looks whole."""
+        doomed = path.with_name(f"{_TEMPORARY}{path.name}")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:

@@ -5,6 +5,7 @@
 One optimiser step is one supervision step of every row: rows that halted take new examples, the others go on. Gradients are
 summed over ranks and divided by the global batch, then measured, then clipped. The same command continues from the newest
 checkpoint; with trainer.save_carry the continued run is bit-identical to an uninterrupted one (same machine, CPU, fp32).
+Told to end (arclab.training.preempt), all ranks save after the same step and train() returns early.
 It does not choose tasks or score predictions: `score` is handed in and called with averaged weights.
 """
 
@@ -26,6 +27,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.codec import decode_anywhere
 from arclab.data.sampler import Batch, Cursor, TrainingData, batch_loader
 from arclab.data.tasks import Grid
+from arclab.interrupt import StopSignals
 from arclab.metrics.health import Level
 from arclab.metrics.logger import MetricLogger
 from arclab.metrics.tables import TABLE_ROWS, Prediction
@@ -42,6 +44,7 @@ from arclab.training.checkpoint import (
 )  # fmt: skip
 from arclab.training.monitor import HealthMonitor, UnhealthyRun, is_due
 from arclab.training.optim import AdamATan2, lr_factor, sign_sgd_rows
+from arclab.training.preempt import StopRequest
 from arclab.training.state import Training, averaged_weights, save_checkpoint, start_training
 
 log = logging.getLogger(__name__)
@@ -120,8 +123,10 @@ def noise_generator(key: tuple[int, ...], device: torch.device) -> torch.Generat
     return torch.Generator(device).manual_seed(int(seed[0] << np.uint64(31) | seed[1] >> np.uint64(1)))
 
 
-def train_step(config: ExperimentConfig, training: Training, batch: Batch, ranks: Ranks, sums: StepSums) -> dict[str, Tensor]:
-    """One optimiser step on this rank's rows; returns gradient norms and encoder statistics as tensors."""
+def train_step(
+    config: ExperimentConfig, training: Training, batch: Batch, ranks: Ranks, sums: StepSums, votes: list[Tensor]
+) -> dict[str, Tensor]:
+    """One optimiser step on this rank's rows; returns gradient norms and encoder statistics. votes are summed over ranks in place."""
     trainer, progress, model = config.trainer, training.progress, training.model
     step = progress.step + 1
     schedule(config, training.optimizer, step)
@@ -149,7 +154,7 @@ def train_step(config: ExperimentConfig, training: Training, batch: Batch, ranks
             puzzle_rows.append((training.carries[i].data.puzzle_id_B, output.puzzle_rows_BD.grad))
     assert output is not None
     stats = encoder_stats(output)
-    stats |= _apply_gradients(config, training, ranks)
+    stats |= _apply_gradients(config, training, ranks, votes)
     if puzzle_rows:
         stats |= _update_table(config, model, puzzle_rows, ranks, step)
     training.ema.update(model)
@@ -157,11 +162,11 @@ def train_step(config: ExperimentConfig, training: Training, batch: Batch, ranks
     return stats
 
 
-def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks) -> dict[str, Tensor]:
+def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks, votes: list[Tensor]) -> dict[str, Tensor]:
     """Sum over ranks, measure, clip, step: in this order, so that norms mean the same on any number of ranks."""
     optimizer = training.optimizer
     grads = _grads(p for group in optimizer.param_groups for p in group["params"])
-    ranks.sum_(grads)
+    ranks.sum_([*grads, *votes])
     # The adapter apart from the encoder: its gain learns even where nothing flows back into the encoder.
     model = training.model
     parts = {"grad/inner_norm": model.decoder, "grad/encoder_norm": model.encoder, "grad/adapter_norm": model.adapter}
@@ -206,10 +211,11 @@ def _update_table(
 
 def train(
     config: ExperimentConfig, model: RecursiveModel, data: TrainingData, run: RunDir, ranks: Ranks,
-    *, score: Score | None, stamps: list[str],
+    *, score: Score | None, stamps: list[str], signals: StopSignals | None = None,
 ) -> Training:  # fmt: skip
     """Train to config.trainer.steps, from wherever the run folder stands. ValueError if the loss stops being finite;
-    UnhealthyRun, with a checkpoint saved, if trainer.stop_when_unhealthy is set and health says so."""
+    UnhealthyRun, with a checkpoint saved, if trainer.stop_when_unhealthy is set and health says so. Ends early, with a checkpoint,
+    on a signal or a file PREEMPT."""
     trainer = config.trainer
     if trainer.batch_size % (ranks.world_size * trainer.grad_accumulation):
         raise ValueError(
@@ -227,11 +233,12 @@ def train(
     )  # fmt: skip
     logger = _open_logger(config, run, progress) if ranks.is_main else None
     monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
+    stop = StopRequest(run, ranks, signals)
     bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
                mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
     try:
         with logger or _Nothing():
-            _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, bar)
+            _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, stop, bar)
     finally:
         bar.close()
     return training
@@ -244,13 +251,15 @@ class _Nothing:
 
 def _open_logger(config: ExperimentConfig, run: RunDir, progress: Progress) -> MetricLogger:
     wandb_run = start_wandb(config, run.path, progress.run_id)
-    return MetricLogger(run.metrics, wandb_run, resume_step=progress.step, runtime_s=progress.runtime_s)
+    # A run killed before its first checkpoint starts again with the row of step 0.
+    kept_until = progress.step if progress.step > 0 else -1
+    return MetricLogger(run.metrics, wandb_run, resume_step=kept_until, runtime_s=progress.runtime_s)
 
 
 def _loop(
     config: ExperimentConfig, training: Training, folder: CheckpointFolder,
     loader: torch.utils.data.DataLoader[tuple[Cursor, Batch]], data: TrainingData, run: RunDir, ranks: Ranks,
-    logger: MetricLogger | None, monitor: HealthMonitor | None, score: Score | None, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
+    logger: MetricLogger | None, monitor: HealthMonitor | None, score: Score | None, stop: StopRequest, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
 ) -> None:  # fmt: skip
     trainer, progress = config.trainer, training.progress
     sums = StepSums(ranks.device)
@@ -260,7 +269,8 @@ def _loop(
             logger.write(0, _sizes(training.model))
     last_log_step, last_log_time = progress.step, time.monotonic()
     for cursor, batch in loader:
-        stats = train_step(config, training, batch.to(ranks.device), ranks, sums)
+        votes = stop.vote(progress.step + 1)
+        stats = train_step(config, training, batch.to(ranks.device), ranks, sums, votes)
         progress.cursor = cursor
         step, is_last = progress.step, progress.step == trainer.steps
         bar.update()
@@ -280,15 +290,17 @@ def _loop(
         if logger is not None and monitor is not None and row:
             _log_row(row, step, logger, monitor, run)
         _require_finite(row, step)
-        stop = _stop_reason(config, monitor, step, ranks)
-        if step % trainer.checkpoint_every == 0 or is_last or is_eval or stop:
+        unhealthy, is_told = _stop_reason(config, monitor, step, ranks), stop.is_agreed(votes)
+        if step % trainer.checkpoint_every == 0 or is_last or is_eval or unhealthy or is_told:
             if logger is not None:
                 progress.runtime_s = logger.runtime_s
             save_checkpoint(config, training, folder, ranks)
             if monitor is not None:
                 run.write_status(State.running, step, monitor.message)
-        if stop:
-            raise UnhealthyRun(stop)
+        if unhealthy:
+            raise UnhealthyRun(unhealthy)
+        if is_told:
+            break
 
 
 def _log_row(row: dict[str, float], step: int, logger: MetricLogger, monitor: HealthMonitor, run: RunDir) -> None:

@@ -7,7 +7,6 @@ save_checkpoint(config, training, folder, ranks)
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +81,9 @@ def start_training(
     folder = CheckpointFolder(run.checkpoints, config.trainer.keep_last)
     trainer = config.trainer
     ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)
-    progress = Progress(0, Cursor.first(config.seed), 0, 0.0, uuid.uuid4().hex[:12], config_hash(config), stamps, None, None)
+    run_id = ranks.gather_objects(run.run_id if ranks.is_main else None)[0]
+    assert run_id is not None
+    progress = Progress(0, Cursor.first(config.seed), 0, 0.0, run_id, config_hash(config), stamps, None, None)
     training = Training(model, build_optimizer(config, model), ema, None, progress)
     steps = folder.steps()
     if steps:

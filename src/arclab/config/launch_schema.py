@@ -1,0 +1,62 @@
+"""Where and how a run is started: ranks, nodes, and what to ask SLURM for. Nothing here changes the experiment.
+
+gpus=0 and cpus of 0 or 1 on one node is one process; anything else is a torchrun job. The values are in conf/launch/*.yaml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from arclab.config.encoder_schema import at_least
+
+
+@dataclass(kw_only=True, slots=True)
+class LaunchConfig:
+    """gpus and cpus: ranks per node, on GPUs or (with gpus=0) on CPU cores; a rank gets cpus_per_rank cores and threads.
+
+    mem_gib: per node. timeout_min: the job's time limit. signal_delay_s: how long before the limit the job is told to save.
+    max_requeues: how often a job that ran into its limit continues; preemptions are not counted. setup: shell lines before
+    the job. partition, account, qos, constraint, mem_gib: null leaves them to SLURM. Without SLURM only the ranks count.
+    """
+
+    gpus: int
+    cpus: int
+    nodes: int
+    cpus_per_rank: int
+    mem_gib: Optional[int]
+    timeout_min: int
+    signal_delay_s: int
+    max_requeues: int
+    partition: Optional[str]
+    account: Optional[str]
+    qos: Optional[str]
+    constraint: Optional[str]
+    setup: list[str]
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.gpus or max(self.cpus, 1)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def check(self, path: str) -> list[str]:
+        problems = [
+            *at_least(path, 1, nodes=self.nodes, cpus_per_rank=self.cpus_per_rank, timeout_min=self.timeout_min),
+            *at_least(path, 0, gpus=self.gpus, cpus=self.cpus, max_requeues=self.max_requeues),
+            *at_least(path, 1, signal_delay_s=self.signal_delay_s),
+            *([] if self.mem_gib is None else at_least(path, 1, mem_gib=self.mem_gib)),
+        ]
+        if self.gpus > 0 and self.cpus > 0:
+            problems.append(
+                f"{path}.gpus={self.gpus} does not go with {path}.cpus={self.cpus}: ranks run on GPUs or on CPU cores; set one of them to 0 "
+                f"(cores of a rank are {path}.cpus_per_rank)."
+            )
+        if self.signal_delay_s >= self.timeout_min * 60 > 0:
+            problems.append(
+                f"{path}.timeout_min={self.timeout_min} is {self.timeout_min * 60} s, not longer than {path}.signal_delay_s={self.signal_delay_s}: "
+                "the job would be told to save before it starts; raise the limit or lower the delay."
+            )
+        return problems

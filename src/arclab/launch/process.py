@@ -1,0 +1,37 @@
+"""Child processes that never outlive their parent: a killed launcher must not leave ranks behind that go on writing.
+
+    subprocess.Popen(command, preexec_fn=tie_to(os.getpid()))     # torchrun
+    die_with_parent()                                             # first line of a worker
+
+Linux only (PR_SET_PDEATHSIG); elsewhere nothing happens and orphans have to be stopped by hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """SIGKILL for this process when its parent ends. parent: who that should be, in case it is gone already."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1 or (parent is not None and os.getppid() != parent):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tie_to(parent: int) -> Callable[[], None]:
+    """What a child does between fork and exec. It also ignores SIGUSR2, which SLURM sends to every process of a job and which
+    torchrun would die of; workers install their own handler."""
+
+    def prepare() -> None:
+        die_with_parent(parent)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+    return prepare

@@ -1,0 +1,184 @@
+"""A Hydra sweep: every combination becomes a run folder, then Hydra's launcher starts them all and waits for their end.
+
+    sweep(["encoder=standard,lpn", "halting=paper,short8", "hydra/launcher=submitit_slurm", "launch=slurm_cpu"])
+
+A run's name is what was swept ("encoder-lpn_halting-short8", after the name if one is given), unless name itself is swept. All
+combinations are composed, typed and frozen before anything starts: a job runs what was checked, even if conf/ has changed since.
+Resources come from launch.* (arclab.launch.cluster), so hydra.launcher.* has only what launch.* does not know. Launchers:
+basic (one after the other, the default), submitit_local, submitit_slurm. It waits; see jobs.txt for what should not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from submitit.core.utils import UncompletedJobError
+
+from arclab import slurm
+from arclab.config.compose import CONF_DIR, ConfigError, compose
+from arclab.config.launch_schema import LaunchConfig
+from arclab.config.schema import ExperimentConfig
+from arclab.console import setup_logging
+from arclab.launch.cluster import JobTask, shared_parameters, slurm_parameters, submission_errors
+from arclab.launch.job import check_run, prepare_run, run_job
+from arclab.launch.names import run_name
+from arclab.rundir import RunDir, State, run_path
+
+log = logging.getLogger(__name__)
+CONFIG_NAME = "pretrain_encoder"
+KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTask:
+    """What Hydra calls for each job: number n of the sweep is the run folder run_dirs[n]. in_submitit: its process is the job's."""
+
+    run_dirs: tuple[Path, ...]
+    in_submitit: bool
+
+    def __call__(self, config: object) -> int:
+        run_dir = self.run_dirs[HydraConfig.get().job.num]
+        if self.in_submitit:
+            JobTask(run_dir)()  # leaves the process itself unless all went well: Hydra would turn a failure into success
+            return 0
+        status = run_job(run_dir)
+        if status >= 128:
+            raise SystemExit(status)
+        return status
+
+
+def sweep(overrides: Sequence[str]) -> int:
+    """Run every combination; 0 if all of them are DONE, else 1. ConfigError before anything starts."""
+    setup_logging()
+    launcher, engine_overrides = _launcher_of(overrides)
+    configs = compose_combinations([o for o in overrides if not _is_hydra(o)])
+    kind, launch = KINDS[launcher], configs[0].launch
+    _check_together(configs, kind)
+    settings = [] if kind is None else list(_launcher_settings(launch, kind, engine_overrides))
+    before = {run_path(config): RunDir(run_path(config)).read_status() for config in configs}
+    runs = [prepare_run(config) for config in configs]
+    for run in runs:
+        if run.state is not State.done:
+            run.write_status(State.submitted, run.step)
+    folder = Path(configs[0].runs_dir) / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    engine = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
+              f"hydra.job.name={CONFIG_NAME}", *engine_overrides, *settings]  # fmt: skip
+    task = SweepTask(tuple(run.path.resolve() for run in runs), kind is not None)
+    log.info("%d runs with hydra/launcher=%s, job logs in %s", len(runs), launcher, folder)
+    try:
+        with submission_errors(launch) if kind == "slurm" else nullcontext():
+            _multirun([o for o in overrides if not _is_hydra(o)] + engine, task)
+    except UncompletedJobError as error:
+        log.info("a job did not end well: %s", str(error).split("\n")[0])
+    except ConfigError:
+        for run in runs:  # nothing waits anywhere
+            run.restore_status(before[run.path])
+        raise
+    return _summary(runs)
+
+
+def _is_hydra(override: str) -> bool:
+    return override.lstrip("+~").startswith("hydra")
+
+
+def _launcher_of(overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """(the launcher's name, all overrides for Hydra itself)"""
+    own = [o for o in overrides if _is_hydra(o)]
+    named = [o.partition("=")[2] for o in own if o.startswith("hydra/launcher=")]
+    launcher = named[-1] if named else "basic"
+    if launcher not in KINDS:
+        raise ConfigError(f"hydra/launcher={launcher} cannot run these jobs; choose {', '.join(KINDS)}.")
+    if launcher == "submitit_slurm":
+        slurm.require_installed()
+    return launcher, own
+
+
+def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
+    """A typed configuration, with its own name, for each combination of the swept values, in Hydra's order."""
+    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=CONFIG_NAME):
+        engine = GlobalHydra.instance().hydra
+        assert engine is not None
+        try:
+            parsed = OverridesParser.create(config_loader=engine.config_loader).parse_overrides(list(overrides))
+            combinations = BasicSweeper.split_arguments(parsed, None)[0]
+        except HydraException as error:
+            raise ConfigError(f"{' '.join(str(error).split())} (settings are written key=value, a sweep key=a,b).") from error
+    swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
+    if shared := [key for key in swept if key.split(".")[0].lstrip("+") == "launch"]:
+        raise ConfigError(
+            f"{shared[0]} cannot be swept: all jobs of a sweep ask for the same resources; start one sweep for each value."
+        )
+    has_name = any(o.get_key_element() == "name" for o in parsed)
+    configs = []
+    for combination in combinations:
+        config = compose(CONFIG_NAME, combination)
+        if "name" not in swept:
+            values = {key: value for key, _, value in (o.partition("=") for o in combination) if key in swept}
+            config.name = run_name(config.name if has_name else "", values) or config.name
+        configs.append(config)
+    return configs
+
+
+def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
+    """Rules of the sweep as a whole, and of the folders it will use."""
+    folders = Counter(run_path(config) for config in configs)
+    path, count = folders.most_common(1)[0]
+    if count > 1:
+        raise ConfigError(
+            f"{count} jobs of the sweep would use the run folder {path}; sweep name too, or drop the equal values."
+        )
+    if any(config.launch != configs[0].launch for config in configs):
+        raise ConfigError(
+            "the jobs of the sweep differ in launch.*; they share one request for resources, so start them as separate sweeps."
+        )
+    if configs[0].launch.nodes > 1 and kind != "slurm":
+        raise ConfigError(
+            f"launch.nodes={configs[0].launch.nodes} needs SLURM; use hydra/launcher=submitit_slurm, or launch.nodes=1."
+        )
+    for config in configs:
+        check_run(config)
+
+
+def _launcher_settings(launch: LaunchConfig, kind: Any, given: Sequence[str]) -> Iterator[str]:
+    """Overrides that give Hydra's launcher the resources of launch.*"""
+    special = slurm_parameters(launch) if kind == "slurm" else {}
+    for key, value in (shared_parameters(launch) | special).items():
+        if any(o.lstrip("+").startswith(f"hydra.launcher.{key}=") for o in given):
+            raise ConfigError(f"hydra.launcher.{key} is set from launch.*; set it there.")
+        yield f"hydra.launcher.{key}={_quoted(value)}"
+
+
+def _quoted(value: Any) -> str:
+    """A value in Hydra's grammar that means exactly itself."""
+    return json.dumps(value).replace("${", "\\${")
+
+
+def _multirun(overrides: list[str], task: SweepTask) -> None:
+    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=CONFIG_NAME):
+        engine = GlobalHydra.instance().hydra
+        assert engine is not None
+        try:
+            engine.multirun(config_name=CONFIG_NAME, task_function=task, overrides=overrides, with_log_configuration=False)  # type: ignore[arg-type]
+        except HydraException as error:
+            raise ConfigError(f"{' '.join(str(error).split())} (hydra.* settings of the sweep).") from error
+
+
+def _summary(runs: list[RunDir]) -> int:
+    for run in runs:
+        status = run.read_status() or {"state": "not started", "step": 0, "message": ""}
+        log.info("%-9s step %6d  %s  %s", status["state"], status["step"], run.path, status["message"].split("\n")[-1])
+    return 0 if all(run.state is State.done for run in runs) else 1

