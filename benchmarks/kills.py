@@ -120,12 +120,16 @@ def _left_behind(run: RunDir) -> int:
 def markdown(result: dict[str, Any]) -> str:
     trials = result["trials"]
     good = sum(t["identical"] and t["each_step_once"] and not t["left_behind"] for t in trials)
+    resumed = [t for t in trials if t["starts"] > 1]
     origin = result["provenance"]
     lines = [
         "# Kill table",
         "",
         f"{good}/{len(trials)} runs that were hit once end with the bits of the uninterrupted run ({result['steps']} steps on two ranks, "
         f"{result['files']} files of the last checkpoint, a checkpoint every third step), have each step once and leave no process behind.",
+        "",
+        f"{len(resumed)} of them had to be continued ({sum(t['step'] == 0 for t in resumed)} were hit before their first step); the others were "
+        f"hit when training was already over (status DONE). {result['missed']} runs had ended before their moment came and were drawn again.",
         "",
         f"`{origin['command']}` at commit {origin['commit']}, {origin['machine']}, torch {origin['torch']}, {origin['started']}, seed {result['seed']}",
         "",
