@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from arclab.config.compose import ConfigError
 from arclab.launch import doctor
@@ -102,10 +102,11 @@ def tail_command(arguments: argparse.Namespace) -> int:
     if len(runs) != 1:
         raise ConfigError(f"{arguments.only} matches {len(runs)} runs ({', '.join(labels(runs)[:8])}); name one of them.")
     log = _log_of(runs[0])
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    say("\n".join([f"==> {log} <==", *lines[-arguments.lines :]]))
-    if arguments.follow:
-        _follow(log)
+    with log.open(encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+        say("\n".join([f"==> {log} <==", *lines[-arguments.lines :]]))
+        if arguments.follow:
+            _follow(file)
     return 0
 
 
@@ -120,16 +121,13 @@ def _log_of(run: PlannedRun) -> Path:
     return max(logs, key=lambda path: path.stat().st_mtime)
 
 
-def _follow(log: Path) -> None:
-    """Until Ctrl-C."""
+def _follow(file: TextIO) -> None:
+    """What is written from here on, until Ctrl-C."""
     try:
-        with log.open(encoding="utf-8", errors="replace") as file:
-            file.seek(0, 2)
-            while True:
-                text = file.read()
-                sys.stdout.write(text)
-                sys.stdout.flush()
-                time.sleep(_FOLLOW_S)
+        while True:
+            sys.stdout.write(file.read())
+            sys.stdout.flush()
+            time.sleep(_FOLLOW_S)
     except KeyboardInterrupt:
         return
 
