@@ -159,11 +159,12 @@ def test_check_fails_with_exit_status_two(tmp_path: Path) -> None:
 
 
 def test_a_group_option_that_an_experiment_overrules_is_noted(tmp_path: Path) -> None:
-    """experiment=quickstart sets halting keys of its own, so halting=short8 alone would not count."""
-    (note,) = plan_of(tmp_path, "name=a halting=short8").notes
-    assert "halting=short8 says halting.halt_max_steps=8, but the run has halting.halt_max_steps=4" in note.message
-    assert (tmp_path / "jobs.txt").read_text()[note.column - 1 :].startswith("halting=short8")
+    """experiment=quickstart sets dataset keys of its own, so dataset=arc2 alone would not count."""
+    note = plan_of(tmp_path, "name=a dataset=arc2").notes[1]
+    assert "dataset=arc2 says dataset.canvas=30, but the run has dataset.canvas=6" in note.message
+    assert (tmp_path / "jobs.txt").read_text()[note.column - 1 :].startswith("dataset=arc2")
     for line in (
+        "name=a halting=short8",
         "name=b halting=short8 halting.halt_max_steps=6",
         "name=c encoder=lpn encoder/context=trm_compat",
         "name=d encoder=lpn_variational decoder=trm",
