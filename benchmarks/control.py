@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from arclab.app import load_weights
-from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, thaw
-from arclab.config.encoder_schema import DemoLayout
-from arclab.config.schema import WeightsKind
+from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, thaw
+from arclab.config.encoder_schema import DemoLayout, LpnEncoderConfig, Pooling
+from arclab.config.schema import CANVASES, WeightsKind
 from arclab.data.splits import load_tasks
-from arclab.data.synthetic import FAMILIES
+from arclab.data.synthetic import FAMILIES, parse_toy
 from arclab.evaluation.ablations import context_drop, swap_drop
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
@@ -46,7 +46,12 @@ from benchmarks.control_table import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LAYOUT = "-"  # an encoder without the key demo_layout
+TWINS = ("trained", "frozen")
 _SPEED_STEPS = 30
+# An encoder's sizes on tiny grids, where it has the key; LPN keeps those of its paper. A CLS token needs a second layer to
+# read what the first one found.
+_TOY_SIZES = {"num_layers": 1, "num_heads": 4, "latent_dim": 32, "context.gain": 0.1}
+_LAYERS_WITH_CLS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Cell:
 
     @property
     def twin(self) -> str:
-        return "frozen" if self.frozen else "trained"
+        return TWINS[self.frozen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +96,26 @@ class Table:
         path = self.results / "control.json"
         records = json.loads(path.read_text())["cells"] if path.is_file() else []
         record = next((c for c in records if c["name"] == self.cell_name(cell)), None)
-        mine = (self.source(self.train_tasks, "train"), list(self.overrides))
-        if record is not None and (record["train_source"], record["overrides"]) != mine:
+        mine = (self.source(self.train_tasks, "train"), _without_threads(self.overrides))
+        if record is not None and (record["train_source"], _without_threads(record["overrides"])) != mine:
             raise ValueError(
                 f"{path} has a cell {record['name']} made from {record['train_source']} with {record['overrides']}; give another --results."
             )
         return record
 
 
+def _without_threads(overrides: Sequence[str]) -> list[str]:
+    return [override for override in overrides if not override.startswith("trainer.num_threads=")]
+
+
 def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
-    """The command line of a cell."""
+    """The command line of a cell. The canvas is the smallest that shows where a grid ends."""
+    side = parse_toy(table.source(table.test_tasks, "test")).side
+    canvas = next(c for c in CANVASES if c > side)
     layout = [] if cell.layout == NO_LAYOUT else [f"encoder.demo_layout={cell.layout}"]
     return [
-        "experiment=toy_control", f"encoder={cell.encoder}", *layout, "experiment_name=control", f"name={table.cell_name(cell)}",
-        f"runs_dir={table.runs_dir}", f"seed={table.seed}", "dataset.name=toy",
+        "experiment=toy_control", f"encoder={cell.encoder}", *toy_sizes(cell.encoder), *layout, "experiment_name=control", f"name={table.cell_name(cell)}",
+        f"runs_dir={table.runs_dir}", f"seed={table.seed}", "dataset.name=toy", f"dataset.canvas={canvas}",
         f'dataset.train_sources=["{table.source(table.train_tasks, "train")}"]',
         f'dataset.eval_sources=["{table.source(table.test_tasks, "test")}"]', "dataset.validation_sources=[]", "evaluation.split=evaluation",
         f"trainer.steps={steps}", f"encoder.optim.freeze_steps={steps if cell.frozen else 0}", "trainer.eval_every=0", "wandb.mode=disabled",
@@ -112,11 +123,23 @@ def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
     ]  # fmt: skip
 
 
+def toy_sizes(encoder: str) -> list[str]:
+    """Overrides that bring an encoder of conf/encoder to the size of the toy tasks. ConfigError if it reads no demonstrations."""
+    wide = compose("pretrain_encoder", ["experiment=toy_control", f"encoder={encoder}", "decoder.width=512"]).encoder
+    keys = set(known_keys(type(wide)))
+    sizes = {"context.gain": _TOY_SIZES["context.gain"]} if isinstance(wide, LpnEncoderConfig) else dict(_TOY_SIZES)
+    if getattr(wide, "pooling", None) is Pooling.cls:
+        sizes["num_layers"] = _LAYERS_WITH_CLS
+    return [f"encoder.{key}={value}" for key, value in sizes.items() if key in keys and getattr(wide, key, value) != 0]
+
+
 def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Sequence[str] = ()) -> Iterator[Cell]:
     """Every combination that exists. An encoder that cannot be composed for few-shot tasks is named and left out."""
     for encoder in encoders:
         try:
-            config = compose("pretrain_encoder", ["experiment=toy_control", f"encoder={encoder}", *overrides])
+            config = compose(
+                "pretrain_encoder", ["experiment=toy_control", f"encoder={encoder}", *toy_sizes(encoder), *overrides]
+            )
         except ConfigError as error:
             print(f"encoder={encoder} is left out: {error}")
             continue
@@ -228,12 +251,13 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     layouts = [layout.value for layout in DemoLayout]
     parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=layouts, default=layouts)
+    parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["color_map", "dihedral", "dihedral_color"],
                         help="learned together, scored one by one")  # fmt: skip
     parser.add_argument(
-        "--settings", default="side=4&colors=4&palette=6&demos=3", help="of the toy tasks, as in a source string"
+        "--settings", default="side=3&colors=4&palette=6&demos=3", help="of the toy tasks, as in a source string"
     )
-    parser.add_argument("--train-tasks", type=int, default=4000)
+    parser.add_argument("--train-tasks", type=int, default=20000, help="of each family")
     parser.add_argument("--test-tasks", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs-dir", default="runs")
@@ -248,7 +272,7 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
 
 def main(argv: Sequence[str]) -> None:
     table, given = parse(argv)
-    cells = list(list_cells(given.encoders, given.layouts, table.overrides))
+    cells = [c for c in list_cells(given.encoders, given.layouts, table.overrides) if c.twin in given.twins]
     if given.list:
         for cell in cells:
             print(f"{table.cell_name(cell)} {'done' if table.recorded(cell) else 'open'}")

@@ -98,6 +98,7 @@ def test_cells_come_from_the_configuration(capsys: pytest.CaptureFixture[str]) -
         False,
     }
     assert "encoder=puzzle_table is left out" in capsys.readouterr().out
+    assert {"variational", "hybrid_variational"} <= {c.encoder for c in cells}  # at the size of the toy tasks
     assert {c.encoder for c in control.list_cells(["standard"], ["concat"])} == {"standard"}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from arclab.config.schema import CANVASES
 from arclab.data.augment import Augmentation, augmentation_table
-from arclab.data.codec import CANVASES, canvas_positions, decode, encode
+from arclab.data.codec import canvas_positions, decode, encode
 from arclab.data.sampler import PuzzleSpace
 from arclab.data.tasks import load_source
 

@@ -28,7 +28,7 @@ from arclab.config.encoder_schema import (
 )  # fmt: skip
 from arclab.config.launch_schema import LaunchConfig
 
-CANVASES = (6, 10, 15, 20, 30)
+CANVASES = (4, 6, 10, 15, 20, 30)  # sides; 4 is for generated grids of side 3
 
 
 class Regime(Enum):

@@ -19,7 +19,6 @@ from arclab.data.tasks import MAX_SIDE, Grid
 
 PAD, EOS, FIRST_COLOR = 0, 1, 2
 VOCAB_SIZE = 12
-CANVASES = (6, 10, 15, 20, 30)
 
 
 def canvas_positions(canvas: int) -> npt.NDArray[np.int64]:

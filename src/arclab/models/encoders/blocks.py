@@ -13,7 +13,8 @@ from arclab.config.encoder_schema import NormStyle, Pooling, StandardEncoderConf
 from arclab.models.encoders.demo_tokens import DemoTokens
 from arclab.models.layers import CrossAttention, Linear, SelfAttention, SwiGLU, rms_norm, rope_tables, truncated_normal
 
-QUERY_STD = 0.02  # larger starts make the queries' own content drown what they read
+# Near zero all queries read the same and start as one token; at 1 their own content drowns what they read. Measured: docs/LOG.md.
+QUERY_STD = 0.3
 _LOGVAR_LIMIT = 10.0
 
 
