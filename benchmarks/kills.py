@@ -4,7 +4,8 @@
     python -m benchmarks.kills --trials 4 --steps 40
 
 Hit are, in turn: a worker, torchrun and the parent with SIGKILL, and the parent with SIGUSR2 (told to save). Every fifth is hit
-while it starts, the others at a moment drawn over the time that the uninterrupted run trained. The same command then continues, and all files of the last
+while it starts, the others at a moment drawn over the time that the uninterrupted run trained; a run that was done before its
+moment is no trial and is drawn again. The same command then continues, and all files of the last
 checkpoint are compared with those of the uninterrupted run by their SHA-256; metrics.jsonl must have each step once.
 It covers one machine without SLURM (tests/slurm has the queue), and kills of processes, not losses of power.
 """
@@ -81,9 +82,9 @@ def hit(process: subprocess.Popen[bytes], run: RunDir, target: str, after_s: flo
     return False
 
 
-def trial(number: int, folder: Path, steps: int, training_s: float, reference: dict[str, str]) -> dict[str, Any]:
+def trial(number: int, name: str, folder: Path, steps: int, training_s: float, reference: dict[str, str]) -> dict[str, Any]:
     """One run, hit once and started again until it ends by itself."""
-    run, target = RunDir(folder / "quickstart" / f"trial{number}"), TARGETS[number % len(TARGETS)]
+    run, target = RunDir(folder / "quickstart" / name), TARGETS[number % len(TARGETS)]
     in_training = number % 5 != 4
     after_s = random.uniform(0.0, 0.95 * training_s) if in_training else random.uniform(1.0, 8.0)
     process = start(folder, run.path.name, steps)
@@ -119,12 +120,16 @@ def _left_behind(run: RunDir) -> int:
 def markdown(result: dict[str, Any]) -> str:
     trials = result["trials"]
     good = sum(t["identical"] and t["each_step_once"] and not t["left_behind"] for t in trials)
+    resumed = [t for t in trials if t["starts"] > 1]
     origin = result["provenance"]
     lines = [
         "# Kill table",
         "",
         f"{good}/{len(trials)} runs that were hit once end with the bits of the uninterrupted run ({result['steps']} steps on two ranks, "
         f"{result['files']} files of the last checkpoint, a checkpoint every third step), have each step once and leave no process behind.",
+        "",
+        f"{len(resumed)} of them had to be continued ({sum(t['step'] == 0 for t in resumed)} were hit before their first step); the others were "
+        f"hit when training was already over (status DONE). {result['missed']} runs had ended before their moment came and were drawn again.",
         "",
         f"`{origin['command']}` at commit {origin['commit']}, {origin['machine']}, torch {origin['torch']}, {origin['started']}, seed {result['seed']}",
         "",
@@ -133,7 +138,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for t in trials:
         lines.append(
-            f"| {t['trial']} | {t['target'] if t['hit'] else 'nobody (it was done)'} | {t['after_s']:.1f} s of {'training' if t['in_training'] else 'the start'} | {t['step']} | {t['exit_status']} | "
+            f"| {t['trial']} | {t['target']} | {t['after_s']:.1f} s of {'training' if t['in_training'] else 'the start'} | {t['step']} | {t['exit_status']} | "
             f"{t['state']} | {t['starts']} | {'yes' if t['identical'] else '**no**'} | {'yes' if t['each_step_once'] else '**no**'} | {t['left_behind']} |"
         )
     return "\n".join(lines) + "\n"
@@ -153,12 +158,16 @@ def main() -> int:
         whole = RunDir(folder / "quickstart" / "whole")
         reference, rows = weights(whole), read_rows(whole.metrics)
         training_s = rows[-1]["_runtime"] - rows[0]["_runtime"]
-        trials = []
-        for number in range(arguments.trials):
-            trials.append(trial(number, folder, arguments.steps, training_s, reference))
-            print(json.dumps(trials[-1]), flush=True)
+        trials, missed = [], 0
+        while len(trials) < arguments.trials:
+            record = trial(len(trials), f"trial{len(trials)}_{missed}", folder, arguments.steps, training_s, reference)
+            print(json.dumps(record), flush=True)
+            if record["hit"]:
+                trials.append(record)
+            else:
+                missed += 1
     result = {
-        "trials": trials, "steps": arguments.steps, "seed": arguments.seed, "training_s": round(training_s, 1), "files": len(reference),
+        "trials": trials, "steps": arguments.steps, "seed": arguments.seed, "training_s": round(training_s, 1), "files": len(reference), "missed": missed,
         "settings": SETTINGS, "provenance": {**provenance(), "command": " ".join(["python -m benchmarks.kills", *sys.argv[1:]])},
     }  # fmt: skip
     (RESULTS / "kills.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -186,7 +186,10 @@ def _pretrain(
             with RecordFailure(run):
                 log.info("%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
                          len(setting.split.train), setting.data.space.num_puzzles - 1, len(setting.scored), config.evaluation.split.value, run.path)  # fmt: skip
-                return _train_and_record(config, setting, model, run, ranks, stamps, signals)
+                state = _train_and_record(config, setting, model, run, ranks, stamps, signals)
+            if ranks.is_main and prepared is None:  # a parent removes the file itself, once all ranks are gone
+                run.preempt.unlink(missing_ok=True)
+            return state
 
 
 def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks: Ranks, prepared: RunDir | None) -> bool:
@@ -201,6 +204,7 @@ def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks:
         if done:
             log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
         else:
+            run.preempt.unlink(missing_ok=True)  # meant for an earlier process
             run.write_status(State.running, run.step)
     done = ranks.gather_objects(done)[0]
     assert done is not None
@@ -234,8 +238,6 @@ def _train_and_record(
     elif ranks.is_main:
         run.write_status(State.done, step, _judged(config, run))
         log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
-    if ranks.is_main:
-        run.preempt.unlink(missing_ok=True)
     return State.done if is_complete else State.preempted
 
 

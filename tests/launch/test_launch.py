@@ -210,7 +210,10 @@ def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: 
     assert read_holder(run) is None and not run.preempt.exists()
 
 
-def test_a_file_ends_a_run_too(tmp_path: Path) -> None:
+def test_a_file_ends_a_run_too_but_not_the_next(tmp_path: Path) -> None:
+    """A file that is there from before was meant for somebody else."""
+    (tmp_path / "quickstart/t").mkdir(parents=True)
+    (tmp_path / "quickstart/t/PREEMPT").touch()
     process, run = start_long_run(tmp_path)
     run.preempt.touch()
     process.communicate(timeout=60)
