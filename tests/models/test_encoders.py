@@ -129,7 +129,8 @@ def test_empty_slots_cost_nothing_and_change_nothing(tiny: Tiny, kind: str) -> N
         junk = torch.randint(0, 12, (ROWS, 10, 36), dtype=torch.uint8)
         junk[:, :slots] = torch.where(real, getattr(batch, name), junk[:, :slots])
         setattr(wide, name, junk)
-    torch.testing.assert_close(model.predict(batch)[0], model.predict(wide)[0], atol=2e-3, rtol=1e-3)
+    model.halting.halt_max_steps = 1  # an untrained recursion amplifies rounding a hundredfold in four steps
+    torch.testing.assert_close(model.predict(batch)[0], model.predict(wide)[0], atol=1e-3, rtol=1e-3)
     assert len(Demonstrations.from_batch(wide).inputs_NS) == int(batch.num_demos_B.sum())
     for count in (1, 2, 10):
         wide.num_demos_B = torch.full((ROWS,), count)
