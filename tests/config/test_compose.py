@@ -86,7 +86,7 @@ BAD = [
     (["decoder.optim.lr=-1"], "decoder.optim.lr=-1.0 must be between 0.0 and 1.0"),
     (["halting.halt_exploration_prob=1.5"], "halting.halt_exploration_prob=1.5 must be between 0.0 and 1.0"),
     (["halting.halt_max_steps=1"], "needs halting.halt_max_steps of at least 2"),
-    (["dataset.canvas=7"], "dataset.canvas=7 must be one of 6, 10, 15, 20, 30"),
+    (["dataset.canvas=7"], "dataset.canvas=7 must be one of 4, 6, 10, 15, 20, 30"),
     (["trainer.batch_size=10", "trainer.grad_accumulation=3"], "must be divisible by trainer.grad_accumulation=3"),
     (["decoder.width=100"], "decoder.width=100 must be an even multiple of decoder.num_heads=8"),
     (["encoder=puzzle_table"], "encoder.kind=puzzle_table does not go with dataset.regime=few_shot"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ def test_tail_shows_the_end_and_follows(file: Path) -> None:
     folder.console.write_text("".join(f"line {i}\n" for i in range(100)))
     assert launch("tail", "a", "--file", str(file), "-n", "2").stdout.splitlines()[1:] == ["line 98", "line 99"]
     command = [sys.executable, "-u", "-m", "arclab.launch", "tail", "a", "--file", str(file), "-n", "1", "--follow"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as follower:
+    # A shell's background job, and so its children, starts with SIGINT ignored.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=listen) as follower:
         timer = threading.Timer(60, follower.kill)
         timer.start()
         assert follower.stdout is not None
