@@ -54,3 +54,12 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def script_env() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "", "WANDB_SILENT": "true"}
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """The command ended with one sentence that has these words, exit status 2 and no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for word in words:
+        assert word in line, line

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TINY
+from .conftest import TINY, refused
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -35,14 +35,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     subprocess.run(command, cwd=ROOT, env=script_env(), check=True, capture_output=True)
     return root / "quickstart" / "t"
-
-
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    for word in words:
-        assert word in line, line
 
 
 def test_a_typo_is_caught_before_anything_starts(run_script: Run, tmp_path: Path) -> None:

@@ -102,6 +102,11 @@ def test_cells_come_from_the_configuration(capsys: pytest.CaptureFixture[str]) -
     assert {c.encoder for c in control.list_cells(["standard"], ["concat"])} == {"standard"}
 
 
+def test_twins_and_list_name_the_open_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    control.main([*TABLE, "--twins", "frozen", "--list", "--results", str(tmp_path)])
+    assert capsys.readouterr().out.split() == ["dihedral+color_map-standard_tiny-aligned-frozen-3steps-seed0", "open"]
+
+
 def test_seconds_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = iter([7.0, 99.0])
     monkeypatch.setattr(control, "steps_per_second", lambda table, cell: next(speeds))

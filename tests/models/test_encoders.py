@@ -17,7 +17,7 @@ from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights, supervi
 from arclab.models.encoders import Demonstrations
 from arclab.models.encoders.blocks import Gaussian, kl_to_unit_normal
 from arclab.models.losses import row_losses
-from arclab.models.recursive import RecursiveModel
+from arclab.models.recursive import RecursiveModel, build_model
 from arclab.models.token_views import dihedral_views
 from arclab.training.loop import noise_generator
 
@@ -117,6 +117,18 @@ def test_order_of_demonstrations_does_not_matter_but_pairing_does(tiny: Tiny, ki
     plain, same = model.condition(batch), model.condition(shuffled)  # compared before the recursion, which amplifies rounding
     torch.testing.assert_close(plain.context.summary_BTD, same.context.summary_BTD, atol=1e-3, rtol=1e-3)  # type: ignore[union-attr]
     assert (model.predict(batch)[0] - model.predict(exchanged)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["standard", "hierarchical", "cross_attention"])
+def test_context_tokens_start_as_several_and_differ_between_tasks(tiny: Tiny, kind: str) -> None:
+    """Queries near zero make one token of sixteen (a spread of 0.001), large ones say the same about every task."""
+    _, _, batch = setup(config_of(tiny, kind))
+    torch.manual_seed(0)
+    context = build_model(config_of(tiny, kind), 1).condition(batch).context
+    assert context is not None
+    tokens_BTD = context.tokens_BTD
+    assert (tokens_BTD - tokens_BTD.mean(1, keepdim=True)).square().mean() > 0.05
+    assert (tokens_BTD - tokens_BTD.mean(0)).square().mean() > 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)

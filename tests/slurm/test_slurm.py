@@ -15,19 +15,12 @@ from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, State
 from arclab.runlock import read_holder
 
+from ..conftest import refused
 from .cluster import Cluster
 from .conftest import assert_like, has_reached, prepared, submit, wait_for_end, wait_until, weights
 
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
 Whole = tuple[subprocess.CompletedProcess[str], RunDir]
-
-
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    for word in words:
-        assert word in line, line
 
 
 def test_sweep_runs_two_jobs_on_two_ranks_each(whole: Whole, slurm: Cluster) -> None:
