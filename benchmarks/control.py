@@ -50,7 +50,15 @@ TWINS = ("trained", "frozen")
 _SPEED_STEPS = 30
 # An encoder's sizes on tiny grids, where it has the key; LPN keeps those of its paper. A CLS token needs a second layer to
 # read what the first one found.
-_TOY_SIZES = {"num_layers": 1, "num_heads": 4, "latent_dim": 32, "context.gain": 0.1, "h_cycles": 1, "l_cycles": 2, "cycle_layers": 1}
+_TOY_SIZES = {
+    "num_layers": 1,
+    "num_heads": 4,
+    "latent_dim": 32,
+    "context.gain": 0.1,
+    "h_cycles": 1,
+    "l_cycles": 2,
+    "cycle_layers": 1,
+}
 _LAYERS_WITH_CLS = 2
 
 

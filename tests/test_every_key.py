@@ -62,7 +62,7 @@ ALTERNATIVES: dict[str, Any] = {
     "trainer.steps": 5, "trainer.batch_size": 6, "trainer.grad_accumulation": 2, "trainer.canvas": "bucketed", "trainer.precision": "bf16", "trainer.compile": None,
     "trainer.clip_norm": 0.01, "trainer.warmup_steps": 0, "trainer.lr_min_ratio": 0.0, "trainer.beta1": 0.5, "trainer.beta2": 0.5,
     "trainer.ema_decay": 0.01, "trainer.ema_warmup": False, "trainer.eval_every": 2, "trainer.checkpoint_every": 3, "trainer.keep_last": 3,
-    "trainer.save_carry": False, "trainer.log_every": 1, "trainer.health_every": 5, "trainer.stop_when_unhealthy": None, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None,
+    "trainer.save_carry": False, "trainer.log_every": 1, "trainer.health_every": 5, "trainer.stop_when_unhealthy": None, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None, "trainer.profile": None,
     "evaluation.split": None, "evaluation.num_augmentations": 2, "evaluation.batch_size": 3, "evaluation.max_tasks": 1, "evaluation.health_tasks": 0,
     "criterion.metric": None, "criterion.threshold": None, "criterion.phase": None,
     **{f"launch.{key}": None for key in (
@@ -97,6 +97,7 @@ ELSEWHERE = {
     "trainer.num_threads": "test_compile_and_threads_are_used",
     "trainer.num_workers": "test_workers_are_started",
     "trainer.device": "test_device_is_used",
+    "trainer.profile": "training/test_profile.py",
     "wandb.mode": "test_wandb_settings_reach_the_run",
     "wandb.project": "test_wandb_settings_reach_the_run",
     "wandb.group": "test_wandb_settings_reach_the_run",

@@ -20,7 +20,7 @@ from types import TracebackType
 import torch
 
 from arclab.config.compose import compose_evaluate, thaw
-from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName
+from arclab.config.schema import CanvasRule, EvaluateConfig, ExperimentConfig, Regime, SplitName
 from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
@@ -31,6 +31,7 @@ from arclab.evaluation.results import Evaluation, write_results
 from arclab.evaluation.runs import FIT_STAMP
 from arclab.evaluation.scoring import score
 from arclab.interrupt import StopSignals, interrupted_status
+from arclab.memory import advice_if_out_of_memory
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
@@ -125,6 +126,15 @@ def _in_ranks(config: ExperimentConfig, prepared: RunDir | None) -> int:
     return interrupted_status(signals.number) if state is State.preempted and is_alone else 0
 
 
+def _memory_advice(config: ExperimentConfig) -> str:
+    trainer = config.trainer
+    bucketed = "" if trainer.canvas is CanvasRule.bucketed else ", set trainer.canvas=bucketed"
+    return (
+        f"raise trainer.grad_accumulation={trainer.grad_accumulation} (the same batch in more pieces){bucketed}, or lower "
+        f"trainer.batch_size={trainer.batch_size} and evaluation.batch_size={config.evaluation.batch_size}"
+    )
+
+
 class RecordFailure:
     """Whatever ends the block goes into status.json before it goes on; the first rank that fails is the one that is heard."""
 
@@ -183,7 +193,7 @@ def _pretrain(
         with held:
             if _is_finished(config, setting, run, ranks, prepared):
                 return State.done
-            with RecordFailure(run):
+            with RecordFailure(run), advice_if_out_of_memory(_memory_advice(config)):
                 log.info("%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
                          len(setting.split.train), setting.data.space.num_puzzles - 1, len(setting.scored), config.evaluation.split.value, run.path)  # fmt: skip
                 state = _train_and_record(config, setting, model, run, ranks, stamps, signals)

@@ -215,6 +215,9 @@ class DatasetConfig:
         return problems
 
 
+MIN_PROFILED_STEPS = 6
+
+
 class CanvasRule(Enum):
     """full: every row on dataset.canvas (the published form). bucketed: every row on the smallest canvas that holds its task."""
 
@@ -252,6 +255,7 @@ class TrainerConfig:
     num_workers: int
     num_threads: Optional[int]
     device: DeviceChoice
+    profile: bool
 
     def check(self, path: str) -> list[str]:
         problems = [
@@ -266,6 +270,10 @@ class TrainerConfig:
         if self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
             problems.append(
                 f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; change one."
+            )
+        if self.profile and self.steps < MIN_PROFILED_STEPS:
+            problems.append(
+                f"{path}.profile=true needs {path}.steps={self.steps} to be at least {MIN_PROFILED_STEPS}; raise it, or set {path}.profile=false."
             )
         if self.num_threads is not None and self.num_threads < 1:
             problems.append(

@@ -2,7 +2,8 @@
 
 total = sum over rows of [ mean over labelled cells of stablemax cross-entropy + halt_loss_weight * BCE(halt logit, row is
 exactly right) ]; the trainer divides by the global batch. Labels are always those carried with the rows.
-Source: the published TRM loss head; there halt_loss_weight is 0.5 and the logarithm of stablemax is taken in fp64.
+Source: the published TRM loss head; there halt_loss_weight is 0.5 and the logarithm of stablemax is taken in fp64. Here it is
+taken in fp32 as a difference of logarithms: the loss differs by less than 1e-5 (a test holds it), at a fraction of the time.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from arclab.data.codec import PAD
 
 
 def stablemax_cross_entropy(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
-    """(B, S) fp64 -log p(label); 0 where the label is PAD. s(x) = x + 1 for x >= 0, else 1 / (1 - x); p = s / sum s."""
-    x = logits_BSV.double()
+    """(B, S) fp32 -log p(label); 0 where the label is PAD. s(x) = x + 1 for x >= 0, else 1 / (1 - x); p = s / sum s."""
+    x = logits_BSV.float()
     s = torch.where(x >= 0, x + 1, 1 / (1 - x.clamp(max=0)))
-    log_p = torch.log(s / s.sum(-1, keepdim=True))
-    picked = log_p.gather(-1, labels_BS.long()[..., None])[..., 0]
-    return torch.where(labels_BS != PAD, -picked, 0.0)
+    picked = s.gather(-1, labels_BS.long()[..., None])[..., 0]
+    return torch.where(labels_BS != PAD, s.sum(-1).log() - picked.log(), 0.0)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from arclab.config.encoder_schema import PREFIX_TOKENS, ContextConfig, TaskEncoderConfig
 from arclab.config.schema import ExperimentConfig, HaltingConfig, Precision
@@ -25,6 +26,7 @@ from arclab.models.decoder import Decoder, Latents
 from arclab.models.encoders import Demonstrations, Memory, TaskContext, TaskEncoder, build_encoder
 from arclab.models.halting import halts
 
+PART = "arclab."  # how parts of a step are named in a profile
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 
@@ -155,8 +157,10 @@ class RecursiveModel(nn.Module):
         """One training step. min_steps_B: see halting.draw_min_steps; noise: see TaskEncoder. The new carry is detached."""
         carry = self.admit(carry, batch)
         data = carry.data
-        condition = self.condition(data, carry.encoder_state, noise)
-        latents, logits_BSV, q_halt_B = self.decoder(carry.latents, data.inputs_BS, condition.prefix_BPD, condition.memory)
+        with record_function(PART + "encoder forward"):
+            condition = self.condition(data, carry.encoder_state, noise)
+        with record_function(PART + "decoder forward"):
+            latents, logits_BSV, q_halt_B = self.decoder(carry.latents, data.inputs_BS, condition.prefix_BPD, condition.memory)
         steps_B = carry.steps_B + 1
         halted_B = halts(self.halting, steps_B, q_halt_B.detach(), min_steps_B)
         context = condition.context

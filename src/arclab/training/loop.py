@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from arclab.config.encoder_schema import TaskEncoderConfig
@@ -39,7 +40,7 @@ from arclab.models.auxiliary import AUXILIARY, auxiliary_losses, auxiliary_weigh
 from arclab.models.encoders import TaskContext
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import RowLosses, row_losses
-from arclab.models.recursive import RecursiveModel, StepOutput
+from arclab.models.recursive import PART, RecursiveModel, StepOutput
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir, State
 from arclab.training.checkpoint import (
@@ -49,6 +50,7 @@ from arclab.training.checkpoint import (
 from arclab.training.monitor import HealthMonitor, UnhealthyRun, is_due
 from arclab.training.optim import AdamATan2, lr_factor, sign_sgd_rows
 from arclab.training.preempt import StopRequest
+from arclab.training.profile import StepProfiler
 from arclab.training.state import Training, averaged_weights, save_checkpoint, start_training
 
 log = logging.getLogger(__name__)
@@ -168,25 +170,39 @@ def train_step(
     for i, piece in enumerate(pieces):
         noise = noise_generator((config.seed, step, ranks.rank, i), ranks.device)
         training.carries[i], output = model(training.carries[i], piece.rows, piece.min_steps_B, noise)
-        losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
-        total, auxiliary = losses.total(config.halting.halt_loss_weight), {}
-        if output.context is not None and isinstance(config.encoder, TaskEncoderConfig):
+        if output.context is not None:
             contexts[piece.part] = output.context
-            auxiliary = auxiliary_losses(config.encoder, model, training.carries[i].data, output.context, noise)
-            weights = auxiliary_weights(config.encoder, step)
-            total = total + sum((weights[name] * rows_B.sum() for name, rows_B in auxiliary.items()), torch.zeros_like(total))
-        (total * (piece.part.weight / trainer.batch_size)).backward()
-        sums.add(output, losses, auxiliary)
+        with record_function(PART + "losses"):
+            losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
+            total, auxiliary = _total_loss(config, model, training.carries[i].data, output, losses, noise, step)
+        with record_function(PART + "backward"):
+            (total * (piece.part.weight / trainer.batch_size)).backward()
+        with record_function(PART + "metrics"):
+            sums.add(output, losses, auxiliary)
         if output.puzzle_rows_BD is not None:
             assert output.puzzle_rows_BD.grad is not None
             puzzle_rows.append((training.carries[i].data.puzzle_id_B, output.puzzle_rows_BD.grad))
     stats = encoder_stats(list(contexts.values()))
-    stats |= _apply_gradients(config, training, ranks, votes)
-    if puzzle_rows:
-        stats |= _update_table(config, model, puzzle_rows, ranks, step)
-    training.ema.update(model)
+    with record_function(PART + "gradients and optimiser"):
+        stats |= _apply_gradients(config, training, ranks, votes)
+        if puzzle_rows:
+            stats |= _update_table(config, model, puzzle_rows, ranks, step)
+    with record_function(PART + "averages"):
+        training.ema.update(model)
     progress.step = step
     return stats
+
+
+def _total_loss(
+    config: ExperimentConfig, model: RecursiveModel, rows: Batch, output: StepOutput, losses: RowLosses, noise: torch.Generator, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Sum over rows of all losses with their weights, and the auxiliary ones by name, each (B,)."""
+    total = losses.total(config.halting.halt_loss_weight)
+    if output.context is None or not isinstance(config.encoder, TaskEncoderConfig):
+        return total, {}
+    auxiliary = auxiliary_losses(config.encoder, model, rows, output.context, noise)
+    weights = auxiliary_weights(config.encoder, step)
+    return total + sum((weights[name] * rows_B.sum() for name, rows_B in auxiliary.items()), torch.zeros_like(total)), auxiliary
 
 
 def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks, votes: list[Tensor]) -> dict[str, Tensor]:
@@ -253,7 +269,7 @@ def train(
     parts = _parts(config, data, ranks)
     training, folder = start_training(config, model, parts, run, ranks, stamps)
     if trainer.compile:
-        model.decoder.compile()
+        model.decoder.compile(dynamic=False)  # one graph for each canvas, instead of one for all sizes
     progress = training.progress
     loader = batch_loader(
         parts, progress.cursors, ranks.rows, num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers
@@ -264,8 +280,8 @@ def train(
     bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
                mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
     try:
-        with logger or _Nothing():
-            _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, stop, bar)
+        with logger or _Nothing(), StepProfiler(config, run, ranks) as profiler:
+            _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, stop, bar, profiler)
     finally:
         bar.close()
     return training
@@ -294,6 +310,7 @@ def _loop(
     config: ExperimentConfig, training: Training, folder: CheckpointFolder,
     loader: torch.utils.data.DataLoader[tuple[Cursors, list[Batch]]], data: TrainingData, run: RunDir, ranks: Ranks,
     logger: MetricLogger | None, monitor: HealthMonitor | None, score: Score | None, stop: StopRequest, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
+    profiler: StepProfiler,
 ) -> None:  # fmt: skip
     trainer, progress = config.trainer, training.progress
     sums = StepSums(ranks.device)
@@ -305,6 +322,7 @@ def _loop(
     for cursors, batches in loader:
         votes = stop.vote(progress.step + 1)
         stats = train_step(config, training, [batch.to(ranks.device) for batch in batches], ranks, sums, votes)
+        profiler.step()
         progress.cursors = cursors
         step, is_last = progress.step, progress.step == trainer.steps
         bar.update()
