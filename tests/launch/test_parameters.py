@@ -15,7 +15,7 @@ QUICK = QuickComposer()
 ENCODERS = sorted(path.stem for path in (ROOT / "conf/encoder").glob("*.yaml"))
 OPTIONS = [
     ["encoder.pooling=attention", "encoder.tokens_per_demo=3"], ["encoder.pooling=weighted", "encoder.tokens_per_demo=2"],
-    ["encoder.pooling=max"], ["encoder.demo_layout=aligned"], ["encoder.demo_layout=symmetry"], ["encoder.layer_scale=0.1"],
+    ["encoder.pooling=max"], ["encoder.pooling=colors", "encoder.tokens_per_demo=10"], ["encoder.demo_layout=aligned"], ["encoder.demo_layout=symmetry"], ["encoder.layer_scale=0.1"],
     ["encoder.width=16"], ["encoder.num_layers=4"], ["encoder.set_layers=3"], ["encoder/context=trm_compat"],
     ["encoder.expansion=8"], ["decoder.mlp_t=true"], ["decoder.positions=learned"], ["decoder.num_layers=3"],
     ["encoder=hierarchical", "encoder.demo_layout=aligned", "encoder.grid_layers=1", "encoder.width=16"],

@@ -17,6 +17,7 @@ from arclab.data.sampler import Batch, Cursor
 from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights, supervised_contrastive
 from arclab.models.encoders import Demonstrations
 from arclab.models.encoders.blocks import LOGVAR_START, Gaussian, kl_to_unit_normal
+from arclab.models.encoders.standard import StandardEncoder
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.models.token_views import dihedral_views
@@ -394,6 +395,43 @@ def test_options_change_the_encoder_and_keep_it_sound(tiny: Tiny, option: str) -
     assert (plain.predict(batch)[0] - model.predict(batch)[0]).abs().max() > 1e-4
 
 
+COLORS = ("encoder.pooling=colors", "encoder.tokens_per_demo=10")
+
+
+@pytest.mark.parametrize("layout", ["concat", "symmetry"])
+@pytest.mark.parametrize("kind", ["standard", "hierarchical", "set_transformer", "recurrent", "recurrent_trm", "variational"])
+def test_pooling_by_color_learns_and_reads_which_output_goes_with_which_input(tiny: Tiny, kind: str, layout: str) -> None:
+    config = config_of(tiny, kind, *COLORS, layout=layout)
+    model, _, batch = setup(config)
+    assert model.encoder is not None
+    loss_of(model, config, batch, steps=1).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.encoder.parameters())
+    context = model.condition(batch).context
+    shuffled = swap_demos(batch, torch.arange(ROWS).roll(1))
+    other = model.condition(shuffled).context
+    assert context is not None and other is not None
+    assert (context.tokens_BTD - other.tokens_BTD).abs().max() > 1e-2
+
+
+def test_a_color_token_is_the_mean_over_the_cells_of_its_color(tiny: Tiny) -> None:
+    model, _, batch = setup(config_of(tiny, "standard", *COLORS))
+    assert isinstance(model.encoder, StandardEncoder)
+    demos, stage = Demonstrations.from_batch(batch), model.encoder.demo_stage
+    with torch.no_grad():
+        x_NLD, _ = stage.token_stage(demos.inputs_NS, demos.outputs_NS, torch.float32)
+        tokens_BMD, mask_BM = demos.unpack_tokens(*stage(demos.inputs_NS, demos.outputs_NS, torch.float32))
+    for color in range(10):
+        shows_NL = demos.inputs_NS == color + 2
+        present_N = mask_BM.view(*demos.valid_BK.shape, 10)[demos.valid_BK][:, color]
+        assert torch.equal(present_N, shows_NL.any(1))
+        if present_N.any():
+            n = int(present_N.nonzero()[0])
+            expected = stage.to_set(x_NLD[n][shows_NL[n]].mean(0))
+            actual = tokens_BMD.view(*demos.valid_BK.shape, 10, -1)[demos.valid_BK][n, color]
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+    assert not mask_BM.all()
+
+
 def test_published_sizes() -> None:
     """Parameter counts of the published encoders at width 512, canvas 30 (differences are named in the modules)."""
     from arclab.config.compose import compose
@@ -414,8 +452,10 @@ BAD = [
     ("variational", ["encoder.kl.weight=0"], "or encoder.kl.allow_zero_weight=true"),
     ("variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and the encoder's width 16"),
     ("lpn_variational", ["encoder.latent_dim=17"], "encoder.latent_dim=17 must be between 1 and the encoder's width 16"),
-    ("standard", ["encoder.pooling=cls"], "encoder.pooling=cls is not what encoder=standard has; choose mean, max, attention, weighted"),
+    ("standard", ["encoder.pooling=cls"], "encoder.pooling=cls is not what encoder=standard has; choose mean, max, attention, weighted, colors"),
     ("hybrid", ["encoder.pooling=mean"], "encoder.pooling=mean is not what encoder=hybrid has; choose cls"),
+    ("standard", ["encoder.pooling=colors"], "encoder.tokens_per_demo=1 does not go with encoder.pooling=colors"),
+    ("recurrent", ["encoder.pooling=colors", "encoder.tokens_per_demo=10", "encoder.context.num_tokens=2"], "set encoder.context.num_tokens=10"),
     ("standard", ["encoder.tokens_per_demo=2"], "needs encoder.pooling=attention or weighted"),
     ("in_context", ["decoder.mlp_t=true"], "encoder.kind=in_context needs attention with rotary positions"),
     ("standard", ["encoder.width=15"], "encoder.width=15 must be an even multiple of encoder.num_heads=2"),

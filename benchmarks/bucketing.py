@@ -1,0 +1,93 @@
+"""Does bucketing change what is learned? The same experiment on the full canvas and bucketed, several seeds each.
+
+    python -m benchmarks.bucketing                                    # quickstart on a canvas of side 10, three seeds
+    python -m benchmarks.bucketing --seeds 1 --set trainer.steps=200
+
+Every run is pretrain_encoder.py and then evaluate.py in processes of their own; the same command continues what was stopped.
+Prints a table and writes benchmarks/results/bucketing.{json,md} with --save: final exact accuracy (all.exact_accuracy, n/N over augmented
+test inputs, Wilson interval), ARC/pass@1, first step with 90 % train exact, and training time. Speed by itself: benchmarks/train_step.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arclab.config.schema import CanvasRule
+from arclab.evaluation.scoring import Share
+from arclab.metrics.logger import read_rows
+from arclab.rundir import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+_NEARLY_ALL = 0.9
+
+
+def run(rule: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate one run, or read what an earlier call of it left."""
+    name = f"{given.experiment}-{rule}-seed{seed}"
+    folder = Path(given.runs_dir) / "bucketing" / name
+    command = [f"experiment={given.experiment}", "experiment_name=bucketing", f"name={name}", f"runs_dir={given.runs_dir}", f"seed={seed}",
+               f"trainer.canvas={rule}", f"evaluation.canvas={rule}", "trainer.eval_every=0", "wandb.mode=disabled", *given.set]  # fmt: skip
+    subprocess.run([sys.executable, str(ROOT / "pretrain_encoder.py"), *command], check=True)
+    metrics = folder / "evaluation" / "train" / "metrics.json"
+    if not metrics.is_file():
+        subprocess.run([sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={folder}"], check=True)
+    scored, rows = json.loads(metrics.read_text()), read_rows(folder / "metrics.jsonl")
+    statistics, passed = scored["statistics"], scored["scores"]["ARC/pass@1"]
+    total = round(statistics["all.count"])
+    fitted = [r["_step"] for r in rows if r.get("train/exact_accuracy", 0.0) >= _NEARLY_ALL]
+    return {
+        "rule": rule, "seed": seed, "exact": {"n": round(statistics["all.exact_accuracy"] * total), "N": total},
+        "pass1": {"n": passed["n"], "N": passed["N"]}, "first_90": fitted[0] if fitted else None, "seconds": rows[-1]["_runtime"],
+    }  # fmt: skip
+
+
+def share(record: dict[str, Any]) -> Share:
+    return Share(record["n"], record["N"])
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """One row a run, and one for all seeds of a rule together."""
+    lines = ["| canvas | seed | all.exact_accuracy | ARC/pass@1 | first 90 % train exact | s |", "|---|---|---|---|---|---|"]
+    for rule in CanvasRule:
+        group = [r for r in runs if r["rule"] == rule.value]
+        for r in group:
+            lines.append(
+                f"| {rule.value} | {r['seed']} | {share(r['exact'])} | {share(r['pass1'])} | {r['first_90']} | {r['seconds']:.0f} |"
+            )
+        if group:
+            pooled = [Share(sum(r[key]["n"] for r in group), sum(r[key]["N"] for r in group)) for key in ("exact", "pass1")]
+            lines.append(
+                f"| {rule.value} | all | {pooled[0]} | {pooled[1]} | | {sum(r['seconds'] for r in group) / len(group):.0f} (mean) |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="quickstart")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--set", nargs="+", default=["dataset.canvas=10"], metavar="KEY=VALUE", help="settings of every run")
+    parser.add_argument("--save", action="store_true")
+    given = parser.parse_args()
+    runs = [run(rule.value, seed, given) for seed in range(given.seeds) for rule in CanvasRule]
+    command = (
+        f"python -m benchmarks.bucketing --experiment {given.experiment} --seeds {given.seeds} --set {' '.join(given.set)}"
+    )
+    result = {"command": command, "runs": runs, **provenance()}
+    print(table(runs))
+    if given.save:
+        results = Path(__file__).parent / "results"
+        (results / "bucketing.json").write_text(json.dumps(result, indent=1) + "\n")
+        header = f"# Full canvas and bucketed\n\n`{command}`, commit {result['commit'][:8]}, {result['machine']}, intervals 95 % Wilson"
+        (results / "bucketing.md").write_text(f"{header}\n\n{table(runs)}\n")
+
+
+if __name__ == "__main__":
+    main()
