@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ from arclab.data.codec import PAD, decode, encode
 from arclab.data.sampler import Batch, Cursor
 from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights, supervised_contrastive
 from arclab.models.encoders import Demonstrations
-from arclab.models.encoders.blocks import Gaussian, kl_to_unit_normal
+from arclab.models.encoders.blocks import LOGVAR_START, Gaussian, kl_to_unit_normal
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.models.token_views import dihedral_views
@@ -255,7 +256,8 @@ def test_kl_formula_and_free_bits() -> None:
     assert kl_to_unit_normal(torch.zeros(1, 3), torch.zeros(1, 3), 0.25).item() == pytest.approx(0.75)
     latent = Gaussian(8, 4)
     sample, mean, log_variance = latent(torch.randn(20000, 8), noise())
-    assert (sample - mean).std().item() == pytest.approx(1.0, abs=0.02) and log_variance.abs().max() == 0
+    assert (sample - mean).std().item() == pytest.approx(math.exp(LOGVAR_START / 2), rel=0.02)
+    assert (log_variance == LOGVAR_START).all()
 
 
 @pytest.mark.parametrize("kind", VARIATIONAL)
@@ -267,6 +269,7 @@ def test_free_bits_do_not_hide_a_collapsed_posterior(tiny: Tiny, kind: str) -> N
     assert alive is not None and alive.kl_B is not None and (alive.kl_B > 0).all() and not alive.kl_B.requires_grad
     for part in (model.encoder.latent.mu, model.encoder.latent.logvar):  # type: ignore[union-attr]
         torch.nn.init.zeros_(part.weight)  # type: ignore[union-attr]
+    torch.nn.init.zeros_(model.encoder.latent.logvar_bias)  # type: ignore[union-attr]
     dead = model.condition(batch).context
     assert dead is not None and dead.kl_B is not None
     torch.testing.assert_close(dead.aux_losses["kl"], torch.full_like(dead.kl_B, 8.0))

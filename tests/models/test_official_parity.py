@@ -73,7 +73,7 @@ def test_evaluation_outputs(golden: dict[str, Tensor]) -> None:
     batch = to_batch(golden, "batch0")
     with torch.no_grad():
         prefix = model.condition(batch).prefix_BPD
-        latents = model.decoder.start(len(batch))
+        latents = model.decoder.start(len(batch), batch.inputs_BS.shape[1])
         for call in range(3):
             latents, logits, q_halt = model.decoder(latents, batch.inputs_BS, prefix)
             close(logits[:, :200], golden[f"eval.call{call}.logits_0_200"])
@@ -93,7 +93,9 @@ def test_variants(golden: dict[str, Tensor], variant: str) -> None:
         batch, cells = to_batch(golden, "mlp_t"), slice(None)
         expected = golden["mlp_t.logits"]
     with torch.no_grad():
-        _, logits, q_halt = model.decoder(model.decoder.start(len(batch)), batch.inputs_BS, model.condition(batch).prefix_BPD)
+        _, logits, q_halt = model.decoder(
+            model.decoder.start(len(batch), batch.inputs_BS.shape[1]), batch.inputs_BS, model.condition(batch).prefix_BPD
+        )
     close(logits[:, cells], expected, atol=2e-4)
     close(q_halt, golden[f"{variant}.q_halt_logits"])
 

@@ -52,7 +52,7 @@ def test_carry_resets_only_halted_rows_and_keeps_labels_with_their_data(tiny: Ti
         old, new, now = getattr(batch, f.name), getattr(other, f.name), getattr(mixed.data, f.name)
         assert torch.equal(now[halted], new[halted]) and torch.equal(now[~halted], old[~halted])
     assert mixed.steps_B.tolist() == [0 if h else 1 for h in halted]
-    assert torch.equal(mixed.latents.z_H[halted], model.decoder.start(ROWS).z_H[halted])
+    assert torch.equal(mixed.latents.z_H[halted], model.decoder.start(ROWS, batch.inputs_BS.shape[1]).z_H[halted])
     assert torch.equal(mixed.latents.z_H[~halted], carry.latents.z_H[~halted])
     _, output = model(carry, other, never(batch))
     assert torch.equal(output.labels_BS[~halted], batch.labels_BS[~halted])

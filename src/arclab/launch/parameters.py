@@ -101,7 +101,7 @@ def _queries(config: Any, width: int) -> int:
 
 
 def _gaussian(width: int, latent_dim: int) -> int:
-    return 2 * width * latent_dim
+    return 2 * width * latent_dim + latent_dim
 
 
 def _standard(config: StandardEncoderConfig, width: int) -> int:
@@ -125,7 +125,7 @@ def _variational(config: Any, width: int, decoder_width: int) -> int:
 
 
 def _recurrent_trm(config: RecurrentTrmEncoderConfig, width: int) -> int:
-    return _standard(config, width) + config.cycle_layers * _block(config, width)
+    return _standard(config, width) + config.context.num_tokens * width + config.cycle_layers * _block(config, width)
 
 
 def _cross_attention(config: CrossAttentionEncoderConfig, width: int) -> int:

@@ -1,7 +1,8 @@
 """The TRM network: two shared blocks that refine a low-level state z_L and a high-level state z_H.
 
 Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871) and its published code; parity with that
-code is tested on recorded outputs. Shapes: B rows, P prefix tokens (16), S canvas cells, L = P + S, D width, V tokens (12).
+code is tested on recorded outputs. The canvas is that of the inputs, at most the one given at the start; positions are those of
+the 30-canvas on every canvas, so one set of weights serves all. Shapes: B rows, P prefix tokens (16), S canvas cells, L = P + S, D width, V tokens (12).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import PREFIX_TOKENS
 from arclab.config.schema import DecoderConfig, Positions
-from arclab.data.codec import VOCAB_SIZE, canvas_positions
+from arclab.data.codec import VOCAB_SIZE, canvas_positions, corner_cells
 from arclab.data.tasks import MAX_SIDE
 from arclab.models.encoders.base import Memory
 from arclab.models.layers import Block, Embedding, Linear, rope_tables, truncated_normal
@@ -70,13 +71,9 @@ class Decoder(nn.Module):
         self.register_buffer("start_H", truncated_normal((width,), 1.0))
         self.register_buffer("start_L", truncated_normal((width,), 1.0))
 
-    @property
-    def length(self) -> int:
-        return len(self.position_ids)
-
-    def start(self, num_rows: int, num_memory: int = 0) -> Latents:
-        """Fresh latents for num_rows rows with num_memory tokens behind the canvas."""
-        shape = (num_rows, self.length + num_memory, -1)
+    def start(self, num_rows: int, num_cells: int, num_demos: int = 0) -> Latents:
+        """Fresh latents for num_rows rows on a canvas of num_cells, with the tokens of num_demos demonstrations behind it."""
+        shape = (num_rows, PREFIX_TOKENS + num_cells + num_demos * len(self._memory_places(num_cells)), -1)
         return Latents(self.start_H.to(self.dtype).expand(shape).clone(), self.start_L.to(self.dtype).expand(shape).clone())
 
     def reset(self, latents: Latents, where_B: Tensor) -> Latents:
@@ -87,21 +84,39 @@ class Decoder(nn.Module):
             torch.where(where, self.start_L.to(self.dtype), latents.z_L),
         )
 
+    def _places(self, num_cells: int) -> Tensor:
+        """(L,): where the prefix and the cells of a canvas stand in this decoder's tables."""
+        cells = torch.from_numpy(corner_cells(math.isqrt(num_cells), self.canvas)).to(self.position_ids.device)
+        return torch.cat([torch.arange(PREFIX_TOKENS, device=cells.device), PREFIX_TOKENS + cells])
+
+    def _memory_places(self, num_cells: int) -> Tensor:
+        """Where the tokens of a demonstration on a canvas stand in memory_rope: one or two grids; none without a memory."""
+        if self.memory_rope is None:
+            return self.position_ids[:0]
+        cells = torch.from_numpy(corner_cells(math.isqrt(num_cells), self.canvas)).to(self.position_ids.device)
+        num_grids = self.memory_rope.shape[1] // self.canvas**2
+        return torch.cat([grid * self.canvas**2 + cells for grid in range(num_grids)])
+
     def embed(self, inputs_BS: Tensor, prefix_BPD: Tensor) -> Tensor:
         """The scaled input sequence (B, L, D) that is injected at every update."""
         x_BLD = torch.cat([prefix_BPD.to(self.dtype), self.embed_tokens(inputs_BS, self.dtype)], dim=1)
         if self.position_table is not None:
-            x_BLD = _LEARNED_POSITION_SCALE * (x_BLD + self.position_table(self.position_ids, self.dtype))
+            x_BLD = _LEARNED_POSITION_SCALE * (
+                x_BLD + self.position_table(self.position_ids[self._places(inputs_BS.shape[1])], self.dtype)
+            )
         return x_BLD * math.sqrt(self.config.width)
 
-    def _attention(self, memory: Memory | None) -> tuple[Tensor | None, Tensor | None]:
+    def _attention(self, num_cells: int, memory: Memory | None) -> tuple[Tensor | None, Tensor | None]:
         """Rotary table and key mask for the canvas and the memory behind it."""
+        places = self._places(num_cells)
+        rope = self.rope if self.rope is None or len(places) == len(self.position_ids) else self.rope[:, places]
         if memory is None:
-            return self.rope, None
-        assert self.rope is not None and self.memory_rope is not None
-        num_demos = memory.mask_BM.shape[1] // self.memory_rope.shape[1]
-        rope = torch.cat([self.rope, self.memory_rope.repeat(1, num_demos, 1, 1)], dim=1)
-        own = memory.mask_BM.new_ones(len(memory.mask_BM), self.length)
+            return rope, None
+        assert rope is not None and self.memory_rope is not None
+        memory_rope = self.memory_rope[:, self._memory_places(num_cells)]
+        num_demos = memory.mask_BM.shape[1] // memory_rope.shape[1]
+        rope = torch.cat([rope, memory_rope.repeat(1, num_demos, 1, 1)], dim=1)
+        own = memory.mask_BM.new_ones(len(memory.mask_BM), len(places))
         return rope, torch.cat([own, memory.mask_BM], dim=1)
 
     def _update(self, state_BLD: Tensor, injection_BLD: Tensor, rope: Tensor | None, mask_BL: Tensor | None) -> Tensor:
@@ -126,11 +141,12 @@ class Decoder(nn.Module):
         x_BLD = self.embed(inputs_BS, prefix_BPD)
         if memory is not None:
             x_BLD = torch.cat([x_BLD, memory.tokens_BMD.to(self.dtype)], dim=1)
-        rope, mask_BL = self._attention(memory)
+        num_cells = inputs_BS.shape[1]
+        rope, mask_BL = self._attention(num_cells, memory)
         with torch.no_grad():
             for _ in range(self.config.h_cycles - 1):
                 latents = self._cycle(latents, x_BLD, rope, mask_BL)
         latents = self._cycle(latents, x_BLD, rope, mask_BL)
-        logits_BSV = self.lm_head(latents.z_H)[:, PREFIX_TOKENS : self.length]
+        logits_BSV = self.lm_head(latents.z_H)[:, PREFIX_TOKENS : PREFIX_TOKENS + num_cells]
         q_halt_B = self.q_head(latents.z_H[:, 0].float())[:, 0]
         return latents, logits_BSV, q_halt_B

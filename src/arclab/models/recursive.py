@@ -143,17 +143,17 @@ class RecursiveModel(nn.Module):
         device = batch.inputs_BS.device
         state = None if self.encoder is None else self.encoder.start_state()
         return Carry(
-            latents=self.decoder.start(len(batch), self._memory_length(batch)),
+            latents=self.decoder.start(*self._shape(batch)),
             steps_B=torch.zeros(len(batch), dtype=torch.int64, device=device),
             halted_B=torch.ones(len(batch), dtype=torch.bool, device=device),
             data=batch.map(torch.zeros_like),
             encoder_state=None if state is None else state.detach().to(self.decoder.dtype).repeat(len(batch), 1, 1),
         )
 
-    def _memory_length(self, batch: Batch) -> int:
-        """Tokens behind the canvas: all demonstration slots, for an encoder that puts them there."""
-        positions = None if self.encoder is None else self.encoder.memory_positions
-        return 0 if positions is None else len(positions) * batch.demo_inputs_BKS.shape[1]
+    def _shape(self, batch: Batch) -> tuple[int, int, int]:
+        """Rows, canvas cells, and demonstrations whose tokens stand behind the canvas (all slots, if the encoder does that)."""
+        is_kept = self.encoder is not None and self.encoder.memory_positions is not None
+        return len(batch), batch.inputs_BS.shape[1], batch.demo_inputs_BKS.shape[1] if is_kept else 0
 
     def admit(self, carry: Carry, batch: Batch) -> Carry:
         """Halted rows take the new row, fresh latents, the encoder's start state and step 0; the others keep everything."""
@@ -197,14 +197,14 @@ class RecursiveModel(nn.Module):
     def first_step(self, data: Batch, context: TaskContext) -> tuple[Tensor, Tensor]:
         """Logits and halt logits of one supervision step from the start state, under a given context; with gradient."""
         condition = self._from_context(context)
-        start = self.decoder.start(len(data), self._memory_length(data))
+        start = self.decoder.start(*self._shape(data))
         _, logits_BSV, q_halt_B = self.decoder(start, data.inputs_BS, condition.prefix_BPD, condition.memory)
         return logits_BSV, q_halt_B
 
     @torch.no_grad()
     def read(self, data: Batch) -> Reading:
         """Evaluation: what the rows' demonstrations (or puzzle rows) say, for refine(). Read once per row."""
-        num_demos = self._memory_length(data)
+        num_demos = self._shape(data)[2]
         if self.encoder is None:
             return Reading(num_demos, prefix_BPD=self.condition(data).prefix_BPD)
         demos = Demonstrations.from_batch(data)
@@ -217,7 +217,7 @@ class RecursiveModel(nn.Module):
 
     def start(self, inputs_BS: Tensor, reading: Reading) -> Latents:
         """Fresh latents for rows of evaluation."""
-        return self.decoder.start(len(inputs_BS), reading.num_demos)
+        return self.decoder.start(len(inputs_BS), inputs_BS.shape[1], reading.num_demos)
 
     @torch.no_grad()
     def refine(self, latents: Latents, inputs_BS: Tensor, reading: Reading) -> tuple[Latents, Reading, Tensor, Tensor]:

@@ -6,15 +6,19 @@ Z latent dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import NormStyle, Pooling, StandardEncoderConfig, TransformerEncoderConfig
-from arclab.models.encoders.demo_tokens import DemoTokens
+from arclab.models.encoders.demo_tokens import DemoCells, DemoTokens
 from arclab.models.layers import CrossAttention, Linear, SelfAttention, SwiGLU, rms_norm, rope_tables, truncated_normal
 
 # Near zero all queries read the same and start as one token; at 1 their own content drowns what they read. Measured: docs/LOG.md.
 QUERY_STD = 0.3
+# At a log variance of 0 the noise is three times what tasks differ by at the start, and a decoder learns to ignore the latent.
+LOGVAR_START = -4.0
 _LOGVAR_LIMIT = 10.0
 
 
@@ -60,7 +64,7 @@ class SetBlock(nn.Module):
 
 
 class TokenStage(nn.Module):
-    """Demonstrations -> (tokens (N, L, D), used (N, L)) after num_layers blocks on rotary positions.
+    """Demonstrations -> (tokens (N, L, D), used (N, L)) after num_layers blocks on rotary positions; zeros where not used.
 
     With cls, a learned token at the front takes part in the attention; it has no position (all rotary angles 0).
     """
@@ -73,20 +77,39 @@ class TokenStage(nn.Module):
         self.layers = nn.ModuleList(EncoderBlock(config, width) for _ in range(config.num_layers))
         rope = rope_tables(self.tokens.positions_L, width // config.num_heads)
         self.cls = nn.Parameter(truncated_normal((width,), QUERY_STD)) if cls else None
-        if cls:
-            unrotated = torch.stack([torch.ones_like(rope[0, :1]), torch.zeros_like(rope[1, :1])])
-            rope = torch.cat([unrotated, rope], dim=1)
         self.register_buffer("rope", rope, persistent=False)
         self.is_pre_norm = config.norm is NormStyle.pre
 
     def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        x_NLD, used_NL = self.tokens(inputs_NS, outputs_NS, dtype)
+        """All demonstrations on one canvas, for encoders that go on with their tokens (not with a CLS token)."""
+        assert self.cls is None
+        demos = self.tokens.cells(inputs_NS, outputs_NS)
+        out_NLD = None
+        for rows_G, group in self.tokens.packed(demos):
+            x_GLD, _ = self.encode(group, dtype)
+            if len(rows_G) == len(inputs_NS) and x_GLD.shape[1] == demos.used_GL.shape[1]:
+                return x_GLD, demos.used_GL
+            if out_NLD is None:
+                out_NLD = x_GLD.new_zeros(*demos.used_GL.shape, x_GLD.shape[-1])
+            kept_L = torch.isin(demos.place_L, group.place_L).nonzero()[:, 0]
+            out_NLD = out_NLD.index_put((rows_G[:, None], kept_L[None]), x_GLD)
+        assert out_NLD is not None
+        return out_NLD, demos.used_GL
+
+    def encode(self, demos: DemoCells, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(tokens (G, L, D), used (G, L)) of one group, with the CLS token at the front where there is one."""
+        return self.run_layers(self.tokens(demos, dtype), demos.used_GL, demos.place_L)
+
+    def run_layers(self, x_GLD: Tensor, used_GL: Tensor, place_L: Tensor) -> tuple[Tensor, Tensor]:
+        rope = self.rope[:, place_L]
         if self.cls is not None:
-            x_NLD = torch.cat([self.cls.to(dtype).expand(len(x_NLD), 1, -1), x_NLD], dim=1)
-            used_NL = torch.cat([used_NL.new_ones(len(used_NL), 1), used_NL], dim=1)
+            x_GLD = torch.cat([self.cls.to(x_GLD.dtype).expand(len(x_GLD), 1, -1), x_GLD], dim=1)
+            used_GL = torch.cat([used_GL.new_ones(len(used_GL), 1), used_GL], dim=1)
+            unrotated = torch.stack([torch.ones_like(rope[0, :1]), torch.zeros_like(rope[1, :1])])
+            rope = torch.cat([unrotated, rope], dim=1)
         for layer in self.layers:
-            x_NLD = layer(x_NLD, self.rope, used_NL)
-        return (rms_norm(x_NLD) if self.is_pre_norm else x_NLD), used_NL
+            x_GLD = layer(x_GLD, rope, used_GL)
+        return (rms_norm(x_GLD) if self.is_pre_norm else x_GLD), used_GL
 
 
 class Pool(nn.Module):
@@ -114,6 +137,19 @@ class Pool(nn.Module):
         return weight_NLM.to(x_NLD.dtype).transpose(1, 2) @ x_NLD
 
 
+def packed(tokens: DemoTokens, inputs_NS: Tensor, outputs_NS: Tensor, encode: Callable[[DemoCells], Tensor]) -> Tensor:
+    """(N, ...) of encode(group) (G, ...), each demonstration on the smallest canvas that holds it."""
+    out = None
+    for rows_G, group in tokens.packed(tokens.cells(inputs_NS, outputs_NS)):
+        part = encode(group)
+        if len(rows_G) == len(inputs_NS):
+            return part
+        out = part.new_zeros(len(inputs_NS), *part.shape[1:]) if out is None else out
+        out = out.index_copy(0, rows_G, part)
+    assert out is not None
+    return out
+
+
 class DemoStage(nn.Module):
     """Demonstrations -> (N, M, D): tokens, pooling, and a projection."""
 
@@ -124,7 +160,11 @@ class DemoStage(nn.Module):
         self.to_set = Linear(width, width)
 
     def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.to_set(self.pool(*self.token_stage(inputs_NS, outputs_NS, dtype)))
+        return self.to_set(
+            packed(
+                self.token_stage.tokens, inputs_NS, outputs_NS, lambda group: self.pool(*self.token_stage.encode(group, dtype))
+            )
+        )
 
 
 class QueryStage(nn.Module):
@@ -156,7 +196,8 @@ class ToDecoder(nn.Module):
 class Gaussian(nn.Module):
     """(..., D) -> a sample of N(mu, exp(logvar)) (..., Z) and its mean and log variance in fp32.
 
-    logvar starts at 0 and is limited to +-10, against overflow. Without a generator the sample is the mean.
+    logvar starts at LOGVAR_START for every input and is limited to +-10, against overflow. Without a generator the sample is
+    the mean.
     """
 
     def __init__(self, width: int, latent_dim: int) -> None:
@@ -164,9 +205,11 @@ class Gaussian(nn.Module):
         self.mu = Linear(width, latent_dim)
         self.logvar = Linear(width, latent_dim)
         nn.init.zeros_(self.logvar.weight)
+        self.logvar_bias = nn.Parameter(torch.full((latent_dim,), LOGVAR_START))
 
     def forward(self, x: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        mu, logvar = self.mu(x).float(), self.logvar(x).float().clamp(-_LOGVAR_LIMIT, _LOGVAR_LIMIT)
+        mu, logvar = self.mu(x).float(), self.logvar(x).float() + self.logvar_bias
+        logvar = logvar.clamp(-_LOGVAR_LIMIT, _LOGVAR_LIMIT)
         if noise is None:
             return mu.to(x.dtype), mu, logvar
         draw = torch.randn(mu.shape, generator=noise, device=mu.device)

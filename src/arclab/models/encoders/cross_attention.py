@@ -28,7 +28,8 @@ class CrossAttentionEncoder(TaskEncoder):
         x_NLW, used_NL = self.token_stage(demos.inputs_NS, demos.outputs_NS, dtype)
         x_BMW = demos.unpack(x_NLW).flatten(1, 2)
         used_BM = demos.unpack(used_NL).flatten(1, 2)
-        rope = self.token_stage.rope.repeat(1, demos.valid_BK.shape[1], 1, 1)
+        place_L = self.token_stage.tokens.places(demos.inputs_NS)
+        rope = self.token_stage.rope[:, place_L].repeat(1, demos.valid_BK.shape[1], 1, 1)
         for layer in self.cross_layers:
             x_BMW = layer(x_BMW, rope, used_BM)
         return Memory(x_BMW, used_BM)

@@ -5,24 +5,43 @@ aligned   the input and the output cell of one position in one token, a differen
 symmetry  the input cell and, with one embedding table per view, the output cell that stands at the same position under each
           of the eight dihedral views of the output; S tokens. A flip or rotation is then visible within single tokens. Views
           are turned within the output's own bounding box and keep its corner; what leaves the canvas is cropped.
-PAD cells carry no information: `used` says which tokens may be attended to and pooled.
-Shapes: N packed demonstrations, S canvas cells (C x C), L tokens of a demonstration, V views (8), D width.
+PAD cells carry no information: `used` says which tokens may be attended to and pooled. So a demonstration costs what its own
+grids need: packed() sorts demonstrations by the smallest canvas that holds their used cells, and each group is encoded on
+that canvas. The result is that of the padded form; positions are always those of the 30-canvas.
+Shapes: N packed demonstrations, G of them in a group, S canvas cells (C x C), L tokens of a demonstration, X tokens that are
+summed into one, V views (8), D width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import DemoLayout
+from arclab.config.schema import CANVASES
 from arclab.data.augment import NUM_DIHEDRAL
-from arclab.data.codec import PAD, VOCAB_SIZE, canvas_positions
+from arclab.data.codec import PAD, VOCAB_SIZE, canvas_positions, corner_cells
 from arclab.data.tasks import MAX_SIDE
 from arclab.models.layers import Embedding
 from arclab.models.token_views import dihedral_views
+
+# Of the power of a token that joins both grids, what the input cell gets; the views of the output share the rest.
+_INPUT_SHARE = 0.5
+
+
+@dataclass(slots=True)
+class DemoCells:
+    """Demonstrations on one canvas, before embedding: cells_GLX tokens that are summed at each of the L places, used_GL, and
+    which places of the encoder's full canvas these are (place_L)."""
+
+    cells_GLX: Tensor
+    used_GL: Tensor
+    place_L: Tensor
 
 
 class DemoTokens(nn.Module):
@@ -48,34 +67,72 @@ class DemoTokens(nn.Module):
             if table_positions
             else None
         )
+        self.canvases = (*(c for c in CANVASES if c < canvas), canvas)
 
-    def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(tokens (N, L, D) of about unit variance, used (N, L) bool with at least one True a row)."""
-        x_in = self.embed_input(inputs_NS, dtype)
+    def cells(self, inputs_NS: Tensor, outputs_NS: Tensor) -> DemoCells:
+        """The tokens of whole demonstrations; their canvas may be smaller than the encoder's."""
+        canvas = math.isqrt(inputs_NS.shape[1])
         if self.layout is DemoLayout.concat:
-            tokens = torch.cat([x_in, self.embed_output(outputs_NS, dtype)], dim=1)
-            used = torch.cat([inputs_NS, outputs_NS], dim=1) != PAD
+            cells = torch.cat([inputs_NS, outputs_NS], dim=1)[..., None]
         elif self.layout is DemoLayout.aligned:
-            tokens = (x_in + self.embed_output(outputs_NS, dtype)) * math.sqrt(0.5)
-            used = (inputs_NS != PAD) | (outputs_NS != PAD)
+            cells = torch.stack([inputs_NS, outputs_NS], dim=-1)
         else:
-            views_NSV = dihedral_views(outputs_NS, self.canvas)
-            tokens = (x_in + self._embed_views(views_NSV, dtype)) * math.sqrt(1 / (1 + NUM_DIHEDRAL))
-            used = (inputs_NS != PAD) | (views_NSV != PAD).any(-1)
+            cells = torch.cat([inputs_NS[..., None], dihedral_views(outputs_NS, canvas)], dim=-1)
+        return DemoCells(cells, (cells != PAD).any(-1), self.places(inputs_NS))
+
+    def places(self, inputs_NS: Tensor) -> Tensor:
+        """(L,): where the tokens of demonstrations on this canvas stand among those on the encoder's."""
+        cells = torch.from_numpy(corner_cells(math.isqrt(inputs_NS.shape[1]), self.canvas)).to(inputs_NS.device)
+        return torch.cat([cells, self.canvas**2 + cells]) if self.layout is DemoLayout.concat else cells
+
+    def packed(self, demos: DemoCells) -> Iterator[tuple[Tensor, DemoCells]]:
+        """(which demonstrations, their cells on the smallest canvas that holds them) for every canvas that occurs."""
+        num_grids = 2 if self.layout is DemoLayout.concat else 1
+        canvas = math.isqrt(demos.used_GL.shape[1] // num_grids)
+        smaller = [c for c in self.canvases if c < canvas]
+        used = demos.used_GL.view(len(demos.used_GL), num_grids, canvas, canvas).any(1)
+        along = torch.arange(1, canvas + 1, device=used.device)
+        side_N = torch.maximum((used.any(2) * along).amax(1), (used.any(1) * along).amax(1))
+        class_N = torch.bucketize(side_N, torch.tensor(smaller, device=used.device, dtype=side_N.dtype))
+        for number, side in enumerate([*smaller, canvas]):
+            rows_G = (class_N == number).nonzero()[:, 0]
+            if len(rows_G) == 0:
+                continue
+            if side == canvas and len(rows_G) == len(class_N):
+                yield rows_G, demos
+                continue
+            kept = torch.from_numpy(corner_cells(side, canvas)).to(used.device)
+            kept = torch.cat([grid * canvas**2 + kept for grid in range(num_grids)])
+            yield rows_G, DemoCells(demos.cells_GLX[rows_G][:, kept], demos.used_GL[rows_G][:, kept], demos.place_L[kept])
+
+    def forward(self, demos: DemoCells, dtype: torch.dtype) -> Tensor:
+        """(G, L, D) tokens of about unit variance."""
+        cells = demos.cells_GLX
+        if self.layout is DemoLayout.concat:
+            x_in, x_out = cells[..., 0].chunk(2, dim=1)
+            tokens = torch.cat([self.embed_input(x_in, dtype), self.embed_output(x_out, dtype)], dim=1)
+        else:
+            shares = _INPUT_SHARE, (1 - _INPUT_SHARE) / (cells.shape[-1] - 1)
+            tokens = math.sqrt(shares[0]) * self.embed_input(cells[..., 0], dtype)
+            tokens = tokens + math.sqrt(shares[1]) * self._embed_outputs(cells[..., 1:], dtype)
         tokens = tokens * math.sqrt(self.width)
-        return (tokens if self.place is None else tokens + self._places(dtype)), used
+        return tokens if self.place is None else tokens + self._embed_places(demos.place_L, dtype)
 
-    def _embed_views(self, views_NSV: Tensor, dtype: torch.dtype) -> Tensor:
-        shifted = views_NSV.long() + VOCAB_SIZE * torch.arange(NUM_DIHEDRAL, device=views_NSV.device)
-        weight = self.embed_output.weight.to(dtype)
-        summed = F.embedding_bag(shifted.flatten(0, 1), weight, mode="sum")
-        return summed.view(*views_NSV.shape[:2], -1)
+    def _embed_outputs(self, cells_GLV: Tensor, dtype: torch.dtype) -> Tensor:
+        """(G, L, D): the sum over views, each with its own table."""
+        num_views = cells_GLV.shape[-1]
+        if num_views == 1:
+            return self.embed_output(cells_GLV[..., 0], dtype)
+        shifted = cells_GLV.long() + VOCAB_SIZE * torch.arange(num_views, device=cells_GLV.device)
+        summed = F.embedding_bag(shifted.flatten(0, 1), self.embed_output.weight.to(dtype), mode="sum")
+        return summed.view(*cells_GLV.shape[:2], -1)
 
-    def _places(self, dtype: torch.dtype) -> Tensor:
+    def _embed_places(self, place_L: Tensor, dtype: torch.dtype) -> Tensor:
         """(L, D): row, column and channel embeddings of every token."""
         assert self.place is not None
-        cells = self.positions_L % MAX_SIDE**2
-        parts = (cells // MAX_SIDE, cells % MAX_SIDE, self.positions_L // MAX_SIDE**2)
+        positions_L = self.positions_L[place_L]
+        cells = positions_L % MAX_SIDE**2
+        parts = (cells // MAX_SIDE, cells % MAX_SIDE, positions_L // MAX_SIDE**2)
         return sum((table(index, dtype) for table, index in zip(self.place, parts, strict=True)), torch.zeros(())) * math.sqrt(
             self.width
         )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import DemoLayout, HierarchicalEncoderConfig
 from arclab.models.encoders.base import Demonstrations, Memory, TaskContext, TaskEncoder
-from arclab.models.encoders.blocks import EncoderBlock, Pool, QueryStage, ToDecoder, TokenStage
+from arclab.models.encoders.blocks import QUERY_STD, EncoderBlock, Pool, QueryStage, ToDecoder, TokenStage, packed
+from arclab.models.encoders.demo_tokens import DemoCells
 from arclab.models.layers import Linear, truncated_normal
 
 
@@ -25,25 +26,28 @@ class HierarchicalEncoder(TaskEncoder):
         self.token_stage = TokenStage(config, width, canvas)
         self.pool = Pool(config.pooling, width, config.num_heads, config.tokens_per_demo)
         self.to_grids = Linear(width, width)
-        self.role = nn.Parameter(truncated_normal((self.num_grids, 1, width), 1.0))
+        self.role = nn.Parameter(truncated_normal((self.num_grids, 1, width), QUERY_STD))
         self.grid_layers = nn.ModuleList(EncoderBlock(config, width) for _ in range(config.grid_layers))
         self.set_stage = QueryStage(config, config.set_layers, config.context.num_tokens, width)
         self.to_decoder = ToDecoder(width, decoder_width)
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        tokens_NLW, used_NL = self.token_stage.tokens(demos.inputs_NS, demos.outputs_NS, dtype)
-        grids = []
-        for grid, (x_NSW, used_NS) in enumerate(
-            zip(tokens_NLW.chunk(self.num_grids, 1), used_NL.chunk(self.num_grids, 1), strict=True)
-        ):
-            rope = self.token_stage.rope[:, : x_NSW.shape[1]]  # both grids lie on the same positions
-            for layer in self.token_stage.layers:
-                x_NSW = layer(x_NSW, rope, used_NS)
-            grids.append(self.to_grids(self.pool(x_NSW, used_NS)) + self.role[grid].to(dtype))
-        x_BMW, mask_BM = demos.unpack_tokens(torch.cat(grids, dim=1))
+        tokens = self.token_stage.tokens
+        x_NMW = packed(tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
+        x_BMW, mask_BM = demos.unpack_tokens(x_NMW)
         for layer in self.grid_layers:
             x_BMW = layer(x_BMW, None, mask_BM)
         return Memory(x_BMW, mask_BM)
+
+    def _encode(self, demos: DemoCells, dtype: torch.dtype) -> Tensor:
+        """(G, M, W): the pooled grids of every demonstration of a group."""
+        parts = [x.chunk(self.num_grids, 1) for x in (self.token_stage.tokens(demos, dtype), demos.used_GL)]
+        place_S = demos.place_L.chunk(self.num_grids)[0]  # both grids lie on the same positions
+        grids = []
+        for grid, (x_GSW, used_GS) in enumerate(zip(*parts, strict=True)):
+            pooled = self.pool(*self.token_stage.run_layers(x_GSW, used_GS, place_S))
+            grids.append(self.to_grids(pooled) + self.role[grid].to(dtype))
+        return torch.cat(grids, dim=1)
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self.to_decoder(self.set_stage(memory.tokens_BMD, memory.mask_BM)))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import LpnEncoderConfig, LpnVariationalEncoderConfig
 from arclab.models.encoders.base import Demonstrations, Memory, TaskContext, TaskEncoder
-from arclab.models.encoders.blocks import QUERY_STD, Gaussian, kl_to_unit_normal, mean_over
-from arclab.models.encoders.demo_tokens import DemoTokens
+from arclab.models.encoders.blocks import QUERY_STD, Gaussian, kl_to_unit_normal, mean_over, packed
+from arclab.models.encoders.demo_tokens import DemoCells, DemoTokens
 from arclab.models.layers import Linear, SelfAttention, rms_norm, truncated_normal
 
 _MLP_FACTOR = 4
@@ -51,12 +51,17 @@ class LpnEncoder(TaskEncoder):
         return config.width
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        x_NLW, used_NL = self.tokens(demos.inputs_NS, demos.outputs_NS, dtype)
-        x_NLW = torch.cat([self.cls.to(dtype).expand(len(x_NLW), 1, -1), x_NLW], dim=1)
-        used_NL = torch.cat([used_NL.new_ones(len(used_NL), 1), used_NL], dim=1)
+        x_N1W = packed(self.tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
+        return Memory(*demos.unpack_tokens(x_N1W))
+
+    def _encode(self, demos: DemoCells, dtype: torch.dtype) -> Tensor:
+        """(G, 1, W): the CLS vector of every demonstration of a group."""
+        x_GLW, used_GL = self.tokens(demos, dtype), demos.used_GL
+        x_GLW = torch.cat([self.cls.to(dtype).expand(len(x_GLW), 1, -1), x_GLW], dim=1)
+        used_GL = torch.cat([used_GL.new_ones(len(used_GL), 1), used_GL], dim=1)
         for layer in self.layers:
-            x_NLW = layer(x_NLW, used_NL)
-        return Memory(*demos.unpack_tokens(layer_norm(x_NLW[:, :1])))
+            x_GLW = layer(x_GLW, used_GL)
+        return layer_norm(x_GLW[:, :1])
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self._tokens(mean_over(memory.tokens_BMD, memory.mask_BM)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import RecurrentEncoderConfig, RecurrentTrmEncoderConfig
 from arclab.models.encoders.base import Memory, TaskContext
-from arclab.models.encoders.blocks import EncoderBlock, SetBlock
+from arclab.models.encoders.blocks import QUERY_STD, EncoderBlock, SetBlock
 from arclab.models.encoders.standard import StandardEncoder
 from arclab.models.layers import rms_norm, rope_tables, truncated_normal
 
@@ -25,7 +25,7 @@ class RecurrentEncoder(StandardEncoder):
         super().__init__(config, decoder_width, canvas)
         width = config.width or decoder_width
         del self.set_stage
-        self.start = nn.Parameter(truncated_normal((config.context.num_tokens, width), 1.0))
+        self.start = nn.Parameter(truncated_normal((config.context.num_tokens, width), QUERY_STD))
         self.layers = nn.ModuleList(SetBlock(config, width) for _ in range(config.set_layers))
 
     def start_state(self) -> Tensor:
@@ -50,6 +50,8 @@ class RecurrentTrmEncoder(StandardEncoder):
         self.h_cycles, self.l_cycles, self.num_tokens = config.h_cycles, config.l_cycles, num_tokens
         # Fixed, as the decoder's start states: cycles without gradient stand between it and the context.
         self.register_buffer("start", truncated_normal((2 * num_tokens, width), 1.0))
+        # Added at every update: without it many cycles of attention make all tokens one.
+        self.token = nn.Parameter(truncated_normal((num_tokens, width), 1.0))
         self.layers = nn.ModuleList(EncoderBlock(config, width) for _ in range(config.cycle_layers))
         rope = rope_tables(torch.arange(num_tokens), width // config.num_heads)
         self.register_buffer("rope", rope, persistent=False)
@@ -58,7 +60,7 @@ class RecurrentTrmEncoder(StandardEncoder):
         return self.start
 
     def _update(self, state_BTW: Tensor, injection_BTW: Tensor) -> Tensor:
-        x_BTW = state_BTW + injection_BTW
+        x_BTW = state_BTW + injection_BTW + self.token.to(state_BTW.dtype)
         for layer in self.layers:
             x_BTW = layer(x_BTW, self.rope, None)
         return rms_norm(x_BTW)

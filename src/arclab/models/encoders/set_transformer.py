@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import SetTransformerEncoderConfig
 from arclab.models.encoders.base import Demonstrations, Memory
-from arclab.models.encoders.blocks import SetBlock
+from arclab.models.encoders.blocks import QUERY_STD, SetBlock
 from arclab.models.encoders.standard import StandardEncoder
 from arclab.models.layers import truncated_normal
 
@@ -19,7 +19,7 @@ from arclab.models.layers import truncated_normal
 class InducedBlock(nn.Module):
     def __init__(self, config: SetTransformerEncoderConfig, width: int) -> None:
         super().__init__()
-        self.points = nn.Parameter(truncated_normal((config.num_induced, width), 1.0))
+        self.points = nn.Parameter(truncated_normal((config.num_induced, width), QUERY_STD))
         self.gather, self.scatter = SetBlock(config, width), SetBlock(config, width)
 
     def forward(self, x_BMW: Tensor, mask_BM: Tensor) -> Tensor:
