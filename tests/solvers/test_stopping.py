@@ -14,7 +14,9 @@ def ratio(ahead: int, behind: int) -> float:
     return float(np.trapezoid(2 * (2 * p) ** ahead * (2 * (1 - p)) ** behind, p))
 
 
-@pytest.mark.parametrize(("ahead", "behind"), [(12, 0), (13, 0), (20, 2), (30, 8), (60, 25), (60, 26), (200, 130), (5, 5), (3, 9)])
+@pytest.mark.parametrize(
+    ("ahead", "behind"), [(12, 0), (13, 0), (20, 2), (30, 8), (60, 25), (60, 26), (200, 130), (5, 5), (3, 9)]
+)
 def test_the_formula_is_the_integral(ahead: int, behind: int) -> None:
     assert outvotes(ahead, behind) == (ahead > behind and ratio(ahead, behind) > ODDS)
 

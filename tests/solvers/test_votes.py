@@ -10,7 +10,7 @@ import pytest
 
 from arclab.data.augment import Augmentation
 from arclab.data.codec import FIRST_COLOR, decode, encode
-from arclab.solvers.votes import VoteBox, grid_key, restore_grids
+from arclab.solvers.votes import VoteBox, grid_key, restore_grids, top_votes
 
 KEYS = [("a", 0), ("a", 1), ("b", 0)]
 
@@ -74,13 +74,15 @@ def test_a_batch_is_counted_as_one_by_one() -> None:
         expected = [(len(c), sum(c) / len(c), g) for g, c in serial[key].items()]
         expected.sort(key=lambda e: (-e[0], -e[1], e[2] is None, e[2] or ()))
         assert [(c.votes, pytest.approx(c.confidence), grid_key(c.grid)) for c in box.ranked(key)] == expected
-        assert box.top_votes(key, 3) == [e[0] for e in expected[:3]] and box.num_votes(key) == (test_B == KEYS.index(key)).sum()
+        assert top_votes(parts, key, 3) == [e[0] for e in expected[:3]]
 
 
 def test_sums_do_not_depend_on_the_order() -> None:
     rng = np.random.default_rng(1)
     confidence = rng.random(1000).astype(np.float32)
-    grids = restore_grids(np.full((1000, 16), 3, np.uint8), random_augmentations(rng, 1000) * 0 + np.arange(11, dtype=np.uint8), 4)
+    grids = restore_grids(
+        np.full((1000, 16), 3, np.uint8), random_augmentations(rng, 1000) * 0 + np.arange(11, dtype=np.uint8), 4
+    )
     results = set()
     for order in (np.arange(1000), rng.permutation(1000)):
         box = VoteBox()

@@ -84,6 +84,29 @@ class SplitName(Enum):
     evaluation = "evaluation"
 
 
+class EvalHalting(Enum):
+    """When a row of an evaluation ends. all_steps: after halt_max_steps (the published rule). early: at a positive halt logit."""
+
+    all_steps = "all_steps"
+    early = "early"
+
+
+class VotesRule(Enum):
+    """How many augmentations vote. all: every one. adaptive: until the order of a task's first two candidates is settled;
+    adaptive_first: until its first candidate is, whoever comes second (the test: arclab.solvers.stopping)."""
+
+    all = "all"
+    adaptive = "adaptive"
+    adaptive_first = "adaptive_first"
+
+
+class CanvasRule(Enum):
+    """full: every row on dataset.canvas. bucketed: on the smallest canvas that holds what is shown, larger ones if needed."""
+
+    full = "full"
+    bucketed = "bucketed"
+
+
 class WandbMode(Enum):
     """auto: online where an API key is set, offline elsewhere."""
 
@@ -270,7 +293,8 @@ class TrainerConfig:
 class EvaluationConfig:
     """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
 
-    health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*, train_encoder/*); 0: none.
+    batch_size: rows in flight. health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*,
+    train_encoder/*); 0: none. The defaults of the last three are the published rules, for runs that were made before they were keys.
     """
 
     split: SplitName
@@ -278,6 +302,9 @@ class EvaluationConfig:
     batch_size: int
     max_tasks: Optional[int]
     health_tasks: int
+    halting: EvalHalting = EvalHalting.all_steps
+    votes: VotesRule = VotesRule.all
+    canvas: CanvasRule = CanvasRule.full
 
     def check(self, path: str) -> list[str]:
         problems = [
@@ -350,6 +377,10 @@ class ExperimentConfig:
                 f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with decoder_init.kind=scratch "
                 "freezes a random decoder, which can answer nothing; use decoder_init=frozen with a decoder_init.path, or fewer freeze_steps."
             )
+        if self.decoder.mlp_t and self.evaluation.canvas is CanvasRule.bucketed:
+            problems.append(
+                "evaluation.canvas=bucketed does not go with decoder.mlp_t=true, whose weights belong to one length; use evaluation.canvas=full."
+            )
         return [*problems, *self._check_ranks(), *self._check_encoder()]
 
     def _check_ranks(self) -> list[str]:
@@ -394,6 +425,15 @@ class ExperimentConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EvaluationWishes:
+    """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that name)."""
+
+    halting: Optional[EvalHalting]
+    votes: Optional[VotesRule]
+    canvas: Optional[CanvasRule]
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
     """Root of evaluate.py. null means: as the checkpoint's own run was configured."""
 
@@ -404,6 +444,7 @@ class EvaluateConfig:
     num_augmentations: Optional[int]
     batch_size: Optional[int]
     max_tasks: Optional[int]
+    evaluation: EvaluationWishes
     device: DeviceChoice
     num_threads: Optional[int]
 

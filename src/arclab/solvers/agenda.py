@@ -22,7 +22,7 @@ from arclab.config.schema import CANVASES, CanvasRule, VotesRule
 from arclab.data.sampler import IntArray, PuzzleSpace
 from arclab.solvers.base import TestKey
 from arclab.solvers.stopping import is_settled, round_ends
-from arclab.solvers.votes import VoteBox
+from arclab.solvers.votes import VoteBox, top_votes
 
 _PLACES = {VotesRule.adaptive: 2, VotesRule.adaptive_first: 1}
 
@@ -59,7 +59,9 @@ def row_table(space: PuzzleSpace, max_demos: int, rule: CanvasRule) -> RowTable:
     keys = [(task.id, number) for task in space.tasks for number in range(len(task.tests))]
     canvas_R = np.full(len(task_R), space.canvas)
     if rule is CanvasRule.bucketed:
-        side_Q = np.array([_shown_side(space, task, n, max_demos) for task in range(num_tasks) for n in range(num_tests_T[task])])
+        side_Q = np.array(
+            [_shown_side(space, task, n, max_demos) for task in range(num_tasks) for n in range(num_tests_T[task])]
+        )
         canvas_R = np.array([smallest_canvas(side, space.canvas) for side in side_Q])[first_test_T[task_R] + number_R]
     return RowTable(keys, task_R, augmentation_R, first_test_T[task_R] + number_R, query_R, canvas_R, first_row_T, num_tests_T)
 
@@ -82,13 +84,17 @@ def next_canvas(canvas: int, full: int) -> int:
 
 
 class Agenda:
-    """take() rows, predict them, then finish() them (they were counted in `box`) or postpone() them to a larger canvas."""
+    """take() rows, predict them, then finish() them (they were counted in one of `boxes`) or postpone() them to a larger canvas.
+
+    done_R: rows counted before; it is kept up to date. num_rows, num_done, num_saved: of this rank, all rows, those counted,
+    and those that stopping has made needless.
+    """
 
     def __init__(
-        self, space: PuzzleSpace, table: RowTable, box: VoteBox, done_R: npt.NDArray[np.bool_], *, rule: VotesRule, seed: int,
+        self, space: PuzzleSpace, table: RowTable, boxes: Sequence[VoteBox], done_R: npt.NDArray[np.bool_], *, rule: VotesRule, seed: int,
         rank: int, world_size: int,
     ) -> None:  # fmt: skip
-        self._table, self._box, self._done_R = table, box, done_R
+        self._table, self._boxes, self._done_R = table, boxes, done_R
         self._places, self._full = _PLACES.get(rule), space.canvas
         self._queues: dict[int, deque[int]] = {}
         self._order: dict[int, IntArray] = {}
@@ -132,6 +138,7 @@ class Agenda:
     def finish(self, rows: IntArray) -> None:
         """These rows have been counted."""
         self._done_R[rows] = True
+        self.num_done += len(rows)
         if self._places is None:
             return
         tasks, counts = np.unique(self._table.task_R[rows], return_counts=True)
@@ -171,17 +178,12 @@ class Agenda:
 
     def _is_settled(self, task: int, remaining: int) -> bool:
         assert self._places is not None
-        tests = np.unique(self._table.test_R[self._table.rows_of(task, np.zeros(1, dtype=np.int64))])
-        return all(is_settled(self._box.top_votes(self._table.keys[q], self._places + 1), remaining) for q in tests.tolist())
+        tests = self._table.test_R[self._table.rows_of(task, np.zeros(1, dtype=np.int64))]
+        keys = [self._table.keys[q] for q in tests.tolist()]
+        return all(is_settled(top_votes(self._boxes, key, self._places + 1), remaining) for key in keys)
 
 
 def visiting_order(task_id: str, num_augmentations: int, seed: int) -> IntArray:
     """The original, then the other augmentations in an order drawn for this task."""
     rng = np.random.default_rng([seed, 4, zlib.crc32(task_id.encode())])
     return np.concatenate([[0], 1 + rng.permutation(num_augmentations - 1)]).astype(np.int64)
-
-
-def share_rows(keys: Sequence[TestKey], task_ids: Sequence[str], rank: int, world_size: int) -> set[TestKey]:
-    """The test inputs whose earlier votes belong to this rank: those of the tasks it would visit itself."""
-    mine = set(task_ids[rank::world_size])
-    return {key for key in keys if key[0] in mine}

@@ -100,7 +100,9 @@ def fly(model: RecursiveModel, take: Callable[[], Ready | None], num_rows: int, 
         if not ended_B.any():
             continue
         index = torch.from_numpy(ended_B.nonzero()[0]).to(logits_BSV.device)
-        landed = Landed(flight.rows_B[ended_B], flight.labels_BS[index], logits_BSV[index], q_halt_B[index], flight.steps_B[ended_B])
+        landed = Landed(
+            flight.rows_B[ended_B], flight.labels_BS[index], logits_BSV[index], q_halt_B[index], flight.steps_B[ended_B]
+        )
         flight = flight.select(~ended_B)
         yield landed
 

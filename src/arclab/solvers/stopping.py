@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 ODDS = 1000
 FIRST_ROUND = 16  # the least that can settle anything is 13
@@ -47,8 +48,7 @@ def outvotes(ahead: int, behind: int) -> bool:
 
 def is_settled(top_votes: Sequence[int], remaining: int) -> bool:
     """Can `remaining` more votes no longer change the order of top_votes (most first)? For certain, or by the test."""
-    pairs = zip(top_votes[:-1], top_votes[1:], strict=True)
-    return all(ahead - behind > remaining or outvotes(ahead, behind) for ahead, behind in pairs)
+    return all(ahead - behind > remaining or outvotes(ahead, behind) for ahead, behind in pairwise(top_votes))
 
 
 def round_ends(num_augmentations: int) -> Iterator[int]:

@@ -129,15 +129,17 @@ class VoteBox:
                 for grid, (votes, units) in grids.items():
                     self.add(key, grid, votes, units)
 
-    def num_votes(self, key: TestKey) -> int:
-        return sum(votes for votes, _ in self.counts[key].values())
-
-    def top_votes(self, key: TestKey, places: int) -> list[int]:
-        """Votes of the first `places` candidates, most first; 0 for a place that nobody holds."""
-        best = sorted((votes for votes, _ in self.counts[key].values()), reverse=True)[:places]
-        return best + [0] * (places - len(best))
-
     def ranked(self, key: TestKey) -> list[Candidate]:
         """Most votes first, then the higher mean confidence; what is still tied is ordered by content, not by chance."""
         entries = sorted(self.counts[key].items(), key=lambda e: (-e[1][0], -e[1][1], e[0] is None, e[0] or ()))
         return [Candidate(grid_of(grid), votes, units * _UNIT / votes) for grid, (votes, units) in entries]
+
+
+def top_votes(boxes: Iterable[VoteBox], key: TestKey, places: int) -> list[int]:
+    """Votes of the first `places` candidates over all boxes, most first; 0 for a place that nobody holds."""
+    total: defaultdict[GridKey, int] = defaultdict(int)
+    for box in boxes:
+        for grid, (votes, _) in box.counts.get(key, {}).items():
+            total[grid] += votes
+    best = sorted(total.values(), reverse=True)[:places]
+    return best + [0] * (places - len(best))
