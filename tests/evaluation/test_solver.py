@@ -83,7 +83,7 @@ def test_demonstrations_reach_the_solver_in_full(tiny: Tiny, monkeypatch: pytest
 
 def test_undecodable_predictions_count_as_wrong_and_do_not_crash(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     solver, setting, _ = solver_of(tiny())
-    answer_labels(monkeypatch, lambda rows, labels: torch.zeros_like(labels))
+    answer_labels(monkeypatch, lambda ready: torch.zeros_like(ready.labels_BS))
     attempts = solver.solve(setting.scored, Budget(2))
     assert attempts.statistics["ARC/undecodable"] == 1.0
     assert all(c[0].grid is None for c in attempts.candidates.values())
