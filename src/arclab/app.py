@@ -22,7 +22,16 @@ from types import TracebackType
 import torch
 
 from arclab.config.compose import broken_rules, compose_evaluate, identity, thaw
-from arclab.config.schema import EvaluateConfig, ExperimentConfig, Regime, SplitName, WeightsKind
+from arclab.config.schema import (
+    CanvasRule,
+    EvalHalting,
+    EvaluateConfig,
+    ExperimentConfig,
+    Regime,
+    SplitName,
+    VotesRule,
+    WeightsKind,
+)
 from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
@@ -300,7 +309,8 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
         return
     result = Evaluation(
         run=run, config=config, checkpoint=checkpoint, step=state["step"], weights=wanted.weights.value, tasks=setting.scored,
-        attempts=attempts, stamps=(*state["stamps"], *_split_stamp(config)), notes=setting.split.notes, provenance=provenance(),
+        attempts=attempts, stamps=(*state["stamps"], *_split_stamp(config), *_rules_stamp(config)),
+        notes=setting.split.notes, provenance=provenance(),
     )  # fmt: skip
     write_results(result, folder)
     store.remove()
@@ -358,3 +368,13 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
+
+
+def _rules_stamp(config: ExperimentConfig) -> tuple[str, ...]:
+    """Which rules of the evaluation are not the published ones."""
+    rules = config.evaluation
+    published = {"halting": EvalHalting.all_steps, "votes": VotesRule.all, "canvas": CanvasRule.full}
+    other = [
+        f"evaluation.{key}={getattr(rules, key).name}" for key, value in published.items() if getattr(rules, key) is not value
+    ]
+    return (f"not the published evaluation: {', '.join(other)}",) if other else ()

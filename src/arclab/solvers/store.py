@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -97,13 +98,13 @@ class VoteStore:
         path = self._folder / f"votes_{self._key}_{self._generation}_{part}.npz"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as file:
-            np.savez(file, **_arrays(keys, tally))
+            _save(file, keys, tally)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
 
 
-def _arrays(keys: Sequence[TestKey], tally: Tally) -> dict[str, np.ndarray]:
+def _save(file: BinaryIO, keys: Sequence[TestKey], tally: Tally) -> None:
     """Counts as one table (test input, height, width, votes, two halves of the confidence) and the cells of all grids in a row."""
     number = {key: n for n, key in enumerate(keys)}
     table, cells = [], []
@@ -112,10 +113,10 @@ def _arrays(keys: Sequence[TestKey], tally: Tally) -> dict[str, np.ndarray]:
             height, width, content = grid or (0, 0, b"")
             table.append((number[key], height, width, votes, *divmod(units, _LOW)))
             cells.append(content)
-    return {
-        "table": np.array(table, dtype=np.int64).reshape(-1, 6), "cells": np.frombuffer(b"".join(cells), dtype=np.uint8),
-        "done": np.packbits(tally.done_R), "num_rows": np.array(len(tally.done_R)), "sums": tally.sums,
-    }  # fmt: skip
+    np.savez(
+        file, table=np.array(table, dtype=np.int64).reshape(-1, 6), cells=np.frombuffer(b"".join(cells), dtype=np.uint8),
+        done=np.packbits(tally.done_R), num_rows=np.array(len(tally.done_R)), sums=tally.sums,
+    )  # fmt: skip
 
 
 def _read(path: Path, keys: Sequence[TestKey]) -> Tally:
