@@ -4,8 +4,8 @@
     python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
     python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
 
-A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout, and
-trained or frozen (encoder.optim.freeze_steps: the decoder alone learns). It learns all --families together and is scored on
+A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout
+(symmetry+colors: with encoder.pooling=colors, for encoders that pool), and trained or frozen (encoder.optim.freeze_steps: the decoder alone learns). It learns all --families together and is scored on
 held-out tasks of each: exact answers with a Wilson interval, what is lost with swapped demonstrations and with an empty
 context. Easy families in the mixture are a curriculum: compositions alone give no signal for long. --seconds measures the
 speed of an encoder once and turns it into steps; trained and frozen twins get the same number of steps.
@@ -30,7 +30,7 @@ from typing import Any
 
 from arclab.app import load_weights
 from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, thaw
-from arclab.config.encoder_schema import DemoLayout, LpnEncoderConfig, Pooling
+from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import CANVASES, WeightsKind
 from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
@@ -50,7 +50,7 @@ TWINS = ("trained", "frozen")
 _SPEED_STEPS = 30
 # An encoder's sizes on tiny grids, where it has the key; LPN keeps those of its paper. A CLS token needs a second layer to
 # read what the first one found.
-_TOY_SIZES = {"num_layers": 1, "num_heads": 4, "latent_dim": 32, "context.gain": 0.1}
+_TOY_SIZES = {"num_layers": 1, "num_heads": 4, "latent_dim": 32, "context.gain": 0.1, "h_cycles": 1, "l_cycles": 2, "cycle_layers": 1}
 _LAYERS_WITH_CLS = 2
 
 
@@ -112,7 +112,7 @@ def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
     """The command line of a cell. The canvas is the smallest that shows where a grid ends."""
     side = parse_toy(table.source(table.test_tasks, "test")).side
     canvas = next(c for c in CANVASES if c > side)
-    layout = [] if cell.layout == NO_LAYOUT else [f"encoder.demo_layout={cell.layout}"]
+    layout = layout_overrides(cell.layout)
     return [
         "experiment=toy_control", f"encoder={cell.encoder}", *toy_sizes(cell.encoder), *layout, "experiment_name=control", f"name={table.cell_name(cell)}",
         f"runs_dir={table.runs_dir}", f"seed={table.seed}", "dataset.name=toy", f"dataset.canvas={canvas}",
@@ -121,6 +121,14 @@ def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
         f"trainer.steps={steps}", f"encoder.optim.freeze_steps={steps if cell.frozen else 0}", "trainer.eval_every=0", "wandb.mode=disabled",
         *table.overrides,
     ]  # fmt: skip
+
+
+def layout_overrides(layout: str) -> list[str]:
+    if layout == NO_LAYOUT:
+        return []
+    grids, _, pooling = layout.partition("+")
+    colors = [f"encoder.pooling={pooling}", f"encoder.tokens_per_demo={NUM_COLORS}"] if pooling else []
+    return [f"encoder.demo_layout={grids}", *colors]
 
 
 def toy_sizes(encoder: str) -> list[str]:
@@ -144,6 +152,10 @@ def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Seque
             print(f"encoder={encoder} is left out: {error}")
             continue
         for layout in layouts if hasattr(config.encoder, "demo_layout") else (NO_LAYOUT,):
+            if "+" in layout and not (
+                isinstance(config.encoder, StandardEncoderConfig) and Pooling.colors in config.encoder.poolings()
+            ):
+                continue
             yield from (Cell(encoder, layout, frozen) for frozen in (False, True))
 
 
@@ -248,7 +260,7 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, help="optimiser steps of every cell")
     budget.add_argument("--seconds", type=float, help="training time of every cell, by the measured speed of its encoder")
-    layouts = [layout.value for layout in DemoLayout]
+    layouts = [*(layout.value for layout in DemoLayout), *(f"{layout.value}+{Pooling.colors.value}" for layout in DemoLayout)]
     parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=layouts, default=layouts)
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)

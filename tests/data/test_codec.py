@@ -64,5 +64,5 @@ def test_paint_equals_encode_of_the_augmented_grid() -> None:
                 grid = augmentation.apply_grid(pair.input)
                 row, column = (int(rng.integers(canvas - side + 1)) for side in grid.shape)
                 grid_id = np.array([2 * (space.store.first_pair_T[t] + pair_number)])
-                painted = space._paint(grid_id, table[index : index + 1], np.array([[row, column]]))
+                painted = space._paint(grid_id, table[index : index + 1], np.array([[row, column]]), canvas)
                 assert np.array_equal(painted[0].numpy(), encode(grid, canvas, row, column))

@@ -11,8 +11,9 @@ import torch
 
 from arclab.config.schema import ExperimentConfig
 from arclab.data.augment import Augmentation
+from arclab.data.buckets import bucketed
 from arclab.data.codec import decode
-from arclab.data.sampler import Batch, Cursor, TrainingData, batch_loader, build_training_data
+from arclab.data.sampler import Batch, Cursor, Cursors, TrainingData, batch_loader, build_training_data, start_cursors, whole
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask, Grid
 
@@ -34,21 +35,21 @@ def read(data: TrainingData, tokens: torch.Tensor) -> Grid:
     return grid
 
 
+@pytest.mark.parametrize("split", ["full", "bucketed"])
 @pytest.mark.parametrize("trm", [False, True])
-def test_order_does_not_depend_on_workers_or_on_where_it_resumes(tiny: Tiny, trm: bool) -> None:
+def test_order_does_not_depend_on_workers_or_on_where_it_resumes(tiny: Tiny, trm: bool, split: str) -> None:
     data = build(tiny("dataset.num_augmentations=5", "dataset.translate=true", trm=trm))
+    parts = whole(data, 10) if split == "full" else bucketed(data, 10, 1)
 
-    def run(start: Cursor, num_batches: int, num_workers: int) -> list[tuple[Cursor, Batch]]:
-        return list(batch_loader(data, start, batch_size=10, rows=(0, 10), num_batches=num_batches, num_workers=num_workers))
+    def run(start: Cursors, num_batches: int, num_workers: int) -> list[tuple[Cursors, list[Batch]]]:
+        return list(batch_loader(parts, start, lambda rows: (0, rows), num_batches=num_batches, num_workers=num_workers))
 
-    plain, with_workers = run(Cursor.first(7), 6, 0), run(Cursor.first(7), 6, 2)
+    plain, with_workers = run(start_cursors(parts, 7), 6, 0), run(start_cursors(parts, 7), 6, 2)
     resumed = run(plain[2][0], 3, 1)
-    for (cursor_a, a), (cursor_b, b) in zip(plain, with_workers, strict=True):
-        assert cursor_a == cursor_b and same(a, b)
-    for (cursor_a, a), (cursor_b, b) in zip(plain[3:], resumed, strict=True):
-        assert cursor_a == cursor_b and same(a, b)
-    assert not same(plain[0][1], plain[1][1])
-    assert not same(plain[0][1], run(Cursor.first(8), 1, 0)[0][1])
+    for (cursors_a, a), (cursors_b, b) in [*zip(plain, with_workers, strict=True), *zip(plain[3:], resumed, strict=True)]:
+        assert cursors_a == cursors_b and all(map(same, a, b)) and len(a) == len(parts)
+    assert not same(plain[0][1][0], plain[1][1][0])
+    assert not same(plain[0][1][0], run(start_cursors(parts, 8), 1, 0)[0][1][0])
 
 
 @pytest.mark.parametrize("trm", [False, True])

@@ -18,8 +18,11 @@ from safetensors.torch import load_file
 
 from arclab.app import build_setting
 from arclab.config.schema import ExperimentConfig
+from arclab.data.sampler import Cursor
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import Prediction
+from arclab.models.halting import draw_min_steps
+from arclab.models.losses import row_losses
 from arclab.models.recursive import build_model
 from arclab.ranks import Ranks
 from arclab.rundir import open_run
@@ -49,7 +52,7 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("kind", ["standard", "trm", "recurrent", "lpn_variational", "in_context"])
+@pytest.mark.parametrize("kind", ["standard", "bucketed", "trm", "recurrent", "lpn_variational", "in_context"])
 def test_resumed_run_is_bit_identical(tiny: Tiny, kind: str) -> None:
     """Stop after a checkpoint in mid-carry, remove what came after, run the same command: same weights, each step once."""
     common = (
@@ -58,7 +61,8 @@ def test_resumed_run_is_bit_identical(tiny: Tiny, kind: str) -> None:
         "dataset.num_augmentations=2",
         "trainer.keep_last=9",
         "trainer.grad_accumulation=2",
-        *([] if kind in ("standard", "trm") else [f"encoder={kind}", "encoder.num_heads=2"]),
+        *([] if kind in ("standard", "bucketed", "trm") else [f"encoder={kind}", "encoder.num_heads=2"]),
+        *(["trainer.canvas=bucketed", "trainer.batch_size=16"] if kind == "bucketed" else []),
         *(["encoder.width=16", "encoder.latent_dim=8"] if kind == "lpn_variational" else []),
     )
     trm = kind == "trm"
@@ -116,7 +120,7 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
     assert json.loads((tmp_path / "quickstart" / "killed" / "status.json").read_text())["state"] == "DONE"
 
 
-@pytest.mark.parametrize("overrides", [TINY, TINY_TRM], ids=["etrm", "trm"])
+@pytest.mark.parametrize("overrides", [TINY, TINY_TRM, [*TINY, "trainer.canvas=bucketed"]], ids=["etrm", "trm", "bucketed"])
 def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Path) -> None:
     """2 ranks x 4 rows against 1 rank x 8 rows under torchrun: same norms, losses and counts at every step."""
     common = [*overrides, "dataset.num_augmentations=2", f"runs_dir={tmp_path}", "trainer.checkpoint_every=4"]
@@ -145,6 +149,27 @@ def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Pat
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-3)
     assert (tmp_path / "quickstart/two/checkpoints/step_00000004/carry_rank1.safetensors").is_file()
+
+
+def test_bucketed_training_has_the_gradient_of_its_rows_on_their_own_canvases(tiny: Tiny) -> None:
+    """One step with a part for each canvas moves the weights as the weighted sum over parts says, and each part has its carry."""
+    config = tiny("trainer.canvas=bucketed", "trainer.batch_size=12", "trainer.steps=1", "trainer.checkpoint_every=1")
+    training = run_training(config)
+    assert training.carries is not None and len(training.parts) == len(training.carries) > 1
+    for part, carry in zip(training.parts, training.carries, strict=True):
+        assert len(carry.steps_B) == part.num_rows and carry.data.inputs_BS.shape[1] == part.data.canvas**2
+    setting = build_setting(config)
+    torch.manual_seed(config.seed)
+    model = build_model(config, setting.data.space.num_puzzles)
+    for part in training.parts:
+        batch = part.data.batch(Cursor.first(config.seed), part.num_rows, 0, part.num_rows)
+        min_steps_B = draw_min_steps(config.halting, 12, config.seed, 1)[part.start : part.start + part.num_rows]
+        _, output = model(model.initial_carry(batch), batch, min_steps_B)
+        losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
+        (losses.total(config.halting.halt_loss_weight) * part.weight / 12).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.decoder.parameters() if p.grad is not None])
+    (row,) = [r for r in read_rows(Path(config.runs_dir) / "quickstart" / "t" / "metrics.jsonl") if r["_step"] == 1]
+    assert row["grad/inner_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
 def test_gradient_accumulation_changes_nothing_but_memory(tiny: Tiny) -> None:

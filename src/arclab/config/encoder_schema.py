@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Optional
 
 PREFIX_TOKENS = 16
+NUM_COLORS = 10
 
 
 class DemoLayout(Enum):
@@ -23,13 +24,15 @@ class DemoLayout(Enum):
 
 
 class Pooling(Enum):
-    """How the tokens of a demonstration become few. cls: a learned token that takes part in the attention."""
+    """How the tokens of a demonstration become few. cls: a learned token that takes part in the attention. colors: for each
+    colour, the mean over the tokens of its cells (of the input, where a token joins input and output)."""
 
     mean = "mean"
     max = "max"
     attention = "attention"
     weighted = "weighted"
     cls = "cls"
+    colors = "colors"
 
 
 class NormStyle(Enum):
@@ -194,8 +197,8 @@ class TransformerEncoderConfig(TaskEncoderConfig):
         return problems
 
 
-_POOLINGS = (Pooling.mean, Pooling.max, Pooling.attention, Pooling.weighted)
-_MANY_TOKENS = (Pooling.attention, Pooling.weighted)
+_POOLINGS = (Pooling.mean, Pooling.max, Pooling.attention, Pooling.weighted, Pooling.colors)
+_MANY_TOKENS = (Pooling.attention, Pooling.weighted, Pooling.colors)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,6 +224,16 @@ class StandardEncoderConfig(TransformerEncoderConfig):
             problems.append(
                 f"{path}.tokens_per_demo={self.tokens_per_demo} needs {path}.pooling=attention or weighted ({self.pooling.name} gives one token); change one."
             )
+        if self.pooling is Pooling.colors:
+            for key, value, is_right in (
+                ("tokens_per_demo", self.tokens_per_demo, self.tokens_per_demo == NUM_COLORS),
+                ("context.num_tokens", self.context.num_tokens, self.context.num_tokens >= NUM_COLORS),
+            ):
+                if not is_right:
+                    problems.append(
+                        f"{path}.{key}={value} does not go with {path}.pooling=colors, which keeps a token for each of {NUM_COLORS} colours; "
+                        f"set {path}.{key}={NUM_COLORS}."
+                    )
         return problems
 
 

@@ -238,9 +238,16 @@ class DatasetConfig:
         return problems
 
 
+class CanvasRule(Enum):
+    """full: every row on dataset.canvas (the published form). bucketed: every row on the smallest canvas that holds its task."""
+
+    full = "full"
+    bucketed = "bucketed"
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks.
+    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks. canvas: see CanvasRule.
 
     Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
     """
@@ -248,6 +255,7 @@ class TrainerConfig:
     steps: int
     batch_size: int
     grad_accumulation: int
+    canvas: CanvasRule
     precision: Precision
     compile: bool
     clip_norm: float
@@ -416,6 +424,11 @@ class ExperimentConfig:
                 problems.append(
                     f"encoder.latent_dim={encoder.latent_dim} must be between 1 and the encoder's width {width}; choose a value in that range."
                 )
+        if self.decoder.mlp_t and self.trainer.canvas is CanvasRule.bucketed:
+            problems.append(
+                "trainer.canvas=bucketed does not go with decoder.mlp_t=true, whose weights are made for one canvas; set trainer.canvas=full "
+                "or decoder.mlp_t=false."
+            )
         if isinstance(encoder, InContextEncoderConfig) and (self.decoder.mlp_t or self.decoder.positions is not Positions.rope):
             problems.append(
                 f"encoder.kind=in_context needs attention with rotary positions, but decoder.mlp_t={self.decoder.mlp_t} and "

@@ -1,7 +1,8 @@
 """Training batches: which pairs of which puzzle make up batch i, and rendering them to tokens.
 
-    data = TrainingData.build(tasks, config, seed, ...)
-    for cursor, batch in data.batches(start=Cursor.first(seed), ...): ...
+    data = build_training_data(tasks, (), config, seed)
+    parts = whole(data, batch_size)                     # or data.buckets.bucketed(...): canvases of several sizes
+    for cursors, batches in batch_loader(parts, start_cursors(parts, seed), ...): ...
 
 The order is a pure function of the cursor (seed, epoch, index, batch): epochs are seeded permutations of the tasks, and
 everything drawn for a batch comes from a generator keyed by (seed, batch). So a resumed run, any number of workers and
@@ -14,7 +15,8 @@ puzzle_id: every visit gives as many pairs of one augmented puzzle as still fit 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -29,6 +31,8 @@ from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
 from arclab.interrupt import STOP_SIGNALS
 
 IntArray = npt.NDArray[np.int64]
+# Number of rows -> the first and the end of those that a rank takes.
+Share = Callable[[int], tuple[int, int]]
 BLANK_PUZZLE = 0  # row 0 of a puzzle table stands for "no puzzle"
 
 
@@ -145,8 +149,9 @@ class PuzzleSpace:
     def puzzle_ids(self, task_B: IntArray, augmentation_B: IntArray) -> IntArray:
         return 1 + self.first_augmentation_T[task_B] + augmentation_B
 
-    def render(self, plan: Plan, *, with_puzzle_ids: bool) -> Batch:
-        """Tokens for every row of a plan."""
+    def render(self, plan: Plan, *, with_puzzle_ids: bool, canvas: int | None = None) -> Batch:
+        """Tokens for every row of a plan, on a canvas that must hold them (the space's own unless another is given)."""
+        canvas = canvas or self.canvas
         rows, num_demos = plan.demos_BK.shape
         augmentation = self.table[self.first_augmentation_T[plan.task_B] + plan.augmentation_B]
         query_offsets = np.ascontiguousarray(plan.offsets_BP2[:, 0])
@@ -154,21 +159,21 @@ class PuzzleSpace:
         demo_augmentation = np.repeat(augmentation, num_demos, axis=0)
         demo_offsets = np.ascontiguousarray(plan.offsets_BP2[:, 1:]).reshape(-1, 2)
         puzzle_id_B = self.puzzle_ids(plan.task_B, plan.augmentation_B) if with_puzzle_ids else np.zeros(rows, np.int64)
-        demo_shape = (rows, num_demos, self.canvas**2)
+        demo_shape = (rows, num_demos, canvas**2)
         return Batch(
             task_id_B=torch.from_numpy(plan.task_B.copy()),
             puzzle_id_B=torch.from_numpy(puzzle_id_B),
-            inputs_BS=self._paint(2 * plan.query_B, augmentation, query_offsets),
-            labels_BS=self._paint(2 * plan.query_B + 1, augmentation, query_offsets),
-            demo_inputs_BKS=self._paint(2 * demo_slots, demo_augmentation, demo_offsets).view(demo_shape),
-            demo_outputs_BKS=self._paint(2 * demo_slots + 1, demo_augmentation, demo_offsets).view(demo_shape),
+            inputs_BS=self._paint(2 * plan.query_B, augmentation, query_offsets, canvas),
+            labels_BS=self._paint(2 * plan.query_B + 1, augmentation, query_offsets, canvas),
+            demo_inputs_BKS=self._paint(2 * demo_slots, demo_augmentation, demo_offsets, canvas).view(demo_shape),
+            demo_outputs_BKS=self._paint(2 * demo_slots + 1, demo_augmentation, demo_offsets, canvas).view(demo_shape),
             num_demos_B=torch.from_numpy((plan.demos_BK >= 0).sum(axis=1)),
         )
 
-    def _paint(self, grid_ids: IntArray, augmentations: npt.NDArray[np.uint8], offsets: IntArray) -> torch.Tensor:
-        out = np.zeros((len(grid_ids), self.canvas**2), dtype=np.uint8)
+    def _paint(self, grid_ids: IntArray, augmentations: npt.NDArray[np.uint8], offsets: IntArray, canvas: int) -> torch.Tensor:
+        out = np.zeros((len(grid_ids), canvas**2), dtype=np.uint8)
         store = self.store
-        paint(store.cells, store.heights, store.widths, grid_ids, augmentations, offsets, self.canvas, out)
+        paint(store.cells, store.heights, store.widths, grid_ids, augmentations, offsets, canvas, out)
         return torch.from_numpy(out)
 
 
@@ -183,23 +188,31 @@ class TrainingData:
     def __init__(self, space: PuzzleSpace, config: DatasetConfig, trainable_T: IntArray) -> None:
         self.space = space
         self.trainable_T = trainable_T
+        self.canvas = space.canvas
+        self.members_M = np.arange(len(space.tasks))
         self.is_few_shot = config.regime is Regime.few_shot
         self.query_rule = config.query_rule
         self.translate = config.translate
         widest = int((space.store.num_pairs_T - 1).max())
         self.max_demos = min(config.max_demos, widest) if self.is_few_shot else 0
 
+    def only(self, members_M: IntArray, canvas: int) -> TrainingData:
+        """The same data restricted to some tasks, on a canvas that holds all their pairs."""
+        part = copy(self)
+        part.members_M, part.canvas = members_M, canvas
+        return part
+
     def next_cursor(self, cursor: Cursor, batch_size: int) -> Cursor:
         """The cursor after the batch that starts at `cursor`."""
         consumed = batch_size if self.is_few_shot else len(self._visits(cursor, batch_size)[0])
-        position = cursor.epoch * len(self.space.tasks) + cursor.index + consumed
-        epoch, index = divmod(position, len(self.space.tasks))
+        position = cursor.epoch * len(self.members_M) + cursor.index + consumed
+        epoch, index = divmod(position, len(self.members_M))
         return Cursor(cursor.seed, epoch, index, cursor.batch + 1)
 
     def _task_stream(self, cursor: Cursor) -> Iterator[int]:
-        epoch, index, count = cursor.epoch, cursor.index, len(self.space.tasks)
+        epoch, index, count = cursor.epoch, cursor.index, len(self.members_M)
         while True:
-            yield from _epoch_order(cursor.seed, epoch, count)[index:].tolist()
+            yield from self.members_M[_epoch_order(cursor.seed, epoch, count)[index:]].tolist()
             epoch, index = epoch + 1, 0
 
     def _visits(self, cursor: Cursor, batch_size: int) -> tuple[list[int], list[int]]:
@@ -216,7 +229,8 @@ class TrainingData:
 
     def plan(self, cursor: Cursor, batch_size: int) -> Plan:
         """All rows of the batch at `cursor`: a pure function of its arguments."""
-        rng = np.random.default_rng([cursor.seed, 2, cursor.batch])
+        is_part = len(self.members_M) < len(self.space.tasks)
+        rng = np.random.default_rng([cursor.seed, 2, cursor.batch, *([self.canvas] if is_part else [])])
         return (
             self._plan_few_shot(cursor, batch_size, rng) if self.is_few_shot else self._plan_puzzle_id(cursor, batch_size, rng)
         )
@@ -264,33 +278,61 @@ class TrainingData:
         height, width = self.space.store.pair_extent(np.maximum(pairs_BP, 0))
         view_B = self.space.table[self.space.first_augmentation_T[task_B] + augmentation_B, 0]
         transposed = np.isin(view_B, (1, 3, 6, 7))[:, None]
-        room = self.space.canvas - np.stack([np.where(transposed, width, height), np.where(transposed, height, width)], axis=-1)
+        room = self.canvas - np.stack([np.where(transposed, width, height), np.where(transposed, height, width)], axis=-1)
         moved = draws[..., 0] >= 1.0 / self.space.store.num_pairs_T[task_B][:, None]
         return np.where(moved[..., None], (draws[..., 1:] * (room + 1)).astype(np.int64), 0)
 
     def batch(self, cursor: Cursor, batch_size: int, start: int, stop: int) -> Batch:
         """Rows start..stop of the batch of batch_size rows at `cursor`."""
-        return self.space.render(self.plan(cursor, batch_size).rows(start, stop), with_puzzle_ids=not self.is_few_shot)
+        plan = self.plan(cursor, batch_size).rows(start, stop)
+        return self.space.render(plan, with_puzzle_ids=not self.is_few_shot, canvas=self.canvas)
 
 
-class _CursorStream(torch.utils.data.Sampler[Cursor]):
-    def __init__(self, data: TrainingData, start: Cursor, batch_size: int, num_batches: int) -> None:
-        self.data, self.start, self.batch_size, self.num_batches = data, start, batch_size, num_batches
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows start..start + num_rows of every batch, drawn from data of their own. weight: of these rows in the loss."""
 
-    def __iter__(self) -> Iterator[Cursor]:
-        cursor = self.start
+    data: TrainingData
+    start: int
+    num_rows: int
+    weight: float
+
+
+def whole(data: TrainingData, batch_size: int) -> tuple[Part, ...]:
+    """All rows of a batch from all tasks, on one canvas."""
+    return (Part(data, 0, batch_size, 1.0),)
+
+
+Cursors = tuple[Cursor, ...]
+
+
+def start_cursors(parts: Sequence[Part], seed: int) -> Cursors:
+    return tuple(Cursor.first(seed) for _ in parts)
+
+
+def next_cursors(parts: Sequence[Part], cursors: Cursors) -> Cursors:
+    return tuple(part.data.next_cursor(cursor, part.num_rows) for part, cursor in zip(parts, cursors, strict=True))
+
+
+class _CursorStream(torch.utils.data.Sampler[Cursors]):
+    def __init__(self, parts: Sequence[Part], start: Cursors, num_batches: int) -> None:
+        self.parts, self.start, self.num_batches = parts, start, num_batches
+
+    def __iter__(self) -> Iterator[Cursors]:
+        cursors = self.start
         for _ in range(self.num_batches):
-            yield cursor
-            cursor = self.data.next_cursor(cursor, self.batch_size)
+            yield cursors
+            cursors = next_cursors(self.parts, cursors)
 
 
-class _BatchDataset(torch.utils.data.Dataset[tuple[Cursor, Batch]]):
-    def __init__(self, data: TrainingData, batch_size: int, start: int, stop: int) -> None:
-        self.data, self.batch_size, self.start, self.stop = data, batch_size, start, stop
+class _BatchDataset(torch.utils.data.Dataset[tuple[Cursors, list[Batch]]]):
+    def __init__(self, parts: Sequence[Part], share: Share) -> None:
+        self.parts, self.share = parts, share
 
-    def __getitem__(self, cursor: Cursor) -> tuple[Cursor, Batch]:
-        after = self.data.next_cursor(cursor, self.batch_size)
-        return after, self.data.batch(cursor, self.batch_size, self.start, self.stop)
+    def __getitem__(self, cursors: Cursors) -> tuple[Cursors, list[Batch]]:
+        pairs = zip(self.parts, cursors, strict=True)
+        batches = [part.data.batch(cursor, part.num_rows, *self.share(part.num_rows)) for part, cursor in pairs]
+        return next_cursors(self.parts, cursors), batches
 
 
 def _leave_stop_signals_to_the_run(worker: int) -> None:
@@ -300,12 +342,12 @@ def _leave_stop_signals_to_the_run(worker: int) -> None:
 
 
 def batch_loader(
-    data: TrainingData, start: Cursor, *, batch_size: int, rows: tuple[int, int], num_batches: int, num_workers: int
-) -> torch.utils.data.DataLoader[tuple[Cursor, Batch]]:
-    """Iterates (cursor after the batch, this rank's rows of the batch). The order does not depend on num_workers."""
+    parts: Sequence[Part], start: Cursors, share: Share, *, num_batches: int, num_workers: int
+) -> torch.utils.data.DataLoader[tuple[Cursors, list[Batch]]]:
+    """Iterates (cursors after the batch, this rank's rows of each part). The order does not depend on num_workers."""
     return torch.utils.data.DataLoader(
-        _BatchDataset(data, batch_size, *rows),
-        sampler=_CursorStream(data, start, batch_size, num_batches),
+        _BatchDataset(parts, share),
+        sampler=_CursorStream(parts, start, num_batches),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,

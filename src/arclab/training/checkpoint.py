@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arclab.config.schema import WeightsKind
-from arclab.data.sampler import Batch, Cursor
+from arclab.data.sampler import Batch, Cursor, Share
 from arclab.models.decoder import Latents
 from arclab.models.recursive import Carry, RecursiveModel
 
@@ -39,7 +39,7 @@ class Progress:
     """
 
     step: int
-    cursor: Cursor
+    cursors: tuple[Cursor, ...]
     ema_updates: int
     runtime_s: float
     run_id: str
@@ -49,34 +49,37 @@ class Progress:
     best_step: int | None
 
 
-def carry_tensors(carries: list[Carry]) -> dict[str, Tensor]:
-    """Flat tensors of a rank's carries (one per micro-batch), rows concatenated."""
-    named = {
-        "z_H": [c.latents.z_H for c in carries],
-        "z_L": [c.latents.z_L for c in carries],
-        "steps": [c.steps_B for c in carries],
-        "halted": [c.halted_B for c in carries],
-        **{f"data.{f.name}": [getattr(c.data, f.name) for c in carries] for f in fields(Batch)},
-    }
-    states = [c.encoder_state for c in carries if c.encoder_state is not None]
-    if states:
-        named["encoder_state"] = states
-    return {name: torch.cat(parts).contiguous() for name, parts in named.items()}
+def carry_tensors(carries: list[Carry], num_parts: int) -> dict[str, Tensor]:
+    """Flat tensors of a rank's carries: the micro-batches of one part of the batch after those of another, as "part.name"."""
+    size = len(carries) // num_parts
+    tensors = {}
+    for part in range(num_parts):
+        rows = [_flat_carry(carry) for carry in carries[part * size : (part + 1) * size]]
+        tensors |= {f"{part}.{name}": torch.cat([row[name] for row in rows]).contiguous() for name in rows[0]}
+    return tensors
 
 
-def split_carry(tensors: dict[str, Tensor], num_parts: int, device: torch.device) -> list[Carry]:
-    """Carries for num_parts micro-batches from the rows of one rank."""
-    chunks = {name: tensor.to(device).chunk(num_parts) for name, tensor in tensors.items()}
-    return [
-        Carry(
-            Latents(chunks["z_H"][i], chunks["z_L"][i]),
-            chunks["steps"][i],
-            chunks["halted"][i],
-            Batch(**{f.name: chunks[f"data.{f.name}"][i] for f in fields(Batch)}),
-            chunks["encoder_state"][i] if "encoder_state" in chunks else None,
-        )
-        for i in range(num_parts)
-    ]
+def _flat_carry(carry: Carry) -> dict[str, Tensor]:
+    flat = {"z_H": carry.latents.z_H, "z_L": carry.latents.z_L, "steps": carry.steps_B, "halted": carry.halted_B}
+    flat |= {f"data.{f.name}": getattr(carry.data, f.name) for f in fields(Batch)}
+    return flat if carry.encoder_state is None else flat | {"encoder_state": carry.encoder_state}
+
+
+def split_carry(files: list[dict[str, Tensor]], share: Share, num_micro: int, device: torch.device) -> list[Carry]:
+    """One rank's carries, num_micro for each part of the batch, from the files of all ranks that saved them."""
+    carries = []
+    for part in range(len({name.split(".")[0] for name in files[0]})):
+        names = [name.removeprefix(f"{part}.") for name in files[0] if name.startswith(f"{part}.")]
+        merged = {name: torch.cat([file[f"{part}.{name}"] for file in files]) for name in names}
+        rows = slice(*share(len(merged["steps"])))
+        chunks = {name: tensor[rows].to(device).chunk(num_micro) for name, tensor in merged.items()}
+        carries += [_carry({name: chunk[i] for name, chunk in chunks.items()}) for i in range(num_micro)]
+    return carries
+
+
+def _carry(flat: dict[str, Tensor]) -> Carry:
+    data = Batch(**{f.name: flat[f"data.{f.name}"] for f in fields(Batch)})
+    return Carry(Latents(flat["z_H"], flat["z_L"]), flat["steps"], flat["halted"], data, flat.get("encoder_state"))
 
 
 class CheckpointFolder:
@@ -182,7 +185,7 @@ def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) 
 
 def progress_from(state: dict[str, Any]) -> Progress:
     values = {f.name: state[f.name] for f in fields(Progress)}
-    return Progress(**{**values, "cursor": Cursor(**state["cursor"])})
+    return Progress(**{**values, "cursors": tuple(Cursor(**cursor) for cursor in state["cursors"])})
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,8 @@
 
     result = train(config, model, data, run, ranks, score=..., stamps=...)
 
-One optimiser step is one supervision step of every row: rows that halted take new examples, the others go on. Gradients are
+One optimiser step is one supervision step of every row: rows that halted take new examples, the others go on. The rows of a
+batch come in parts (trainer.canvas): one, or one for each canvas, whose gradients are summed. Gradients are
 summed over ranks and divided by the global batch, then measured, then clipped. The same command continues from the newest
 checkpoint; with trainer.save_carry the continued run is bit-identical to an uninterrupted one (same machine, CPU, fp32).
 Told to end (arclab.training.preempt), all ranks save after the same step and train() returns early.
@@ -15,7 +16,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from arclab.config.encoder_schema import TaskEncoderConfig
-from arclab.config.schema import ExperimentConfig
+from arclab.config.schema import CanvasRule, ExperimentConfig
+from arclab.data.buckets import bucketed
 from arclab.data.codec import decode_anywhere
-from arclab.data.sampler import Batch, Cursor, TrainingData, batch_loader
+from arclab.data.sampler import Batch, Cursors, Part, TrainingData, batch_loader, whole
 from arclab.data.tasks import Grid
 from arclab.interrupt import StopSignals
 from arclab.metrics.health import Level
@@ -33,6 +36,7 @@ from arclab.metrics.logger import MetricLogger
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
 from arclab.models.auxiliary import AUXILIARY, auxiliary_losses, auxiliary_weights
+from arclab.models.encoders import TaskContext
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import RowLosses, row_losses
 from arclab.models.recursive import RecursiveModel, StepOutput
@@ -101,13 +105,13 @@ class StepSums:
         return metrics
 
 
-def encoder_stats(output: StepOutput) -> dict[str, Tensor]:
-    """The guide's encoder statistics of one batch (this rank's rows), as tensors."""
-    if output.context is None:
+def encoder_stats(contexts: Sequence[TaskContext]) -> dict[str, Tensor]:
+    """The guide's encoder statistics of one batch (the last micro-batch of each of its parts, this rank's rows), as tensors."""
+    if not contexts:
         return {}
-    tokens_BTD = output.context.summary_BTD.detach().float()
-    kl_B = output.context.kl_B
-    kl = {} if kl_B is None else {"train/encoder_kl": kl_B.mean()}
+    tokens_BTD = torch.cat([context.summary_BTD.detach().float() for context in contexts])
+    kls = [context.kl_B for context in contexts if context.kl_B is not None]
+    kl = {"train/encoder_kl": torch.cat(kls).mean()} if kls else {}
     return kl | {
         "train/encoder_cross_sample_var": (tokens_BTD - tokens_BTD.mean(0)).square().mean(),
         "train/encoder_output_mean": tokens_BTD.mean(),
@@ -123,37 +127,60 @@ def noise_generator(key: tuple[int, ...], device: torch.device) -> torch.Generat
     return torch.Generator(device).manual_seed(int(seed[0] << np.uint64(31) | seed[1] >> np.uint64(1)))
 
 
+@dataclass(slots=True)
+class _Piece:
+    """A micro-batch: rows of one part on this rank, and how many supervision steps each must at least do."""
+
+    part: Part
+    rows: Batch
+    min_steps_B: Tensor
+
+
+def _micro_batches(
+    config: ExperimentConfig, parts: Sequence[Part], batches: Sequence[Batch], ranks: Ranks, step: int
+) -> list[_Piece]:
+    """grad_accumulation pieces of each part. What a row draws depends on its number in the batch, not on ranks or pieces."""
+    trainer, pieces = config.trainer, []
+    min_steps_B = draw_min_steps(config.halting, trainer.batch_size, config.seed, step)
+    for part, batch in zip(parts, batches, strict=True):
+        first, end = (part.start + row for row in ranks.rows(part.num_rows))
+        own_B = min_steps_B[first:end].to(ranks.device)
+        size = len(batch) // trainer.grad_accumulation
+        for i in range(trainer.grad_accumulation):
+            rows = slice(i * size, (i + 1) * size)
+            pieces.append(_Piece(part, batch.rows(rows.start, rows.stop), own_B[rows]))
+    return pieces
+
+
 def train_step(
-    config: ExperimentConfig, training: Training, batch: Batch, ranks: Ranks, sums: StepSums, votes: list[Tensor]
+    config: ExperimentConfig, training: Training, batches: Sequence[Batch], ranks: Ranks, sums: StepSums, votes: list[Tensor]
 ) -> dict[str, Tensor]:
-    """One optimiser step on this rank's rows; returns gradient norms and encoder statistics. votes are summed over ranks in place."""
+    """One optimiser step on this rank's rows of each part; returns gradient norms and encoder statistics. votes are summed over
+    ranks in place."""
     trainer, progress, model = config.trainer, training.progress, training.model
     step = progress.step + 1
     schedule(config, training.optimizer, step)
-    rows = slice(*ranks.rows(trainer.batch_size))
-    min_steps_B = draw_min_steps(config.halting, trainer.batch_size, config.seed, step)[rows].to(ranks.device)
-    size = len(batch) // trainer.grad_accumulation
-    micro_batches = [batch.rows(i * size, (i + 1) * size) for i in range(trainer.grad_accumulation)]
+    pieces = _micro_batches(config, training.parts, batches, ranks, step)
     if training.carries is None:
-        training.carries = [model.initial_carry(micro) for micro in micro_batches]
+        training.carries = [model.initial_carry(piece.rows) for piece in pieces]
     puzzle_rows: list[tuple[Tensor, Tensor]] = []
-    output = None
-    for i, micro in enumerate(micro_batches):
+    contexts: dict[Part, TaskContext] = {}
+    for i, piece in enumerate(pieces):
         noise = noise_generator((config.seed, step, ranks.rank, i), ranks.device)
-        training.carries[i], output = model(training.carries[i], micro, min_steps_B[i * size : (i + 1) * size], noise)
+        training.carries[i], output = model(training.carries[i], piece.rows, piece.min_steps_B, noise)
         losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
         total, auxiliary = losses.total(config.halting.halt_loss_weight), {}
         if output.context is not None and isinstance(config.encoder, TaskEncoderConfig):
+            contexts[piece.part] = output.context
             auxiliary = auxiliary_losses(config.encoder, model, training.carries[i].data, output.context, noise)
             weights = auxiliary_weights(config.encoder, step)
             total = total + sum((weights[name] * rows_B.sum() for name, rows_B in auxiliary.items()), torch.zeros_like(total))
-        (total / trainer.batch_size).backward()
+        (total * (piece.part.weight / trainer.batch_size)).backward()
         sums.add(output, losses, auxiliary)
         if output.puzzle_rows_BD is not None:
             assert output.puzzle_rows_BD.grad is not None
             puzzle_rows.append((training.carries[i].data.puzzle_id_B, output.puzzle_rows_BD.grad))
-    assert output is not None
-    stats = encoder_stats(output)
+    stats = encoder_stats(list(contexts.values()))
     stats |= _apply_gradients(config, training, ranks, votes)
     if puzzle_rows:
         stats |= _update_table(config, model, puzzle_rows, ranks, step)
@@ -223,14 +250,14 @@ def train(
             f"{ranks.world_size} x {trainer.grad_accumulation}; change one of them."
         )
     model.to(ranks.device)
-    training, folder = start_training(config, model, run, ranks, stamps)
+    parts = _parts(config, data, ranks)
+    training, folder = start_training(config, model, parts, run, ranks, stamps)
     if trainer.compile:
         model.decoder.compile()
     progress = training.progress
     loader = batch_loader(
-        data, progress.cursor, batch_size=trainer.batch_size, rows=ranks.rows(trainer.batch_size),
-        num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers,
-    )  # fmt: skip
+        parts, progress.cursors, ranks.rows, num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers
+    )
     logger = _open_logger(config, run, progress) if ranks.is_main else None
     monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
     stop = StopRequest(run, ranks, signals)
@@ -242,6 +269,13 @@ def train(
     finally:
         bar.close()
     return training
+
+
+def _parts(config: ExperimentConfig, data: TrainingData, ranks: Ranks) -> tuple[Part, ...]:
+    trainer = config.trainer
+    if trainer.canvas is CanvasRule.full:
+        return whole(data, trainer.batch_size)
+    return bucketed(data, trainer.batch_size, ranks.world_size * trainer.grad_accumulation)
 
 
 class _Nothing:
@@ -258,7 +292,7 @@ def _open_logger(config: ExperimentConfig, run: RunDir, progress: Progress) -> M
 
 def _loop(
     config: ExperimentConfig, training: Training, folder: CheckpointFolder,
-    loader: torch.utils.data.DataLoader[tuple[Cursor, Batch]], data: TrainingData, run: RunDir, ranks: Ranks,
+    loader: torch.utils.data.DataLoader[tuple[Cursors, list[Batch]]], data: TrainingData, run: RunDir, ranks: Ranks,
     logger: MetricLogger | None, monitor: HealthMonitor | None, score: Score | None, stop: StopRequest, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
 ) -> None:  # fmt: skip
     trainer, progress = config.trainer, training.progress
@@ -268,10 +302,10 @@ def _loop(
         if progress.step == 0:
             logger.write(0, _sizes(training.model))
     last_log_step, last_log_time = progress.step, time.monotonic()
-    for cursor, batch in loader:
+    for cursors, batches in loader:
         votes = stop.vote(progress.step + 1)
-        stats = train_step(config, training, batch.to(ranks.device), ranks, sums, votes)
-        progress.cursor = cursor
+        stats = train_step(config, training, [batch.to(ranks.device) for batch in batches], ranks, sums, votes)
+        progress.cursors = cursors
         step, is_last = progress.step, progress.step == trainer.steps
         bar.update()
         row: dict[str, float] = {}
@@ -374,7 +408,7 @@ def _training_predictions(model: RecursiveModel, rows: Batch, data: TrainingData
     """What the model makes of the first rows in flight, as they were augmented; translated grids are cut out by their PAD."""
     rows = rows.rows(0, TABLE_ROWS)
     tokens_BS = model.predict(rows)[0].argmax(-1).to(torch.uint8)
-    canvas = data.space.canvas
+    canvas = math.isqrt(rows.inputs_BS.shape[1])
 
     def grid(tokens_S: Tensor) -> Grid | None:
         return decode_anywhere(tokens_S.cpu().numpy(), canvas)

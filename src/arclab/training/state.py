@@ -7,7 +7,7 @@ save_checkpoint(config, training, folder, ranks)
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arclab.config.compose import config_hash
 from arclab.config.schema import ExperimentConfig
-from arclab.data.sampler import Cursor
+from arclab.data.sampler import Part, start_cursors
 from arclab.models.ema import Ema
 from arclab.models.recursive import Carry, RecursiveModel
 from arclab.ranks import Ranks
@@ -38,8 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Training:
-    """Everything that changes during a run, on one rank. carries: one per micro-batch, None before the first step."""
+    """Everything that changes during a run, on one rank. parts: what a batch is made of. carries: one for each micro-batch of
+    each part, None before the first step."""
 
+    parts: Sequence[Part]
     model: RecursiveModel
     optimizer: AdamATan2
     ema: Ema
@@ -75,7 +77,7 @@ def averaged_weights(model: RecursiveModel, ema: Ema) -> Iterator[RecursiveModel
 
 
 def start_training(
-    config: ExperimentConfig, model: RecursiveModel, run: RunDir, ranks: Ranks, stamps: list[str]
+    config: ExperimentConfig, model: RecursiveModel, parts: Sequence[Part], run: RunDir, ranks: Ranks, stamps: list[str]
 ) -> tuple[Training, CheckpointFolder]:
     """A fresh start, or the newest checkpoint of the run folder. Everyone gets rank 0's weights."""
     folder = CheckpointFolder(run.checkpoints, config.trainer.keep_last)
@@ -83,8 +85,8 @@ def start_training(
     ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)
     run_id = ranks.gather_objects(run.run_id if ranks.is_main else None)[0]
     assert run_id is not None
-    progress = Progress(0, Cursor.first(config.seed), 0, 0.0, run_id, config_hash(config), stamps, None, None)
-    training = Training(model, build_optimizer(config, model), ema, None, progress)
+    progress = Progress(0, start_cursors(parts, config.seed), 0, 0.0, run_id, config_hash(config), stamps, None, None)
+    training = Training(parts, model, build_optimizer(config, model), ema, None, progress)
     steps = folder.steps()
     if steps:
         _restore(training, folder, steps[-1], config, ranks)
@@ -111,10 +113,8 @@ def _restore(training: Training, folder: CheckpointFolder, step: int, config: Ex
             }
     carry_files = sorted((n for n in state["files"] if n.startswith("carry_rank")), key=lambda n: int(n[10:].split(".")[0]))
     if carry_files and config.trainer.save_carry:
-        parts = [load_tensors(path, name, state) for name in carry_files]
-        rows = slice(*ranks.rows(config.trainer.batch_size))
-        merged = {name: torch.cat([part[name] for part in parts])[rows] for name in parts[0]}
-        training.carries = split_carry(merged, config.trainer.grad_accumulation, ranks.device)
+        files = [load_tensors(path, name, state) for name in carry_files]
+        training.carries = split_carry(files, ranks.rows, config.trainer.grad_accumulation, ranks.device)
 
 
 def save_checkpoint(config: ExperimentConfig, training: Training, folder: CheckpointFolder, ranks: Ranks) -> None:
@@ -123,7 +123,7 @@ def save_checkpoint(config: ExperimentConfig, training: Training, folder: Checkp
     temporary = ranks.gather_objects(temporary)[0]
     assert temporary is not None
     if config.trainer.save_carry and training.carries is not None:
-        save_tensors(carry_tensors(training.carries), temporary / f"carry_rank{ranks.rank}.safetensors")
+        save_tensors(carry_tensors(training.carries, len(training.parts)), temporary / f"carry_rank{ranks.rank}.safetensors")
     ranks.barrier()
     if ranks.is_main:
         training.progress.ema_updates = training.ema.num_updates

@@ -41,10 +41,9 @@ class Demonstrations:
         x_BKD[self.valid_BK] = x_ND
         return x_BKD
 
-    def unpack_tokens(self, x_NMD: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, M, D) tokens of each demonstration -> (tokens (B, K * M, D), mask (B, K * M))."""
-        mask = self.valid_BK.repeat_interleave(x_NMD.shape[1], dim=1)
-        return self.unpack(x_NMD).flatten(1, 2), mask
+    def unpack_tokens(self, x_NMD: Tensor, present_NM: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, M, D) tokens of each demonstration and which of them count -> (tokens (B, K * M, D), mask (B, K * M))."""
+        return self.unpack(x_NMD).flatten(1, 2), self.unpack(present_NM).flatten(1, 2)
 
 
 @dataclass(slots=True)

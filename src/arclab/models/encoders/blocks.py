@@ -11,7 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from arclab.config.encoder_schema import NormStyle, Pooling, StandardEncoderConfig, TransformerEncoderConfig
+from arclab.config.encoder_schema import (
+    NUM_COLORS,
+    NormStyle,
+    Pooling,
+    StandardEncoderConfig,
+    TransformerEncoderConfig,
+)  # fmt: skip
+from arclab.data.codec import FIRST_COLOR
 from arclab.models.encoders.demo_tokens import DemoCells, DemoTokens
 from arclab.models.layers import CrossAttention, Linear, SelfAttention, SwiGLU, rms_norm, rope_tables, truncated_normal
 
@@ -113,7 +120,11 @@ class TokenStage(nn.Module):
 
 
 class Pool(nn.Module):
-    """(N, L, D) tokens with a mask -> (N, M, D). attention and weighted keep M > 1 tokens with a query or score for each."""
+    """(N, L, D) tokens with a mask -> (N, M, D) and which of them say anything (N, M).
+
+    attention and weighted keep M > 1 tokens with a query or score for each; colors keeps one for each colour, zero where the
+    demonstration does not have it.
+    """
 
     def __init__(self, pooling: Pooling, width: int, num_heads: int, num_tokens: int) -> None:
         super().__init__()
@@ -122,7 +133,14 @@ class Pool(nn.Module):
         self.attention = CrossAttention(width, num_heads) if pooling is Pooling.attention else None
         self.score = Linear(width, num_tokens) if pooling is Pooling.weighted else None
 
-    def forward(self, x_NLD: Tensor, used_NL: Tensor) -> Tensor:
+    def forward(self, x_NLD: Tensor, used_NL: Tensor, cell_NL: Tensor) -> tuple[Tensor, Tensor]:
+        """cell_NL: the token of each place's own (or input) cell, for colors."""
+        if self.pooling is Pooling.colors:
+            return color_means(x_NLD, cell_NL)
+        pooled = self._pool(x_NLD, used_NL)
+        return pooled, used_NL.new_ones(pooled.shape[:2])
+
+    def _pool(self, x_NLD: Tensor, used_NL: Tensor) -> Tensor:
         if self.pooling is Pooling.cls:
             return x_NLD[:, :1]
         if self.pooling is Pooling.mean:
@@ -137,21 +155,30 @@ class Pool(nn.Module):
         return weight_NLM.to(x_NLD.dtype).transpose(1, 2) @ x_NLD
 
 
-def packed(tokens: DemoTokens, inputs_NS: Tensor, outputs_NS: Tensor, encode: Callable[[DemoCells], Tensor]) -> Tensor:
-    """(N, ...) of encode(group) (G, ...), each demonstration on the smallest canvas that holds it."""
-    out = None
+def color_means(x_NLD: Tensor, cell_NL: Tensor) -> tuple[Tensor, Tensor]:
+    """((N, colours, D) mean over the places that show each colour, (N, colours) whether there are any)."""
+    colors = torch.arange(FIRST_COLOR, FIRST_COLOR + NUM_COLORS, device=cell_NL.device)
+    shows_NLC = (cell_NL[..., None] == colors).to(x_NLD.dtype)
+    count_NC = shows_NLC.sum(1)
+    return shows_NLC.transpose(1, 2) @ x_NLD / count_NC.clamp(min=1)[..., None], count_NC > 0
+
+
+def packed(
+    tokens: DemoTokens, inputs_NS: Tensor, outputs_NS: Tensor, encode: Callable[[DemoCells], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """What encode(group) gives for every demonstration, each on the smallest canvas that holds it: (N, M, D) and (N, M)."""
+    groups, rows = [], []
     for rows_G, group in tokens.packed(tokens.cells(inputs_NS, outputs_NS)):
-        part = encode(group)
-        if len(rows_G) == len(inputs_NS):
-            return part
-        out = part.new_zeros(len(inputs_NS), *part.shape[1:]) if out is None else out
-        out = out.index_copy(0, rows_G, part)
-    assert out is not None
-    return out
+        rows.append(rows_G)
+        groups.append(encode(group))
+    if len(groups) == 1:
+        return groups[0]
+    back_N = torch.cat(rows).argsort()
+    return torch.cat([x for x, _ in groups])[back_N], torch.cat([present for _, present in groups])[back_N]
 
 
 class DemoStage(nn.Module):
-    """Demonstrations -> (N, M, D): tokens, pooling, and a projection."""
+    """Demonstrations -> tokens (N, M, D) and which of them say anything (N, M): tokens, pooling, and a projection."""
 
     def __init__(self, config: StandardEncoderConfig, width: int, canvas: int) -> None:
         super().__init__()
@@ -159,24 +186,39 @@ class DemoStage(nn.Module):
         self.pool = Pool(config.pooling, width, config.num_heads, config.tokens_per_demo)
         self.to_set = Linear(width, width)
 
-    def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.to_set(
-            packed(
-                self.token_stage.tokens, inputs_NS, outputs_NS, lambda group: self.pool(*self.token_stage.encode(group, dtype))
-            )
-        )
+    def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        def encode(group: DemoCells) -> tuple[Tensor, Tensor]:
+            return self.pool(*self.token_stage.encode(group, dtype), group.cells_GLX[..., 0])
+
+        pooled, present_NM = packed(self.token_stage.tokens, inputs_NS, outputs_NS, encode)
+        return self.to_set(pooled), present_NM
+
+
+def color_starts(config: TransformerEncoderConfig, x_BTD: Tensor, set_BKD: Tensor, mask_BK: Tensor) -> Tensor:
+    """With pooling=colors, the first T tokens plus what the demonstrations say of each colour (mean); else unchanged."""
+    if not isinstance(config, StandardEncoderConfig) or config.pooling is not Pooling.colors:
+        return x_BTD
+    present_BKC = mask_BK.unflatten(1, (-1, NUM_COLORS)).to(set_BKD.dtype)
+    total_BCD = (set_BKD.unflatten(1, (-1, NUM_COLORS)) * present_BKC[..., None]).sum(1)
+    mean_BCD = total_BCD / present_BKC.sum(1).clamp(min=1)[..., None]
+    return torch.cat([x_BTD[:, :NUM_COLORS] + mean_BCD, x_BTD[:, NUM_COLORS:]], dim=1)
 
 
 class QueryStage(nn.Module):
-    """T learned queries over a set of vectors; the order of the set does not matter. Output of unit RMS."""
+    """T learned queries over a set of vectors; the order of the set does not matter. Output of unit RMS.
+
+    With pooling=colors each of the first ten queries starts from what the demonstrations say of its colour.
+    """
 
     def __init__(self, config: TransformerEncoderConfig, num_layers: int, num_tokens: int, width: int) -> None:
         super().__init__()
+        self.config = config
         self.queries = nn.Parameter(truncated_normal((num_tokens, width), QUERY_STD))
         self.layers = nn.ModuleList(SetBlock(config, width) for _ in range(num_layers))
 
     def forward(self, set_BKD: Tensor, mask_BK: Tensor) -> Tensor:
         x_BTD = self.queries.to(set_BKD.dtype).expand(len(set_BKD), -1, -1)
+        x_BTD = color_starts(self.config, x_BTD, set_BKD, mask_BK)
         for layer in self.layers:
             x_BTD = layer(x_BTD, set_BKD, mask_BK)
         return rms_norm(x_BTD)

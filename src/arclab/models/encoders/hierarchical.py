@@ -33,21 +33,23 @@ class HierarchicalEncoder(TaskEncoder):
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
         tokens = self.token_stage.tokens
-        x_NMW = packed(tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
-        x_BMW, mask_BM = demos.unpack_tokens(x_NMW)
+        read = packed(tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
+        x_BMW, mask_BM = demos.unpack_tokens(*read)
         for layer in self.grid_layers:
             x_BMW = layer(x_BMW, None, mask_BM)
         return Memory(x_BMW, mask_BM)
 
-    def _encode(self, demos: DemoCells, dtype: torch.dtype) -> Tensor:
-        """(G, M, W): the pooled grids of every demonstration of a group."""
-        parts = [x.chunk(self.num_grids, 1) for x in (self.token_stage.tokens(demos, dtype), demos.used_GL)]
+    def _encode(self, demos: DemoCells, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(G, M, W) and (G, M): the pooled grids of every demonstration of a group, and which tokens say anything."""
+        tokens = (self.token_stage.tokens(demos, dtype), demos.used_GL, demos.cells_GLX[..., 0])
+        parts = [x.chunk(self.num_grids, 1) for x in tokens]
         place_S = demos.place_L.chunk(self.num_grids)[0]  # both grids lie on the same positions
-        grids = []
-        for grid, (x_GSW, used_GS) in enumerate(zip(*parts, strict=True)):
-            pooled = self.pool(*self.token_stage.run_layers(x_GSW, used_GS, place_S))
+        grids, present = [], []
+        for grid, (x_GSW, used_GS, cell_GS) in enumerate(zip(*parts, strict=True)):
+            pooled, present_GM = self.pool(*self.token_stage.run_layers(x_GSW, used_GS, place_S), cell_GS)
             grids.append(self.to_grids(pooled) + self.role[grid].to(dtype))
-        return torch.cat(grids, dim=1)
+            present.append(present_GM)
+        return torch.cat(grids, dim=1), torch.cat(present, dim=1)
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self.to_decoder(self.set_stage(memory.tokens_BMD, memory.mask_BM)))

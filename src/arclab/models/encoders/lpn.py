@@ -51,17 +51,17 @@ class LpnEncoder(TaskEncoder):
         return config.width
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        x_N1W = packed(self.tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
-        return Memory(*demos.unpack_tokens(x_N1W))
+        read = packed(self.tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
+        return Memory(*demos.unpack_tokens(*read))
 
-    def _encode(self, demos: DemoCells, dtype: torch.dtype) -> Tensor:
-        """(G, 1, W): the CLS vector of every demonstration of a group."""
+    def _encode(self, demos: DemoCells, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(G, 1, W) and (G, 1): the CLS vector of every demonstration of a group."""
         x_GLW, used_GL = self.tokens(demos, dtype), demos.used_GL
         x_GLW = torch.cat([self.cls.to(dtype).expand(len(x_GLW), 1, -1), x_GLW], dim=1)
         used_GL = torch.cat([used_GL.new_ones(len(used_GL), 1), used_GL], dim=1)
         for layer in self.layers:
             x_GLW = layer(x_GLW, used_GL)
-        return layer_norm(x_GLW[:, :1])
+        return layer_norm(x_GLW[:, :1]), used_GL[:, :1]
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self._tokens(mean_over(memory.tokens_BMD, memory.mask_BM)))

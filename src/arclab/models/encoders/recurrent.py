@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import RecurrentEncoderConfig, RecurrentTrmEncoderConfig
 from arclab.models.encoders.base import Memory, TaskContext
-from arclab.models.encoders.blocks import QUERY_STD, EncoderBlock, SetBlock
+from arclab.models.encoders.blocks import QUERY_STD, EncoderBlock, SetBlock, color_starts
 from arclab.models.encoders.standard import StandardEncoder
 from arclab.models.layers import rms_norm, rope_tables, truncated_normal
 
@@ -25,6 +25,7 @@ class RecurrentEncoder(StandardEncoder):
         super().__init__(config, decoder_width, canvas)
         width = config.width or decoder_width
         del self.set_stage
+        self.config = config
         self.start = nn.Parameter(truncated_normal((config.context.num_tokens, width), QUERY_STD))
         self.layers = nn.ModuleList(SetBlock(config, width) for _ in range(config.set_layers))
 
@@ -33,7 +34,7 @@ class RecurrentEncoder(StandardEncoder):
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         assert state is not None
-        x_BTW: Tensor = state
+        x_BTW = color_starts(self.config, state, memory.tokens_BMD, memory.mask_BM)
         for layer in self.layers:
             x_BTW = layer(x_BTW, memory.tokens_BMD, memory.mask_BM)
         x_BTW = rms_norm(x_BTW)

@@ -23,7 +23,7 @@ class StandardEncoder(TaskEncoder):
         self.to_decoder = ToDecoder(width, decoder_width)
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        return Memory(*demos.unpack_tokens(self.demo_stage(demos.inputs_NS, demos.outputs_NS, dtype)))
+        return Memory(*demos.unpack_tokens(*self.demo_stage(demos.inputs_NS, demos.outputs_NS, dtype)))
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self.to_decoder(self.set_stage(memory.tokens_BMD, memory.mask_BM)))
