@@ -100,13 +100,6 @@ class VotesRule(Enum):
     adaptive_first = "adaptive_first"
 
 
-class CanvasRule(Enum):
-    """full: every row on dataset.canvas. bucketed: on the smallest canvas that holds what is shown, larger ones if needed."""
-
-    full = "full"
-    bucketed = "bucketed"
-
-
 class WandbMode(Enum):
     """auto: online where an API key is set, offline elsewhere."""
 
@@ -239,7 +232,8 @@ class DatasetConfig:
 
 
 class CanvasRule(Enum):
-    """full: every row on dataset.canvas (the published form). bucketed: every row on the smallest canvas that holds its task."""
+    """full: every row on dataset.canvas (the published form). bucketed: every row on the smallest canvas that holds its task
+    (in evaluation: what is shown of it; answers that had no room are predicted again on a larger one)."""
 
     full = "full"
     bucketed = "bucketed"

@@ -124,7 +124,9 @@ _METRICS = [
     ],
     *[Metric(f"ARC/solved@{k}", "share", "up", f"tasks with every test input right within {k} attempts") for k in SOLVED_KS],
     Metric("ARC/tasks", "tasks", "none", "tasks scored: the N of every ARC/ share"),
-    Metric("eval/rows_share", "share", "none", "augmented test inputs that were predicted, of all; below 1 with adaptive votes"),
+    Metric(
+        "eval/rows_share", "share", "none", "augmented test inputs that were predicted, of all; below 1 with adaptive votes"
+    ),
     Metric("eval/rerun_share", "share", "none", "predictions made again on a larger canvas, of all that were counted"),
     Metric("ARC/undecodable", "share", "down", "predictions that show no grid; they count as wrong"),
     *[
