@@ -50,7 +50,8 @@ class RestoredGrids:
 def shown_sides(tokens_BS: ByteArray, canvas: int) -> tuple[IntArray, IntArray]:
     """Height and width of the grid that decode() finds in each row; 0, 0 where it finds none."""
     is_color = tokens_BS.reshape(-1, canvas, canvas) >= FIRST_COLOR
-    runs_BC = np.cumprod(is_color, axis=2, dtype=np.uint8).sum(axis=2, dtype=np.int64)  # colours from the left edge
+    # Colours from the left edge: the place of the first cell that is none.
+    runs_BC = np.where(is_color.all(axis=2), canvas, is_color.argmin(axis=2))
     reach_BC = np.minimum.accumulate(runs_BC, axis=1)  # the widest rectangle that goes down to this row
     widths = np.arange(1, canvas + 1)
     heights_BC = (reach_BC[:, :, None] >= widths).sum(axis=1)
@@ -65,16 +66,19 @@ def restore_grids(tokens_BS: ByteArray, augmentations: ByteArray, canvas: int) -
     view_B = np.array(DIHEDRAL_INVERSE)[augmentations[:, 0]]
     exchanged = _EXCHANGED[view_B]
     new_heights_B, new_widths_B = np.where(exchanged, widths_B, heights_B), np.where(exchanged, heights_B, widths_B)
-    i, j = np.arange(canvas)[None, :, None], np.arange(canvas)[None, None, :]
-    turned, h, w = (x[:, None, None] for x in (exchanged, heights_B, widths_B))
+    i, j = np.arange(canvas, dtype=np.int32)[None, :, None], np.arange(canvas, dtype=np.int32)[None, None, :]
+    h, w = heights_B.astype(np.int32)[:, None, None], widths_B.astype(np.int32)[:, None, None]
+    turned = exchanged[:, None, None]
     row, column = np.where(turned, j, i), np.where(turned, i, j)
     row = np.where(_ROW_MIRRORED[view_B][:, None, None], h - 1 - row, row)
     column = np.where(_COLUMN_MIRRORED[view_B][:, None, None], w - 1 - column, column)
     inside = (i < new_heights_B[:, None, None]) & (j < new_widths_B[:, None, None])
     source = np.where(inside, row * canvas + column, 0).reshape(len(tokens_BS), -1)
-    colors = np.take_along_axis(tokens_BS, source, axis=1).astype(np.int64) - FIRST_COLOR
-    originals = np.take_along_axis(augmentations[:, 1:].argsort(axis=1), np.maximum(colors, 0), axis=1)
-    cells_BS = np.where(inside.reshape(len(tokens_BS), -1), originals, OUTSIDE).astype(np.uint8)
+    number_B1 = np.arange(len(tokens_BS), dtype=np.int32)[:, None]
+    shown_BS = tokens_BS.ravel()[number_B1 * canvas**2 + source]
+    originals = np.pad(augmentations[:, 1:].argsort(axis=1).astype(np.uint8), ((0, 0), (FIRST_COLOR, 0)))  # by token
+    cells_BS = originals.ravel()[number_B1 * originals.shape[1] + shown_BS]
+    cells_BS[~inside.reshape(len(tokens_BS), -1)] = OUTSIDE
     return RestoredGrids(cells_BS, new_heights_B, new_widths_B)
 
 
