@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +152,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="a run folder or a checkpoint; default: train a small model")
     parser.add_argument("--train-steps", type=int, default=1800)
@@ -164,7 +166,11 @@ def main() -> None:
     parser.add_argument("--device", choices=[d.value for d in DeviceChoice], default="auto")
     parser.add_argument("--paths", nargs="*", choices=[p for p in PATHS if p != "published"], default=["fast", "fast_first"])
     parser.add_argument("--save", action="store_true")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse(sys.argv[1:])
     result = run(arguments)
     print(markdown(result))
     print(json.dumps(result))
