@@ -19,15 +19,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from arclab import app
-from arclab.config.compose import compose, compose_evaluate, flat, freeze, known_keys, to_typed
+from arclab.config.compose import compose, compose_evaluate, flat, freeze, known_keys, thaw, to_typed
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
 from arclab.config.schema import EvaluateConfig, ExperimentConfig
 from arclab.data.tasks import load_source
 from arclab.metrics.logger import read_rows
 from arclab.models import decoder
 from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights
+from arclab.models.recursive import RecursiveModel
 from arclab.ranks import Ranks
-from arclab.solvers.recursive import RecursiveSolver
 from arclab.training.loop import noise_generator
 
 from .conftest import TINY, TINY_TRM
@@ -64,6 +64,7 @@ ALTERNATIVES: dict[str, Any] = {
     "trainer.ema_decay": 0.01, "trainer.ema_warmup": False, "trainer.eval_every": 2, "trainer.checkpoint_every": 3, "trainer.keep_last": 3,
     "trainer.save_carry": False, "trainer.log_every": 1, "trainer.health_every": 5, "trainer.stop_when_unhealthy": None, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None, "trainer.profile": None,
     "evaluation.split": None, "evaluation.num_augmentations": 2, "evaluation.batch_size": 3, "evaluation.max_tasks": 1, "evaluation.health_tasks": 0,
+    "evaluation.halting": "early", "evaluation.votes": "adaptive_first", "evaluation.canvas": "bucketed",
     "criterion.metric": None, "criterion.threshold": None, "criterion.phase": None,
     **{f"launch.{key}": None for key in (
         "gpus", "cpus", "nodes", "cpus_per_rank", "mem_gib", "timeout_min", "signal_delay_s", "max_requeues", "partition", "account", "qos",
@@ -88,7 +89,8 @@ ELSEWHERE = {
     "dataset.max_eval_tasks": "test_task_keys",
     "evaluation.split": "test_task_keys",
     "halting.halt_exploration_prob": "test_exploration_makes_rows_stay",
-    "evaluation.batch_size": "test_evaluation_batch_size_is_the_batch_of_predictions",
+    "evaluation.batch_size": "test_evaluation_batch_size_is_the_rows_in_flight",
+    **{f"evaluation.{key}": "test_evaluation_rules" for key in ("halting", "votes", "canvas")},
     "trainer.stop_when_unhealthy": "training/test_monitor.py: test_stop_when_unhealthy_is_what_stops",
     "criterion.metric": "test_criterion_keys",
     "criterion.threshold": "test_criterion_keys",
@@ -209,14 +211,28 @@ def test_label_keys_reach_the_report(tmp_path: Path) -> None:
     assert "my_tasks" in (tmp_path / "runs/quickstart/default/evaluation/train/report.html").read_text()
 
 
-def test_evaluation_batch_size_is_the_batch_of_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_batch_size_is_the_rows_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    original = RecursiveSolver._predict
+    original = RecursiveModel.refine
     monkeypatch.setattr(
-        RecursiveSolver, "_predict", lambda self, *args: (sizes.append(len(args[1].task_B)), original(self, *args))[1]
+        RecursiveModel, "refine", lambda self, latents, inputs, reading: (sizes.append(len(inputs)), original(self, latents, inputs, reading))[1]
+    )  # fmt: skip
+    # Neither the tables of predictions nor the examination of the context: they choose their own sizes.
+    monkeypatch.setattr(
+        RecursiveModel, "predict", lambda self, data: (torch.zeros(*data.inputs_BS.shape, 12), torch.zeros(len(data)))
     )
     run(["evaluation.batch_size=3"], tmp_path)
     assert max(sizes) == 3
+
+
+def test_evaluation_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a halt head that says stop, grids that fit a smaller canvas, and more views than settle a first place."""
+    monkeypatch.setattr(decoder, "_Q_BIAS", 50.0)
+    overrides = ["evaluation.num_augmentations=30", "dataset.canvas=10", "trainer.steps=1", "trainer.warmup_steps=0", "evaluation.max_tasks=1", "evaluation.health_tasks=0"]  # fmt: skip
+    seen = [run(overrides, tmp_path / "base")["rows"]]
+    for key in ("evaluation.halting", "evaluation.votes", "evaluation.canvas"):
+        seen.append(run([*overrides, f"{key}={ALTERNATIVES[key]}"], tmp_path / key)["rows"])
+    assert len(set(seen)) == 4
 
 
 def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +311,8 @@ def test_exploration_makes_rows_stay(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 EVALUATE_ALTERNATIVES = {
     "weights": "raw", "split": "validation", "num_augmentations": "0", "batch_size": "1", "max_tasks": "1", "output_dir": "", "checkpoint": "",
-    "device": "cpu", "num_threads": "1",
+    "device": "cpu", "num_threads": "1", "evaluation": "", "evaluation.halting": "early", "evaluation.votes": "adaptive_first",
+    "evaluation.canvas": "bucketed",
 }  # fmt: skip
 
 
@@ -319,6 +336,11 @@ def test_evaluate_keys_change_the_result(tmp_path: Path) -> None:
     for key in ("weights", "num_augmentations", "max_tasks"):
         other = result("split=validation", "max_tasks=2", f"{key}={EVALUATE_ALTERNATIVES[key]}")
         assert _without_speed(other) != _without_speed(base), key
+    for key in ("halting", "votes", "canvas"):  # what they do: test_evaluation_rules
+        config = thaw(tmp_path / "runs/quickstart/e/config.yaml")
+        other = EVALUATE_ALTERNATIVES[f"evaluation.{key}"]
+        app._apply_wishes(config, compose_evaluate([checkpoint, f"evaluation.{key}={other}"]))
+        assert flat(config)[f"evaluation.{key}"] == other
     assert result("max_tasks=2")["split"] == "train" != base["split"]
     assert base["files"] == ["metrics.json", "predictions.jsonl", "report.html", "submission.json"]
     assert sorted(load_source("conceptarc")[0].id)  # the sources are readable from anywhere

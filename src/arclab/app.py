@@ -9,6 +9,8 @@ somebody else (arclab.launch.job) has prepared, holds and watches. Nothing here 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import traceback
 from collections.abc import Sequence
@@ -19,8 +21,17 @@ from types import TracebackType
 
 import torch
 
-from arclab.config.compose import compose_evaluate, thaw
-from arclab.config.schema import CanvasRule, EvaluateConfig, ExperimentConfig, Regime, SplitName
+from arclab.config.compose import broken_rules, compose_evaluate, identity, thaw
+from arclab.config.schema import (
+    CanvasRule,
+    EvalHalting,
+    EvaluateConfig,
+    ExperimentConfig,
+    Regime,
+    SplitName,
+    VotesRule,
+    WeightsKind,
+)
 from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
@@ -41,12 +52,14 @@ from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenanc
 from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
+from arclab.solvers.store import VoteStore
 from arclab.training.checkpoint import load_weights, read_state
 from arclab.training.loop import train
 from arclab.training.monitor import UnhealthyRun
 
 log = logging.getLogger(__name__)
 _TRACEBACK_LINES = 12
+WEIGHT_FILES = ("model.safetensors", "ema.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +104,16 @@ def protocol_stamps(config: ExperimentConfig) -> list[str]:
 
 
 def build_solver(
-    config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int
-) -> RecursiveSolver:
+    config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int,
+    store: VoteStore | None = None,
+) -> RecursiveSolver:  # fmt: skip
+    """store: where an evaluation that can be continued keeps its votes."""
+    evaluation = config.evaluation
     return RecursiveSolver(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
         max_demos=config.dataset.max_demos, show_progress=True,
         puzzle_rows=setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None,
+        halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
     )  # fmt: skip
 
 
@@ -293,17 +310,20 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
     model = build_model(config, setting.data.space.num_puzzles)
     load_weights(model, checkpoint, wanted.weights)
     model.to(ranks.device)
-    solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
+    folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value
+    store = VoteStore(folder, votes_key(config, setting.scored, checkpoint, wanted.weights))
+    solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store)
     attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
     attempts.statistics |= context_metrics(config, setting, model, ranks)
     if not ranks.is_main:
         return
-    folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value
     result = Evaluation(
         run=run, config=config, checkpoint=checkpoint, step=state["step"], weights=wanted.weights.value, tasks=setting.scored,
-        attempts=attempts, stamps=(*state["stamps"], *_split_stamp(config)), notes=setting.split.notes, provenance=provenance(),
+        attempts=attempts, stamps=(*state["stamps"], *_split_stamp(config), *_rules_stamp(config)),
+        notes=setting.split.notes, provenance=provenance(),
     )  # fmt: skip
     write_results(result, folder)
+    store.remove()
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])
     log.info("report: %s", folder / "report.html")
@@ -317,6 +337,27 @@ def _apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
         value = getattr(wanted, key)
         if value is not None:
             setattr(evaluation, key, value)
+    for key in ("halting", "votes", "canvas"):
+        value = getattr(wanted.evaluation, key)
+        if value is not None:
+            setattr(evaluation, key, value)
+    problems = list(broken_rules(config))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def votes_key(config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Path, weights: WeightsKind) -> str:
+    """Names everything that decides the votes of an evaluation: settings, scored tasks, and the bytes of the weights."""
+    digest = hashlib.sha256(json.dumps([identity(config), weights.value], sort_keys=True).encode())
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        if path.name in WEIGHT_FILES:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for task in tasks:
+        digest.update(task.id.encode())
+        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
+            digest.update(str(grid.shape).encode() + grid.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
@@ -337,3 +378,13 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
+
+
+def _rules_stamp(config: ExperimentConfig) -> tuple[str, ...]:
+    """Which rules of the evaluation are not the published ones."""
+    rules = config.evaluation
+    published = {"halting": EvalHalting.all_steps, "votes": VotesRule.all, "canvas": CanvasRule.full}
+    other = [
+        f"evaluation.{key}={getattr(rules, key).name}" for key, value in published.items() if getattr(rules, key) is not value
+    ]
+    return (f"not the published evaluation: {', '.join(other)}",) if other else ()

@@ -71,7 +71,8 @@ def test_rows_of_a_part_are_those_of_the_full_canvas_cut_to_its_corner(tiny: Tin
             assert torch.equal(getattr(small, name), getattr(wide, name)[..., cells])
             outside = getattr(wide, name).clone()
             outside[..., cells] = PAD
-            assert outside.unique().tolist() in ([PAD], [PAD, EOS])
+            # A translated grid may stand at the edge, without the marks of its end, as on the full canvas.
+            assert not outside.any() or (translate and outside.unique().tolist() == [PAD, EOS])
 
 
 def test_puzzle_ids_are_those_of_all_tasks(tiny: Tiny) -> None:

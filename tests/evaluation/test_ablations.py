@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
@@ -17,7 +15,8 @@ from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks
 from arclab.solvers.recursive import RecursiveSolver
 
-Predict = Callable[[Batch], torch.Tensor]
+from ..solvers.common import answer_by_rule, answer_labels
+
 CPU = Ranks(0, 1, torch.device("cpu"))
 TASKS = load_toy("toy:color_map+dihedral?tasks=30&side=4")
 
@@ -32,33 +31,21 @@ def solver_of(model: RecursiveModel) -> RecursiveSolver:
     return RecursiveSolver(model, CPU, canvas=6, seed=0, batch_size=16, max_demos=10)
 
 
-def recolour_as_demonstrated(batch: Batch) -> torch.Tensor:
+def colours_as_demonstrated(batch: Batch) -> torch.Tensor:
     """Right for every colour map: the token that stood at a position of a demonstration becomes the one beside it."""
     rows = len(batch)
     table = torch.zeros(rows, VOCAB_SIZE, dtype=torch.uint8)
-    table.scatter_(1, batch.demo_inputs_BKS.reshape(rows, -1).long(), batch.demo_outputs_BKS.reshape(rows, -1))
-    return table.gather(1, batch.inputs_BS.long())
-
-
-def know_the_answer(batch: Batch) -> torch.Tensor:
-    return batch.labels_BS
-
-
-def answer_with(model: RecursiveModel, monkeypatch: pytest.MonkeyPatch, predict: Predict) -> None:
-    def patched(self: RecursiveModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.nn.functional.one_hot(predict(batch).long(), VOCAB_SIZE).float(), torch.zeros(len(batch))
-
-    monkeypatch.setattr(RecursiveModel, "predict", patched)
+    return table.scatter_(1, batch.demo_inputs_BKS.reshape(rows, -1).long(), batch.demo_outputs_BKS.reshape(rows, -1))
 
 
 def test_a_reader_of_demonstrations_loses_its_answers(model: RecursiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer_with(model, monkeypatch, recolour_as_demonstrated)
+    answer_by_rule(monkeypatch, colours_as_demonstrated)
     drop = swap_drop(solver_of(model), [t for t in TASKS if t.source == "toy:color_map"])
     assert drop.intact.value == 1.0 and drop.ablated.value < 0.3 and drop.value > 0.7
 
 
 def test_who_ignores_demonstrations_loses_nothing(model: RecursiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer_with(model, monkeypatch, know_the_answer)
+    answer_labels(monkeypatch)
     assert swap_drop(solver_of(model), TASKS).value == 0.0
     assert context_drop(solver_of(model), model, TASKS).value == 0.0
 

@@ -7,11 +7,16 @@ import pytest
 
 from arclab.data.tasks import ArcTask, Grid, Pair
 from arclab.evaluation.scoring import Share, score, truth_ranks, wilson
-from arclab.solvers.base import Attempts, Candidate, VoteBox
+from arclab.solvers.base import Attempts, Candidate
+from arclab.solvers.votes import VoteBox, confidence_units, grid_key
 
 
 def grid(value: int, side: int = 1) -> Grid:
     return np.full((side, side), value, dtype=np.uint8)
+
+
+def vote(box: VoteBox, value: Grid | None, confidence: float) -> None:
+    box.add(("a", 0), grid_key(value), 1, int(confidence_units(confidence)))
 
 
 def task(name: str, *truths: int | None) -> ArcTask:
@@ -23,7 +28,7 @@ def test_votes_are_ranked_by_count_then_confidence() -> None:
     box = VoteBox()
     key = ("a", 0)
     for value, confidence in ((1, 0.9), (2, 0.2), (2, 0.4), (3, 0.5), (3, 0.7), (None, 0.99)):
-        box.add(key, None if value is None else grid(value), confidence)
+        vote(box, None if value is None else grid(value), confidence)
     ranked = box.ranked(key)
     assert [(None if c.grid is None else int(c.grid[0, 0]), c.votes) for c in ranked] == [(3, 2), (2, 2), (None, 1), (1, 1)]
     assert ranked[0].confidence == pytest.approx(0.6)
@@ -32,7 +37,7 @@ def test_votes_are_ranked_by_count_then_confidence() -> None:
 def test_grids_of_other_shape_are_other_candidates() -> None:
     box = VoteBox()
     for shape in ((1, 4), (2, 2), (4, 1), (2, 2)):
-        box.add(("a", 0), np.zeros(shape, dtype=np.uint8), 0.5)
+        vote(box, np.zeros(shape, dtype=np.uint8), 0.5)
     ranked = box.ranked(("a", 0))
     assert len(ranked) == 3 and ranked[0].votes == 2 and ranked[0].grid is not None and ranked[0].grid.shape == (2, 2)
 
@@ -40,8 +45,8 @@ def test_grids_of_other_shape_are_other_candidates() -> None:
 def test_counts_of_two_ranks_add_up() -> None:
     whole, parts = VoteBox(), (VoteBox(), VoteBox())
     for i, value in enumerate((1, 2, 2, 1, 1, 3)):
-        whole.add(("a", 0), grid(value), i / 10)
-        parts[i % 2].add(("a", 0), grid(value), i / 10)
+        vote(whole, grid(value), i / 10)
+        vote(parts[i % 2], grid(value), i / 10)
     merged = VoteBox()
     merged.merge(parts)
     a, b = whole.ranked(("a", 0)), merged.ranked(("a", 0))

@@ -13,15 +13,16 @@ import torch
 from arclab import app
 from arclab.config.compose import compose_evaluate
 from arclab.config.schema import ExperimentConfig
-from arclab.data.codec import VOCAB_SIZE
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask, Pair
 from arclab.evaluation.results import submission
 from arclab.evaluation.scoring import score
-from arclab.models.recursive import RecursiveModel, build_model
+from arclab.models.recursive import Reading, RecursiveModel, build_model
 from arclab.ranks import Ranks
 from arclab.solvers.base import Attempts, Budget, Candidate
 from arclab.solvers.recursive import RecursiveSolver
+
+from ..solvers.common import answer_labels
 
 Tiny = Callable[..., ExperimentConfig]
 CPU = Ranks(0, 1, torch.device("cpu"))
@@ -33,16 +34,10 @@ def solver_of(config: ExperimentConfig) -> tuple[RecursiveSolver, app.Setting, R
     return app.build_solver(config, setting, model, CPU, batch_size=7), setting, model
 
 
-def oracle(data: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads the labels: what a perfect model would say."""
-    logits = torch.nn.functional.one_hot(data.labels_BS.long(), VOCAB_SIZE).float() * 100
-    return logits, torch.ones(len(data))
-
-
 def test_a_perfect_model_scores_everything_with_all_votes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """One wrong inverse, offset or pairing would cost votes: every augmented copy must give the same, right grid."""
     solver, setting, model = solver_of(tiny("evaluation.max_tasks=null", "dataset.num_augmentations=20"))
-    monkeypatch.setattr(RecursiveModel, "predict", lambda self, data: oracle(data))
+    answer_labels(monkeypatch)
     attempts = solver.solve(setting.scored, Budget(20))
     assert all(len(candidates) == 1 for candidates in attempts.candidates.values())
     assert len(attempts.candidates) == sum(len(t.tests) for t in setting.scored) == 13
@@ -74,19 +69,21 @@ def test_demonstrations_reach_the_solver_in_full(tiny: Tiny, monkeypatch: pytest
     solver, setting, _ = solver_of(tiny("evaluation.max_tasks=null"))
     seen: dict[int, set[int]] = {}
 
-    def spy(_: RecursiveModel, data: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    original = RecursiveModel.read
+
+    def spy(self: RecursiveModel, data: Batch) -> Reading:
         for t, n in zip(data.task_id_B.tolist(), data.num_demos_B.tolist(), strict=True):
             seen.setdefault(t, set()).add(n)
-        return oracle(data)
+        return original(self, data)
 
-    monkeypatch.setattr(RecursiveModel, "predict", spy)
+    monkeypatch.setattr(RecursiveModel, "read", spy)
     solver.solve(setting.scored, Budget(1))
     assert {t: {len(task.demos)} for t, task in enumerate(setting.scored)} == seen
 
 
 def test_undecodable_predictions_count_as_wrong_and_do_not_crash(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     solver, setting, _ = solver_of(tiny())
-    monkeypatch.setattr(RecursiveModel, "predict", lambda self, d: (torch.zeros(len(d), 36, VOCAB_SIZE), torch.zeros(len(d))))
+    answer_labels(monkeypatch, lambda ready: torch.zeros_like(ready.labels_BS))
     attempts = solver.solve(setting.scored, Budget(2))
     assert attempts.statistics["ARC/undecodable"] == 1.0
     assert all(c[0].grid is None for c in attempts.candidates.values())

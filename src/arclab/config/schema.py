@@ -84,6 +84,22 @@ class SplitName(Enum):
     evaluation = "evaluation"
 
 
+class EvalHalting(Enum):
+    """When a row of an evaluation ends. all_steps: after halt_max_steps (the published rule). early: at a positive halt logit."""
+
+    all_steps = "all_steps"
+    early = "early"
+
+
+class VotesRule(Enum):
+    """How many augmentations vote. all: every one. adaptive: until the order of a task's first two candidates is settled;
+    adaptive_first: until its first candidate is, whoever comes second (the test: arclab.solvers.stopping)."""
+
+    all = "all"
+    adaptive = "adaptive"
+    adaptive_first = "adaptive_first"
+
+
 class WandbMode(Enum):
     """auto: online where an API key is set, offline elsewhere."""
 
@@ -219,7 +235,8 @@ MIN_PROFILED_STEPS = 6
 
 
 class CanvasRule(Enum):
-    """full: every row on dataset.canvas (the published form). bucketed: every row on the smallest canvas that holds its task."""
+    """full: every row on dataset.canvas (the published form). bucketed: every row on the smallest canvas that holds its task
+    (in evaluation: what is shown of it; answers that had no room are predicted again on a larger one)."""
 
     full = "full"
     bucketed = "bucketed"
@@ -229,13 +246,13 @@ class CanvasRule(Enum):
 class TrainerConfig:
     """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks. canvas: see CanvasRule.
 
+    profile: see arclab.training.profile. The defaults are for runs that were made before these were keys.
     Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
     """
 
     steps: int
     batch_size: int
     grad_accumulation: int
-    canvas: CanvasRule
     precision: Precision
     compile: bool
     clip_norm: float
@@ -255,7 +272,8 @@ class TrainerConfig:
     num_workers: int
     num_threads: Optional[int]
     device: DeviceChoice
-    profile: bool
+    canvas: CanvasRule = CanvasRule.full
+    profile: bool = False
 
     def check(self, path: str) -> list[str]:
         problems = [
@@ -286,7 +304,8 @@ class TrainerConfig:
 class EvaluationConfig:
     """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
 
-    health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*, train_encoder/*); 0: none.
+    batch_size: rows in flight. health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*,
+    train_encoder/*); 0: none. The defaults of the last three are the published rules, for runs that were made before they were keys.
     """
 
     split: SplitName
@@ -294,6 +313,9 @@ class EvaluationConfig:
     batch_size: int
     max_tasks: Optional[int]
     health_tasks: int
+    halting: EvalHalting = EvalHalting.all_steps
+    votes: VotesRule = VotesRule.all
+    canvas: CanvasRule = CanvasRule.full
 
     def check(self, path: str) -> list[str]:
         problems = [
@@ -366,6 +388,10 @@ class ExperimentConfig:
                 f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with decoder_init.kind=scratch "
                 "freezes a random decoder, which can answer nothing; use decoder_init=frozen with a decoder_init.path, or fewer freeze_steps."
             )
+        if self.decoder.mlp_t and self.evaluation.canvas is CanvasRule.bucketed:
+            problems.append(
+                "evaluation.canvas=bucketed does not go with decoder.mlp_t=true, whose weights belong to one length; use evaluation.canvas=full."
+            )
         return [*problems, *self._check_ranks(), *self._check_encoder()]
 
     def _check_ranks(self) -> list[str]:
@@ -415,6 +441,15 @@ class ExperimentConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EvaluationWishes:
+    """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that name)."""
+
+    halting: Optional[EvalHalting]
+    votes: Optional[VotesRule]
+    canvas: Optional[CanvasRule]
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
     """Root of evaluate.py. null means: as the checkpoint's own run was configured."""
 
@@ -425,6 +460,7 @@ class EvaluateConfig:
     num_augmentations: Optional[int]
     batch_size: Optional[int]
     max_tasks: Optional[int]
+    evaluation: EvaluationWishes
     device: DeviceChoice
     num_threads: Optional[int]
 

@@ -17,13 +17,20 @@ from arclab.config.schema import CANVASES
 from arclab.data.sampler import IntArray, Part, TrainingData
 
 
+def smallest_canvas(side: int, full: int) -> int:
+    """The least canvas that holds grids of this side and the EOS marks around them; on the full one they may be cut off.
+
+    Room for the marks, because without them a prediction cannot say that its grid ends here.
+    """
+    return next((c for c in CANVASES if side < c < full), full)
+
+
 def task_canvases(data: TrainingData) -> IntArray:
-    """(tasks,) side of the smallest canvas that holds every pair of each task, at most the data's own."""
+    """(tasks,) side of the smallest canvas for every pair of each task, at most the data's own."""
     store = data.space.store
     height_P, width_P = store.pair_extent(np.arange(len(store.heights) // 2))
     side_T = np.maximum.reduceat(np.maximum(height_P, width_P), store.first_pair_T)
-    choices = np.array([c for c in CANVASES if c <= data.canvas])
-    return choices[np.searchsorted(choices, side_T)]
+    return np.array([smallest_canvas(int(side), data.canvas) for side in side_T])
 
 
 def bucketed(data: TrainingData, batch_size: int, unit: int) -> tuple[Part, ...]:

@@ -111,7 +111,7 @@ _METRICS = [
     Metric("all.lm_loss", "nats", "down", f"stablemax cross-entropy per cell, {_ALL}"),
     Metric("all.q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_ALL}", (0.8, 1)),
     Metric("all.q_halt_loss", "nats", "down", f"binary cross-entropy of the halt logit, {_ALL}"),
-    Metric("all.steps", "steps", "none", "supervision steps in evaluation (always the maximum)"),
+    Metric("all.steps", "steps", "none", f"supervision steps, {_ALL}; always the maximum with evaluation.halting=all_steps"),
     Metric("all.count", "grids", "none", "augmented copies of test inputs that were predicted"),
     *[
         Metric(
@@ -124,6 +124,10 @@ _METRICS = [
     ],
     *[Metric(f"ARC/solved@{k}", "share", "up", f"tasks with every test input right within {k} attempts") for k in SOLVED_KS],
     Metric("ARC/tasks", "tasks", "none", "tasks scored: the N of every ARC/ share"),
+    Metric(
+        "eval/rows_share", "share", "none", "augmented test inputs that were predicted, of all; below 1 with adaptive votes"
+    ),
+    Metric("eval/rerun_share", "share", "none", "predictions made again on a larger canvas, of all that were counted"),
     Metric("ARC/undecodable", "share", "down", "predictions that show no grid; they count as wrong"),
     *[
         Metric(f"{prefix}/{name}", unit, direction, f"{where}: {meaning}")

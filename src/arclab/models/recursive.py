@@ -13,7 +13,7 @@ Shapes: B rows, S canvas cells, P prefix tokens, T context tokens, D width, V to
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,36 @@ class Condition:
     memory: Memory | None = None
     context: TaskContext | None = None
     puzzle_rows_BD: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Reading:
+    """What evaluation keeps of rows whose demonstrations were read: prefix and memory for the decoder; or, for an encoder with
+    a state of its own, the state and the memory that it writes from. num_demos: demonstrations behind the canvas."""
+
+    num_demos: int
+    prefix_BPD: Tensor | None = None
+    memory: Memory | None = None
+    state_BXD: Tensor | None = None
+
+    def rows(self, index_R: Tensor) -> Reading:
+        """The rows with these numbers; one may be taken several times."""
+        memory = self.memory and Memory(self.memory.tokens_BMD[index_R], self.memory.mask_BM[index_R])
+        prefix, state = (None if x is None else x[index_R] for x in (self.prefix_BPD, self.state_BXD))
+        return Reading(self.num_demos, prefix, memory, state)
+
+    def join(self, other: Reading) -> Reading:
+        """These rows, then the other ones, which must have been read by the same model with as many slots."""
+
+        def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else torch.cat([a, b])
+
+        memory = None
+        if self.memory is not None and other.memory is not None:
+            tokens = torch.cat([self.memory.tokens_BMD, other.memory.tokens_BMD])
+            memory = Memory(tokens, torch.cat([self.memory.mask_BM, other.memory.mask_BM]))
+        prefix, state = both(self.prefix_BPD, other.prefix_BPD), both(self.state_BXD, other.state_BXD)
+        return Reading(self.num_demos, prefix, memory, state)
 
 
 @dataclass(slots=True)
@@ -176,27 +206,47 @@ class RecursiveModel(nn.Module):
         return logits_BSV, q_halt_B
 
     @torch.no_grad()
-    def predict(self, data: Batch) -> tuple[Tensor, Tensor]:
-        """Evaluation: logits (B, S, V) and halt logits (B,) after halt_max_steps steps; demonstrations are read once.
-
-        An encoder with a state of its own refines it at every step, as in training; the others write their context once.
-        """
+    def read(self, data: Batch) -> Reading:
+        """Evaluation: what the rows' demonstrations (or puzzle rows) say, for refine(). Read once per row."""
+        num_demos = self._shape(data)[2]
         if self.encoder is None:
-            conditions = [self.condition(data)]
+            return Reading(num_demos, prefix_BPD=self.condition(data).prefix_BPD)
+        demos = Demonstrations.from_batch(data)
+        memory = self.encoder.read(demos, self.decoder.dtype)
+        state = self.encoder.state_for(demos, self.decoder.dtype)
+        if state is not None:
+            return Reading(num_demos, memory=memory, state_BXD=state)
+        condition = self._from_context(self.encoder.write(memory, None, None))
+        return Reading(num_demos, prefix_BPD=condition.prefix_BPD, memory=condition.memory)
+
+    def start(self, inputs_BS: Tensor, reading: Reading) -> Latents:
+        """Fresh latents for rows of evaluation."""
+        return self.decoder.start(len(inputs_BS), inputs_BS.shape[1], reading.num_demos)
+
+    @torch.no_grad()
+    def refine(self, latents: Latents, inputs_BS: Tensor, reading: Reading) -> tuple[Latents, Reading, Tensor, Tensor]:
+        """Evaluation: one more step of every row; (latents, reading) for the next one, logits (B, S, V), halt logits (B,).
+
+        An encoder with a state of its own refines it too, as in training; the others wrote their context when they read.
+        """
+        memory, state = reading.memory, None
+        if reading.state_BXD is None:
+            prefix_BPD = reading.prefix_BPD
         else:
-            demos = Demonstrations.from_batch(data)
-            memory = self.encoder.read(demos, self.decoder.dtype)
-            state = self.encoder.state_for(demos, self.decoder.dtype)
-            conditions = []
-            for _ in range(1 if state is None else self.halting.halt_max_steps):
-                context = self.encoder.write(memory, state, None)
-                state = context.state
-                conditions.append(self._from_context(context))
-        latents = self.decoder.start(*self._shape(data))
-        output = None
-        for step in range(self.halting.halt_max_steps):
-            now = conditions[min(step, len(conditions) - 1)]
-            latents, *output = self.decoder(latents, data.inputs_BS, now.prefix_BPD, now.memory)
+            assert self.encoder is not None and memory is not None
+            context = self.encoder.write(memory, reading.state_BXD, None)
+            condition = self._from_context(context)
+            prefix_BPD, memory, state = condition.prefix_BPD, condition.memory, context.state
+        assert prefix_BPD is not None
+        latents, logits_BSV, q_halt_B = self.decoder(latents, inputs_BS, prefix_BPD, memory)
+        return latents, replace(reading, state_BXD=state), logits_BSV, q_halt_B
+
+    def predict(self, data: Batch) -> tuple[Tensor, Tensor]:
+        """Evaluation: logits (B, S, V) and halt logits (B,) of all rows after halt_max_steps steps."""
+        reading = self.read(data)
+        latents, output = self.start(data.inputs_BS, reading), None
+        for _ in range(self.halting.halt_max_steps):
+            latents, reading, *output = self.refine(latents, data.inputs_BS, reading)
         assert output is not None
         return output[0], output[1]
 

@@ -6,8 +6,7 @@ evaluation scores them all. A solver may look at demonstrations and test inputs;
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,43 +41,3 @@ class Attempts:
 
 class Solver(Protocol):
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts: ...
-
-
-GridKey = tuple[int, int, bytes] | None
-
-
-def grid_key(grid: Grid | None) -> GridKey:
-    """Equal for equal grids; hashable and small enough to be sent between ranks."""
-    return None if grid is None else (*grid.shape, grid.tobytes())
-
-
-class VoteBox:
-    """Counts predictions per test input: (votes, sum of confidences) per distinct grid. Boxes of several ranks add up."""
-
-    def __init__(self) -> None:
-        self.counts: defaultdict[TestKey, dict[GridKey, list[float]]] = defaultdict(dict)
-
-    def add(self, key: TestKey, grid: Grid | None, confidence: float) -> None:
-        entry = self.counts[key].setdefault(grid_key(grid), [0, 0.0])
-        entry[0] += 1
-        entry[1] += confidence
-
-    def merge(self, others: Iterable[VoteBox]) -> None:
-        for other in others:
-            for key, grids in other.counts.items():
-                for grid, (votes, confidence) in grids.items():
-                    entry = self.counts[key].setdefault(grid, [0, 0.0])
-                    entry[0] += votes
-                    entry[1] += confidence
-
-    def ranked(self, key: TestKey) -> list[Candidate]:
-        """Most votes first, then the higher mean confidence; what is still tied is ordered by content, not by chance."""
-        candidates = [(grid, int(votes), total / votes) for grid, (votes, total) in self.counts[key].items()]
-        candidates.sort(key=lambda c: (-c[1], -c[2], c[0] is None, c[0] or ()))
-        return [Candidate(_grid_of(grid), votes, confidence) for grid, votes, confidence in candidates]
-
-
-def _grid_of(key: GridKey) -> Grid | None:
-    import numpy as np
-
-    return None if key is None else np.frombuffer(key[2], dtype=np.uint8).reshape(key[0], key[1])

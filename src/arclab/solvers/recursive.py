@@ -1,112 +1,198 @@
 """TRM and ETRM as a solver: predict every test input under every augmentation, undo the augmentation, vote.
 
+    RecursiveSolver(model, ranks, canvas=30, seed=0, batch_size=256, max_demos=10).solve(tasks, Budget(1000))
+
 Votes are those of the published TRM: one vote per augmented copy, grouped by identical grid, ranked by (votes, mean sigmoid
-of the halt logit). Counting starts anew with every call of solve. Rows are shared out over ranks and the counts added up.
-Shapes: R rows (task, augmentation, test input), S canvas cells.
+of the halt logit). What costs less than that, and what it changes: `halting` (rows end at a positive halt logit), `votes`
+(a task's augmentations end when its ranking is settled) and `canvas_rule` (rows on the smallest canvas that holds what is
+shown; see config.schema). Rows are refined in continuous batches (flight.py) and demonstrations are encoded once per augmented
+puzzle and canvas. Counting starts anew with every call of solve, or where an evaluation with the same `store` was killed.
+Shapes: B rows (task, augmentation, test input), P augmented puzzles, S canvas cells, R all rows of the evaluation.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from arclab.data.augment import Augmentation
-from arclab.data.codec import decode
-from arclab.data.sampler import Batch, Plan, PuzzleSpace
+from arclab.config.schema import CanvasRule, EvalHalting, VotesRule
+from arclab.data.codec import corner_cells
+from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel
 from arclab.ranks import Ranks
-from arclab.solvers.base import Attempts, Budget, VoteBox
+from arclab.solvers.agenda import Agenda, RowTable, row_table
+from arclab.solvers.base import Attempts, Budget
+from arclab.solvers.flight import Landed, Ready, fly
+from arclab.solvers.store import Tally, VoteStore
+from arclab.solvers.votes import VoteBox, restore_grids, shown_sides
 
-_SUMS = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss", "all.steps")
+log = logging.getLogger(__name__)
+# Sums of a tally: the first five over rows with known answers, the number of those, and three over all rows.
+_OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
+_OF_ALL = ("all.steps", "ARC/undecodable", "eval/rerun_share")
+_NUM_SUMS = len(_OF_LABELLED) + 1 + len(_OF_ALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One call of solve: its rows, what this process counted and what was counted before it, and what is still to be done."""
+
+    space: PuzzleSpace
+    table: RowTable
+    tally: Tally
+    earlier: Tally | None
+    agenda: Agenda
+    bar: tqdm
 
 
 class RecursiveSolver:
-    """puzzle_rows: task id -> first row of the task in a trained puzzle table (TRM); None for an encoder (ETRM)."""
+    """puzzle_rows: task id -> first row of the task in a trained puzzle table (TRM); None for an encoder (ETRM).
+
+    store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end.
+    """
 
     def __init__(
         self, model: RecursiveModel, ranks: Ranks, *, canvas: int, seed: int, batch_size: int, max_demos: int,
-        puzzle_rows: dict[str, int] | None = None, show_progress: bool = False,
+        puzzle_rows: dict[str, int] | None = None, show_progress: bool = False, halting: EvalHalting = EvalHalting.all_steps,
+        votes: VotesRule = VotesRule.all, canvas_rule: CanvasRule = CanvasRule.full, store: VoteStore | None = None,
+        save_every_s: float = 60.0,
     ) -> None:  # fmt: skip
         self.model, self.ranks = model, ranks
         self.canvas, self.seed, self.batch_size, self.max_demos = canvas, seed, batch_size, max_demos
         self.puzzle_rows, self.show_progress = puzzle_rows, show_progress
+        self.halting, self.votes, self.canvas_rule = halting, votes, canvas_rule
+        self.store, self.save_every_s = store, save_every_s
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known."""
+        job = self._job(tasks, budget)
+        start = saved = time.monotonic()
+        for landed, canvas in self._landings(job):
+            self._count(job, landed, canvas)
+            if self.store is not None and time.monotonic() - saved >= self.save_every_s:
+                self.store.save(self.ranks.rank, job.table.keys, job.tally)
+                saved = time.monotonic()
+        job.bar.close()
+        seconds = time.monotonic() - start
+        if self.store is not None:
+            self.store.save(self.ranks.rank, job.table.keys, job.tally)
+        return self._combine(job, seconds)
+
+    def _job(self, tasks: Sequence[ArcTask], budget: Budget) -> _Job:
         space = PuzzleSpace(tasks, budget.num_augmentations, self.seed, self.canvas)
-        plan = self._plan(space)
-        rows = range(self.ranks.rank, len(plan.task_B), self.ranks.world_size)
-        box, sums, start_time = VoteBox(), np.zeros(len(_SUMS) + 2), time.monotonic()
-        bar = tqdm(total=len(rows), desc="evaluating", unit="grid", disable=not (self.show_progress and self.ranks.is_main),
-                   mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
-        for start in range(0, len(rows), self.batch_size):
-            part = _take(plan, np.array(rows[start : start + self.batch_size]))
-            sums += self._predict(space, part, box)
-            bar.update(len(part.task_B))
-        bar.close()
-        return self._combine(tasks, box, sums, time.monotonic() - start_time)
+        table = row_table(space, self.max_demos, self.canvas_rule)
+        tally, earlier = Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(_NUM_SUMS)), None
+        if self.store is not None:
+            loaded = self.store.load(table.keys) if self.ranks.is_main else None
+            earlier, generation = self.ranks.gather_objects((loaded, self.store.generation))[0]
+            self.store.join(generation)
+        boxes = [tally.box] if earlier is None else [tally.box, earlier.box]
+        done_R = tally.done_R.copy() if earlier is None else earlier.done_R.copy()
+        agenda = Agenda(space, table, boxes, done_R, rule=self.votes, seed=self.seed, rank=self.ranks.rank,
+                        world_size=self.ranks.world_size)  # fmt: skip
+        if earlier is not None and self.ranks.is_main:
+            log.info("going on: %d of %d predictions were made before", done_R.sum(), len(done_R))
+        bar = tqdm(
+            total=agenda.num_rows - agenda.num_saved, initial=agenda.num_done, desc="evaluating", unit="grid",
+            disable=not (self.show_progress and self.ranks.is_main), mininterval=0.5 if sys.stderr.isatty() else 20.0,
+        )  # fmt: skip
+        return _Job(space, table, tally, earlier, agenda, bar)
 
-    def _plan(self, space: PuzzleSpace) -> Plan:
-        """One row for every (task, augmentation, test input), all demonstrations in file order, nothing translated."""
-        store, rows = space.store, []
-        for t in range(len(space.tasks)):
-            tests = range(int(store.num_demos_T[t]), int(store.num_pairs_T[t]))
-            rows += [(t, a, store.first_pair_T[t] + p) for a in range(space.num_augmentations_T[t]) for p in tests]
-        task_B, augmentation_B, query_B = np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
+    def _landings(self, job: _Job) -> Iterator[tuple[Landed, int]]:
+        """Ended rows with their canvas, one canvas after the other until nothing waits on any."""
+        while (canvas := job.agenda.canvas()) is not None:
+            small = copy(job.space)  # the same grids and augmentations, rendered on another canvas
+            small.canvas = canvas
+            is_early = self.halting is EvalHalting.early
+            for landed in fly(self.model, partial(self._ready, job, small), self.batch_size, early=is_early):
+                yield landed, canvas
+
+    def _ready(self, job: _Job, small: PuzzleSpace) -> Ready | None:
+        """The next rows of this canvas, their demonstrations read once per augmented puzzle; None if no row waits."""
+        rows_B, table = job.agenda.take(small.canvas, self.batch_size), job.table
+        if len(rows_B) == 0:
+            return None
+        task_B, augmentation_B = table.task_R[rows_B], table.augmentation_R[rows_B]
+        _, first_P, puzzle_B = np.unique(job.space.puzzle_ids(task_B, augmentation_B), return_index=True, return_inverse=True)
+        nothing_P2 = np.zeros((len(rows_B), 1, 2), dtype=np.int64)
+        queries = Plan(task_B, augmentation_B, table.query_R[rows_B], np.zeros((len(rows_B), 0), dtype=np.int64), nothing_P2)
+        shown = job.space.render(queries, with_puzzle_ids=False)
+        # Also labels are cut, not rendered, to the smaller canvas: an answer may be too large for it.
+        cells = torch.from_numpy(corner_cells(small.canvas, self.canvas))
+        device = self.ranks.device
+        reading = self.model.read(self._demonstrations(small, task_B[first_P], augmentation_B[first_P]).to(device))
+        return Ready(
+            rows_B, shown.inputs_BS[:, cells].to(device), shown.labels_BS[:, cells].to(device), reading,
+            torch.from_numpy(puzzle_B.reshape(-1)).to(device),
+        )  # fmt: skip
+
+    def _demonstrations(self, space: PuzzleSpace, task_P: IntArray, augmentation_P: IntArray) -> Batch:
+        """All demonstrations of each puzzle in file order, nothing translated, without a query; or the rows of a puzzle table."""
+        store = space.store
         slots = np.arange(min(self.max_demos, int(store.num_demos_T.max())) if self.puzzle_rows is None else 0)[None]
-        demos_BK = np.where(slots < store.num_demos_T[task_B][:, None], store.first_pair_T[task_B][:, None] + slots, -1)
-        offsets = np.zeros((len(task_B), 1 + slots.shape[1], 2), dtype=np.int64)
-        return Plan(task_B, augmentation_B, query_B, demos_BK, offsets)
-
-    def _predict(self, space: PuzzleSpace, plan: Plan, box: VoteBox) -> np.ndarray:
-        """Vote for one batch of rows; returns sums of the all.* numerators, the labelled rows and the undecodable ones."""
+        demos_PK = np.where(slots < store.num_demos_T[task_P][:, None], store.first_pair_T[task_P][:, None] + slots, -1)
+        offsets = np.zeros((len(task_P), 1 + slots.shape[1], 2), dtype=np.int64)
+        plan = Plan(task_P, augmentation_P, np.full(len(task_P), -1), demos_PK, offsets)
         batch = space.render(plan, with_puzzle_ids=False)
         if self.puzzle_rows is not None:
-            first = np.array([self.puzzle_rows[space.tasks[t].id] for t in plan.task_B])
-            batch.puzzle_id_B = torch.from_numpy(first + plan.augmentation_B)
-        batch = batch.to(self.ranks.device)
-        logits_BSV, q_halt_B = self.model.predict(batch)
-        tokens_BS = logits_BSV.argmax(-1).to(torch.uint8).cpu().numpy()
-        confidence_B = q_halt_B.float().sigmoid().cpu().tolist()
-        undecodable = 0
-        for i, tokens in enumerate(tokens_BS):
-            t = int(plan.task_B[i])
-            grid = decode(tokens, self.canvas)
-            undecodable += grid is None
-            if grid is not None:
-                row = space.table[space.first_augmentation_T[t] + plan.augmentation_B[i]]
-                grid = Augmentation.from_row(row).invert(grid)
-            number = int(plan.query_B[i] - space.store.first_pair_T[t] - space.store.num_demos_T[t])
-            box.add((space.tasks[t].id, number), grid, confidence_B[i])
-        return np.array([*self._statistics(logits_BSV, q_halt_B, batch), undecodable])
+            first = np.array([self.puzzle_rows[space.tasks[t].id] for t in task_P])
+            batch.puzzle_id_B = torch.from_numpy(first + augmentation_P)
+        return batch
 
-    def _statistics(self, logits_BSV: Tensor, q_halt_B: Tensor, batch: Batch) -> list[float]:
-        losses = row_losses(logits_BSV, q_halt_B, batch.labels_BS)
-        keep = losses.has_labels
-        values = [losses.accuracy, losses.exact, losses.q_halt_correct, losses.lm, losses.q_halt]
-        sums = [float(v[keep].double().sum()) for v in values]
-        count = int(keep.sum())
-        return [*sums, float(count * self.model.halting.halt_max_steps), count]
+    def _count(self, job: _Job, landed: Landed, canvas: int) -> None:
+        """Votes and statistics of ended rows; those that may not have had the room are predicted again instead."""
+        tokens_BS = landed.logits_BSV.argmax(-1).to(torch.uint8).cpu().numpy()
+        sums_BN = _numerators(landed)
+        counted_B = np.ones(len(tokens_BS), dtype=bool)
+        if canvas < self.canvas:
+            heights_B, widths_B = shown_sides(tokens_BS, canvas)
+            counted_B = (heights_B > 0) & (heights_B < canvas) & (widths_B < canvas)
+            job.agenda.postpone(landed.rows_B[~counted_B])
+            job.tally.sums[-1] += int((~counted_B).sum())
+        rows_B, table, space = landed.rows_B[counted_B], job.table, job.space
+        if len(rows_B) == 0:
+            return
+        augmentations = space.table[space.first_augmentation_T[table.task_R[rows_B]] + table.augmentation_R[rows_B]]
+        grids = restore_grids(tokens_BS[counted_B], augmentations, canvas)
+        confidence_B = landed.q_halt_B.float().sigmoid().cpu().numpy()[counted_B]
+        job.tally.box.count(table.keys, table.test_R[rows_B], grids, confidence_B)
+        job.tally.sums[: sums_BN.shape[1]] += sums_BN[counted_B].sum(axis=0)
+        job.tally.sums[-2] += int((grids.heights_B == 0).sum())
+        job.tally.done_R[rows_B] = True
+        job.agenda.finish(rows_B)
+        job.bar.total = job.agenda.num_rows - job.agenda.num_saved
+        job.bar.update(len(rows_B))
 
-    def _combine(self, tasks: Sequence[ArcTask], box: VoteBox, sums: np.ndarray, seconds: float) -> Attempts:
-        parts = self.ranks.gather_objects((box, sums))
+    def _combine(self, job: _Job, seconds: float) -> Attempts:
+        parts = self.ranks.gather_objects(job.tally)
+        now = sum(int(part.done_R.sum()) for part in parts)
+        parts += [] if job.earlier is None else [job.earlier]
         total = VoteBox()
-        total.merge(part for part, _ in parts)
-        *numerators, count, undecodable = np.sum([s for _, s in parts], axis=0)
-        statistics = {name: value / count for name, value in zip(_SUMS, numerators, strict=True)} if count else {}
-        num_rows = sum(c.votes for t in tasks for n in range(len(t.tests)) for c in total.ranked((t.id, n)))
-        statistics |= {"all.count": float(num_rows), "ARC/undecodable": undecodable / num_rows}
-        statistics["timing/eval_samples_per_s"] = num_rows / max(seconds, 1e-9)
-        return Attempts({(t.id, n): total.ranked((t.id, n)) for t in tasks for n in range(len(t.tests))}, statistics)
+        total.merge(part.box for part in parts)
+        sums = np.sum([part.sums for part in parts], axis=0)
+        num_rows, count = sum(int(part.done_R.sum()) for part in parts), sums[len(_OF_LABELLED)]
+        statistics = {name: value / count for name, value in zip(_OF_LABELLED, sums, strict=False)} if count else {}
+        statistics |= {name: value / num_rows for name, value in zip(_OF_ALL, sums[-len(_OF_ALL) :], strict=True)}
+        statistics |= {"all.count": float(num_rows), "eval/rows_share": num_rows / len(job.table.task_R)}
+        statistics["timing/eval_samples_per_s"] = now / max(seconds, 1e-9)
+        return Attempts({key: total.ranked(key) for key in job.table.keys}, statistics)
 
 
-def _take(plan: Plan, rows: np.ndarray) -> Plan:
-    return Plan(plan.task_B[rows], plan.augmentation_B[rows], plan.query_B[rows], plan.demos_BK[rows], plan.offsets_BP2[rows])
+def _numerators(landed: Landed) -> np.ndarray:
+    """(B, N): what each row adds to the statistics over rows with known answers, their number, and the steps of all rows."""
+    losses = row_losses(landed.logits_BSV, landed.q_halt_B, landed.labels_BS)
+    known_B = losses.has_labels.double()
+    values = [losses.accuracy, losses.exact, losses.q_halt_correct, losses.lm, losses.q_halt]
+    columns = [torch.where(losses.has_labels, value.double(), 0.0) for value in values]
+    return np.column_stack([torch.stack([*columns, known_B], dim=1).cpu().numpy(), landed.steps_B])
