@@ -1,6 +1,6 @@
 """Does bucketing change what is learned? The same experiment on the full canvas and bucketed, several seeds each.
 
-    python -m benchmarks.bucketing                                    # quickstart on a canvas of side 10, three seeds
+    python -m benchmarks.bucketing                                    # quickstart, three seeds
     python -m benchmarks.bucketing --seeds 1 --set trainer.steps=200
 
 Every run is pretrain_encoder.py and then evaluate.py in processes of their own; the same command continues what was stopped.
@@ -73,14 +73,12 @@ def main() -> None:
     parser.add_argument("--experiment", default="quickstart")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs-dir", default="runs")
-    parser.add_argument("--set", nargs="+", default=["dataset.canvas=10"], metavar="KEY=VALUE", help="settings of every run")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args()
     runs = [run(rule.value, seed, given) for seed in range(given.seeds) for rule in CanvasRule]
-    command = (
-        f"python -m benchmarks.bucketing --experiment {given.experiment} --seeds {given.seeds} --set {' '.join(given.set)}"
-    )
-    result = {"command": command, "runs": runs, **provenance()}
+    command = f"python -m benchmarks.bucketing --experiment {given.experiment} --seeds {given.seeds}{' --set ' * bool(given.set)}{' '.join(given.set)}"
+    result = {**provenance(), "command": command, "runs": runs}
     print(table(runs))
     if given.save:
         results = Path(__file__).parent / "results"

@@ -191,10 +191,11 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     ranks = Ranks(0, 1, torch.device(given.device))
     result: dict[str, Any] = {
+        **provenance(),
         "command": f"python -m benchmarks.train_step --dataset {given.dataset} --width {given.width} --tokens {given.tokens} --repeats {given.repeats} "
         f"--device {given.device} --precision {given.precision}{' --compile' if given.compile else ''}",
         "precision": given.precision, "threads": torch.get_num_threads(), "matmul_flops_per_s": matmul_rate(given),
-        "systems": {system: measure(system, ranks, given) for system in SYSTEMS}, **provenance(),
+        "systems": {system: measure(system, ranks, given) for system in SYSTEMS},
     }  # fmt: skip
     print(table(result))
     print(json.dumps(result))
