@@ -14,8 +14,12 @@ test: .venv/installed-dev
 
 install: .venv/installed
 
+# Minutes on an idle machine; add --save to keep what one of them prints. Longer: python -m benchmarks.bucketing
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.evaluate --augmentations 100
+	$(BIN)/python -m benchmarks.scaling
 
 # Continues where it was stopped. Fewer cells or another budget: make bench-control CONTROL="--seconds 120 --families lines"
 CONTROL ?= --seconds 600
