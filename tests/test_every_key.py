@@ -226,20 +226,27 @@ def test_evaluation_batch_size_is_the_rows_in_flight(tmp_path: Path, monkeypatch
 
 
 def test_evaluation_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a halt head that says stop, grids that fit a smaller canvas, and more views than settle a first place."""
+    """With a halt head that says stop, grids that fit a smaller canvas, and more views, all of one answer, than settle a first place."""
     monkeypatch.setattr(decoder, "_Q_BIAS", 50.0)
+    original = decoder.Decoder.forward
+
+    def says_nothing(self: Any, *args: Any) -> Any:
+        latents, logits, q_halt = original(self, *args)
+        return latents, logits * 0, q_halt
+
+    monkeypatch.setattr(decoder.Decoder, "forward", says_nothing)
     overrides = ["evaluation.num_augmentations=30", "dataset.canvas=10", "trainer.steps=1", "trainer.warmup_steps=0", "evaluation.max_tasks=1", "evaluation.health_tasks=0"]  # fmt: skip
     seen = [run(overrides, tmp_path / "base")["rows"]]
     for key in ("evaluation.halting", "evaluation.votes", "evaluation.canvas"):
         seen.append(run([*overrides, f"{key}={ALTERNATIVES[key]}"], tmp_path / key)["rows"])
-    assert len(set(seen)) == 4
+    assert len(set(seen)) == 4, seen
 
 
 def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from arclab.models.decoder import Decoder
 
     compiled, threads = [], []
-    monkeypatch.setattr(Decoder, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(Decoder, "compile", lambda self, dynamic: compiled.append(self))
     run(["trainer.compile=true"], tmp_path)
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)

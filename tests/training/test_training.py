@@ -90,7 +90,7 @@ def test_without_the_saved_carry_the_continued_run_differs(tiny: Tiny) -> None:
     assert not identical(weights(whole, 6), weights(again, 6))
 
 
-@pytest.mark.parametrize("overrides", [TINY, TINY_TRM], ids=["etrm", "trm"])
+@pytest.mark.parametrize("overrides", [[*TINY, "trainer.canvas=bucketed"]], ids=["bucketed"])
 def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], tmp_path: Path) -> None:
     """kill -9 at several moments, then the same command until it is done: the weights of an uninterrupted run."""
     command = [
@@ -120,7 +120,7 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
     assert json.loads((tmp_path / "quickstart" / "killed" / "status.json").read_text())["state"] == "DONE"
 
 
-@pytest.mark.parametrize("overrides", [TINY, TINY_TRM, [*TINY, "trainer.canvas=bucketed"]], ids=["etrm", "trm", "bucketed"])
+@pytest.mark.parametrize("overrides", [TINY_TRM, [*TINY, "trainer.canvas=bucketed"]], ids=["trm", "bucketed"])
 def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Path) -> None:
     """2 ranks x 4 rows against 1 rank x 8 rows under torchrun: same norms, losses and counts at every step."""
     common = [*overrides, "dataset.num_augmentations=2", f"runs_dir={tmp_path}", "trainer.checkpoint_every=4"]
