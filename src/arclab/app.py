@@ -293,7 +293,10 @@ def evaluate(argv: Sequence[str]) -> None:
         torch.set_num_threads(wanted.num_threads)
     ranks = start_ranks(wanted.device)
     try:
-        _evaluate(wanted, ranks)
+        with advice_if_out_of_memory(
+            "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
+        ):
+            _evaluate(wanted, ranks)
     finally:
         stop_ranks()
 

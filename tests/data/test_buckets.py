@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from arclab.config.schema import ExperimentConfig
+from arclab.config.schema import CanvasRule, ExperimentConfig
 from arclab.data.buckets import bucketed, task_canvases
-from arclab.data.codec import EOS, PAD, corner_cells
+from arclab.data.codec import EOS, PAD
 from arclab.data.sampler import Cursor, TrainingData, build_training_data, next_cursors, start_cursors
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask, Pair
+from arclab.models.token_views import corner_cells
 
 Tiny = Callable[..., ExperimentConfig]
 
@@ -66,7 +67,7 @@ def test_rows_of_a_part_are_those_of_the_full_canvas_cut_to_its_corner(tiny: Tin
         plan = part.data.plan(Cursor.first(0), 6)
         small = part.data.batch(Cursor.first(0), 6, 0, 6)
         wide = data.space.render(plan, with_puzzle_ids=False)
-        cells = torch.from_numpy(corner_cells(part.data.canvas, 30))
+        cells = corner_cells(part.data.canvas, 30)
         for name in ("inputs_BS", "labels_BS", "demo_inputs_BKS", "demo_outputs_BKS"):
             assert torch.equal(getattr(small, name), getattr(wide, name)[..., cells])
             outside = getattr(wide, name).clone()
@@ -85,6 +86,12 @@ def test_puzzle_ids_are_those_of_all_tasks(tiny: Tiny) -> None:
 def test_a_batch_too_small_for_its_canvases_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ValueError, match=r"trainer\.batch_size=7.*4, 10, 15, 30.*raise it to 8"):
         bucketed(data_of(tiny), 7, 2)
+
+
+def test_scores_are_taken_on_the_canvases_of_the_training_unless_told_otherwise(tiny: Tiny) -> None:
+    assert tiny().evaluation.canvas is CanvasRule.full
+    assert tiny("trainer.canvas=bucketed").evaluation.canvas is CanvasRule.bucketed
+    assert tiny("trainer.canvas=bucketed", "evaluation.canvas=full").evaluation.canvas is CanvasRule.full
 
 
 def test_quickstart_tasks_fit(tiny: Tiny) -> None:

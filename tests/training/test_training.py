@@ -153,9 +153,10 @@ def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Pat
 
 def test_bucketed_training_has_the_gradient_of_its_rows_on_their_own_canvases(tiny: Tiny) -> None:
     """One step with a part for each canvas moves the weights as the weighted sum over parts says, and each part has its carry."""
-    config = tiny("trainer.canvas=bucketed", "trainer.batch_size=12", "trainer.steps=1", "trainer.checkpoint_every=1")
+    config = tiny("trainer.canvas=bucketed", "trainer.batch_size=10", "trainer.steps=1", "trainer.checkpoint_every=1")
     training = run_training(config)
     assert training.carries is not None and len(training.parts) == len(training.carries) > 1
+    assert any(abs(part.weight - 1) > 0.01 for part in training.parts)  # else weights could be left out unnoticed
     for part, carry in zip(training.parts, training.carries, strict=True):
         assert len(carry.steps_B) == part.num_rows and carry.data.inputs_BS.shape[1] == part.data.canvas**2
     setting = build_setting(config)
@@ -163,10 +164,10 @@ def test_bucketed_training_has_the_gradient_of_its_rows_on_their_own_canvases(ti
     model = build_model(config, setting.data.space.num_puzzles)
     for part in training.parts:
         batch = part.data.batch(Cursor.first(config.seed), part.num_rows, 0, part.num_rows)
-        min_steps_B = draw_min_steps(config.halting, 12, config.seed, 1)[part.start : part.start + part.num_rows]
+        min_steps_B = draw_min_steps(config.halting, 10, config.seed, 1)[part.start : part.start + part.num_rows]
         _, output = model(model.initial_carry(batch), batch, min_steps_B)
         losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
-        (losses.total(config.halting.halt_loss_weight) * part.weight / 12).backward()
+        (losses.total(config.halting.halt_loss_weight) * part.weight / 10).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.decoder.parameters() if p.grad is not None])
     (row,) = [r for r in read_rows(Path(config.runs_dir) / "quickstart" / "t" / "metrics.jsonl") if r["_step"] == 1]
     assert row["grad/inner_norm"] == pytest.approx(norm.item(), rel=1e-4)
@@ -329,6 +330,19 @@ def test_truncated_checkpoint_is_named(tiny: Tiny) -> None:
     file = Path(config.runs_dir) / "quickstart/t/checkpoints/step_00000002/model.safetensors"
     os.truncate(file, 1000)
     with pytest.raises(ValueError, match=r"model.safetensors is truncated \(1000 of \d+ bytes\); remove that folder"):
+        run_training(tiny("trainer.steps=2"))
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(tiny: Tiny) -> None:
+    config = tiny("trainer.steps=2")
+    run_training(config)
+    file = Path(config.runs_dir) / "quickstart/t/checkpoints/step_00000002/state.json"
+    state = json.loads(file.read_text())
+    del state["cursors"]
+    file.write_text(json.dumps(state))
+    with pytest.raises(
+        ValueError, match=r"step 2 was written by an older version .*no cursors.*start the run under another name"
+    ):
         run_training(tiny("trainer.steps=2"))
 
 

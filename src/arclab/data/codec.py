@@ -27,12 +27,6 @@ def canvas_positions(canvas: int) -> npt.NDArray[np.int64]:
     return rows * MAX_SIDE + columns
 
 
-def corner_cells(small: int, canvas: int) -> npt.NDArray[np.int64]:
-    """(small * small,) index of each cell of a smaller canvas on a larger one, whose top-left corner it is."""
-    rows, columns = np.divmod(np.arange(small * small), small)
-    return rows * canvas + columns
-
-
 def encode(grid: Grid, canvas: int, row: int = 0, column: int = 0) -> npt.NDArray[np.uint8]:
     """(canvas * canvas,) tokens of one grid at the offset. ValueError if it does not fit."""
     height, width = grid.shape

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import PREFIX_TOKENS
 from arclab.config.schema import DecoderConfig, Positions
-from arclab.data.codec import VOCAB_SIZE, canvas_positions, corner_cells
+from arclab.data.codec import VOCAB_SIZE, canvas_positions
 from arclab.data.tasks import MAX_SIDE
 from arclab.models.encoders.base import Memory
 from arclab.models.layers import Block, Embedding, Linear, rope_tables, truncated_normal
+from arclab.models.token_views import corner_cells
 
 # The halt logit starts at -5, so that nothing halts before the head has learned something.
 _Q_BIAS = -5.0
@@ -86,14 +87,14 @@ class Decoder(nn.Module):
 
     def _places(self, num_cells: int) -> Tensor:
         """(L,): where the prefix and the cells of a canvas stand in this decoder's tables."""
-        cells = torch.from_numpy(corner_cells(math.isqrt(num_cells), self.canvas)).to(self.position_ids.device)
+        cells = corner_cells(math.isqrt(num_cells), self.canvas, self.position_ids.device)
         return torch.cat([torch.arange(PREFIX_TOKENS, device=cells.device), PREFIX_TOKENS + cells])
 
     def _memory_places(self, num_cells: int) -> Tensor:
         """Where the tokens of a demonstration on a canvas stand in memory_rope: one or two grids; none without a memory."""
         if self.memory_rope is None:
             return self.position_ids[:0]
-        cells = torch.from_numpy(corner_cells(math.isqrt(num_cells), self.canvas)).to(self.position_ids.device)
+        cells = corner_cells(math.isqrt(num_cells), self.canvas, self.position_ids.device)
         num_grids = self.memory_rope.shape[1] // self.canvas**2
         return torch.cat([grid * self.canvas**2 + cells for grid in range(num_grids)])
 

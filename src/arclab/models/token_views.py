@@ -41,6 +41,12 @@ def dihedral_views(tokens_NS: Tensor, canvas: int) -> Tensor:
     return torch.stack(views, dim=-1)
 
 
+def corner_cells(small: int, canvas: int, device: torch.device | None = None) -> Tensor:
+    """(small * small,) index of each cell of a smaller canvas on a larger one, whose top-left corner it is."""
+    along = torch.arange(small, device=device)
+    return (along[:, None] * canvas + along).flatten()
+
+
 def _extent(any_NC: Tensor) -> tuple[Tensor, Tensor]:
     """First index and number of True entries of each row (grids have no gaps)."""
     return any_NC.int().argmax(1), any_NC.sum(1)

@@ -25,11 +25,11 @@ import torch
 from tqdm import tqdm
 
 from arclab.config.schema import CanvasRule, EvalHalting, VotesRule
-from arclab.data.codec import corner_cells
 from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel
+from arclab.models.token_views import corner_cells
 from arclab.ranks import Ranks
 from arclab.solvers.agenda import Agenda, RowTable, row_table
 from arclab.solvers.base import Attempts, Budget
@@ -129,7 +129,7 @@ class RecursiveSolver:
         queries = Plan(task_B, augmentation_B, table.query_R[rows_B], np.zeros((len(rows_B), 0), dtype=np.int64), nothing_P2)
         shown = job.space.render(queries, with_puzzle_ids=False)
         # Also labels are cut, not rendered, to the smaller canvas: an answer may be too large for it.
-        cells = torch.from_numpy(corner_cells(small.canvas, self.canvas))
+        cells = corner_cells(small.canvas, self.canvas)
         device = self.ranks.device
         reading = self.model.read(self._demonstrations(small, task_B[first_P], augmentation_B[first_P]).to(device))
         return Ready(

@@ -184,6 +184,12 @@ def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) 
 
 
 def progress_from(state: dict[str, Any]) -> Progress:
+    missing = [f.name for f in fields(Progress) if f.name not in state]
+    if missing:
+        raise ValueError(
+            f"the checkpoint at step {state['step']} was written by an older version (its state.json has no {missing[0]}) and cannot be "
+            "continued, only evaluated; start the run under another name."
+        )
     values = {f.name: state[f.name] for f in fields(Progress)}
     return Progress(**{**values, "cursors": tuple(Cursor(**cursor) for cursor in state["cursors"])})
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from arclab.config.encoder_schema import DemoLayout
 from arclab.config.schema import CANVASES
 from arclab.data.augment import NUM_DIHEDRAL
-from arclab.data.codec import PAD, VOCAB_SIZE, canvas_positions, corner_cells
+from arclab.data.codec import PAD, VOCAB_SIZE, canvas_positions
 from arclab.data.tasks import MAX_SIDE
 from arclab.models.layers import Embedding
-from arclab.models.token_views import dihedral_views
+from arclab.models.token_views import corner_cells, dihedral_views
 
 # Of the power of a token that joins both grids, what the input cell gets; the views of the output share the rest.
 _INPUT_SHARE = 0.5
@@ -82,7 +82,7 @@ class DemoTokens(nn.Module):
 
     def places(self, inputs_NS: Tensor) -> Tensor:
         """(L,): where the tokens of demonstrations on this canvas stand among those on the encoder's."""
-        cells = torch.from_numpy(corner_cells(math.isqrt(inputs_NS.shape[1]), self.canvas)).to(inputs_NS.device)
+        cells = corner_cells(math.isqrt(inputs_NS.shape[1]), self.canvas, inputs_NS.device)
         return torch.cat([cells, self.canvas**2 + cells]) if self.layout is DemoLayout.concat else cells
 
     def packed(self, demos: DemoCells) -> Iterator[tuple[Tensor, DemoCells]]:
@@ -101,7 +101,7 @@ class DemoTokens(nn.Module):
             if side == canvas and len(rows_G) == len(class_N):
                 yield rows_G, demos
                 continue
-            kept = torch.from_numpy(corner_cells(side, canvas)).to(used.device)
+            kept = corner_cells(side, canvas, used.device)
             kept = torch.cat([grid * canvas**2 + kept for grid in range(num_grids)])
             yield rows_G, DemoCells(demos.cells_GLX[rows_G][:, kept], demos.used_GL[rows_G][:, kept], demos.place_L[kept])
 
