@@ -20,6 +20,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.evaluate --augmentations 100
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.sandbox
 
 # Continues where it was stopped. Fewer cells or another budget: make bench-control CONTROL="--seconds 120 --families lines"
 CONTROL ?= --seconds 600

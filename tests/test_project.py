@@ -30,6 +30,7 @@ ALLOWED = {
     "data": {"config", "interrupt"},
     "models": {"config", "data"},
     "training": {"config", "data", "interrupt", "models", "metrics", "ranks", "rundir"},
+    "llm": {"data"},
     "solvers": {"config", "data", "models", "ranks"},
     "evaluation": {"config", "console", "data", "metrics", "models", "rundir", "solvers", "training"},
     "app": {

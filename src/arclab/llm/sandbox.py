@@ -1,0 +1,202 @@
+"""Run programs that nobody has read: a fresh process for each, locked in, its answers checked here.
+
+    with Sandbox(num_workers=2, limits=Limits(cpu_s=2)) as sandbox:
+        results = sandbox.run([Execution(source, inputs=(grid,))])        # in order; results[0].grids[0].status
+
+Each worker is a warm interpreter (zygote.py) that forks a child for every program (child.py), so that a program costs milliseconds
+and cannot touch the next one. Linux only. The isolation that the system allowed stands in every result; `min_isolation` refuses
+less. It does not compare with expected outputs, and never learns them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from arclab.llm.child import STDOUT_MARK
+from arclab.llm.execution import TRANSIENT, Execution, GridResult, Isolation, Limits, Result, Status, unpack_records
+from arclab.llm.zygote import LENGTH, read_frame, write_frame
+
+_ZYGOTE = Path(__file__).with_name("zygote.py")
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LC_ALL": "C.UTF-8",
+}  # fmt: skip
+_PROGRAMS_PER_ZYGOTE = 10_000  # then a fresh one: nothing can build up
+
+
+class SandboxError(ValueError):
+    """The sandbox cannot be had as asked for."""
+
+
+class _Worker:
+    """A zygote process and its two pipes. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-X", "utf8", str(_ZYGOTE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=_ENVIRONMENT, cwd="/", start_new_session=True,
+        )  # fmt: skip
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self.num_programs = 0
+        hello = read_frame(self._answers)
+        if hello is None:
+            error = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+            self.close()
+            raise SandboxError(
+                f"the sandbox did not start ({error[-1] if error else 'no message'}); check that {sys.executable} has numpy."
+            )
+        level, self.why_not_more = json.loads(hello)
+        self.isolation = Isolation[level]
+
+    def ask(self, request: bytes) -> tuple[dict[str, Any], bytes] | None:
+        """Header and raw answer of the child; None if the zygote is gone."""
+        self.num_programs += 1
+        try:
+            write_frame(self._requests, request)
+        except BrokenPipeError:
+            return None
+        frame = read_frame(self._answers)
+        if frame is None:
+            return None
+        end = LENGTH.size + LENGTH.unpack_from(frame)[0]
+        return json.loads(frame[LENGTH.size : end]), frame[end:]
+
+    def close(self) -> None:
+        """The zygote ends when its input does."""
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Sandbox:
+    """A pool of workers. ValueError if the isolation that the system allows is below min_isolation.
+
+    cache_size: results kept by program, inputs and seed; those that depend on the machine's load are not.
+    """
+
+    def __init__(
+        self, *, num_workers: int | None = None, limits: Limits | None = None, min_isolation: Isolation = Isolation.seccomp, cache_size: int = 100_000
+    ) -> None:  # fmt: skip
+        if num_workers is not None and num_workers < 1:
+            raise SandboxError(
+                f"sandbox num_workers={num_workers} must be at least 1; raise it, or leave it out for one per core."
+            )
+        self.limits, self._cache_size = limits or Limits(), cache_size
+        self._cache: OrderedDict[str, Result] = OrderedDict()
+        self._guard = threading.Lock()
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._num_workers = num_workers or len(os.sched_getaffinity(0))
+        first = _Worker()
+        self._idle.put(first)
+        self.isolation, self._min_isolation = first.isolation, min_isolation
+        if first.isolation.value < min_isolation.value:
+            self._num_workers = 1
+            self.close()
+            raise SandboxError(
+                f"sandbox.min_isolation={min_isolation.name} cannot be had: {first.why_not_more}; install libseccomp (Debian: apt-get install "
+                f"libseccomp2), or accept less with sandbox.min_isolation={first.isolation.name}."
+            )
+        for _ in range(self._num_workers - 1):
+            self._idle.put(_Worker())
+        self._pool = ThreadPoolExecutor(self._num_workers)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self.close()
+
+    def close(self) -> None:
+        for _ in range(self._num_workers):
+            self._idle.get().close()
+
+    def run(self, executions: Sequence[Execution]) -> list[Result]:
+        """The results in the order of the requests; equal requests are run once."""
+        return list(self.stream(executions))
+
+    def stream(self, executions: Sequence[Execution]) -> Iterator[Result]:
+        """The same, one after the other as they come."""
+        return self._pool.map(self._run_one, executions)
+
+    def _run_one(self, execution: Execution) -> Result:
+        key = _key(execution, self.limits)
+        with self._guard:
+            known = self._cache.get(key)
+            if known is not None:
+                self._cache.move_to_end(key)
+                return replace(known, cached=True)
+        worker = self._idle.get()
+        try:
+            worker, result = self._ask(worker, execution)
+        finally:
+            self._idle.put(worker)
+        if not any(grid.status in TRANSIENT for grid in result.grids):
+            with self._guard:
+                self._cache[key] = result
+                while len(self._cache) > self._cache_size:
+                    self._cache.popitem(last=False)
+        return result
+
+    def _ask(self, worker: _Worker, execution: Execution) -> tuple[_Worker, Result]:
+        """The result, and the worker to use from now on: a new one if this one is worn out or was lost."""
+        if worker.num_programs >= _PROGRAMS_PER_ZYGOTE:
+            worker = self._renewed(worker)
+        answer = worker.ask(_request(execution, self.limits))
+        if answer is None:
+            lost = tuple(GridResult(Status.sandbox_error, None, "the sandbox process was lost") for _ in execution.inputs)
+            return self._renewed(worker), Result(lost, worker.isolation, "", 0.0, 0.0)
+        return worker, _result(execution, worker.isolation, *answer)
+
+    def _renewed(self, worker: _Worker) -> _Worker:
+        worker.close()
+        new = _Worker()
+        if new.isolation.value < self._min_isolation.value:
+            new.close()
+            raise SandboxError(f"sandbox.min_isolation={self._min_isolation.name} can no longer be had: {new.why_not_more}.")
+        return new
+
+
+def _request(execution: Execution, limits: Limits) -> bytes:
+    fields = {
+        "source": execution.source, "entry": execution.entry, "inputs": [grid.tolist() for grid in execution.inputs], "seed": execution.seed,
+        "as_arrays": execution.as_arrays, "cpu_s": limits.cpu_s, "wall_s": limits.wall_s, "memory_mb": limits.memory_mb, "stdout_bytes": limits.stdout_bytes,
+    }  # fmt: skip
+    return json.dumps(fields).encode()
+
+
+def _key(execution: Execution, limits: Limits) -> str:
+    return hashlib.sha256(_request(execution, limits)).hexdigest()
+
+
+def _result(execution: Execution, isolation: Isolation, header: dict[str, Any], answer: bytes) -> Result:
+    """The child's answers, and the reason of its end for every input that it did not answer."""
+    records, mark, stdout = answer.partition(STDOUT_MARK)
+    grids = unpack_records(records, len(execution.inputs))
+    status, message = Status(header["status"]), header["message"]
+    if status is Status.output_limit:
+        grids = []
+    elif status is Status.exited and mark:  # it ended as it should, but some of what it wrote is no answer
+        status, message = Status.bad_output, "an answer that is no grid"
+    grids += [GridResult(status, None, message)] * (len(execution.inputs) - len(grids))
+    return Result(tuple(grids), isolation, stdout.decode(errors="replace"), header["cpu_s"], header["wall_s"])
