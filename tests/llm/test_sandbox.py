@@ -204,3 +204,22 @@ def test_a_program_sees_no_secret(sandbox: Sandbox, monkeypatch: pytest.MonkeyPa
             .grid
         )
     assert grid is not None and grid.tolist() == [[0, 1]] and os.environ["ARCLAB_SECRET"] == "x"
+
+
+def test_nothing_outlives_the_one_who_asked() -> None:
+    """A trainer that is killed leaves no interpreter behind, even with a program that sleeps."""
+    script = (
+        "import numpy as np\nfrom arclab.llm.sandbox import Sandbox\nfrom arclab.llm.execution import Execution, Isolation, Limits\n"
+        "pool = Sandbox(num_workers=1, limits=Limits(cpu_s=1, wall_s=1.5), min_isolation=Isolation.limits)\nprint('up', flush=True)\n"
+        "pool.run([Execution('import time\\ndef solve(I): time.sleep(60)', (np.ones((1, 1), np.uint8),))])"
+    )
+    asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert asker.stdout is not None and asker.stdout.readline() == "up\n"
+    time.sleep(0.3)
+    started = psutil.Process(asker.pid).children(recursive=True)
+    assert started
+    asker.kill()
+    asker.wait()
+    asker.stdout.close()
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
