@@ -329,7 +329,8 @@ def test_every_evaluate_key_has_an_alternative() -> None:
 
 def test_evaluate_keys_change_the_result(tmp_path: Path) -> None:
     runs = f"runs_dir={tmp_path}/runs"
-    shallow = ["decoder.num_layers=1", "decoder.h_cycles=1", "decoder.l_cycles=1", "trainer.eval_every=0"]  # 900 cells are slow enough
+    # A canvas of 900 cells is slow, and no key tested here depends on how deep the model is.
+    shallow = ["decoder.num_layers=1", "decoder.h_cycles=1", "decoder.l_cycles=1", "trainer.eval_every=0"]
     app._pretrain(compose("pretrain_encoder", [*TINY, *BASE, runs, "dataset.validation_ids=quickstart", "dataset.train_ids=overfit32", "dataset.canvas=30", "dataset.max_train_tasks=2", "trainer.batch_size=2", "dataset.max_demos=2", *shallow, "name=e"]), CPU)  # fmt: skip
     checkpoint = f"checkpoint={tmp_path}/runs/quickstart/e"
 
