@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import re
 import subprocess
 import sys
 import time
@@ -124,39 +124,64 @@ def test_many_programs_some_hostile_equal_a_serial_oracle() -> None:
     assert (own.num_fds(), len(own.children(recursive=True))) == before
 
 
-def test_without_seccomp_what_a_program_starts_still_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_seccomp_what_a_program_starts_still_dies() -> None:
     """A session of its own, two forks away: the zygote is the subreaper and kills it. Forks are refused to ordinary users."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     script = (
-        "import json, os, sys, time, psutil\nfrom arclab.llm.zygote import serve_one, _libc\n_libc.prctl(36, 1)\n"
+        "import json, psutil\nfrom arclab.llm.zygote import serve_one, _libc\n_libc.prctl(36, 1)\n"
         "source = 'import os, time\\ndef solve(I):\\n  if os.fork() == 0:\\n    os.setsid()\\n    os.fork()\\n    time.sleep(60)\\n  return I'\n"
         "request = dict(source=source, entry='solve', inputs=[[[1]]], seed=0, as_arrays=False, cpu_s=1, wall_s=2.0, memory_mb=256, stdout_bytes=9)\n"
-        "header, answer = serve_one(request, None)\nprint(json.dumps([header, answer[0], len(psutil.Process().children(recursive=True))]))"
+        "header, answer = serve_one(request, None)\nprint(json.dumps([answer[0], len(psutil.Process().children(recursive=True))]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    header, first, left = re.findall(r"\{.*\}|\d+", done.stdout)[0], *done.stdout.strip(" ]\n").split(", ")[-2:]
-    assert left == "0" and first in ("0", "3") and '"wall_s"' in header  # answered (root) or refused the fork
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True, env=environment
+    )
+    first, left = json.loads(done.stdout)
+    assert left == 0 and Status(first) in (Status.ok, Status.exception)  # answered (root), or the fork was refused
 
 
-def test_the_level_asked_for_is_the_level_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = "import sys; sys.path.append({!r})\nimport arclab.llm.child as child\nchild.locked_down = lambda: (None, 'no filter here')\n"
+@pytest.fixture
+def without_filter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers of a system that cannot filter system calls."""
+    broken = f"import sys; sys.path.append({str(ROOT / 'src')!r})\nimport arclab.llm.child as child\nchild.locked_down = lambda: (None, 'no filter here')\n"
     zygote = Path(sandbox_module.__file__).with_name("zygote.py").read_text()
+    (tmp_path / "zygote.py").write_text(broken + zygote.replace("from __future__ import annotations\n", ""))
+    monkeypatch.setattr(sandbox_module, "_ZYGOTE", tmp_path / "zygote.py")
 
-    def weak(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        path = folder / "zygote.py"
-        path.write_text(broken.format(str(ROOT / "src")) + zygote.replace("from __future__ import annotations\n", ""))
-        monkeypatch.setattr(sandbox_module, "_ZYGOTE", path)
 
-    import tempfile
+@pytest.mark.usefixtures("without_filter")
+def test_the_level_asked_for_is_the_level_had(tmp_path: Path) -> None:
+    """And limits hold without a filter: no byte in a file, few descriptors."""
+    sentence = r"sandbox.min_isolation=seccomp cannot be had: no filter here; .*sandbox.min_isolation=limits"
+    with pytest.raises(SandboxError, match=sentence):
+        Sandbox(num_workers=1)
+    target = tmp_path / "written"
+    with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as accepted:
+        assert accepted.run([Execution(FLIP, (GRID,))])[0].isolation is Isolation.limits
+        assert run(accepted, f"def solve(I):\n    with open({str(target)!r}, 'wb') as f: f.write(b'x')")[0][1].startswith(
+            "OSError"
+        )
+        assert run(accepted, "def solve(I): kept = [open('/dev/null') for _ in range(20)]")[0][1].startswith("OSError")
+    assert not target.exists() or target.stat().st_size == 0
 
-    with tempfile.TemporaryDirectory() as folder:
-        weak(monkeypatch, Path(folder))
-        with pytest.raises(
-            SandboxError, match=r"sandbox.min_isolation=seccomp cannot be had: no filter here; .*sandbox.min_isolation=limits"
-        ):
-            Sandbox(num_workers=1)
-        with Sandbox(num_workers=1, min_isolation=Isolation.limits) as accepted:
-            assert accepted.run([Execution(FLIP, (GRID,))])[0].isolation is Isolation.limits
+
+def test_limits_are_those_asked_for() -> None:
+    big = "def solve(I): kept = bytearray(100 * 2**20); return I"
+    loud = "def solve(I): print('abcdef'); return I"
+    for memory_mb, stdout_bytes, status, printed in ((64, 3, Status.oom, "abc"), (256, 100, Status.ok, "abcdef\n")):
+        limits = Limits(cpu_s=1, wall_s=3.0, memory_mb=memory_mb, stdout_bytes=stdout_bytes)
+        with Sandbox(num_workers=1, limits=limits, min_isolation=Isolation.limits) as pool:
+            assert run(pool, big)[0][0] is status and pool.run([Execution(loud, (GRID,))])[0].stdout == printed
+
+
+def test_the_cache_forgets_the_oldest_and_workers_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_module, "_PROGRAMS_PER_ZYGOTE", 2)
+    with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits, cache_size=1) as pool:
+        before = psutil.Process().children()
+        first, second = (Execution(f"{FLIP} # {n}", (GRID,)) for n in range(2))
+        assert [pool.run([e])[0].cached for e in (first, second, second, first)] == [False, False, True, False]
+        after = psutil.Process().children()
+    assert len(before) == len(after) and {p.pid for p in before} != {p.pid for p in after}
 
 
 def test_a_lost_worker_is_replaced(sandbox: Sandbox) -> None:
@@ -193,33 +218,35 @@ def test_limits_are_checked() -> None:
         Sandbox(num_workers=0)
 
 
-def test_a_program_sees_no_secret(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCLAB_SECRET", "x")
+    source = "import os, sys\ndef solve(I): return [[len(os.environ), len(sys.argv)]]"
     with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as fresh:
-        counted = run(fresh, "import os, sys\ndef solve(I): return [[len(os.environ), len(sys.argv)]]")
-        assert counted[0][0] is Status.ok
-        grid = (
-            fresh.run([Execution("import os, sys\ndef solve(I): return [[len(os.environ), len(sys.argv)]]", (GRID,))])[0]
-            .grids[0]
-            .grid
-        )
-    assert grid is not None and grid.tolist() == [[0, 1]] and os.environ["ARCLAB_SECRET"] == "x"
+        grid = fresh.run([Execution(source, (GRID,))])[0].grids[0].grid
+    assert grid is not None and grid.tolist() == [[0, 1]]
 
 
-def test_nothing_outlives_the_one_who_asked() -> None:
-    """A trainer that is killed leaves no interpreter behind, even with a program that sleeps."""
+@pytest.mark.parametrize("victim", ["asker", "zygote"])
+def test_nothing_outlives_the_one_who_asked(victim: str) -> None:
+    """A trainer or a worker that is killed leaves no interpreter behind, even with a program that sleeps."""
+    wall_s = 1.5 if victim == "asker" else 60.0  # a worker looks at its input between programs; its child is told by the kernel
     script = (
         "import numpy as np\nfrom arclab.llm.sandbox import Sandbox\nfrom arclab.llm.execution import Execution, Isolation, Limits\n"
-        "pool = Sandbox(num_workers=1, limits=Limits(cpu_s=1, wall_s=1.5), min_isolation=Isolation.limits)\nprint('up', flush=True)\n"
+        f"pool = Sandbox(num_workers=1, limits=Limits(cpu_s=1, wall_s={wall_s}), min_isolation=Isolation.limits)\nprint('up', flush=True)\n"
         "pool.run([Execution('import time\\ndef solve(I): time.sleep(60)', (np.ones((1, 1), np.uint8),))])"
     )
     asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert asker.stdout is not None and asker.stdout.readline() == "up\n"
-    time.sleep(0.3)
-    started = psutil.Process(asker.pid).children(recursive=True)
-    assert started
+    (zygote,) = psutil.Process(asker.pid).children()
+    deadline = time.monotonic() + 10
+    while not zygote.children() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    program = zygote.children()
+    assert program
+    (asker if victim == "asker" else zygote).kill()
+    _, alive = psutil.wait_procs(program, timeout=10)
+    assert not alive
     asker.kill()
     asker.wait()
     asker.stdout.close()
-    _, alive = psutil.wait_procs(started, timeout=10)
-    assert not alive
+    assert not psutil.wait_procs([zygote], timeout=10)[1]

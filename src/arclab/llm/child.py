@@ -1,48 +1,33 @@
 """The process that runs one program: locks itself in, calls the program with every input, writes its answers, ends.
 
 It holds the program's source and its inputs and nothing else: no expected output, no environment, no open file. What a program
-may import is loaded before, which is what the long list of imports is for, because under seccomp a child opens no file at all, and so cannot read a data set either.
+may import (PRELOADED) is loaded before, because under seccomp a child opens no file at all, and so cannot read a data set either.
 """
 
 from __future__ import annotations
 
-import ast  # noqa: F401
-import bisect  # noqa: F401
 import builtins
-import collections  # noqa: F401
-import copy  # noqa: F401
-import dataclasses  # noqa: F401
-import enum  # noqa: F401
-import fractions  # noqa: F401
-import functools  # noqa: F401
-import heapq  # noqa: F401
-import itertools  # noqa: F401
-import json  # noqa: F401
+import importlib
 import linecache
-import math  # noqa: F401
-import operator  # noqa: F401
 import os
 import random
-import re  # noqa: F401
 import resource
 import signal
-import statistics  # noqa: F401
-import string  # noqa: F401
 import sys
 import traceback
-import typing  # noqa: F401
 from collections.abc import Callable
 from types import CodeType, TracebackType
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
-import numpy.linalg
-import numpy.random
 
 from arclab.data.tasks import MAX_SIDE, NUM_COLORS
-from arclab.llm.execution import Status, pack_error, pack_grid
+from arclab.llm.execution import STDOUT_MARK, Status, pack_error, pack_grid
 
-STDOUT_MARK = b"\xff\x00stdout\x00\xff"  # no record begins with 255
+PRELOADED = (
+    "ast", "bisect", "collections", "copy", "dataclasses", "enum", "fractions", "functools", "heapq", "itertools", "json", "math", "operator", "re",
+    "statistics", "string", "typing", "numpy.linalg", "numpy.random",
+)  # fmt: skip
 PROGRAM = "<program>"
 _STACK_MB, _MAX_FILES = 64, 16
 # All that a computing process needs. Everything else fails with EPERM: files, sockets, processes, threads, signals, memory of others.
@@ -57,6 +42,12 @@ class Lock(Protocol):
     """A prepared filter; load() applies it to the calling process for good."""
 
     def load(self) -> None: ...
+
+
+def preload() -> None:
+    """Import what programs may use into the process that forks their children."""
+    for name in PRELOADED:
+        importlib.import_module(name)
 
 
 def locked_down() -> tuple[Lock | None, str]:

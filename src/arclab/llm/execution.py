@@ -19,6 +19,7 @@ from arclab.data.tasks import MAX_SIDE, NUM_COLORS, Grid
 
 MESSAGE_BYTES = 300
 _RECORD = struct.Struct("<BHH")  # status, then (height, width) of a grid or (length of the message, 0)
+STDOUT_MARK = b"\xff\x00stdout\x00\xff"  # behind the records, before what was printed; no record of a child's making holds it
 # Every input can be answered by the largest record; whatever comes after that is a flood.
 RECORD_BYTES = _RECORD.size + max(MAX_SIDE * MAX_SIDE, MESSAGE_BYTES)
 

@@ -26,8 +26,17 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from arclab.llm.child import STDOUT_MARK
-from arclab.llm.execution import TRANSIENT, Execution, GridResult, Isolation, Limits, Result, Status, unpack_records
+from arclab.llm.execution import (
+    STDOUT_MARK,
+    TRANSIENT,
+    Execution,
+    GridResult,
+    Isolation,
+    Limits,
+    Result,
+    Status,
+    unpack_records,
+)
 from arclab.llm.zygote import LENGTH, read_frame, write_frame
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -132,7 +141,7 @@ class Sandbox:
             self._idle.get().close()
 
     def run(self, executions: Sequence[Execution]) -> list[Result]:
-        """The results in the order of the requests; equal requests are run once."""
+        """The results in the order of the requests; one that was answered before is not run again."""
         return list(self.stream(executions))
 
     def stream(self, executions: Sequence[Execution]) -> Iterator[Result]:

@@ -23,8 +23,8 @@ from typing import IO, Any
 if __name__ == "__main__":  # isolated mode (-I) puts nothing of ours on the path
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from arclab.llm.child import STDOUT_MARK, Lock, locked_down, run_program
-from arclab.llm.execution import RECORD_BYTES, Isolation, Status
+from arclab.llm.child import Lock, locked_down, preload, run_program
+from arclab.llm.execution import RECORD_BYTES, STDOUT_MARK, Isolation, Status
 
 LENGTH = struct.Struct("<I")
 _SET_CHILD_SUBREAPER, _SET_PDEATHSIG = 36, 1
@@ -141,6 +141,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C belongs to the one who asked
     if _libc.prctl(_SET_CHILD_SUBREAPER, 1) != 0:
         return 1
+    preload()
     lock, why_not = locked_down()
     write_frame(answers, json.dumps([(Isolation.seccomp if lock else Isolation.limits).name, why_not]).encode())
     gc.freeze()
