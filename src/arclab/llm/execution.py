@@ -15,6 +15,7 @@ from enum import Enum
 
 import numpy as np
 
+from arclab.config.llm_schema import Isolation
 from arclab.data.tasks import MAX_SIDE, NUM_COLORS, Grid
 
 MESSAGE_BYTES = 300
@@ -53,14 +54,6 @@ _CLAIMS = {
 }
 # Depends on the machine's load or on an accident: asked again next time.
 TRANSIENT = {Status.timeout_wall, Status.killed, Status.sandbox_error}
-
-
-class Isolation(Enum):
-    """How well a program is locked in. limits: own session, resource limits, bare environment, killed with all it started.
-    seccomp: also no files, network, processes, threads or signals."""
-
-    limits = 0
-    seccomp = 1
 
 
 @dataclass(frozen=True, slots=True)

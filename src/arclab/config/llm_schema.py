@@ -1,0 +1,198 @@
+"""The schema of language models, sampling, prompts, the sandbox, and evaluate.py's solvers that need no checkpoint.
+
+Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional
+
+from arclab.config.encoder_schema import at_least, within
+from arclab.config.schema import DatasetConfig, DeviceChoice, SplitName
+
+
+class Isolation(Enum):
+    """How well a program is locked in. limits: own session, resource limits, bare environment, killed with all it started.
+    seccomp: also no files, network, processes, threads or signals."""
+
+    limits = 0
+    seccomp = 1
+
+
+class Dtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LmAttention(Enum):
+    """Names of transformers. flash_attention_2 needs CUDA and the package flash-attn."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class GridFormat(Enum):
+    """A row of a grid as text. spaced: 0 1 2. digits: 012. pipes: 0|1|2. json: the whole grid as [[0, 1, 2], ...]."""
+
+    spaced = "spaced"
+    digits = "digits"
+    pipes = "pipes"
+    json = "json"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """A language model. name: see the kinds. max_context: tokens of prompt and reply together; null: as the model says.
+
+    thinking: passed to the chat template as enable_thinking; null: not passed.
+    """
+
+    kind: str
+    name: str
+    max_context: Optional[int]
+    thinking: Optional[bool]
+
+    def check(self, path: str) -> list[str]:
+        problems = [] if self.name else [f"{path}.name is empty; give a model's name or the path of its folder."]
+        if self.max_context is not None:
+            problems += at_least(path, 2, max_context=self.max_context)
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class HfModelConfig(ModelConfig):
+    """A model that transformers loads into this process. name: a folder, or a name on the Hugging Face hub.
+
+    adapter: folder of a LoRA adapter. batch_size: sequences that are generated at once.
+    """
+
+    adapter: Optional[str]
+    dtype: Dtype
+    attention: LmAttention
+    device: DeviceChoice
+    batch_size: int
+
+    def check(self, path: str) -> list[str]:
+        return [*ModelConfig.check(self, path), *at_least(path, 1, batch_size=self.batch_size)]
+
+
+@dataclass(kw_only=True, slots=True)
+class EndpointModelConfig(ModelConfig):
+    """A server that speaks OpenAI's protocol (vLLM, SGLang, transformers serve). name: as the server calls the model.
+
+    api_key_env: environment variable with the key; null: no key. A request that fails for a reason that may pass is sent again
+    up to max_retries times, after backoff_s, 2 backoff_s, 4 backoff_s, ...; num_parallel: requests in flight.
+    """
+
+    base_url: str
+    api_key_env: Optional[str]
+    timeout_s: float
+    max_retries: int
+    backoff_s: float
+    num_parallel: int
+
+    def check(self, path: str) -> list[str]:
+        problems = [*ModelConfig.check(self, path), *at_least(path, 0, max_retries=self.max_retries, backoff_s=self.backoff_s)]
+        problems += [*at_least(path, 1, num_parallel=self.num_parallel), *at_least(path, 0.001, timeout_s=self.timeout_s)]
+        if not self.base_url.startswith(("http://", "https://")):
+            problems.append(f"{path}.base_url={self.base_url} must start with http:// or https://; give the server's address.")
+        return problems
+
+
+MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"hf": HfModelConfig, "endpoint": EndpointModelConfig}
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplingConfig:
+    """How replies are drawn. Nothing is inherited from a model's own generation_config.
+
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep every token.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 0, temperature=self.temperature, top_k=self.top_k)
+        problems += [*at_least(path, 1, max_new_tokens=self.max_new_tokens), *within(path, 0, 1, min_p=self.min_p)]
+        if not 0 < self.top_p <= 1:
+            problems.append(f"{path}.top_p={self.top_p} must be above 0 and at most 1; 1 keeps every token.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptConfig:
+    """How a task is shown. instructions: whether the rules of the game are spelled out (a model trained on the bare grids needs
+    none). show_tests: whether test inputs are shown. show_shapes: rows x columns beside every grid. entry: the function asked for."""
+
+    grid_format: GridFormat
+    instructions: bool
+    show_tests: bool
+    show_shapes: bool
+    entry: str
+
+    def check(self, path: str) -> list[str]:
+        return [] if self.entry.isidentifier() else [f"{path}.entry={self.entry} must be a name of Python; for example solve."]
+
+
+@dataclass(kw_only=True, slots=True)
+class SandboxConfig:
+    """Limits of one program with all of its inputs; see arclab.llm.sandbox. num_workers: null: one for each core.
+    min_isolation: refuse to run programs if the system allows less."""
+
+    num_workers: Optional[int]
+    cpu_s: int
+    wall_s: float
+    memory_mb: int
+    stdout_bytes: int
+    min_isolation: Isolation
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 1, cpu_s=self.cpu_s) + at_least(path, 0.05, wall_s=self.wall_s)
+        problems += at_least(path, 16, memory_mb=self.memory_mb) + at_least(path, 0, stdout_bytes=self.stdout_bytes)
+        return problems + ([] if self.num_workers is None else at_least(path, 1, num_workers=self.num_workers))
+
+
+@dataclass(kw_only=True, slots=True)
+class ProgramSamplingConfig:
+    """num_samples programs for every task, voted on by what they answer."""
+
+    kind: str
+    num_samples: int
+    prompt: PromptConfig
+    sampling: SamplingConfig
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 1, num_samples=self.num_samples)
+        if self.sampling.temperature == 0 and self.num_samples > 1:
+            problems.append(
+                f"{path}.num_samples={self.num_samples} does not go with {path}.sampling.temperature=0: all samples would be equal; set "
+                f"{path}.num_samples=1 or a temperature above 0."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateProgramsConfig:
+    """Root of evaluate.py solver=program_sampling. output_dir: null: below runs/, named after solver, model and dataset."""
+
+    solver: ProgramSamplingConfig
+    model: ModelConfig
+    dataset: DatasetConfig
+    sandbox: SandboxConfig
+    split: SplitName
+    max_tasks: Optional[int]
+    output_dir: Optional[str]
+    seed: int
+    num_threads: Optional[int]
+
+    def check(self, path: str) -> list[str]:
+        limits = {"max_tasks": self.max_tasks, "num_threads": self.num_threads}
+        return at_least(path, 1, **{key: value for key, value in limits.items() if value is not None})

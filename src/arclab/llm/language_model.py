@@ -1,0 +1,83 @@
+"""What a language model is to the rest of the project: prompts in, replies out, with how each one ended.
+
+    replies = model.generate([(Message("user", "..."),)], num_samples=8, sampling=Sampling(max_new_tokens=256, temperature=1.0, ...))
+    replies[0].completions[3].text
+
+Kinds: hf.py (transformers, in this process), endpoint.py (a server), scripted.py (tests). A prompt that leaves no room for
+max_new_tokens in the context is not cut: its reply has no completions and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """role: system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Prompt = tuple[Message, ...]
+
+
+class FinishReason(Enum):
+    """stop: the model ended its turn (or wrote a stop string). length: cut at max_new_tokens."""
+
+    stop = "stop"
+    length = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Every setting of one generation, none with a default: nothing is taken from a model's own generation_config.
+
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep every token. seed: with the prompt and the sample's number it decides
+    the draws, whatever else is in the batch. stop: strings that end a reply (and stand at its end).
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    stop: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """num_tokens: generated, the end mark included. logprob: sum of the log-probabilities of these tokens under the model at
+    temperature 1, untruncated (nats); None where a server does not tell."""
+
+    text: str
+    finish_reason: FinishReason
+    num_tokens: int
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context; then there are none."""
+
+    completions: tuple[Completion, ...]
+    num_prompt_tokens: int | None
+    too_long: str = ""
+
+
+class LanguageModel(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
+        """A reply for every prompt, in order. ValueError: a model or server that cannot be used, in one sentence."""
+        ...
+
+    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+        """For every prompt, the log-probability (nats, temperature 1) of each token of texts[i] as its reply."""
+        ...
