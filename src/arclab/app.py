@@ -38,7 +38,7 @@ from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.criterion import judge_criterion, require_measurable, write_criterion
 from arclab.evaluation.encoder_health import HealthSettings, encoder_health
-from arclab.evaluation.results import Evaluation, write_results
+from arclab.evaluation.results import Evaluation, checkpoint_subject, write_results
 from arclab.evaluation.runs import FIT_STAMP
 from arclab.evaluation.scoring import score
 from arclab.interrupt import StopSignals, interrupted_status
@@ -321,8 +321,8 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
     if not ranks.is_main:
         return
     result = Evaluation(
-        run=run, config=config, checkpoint=checkpoint, step=state["step"], weights=wanted.weights.value, tasks=setting.scored,
-        attempts=attempts, stamps=(*state["stamps"], *_split_stamp(config), *_rules_stamp(config)),
+        subject=checkpoint_subject(config, run, checkpoint, state["step"], wanted.weights.value), tasks=setting.scored, attempts=attempts,
+        stamps=(*state["stamps"], *_split_stamp(config), *_rules_stamp(config)),
         notes=setting.split.notes, provenance=provenance(),
     )  # fmt: skip
     write_results(result, folder)

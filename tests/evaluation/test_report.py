@@ -15,7 +15,7 @@ from arclab.config.compose import compose, flat
 from arclab.data.tasks import ArcTask, Grid, Pair, load_source
 from arclab.evaluation import report
 from arclab.evaluation.report import COLORS, cell_px, curve_svgs, gallery, grid_svg, interval_svg, render_report, statistic_rows
-from arclab.evaluation.results import Evaluation
+from arclab.evaluation.results import Evaluation, ProgramView, checkpoint_subject
 from arclab.evaluation.scoring import Share
 from arclab.rundir import RunDir
 from arclab.solvers.base import Attempts, Candidate
@@ -23,6 +23,7 @@ from arclab.solvers.base import Attempts, Candidate
 SOLVED, FAILED, LATE, HALF, HIDDEN = "25ff71a9", "264363fd", "007bbfb7", "44f52bb0", "0a938d79"
 STAMP = "transductive: <b>demonstrations</b> were training data"
 NUM_WRONG = 5
+CONFIG = compose("pretrain_encoder", ["experiment=quickstart", "name=demo"])
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,7 @@ def outputs(task: ArcTask) -> list[Grid]:
 
 def evaluation(folder: Path, tasks: Sequence[ArcTask], candidates: dict[tuple[str, int], list[Candidate]]) -> Evaluation:
     return Evaluation(
-        run=RunDir(folder),
-        config=compose("pretrain_encoder", ["experiment=quickstart", "name=demo"]),
-        checkpoint=folder / "checkpoints" / "step_600",
-        step=600,
-        weights="ema",
+        subject=checkpoint_subject(CONFIG, RunDir(folder), folder / "checkpoints" / "step_600", 600, "ema"),
         tasks=tasks,
         attempts=Attempts(candidates, {"all.exact_accuracy": 0.25, "all.q_halt_accuracy": 0.5, "all.count": 4096.0}),
         stamps=(STAMP,),
@@ -141,7 +138,18 @@ def test_marks_and_remarks_say_how_an_attempt_failed(result: Evaluation) -> None
 
 def write_rows(result: Evaluation, num_rows: int) -> None:
     rows = [{"_step": step, "train/lm_loss": 1 / step, "train/steps": None} for step in range(1, num_rows + 1)]
-    result.run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert result.subject.training is not None
+    result.subject.training.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_programs_stand_beside_their_task(result: Evaluation) -> None:
+    """A method without training has no curves; what programs hold is text, whatever it looks like."""
+    view = ProgramView("12 of 16 programs, all demonstrations right", "def solve(I):\n    return '<script>' if I else I")
+    subject = replace(result.subject, training=None)
+    page = render_report(replace(result, subject=subject, programs={SOLVED: (view,)}))
+    card = re.search(rf'data-task="{SOLVED}".*?</article>', page, flags=re.DOTALL)
+    assert card and "&lt;script&gt;" in card[0] and view.caption in card[0] and page.count('class="programs"') == 1
+    assert 'id="curves"' not in page and 'class="programs"' not in render_report(result)
 
 
 def test_the_page_loads_nothing(result: Evaluation) -> None:
@@ -176,7 +184,7 @@ def test_header_and_configuration_are_complete(result: Evaluation) -> None:
     for text in ("quickstart", "demo", "arc1 / train", "600", "ema", "2025-11-21 07:30:02"):
         assert text in page[: page.index("<main")]
     configuration = section_html(page, "configuration")
-    for text in ("evaluate.py checkpoint=x", "abc123", "2.11.0", *flat(result.config)):
+    for text in ("evaluate.py checkpoint=x", "abc123", "2.11.0", *flat(CONFIG)):
         assert text in configuration
 
 

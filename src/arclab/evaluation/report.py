@@ -29,13 +29,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from arclab.config.compose import flat
 from arclab.data.tasks import COLORS, ArcTask, Grid, Pair
-from arclab.evaluation.results import Evaluation
+from arclab.evaluation.results import Evaluation, ProgramView
 from arclab.evaluation.scoring import Share, rank_of_truth
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
-from arclab.solvers.base import Attempts, Candidate
+from arclab.solvers.base import Candidate
 
 Mask = npt.NDArray[np.bool_]
 
@@ -76,11 +75,13 @@ def render_report(result: Evaluation) -> str:
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    rows = read_rows(result.run.metrics)
+    training = result.subject.training
+    rows = read_rows(training.metrics) if training else []
     scores = score_rows(result.shares)
     return environment.get_template("report.html.j2").render(
         result=result,
-        config=result.config,
+        subject=result.subject,
+        training=training,
         facts=header_facts(result),
         headlines=[row for row in scores if row.name in _HEADLINES],
         scores=scores,
@@ -88,32 +89,16 @@ def render_report(result: Evaluation) -> str:
         num_rows=len(rows),
         few_rows=_FEW_ROWS,
         max_points=MAX_POINTS,
-        curves=curve_svgs(rows, result.step),
+        curves=curve_svgs(rows, training.step) if training else [],
         sections=gallery(result),
-        settings=flat(result.config),
-        origin=origin_facts(result),
+        origin={key: str(value) for key, value in result.provenance.items()} | result.subject.origin,
     )
 
 
 def header_facts(result: Evaluation) -> dict[str, str]:
     """What was scored and how, label -> value, in reading order."""
-    evaluation = result.config.evaluation
-    return {
-        "dataset": f"{result.config.dataset.name} / {evaluation.split.value}",
-        "tasks": str(len(result.tasks)),
-        "step": f"{result.step:,}",
-        "weights": result.weights,
-        "augmentations": str(evaluation.num_augmentations),
-        "encoder": result.config.encoder.kind,
-        "seed": str(result.config.seed),
-        "date": str(result.provenance.get("started", "not recorded")),
-    }
-
-
-def origin_facts(result: Evaluation) -> dict[str, str]:
-    """Where the numbers come from: provenance, checkpoint and run folder."""
-    facts = {key: str(value) for key, value in result.provenance.items()}
-    return facts | {"checkpoint": str(result.checkpoint), "run folder": str(result.run.path)}
+    date = str(result.provenance.get("started", "not recorded"))
+    return {**result.subject.facts, "tasks": str(len(result.tasks)), "date": date}
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +292,7 @@ class TaskCard:
     source: str
     demos: tuple[tuple[Markup, Markup], ...]
     tests: tuple[TestView, ...]
+    programs: tuple[ProgramView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +322,7 @@ def gallery(result: Evaluation) -> list[Section]:
     for task in result.tasks:
         tasks[outcome(result, task)].append(task)
     return [
-        Section(key, rule, len(tasks[key]), tuple(_card(task, result.attempts) for task in tasks[key][:SHOWN_TASKS]))
+        Section(key, rule, len(tasks[key]), tuple(_card(task, result) for task in tasks[key][:SHOWN_TASKS]))
         for key, rule in _RULES.items()
         if tasks[key] or key != "unknown"
     ]
@@ -350,13 +336,13 @@ def outcome(result: Evaluation, task: ArcTask) -> str:
     return "solved" if all(place is not None and place < _ATTEMPTS for place in places) else "failed"
 
 
-def _card(task: ArcTask, attempts: Attempts) -> TaskCard:
-    candidates = [attempts.candidates[task.id, number] for number in range(len(task.tests))]
+def _card(task: ArcTask, result: Evaluation) -> TaskCard:
+    candidates = [result.attempts.candidates[task.id, number] for number in range(len(task.tests))]
     shown = [c.grid for ranked in candidates for c in ranked[:_ATTEMPTS] if c.grid is not None]
     known = [grid for test in task.tests for grid in _grids(test)]
     test_cell = cell_px(max(max(grid.shape) for grid in known + shown), TEST_SIZE)
     tests = tuple(_test_view(test, ranked, test_cell) for test, ranked in zip(task.tests, candidates, strict=True))
-    return TaskCard(task.id, task.source, demo_pictures(task), tests)
+    return TaskCard(task.id, task.source, demo_pictures(task), tests, result.programs.get(task.id, ()))
 
 
 def demo_pictures(task: ArcTask) -> tuple[tuple[Markup, Markup], ...]:

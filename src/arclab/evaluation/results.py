@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,49 @@ _NO_ATTEMPT = [[0]]
 _KEPT_CANDIDATES = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was scored, in the words of its method. title: two parts. facts: shown at the top of the report. origin: where it
+    lies. record: its own fields of metrics.json. settings: every key of its configuration."""
+
+    title: tuple[str, str]
+    facts: dict[str, str]
+    origin: dict[str, str]
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    training: TrainingCurves | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCurves:
+    """The metrics.jsonl of the run, and the step of the scored checkpoint."""
+
+    metrics: Path
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramView:
+    """A program beside its task. caption: how many wrote it and what it is right about."""
+
+    caption: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """One scored checkpoint. stamps: sentences that must stand beside every number; notes: what happened to the data."""
+    """One scored subject. stamps: sentences that must stand beside every number; notes: what happened to the data.
 
-    run: RunDir
-    config: ExperimentConfig
-    checkpoint: Path
-    step: int
-    weights: str
+    programs: task id -> the programs that its attempts come from, best first, for methods that write some.
+    """
+
+    subject: Subject
     tasks: Sequence[ArcTask]
     attempts: Attempts
     stamps: tuple[str, ...]
     notes: tuple[str, ...]
     provenance: dict[str, Any]
+    programs: dict[str, tuple[ProgramView, ...]] = field(default_factory=dict)
 
     @cached_property
     def shares(self) -> dict[str, Share]:
@@ -49,6 +78,31 @@ class Evaluation:
     def truth_ranks(self) -> dict[str, list[int | None]]:
         """Task id -> 0-based place of the right grid per test input, None where it is absent."""
         return truth_ranks(self.tasks, self.attempts)
+
+
+def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, step: int, weights: str) -> Subject:
+    """A trained recursive model. weights: ema or raw."""
+    evaluation, dataset = config.evaluation, config.dataset
+    facts = {
+        "dataset": f"{dataset.name} / {evaluation.split.value}",
+        "step": f"{step:,}",
+        "weights": weights,
+        "augmentations": str(evaluation.num_augmentations),
+        "encoder": config.encoder.kind,
+        "seed": str(config.seed),
+    }
+    record = {
+        "split": evaluation.split.value,
+        "dataset": dataset.name,
+        "num_augmentations": evaluation.num_augmentations,
+        "checkpoint": str(checkpoint),
+        "step": step,
+        "weights": weights,
+        "seed": config.seed,
+    }
+    origin = {"checkpoint": str(checkpoint), "run folder": str(run.path)}
+    title = (config.experiment_name, config.name)
+    return Subject(title, facts, origin, record, flat(config), TrainingCurves(run.metrics, step))
 
 
 def write_results(result: Evaluation, folder: Path) -> None:
@@ -72,17 +126,11 @@ def metrics_record(result: Evaluation) -> dict[str, Any]:
     return {
         "stamps": list(result.stamps),
         "notes": list(result.notes),
-        "split": result.config.evaluation.split.value,
-        "dataset": result.config.dataset.name,
-        "num_augmentations": result.config.evaluation.num_augmentations,
-        "checkpoint": str(result.checkpoint),
-        "step": result.step,
-        "weights": result.weights,
-        "seed": result.config.seed,
+        **result.subject.record,
         "scores": shares,
         "statistics": statistics,
         "provenance": result.provenance,
-        "config": flat(result.config),
+        "config": result.subject.settings,
     }
 
 
