@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from arclab.config.compose import CONF_DIR, ConfigError, compose, compose_evaluate, config_hash, flat, freeze, identity, thaw
-from arclab.config.schema import SplitName
+from arclab.config.llm_schema import EndpointModelConfig, EvaluateProgramsConfig, HfModelConfig
+from arclab.config.schema import EvaluateConfig, SplitName
 from arclab.models.recursive import build_model
 
 GROUPS = ["decoder", "encoder", "halting", "dataset", "trainer", "evaluation", "experiment"]
@@ -144,3 +146,39 @@ def test_identity_ignores_what_cannot_change_the_weights() -> None:
     assert identity(a) == identity(b) and config_hash(a) == config_hash(b)
     assert flat(a)["runs_dir"] == "x"
     assert config_hash(compose("pretrain_encoder", ["seed=1"])) != config_hash(b)
+
+
+PROGRAMS = ["solver=program_sampling", "model=tiny", "dataset=toy"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["solver=program_sampling", "dataset=toy"], "model has no value; choose model=endpoint or"),
+        (["solver=nothing"], "solver=nothing is not an option of the group solver; choose program_sampling, recursive."),
+        ([*PROGRAMS, "solver=recursive"], "solver=program_sampling and recursive is more than one option"),
+        ([*PROGRAMS, "checkpoint=x"], "checkpoint goes with solver=recursive; drop checkpoint"),
+        (["model=tiny", "checkpoint=x"], "model goes with solver=program_sampling; drop model"),
+        ([*PROGRAMS[:1], "model=endpoint", "dataset=toy"], "model.name has no value"),
+        ([*PROGRAMS, "model.base_url=http://x"], "model.base_url is not a key of the chosen model"),
+        ([*PROGRAMS, "solver.sampling.temprature=1"], "did you mean solver.sampling.temperature?"),
+        ([*PROGRAMS, "solver.sampling.temperature=0"], "all samples would be equal"),
+        ([*PROGRAMS, "solver.sampling.top_p=0"], "top_p=0.0 must be above 0"),
+        ([*PROGRAMS, "sandbox.min_isolation=none"], "sandbox.min_isolation"),
+        ([*PROGRAMS, "solver.prompt.entry=2x"], "must be a name of Python"),
+        ([*PROGRAMS, "model.max_context=1"], "model.max_context=1 must be at least 2"),
+        ([*PROGRAMS, "max_tasks=0"], "max_tasks=0 must be at least 1"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation_of_programs_is_said(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compose_evaluate(overrides)
+
+
+def test_an_evaluation_of_programs_is_typed() -> None:
+    config = compose_evaluate([*PROGRAMS, "solver.prompt.grid_format=pipes", "sandbox.min_isolation=limits"])
+    assert isinstance(config, EvaluateProgramsConfig) and isinstance(config.model, HfModelConfig)
+    assert flat(config)["solver.prompt.grid_format"] == "pipes" and flat(config)["sandbox.min_isolation"] == "limits"
+    endpoint = compose_evaluate([PROGRAMS[0], "model=endpoint", "model.name=m", "dataset=arc1"])
+    assert isinstance(endpoint, EvaluateProgramsConfig) and isinstance(endpoint.model, EndpointModelConfig)
+    assert isinstance(compose_evaluate(["solver=recursive", "checkpoint=x"]), EvaluateConfig)

@@ -15,10 +15,10 @@ from arclab.config.compose import compose, flat
 from arclab.data.tasks import ArcTask, Grid, Pair, load_source
 from arclab.evaluation import report
 from arclab.evaluation.report import COLORS, cell_px, curve_svgs, gallery, grid_svg, interval_svg, render_report, statistic_rows
-from arclab.evaluation.results import Evaluation, ProgramView, checkpoint_subject
+from arclab.evaluation.results import Evaluation, checkpoint_subject
 from arclab.evaluation.scoring import Share
 from arclab.rundir import RunDir
-from arclab.solvers.base import Attempts, Candidate
+from arclab.solvers.base import Attempts, Candidate, WrittenProgram
 
 SOLVED, FAILED, LATE, HALF, HIDDEN = "25ff71a9", "264363fd", "007bbfb7", "44f52bb0", "0a938d79"
 STAMP = "transductive: <b>demonstrations</b> were training data"
@@ -144,11 +144,12 @@ def write_rows(result: Evaluation, num_rows: int) -> None:
 
 def test_programs_stand_beside_their_task(result: Evaluation) -> None:
     """A method without training has no curves; what programs hold is text, whatever it looks like."""
-    view = ProgramView("12 of 16 programs, all demonstrations right", "def solve(I):\n    return '<script>' if I else I")
-    subject = replace(result.subject, training=None)
-    page = render_report(replace(result, subject=subject, programs={SOLVED: (view,)}))
+    written = WrittenProgram("def solve(I):\n    return '<script>' if I else I", 12, 0.5)
+    attempts = replace(result.attempts, programs={SOLVED: [written]}, skipped={FAILED: "its prompt has 9 tokens"})
+    page = render_report(replace(result, subject=replace(result.subject, training=None), attempts=attempts))
     card = re.search(rf'data-task="{SOLVED}".*?</article>', page, flags=re.DOTALL)
-    assert card and "&lt;script&gt;" in card[0] and view.caption in card[0] and page.count('class="programs"') == 1
+    assert card and "&lt;script&gt;" in card[0] and "12 programs answer so; 50 % of the demonstrations" in card[0]
+    assert page.count('class="programs"') == 1 and page.count("Not tried: its prompt has 9 tokens") == 1
     assert 'id="curves"' not in page and 'class="programs"' not in render_report(result)
 
 

@@ -26,9 +26,15 @@ from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, Missi
 from yaml import YAMLError
 
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
+from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.schema import EvaluateConfig, ExperimentConfig
 
-Root = TypeVar("Root", ExperimentConfig, EvaluateConfig)
+Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
+AnyConfig = ExperimentConfig | EvaluateConfig | EvaluateProgramsConfig
+ROOTS: dict[str, type[AnyConfig]] = {"evaluate": EvaluateConfig, "evaluate_programs": EvaluateProgramsConfig}
+# Nodes whose keys depend on their kind.
+_VARIANTS: dict[Any, dict[str, Any]] = {EncoderConfig: ENCODER_SCHEMAS, ModelConfig: MODEL_SCHEMAS}
+RECURSIVE_SOLVER = "recursive"  # what evaluate.py does unless solver= says otherwise
 
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Keys that cannot change the trained weights: a run may be resumed with other values of these.
@@ -46,9 +52,16 @@ def compose(config_name: str, overrides: Sequence[str]) -> ExperimentConfig:
     return to_typed(_compose(config_name, overrides), ExperimentConfig)
 
 
-def compose_evaluate(overrides: Sequence[str]) -> EvaluateConfig:
-    """The configuration of evaluate.py."""
-    return to_typed(_compose("evaluate", overrides), EvaluateConfig)
+def compose_evaluate(overrides: Sequence[str]) -> EvaluateConfig | EvaluateProgramsConfig:
+    """The configuration of evaluate.py: of a checkpoint, or, with solver=..., of a method that has none."""
+    _require_one_choice(overrides)
+    chosen = [override.partition("=")[2] for override in overrides if override.startswith("solver=")]
+    if not chosen or chosen[0] == RECURSIVE_SOLVER:
+        others = [override for override in overrides if not override.startswith("solver=")]
+        return to_typed(_compose("evaluate", others), EvaluateConfig)
+    if chosen[0] not in _group_options("solver"):
+        raise ConfigError(_no_option("solver", chosen[0]))
+    return to_typed(_compose("evaluate_programs", overrides), EvaluateProgramsConfig)
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -86,7 +99,10 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
     text = str(error)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
-        return f"{group}={option} is not an option of the group {group}; choose {', '.join(_group_options(group))}."
+        return _no_option(group, option)
+    if match := re.search(r"You must specify '([^']+)'", text):
+        group = match.group(1)
+        return f"{group} has no value; choose {group}={f' or {group}='.join(_group_options(group))}."
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)
         if "/" in key and (CONF_DIR / key).is_dir():
@@ -96,20 +112,25 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
     return f"{first_lines} (settings are written key=value)."
 
 
-def _root_of(config_name: str) -> type[ExperimentConfig] | type[EvaluateConfig]:
-    return EvaluateConfig if config_name == "evaluate" else ExperimentConfig
+def _no_option(group: str, option: str) -> str:
+    return f"{group}={option} is not an option of the group {group}; choose {', '.join(_group_options(group))}."
+
+
+def _root_of(config_name: str) -> type[AnyConfig]:
+    return ROOTS.get(config_name, ExperimentConfig)
 
 
 def _group_options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    extra = [RECURSIVE_SOLVER] if group == "solver" else []
+    return sorted([*extra, *(path.stem for path in (CONF_DIR / group).glob("*.yaml"))])
 
 
 def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key below a schema class, those of all encoder kinds included."""
+    """Every dotted key below a schema class, those of all kinds of encoders and models included."""
     for name, kind in get_type_hints(schema).items():
         yield prefix + name
         # An optional node (criterion) is a union with None here.
-        variants = ENCODER_SCHEMAS.values() if kind is EncoderConfig else [kind, *get_args(kind)]
+        variants = _VARIANTS[kind].values() if kind in _VARIANTS else [kind, *get_args(kind)]
         for variant in variants:
             if is_dataclass(variant):
                 yield from known_keys(variant, f"{prefix}{name}.")
@@ -119,6 +140,9 @@ def _unknown_key(key: str, root: Any) -> str:
     known = list(dict.fromkeys(known_keys(root)))
     if key in known:
         return f"{key} is not a key of the chosen {key.split('.')[0]}; drop it, or choose the option that has it."
+    elsewhere = {EvaluateConfig: "program_sampling", EvaluateProgramsConfig: RECURSIVE_SOLVER}.get(root)
+    if elsewhere and key in known_keys(next(other for other in ROOTS.values() if other is not root)):
+        return f"{key} goes with solver={elsewhere}; drop {key}, or choose that solver."
     groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
     parent, _, leaf = key.rpartition(".")
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
@@ -131,11 +155,12 @@ def _unknown_key(key: str, root: Any) -> str:
 def to_typed(node: DictConfig, root: type[Root]) -> Root:
     """The typed configuration, after every check. ConfigError lists every broken rule."""
     schema = OmegaConf.structured(root)
-    if root is ExperimentConfig:
-        kind = OmegaConf.select(node, "encoder.kind")
-        if kind not in ENCODER_SCHEMAS:
-            raise ConfigError(f"encoder.kind={kind} is not known; choose {', '.join(sorted(ENCODER_SCHEMAS))}.")
-        schema.encoder = OmegaConf.structured(ENCODER_SCHEMAS[kind])
+    for name, declared in get_type_hints(root).items():
+        if declared in _VARIANTS:
+            kinds, kind = _VARIANTS[declared], OmegaConf.select(node, f"{name}.kind")
+            if kind not in kinds:
+                raise ConfigError(f"{name}.kind={kind} is not known; choose {', '.join(sorted(kinds))}.")
+            schema[name] = OmegaConf.structured(kinds[kind])
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(schema, node))
     except ConfigKeyError as error:
@@ -162,7 +187,7 @@ def broken_rules(node: Any, path: str = "") -> Iterator[str]:
             yield from broken_rules(value, f"{path}.{field.name}" if path else field.name)
 
 
-def freeze(config: ExperimentConfig) -> str:
+def freeze(config: AnyConfig) -> str:
     """YAML of a configuration, every value resolved."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
@@ -180,7 +205,7 @@ def thaw(path: Path) -> ExperimentConfig:
     return to_typed(node, ExperimentConfig)
 
 
-def flat(config: ExperimentConfig) -> dict[str, Any]:
+def flat(config: AnyConfig) -> dict[str, Any]:
     """{dotted key: plain value} of a configuration."""
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:

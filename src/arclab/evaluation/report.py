@@ -30,11 +30,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from arclab.data.tasks import COLORS, ArcTask, Grid, Pair
-from arclab.evaluation.results import Evaluation, ProgramView
+from arclab.evaluation.results import Evaluation
 from arclab.evaluation.scoring import Share, rank_of_truth
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
-from arclab.solvers.base import Candidate
+from arclab.solvers.base import Candidate, WrittenProgram
 
 Mask = npt.NDArray[np.bool_]
 
@@ -287,12 +287,21 @@ class TestView:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramView:
+    """A program beside its task. caption: how many answer as it does and what it is right about."""
+
+    caption: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskCard:
     id: str
     source: str
     demos: tuple[tuple[Markup, Markup], ...]
     tests: tuple[TestView, ...]
     programs: tuple[ProgramView, ...]
+    skipped: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +351,15 @@ def _card(task: ArcTask, result: Evaluation) -> TaskCard:
     known = [grid for test in task.tests for grid in _grids(test)]
     test_cell = cell_px(max(max(grid.shape) for grid in known + shown), TEST_SIZE)
     tests = tuple(_test_view(test, ranked, test_cell) for test, ranked in zip(task.tests, candidates, strict=True))
-    return TaskCard(task.id, task.source, demo_pictures(task), tests, result.programs.get(task.id, ()))
+    programs = tuple(_program_view(program) for program in result.attempts.programs.get(task.id, [])[:_ATTEMPTS])
+    skipped = result.attempts.skipped.get(task.id, "")
+    return TaskCard(task.id, task.source, demo_pictures(task), tests, programs, skipped)
+
+
+def _program_view(program: WrittenProgram) -> ProgramView:
+    plural = "" if program.votes == 1 else "s"
+    caption = f"{program.votes} program{plural} answer{'' if plural else 's'} so; {100 * program.demo_share:.0f} % of the demonstrations right"
+    return ProgramView(caption, program.source)
 
 
 def demo_pictures(task: ArcTask) -> tuple[tuple[Markup, Markup], ...]:

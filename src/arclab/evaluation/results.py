@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,20 +47,9 @@ class TrainingCurves:
     step: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramView:
-    """A program beside its task. caption: how many wrote it and what it is right about."""
-
-    caption: str
-    source: str
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """One scored subject. stamps: sentences that must stand beside every number; notes: what happened to the data.
-
-    programs: task id -> the programs that its attempts come from, best first, for methods that write some.
-    """
+    """One scored subject. stamps: sentences that must stand beside every number; notes: what happened to the data."""
 
     subject: Subject
     tasks: Sequence[ArcTask]
@@ -68,7 +57,6 @@ class Evaluation:
     stamps: tuple[str, ...]
     notes: tuple[str, ...]
     provenance: dict[str, Any]
-    programs: dict[str, tuple[ProgramView, ...]] = field(default_factory=dict)
 
     @cached_property
     def shares(self) -> dict[str, Share]:

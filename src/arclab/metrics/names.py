@@ -59,6 +59,28 @@ _ENCODER = {
     "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
 }
 
+# Of methods that write programs: over all replies of all scored tasks.
+_PROGRAMS = {
+    "count": ("replies", "none", "replies that were drawn: the N of the shares of replies"),
+    "parsed_share": ("share", "up", "replies that hold a program"),
+    "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
+    "runs_share": ("share", "up", "replies whose program answers every demonstration with a grid"),
+    "right_share": ("share", "up", "replies whose program reproduces every demonstration"),
+    "tasks_with_right": ("share", "up", "tasks for which some program reproduces every demonstration"),
+    "tasks_skipped": (
+        "tasks",
+        "down",
+        "tasks that were not tried because their prompt is longer than the context; they count as wrong",
+    ),
+    "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end mark included"),
+    "logprob_per_token": (
+        "nats",
+        "none",
+        "log-probability of a token of a reply at temperature 1; missing where a server does not tell",
+    ),
+    "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
+}
+
 _METRICS = [
     Metric("train/accuracy", "share", "up", f"labelled cells predicted right, {_HALTED}", (0.9, 1)),
     Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
@@ -134,7 +156,18 @@ _METRICS = [
         for prefix, where in (("encoder", "scored tasks"), ("train_encoder", "training tasks"))
         for name, (unit, direction, meaning) in _ENCODER.items()
     ],
+    *[
+        Metric(
+            f"programs/pass@{k}",
+            "share",
+            "up",
+            f"chance that one of {k} programs is right on all test inputs, unbiased, mean over tasks",
+        )
+        for k in PASS_KS
+    ],
+    *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),
+    Metric("timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second"),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
     Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),

@@ -26,17 +26,33 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """num_augmentations: views of each task that vote, beside the original."""
+    """num_augmentations: views of each task that vote, beside the original. num_samples: replies drawn for each task, by methods
+    that sample."""
 
-    num_augmentations: int
+    num_augmentations: int = 0
+    num_samples: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenProgram:
+    """A program that a method wrote for a task. votes: programs that answer as it does. demo_share: demonstrations reproduced."""
+
+    source: str
+    votes: int
+    demo_share: float
 
 
 @dataclass(slots=True)
 class Attempts:
-    """Ranked candidates for every test input, and the solver's own statistics (registered metric names)."""
+    """Ranked candidates for every test input, and the solver's own statistics (registered metric names).
+
+    programs: task id -> those behind its candidates, best first. skipped: task id -> why it was not tried; it counts as wrong.
+    """
 
     candidates: dict[TestKey, list[Candidate]]
     statistics: dict[str, float] = field(default_factory=dict)
+    programs: dict[str, list[WrittenProgram]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 class Solver(Protocol):
