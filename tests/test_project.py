@@ -31,8 +31,9 @@ ALLOWED = {
     "models": {"config", "data"},
     "training": {"config", "data", "interrupt", "models", "metrics", "ranks", "rundir"},
     "llm": {"config", "data"},
-    "solvers": {"config", "data", "llm", "models", "ranks"},
+    "solvers": {"config", "data", "llm", "metrics", "models", "ranks"},
     "evaluation": {"config", "console", "data", "metrics", "models", "rundir", "solvers", "training"},
+    "evaluate_programs": {"config", "data", "evaluation", "llm", "rundir", "solvers"},
     "app": {
         "config",
         "console",
@@ -42,6 +43,7 @@ ALLOWED = {
         "models",
         "training",
         "solvers",
+        "evaluate_programs",
         "evaluation",
         "metrics",
         "ranks",

@@ -22,6 +22,7 @@ from types import TracebackType
 import torch
 
 from arclab.config.compose import broken_rules, compose_evaluate, identity, thaw
+from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.config.schema import (
     CanvasRule,
     EvalHalting,
@@ -286,11 +287,16 @@ def first_predictions(tasks: Sequence[ArcTask], attempts: Attempts) -> list[Pred
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Score a checkpoint and write metrics.json, predictions.jsonl, submission.json and report.html."""
+    """Score a checkpoint, or a solver that has none, and write metrics.json, predictions.jsonl, submission.json and report.html."""
     wanted = compose_evaluate(argv)
     setup_logging()
     if wanted.num_threads is not None:
         torch.set_num_threads(wanted.num_threads)
+    if isinstance(wanted, EvaluateProgramsConfig):
+        from arclab.evaluate_programs import evaluate_programs  # transformers takes seconds to import
+
+        evaluate_programs(wanted)
+        return
     ranks = start_ranks(wanted.device)
     try:
         with advice_if_out_of_memory(

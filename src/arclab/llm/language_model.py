@@ -74,6 +74,11 @@ class LanguageModel(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def num_parallel(self) -> int:
+        """Replies it works on at once: fewer in one call leave it idle."""
+        ...
+
     def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
         """A reply for every prompt, in order. ValueError: a model or server that cannot be used, in one sentence."""
         ...

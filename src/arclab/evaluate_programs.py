@@ -1,0 +1,138 @@
+"""evaluate.py for methods without a checkpoint: configuration -> model, sandbox, solver -> results.
+
+    python evaluate.py solver=program_sampling model=tiny dataset=toy
+
+Replies are kept in the output folder as they come (samples.jsonl): the same command goes on after a kill. One process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import ConfigError, flat
+from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation
+from arclab.config.schema import SplitName
+from arclab.data.splits import load_tasks
+from arclab.data.tasks import ArcTask
+from arclab.evaluation.results import Evaluation, Subject, write_results
+from arclab.evaluation.runs import FIT_STAMP
+from arclab.llm.language_model import Sampling
+from arclab.llm.models import load_language_model
+from arclab.llm.sandbox import Sandbox, open_sandbox
+from arclab.rundir import provenance
+from arclab.solvers.base import Attempts, Budget
+from arclab.solvers.program_sampling import ProgramSampling
+from arclab.solvers.samples import SampleStore
+
+log = logging.getLogger(__name__)
+# Cannot change a reply: an evaluation goes on with other values of these. Prompts are compared by themselves.
+_FREE = (
+    "output_dir", "max_tasks", "split", "dataset.", "sandbox.", "num_threads", "solver.prompt.", "model.device", "model.batch_size", "model.base_url",
+    "model.api_key_env", "model.timeout_s", "model.max_retries", "model.backoff_s", "model.num_parallel",
+)  # fmt: skip
+_BLOCK_BYTES, _NUM_BLOCKS = 2**16, 32
+
+
+def evaluate_programs(config: EvaluateProgramsConfig) -> None:
+    """Score the solver and write metrics.json, predictions.jsonl, submission.json, report.html beside samples.jsonl."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"solver={config.solver.kind} runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without torchrun."
+        )
+    tasks, notes = scored_tasks(config)
+    folder = output_folder(config)
+    store = SampleStore(folder, reply_settings(config))
+    num_known = store.load()
+    if num_known:
+        log.info("going on: %s holds the replies of %d tasks", store.path, num_known)
+    with open_sandbox(config.sandbox) as sandbox:
+        model = load_language_model(config.model)
+        sampling = config.solver.sampling
+        solver = ProgramSampling(
+            model, sandbox, prompt=config.solver.prompt, store=store, show_progress=True,
+            sampling=Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed),
+        )  # fmt: skip
+        attempts = solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
+        result = Evaluation(
+            subject=programs_subject(config, sandbox, folder), tasks=tasks, attempts=attempts, stamps=stamps(config, sandbox, attempts, len(tasks)),
+            notes=notes, provenance=provenance(),
+        )  # fmt: skip
+    write_results(result, folder)
+    for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
+        log.info("%s %s", name, result.shares[name])
+    log.info("report: %s", folder / "report.html")
+
+
+def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], tuple[str, ...]]:
+    """The tasks of the split and the notes on the data. ValueError if there are none."""
+    split = load_tasks(config.dataset)
+    tasks = split.named(config.split.value)[: config.max_tasks]
+    if not tasks:
+        raise ConfigError(f"split={config.split.value} has no tasks in dataset={config.dataset.name}; choose another split.")
+    return tasks, split.notes
+
+
+def output_folder(config: EvaluateProgramsConfig) -> Path:
+    if config.output_dir:
+        return Path(config.output_dir)
+    model = Path(config.model.name).name
+    return Path("runs") / config.solver.kind / model / f"{config.dataset.name}_{config.split.value}"
+
+
+def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:
+    """Everything but the prompt that decides a reply, the bytes of a local model included."""
+    settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
+    for key in ("model.name", "model.adapter"):
+        folder = settings.get(key)
+        if folder and Path(folder).is_dir():
+            settings[f"{key} (content)"] = folder_digest(Path(folder))
+    return settings
+
+
+def folder_digest(folder: Path) -> str:
+    """Names a model folder's content: sizes, and blocks spread over each file (all of the small ones), without reading gigabytes."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(_NUM_BLOCKS):
+                file.seek(max(0, size - _BLOCK_BYTES) * number // (_NUM_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def programs_subject(config: EvaluateProgramsConfig, sandbox: Sandbox, folder: Path) -> Subject:
+    solver, settings = config.solver, flat(config)
+    facts = {
+        "dataset": f"{config.dataset.name} / {config.split.value}",
+        "programs per task": str(solver.num_samples),
+        "temperature": f"{solver.sampling.temperature:g}",
+        "isolation": sandbox.isolation.name,
+        "seed": str(config.seed),
+    }
+    record = {
+        "split": config.split.value,
+        "dataset": config.dataset.name,
+        "solver": solver.kind,
+        "model": config.model.name,
+        "num_samples": solver.num_samples,
+        "isolation": sandbox.isolation.name,
+        "seed": config.seed,
+    }
+    return Subject((solver.kind, Path(config.model.name).name), facts, {"folder": str(folder)}, record, settings)
+
+
+def stamps(config: EvaluateProgramsConfig, sandbox: Sandbox, attempts: Attempts, num_tasks: int) -> tuple[str, ...]:
+    found = [FIT_STAMP] if config.split is SplitName.train else []
+    if sandbox.isolation.value < Isolation.seccomp.value:
+        found.append(f"programs ran with isolation={sandbox.isolation.name} only: they could have read files")
+    if attempts.skipped:
+        found.append(
+            f"{len(attempts.skipped)} of {num_tasks} tasks were not tried (prompt longer than the context) and count as wrong"
+        )
+    return tuple(found)

@@ -1,0 +1,169 @@
+"""Programs as answers: draw num_samples programs for each task, run them, and let those that fit the demonstrations vote.
+
+    solver = ProgramSampling(model, sandbox, prompt=config.prompt, sampling=sampling, store=store)
+    attempts = solver.solve(tasks, Budget(num_samples=16))
+
+Programs are grouped by the tuple of all their test answers and ranked by what they reproduce of the demonstrations (see
+arclab.llm.voting); the best two groups are the two attempts. A task whose prompt is longer than the context is not tried, is
+counted, and is wrong. Test outputs are used for statistics only, never shown to the model or the sandbox. One process.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from arclab.config.llm_schema import PromptConfig
+from arclab.data.tasks import ArcTask
+from arclab.llm.execution import Status
+from arclab.llm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling
+from arclab.llm.programs import Job, Outcome, run_jobs
+from arclab.llm.prompts import parse_program, render_prompt
+from arclab.llm.rewards import score_tests
+from arclab.llm.sandbox import Sandbox
+from arclab.llm.voting import Group, pass_at_k, vote
+from arclab.metrics.names import PASS_KS
+from arclab.solvers.base import Attempts, Budget, Candidate, TestKey, WrittenProgram
+from arclab.solvers.samples import SampleStore
+
+_KEPT_PROGRAMS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One reply of a task and what became of its program."""
+
+    completion: Completion
+    outcome: Outcome
+
+
+class ProgramSampling:
+    """store: keeps replies on disk, where they are also looked up."""
+
+    def __init__(
+        self, model: LanguageModel, sandbox: Sandbox, *, prompt: PromptConfig, sampling: Sampling, store: SampleStore | None = None,
+        show_progress: bool = False,
+    ) -> None:  # fmt: skip
+        self._model, self._sandbox, self._prompt, self._sampling = model, sandbox, prompt, sampling
+        self._store, self._show_progress = store, show_progress
+
+    def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
+        """Candidates by votes of programs (confidence: the share of demonstrations that they reproduce), the programs behind them,
+        and the statistics programs/*. ValueError: the model or the sandbox cannot be used; finished tasks are in the store."""
+        begun = time.monotonic()
+        attempts, written = Attempts({}), {}
+        for task, reply in self._replies(tasks, budget.num_samples):
+            if reply.too_long:
+                attempts.skipped[task.id] = reply.too_long
+            written[task.id] = self._run(task, reply)
+            groups = vote([one.outcome for one in written[task.id]], len(task.tests))
+            attempts.candidates |= candidates(task, groups)
+            attempts.programs[task.id] = [
+                WrittenProgram(group.source, group.num_programs, group.demo_share) for group in groups[:_KEPT_PROGRAMS]
+            ]
+        attempts.statistics = statistics(tasks, written, len(attempts.skipped))
+        num_replies = attempts.statistics["programs/count"]
+        attempts.statistics["timing/replies_per_s"] = num_replies / max(time.monotonic() - begun, 1e-9)
+        return attempts
+
+    def _replies(self, tasks: Sequence[ArcTask], num_samples: int) -> Iterator[tuple[ArcTask, Reply]]:
+        """Every task with its reply, drawn for as many tasks at once as keep the model busy."""
+        chunk = max(1, self._model.num_parallel // num_samples)
+        with tqdm(
+            total=len(tasks), desc="sampling programs", unit="task", disable=not self._show_progress,
+            mininterval=0.5 if sys.stderr.isatty() else 20.0,
+        ) as bar:  # fmt: skip
+            for start in range(0, len(tasks), chunk):
+                part = tasks[start : start + chunk]
+                yield from zip(part, self._drawn(part, num_samples), strict=True)
+                bar.update(len(part))
+
+    def _drawn(self, tasks: Sequence[ArcTask], num_samples: int) -> list[Reply]:
+        prompts: dict[str, Prompt] = {task.id: render_prompt(task, self._prompt) for task in tasks}
+        known = {} if self._store is None else {id_: self._store.get(id_, prompt) for id_, prompt in prompts.items()}
+        missing = [task.id for task in tasks if known.get(task.id) is None]
+        replies = self._model.generate([prompts[id_] for id_ in missing], num_samples, self._sampling) if missing else []
+        for id_, reply in zip(missing, replies, strict=True):
+            known[id_] = reply
+            if self._store is not None:
+                self._store.add(id_, prompts[id_], reply)
+        found = [known[task.id] for task in tasks]
+        return [reply for reply in found if reply is not None]
+
+    def _run(self, task: ArcTask, reply: Reply) -> list[Written]:
+        entry = self._prompt.entry
+        sources = [parse_program(c.text, entry=entry, finish_reason=c.finish_reason).source for c in reply.completions]
+        jobs = [Job(task, source, entry=entry, with_tests=True) for source in sources]
+        outcomes = run_jobs(self._sandbox, jobs)
+        return [Written(completion, outcome) for completion, outcome in zip(reply.completions, outcomes, strict=True)]
+
+
+def candidates(task: ArcTask, groups: Sequence[Group]) -> dict[TestKey, list[Candidate]]:
+    """For each test input the answers of the groups in their order; an answer that two groups share stands once, with the votes
+    of both, so that the second attempt is another grid."""
+    found: dict[TestKey, list[Candidate]] = {}
+    for number in range(len(task.tests)):
+        ranked: dict[tuple[tuple[int, ...], bytes], Candidate] = {}
+        for group in groups:
+            grid = group.answers[number]
+            if grid is None:
+                continue
+            key = (grid.shape, grid.tobytes())
+            before = ranked.get(key)
+            votes = group.num_programs + (before.votes if before else 0)
+            ranked[key] = Candidate(grid, votes, before.confidence if before else group.demo_share)
+        found[task.id, number] = list(ranked.values())
+    return found
+
+
+def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_skipped: int) -> dict[str, float]:
+    """The programs/* metrics. Shares are over all replies; pass@k is a mean over the tasks whose test outputs are known."""
+    every = [one for task in tasks for one in written[task.id]]
+    found = {"programs/count": float(len(every)), "programs/tasks_skipped": float(num_skipped)}
+    right = {id_: sum(_is_right(one) for one in ones) for id_, ones in written.items()}
+    found["programs/tasks_with_right"] = float(np.mean([right[task.id] > 0 for task in tasks]))
+    found |= _pass_at_ks(tasks, written)
+    if not every:
+        return found
+    outcomes = [one.outcome for one in every]
+    completions = [one.completion for one in every]
+    found["programs/parsed_share"] = float(np.mean([outcome.source is not None for outcome in outcomes]))
+    found["programs/cut_share"] = float(np.mean([c.finish_reason is FinishReason.length for c in completions]))
+    found["programs/runs_share"] = float(np.mean([_runs(outcome) for outcome in outcomes]))
+    found["programs/right_share"] = sum(right.values()) / len(every)
+    found["programs/tokens_per_reply"] = float(np.mean([c.num_tokens for c in completions]))
+    told = [(c.logprob, c.num_tokens) for c in completions if c.logprob is not None]
+    if told:
+        found["programs/logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
+    ran = [outcome.cpu_s for outcome in outcomes if outcome.source is not None]
+    if ran:
+        found["programs/cpu_s"] = float(np.mean(ran))
+    return found
+
+
+def _is_right(one: Written) -> bool:
+    return one.outcome.source is not None and one.outcome.demo_share == 1.0
+
+
+def _runs(outcome: Outcome) -> bool:
+    return bool(outcome.demos) and all(demo.status is Status.ok for demo in outcome.demos)
+
+
+def _pass_at_ks(tasks: Sequence[ArcTask], written: dict[str, list[Written]]) -> dict[str, float]:
+    """Unbiased pass@k for every k that all tried tasks have programs for; a task that was not tried counts 0."""
+    known = [task for task in tasks if all(test.output is not None for test in task.tests)]
+    counts = [len(written[task.id]) for task in known if written[task.id]]
+    if not counts:
+        return {}
+    hits = {task.id: sum(score_tests(task, one.outcome) is True for one in written[task.id]) for task in known}
+
+    def chance(task: ArcTask, k: int) -> float:
+        drawn = len(written[task.id])
+        return pass_at_k(drawn, hits[task.id], k) if drawn else 0.0
+
+    return {f"programs/pass@{k}": float(np.mean([chance(task, k) for task in known])) for k in PASS_KS if k <= min(counts)}
