@@ -1,0 +1,132 @@
+"""Supervised fine-tuning of a local language model on replies: prompt in, reply learned, loss on the reply's tokens only.
+
+    finetune(Path("models/tiny"), Path("models/taught"), [(prompt, "def solve(I): ..."), ...], FinetuneSettings(steps=2000, ...))
+
+The training text is made as generation makes it (chat template, then the reply, then the end mark), so that what is learned is what
+is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All weights are trained;
+for adapters see hf.py. Rows that are longer than the model's context are refused, never cut.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from arclab.llm.language_model import Prompt
+
+log = logging.getLogger(__name__)
+IGNORED = -100  # label of a token without loss
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneSettings:
+    """steps of AdamW with a cosine schedule; batch_size rows a step; save_every steps a checkpoint to go on from."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    save_every: int
+    log_every: int
+    seed: int
+
+
+def reply_ids(tokenizer: Any, prompt: Prompt, reply: str) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, up to where a model would begin to write, and of the reply with its end mark."""
+    messages = [{"role": message.role, "content": message.content} for message in prompt]
+    shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert isinstance(shown, str) and tokenizer.eos_token_id is not None
+    prompt_ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
+    reply_part = tokenizer(reply, add_special_tokens=False)["input_ids"]
+    return list(prompt_ids), [*reply_part, tokenizer.eos_token_id]
+
+
+class _Rows(Dataset[dict[str, list[int]]]):
+    """Tokenised rows. ValueError: one that does not fit into the context."""
+
+    def __init__(self, tokenizer: Any, rows: Sequence[tuple[Prompt, str]], context: int) -> None:
+        self._rows = []
+        for number, (prompt, reply) in enumerate(rows):
+            shown, written = reply_ids(tokenizer, prompt, reply)
+            if len(shown) + len(written) > context:
+                raise ValueError(
+                    f"row {number} has {len(shown) + len(written)} tokens, more than the model's context of {context}; drop it, or use a model with "
+                    "a longer context."
+                )
+            self._rows.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self._rows[index]
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded (B, T) input_ids, attention_mask and labels. Padding is masked by length, not by token: an end mark that is
+    also the padding token keeps its loss."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(values: list[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([value + [fill] * (longest - len(value)) for value in values])
+
+    return {
+        "input_ids": padded([row["input_ids"] for row in rows], pad_id),
+        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
+        "labels": padded([row["labels"] for row in rows], IGNORED),
+    }
+
+
+class _Report(TrainerCallback):
+    """Losses as log lines; Trainer's own would be printed."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            log.info("step %d of %d: loss %.4f nats", state.global_step, state.max_steps, logs["loss"])
+
+
+def finetune(folder: Path, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
+    """Train the model of `folder` on rows and save it as the model folder `output`. Nothing happens if that is there already."""
+    if (output / "config.json").is_file():
+        log.info("%s is there already", output)
+        return
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    data = _Rows(tokenizer, rows, model.config.max_position_embeddings)
+    work = output.with_name(f".{output.name}.training")
+    arguments = TrainingArguments(
+        output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size, learning_rate=settings.lr,
+        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine", logging_steps=settings.log_every,
+        save_steps=settings.save_every, save_total_limit=1, seed=settings.seed, data_seed=settings.seed, report_to=[],
+        remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=False, logging_nan_inf_filter=False,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=data, callbacks=[_Report()],
+        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
+    )  # fmt: skip
+    last = get_last_checkpoint(str(work)) if work.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    finished = work / "finished"
+    model.save_pretrained(finished)
+    tokenizer.save_pretrained(finished)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(finished, output)
+    shutil.rmtree(work)
