@@ -59,6 +59,20 @@ _ENCODER = {
     "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
 }
 
+# Components of llm/rewards.py: means over the programs (replies) of a step.
+_REWARD = {
+    "value": ("", "up", "reward, by the kind that is trained on"),
+    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta"),
+    "code": ("share", "up", "replies with a program"),
+    "syntax": ("share", "up", "replies with a program that compiles"),
+    "runs": ("share", "up", "demonstrations for which the program returns a grid"),
+    "shape": ("share", "up", "demonstrations for which the program returns a grid of the right shape"),
+    "cells": ("share", "up", "cells of the demonstrations that are right; none where the shape is wrong"),
+    "right": ("share", "up", "demonstrations that the program reproduces"),
+    "solved": ("share", "up", "programs that reproduce every demonstration (which says nothing about test outputs)"),
+    "cost": ("", "down", "what a right program pays for its length (kinds smooth and delta)"),
+}
+
 _METRICS = [
     Metric("train/accuracy", "share", "up", f"labelled cells predicted right, {_HALTED}", (0.9, 1)),
     Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
@@ -134,6 +148,7 @@ _METRICS = [
         for prefix, where in (("encoder", "scored tasks"), ("train_encoder", "training tasks"))
         for name, (unit, direction, meaning) in _ENCODER.items()
     ],
+    *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
