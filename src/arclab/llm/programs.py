@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arclab.data.tasks import ArcTask, Grid
-from arclab.llm.execution import Execution, GridResult, Status
+from arclab.llm.execution import Execution, GridResult, Result, Status
 from arclab.llm.sandbox import Sandbox
 
 
@@ -55,22 +55,50 @@ def compare(result: GridResult, truth: Grid) -> PairOutcome:
     return PairOutcome(result.status, result.grid, result.message, has_right_shape, share)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A program and the task it is run on. source None: the reply had no program."""
+
+    task: ArcTask
+    source: str | None
+    entry: str
+    with_tests: bool
+    seed: int = 0
+
+
+def run_jobs(sandbox: Sandbox, jobs: Sequence[Job]) -> list[Outcome]:
+    """The outcomes in order, of programs of any number of tasks; equal programs of one task run once.
+
+    Demonstrations run first, so that a crash on a test input costs none of them.
+    """
+    numbers: dict[tuple[int, str, str, bool, int], int] = {}
+    executions, places = [], []
+    for job in jobs:
+        if job.source is None:
+            places.append(None)
+            continue
+        number = numbers.setdefault((id(job.task), job.source, job.entry, job.with_tests, job.seed), len(executions))
+        if number == len(executions):
+            inputs = tuple(pair.input for pair in (job.task.pairs if job.with_tests else job.task.demos))
+            executions.append(Execution(job.source, inputs, entry=job.entry, seed=job.seed))
+        places.append(number)
+    results = sandbox.run(executions)
+    return [
+        Outcome(None, (), (), 0.0) if place is None else _outcome(job, results[place])
+        for job, place in zip(jobs, places, strict=True)
+    ]
+
+
+def _outcome(job: Job, result: Result) -> Outcome:
+    num_demos, demos = len(job.task.demos), []
+    for answer, pair in zip(result.grids[:num_demos], job.task.demos, strict=True):
+        assert pair.output is not None
+        demos.append(compare(answer, pair.output))
+    return Outcome(job.source, tuple(demos), result.grids[num_demos:], result.cpu_s)
+
+
 def run_programs(
     sandbox: Sandbox, task: ArcTask, sources: Sequence[str | None], *, entry: str, with_tests: bool, seed: int = 0
 ) -> list[Outcome]:
-    """The outcomes in the order of sources. Demonstrations run first, so that a crash on a test input costs none of them."""
-    inputs = tuple(pair.input for pair in (task.pairs if with_tests else task.demos))
-    runnable = [Execution(source, inputs, entry=entry, seed=seed) for source in sources if source is not None]
-    results = iter(sandbox.run(runnable))
-    outcomes = []
-    for source in sources:
-        if source is None:
-            outcomes.append(Outcome(None, (), (), 0.0))
-            continue
-        result, num_demos = next(results), len(task.demos)
-        demos = []
-        for answer, pair in zip(result.grids[:num_demos], task.demos, strict=True):
-            assert pair.output is not None
-            demos.append(compare(answer, pair.output))
-        outcomes.append(Outcome(source, tuple(demos), result.grids[num_demos:], result.cpu_s))
-    return outcomes
+    """The outcomes of programs of one task, in the order of sources."""
+    return run_jobs(sandbox, [Job(task, source, entry, with_tests, seed) for source in sources])

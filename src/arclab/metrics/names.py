@@ -81,6 +81,20 @@ _PROGRAMS = {
     "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
 }
 
+# Components of llm/rewards.py: means over the programs (replies) of a step.
+_REWARD = {
+    "value": ("", "up", "reward, by the kind that is trained on"),
+    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta"),
+    "code": ("share", "up", "replies with a program"),
+    "syntax": ("share", "up", "replies with a program that compiles"),
+    "runs": ("share", "up", "demonstrations for which the program returns a grid"),
+    "shape": ("share", "up", "demonstrations for which the program returns a grid of the right shape"),
+    "cells": ("share", "up", "cells of the demonstrations that are right; none where the shape is wrong"),
+    "right": ("share", "up", "demonstrations that the program reproduces"),
+    "solved": ("share", "up", "programs that reproduce every demonstration (which says nothing about test outputs)"),
+    "cost": ("", "down", "what a right program pays for its length (kinds smooth and delta)"),
+}
+
 _METRICS = [
     Metric("train/accuracy", "share", "up", f"labelled cells predicted right, {_HALTED}", (0.9, 1)),
     Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
@@ -166,6 +180,7 @@ _METRICS = [
         for k in PASS_KS
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
+    *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),
     Metric("timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second"),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
