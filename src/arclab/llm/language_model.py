@@ -86,3 +86,9 @@ class LanguageModel(Protocol):
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         """For every prompt, the log-probability (nats, temperature 1) of each token of texts[i] as its reply."""
         ...
+
+
+def cut_after_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text up to the end of the first stop string in it, and whether there was one."""
+    ends = [text.index(string) + len(string) for string in stop if string in text]
+    return (text[: min(ends)], True) if ends else (text, False)
