@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -95,11 +98,23 @@ def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torc
 
 
 class _Report(TrainerCallback):
-    """Losses as log lines; Trainer's own would be printed."""
+    """A bar with the time left, and losses as log lines; Trainer's own would be printed."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        interval_s = 0.5 if sys.stderr.isatty() else 20.0
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step", mininterval=interval_s
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(state.global_step - self._bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             log.info("step %d of %d: loss %.4f nats", state.global_step, state.max_steps, logs["loss"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.close()
 
 
 def finetune(folder: Path, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
@@ -115,12 +130,13 @@ def finetune(folder: Path, output: Path, rows: Sequence[tuple[Prompt, str]], set
         output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size, learning_rate=settings.lr,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine", logging_steps=settings.log_every,
         save_steps=settings.save_every, save_total_limit=1, seed=settings.seed, data_seed=settings.seed, report_to=[],
-        remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=False, logging_nan_inf_filter=False,
+        remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True, logging_nan_inf_filter=False,
     )  # fmt: skip
     trainer = Trainer(
         model=model, args=arguments, train_dataset=data, callbacks=[_Report()],
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(work)) if work.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     finished = work / "finished"
