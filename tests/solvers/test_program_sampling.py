@@ -1,0 +1,226 @@
+"""Programs as answers: voting, skipped tasks, resuming, statistics and what reaches the model, end to end through evaluate.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arclab import app, evaluate_programs
+from arclab.config.compose import ConfigError, compose_evaluate
+from arclab.config.llm_schema import EvaluateProgramsConfig, GridFormat, Isolation, PromptConfig
+from arclab.data.tasks import ArcTask, Pair, load_source
+from arclab.evaluation.scoring import score
+from arclab.llm.language_model import FinishReason, Message, Prompt, Reply, Sampling
+from arclab.llm.sandbox import Sandbox
+from arclab.llm.scripted import ScriptedModel
+from arclab.llm.toy_programs import solution
+from arclab.solvers.base import Attempts, Budget
+from arclab.solvers.program_sampling import ProgramSampling
+from arclab.solvers.samples import SampleStore
+
+PROMPT = PromptConfig(grid_format=GridFormat.digits, instructions=False, show_tests=True, show_shapes=False, entry="solve")
+SAMPLING = Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, stop=(), seed=0)
+TASKS = load_source("toy:color_map?tasks=4&side=4&colors=4&palette=6&demos=3&tests=2")
+WRONG = "def solve(I):\n    return [[0]]\n"
+CRASH = "def solve(I):\n    return I[99]\n"
+HALF = "def solve(I):\n    return {first}(I) if len(I) else I\n"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(num_workers=1, min_isolation=Isolation.limits) as shared:
+        yield shared
+
+
+def prompt_of(task: ArcTask) -> str:
+    from arclab.llm.prompts import render_prompt
+
+    return render_prompt(task, PROMPT)[0].content
+
+
+BY_PROMPT = {prompt_of(task): task for task in TASKS}
+
+
+def scripted(*kinds: str, **options: object) -> ScriptedModel:
+    """Every task gets a reply of each kind: right (its own program), wrong, crash, or text."""
+    text = {"wrong": WRONG, "crash": CRASH, "text": "I do not know."}
+
+    def reply(prompt: Prompt, sample: int) -> str:
+        kind = kinds[sample]
+        return solution(BY_PROMPT[prompt[0].content]) if kind == "right" else text.get(kind, kind)
+
+    return ScriptedModel(reply, **options)  # pyright: ignore[reportArgumentType]
+
+
+def solve(model: ScriptedModel, sandbox: Sandbox, num_samples: int, tasks: list[ArcTask] = TASKS, store: SampleStore | None = None) -> Attempts:
+    return ProgramSampling(model, sandbox, prompt=PROMPT, sampling=SAMPLING, store=store).solve(tasks, Budget(num_samples=num_samples))
+
+
+def test_one_right_program_beats_a_crowd_that_fails_on_the_demonstrations(sandbox: Sandbox) -> None:
+    attempts = solve(scripted("wrong", "wrong", "crash", "text", "right"), sandbox, 5)
+    assert score(TASKS, attempts)["ARC/solved@2"].n == len(TASKS) and score(TASKS, attempts)["ARC/pass@1"].n == len(TASKS)
+    first, second = attempts.candidates[TASKS[0].id, 0][:2]
+    assert (first.votes, first.confidence, second.votes, second.confidence) == (1, 1.0, 2, 0.0)
+    best = attempts.programs[TASKS[0].id][0]
+    assert best.source == solution(TASKS[0]) and best.demo_share == 1.0
+    found = attempts.statistics
+    assert found["programs/count"] == 20 and found["programs/parsed_share"] == 0.8 and found["programs/runs_share"] == 0.6
+    assert found["programs/right_share"] == 0.2 and found["programs/tasks_with_right"] == 1.0 and found["programs/cut_share"] == 0
+    assert found["programs/pass@1"] == pytest.approx(0.2) and found["programs/pass@2"] == pytest.approx(0.4)
+    assert found["programs/pass@5"] == 1.0 and "programs/pass@10" not in found
+
+
+def test_without_a_right_program_nothing_is_solved(sandbox: Sandbox) -> None:
+    """The control: the demonstrations of another task give the program of another task."""
+    shifted = {prompt_of(task): TASKS[i - 1] for i, task in enumerate(TASKS)}
+    model = ScriptedModel(lambda prompt, sample: solution(shifted[prompt[0].content]))
+    attempts = solve(model, sandbox, 1)
+    assert score(TASKS, attempts)["ARC/pass@2"].n == 0 and attempts.statistics["programs/tasks_with_right"] == 0
+
+
+def test_hard_coded_demonstrations_do_not_count_as_solved(sandbox: Sandbox) -> None:
+    """A program that knows the demonstrations by heart is right about them, and wrong."""
+    task = TASKS[0]
+    table = {json.dumps(d.input.tolist()): d.output.tolist() for d in task.demos if d.output is not None}
+    cheat = f"import json\ndef solve(I):\n    return {table!r}.get(json.dumps(I), [[0]])\n"
+    attempts = solve(scripted(cheat), sandbox, 1, [task])
+    assert attempts.statistics["programs/right_share"] == 1.0 and attempts.statistics["programs/pass@1"] == 0.0
+    assert score([task], attempts)["ARC/pass@2"].n == 0
+
+
+def test_a_long_prompt_is_skipped_counted_and_wrong(sandbox: Sandbox) -> None:
+    long = prompt_of(TASKS[1])
+    attempts = solve(scripted("right", too_long=lambda prompt: prompt[0].content == long), sandbox, 1)
+    assert list(attempts.skipped) == [TASKS[1].id] and attempts.statistics["programs/tasks_skipped"] == 1
+    assert score(TASKS, attempts)["ARC/solved@2"].n == 3 and attempts.statistics["programs/pass@1"] == 0.75
+    assert attempts.statistics["programs/count"] == 3
+
+
+def test_what_was_cut_is_counted(sandbox: Sandbox) -> None:
+    model = scripted("right", "text", finish_reason=lambda prompt, sample: FinishReason.length if sample else FinishReason.stop)
+    assert solve(model, sandbox, 2).statistics["programs/cut_share"] == 0.5
+
+
+def test_no_test_output_reaches_the_model_or_the_sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = np.array([[9, 8, 9], [8, 9, 8]], dtype=np.uint8)
+    task = replace(TASKS[0], tests=(Pair(TASKS[0].tests[0].input, canary),))
+    hidden = replace(task, tests=(Pair(task.tests[0].input, None),))
+    asked, model = [], scripted("def solve(I):\n    print(I)\n    return I\n")
+    run = Sandbox.run
+    monkeypatch.setattr(Sandbox, "run", lambda self, executions: asked.extend(executions) or run(self, executions))
+    open_, closed = solve(model, sandbox, 1, [task]), solve(scripted("def solve(I):\n    print(I)\n    return I\n"), sandbox, 1, [hidden])
+    assert str(open_.candidates) == str(closed.candidates) and "programs/pass@1" not in closed.statistics
+    assert all(not np.array_equal(grid, canary) for execution in asked for grid in execution.inputs)
+    assert "989" not in model.calls[0][0][0].content
+
+
+def test_finished_tasks_are_kept_and_not_drawn_again(sandbox: Sandbox, tmp_path: Path) -> None:
+    class Lost(ValueError):
+        pass
+
+    def reply(prompt: Prompt, sample: int) -> str:
+        if prompt[0].content == prompt_of(TASKS[2]):
+            raise Lost
+        return solution(BY_PROMPT[prompt[0].content])
+
+    store = SampleStore(tmp_path, {"seed": 0})
+    with pytest.raises(Lost):
+        solve(ScriptedModel(reply), sandbox, 1, store=store)
+    with store.path.open("a") as file:
+        file.write('{"task": "torn')  # a kill in the middle of a line
+    again = SampleStore(tmp_path, {"seed": 0})
+    assert again.load() == 2
+    model = scripted("right")
+    attempts = solve(model, sandbox, 1, store=again)
+    drawn = [prompt[0].content for call in model.calls for prompt in call]
+    assert drawn == [prompt_of(task) for task in TASKS[2:]] and score(TASKS, attempts)["ARC/pass@1"].n == 4
+    last = SampleStore(tmp_path, {"seed": 0})
+    assert last.load() == 4
+    with pytest.raises(ConfigError, match=r"holds replies drawn with seed=0, now seed=1 \(1 keys differ\); choose another output_dir"):
+        SampleStore(tmp_path, {"seed": 1}).load()
+
+
+def test_a_reply_to_another_prompt_is_drawn_again(tmp_path: Path) -> None:
+    store, prompt = SampleStore(tmp_path, {}), (Message("user", "a"),)
+    store.add("t", prompt, Reply((), 3, "too long"))
+    assert store.get("t", prompt) == Reply((), 3, "too long") and store.get("t", (Message("user", "b"),)) is None
+
+
+def test_a_damaged_store_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"settings": {}}\nnonsense\n')
+    with pytest.raises(ConfigError, match=r"is damaged \(line 2"):
+        SampleStore(tmp_path, {}).load()
+
+
+COMMAND = [
+    "solver=program_sampling", "model=tiny", "dataset=toy", "solver.num_samples=2", "sandbox.min_isolation=limits", "sandbox.num_workers=1",
+    'dataset.eval_sources=["toy:color_map?tasks=3&side=4&colors=4&palette=6&demos=3&split=test"]', "solver.sampling.max_new_tokens=8",
+]  # fmt: skip
+
+
+def composed(*overrides: str) -> EvaluateProgramsConfig:
+    config = compose_evaluate([*COMMAND, *overrides])
+    assert isinstance(config, EvaluateProgramsConfig)
+    return config
+
+
+def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path) -> None:
+    """A random model through the command: files, stamps and settings; a second call draws nothing."""
+    command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
+    app.evaluate(command)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["metrics.json", "predictions.jsonl", "report.html", "samples.jsonl", "submission.json"]
+    record = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert record["scores"]["ARC/pass@2"]["N"] == 2 and record["statistics"]["programs/count"] == 4
+    assert record["solver"] == "program_sampling" and record["isolation"] in ("limits", "seccomp")
+    assert record["config"]["solver.sampling.max_new_tokens"] == 8 and record["statistics"]["programs/cut_share"] == 1.0
+    samples = (tmp_path / "out/samples.jsonl").read_text()
+    app.evaluate([*command[:-1], "max_tasks=3"])
+    grown = (tmp_path / "out/samples.jsonl").read_text()
+    assert grown.startswith(samples) and grown.count("\n") == samples.count("\n") + 1
+    page = (tmp_path / "out/report.html").read_text()
+    assert "program_sampling" in page and "programs/parsed_share" in page and not re.search(r'id="curves"', page)
+    with pytest.raises(ConfigError, match=r"solver\.sampling\.temperature=0\.8, now solver\.sampling\.temperature=0\.5"):
+        app.evaluate([*command, "solver.sampling.temperature=0.5"])
+
+
+def test_which_settings_make_other_replies(tmp_path: Path, tiny_lm: Path) -> None:
+    """Where and how fast replies are drawn does not matter, what is drawn does; other weights in the same folder do."""
+
+    def settings(*overrides: str) -> dict[str, object]:
+        return evaluate_programs.reply_settings(composed(f"model.name={tmp_path / 'model'}", *overrides))
+
+    import shutil
+
+    shutil.copytree(tiny_lm, tmp_path / "model")
+    base = settings()
+    assert base == settings("model.batch_size=1", "max_tasks=1", "sandbox.cpu_s=1", "output_dir=x", "solver.prompt.show_tests=false")
+    for other in ("seed=1", "solver.num_samples=3", "solver.sampling.top_k=1", "model.dtype=bfloat16", "model.max_context=99"):
+        assert settings(other) != base
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    assert settings() != base
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"python -m arclab\.llm\.tiny"):
+        evaluate_programs.evaluate_programs(composed(f"model.name={tmp_path / 'none'}", f"output_dir={tmp_path / 'o'}"))
+    with pytest.raises(ConfigError, match="split=validation has no tasks in dataset=toy"):
+        evaluate_programs.scored_tasks(composed("split=validation", "dataset.validation_sources=[]"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="runs in one process, but WORLD_SIZE=2"):
+        evaluate_programs.evaluate_programs(composed())
+    assert not (tmp_path / "o").exists()
+
+
+def test_stamps_say_what_weakens_a_number(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = Attempts({}, skipped={"a": "too long"})
+    monkeypatch.setattr(sandbox, "isolation", Isolation.limits)
+    found = evaluate_programs.stamps(composed("split=train"), sandbox, attempts, 4)
+    assert len(found) == 3 and "isolation=limits" in found[1] and found[2].startswith("1 of 4 tasks were not tried")
