@@ -42,7 +42,9 @@ def fresh_adapter(
     try:
         adapted = _inject(model, config, seed)
     except ValueError as error:
-        raise ValueError(f"target_modules={target_modules} cannot be adapted ({_first_line(error)}); {_there_are(model)}.") from error
+        raise ValueError(
+            f"target_modules={target_modules} cannot be adapted ({_first_line(error)}); {_there_are(model)}."
+        ) from error
     try:
         yield adapted.train()
     finally:
@@ -107,5 +109,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _there_are(model: Any) -> str:
-    names: Sequence[str] = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)})
+    names: Sequence[str] = sorted(
+        {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    )
     return f"its linear layers are {', '.join(names)}"

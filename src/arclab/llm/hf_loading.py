@@ -80,7 +80,9 @@ def _check_name(name: str) -> None:
         raise ValueError(f"model.name={name} has no config.json; {remedy}.")
     for what, files in (("weights", _WEIGHTS), ("tokenizer", _TOKENIZER)):
         if not any((folder / file).is_file() for file in files):
-            raise ValueError(f"model.name={name} has no {what}: none of {', '.join(files)} is there; copy the whole model into it.")
+            raise ValueError(
+                f"model.name={name} has no {what}: none of {', '.join(files)} is there; copy the whole model into it."
+            )
 
 
 @contextmanager
@@ -104,7 +106,9 @@ def _one_sentence(config: HfModelConfig) -> Iterator[None]:
 
 def _device(config: HfModelConfig) -> torch.device:
     if config.device is DeviceChoice.cuda and not torch.cuda.is_available():
-        raise ValueError("model.device=cuda was asked for but torch sees no CUDA device; use model.device=cpu or a CUDA build of torch.")
+        raise ValueError(
+            "model.device=cuda was asked for but torch sees no CUDA device; use model.device=cpu or a CUDA build of torch."
+        )
     return torch.device("cpu" if config.device is DeviceChoice.cpu or not torch.cuda.is_available() else "cuda")
 
 

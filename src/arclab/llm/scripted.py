@@ -27,7 +27,13 @@ class ScriptedModel:
         finish_reason: FinishReason | Callable[[Prompt, int], FinishReason] = FinishReason.stop,
         too_long: Callable[[Prompt], bool] = lambda prompt: False, logprobs: Callable[[Prompt, str], list[float]] | None = None,
     ) -> None:  # fmt: skip
-        self.name, self._replies, self._finish_reason, self._is_too_long, self._logprobs = name, replies, finish_reason, too_long, logprobs
+        self.name, self._replies, self._finish_reason, self._is_too_long, self._logprobs = (
+            name,
+            replies,
+            finish_reason,
+            too_long,
+            logprobs,
+        )
         self.calls: list[tuple[Prompt, ...]] = []
         self.num_completions = 0
 

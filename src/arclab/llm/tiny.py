@@ -86,7 +86,9 @@ def _check(folder: Path, *, num_heads: int, width: int, vocab_size: int, **at_le
             f"width={width} must be a multiple of 2 x num_heads={num_heads} (a rotary head has an even width); change one."
         )
     if vocab_size < _SMALLEST_VOCAB:
-        raise ValueError(f"vocab_size={vocab_size} must be at least {_SMALLEST_VOCAB} (all bytes and {len(SPECIAL)} marks); raise it.")
+        raise ValueError(
+            f"vocab_size={vocab_size} must be at least {_SMALLEST_VOCAB} (all bytes and {len(SPECIAL)} marks); raise it."
+        )
 
 
 def _save_tokenizer(folder: Path, texts: Sequence[str], context: int, vocab_size: int) -> int:
