@@ -68,16 +68,15 @@ class Ending:
 
     def __init__(self, tokenizer: Any, sampling: Sampling, ends: set[int], num_prompt: int, num_rows: int) -> None:
         self._tokenizer, self._stop, self._num_prompt = tokenizer, sampling.stop, num_prompt
-        self._ends = torch.tensor(sorted(ends))
+        self._ends = ends
         # A token is a byte or more, but for special ones: as many tokens as bytes hold a stop string.
         self._window = max((len(stop.encode()) for stop in sampling.stop), default=0) + 8
         self._length: list[int | None] = [None] * num_rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         length = input_ids.shape[1] - self._num_prompt
-        ended = torch.isin(input_ids[:, -1], self._ends.to(input_ids.device)).tolist()
-        for row in range(len(ended)):
-            if self._length[row] is None and (ended[row] or self._stops(input_ids[row])):
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if self._length[row] is None and (token in self._ends or self._stops(input_ids[row])):
                 self._length[row] = length
         return torch.tensor([known is not None for known in self._length], device=input_ids.device)
 
@@ -95,5 +94,6 @@ class Ending:
         known = self._length[row]
         length = len(tokens) if known is None else known
         reason = FinishReason.length if known is None else FinishReason.stop
-        text, _ = cut_after_stop(self._text(tokens[:length]), self._stop)
+        spoken = length - 1 if known is not None and tokens[length - 1] in self._ends else length
+        text, _ = cut_after_stop(self._text(tokens[:spoken]), self._stop)
         return Completion(text, reason, length, float(sum(logprobs[:length])))
