@@ -223,7 +223,8 @@ def test_logprobs_agree_with_generation_and_with_an_unpadded_pass(model: HfModel
             (prompt, c)
             for prompt, reply in zip(PROMPTS, replies, strict=True)
             for c in reply.completions
-            if "\ufffd" not in c.text and len(model.reply_ids(c.text)) - _has_end(c) == c.num_tokens - _has_end(c) + (not _has_end(c))
+            if "\ufffd" not in c.text
+            and len(model.reply_ids(c.text)) - _has_end(c) == c.num_tokens - _has_end(c) + (not _has_end(c))
         ]
         scores = model.logprobs([prompt for prompt, _ in pairs], [c.text for _, c in pairs])
         whole = [(score, c) for score, (_, c) in zip(scores, pairs, strict=True) if _has_end(c)]
@@ -257,7 +258,9 @@ def test_a_prompt_that_is_too_long_is_refused_alone(model: HfModel, hf_config: C
     assert texts(fits.generate(PROMPTS, 2, sampling())) == expected
     replies = tight.generate(PROMPTS, 2, sampling())
     assert [reply.num_prompt_tokens for reply in replies] == [len(model.prompt_ids(prompt)) for prompt in PROMPTS]
-    assert replies[1].completions == () and f"{longest} tokens" in replies[1].too_long and "max_new_tokens" in replies[1].too_long
+    assert (
+        replies[1].completions == () and f"{longest} tokens" in replies[1].too_long and "max_new_tokens" in replies[1].too_long
+    )
     assert [texts(replies)[i] for i in (0, 2)] == [expected[i] for i in (0, 2)] and not replies[0].too_long
     with pytest.raises(ValueError, match="prompt 1 with its reply: the prompt has"):
         tight.logprobs(PROMPTS, ["0", "0 " * 30, "0"])
@@ -285,8 +288,12 @@ def test_thinking_reaches_the_template(hf_config: Config, tiny_copy: Path, caplo
 
 def test_a_prompt_that_the_template_refuses(hf_config: Config, tiny_copy: Path) -> None:
     template = tiny_copy / "chat_template.jinja"
-    template.write_text("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + template.read_text())
-    with pytest.raises(ValueError, match=r"refuses a prompt with the roles \['system', 'user'\] \(no system here\); give it other"):
+    template.write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + template.read_text()
+    )
+    with pytest.raises(
+        ValueError, match=r"refuses a prompt with the roles \['system', 'user'\] \(no system here\); give it other"
+    ):
         load_hf(hf_config(name=str(tiny_copy))).generate(PROMPTS, 1, sampling())
 
 

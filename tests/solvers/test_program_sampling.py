@@ -58,8 +58,12 @@ def scripted(*kinds: str, **options: object) -> ScriptedModel:
     return ScriptedModel(reply, **options)  # pyright: ignore[reportArgumentType]
 
 
-def solve(model: ScriptedModel, sandbox: Sandbox, num_samples: int, tasks: list[ArcTask] = TASKS, store: SampleStore | None = None) -> Attempts:
-    return ProgramSampling(model, sandbox, prompt=PROMPT, sampling=SAMPLING, store=store).solve(tasks, Budget(num_samples=num_samples))
+def solve(
+    model: ScriptedModel, sandbox: Sandbox, num_samples: int, tasks: list[ArcTask] = TASKS, store: SampleStore | None = None
+) -> Attempts:
+    return ProgramSampling(model, sandbox, prompt=PROMPT, sampling=SAMPLING, store=store).solve(
+        tasks, Budget(num_samples=num_samples)
+    )
 
 
 def test_one_right_program_beats_a_crowd_that_fails_on_the_demonstrations(sandbox: Sandbox) -> None:
@@ -71,7 +75,9 @@ def test_one_right_program_beats_a_crowd_that_fails_on_the_demonstrations(sandbo
     assert best.source == solution(TASKS[0]) and best.demo_share == 1.0
     found = attempts.statistics
     assert found["programs/count"] == 20 and found["programs/parsed_share"] == 0.8 and found["programs/runs_share"] == 0.6
-    assert found["programs/right_share"] == 0.2 and found["programs/tasks_with_right"] == 1.0 and found["programs/cut_share"] == 0
+    assert (
+        found["programs/right_share"] == 0.2 and found["programs/tasks_with_right"] == 1.0 and found["programs/cut_share"] == 0
+    )
     assert found["programs/pass@1"] == pytest.approx(0.2) and found["programs/pass@2"] == pytest.approx(0.4)
     assert found["programs/pass@5"] == 1.0 and "programs/pass@10" not in found
 
@@ -114,7 +120,10 @@ def test_no_test_output_reaches_the_model_or_the_sandbox(sandbox: Sandbox, monke
     asked, model = [], scripted("def solve(I):\n    print(I)\n    return I\n")
     run = Sandbox.run
     monkeypatch.setattr(Sandbox, "run", lambda self, executions: asked.extend(executions) or run(self, executions))
-    open_, closed = solve(model, sandbox, 1, [task]), solve(scripted("def solve(I):\n    print(I)\n    return I\n"), sandbox, 1, [hidden])
+    open_, closed = (
+        solve(model, sandbox, 1, [task]),
+        solve(scripted("def solve(I):\n    print(I)\n    return I\n"), sandbox, 1, [hidden]),
+    )
     assert str(open_.candidates) == str(closed.candidates) and "programs/pass@1" not in closed.statistics
     assert all(not np.array_equal(grid, canary) for execution in asked for grid in execution.inputs)
     assert "989" not in model.calls[0][0][0].content
@@ -142,7 +151,9 @@ def test_finished_tasks_are_kept_and_not_drawn_again(sandbox: Sandbox, tmp_path:
     assert drawn == [prompt_of(task) for task in TASKS[2:]] and score(TASKS, attempts)["ARC/pass@1"].n == 4
     last = SampleStore(tmp_path, {"seed": 0})
     assert last.load() == 4
-    with pytest.raises(ConfigError, match=r"holds replies drawn with seed=0, now seed=1 \(1 keys differ\); choose another output_dir"):
+    with pytest.raises(
+        ConfigError, match=r"holds replies drawn with seed=0, now seed=1 \(1 keys differ\); choose another output_dir"
+    ):
         SampleStore(tmp_path, {"seed": 1}).load()
 
 
@@ -200,7 +211,9 @@ def test_which_settings_make_other_replies(tmp_path: Path, tiny_lm: Path) -> Non
 
     shutil.copytree(tiny_lm, tmp_path / "model")
     base = settings()
-    assert base == settings("model.batch_size=1", "max_tasks=1", "sandbox.cpu_s=1", "output_dir=x", "solver.prompt.show_tests=false")
+    assert base == settings(
+        "model.batch_size=1", "max_tasks=1", "sandbox.cpu_s=1", "output_dir=x", "solver.prompt.show_tests=false"
+    )
     for other in ("seed=1", "solver.num_samples=3", "solver.sampling.top_k=1", "model.dtype=bfloat16", "model.max_context=99"):
         assert settings(other) != base
     weights = tmp_path / "model" / "model.safetensors"

@@ -1,9 +1,9 @@
 """Supervised fine-tuning of a local language model on replies: prompt in, reply learned, loss on the reply's tokens only.
 
-    finetune(Path("models/tiny"), Path("models/taught"), [(prompt, "def solve(I): ..."), ...], FinetuneSettings(steps=2000, ...))
+    finetune(load_hf(config), Path("models/taught"), [(prompt, "def solve(I): ..."), ...], FinetuneSettings(steps=2000, ...))
 
-The training text is made as generation makes it (chat template, then the reply, then the end mark), so that what is learned is what
-is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All weights are trained;
+The training text is made by the model that generates (chat template, then the reply, then the end mark), so that what is learned is
+what is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All weights are trained;
 for adapters see hf.py. Rows that are longer than the model's context are refused, never cut.
 """
 
@@ -21,16 +21,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from arclab.llm.hf import HfModel
 from arclab.llm.language_model import Prompt
 
 log = logging.getLogger(__name__)
@@ -51,27 +45,17 @@ class FinetuneSettings:
     seed: int
 
 
-def reply_ids(tokenizer: Any, prompt: Prompt, reply: str) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, up to where a model would begin to write, and of the reply with its end mark."""
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
-    shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert isinstance(shown, str) and tokenizer.eos_token_id is not None
-    prompt_ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    reply_part = tokenizer(reply, add_special_tokens=False)["input_ids"]
-    return list(prompt_ids), [*reply_part, tokenizer.eos_token_id]
-
-
 class _Rows(Dataset[dict[str, list[int]]]):
     """Tokenised rows. ValueError: one that does not fit into the context."""
 
-    def __init__(self, tokenizer: Any, rows: Sequence[tuple[Prompt, str]], context: int) -> None:
-        self._rows = []
+    def __init__(self, model: HfModel, rows: Sequence[tuple[Prompt, str]]) -> None:
+        self._rows, limit = [], model.max_context
         for number, (prompt, reply) in enumerate(rows):
-            shown, written = reply_ids(tokenizer, prompt, reply)
-            if len(shown) + len(written) > context:
+            shown, written = model.prompt_ids(prompt), model.reply_ids(reply)
+            length = len(shown) + len(written)
+            if limit is not None and length > limit:
                 raise ValueError(
-                    f"row {number} has {len(shown) + len(written)} tokens, more than the model's context of {context}; drop it, or use a model with "
-                    "a longer context."
+                    f"row {number} has {length} tokens, more than the model's context of {limit}; drop it, or use a model with a longer context."
                 )
             self._rows.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
 
@@ -117,31 +101,29 @@ class _Report(TrainerCallback):
         self._bar.close()
 
 
-def finetune(folder: Path, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
-    """Train the model of `folder` on rows and save it as the model folder `output`. Nothing happens if that is there already."""
+def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
+    """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there already."""
     if (output / "config.json").is_file():
         log.info("%s is there already", output)
         return
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    data = _Rows(tokenizer, rows, model.config.max_position_embeddings)
+    data = _Rows(model, rows)
     work = output.with_name(f".{output.name}.training")
     arguments = TrainingArguments(
         output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size, learning_rate=settings.lr,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine", logging_steps=settings.log_every,
         save_steps=settings.save_every, save_total_limit=1, seed=settings.seed, data_seed=settings.seed, report_to=[],
-        remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True, logging_nan_inf_filter=False,
+        remove_unused_columns=False, dataloader_pin_memory=False, disable_tqdm=True, logging_nan_inf_filter=False,
+        use_cpu=model.device.type == "cpu",
     )  # fmt: skip
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=data, callbacks=[_Report()],
-        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(work)) if work.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    finished = work / "finished"
-    model.save_pretrained(finished)
-    tokenizer.save_pretrained(finished)
+    with model.trainable() as network:
+        trainer = Trainer(
+            model=network, args=arguments, train_dataset=data, callbacks=[_Report()],
+            data_collator=lambda batch: collate(batch, model.pad_id),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+        finished = work / "finished"
+        model.save(finished)
     output.parent.mkdir(parents=True, exist_ok=True)
     os.replace(finished, output)
     shutil.rmtree(work)

@@ -78,6 +78,14 @@ class HfModel:
         return self.config.name
 
     @property
+    def num_parallel(self) -> int:
+        return self.config.batch_size
+
+    @property
+    def pad_id(self) -> int:
+        return self._pad
+
+    @property
     def device(self) -> torch.device:
         return self._model.device
 
@@ -132,6 +140,20 @@ class HfModel:
             for number, values in zip(batch, self._score_batch([pairs[number] for number in batch]), strict=True):
                 result[number] = values
         return result
+
+    @contextmanager
+    def trainable(self) -> Iterator[Any]:
+        """The transformers model with all of its weights open to training, inside the block only; what it learned stays."""
+        assert not self._adapted, "an adapter is in place; leave its block first"
+        try:
+            yield self._model.requires_grad_(True).train()
+        finally:
+            self._model.requires_grad_(False).eval()
+
+    def save(self, folder: Path) -> None:
+        """Weights and tokenizer as an ordinary model folder. Nothing of sampling is written down with them."""
+        self._model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     @contextmanager
     def adapter(self, folder: Path) -> Iterator[None]:

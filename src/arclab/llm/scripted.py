@@ -38,6 +38,10 @@ class ScriptedModel:
         self.num_completions = 0
 
     @property
+    def num_parallel(self) -> int:
+        return 1
+
+    @property
     def num_calls(self) -> int:
         return len(self.calls)
 

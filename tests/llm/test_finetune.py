@@ -1,0 +1,87 @@
+"""Fine-tuning: what was shown is said again, only replies have a loss, a killed training goes on to the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arclab.config.llm_schema import HfModelConfig
+from arclab.llm import finetune as module
+from arclab.llm.finetune import IGNORED, FinetuneSettings, collate, finetune
+from arclab.llm.hf import load_hf
+
+from .conftest import sampling, user
+
+SETTINGS = FinetuneSettings(
+    steps=60, batch_size=4, lr=1e-2, warmup_steps=4, weight_decay=0.0, save_every=4, log_every=100, seed=0
+)
+ROWS = [(user(f"number {n}"), f"def solve(I): return {9 - n}") for n in range(4)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_what_was_shown_is_said_again(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
+    model, greedy = load_hf(hf_config()), sampling(temperature=0.0, max_new_tokens=40)
+    prompts, replies = zip(*ROWS, strict=True)
+    before = [reply.completions[0].text for reply in model.generate(prompts, 1, greedy)]
+    finetune(model, tmp_path / "taught", ROWS, SETTINGS)
+    taught = load_hf(hf_config(name=str(tmp_path / "taught")))
+    after = [reply.completions[0].text for reply in taught.generate(prompts, 1, greedy)]
+    assert after == list(replies) and not set(before) & set(replies)
+    assert [p.name for p in tmp_path.iterdir()] == ["taught"]
+    finetune(model, tmp_path / "taught", [], SETTINGS)  # it is there already
+
+
+def test_only_replies_have_a_loss() -> None:
+    rows = [{"input_ids": [5, 6, 7, 2], "labels": [IGNORED, IGNORED, 7, 2]}, {"input_ids": [5, 2], "labels": [IGNORED, 2]}]
+    batch = collate(rows, pad_id=2)  # the padding is the end mark: masked by length
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [5, 2, 2, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, IGNORED, 7, 2], [IGNORED, 2, IGNORED, IGNORED]]
+
+
+def test_training_text_is_generation_text(hf_config: Callable[..., HfModelConfig]) -> None:
+    model = load_hf(hf_config())
+    row = module._Rows(model, ROWS)[0]
+    text = model.tokenizer.decode(row["input_ids"])
+    assert text == model.tokenizer.decode(model.prompt_ids(ROWS[0][0])) + ROWS[0][1] + model.tokenizer.eos_token
+    shown = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+    assert shown == model.prompt_ids(ROWS[0][0])
+
+
+def test_a_killed_training_ends_with_the_same_weights(
+    hf_config: Callable[..., HfModelConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = FinetuneSettings(
+        steps=12, batch_size=2, lr=1e-3, warmup_steps=2, weight_decay=0.1, save_every=4, log_every=100, seed=3
+    )
+    finetune(load_hf(hf_config()), tmp_path / "whole", ROWS, settings)
+
+    class Killed(RuntimeError):
+        pass
+
+    class Kill(module._Report):
+        def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            if state.global_step == 6:  # pyright: ignore[reportAttributeAccessIssue]
+                raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, "_Report", Kill)
+        finetune(load_hf(hf_config()), tmp_path / "killed", ROWS, settings)
+    assert not (tmp_path / "killed").exists()
+    finetune(load_hf(hf_config()), tmp_path / "killed", ROWS, settings)
+    whole, killed, first = weights(tmp_path / "whole"), weights(tmp_path / "killed"), weights(Path(hf_config().name))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert any(not torch.equal(whole[name], first[name]) for name in whole)
+
+
+def test_a_row_that_does_not_fit_is_refused(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="row 1 has .* tokens, more than the model's context of 40"):
+        finetune(load_hf(hf_config(max_context=40)), tmp_path / "x", [ROWS[0], (user("long " * 50), "x")], SETTINGS)
+    assert list(tmp_path.iterdir()) == []
