@@ -127,10 +127,11 @@ def test_many_programs_some_hostile_equal_a_serial_oracle() -> None:
 def test_without_seccomp_what_a_program_starts_still_dies() -> None:
     """A session of its own, two forks away: the zygote is the subreaper and kills it. Forks are refused to ordinary users."""
     script = (
-        "import json, psutil\nfrom arclab.llm.zygote import serve_one, _libc\n_libc.prctl(36, 1)\n"
+        "import json, numpy as np, psutil\nfrom arclab.llm.child import SET_CHILD_SUBREAPER, prctl\nfrom arclab.llm.zygote import Server\n"
+        "prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)\n"
         "source = 'import os, time\\ndef solve(I):\\n  if os.fork() == 0:\\n    os.setsid()\\n    os.fork()\\n    time.sleep(60)\\n  return I'\n"
-        "request = dict(source=source, entry='solve', inputs=[[[1]]], seed=0, as_arrays=False, cpu_s=1, wall_s=2.0, memory_mb=256, stdout_bytes=9)\n"
-        "header, answer = serve_one(request, None)\nprint(json.dumps([answer[0], len(psutil.Process().children(recursive=True))]))"
+        "request = dict(source=source, entry='solve', inputs=[np.ones((1, 1), np.uint8)], seed=0, as_arrays=False, cpu_s=1, wall_s=2.0, memory_mb=256, stdout_bytes=9)\n"
+        "_, answer = Server(None).serve(request)\nprint(json.dumps([answer[0], len(psutil.Process().children(recursive=True))]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
@@ -143,7 +144,7 @@ def test_without_seccomp_what_a_program_starts_still_dies() -> None:
 @pytest.fixture
 def without_filter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Workers of a system that cannot filter system calls."""
-    broken = f"import sys; sys.path.append({str(ROOT / 'src')!r})\nimport arclab.llm.child as child\nchild.locked_down = lambda: (None, 'no filter here')\n"
+    broken = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nimport arclab.llm.child as child\nchild.locked_down = lambda: (None, 'no filter here')\n"
     zygote = Path(sandbox_module.__file__).with_name("zygote.py").read_text()
     (tmp_path / "zygote.py").write_text(broken + zygote.replace("from __future__ import annotations\n", ""))
     monkeypatch.setattr(sandbox_module, "_ZYGOTE", tmp_path / "zygote.py")

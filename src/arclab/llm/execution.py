@@ -108,7 +108,7 @@ class Result:
 
 
 def pack_grid(rows: list[list[int]]) -> bytes:
-    return _RECORD.pack(Status.ok.value, len(rows), len(rows[0])) + bytes(cell for row in rows for cell in row)
+    return _RECORD.pack(Status.ok.value, len(rows), len(rows[0])) + b"".join(map(bytes, rows))
 
 
 def pack_error(status: Status, message: str) -> bytes:
