@@ -2,6 +2,7 @@
 
 It holds the program's source and its inputs and nothing else: no expected output, no environment, no open file. What a program
 may import (PRELOADED) is loaded before, because under seccomp a child opens no file at all, and so cannot read a data set either.
+Landlock is not used: it restricts opening files and connecting sockets, and the filter's list of allowed calls has none that does either.
 
 Most of a child's time are page faults: memory is shared with the zygote until one of them writes to it. So whatever is equal for all
 children is done once in the zygote (`settle`, `rehearse`), and a child only does what must be its own.
@@ -17,14 +18,25 @@ import random
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CodeType, TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 
 from arclab.data.tasks import MAX_SIDE, NUM_COLORS
-from arclab.llm.execution import STDOUT_MARK, Status, pack_error, pack_grid
+from arclab.llm.execution import (
+    STDOUT_MARK,
+    Execution,
+    Header,
+    Limits,
+    Status,
+    pack_error,
+    pack_grid,
+    pack_request,
+    unpack_body,
+    unpack_header,
+)
 
 PRELOADED = (
     "ast", "bisect", "collections", "copy", "dataclasses", "enum", "fractions", "functools", "heapq", "itertools", "json", "math", "operator", "re",
@@ -166,30 +178,21 @@ def settle() -> None:
 def rehearse() -> None:
     """Run a harmless program in the zygote: fills the interpreter's caches, which every child would have to fill again."""
     source = "import numpy as np\ndef solve(I):\n    return np.flip(np.array([row[::-1] for row in I]), 0)\n"
-    request = {"source": source, "entry": "solve", "inputs": [np.zeros((3, 3), np.uint8)] * 2, "as_arrays": False}
+    request = pack_request(Execution(source, (np.zeros((3, 3), np.uint8),) * 2), Limits())
     for _ in range(20):
-        assert len([record for record in _answers(request) if record[0] == Status.ok.value]) == 2
+        assert len([record for record in _answers(request, unpack_header(request)) if record[0] == Status.ok.value]) == 2
 
 
-def _lock_in(request: dict[str, Any], writer: int, lock: Lock | None) -> None:
-    """No open files but the answer's, limits that only a child can have, then the filter."""
-    os.dup2(writer, ANSWER)
-    os.closerange(ANSWER + 1, 4096)
-    space = request["space"]
-    resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"] + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (space, space))
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no effect for root: there only the filter stops forks
-    if lock is not None:
-        lock.load()
+def run_program(request: bytes, header: Header, writer: int, mapped: int, lock: Lock | None) -> NoReturn:
+    """Run in a fresh child; writes one record for each input, then what was printed. Ends the process.
 
-
-def run_program(request: dict[str, Any], writer: int, lock: Lock | None) -> NoReturn:
-    """Run in a fresh child; writes one record for each input, then what was printed. Ends the process."""
+    mapped: bytes of address space that the zygote has, and the program for nothing.
+    """
     status = 1
     try:
-        _lock_in(request, writer, lock)
-        _captured.left = request["stdout_bytes"]
-        for record in _answers(request):
+        _lock_in(header, writer, mapped, lock)
+        _captured.left = header.stdout_bytes
+        for record in _answers(request, header):
             _write_all(ANSWER, record)
         _write_all(ANSWER, STDOUT_MARK + bytes(_captured.kept))
         status = 0
@@ -197,19 +200,34 @@ def run_program(request: dict[str, Any], writer: int, lock: Lock | None) -> NoRe
         os._exit(status)
 
 
+def _lock_in(header: Header, writer: int, mapped: int, lock: Lock | None) -> None:
+    """No open files but the answer's, limits that only a child can have, then the filter."""
+    os.dup2(writer, ANSWER)
+    os.closerange(ANSWER + 1, 4096)
+    space = mapped + header.memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_CPU, (header.cpu_s, header.cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no effect for root: there only the filter stops forks
+    if lock is not None:
+        lock.load()
+
+
 def _write_all(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
 
 
-def _answers(request: dict[str, Any]) -> Any:
+def _answers(request: bytes, header: Header) -> Iterator[bytes]:
     """A record for each input: yielded as they come, so that a later crash loses no earlier one."""
-    solve, failure = _load(request["source"], request["entry"])
-    for cells in request["inputs"]:
+    entry, source, grids = unpack_body(request, header)
+    solve, failure = _load(source, entry)
+    for rows in grids:
         if solve is None:
             yield failure
             continue
-        grid = cells.copy() if request["as_arrays"] else cells.tolist()
+        grid: Any = [list(row) for row in rows]
+        if header.as_arrays:
+            grid = np.array(grid, np.uint8)
         yield _guarded(lambda grid=grid: pack_grid(_plain_rows(solve(grid))))
 
 

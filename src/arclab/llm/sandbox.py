@@ -5,7 +5,8 @@
 
 Each worker is a warm interpreter (zygote.py) that forks a child for every program (child.py), so that a program costs milliseconds
 and cannot touch the next one. Linux only. The isolation that the system allowed stands in every result; `min_isolation` refuses
-less. It does not compare with expected outputs, and never learns them.
+less. It does not compare with expected outputs, and never learns them. Programs never share a child, though that would save most of
+what a fork costs: whatever ran first could change what the next one answers, without a trace.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
+from arclab.config.llm_schema import SandboxConfig
 from arclab.llm.execution import (
     STDOUT_MARK,
     TRANSIENT,
@@ -34,9 +36,10 @@ from arclab.llm.execution import (
     Limits,
     Result,
     Status,
+    pack_request,
     unpack_records,
 )
-from arclab.llm.zygote import End, pack_request, read_frame, unpack_end, write_frame
+from arclab.llm.zygote import End, read_frame, unpack_end, write_frame
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _ENVIRONMENT = {
@@ -44,6 +47,12 @@ _ENVIRONMENT = {
     "LD_BIND_NOW": "1",  # symbols are looked up once, not by every child
 }  # fmt: skip
 _PROGRAMS_PER_ZYGOTE = 10_000  # then a fresh one: nothing can build up
+
+
+def open_sandbox(config: SandboxConfig) -> Sandbox:
+    """The sandbox that the configuration group `sandbox` describes."""
+    limits = Limits(config.cpu_s, config.wall_s, config.memory_mb, config.stdout_bytes)
+    return Sandbox(num_workers=config.num_workers, limits=limits, min_isolation=config.min_isolation)
 
 
 class SandboxError(ValueError):
@@ -155,7 +164,7 @@ class Sandbox:
         return self._pool.map(self._run_one, executions)
 
     def _run_one(self, execution: Execution) -> Result:
-        request = _request(execution, self.limits)
+        request = pack_request(execution, self.limits)
         key = hashlib.sha256(request).digest()
         with self._guard:
             known = self._cache.get(key)
@@ -191,14 +200,6 @@ class Sandbox:
             new.close()
             raise SandboxError(f"sandbox.min_isolation={self._min_isolation.name} can no longer be had: {new.why_not_more}.")
         return new
-
-
-def _request(execution: Execution, limits: Limits) -> bytes:
-    fields = {
-        "source": execution.source, "entry": execution.entry, "seed": execution.seed, "as_arrays": execution.as_arrays, "cpu_s": limits.cpu_s,
-        "wall_s": limits.wall_s, "memory_mb": limits.memory_mb, "stdout_bytes": limits.stdout_bytes,
-    }  # fmt: skip
-    return pack_request(fields, execution.inputs)
 
 
 def _result(execution: Execution, isolation: Isolation, end: End, answer: bytes) -> Result:

@@ -1,6 +1,6 @@
 """A warm interpreter that forks a child for every program: one process of the sandbox, started by sandbox.py.
 
-It speaks frames (length, bytes) on its standard input and output: a request in (`pack_request`), the child's end and its raw answer
+It speaks frames (length, bytes) on its standard input and output: a request in, the child's end and its raw answer
 out (`pack_end`). It is executed, never forked from a trainer, imports what programs may use, and ends when its input does. All that a
 program starts dies with it. No program of anybody else runs in this process. See child.py for what a child does.
 """
@@ -22,18 +22,13 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO, Any, NamedTuple
 
 # Isolated mode (-I) puts nothing of ours on the path. Before any other arclab that is installed.
 if __name__ == "__main__" and str(Path(__file__).resolve().parents[2]) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from arclab.data.tasks import Grid
 from arclab.llm.child import (
     SET_CHILD_SUBREAPER,
     SET_PDEATHSIG,
@@ -46,7 +41,7 @@ from arclab.llm.child import (
     seed_all,
     settle,
 )
-from arclab.llm.execution import RECORD_BYTES, STDOUT_MARK, Isolation, Status
+from arclab.llm.execution import RECORD_BYTES, STDOUT_MARK, Isolation, Status, unpack_header
 
 LENGTH = struct.Struct("<I")
 _END = struct.Struct("<BddB")
@@ -68,25 +63,7 @@ def write_frame(file: IO[bytes], body: bytes) -> None:
     file.flush()
 
 
-def pack_request(fields: dict[str, Any], grids: Sequence[Grid]) -> bytes:
-    """The length of the fields, the fields as JSON, then all cells; the shapes are among the fields."""
-    head = json.dumps({**fields, "shapes": [grid.shape for grid in grids]}).encode()
-    return LENGTH.pack(len(head)) + head + b"".join(np.asarray(grid, np.uint8).tobytes() for grid in grids)
-
-
-def unpack_request(body: bytes) -> dict[str, Any]:
-    """The fields, with the grids as `inputs`."""
-    at = LENGTH.size + LENGTH.unpack_from(body)[0]
-    request = json.loads(body[LENGTH.size : at])
-    request["inputs"] = []
-    for height, width in request["shapes"]:
-        request["inputs"].append(np.frombuffer(body, np.uint8, height * width, at).reshape(height, width))
-        at += height * width
-    return request
-
-
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How a child ended: what its parent saw, and so what becomes of the inputs that it did not answer."""
 
     status: Status
@@ -185,24 +162,24 @@ class Server:
         pages = int(Path("/proc/self/statm").read_bytes().split()[0])
         self._mapped = pages * resource.getpagesize()
 
-    def serve(self, request: dict[str, Any]) -> tuple[End, bytes]:
+    def serve(self, request: bytes) -> tuple[End, bytes]:
         """Fork a child for one request; its end and the child's raw answer."""
         begun = time.monotonic()
-        if request["seed"] != self._seed:
-            self._seed = request["seed"]
-            seed_all(self._seed)
-        request["space"] = self._mapped + request["memory_mb"] * 2**20
+        header = unpack_header(request)
+        if header.seed != self._seed:
+            self._seed = header.seed
+            seed_all(header.seed)
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             prctl(SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             os.setsid()
-            run_program(request, writer, self._lock)  # never returns
+            run_program(request, header, writer, self._mapped, self._lock)  # never returns
         os.close(writer)
-        cap = RECORD_BYTES * len(request["inputs"]) + len(STDOUT_MARK) + request["stdout_bytes"]
+        cap = RECORD_BYTES * header.num_inputs + len(STDOUT_MARK) + header.stdout_bytes
         pidfd = os.pidfd_open(child)
         try:
-            answer, ended = _read_child(pidfd, reader, cap, begun + request["wall_s"])
+            answer, ended = _read_child(pidfd, reader, cap, begun + header.wall_s)
         finally:
             status, usage = _end(child)
             if self._lock is None:  # else there is nothing that it could have started
@@ -210,7 +187,7 @@ class Server:
             os.close(pidfd)
             os.close(reader)
         cpu_s = usage.ru_utime + usage.ru_stime
-        verdict, message = _verdict(status, cpu_s, request["cpu_s"], ended)
+        verdict, message = _verdict(status, cpu_s, header.cpu_s, ended)
         return End(verdict, message, cpu_s, time.monotonic() - begun), answer[:cap]
 
 
@@ -232,7 +209,7 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(20_000)  # a collection touches every young object; most programs end before this many
     while (body := read_frame(requests)) is not None:
-        write_frame(answers, pack_end(*server.serve(unpack_request(body))))
+        write_frame(answers, pack_end(*server.serve(body)))
     return 0
 
 
