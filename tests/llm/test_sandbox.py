@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,21 @@ import psutil
 import pytest
 from benchmarks.attacks import ATTACKS, POISONS, Attack
 
+from arclab.config.llm_schema import SandboxConfig
 from arclab.llm import sandbox as sandbox_module
 from arclab.llm.child import locked_down
-from arclab.llm.execution import Execution, Isolation, Limits, Status, pack_error, pack_grid, unpack_records
-from arclab.llm.sandbox import Sandbox, SandboxError
+from arclab.llm.execution import (
+    Execution,
+    Header,
+    Isolation,
+    Limits,
+    Status,
+    pack_error,
+    pack_grid,
+    unpack_header,
+    unpack_records,
+)
+from arclab.llm.sandbox import Sandbox, SandboxError, open_sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
@@ -84,6 +96,9 @@ def test_answers_seeds_and_arrays(sandbox: Sandbox) -> None:
         Status.exception,
         "AttributeError: 'list' object has no attribute 'T' (line 1)",
     )
+    assert (
+        run(sandbox, "def solve(I): return '\ud800'")[0][0] is Status.syntax_error
+    )  # half a pair: no valid text, but a valid str
     assert run(sandbox, FLIP, entry="transform")[0] == (Status.no_entry_point, "no function transform")
 
 
@@ -127,10 +142,11 @@ def test_many_programs_some_hostile_equal_a_serial_oracle() -> None:
 def test_without_seccomp_what_a_program_starts_still_dies() -> None:
     """A session of its own, two forks away: the zygote is the subreaper and kills it. Forks are refused to ordinary users."""
     script = (
-        "import json, psutil\nfrom arclab.llm.zygote import serve_one, _libc\n_libc.prctl(36, 1)\n"
+        "import json, numpy as np, psutil\nfrom arclab.llm.child import SET_CHILD_SUBREAPER, prctl\nfrom arclab.llm.zygote import Server\n"
+        "from arclab.llm.execution import Execution, Limits, pack_request\nprctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)\n"
         "source = 'import os, time\\ndef solve(I):\\n  if os.fork() == 0:\\n    os.setsid()\\n    os.fork()\\n    time.sleep(60)\\n  return I'\n"
-        "request = dict(source=source, entry='solve', inputs=[[[1]]], seed=0, as_arrays=False, cpu_s=1, wall_s=2.0, memory_mb=256, stdout_bytes=9)\n"
-        "header, answer = serve_one(request, None)\nprint(json.dumps([answer[0], len(psutil.Process().children(recursive=True))]))"
+        "request = pack_request(Execution(source, (np.ones((1, 1), np.uint8),)), Limits(cpu_s=1, wall_s=2.0, memory_mb=256, stdout_bytes=9))\n"
+        "_, answer = Server(None).serve(request)\nprint(json.dumps([answer[0], len(psutil.Process().children(recursive=True))]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
@@ -143,7 +159,7 @@ def test_without_seccomp_what_a_program_starts_still_dies() -> None:
 @pytest.fixture
 def without_filter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Workers of a system that cannot filter system calls."""
-    broken = f"import sys; sys.path.append({str(ROOT / 'src')!r})\nimport arclab.llm.child as child\nchild.locked_down = lambda: (None, 'no filter here')\n"
+    broken = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nimport arclab.llm.child as child\nchild.locked_down = lambda: (None, 'no filter here')\n"
     zygote = Path(sandbox_module.__file__).with_name("zygote.py").read_text()
     (tmp_path / "zygote.py").write_text(broken + zygote.replace("from __future__ import annotations\n", ""))
     monkeypatch.setattr(sandbox_module, "_ZYGOTE", tmp_path / "zygote.py")
@@ -172,6 +188,29 @@ def test_limits_are_those_asked_for() -> None:
         limits = Limits(cpu_s=1, wall_s=3.0, memory_mb=memory_mb, stdout_bytes=stdout_bytes)
         with Sandbox(num_workers=1, limits=limits, min_isolation=Isolation.limits) as pool:
             assert run(pool, big)[0][0] is status and pool.run([Execution(loud, (GRID,))])[0].stdout == printed
+
+
+@pytest.mark.usefixtures("without_filter")
+def test_every_key_of_the_configuration_reaches_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each limit does is tested above."""
+    asked: list[Header] = []
+    ask = sandbox_module._Worker.ask
+    monkeypatch.setattr(
+        sandbox_module._Worker, "ask", lambda self, request: (asked.append(unpack_header(request)), ask(self, request))[1]
+    )
+    values = {"num_workers": (1, 2), "cpu_s": (2, 3), "wall_s": (5.0, 4.0), "memory_mb": (512, 256), "stdout_bytes": (100, 3)}
+    assert {*values, "min_isolation"} == {field.name for field in fields(SandboxConfig)}
+    before = len(psutil.Process().children())
+    for turn in range(2):
+        config = SandboxConfig(**{key: pair[turn] for key, pair in values.items()}, min_isolation=Isolation.limits)
+        with open_sandbox(config) as pool:
+            assert pool.run([Execution(FLIP, (GRID,))])[0].grids[0].status is Status.ok
+            assert len(psutil.Process().children()) - before == config.num_workers
+        assert {key: getattr(asked[-1], key) for key in values if key != "num_workers"}.items() <= {
+            k: v[turn] for k, v in values.items()
+        }.items()
+    with pytest.raises(SandboxError, match=r"sandbox\.min_isolation=seccomp cannot be had"):
+        open_sandbox(replace(config, min_isolation=Isolation.seccomp))
 
 
 def test_the_cache_forgets_the_oldest_and_workers_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,33 +2,48 @@
 
 It holds the program's source and its inputs and nothing else: no expected output, no environment, no open file. What a program
 may import (PRELOADED) is loaded before, because under seccomp a child opens no file at all, and so cannot read a data set either.
+Landlock is not used: it restricts opening files and connecting sockets, and the filter's list of allowed calls has none that does either.
+
+Most of a child's time are page faults: memory is shared with the zygote until one of them writes to it. So whatever is equal for all
+children is done once in the zygote (`settle`, `rehearse`), and a child only does what must be its own.
 """
 
 from __future__ import annotations
 
 import builtins
+import ctypes
 import importlib
-import linecache
 import os
 import random
 import resource
-import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CodeType, TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
 from arclab.data.tasks import MAX_SIDE, NUM_COLORS
-from arclab.llm.execution import STDOUT_MARK, Status, pack_error, pack_grid
+from arclab.llm.execution import (
+    STDOUT_MARK,
+    Execution,
+    Header,
+    Limits,
+    Status,
+    pack_error,
+    pack_grid,
+    pack_request,
+    unpack_body,
+    unpack_header,
+)
 
 PRELOADED = (
     "ast", "bisect", "collections", "copy", "dataclasses", "enum", "fractions", "functools", "heapq", "itertools", "json", "math", "operator", "re",
     "statistics", "string", "typing", "numpy.linalg", "numpy.random",
 )  # fmt: skip
 PROGRAM = "<program>"
+ANSWER = 3  # the only file of a child
 _STACK_MB, _MAX_FILES = 64, 16
 # All that a computing process needs. Everything else fails with EPERM: files, sockets, processes, threads, signals, memory of others.
 _SYSCALLS = (
@@ -37,11 +52,39 @@ _SYSCALLS = (
     "getrandom", "getrusage", "sched_yield", "sched_getaffinity", "exit", "exit_group", "restart_syscall", "poll", "ppoll", "select", "pselect6",
 )  # fmt: skip
 
+SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of sys/prctl.h, as the next three
+_SET_SECCOMP, _MODE_FILTER, _SET_NO_NEW_PRIVS = 22, 2, 38
+_INSTRUCTION_BYTES = 8  # struct sock_filter
+prctl = ctypes.PyDLL(None).prctl  # PyDLL: cheaper than CDLL, whose release of the interpreter's lock helps no single thread
+prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
-class Lock(Protocol):
-    """A prepared filter; load() applies it to the calling process for good."""
 
-    def load(self) -> None: ...
+class Lock:
+    """A prepared filter; load() applies it to the calling process for good.
+
+    libseccomp makes the program once; to load it is then one system call, where SyscallFilter.load() makes it anew in every child.
+    """
+
+    def __init__(self, program: bytes) -> None:
+        self._buffer = ctypes.create_string_buffer(program, len(program))
+        self._header = _FilterProgram(len(program) // _INSTRUCTION_BYTES, ctypes.addressof(self._buffer))
+        self._at = ctypes.addressof(self._header)
+
+    def load(self) -> None:
+        if prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 or prctl(_SET_SECCOMP, _MODE_FILTER, self._at, 0, 0) != 0:
+            raise OSError("the kernel refused the filter")
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+def seed_all(seed: int) -> None:
+    """In the zygote, before a fork: a child starts with the state that it leaves."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def preload() -> None:
@@ -58,12 +101,16 @@ def locked_down() -> tuple[Lock | None, str]:
         return None, f"libseccomp cannot be loaded ({error})"
     import errno
 
-    lock = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
+    wanted = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
     for name in _SYSCALLS:
         try:
-            lock.add_rule(pyseccomp.ALLOW, name)
+            wanted.add_rule(pyseccomp.ALLOW, name)
         except (OSError, ValueError, RuntimeError):
             continue  # not a system call of this architecture
+    with open(os.memfd_create("filter"), "w+b") as file:
+        wanted.export_bpf(file)
+        file.seek(0)
+        lock = Lock(file.read())
     child = os.fork()
     if child == 0:
         os._exit(_probe(lock))
@@ -87,13 +134,13 @@ class _Capture:
 
     encoding, errors, closed = "utf-8", "replace", False
 
-    def __init__(self, limit: int) -> None:
-        self._left, self.kept = limit, bytearray()
+    def __init__(self) -> None:
+        self.left, self.kept = 0, bytearray()
 
     def write(self, text: str) -> int:
-        if self._left > 0:
-            piece = text[: self._left].encode(errors="replace")[: self._left]
-            self._left -= len(piece)
+        if self.left > 0:
+            piece = text[: self.left].encode(errors="replace")[: self.left]
+            self.left -= len(piece)
             self.kept += piece
         return len(text)
 
@@ -103,57 +150,66 @@ class _Capture:
         return False
 
 
-def _mapped_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+_captured = _Capture()  # nothing is printed in the zygote, so every child finds it empty
 
 
-def _lock_in(request: dict[str, Any], writer: int, lock: Lock | None) -> int:
-    """Limits, no open files but the answer's (returned), then the filter."""
-    space = _mapped_bytes() + request["memory_mb"] * 2**20
+def settle() -> None:
+    """What all children inherit, done once in the zygote: no environment, arguments or open files, and the limits that it can bear too."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    if writer <= 3:
-        writer = os.dup(writer)
-    for number in (0, 1, 2):
+    for number in (0, 1, 2, ANSWER):  # so that no pipe is ever given the number of the answer's
         os.dup2(nothing, number)
-    os.dup2(writer, 3)
-    os.closerange(4, 4096)
+    if nothing > ANSWER:
+        os.close(nothing)
     os.chdir("/")
     os.environ.clear()
+    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = _captured  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv[:] = [PROGRAM]
-    for number in (signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
-    limits = {
-        resource.RLIMIT_CPU: (request["cpu_s"], request["cpu_s"] + 1),
-        resource.RLIMIT_AS: (space, space),
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    wanted = _STACK_MB * 2**20
+    for kind, pair in {
         resource.RLIMIT_FSIZE: (0, 0),
         resource.RLIMIT_NOFILE: (_MAX_FILES, _MAX_FILES),
         resource.RLIMIT_CORE: (0, 0),
-        resource.RLIMIT_NPROC: (0, 0),  # no effect for root: there only the filter stops forks
-    }
-    for kind, pair in limits.items():
+        resource.RLIMIT_STACK: (wanted if stack == resource.RLIM_INFINITY else min(wanted, stack), stack),
+    }.items():
         resource.setrlimit(kind, pair)
-    stack = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    wanted = _STACK_MB * 2**20
-    resource.setrlimit(resource.RLIMIT_STACK, (wanted if stack == resource.RLIM_INFINITY else min(wanted, stack), stack))
-    if lock is not None:
-        lock.load()
-    return 3
 
 
-def run_program(request: dict[str, Any], writer: int, lock: Lock | None) -> NoReturn:
-    """Run in a fresh child; writes one record for each input, then what was printed. Ends the process."""
+def rehearse() -> None:
+    """Run a harmless program in the zygote: fills the interpreter's caches, which every child would have to fill again."""
+    source = "import numpy as np\ndef solve(I):\n    return np.flip(np.array([row[::-1] for row in I]), 0)\n"
+    request = pack_request(Execution(source, (np.zeros((3, 3), np.uint8),) * 2), Limits())
+    for _ in range(20):
+        assert len([record for record in _answers(request, unpack_header(request)) if record[0] == Status.ok.value]) == 2
+
+
+def run_program(request: bytes, header: Header, writer: int, mapped: int, lock: Lock | None) -> NoReturn:
+    """Run in a fresh child; writes one record for each input, then what was printed. Ends the process.
+
+    mapped: bytes of address space that the zygote has, and the program for nothing.
+    """
     status = 1
     try:
-        answer = _lock_in(request, writer, lock)
-        captured = _Capture(request["stdout_bytes"])
-        sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = captured  # pyright: ignore[reportAttributeAccessIssue]
-        for record in _answers(request):
-            _write_all(answer, record)
-        _write_all(answer, STDOUT_MARK + bytes(captured.kept))
+        _lock_in(header, writer, mapped, lock)
+        _captured.left = header.stdout_bytes
+        for record in _answers(request, header):
+            _write_all(ANSWER, record)
+        _write_all(ANSWER, STDOUT_MARK + bytes(_captured.kept))
         status = 0
     finally:
         os._exit(status)
+
+
+def _lock_in(header: Header, writer: int, mapped: int, lock: Lock | None) -> None:
+    """No open files but the answer's, limits that only a child can have, then the filter."""
+    os.dup2(writer, ANSWER)
+    os.closerange(ANSWER + 1, 4096)
+    space = mapped + header.memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_CPU, (header.cpu_s, header.cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no effect for root: there only the filter stops forks
+    if lock is not None:
+        lock.load()
 
 
 def _write_all(file: int, data: bytes) -> None:
@@ -161,24 +217,23 @@ def _write_all(file: int, data: bytes) -> None:
         data = data[os.write(file, data) :]
 
 
-def _answers(request: dict[str, Any]) -> Any:
+def _answers(request: bytes, header: Header) -> Iterator[bytes]:
     """A record for each input: yielded as they come, so that a later crash loses no earlier one."""
-    inputs = request["inputs"]
-    random.seed(request["seed"])
-    np.random.seed(request["seed"] % 2**32)
-    solve, failure = _load(request["source"], request["entry"])
-    for rows in inputs:
+    entry, source, grids = unpack_body(request, header)
+    solve, failure = _load(source, entry)
+    for rows in grids:
         if solve is None:
             yield failure
             continue
-        grid = np.array(rows, np.uint8) if request["as_arrays"] else [list(row) for row in rows]
+        grid: Any = [list(row) for row in rows]
+        if header.as_arrays:
+            grid = np.array(grid, np.uint8)
         yield _guarded(lambda grid=grid: pack_grid(_plain_rows(solve(grid))))
 
 
 def _load(source: str, entry: str) -> tuple[Callable[[Any], Any] | None, bytes]:
     """The program's entry point, or the record that says why there is none."""
     namespace: dict[str, Any] = {"__name__": "__solution__", "__builtins__": builtins}
-    linecache.cache[PROGRAM] = (len(source), None, source.splitlines(keepends=True), PROGRAM)
 
     def load() -> bytes:
         try:
@@ -226,7 +281,7 @@ def _record_of(error: BaseException) -> bytes:
         return pack_error(Status.oom, "MemoryError")
     if isinstance(error, SystemExit):
         return pack_error(Status.exited, f"sys.exit({error.code if isinstance(error.code, int | None) else 'text'})")
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == PROGRAM]
     text = next((part for part in error.args if isinstance(part, str)), "")
     return pack_error(Status.exception, f"{type(error).__name__}: {text[:200]}" + (f" (line {lines[-1]})" if lines else ""))
 

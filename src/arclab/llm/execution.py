@@ -2,6 +2,7 @@
 
     Execution(source="def solve(I): return I[::-1]", inputs=(grid,))  ->  Result(grids=(GridResult(Status.ok, grid),), ...)
 
+A request on the wire (`pack_request`) is a header of fixed size, which is all that the zygote looks at, and a body for the child.
 An answer of the child (`pack_grid`, `pack_error`) is one record for each input: status, two numbers, that many bytes. Expected
 outputs are no part of a request: whoever asks compares. `unpack_records` believes nothing that the child wrote.
 """
@@ -12,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from arclab.data.tasks import MAX_SIDE, NUM_COLORS, Grid
 
 MESSAGE_BYTES = 300
 _RECORD = struct.Struct("<BHH")  # status, then (height, width) of a grid or (length of the message, 0)
+_SHAPE = struct.Struct("<HH")
+_HEADER = struct.Struct("<QdIIIIII?")
 STDOUT_MARK = b"\xff\x00stdout\x00\xff"  # behind the records, before what was printed; no record of a child's making holds it
 # Every input can be answered by the largest record; whatever comes after that is a flood.
 RECORD_BYTES = _RECORD.size + max(MAX_SIDE * MAX_SIDE, MESSAGE_BYTES)
@@ -107,8 +111,58 @@ class Result:
     cached: bool = False
 
 
+class Header(NamedTuple):
+    """The head of a request: limits, and what unpack_body() needs."""
+
+    seed: int
+    wall_s: float
+    cpu_s: int
+    memory_mb: int
+    stdout_bytes: int
+    num_inputs: int
+    entry_bytes: int
+    source_bytes: int
+    as_arrays: bool
+
+
+def pack_request(execution: Execution, limits: Limits) -> bytes:
+    """Header, entry, source, shapes, cells. A source may hold half a surrogate pair: whether it compiles is the child's to say."""
+    source, entry = execution.source.encode(errors="surrogatepass"), execution.entry.encode()
+    grids = [np.asarray(grid, np.uint8) for grid in execution.inputs]
+    header = Header(
+        execution.seed % 2**64, limits.wall_s, limits.cpu_s, limits.memory_mb, limits.stdout_bytes, len(grids), len(entry), len(source), execution.as_arrays,
+    )  # fmt: skip
+    return b"".join(
+        [
+            _HEADER.pack(*header),
+            entry,
+            source,
+            *(_SHAPE.pack(*grid.shape) for grid in grids),
+            *(grid.tobytes() for grid in grids),
+        ]
+    )
+
+
+def unpack_header(request: bytes) -> Header:
+    return Header._make(_HEADER.unpack_from(request))
+
+
+def unpack_body(request: bytes, header: Header) -> tuple[str, str, list[list[bytes]]]:
+    """Entry, source, and the rows of every grid."""
+    at = _HEADER.size + header.entry_bytes
+    entry = request[_HEADER.size : at].decode()
+    source = request[at : at + header.source_bytes].decode(errors="surrogatepass")
+    shapes_at = at + header.source_bytes
+    at, grids = shapes_at + header.num_inputs * _SHAPE.size, []
+    for number in range(header.num_inputs):
+        height, width = _SHAPE.unpack_from(request, shapes_at + number * _SHAPE.size)
+        grids.append([request[at + row * width : at + (row + 1) * width] for row in range(height)])
+        at += height * width
+    return entry, source, grids
+
+
 def pack_grid(rows: list[list[int]]) -> bytes:
-    return _RECORD.pack(Status.ok.value, len(rows), len(rows[0])) + bytes(cell for row in rows for cell in row)
+    return _RECORD.pack(Status.ok.value, len(rows), len(rows[0])) + b"".join(map(bytes, rows))
 
 
 def pack_error(status: Status, message: str) -> bytes:

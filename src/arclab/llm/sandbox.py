@@ -5,7 +5,8 @@
 
 Each worker is a warm interpreter (zygote.py) that forks a child for every program (child.py), so that a program costs milliseconds
 and cannot touch the next one. Linux only. The isolation that the system allowed stands in every result; `min_isolation` refuses
-less. It does not compare with expected outputs, and never learns them.
+less. It does not compare with expected outputs, and never learns them. Programs never share a child, though that would save most of
+what a fork costs: whatever ran first could change what the next one answers, without a trace.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
 
+from arclab.config.llm_schema import SandboxConfig
 from arclab.llm.execution import (
     STDOUT_MARK,
     TRANSIENT,
@@ -35,15 +36,23 @@ from arclab.llm.execution import (
     Limits,
     Result,
     Status,
+    pack_request,
     unpack_records,
 )
-from arclab.llm.zygote import LENGTH, read_frame, write_frame
+from arclab.llm.zygote import End, read_frame, unpack_end, write_frame
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LC_ALL": "C.UTF-8",
+    "LD_BIND_NOW": "1",  # symbols are looked up once, not by every child
 }  # fmt: skip
 _PROGRAMS_PER_ZYGOTE = 10_000  # then a fresh one: nothing can build up
+
+
+def open_sandbox(config: SandboxConfig) -> Sandbox:
+    """The sandbox that the configuration group `sandbox` describes."""
+    limits = Limits(config.cpu_s, config.wall_s, config.memory_mb, config.stdout_bytes)
+    return Sandbox(num_workers=config.num_workers, limits=limits, min_isolation=config.min_isolation)
 
 
 class SandboxError(ValueError):
@@ -71,18 +80,15 @@ class _Worker:
         level, self.why_not_more = json.loads(hello)
         self.isolation = Isolation[level]
 
-    def ask(self, request: bytes) -> tuple[dict[str, Any], bytes] | None:
-        """Header and raw answer of the child; None if the zygote is gone."""
+    def ask(self, request: bytes) -> tuple[End, bytes] | None:
+        """The child's end and its raw answer; None if the zygote is gone."""
         self.num_programs += 1
         try:
             write_frame(self._requests, request)
         except BrokenPipeError:
             return None
         frame = read_frame(self._answers)
-        if frame is None:
-            return None
-        end = LENGTH.size + LENGTH.unpack_from(frame)[0]
-        return json.loads(frame[LENGTH.size : end]), frame[end:]
+        return None if frame is None else unpack_end(frame)
 
     def close(self) -> None:
         """The zygote ends when its input does."""
@@ -111,7 +117,7 @@ class Sandbox:
                 f"sandbox num_workers={num_workers} must be at least 1; raise it, or leave it out for one per core."
             )
         self.limits, self._cache_size = limits or Limits(), cache_size
-        self._cache: OrderedDict[str, Result] = OrderedDict()
+        self._cache: OrderedDict[bytes, Result] = OrderedDict()
         self._guard = threading.Lock()
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._num_workers = num_workers or len(os.sched_getaffinity(0))
@@ -142,14 +148,24 @@ class Sandbox:
 
     def run(self, executions: Sequence[Execution]) -> list[Result]:
         """The results in the order of the requests; one that was answered before is not run again."""
-        return list(self.stream(executions))
+        results: list[Result | None] = [None] * len(executions)
+        numbers = iter(range(len(executions)))
+
+        def work() -> None:  # one call for each thread, not for each program: to wake another thread costs a tenth of a program
+            for number in numbers:
+                results[number] = self._run_one(executions[number])
+
+        for done in [self._pool.submit(work) for _ in range(min(self._num_workers, len(executions)))]:
+            done.result()
+        return [result for result in results if result is not None]
 
     def stream(self, executions: Sequence[Execution]) -> Iterator[Result]:
         """The same, one after the other as they come."""
         return self._pool.map(self._run_one, executions)
 
     def _run_one(self, execution: Execution) -> Result:
-        key = _key(execution, self.limits)
+        request = pack_request(execution, self.limits)
+        key = hashlib.sha256(request).digest()
         with self._guard:
             known = self._cache.get(key)
             if known is not None:
@@ -157,7 +173,7 @@ class Sandbox:
                 return replace(known, cached=True)
         worker = self._idle.get()
         try:
-            worker, result = self._ask(worker, execution)
+            worker, result = self._ask(worker, execution, request)
         finally:
             self._idle.put(worker)
         if not any(grid.status in TRANSIENT for grid in result.grids):
@@ -167,11 +183,11 @@ class Sandbox:
                     self._cache.popitem(last=False)
         return result
 
-    def _ask(self, worker: _Worker, execution: Execution) -> tuple[_Worker, Result]:
+    def _ask(self, worker: _Worker, execution: Execution, request: bytes) -> tuple[_Worker, Result]:
         """The result, and the worker to use from now on: a new one if this one is worn out or was lost."""
         if worker.num_programs >= _PROGRAMS_PER_ZYGOTE:
             worker = self._renewed(worker)
-        answer = worker.ask(_request(execution, self.limits))
+        answer = worker.ask(request)
         if answer is None:
             lost = tuple(GridResult(Status.sandbox_error, None, "the sandbox process was lost") for _ in execution.inputs)
             return self._renewed(worker), Result(lost, worker.isolation, "", 0.0, 0.0)
@@ -186,26 +202,14 @@ class Sandbox:
         return new
 
 
-def _request(execution: Execution, limits: Limits) -> bytes:
-    fields = {
-        "source": execution.source, "entry": execution.entry, "inputs": [grid.tolist() for grid in execution.inputs], "seed": execution.seed,
-        "as_arrays": execution.as_arrays, "cpu_s": limits.cpu_s, "wall_s": limits.wall_s, "memory_mb": limits.memory_mb, "stdout_bytes": limits.stdout_bytes,
-    }  # fmt: skip
-    return json.dumps(fields).encode()
-
-
-def _key(execution: Execution, limits: Limits) -> str:
-    return hashlib.sha256(_request(execution, limits)).hexdigest()
-
-
-def _result(execution: Execution, isolation: Isolation, header: dict[str, Any], answer: bytes) -> Result:
+def _result(execution: Execution, isolation: Isolation, end: End, answer: bytes) -> Result:
     """The child's answers, and the reason of its end for every input that it did not answer."""
     records, mark, stdout = answer.partition(STDOUT_MARK)
     grids = unpack_records(records, len(execution.inputs))
-    status, message = Status(header["status"]), header["message"]
+    status, message = end.status, end.message
     if status is Status.output_limit:
         grids = []
     elif status is Status.exited and mark:  # it ended as it should, but some of what it wrote is no answer
         status, message = Status.bad_output, "an answer that is no grid"
     grids += [GridResult(status, None, message)] * (len(execution.inputs) - len(grids))
-    return Result(tuple(grids), isolation, stdout.decode(errors="replace"), header["cpu_s"], header["wall_s"])
+    return Result(tuple(grids), isolation, stdout.decode(errors="replace"), end.cpu_s, end.wall_s)

@@ -1,34 +1,52 @@
 """A warm interpreter that forks a child for every program: one process of the sandbox, started by sandbox.py.
 
-It speaks frames (length, bytes) on its standard input and output: a JSON request in, a JSON header and the child's raw answer out.
-It is executed, never forked from a trainer, imports what programs may use, and ends when its input does. All that a program starts
-dies with it. No program runs in this process. See child.py for what a child does.
+It speaks frames (length, bytes) on its standard input and output: a request in, the child's end and its raw answer
+out (`pack_end`). It is executed, never forked from a trainer, imports what programs may use, and ends when its input does. All that a
+program starts dies with it. No program of anybody else runs in this process. See child.py for what a child does.
 """
 
 from __future__ import annotations
 
-import ctypes
+import os
+
+if __name__ == "__main__":
+    # threading and random would tidy up in every child, a third of what a fork costs: here is one thread, and seed_all() seeds.
+    os.register_at_fork = lambda **hooks: None
+
+import fcntl
 import gc
 import json
-import os
+import resource
 import select
 import signal
 import struct
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-if __name__ == "__main__":  # isolated mode (-I) puts nothing of ours on the path
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
+# Isolated mode (-I) puts nothing of ours on the path. Before any other arclab that is installed.
+if __name__ == "__main__" and str(Path(__file__).resolve().parents[2]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from arclab.llm.child import Lock, locked_down, preload, run_program
-from arclab.llm.execution import RECORD_BYTES, STDOUT_MARK, Isolation, Status
+from arclab.llm.child import (
+    SET_CHILD_SUBREAPER,
+    SET_PDEATHSIG,
+    Lock,
+    locked_down,
+    prctl,
+    preload,
+    rehearse,
+    run_program,
+    seed_all,
+    settle,
+)
+from arclab.llm.execution import RECORD_BYTES, STDOUT_MARK, Isolation, Status, unpack_header
 
 LENGTH = struct.Struct("<I")
-_SET_CHILD_SUBREAPER, _SET_PDEATHSIG = 36, 1
-_libc = ctypes.CDLL(None, use_errno=True)
+_END = struct.Struct("<BddB")
+_FIRST_OWN = 10  # below are the files of children; _MAX_FILES of child.py is above
+_QUIET_MS = 10  # most programs end sooner, and are left alone until then; what they write waits in the pipe
 
 
 def read_frame(file: IO[bytes]) -> bytes | None:
@@ -45,38 +63,61 @@ def write_frame(file: IO[bytes], body: bytes) -> None:
     file.flush()
 
 
-def _read_child(pid: int, pipe: int, cap: int, deadline: float) -> tuple[bytes, Status | None]:
+class End(NamedTuple):
+    """How a child ended: what its parent saw, and so what becomes of the inputs that it did not answer."""
+
+    status: Status
+    message: str
+    cpu_s: float
+    wall_s: float
+
+
+def pack_end(end: End, answer: bytes) -> bytes:
+    message = end.message.encode()
+    return _END.pack(end.status.value, end.cpu_s, end.wall_s, len(message)) + message + answer
+
+
+def unpack_end(frame: bytes) -> tuple[End, bytes]:
+    code, cpu_s, wall_s, size = _END.unpack_from(frame)
+    at = _END.size + size
+    return End(Status(code), frame[_END.size : at].decode(), cpu_s, wall_s), frame[at:]
+
+
+def _read_child(pidfd: int, pipe: int, cap: int, deadline: float) -> tuple[bytes, Status | None]:
     """Everything the child answers until it ends; and why it had to be ended, if it had to."""
-    pidfd, answer = os.pidfd_open(pid), bytearray()
+    answer = b""
     poll = select.poll()
-    poll.register(pipe, select.POLLIN | select.POLLHUP)
     poll.register(pidfd, select.POLLIN)
+    poll.poll(_QUIET_MS)
+    poll.register(pipe, select.POLLIN)
+    while True:
+        left_ms = (deadline - time.monotonic()) * 1000
+        events = poll.poll(max(0, left_ms)) if left_ms > 0 else ()
+        if not events:
+            return answer, Status.timeout_wall
+        if any(number == pipe and event & select.POLLIN for number, event in events):
+            answer += os.read(pipe, 65536)
+            if len(answer) > cap:
+                return answer, Status.output_limit
+        elif any(number == pidfd for number, _ in events):
+            return answer, None
+        else:
+            poll.unregister(pipe)  # closed, but the child lives
+
+
+def _end(child: int) -> tuple[int, Any]:
+    """Kill the child and its group; (wait status, resource usage)."""
     try:
-        while True:
-            left_ms = (deadline - time.monotonic()) * 1000
-            events = dict(poll.poll(max(0, left_ms))) if left_ms > 0 else {}
-            if not events:
-                return bytes(answer), Status.timeout_wall
-            if pipe in events:
-                piece = os.read(pipe, 65536)
-                answer += piece
-                if len(answer) > cap:
-                    return bytes(answer), Status.output_limit
-                if not piece:
-                    poll.unregister(pipe)
-            elif pidfd in events:
-                return bytes(answer), None
-    finally:
-        os.close(pidfd)
-
-
-def _end_everything(child: int) -> tuple[int, Any]:
-    """Kill the child, its group and whoever was left to this process; (wait status, resource usage) of the child."""
-    for kill in (os.killpg, os.kill):
-        with suppress(ProcessLookupError, PermissionError):
-            kill(child, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # it had no time to make a group of its own
+        os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
-    while True:  # orphans come here because this process is a subreaper
+    return status, usage
+
+
+def _end_orphans() -> None:
+    """Kill whoever was left to this process, which is a subreaper."""
+    while True:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 for orphan in _children():
@@ -85,7 +126,7 @@ def _end_everything(child: int) -> tuple[int, Any]:
         except ProcessLookupError:
             continue
         except ChildProcessError:
-            return status, usage
+            return
 
 
 def _children() -> list[int]:
@@ -113,42 +154,62 @@ def _verdict(status: int, cpu_s: float, limit_s: int, ended: Status | None) -> t
     return Status.exited, f"exit status {os.WEXITSTATUS(status)}"
 
 
-def serve_one(request: dict[str, Any], lock: Lock | None) -> tuple[dict[str, Any], bytes]:
-    """Fork a child for one request; the header and the child's raw answer."""
-    begun = time.monotonic()
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _libc.prctl(_SET_PDEATHSIG, signal.SIGKILL)
-        os.setsid()
-        run_program(request, writer, lock)  # never returns
-    os.close(writer)
-    cap = RECORD_BYTES * len(request["inputs"]) + len(STDOUT_MARK) + request["stdout_bytes"]
-    try:
-        answer, ended = _read_child(child, reader, cap, begun + request["wall_s"])
-    finally:
-        status, usage = _end_everything(child)
-        os.close(reader)
-    cpu_s = usage.ru_utime + usage.ru_stime
-    verdict, message = _verdict(status, cpu_s, request["cpu_s"], ended)
-    header = {"status": verdict.value, "message": message, "cpu_s": cpu_s, "wall_s": time.monotonic() - begun}
-    return header, answer[:cap]
+class Server:
+    """Forks the children. What does not change from one program to the next is kept, not asked for again."""
+
+    def __init__(self, lock: Lock | None) -> None:
+        self._lock, self._seed = lock, None
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+        self._mapped = pages * resource.getpagesize()
+
+    def serve(self, request: bytes) -> tuple[End, bytes]:
+        """Fork a child for one request; its end and the child's raw answer."""
+        begun = time.monotonic()
+        header = unpack_header(request)
+        if header.seed != self._seed:
+            self._seed = header.seed
+            seed_all(header.seed)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            prctl(SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            os.setsid()
+            run_program(request, header, writer, self._mapped, self._lock)  # never returns
+        os.close(writer)
+        cap = RECORD_BYTES * header.num_inputs + len(STDOUT_MARK) + header.stdout_bytes
+        pidfd = os.pidfd_open(child)
+        try:
+            answer, ended = _read_child(pidfd, reader, cap, begun + header.wall_s)
+        finally:
+            status, usage = _end(child)
+            if self._lock is None:  # else there is nothing that it could have started
+                _end_orphans()
+            os.close(pidfd)
+            os.close(reader)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        verdict, message = _verdict(status, cpu_s, header.cpu_s, ended)
+        return End(verdict, message, cpu_s, time.monotonic() - begun), answer[:cap]
 
 
 def main() -> int:
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    requests, answers = (
+        os.fdopen(fcntl.fcntl(n, fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN), mode) for n, mode in ((0, "rb"), (1, "wb"))
+    )
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C belongs to the one who asked
-    if _libc.prctl(_SET_CHILD_SUBREAPER, 1) != 0:
+    if prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         return 1
     preload()
     lock, why_not = locked_down()
+    settle()
+    rehearse()
     write_frame(answers, json.dumps([(Isolation.seccomp if lock else Isolation.limits).name, why_not]).encode())
+    server = Server(lock)
+    gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)  # a collection touches every young object; most programs end before this many
     while (body := read_frame(requests)) is not None:
-        header, answer = serve_one(json.loads(body), lock)
-        head = json.dumps(header).encode()
-        write_frame(answers, LENGTH.pack(len(head)) + head + answer)
+        write_frame(answers, pack_end(*server.serve(body)))
     return 0
 
 
