@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from arclab.config.llm_schema import HfModelConfig, LmAttention
+from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice
 from arclab.llm.drawing import draw
 from arclab.llm.hf import HfModel, load_hf
@@ -223,7 +223,8 @@ def test_logprobs_agree_with_generation_and_with_an_unpadded_pass(model: HfModel
             (prompt, c)
             for prompt, reply in zip(PROMPTS, replies, strict=True)
             for c in reply.completions
-            if "\ufffd" not in c.text and len(model.reply_ids(c.text)) - _has_end(c) == c.num_tokens - _has_end(c) + (not _has_end(c))
+            if "\ufffd" not in c.text
+            and len(model.reply_ids(c.text)) - _has_end(c) == c.num_tokens - _has_end(c) + (not _has_end(c))
         ]
         scores = model.logprobs([prompt for prompt, _ in pairs], [c.text for _, c in pairs])
         whole = [(score, c) for score, (_, c) in zip(scores, pairs, strict=True) if _has_end(c)]
@@ -247,6 +248,22 @@ def test_logprobs_keep_the_order_and_differ(model: HfModel) -> None:
     assert all(value < 0 and math.isfinite(value) for score in scores for value in score)
 
 
+def test_logits_that_are_no_numbers_and_batches_that_do_not_fit(hf_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = load_hf(hf_config())
+    broken._model.model.norm.weight.data[0] = torch.nan
+    for asked in (sampling(), sampling(temperature=0.0), sampling(top_k=5)):
+        with pytest.raises(ValueError, match=r"model\.dtype=float32 .* not a number"):
+            broken.generate(PROMPTS, 1, asked)
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    for name, call in (("generate", lambda: broken.generate(PROMPTS, 1, sampling())), ("forward", lambda: broken.logprobs(PROMPTS[:1], ["0"]))):  # fmt: skip
+        monkeypatch.setattr(broken._model, name, out_of_memory)
+        with pytest.raises(ValueError, match=r"Lower model\.batch_size=4"):
+            call()
+
+
 # Context
 
 
@@ -257,7 +274,9 @@ def test_a_prompt_that_is_too_long_is_refused_alone(model: HfModel, hf_config: C
     assert texts(fits.generate(PROMPTS, 2, sampling())) == expected
     replies = tight.generate(PROMPTS, 2, sampling())
     assert [reply.num_prompt_tokens for reply in replies] == [len(model.prompt_ids(prompt)) for prompt in PROMPTS]
-    assert replies[1].completions == () and f"{longest} tokens" in replies[1].too_long and "max_new_tokens" in replies[1].too_long
+    assert (
+        replies[1].completions == () and f"{longest} tokens" in replies[1].too_long and "max_new_tokens" in replies[1].too_long
+    )
     assert [texts(replies)[i] for i in (0, 2)] == [expected[i] for i in (0, 2)] and not replies[0].too_long
     with pytest.raises(ValueError, match="prompt 1 with its reply: the prompt has"):
         tight.logprobs(PROMPTS, ["0", "0 " * 30, "0"])
@@ -285,8 +304,12 @@ def test_thinking_reaches_the_template(hf_config: Config, tiny_copy: Path, caplo
 
 def test_a_prompt_that_the_template_refuses(hf_config: Config, tiny_copy: Path) -> None:
     template = tiny_copy / "chat_template.jinja"
-    template.write_text("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + template.read_text())
-    with pytest.raises(ValueError, match=r"refuses a prompt with the roles \['system', 'user'\] \(no system here\); give it other"):
+    template.write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + template.read_text()
+    )
+    with pytest.raises(
+        ValueError, match=r"refuses a prompt with the roles \['system', 'user'\] \(no system here\); give it other"
+    ):
         load_hf(hf_config(name=str(tiny_copy))).generate(PROMPTS, 1, sampling())
 
 
@@ -420,7 +443,7 @@ def test_weights_that_are_missing_or_broken_are_not_made_up(hf_config: Config, t
     with pytest.raises(ValueError, match=r"no weights for model.layers.1.mlp.up_proj.weight \(1 missing\)"):
         load_hf(hf_config(name=str(tiny_copy)))
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be loaded .*check that its files are complete") as raised:
+    with pytest.raises(ValueError, match=r"cannot be loaded .*check that its files are complete") as raised:
         load_hf(hf_config(name=str(tiny_copy)))
     assert "\n" not in str(raised.value)
 
@@ -459,3 +482,12 @@ def test_what_this_machine_does_not_have(
     monkeypatch.setattr("arclab.llm.hf_loading.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=words):
         load_hf(hf_config(**change))
+
+
+def test_dtype_and_attention_are_as_configured(hf_config: Config, model: HfModel) -> None:
+    other = load_hf(hf_config(dtype=Dtype.bfloat16, attention=LmAttention.eager))
+    assert {p.dtype for p in other._model.parameters()} == {torch.bfloat16}
+    assert (other._model.config._attn_implementation, model._model.config._attn_implementation) == ("eager", "sdpa")
+    scores = [sum(m.logprobs(PROMPTS[:1], ["0 1 2"])[0]) for m in (other, model)]
+    assert scores[0] != scores[1] and scores[0] == pytest.approx(scores[1], abs=0.5)
+    assert all(c.logprob is not None for c in other.generate(PROMPTS, 2, sampling())[1].completions)

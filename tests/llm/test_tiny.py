@@ -11,7 +11,13 @@ from arclab.llm.tiny import build_tiny, default_texts, main
 
 from .conftest import SIZES
 
-TEXTS = ("0 1 22\n3|4|567\n[[8, 9]]", "def solve(grid):\n\treturn grid[::-1]  # ☃ é 漢 \U0001f642", " leading, trailing  \n\n", "\x00\x7f\r\n", "")
+TEXTS = (
+    "0 1 22\n3|4|567\n[[8, 9]]",
+    "def solve(grid):\n\treturn grid[::-1]  # ☃ é 漢 \U0001f642",
+    " leading, trailing  \n\n",
+    "\x00\x7f\r\n",
+    "",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,10 @@ def test_texts_are_merged(tokenizer: Any) -> None:
 def test_chat_template_and_special_tokens(tokenizer: Any) -> None:
     turns = [{"role": role, "content": role.upper()} for role in ("system", "user", "assistant", "user")]
     written = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert written == "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
+    assert (
+        written
+        == "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
+    )
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token_id != tokenizer.eos_token_id
     assert len(tokenizer.encode("<|im_start|><|im_end|><|pad|>")) == 3
 
@@ -58,7 +67,9 @@ def test_same_arguments_same_bytes_another_seed_other_weights(tiny_lm: Path, tmp
 def test_sizes_are_what_was_asked_for(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    assert main([str(tmp_path / "m"), "--layers", "1", "--width", "16", "--heads", "2", "--context", "99", "--vocab", "300"]) == 0
+    assert (
+        main([str(tmp_path / "m"), "--layers", "1", "--width", "16", "--heads", "2", "--context", "99", "--vocab", "300"]) == 0
+    )
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     config = model.config
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (1, 16, 2)
