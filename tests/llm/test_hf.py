@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from arclab.config.llm_schema import HfModelConfig, LmAttention
+from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice
 from arclab.llm.drawing import draw
 from arclab.llm.hf import HfModel, load_hf
@@ -248,6 +248,22 @@ def test_logprobs_keep_the_order_and_differ(model: HfModel) -> None:
     assert all(value < 0 and math.isfinite(value) for score in scores for value in score)
 
 
+def test_logits_that_are_no_numbers_and_batches_that_do_not_fit(hf_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = load_hf(hf_config())
+    broken._model.model.norm.weight.data[0] = torch.nan
+    for asked in (sampling(), sampling(temperature=0.0), sampling(top_k=5)):
+        with pytest.raises(ValueError, match=r"model\.dtype=float32 .* not a number"):
+            broken.generate(PROMPTS, 1, asked)
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    for name, call in (("generate", lambda: broken.generate(PROMPTS, 1, sampling())), ("forward", lambda: broken.logprobs(PROMPTS[:1], ["0"]))):  # fmt: skip
+        monkeypatch.setattr(broken._model, name, out_of_memory)
+        with pytest.raises(ValueError, match=r"Lower model\.batch_size=4"):
+            call()
+
+
 # Context
 
 
@@ -427,7 +443,7 @@ def test_weights_that_are_missing_or_broken_are_not_made_up(hf_config: Config, t
     with pytest.raises(ValueError, match=r"no weights for model.layers.1.mlp.up_proj.weight \(1 missing\)"):
         load_hf(hf_config(name=str(tiny_copy)))
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be loaded .*check that its files are complete") as raised:
+    with pytest.raises(ValueError, match=r"cannot be loaded .*check that its files are complete") as raised:
         load_hf(hf_config(name=str(tiny_copy)))
     assert "\n" not in str(raised.value)
 
@@ -466,3 +482,12 @@ def test_what_this_machine_does_not_have(
     monkeypatch.setattr("arclab.llm.hf_loading.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=words):
         load_hf(hf_config(**change))
+
+
+def test_dtype_and_attention_are_as_configured(hf_config: Config, model: HfModel) -> None:
+    other = load_hf(hf_config(dtype=Dtype.bfloat16, attention=LmAttention.eager))
+    assert {p.dtype for p in other._model.parameters()} == {torch.bfloat16}
+    assert (other._model.config._attn_implementation, model._model.config._attn_implementation) == ("eager", "sdpa")
+    scores = [sum(m.logprobs(PROMPTS[:1], ["0 1 2"])[0]) for m in (other, model)]
+    assert scores[0] != scores[1] and scores[0] == pytest.approx(scores[1], abs=0.5)
+    assert all(c.logprob is not None for c in other.generate(PROMPTS, 2, sampling())[1].completions)

@@ -57,6 +57,7 @@ def draw(logits_BV: torch.Tensor, draws_B: torch.Tensor, sampling: Sampling) -> 
     cumulative_BV = probs_BV.cumsum(-1)
     wanted_B1 = draws_B[:, None] * _BELOW_ONE * cumulative_BV[:, -1:]
     place_B1 = torch.searchsorted(cumulative_BV, wanted_B1, right=True)  # a token of probability 0 is never met
+    place_B1 = place_B1.clamp(max=logits_BV.shape[-1] - 1)  # where probabilities are no numbers: HfModel looks at the outcome
     return (place_B1 if order_BV is None else order_BV.gather(1, place_B1))[:, 0]
 
 

@@ -159,7 +159,8 @@ class EndpointModel:
             try:
                 answer = self._ask(prompt, 0, num_samples if dialect.has_n else 1, sampling, dialect)
             except _Refused as error:
-                refusal = refusal or error
+                # Refused with nothing but plain parameters, it is something else; else the first refusal says what it lacks.
+                refusal = error if refusal is None or dialect.name == "openai" else refusal
                 continue
             if answer.too_long:
                 return answer  # it may be refused before its parameters are looked at

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,6 +211,11 @@ class HfModel:
                 **inputs, generation_config=self._greedy(sampling), logits_processor=[drawing], stopping_criteria=[ending]
             )[:, num_prompt:]
         logprobs_BT = torch.stack(drawing.logprobs, dim=1).tolist()
+        if any(math.isnan(value) for row in logprobs_BT for value in row):
+            raise ValueError(
+                f"model.name={self.name} in model.dtype={self.config.dtype.value} computed what is not a number; use model.dtype=bfloat16 or "
+                "float32, or check its weights."
+            )
         return [
             ending.completion(row, tokens, logprobs)
             for row, (tokens, logprobs) in enumerate(zip(tokens_BT.tolist(), logprobs_BT, strict=True))
@@ -246,6 +252,10 @@ class HfModel:
         self._model.eval()
         try:
             yield
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{str(error).splitlines()[0]} Lower model.batch_size={self.config.batch_size}, or shorten the prompts."
+            ) from error
         finally:
             self._model.train(was_training)
 

@@ -52,9 +52,10 @@ def load_model(config: HfModelConfig) -> Any:
     device = _device(config)
     _check_attention(config, device)
     with _one_sentence(config):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.name, dtype=getattr(torch, config.dtype.value), attn_implementation=config.attention.value, output_loading_info=True
         )  # fmt: skip
+    model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"model.name={config.name} has no weights for {missing[0]} ({len(missing)} missing); it is incomplete, or not a language "
@@ -138,8 +139,13 @@ def turn_end(config: HfModelConfig, tokenizer: Any) -> int:
 
     (A base model's tokenizer may end texts with another token than its chat template ends turns with.)
     """
+    from jinja2 import TemplateError
+
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
-    written: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    try:
+        written: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:  # a template for other roles
+        written = ""
     after = tokenizer.encode(written.rpartition(_SENTINEL)[2], add_special_tokens=False)
     if after and after[0] in tokenizer.added_tokens_decoder:
         return after[0]
