@@ -63,3 +63,16 @@ def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     for word in words:
         assert word in line, line
+
+
+TINY_LM_SIZES = {"num_layers": 2, "width": 32, "num_heads": 2, "context": 256, "vocab_size": 400}
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random language model. Copy it before you change it."""
+    from arclab.llm.tiny import build_tiny, default_texts  # seconds that most tests need not spend
+
+    folder = tmp_path_factory.mktemp("lm") / "tiny"
+    build_tiny(folder, texts=default_texts(), seed=0, **TINY_LM_SIZES)
+    return folder

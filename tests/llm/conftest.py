@@ -12,17 +12,6 @@ import pytest
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice
 from arclab.llm.language_model import Message, Prompt, Sampling
-from arclab.llm.tiny import build_tiny, default_texts
-
-SIZES = {"num_layers": 2, "width": 32, "num_heads": 2, "context": 256, "vocab_size": 400}
-
-
-@pytest.fixture(scope="session")
-def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder. Copy it before you change it: tiny_copy."""
-    folder = tmp_path_factory.mktemp("lm") / "tiny"
-    build_tiny(folder, texts=default_texts(), seed=0, **SIZES)
-    return folder
 
 
 @pytest.fixture

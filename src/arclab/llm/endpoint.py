@@ -112,6 +112,10 @@ class EndpointModel:
             f"the server {self.config.base_url} cannot score given texts through the chat protocol; use a model of kind hf for logprobs."
         )
 
+    @property
+    def num_parallel(self) -> int:
+        return self.config.num_parallel
+
     def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
         self._giving_up.clear()
         answers: dict[int, list[_Answer]] = {number: [] for number in range(len(prompts))}
