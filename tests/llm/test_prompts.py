@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,7 @@ REPLIES = {
     "syntax error": ("```python\ndef solve(I):\n    return (\n```", "def solve(I):\n    return (", P.none),
     "thought first": (f"<think>```python\nwrong\n```</think>```python\n{SOLVE}\n```", SOLVE, P.none),
     "began thinking": (f"hm ```python\ndef solve(I): wrong\n```\n</think>\n```python\n{SOLVE}\n```", SOLVE, P.none),
+    "began thinking, then prose": (f"```python\n{SOLVE}\n```\nNo.</think>I do not know.", None, P.no_code),
     "thought after": (f"```python\n{SOLVE}\n```<think>is it right?</think> Yes.", SOLVE, P.none),
     "thinking only": (f"<think>```python\n{SOLVE}\n```</think> I do not know.", None, P.no_code),
     "unclosed thinking": (f"<think>I see.\n```python\n{SOLVE}\n```", None, P.unclosed_thinking),
@@ -184,14 +186,25 @@ HOSTILE = (
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_hostile_text_is_only_looked_at(number: int) -> None:
-    code, begun = f"{SOLVE}\n{HOSTILE[number]}", time.monotonic()
+    code, begun = f"{SOLVE}\n{HOSTILE[number]}", time.process_time()
     assert parse(f"```python\n{code}\n```").source == code
     assert parse(code).problem in (P.none, P.no_code)
-    assert time.monotonic() - begun < 3
+    assert time.process_time() - begun < 3
+
+
+def test_what_is_too_long_to_look_at_is_judged_by_its_def() -> None:
+    long = f"{SOLVE}\n# {'x' * 100_000}"
+    assert parse(long) == Parsed(None, P.no_code) and parse(f"```python\n{long}\n```") == Parsed(long, P.none)
+
+
+def test_warnings_about_a_program_are_not_ours() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse(f"{SOLVE}\nx = '\\d'").source is not None
 
 
 def test_many_marks_take_linear_time() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     for mark in ("<think>", "</think>", "```", "```python\n", "`", "<think></think>", "~~~\n", "\n```python\ndef solve("):
-        parse(mark * 20_000)
-    assert time.monotonic() - begun < 6
+        parse(mark * 10_000)
+    assert time.process_time() - begun < 6

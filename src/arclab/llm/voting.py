@@ -82,9 +82,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         raise ValueError(f"pass@k: c={c} right programs of n={n} cannot be; c must be 0 to n.")
     if not 1 <= k <= n:
         raise ValueError(f"pass@k: k={k} must be 1 to n={n}; draw more programs or lower k.")
-    if n - c < k:
-        return 1.0
-    miss = 1.0
+    miss = 1.0  # becomes 0 at i = k where fewer than k are wrong
     for i in range(n - c + 1, n + 1):
         miss *= 1 - k / i
     return 1 - miss
