@@ -82,6 +82,6 @@ def test_a_killed_training_ends_with_the_same_weights(
 
 
 def test_a_row_that_does_not_fit_is_refused(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="row 1 has .* tokens, more than the model's context of 40"):
+    with pytest.raises(ValueError, match=r"row 1 has .* tokens, more than the model's context of 40"):
         finetune(load_hf(hf_config(max_context=40)), tmp_path / "x", [ROWS[0], (user("long " * 50), "x")], SETTINGS)
     assert list(tmp_path.iterdir()) == []

@@ -491,3 +491,12 @@ def test_dtype_and_attention_are_as_configured(hf_config: Config, model: HfModel
     scores = [sum(m.logprobs(PROMPTS[:1], ["0 1 2"])[0]) for m in (other, model)]
     assert scores[0] != scores[1] and scores[0] == pytest.approx(scores[1], abs=0.5)
     assert all(c.logprob is not None for c in other.generate(PROMPTS, 2, sampling())[1].completions)
+
+
+def test_what_the_template_opens_is_told(hf_config: Callable[..., HfModelConfig]) -> None:
+    """A reply that begins inside thinking says so, whatever the prompt talks about."""
+    (reply,) = load_hf(hf_config(thinking=True)).generate([user("a")], 1, sampling())
+    assert reply.opened.startswith("<think>")
+    for thinking in (None, False):
+        (reply,) = load_hf(hf_config(thinking=thinking)).generate([user("tell <think> me")], 1, sampling())
+        assert reply.opened == ""

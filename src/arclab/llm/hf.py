@@ -92,12 +92,23 @@ class HfModel:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The prompt as the chat template writes it, up to where the reply begins."""
+        return self.tokenizer.encode(self._templated(prompt, add_generation_prompt=True), add_special_tokens=False)
+
+    def opened(self, prompt: Prompt) -> str:
+        """The <think> and what follows it, if the chat template itself opens the thinking of the reply; else empty."""
+        whole, without = (self._templated(prompt, add_generation_prompt=flag) for flag in (True, False))
+        _, mark, after = whole[len(without) :].rpartition("<think>")
+        return mark + after if mark and "</think>" not in after else ""
+
+    def _templated(self, prompt: Prompt, *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         messages = [{"role": message.role, "content": message.content} for message in prompt]
         thinking = {} if self.config.thinking is None else {"enable_thinking": self.config.thinking}
         try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **thinking)
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **thinking
+            )
         except TemplateError as error:
             raise ValueError(
                 f"the chat template of model.name={self.name} refuses a prompt with the roles {[m.role for m in prompt]} ({error}); "
@@ -124,7 +135,12 @@ class HfModel:
             for sequence, completion in zip(batch, self._generate_batch(batch, sampling), strict=True):
                 done[sequence.prompt, sequence.sample] = completion
         return [
-            Reply(() if problem else tuple(done[number, sample] for sample in range(num_samples)), len(tokens), problem)
+            Reply(
+                () if problem else tuple(done[number, sample] for sample in range(num_samples)),
+                len(tokens),
+                problem,
+                self.opened(prompts[number]),
+            )
             for number, (tokens, problem) in enumerate(zip(ids, too_long, strict=True))
         ]
 

@@ -63,11 +63,15 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context; then there are none."""
+    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context; then there are none.
+
+    opened: what the chat template itself wrote of the reply, an opened <think> for instance: stands before every text.
+    """
 
     completions: tuple[Completion, ...]
     num_prompt_tokens: int | None
     too_long: str = ""
+    opened: str = ""
 
 
 class LanguageModel(Protocol):

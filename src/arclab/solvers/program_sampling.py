@@ -97,7 +97,9 @@ class ProgramSampling:
 
     def _run(self, task: ArcTask, reply: Reply) -> list[Written]:
         entry = self._prompt.entry
-        sources = [parse_program(c.text, entry=entry, finish_reason=c.finish_reason).source for c in reply.completions]
+        sources = [
+            parse_program(reply.opened + c.text, entry=entry, finish_reason=c.finish_reason).source for c in reply.completions
+        ]
         jobs = [Job(task, source, entry=entry, with_tests=True) for source in sources]
         outcomes = run_jobs(self._sandbox, jobs)
         return [Written(completion, outcome) for completion, outcome in zip(reply.completions, outcomes, strict=True)]

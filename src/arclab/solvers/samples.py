@@ -74,7 +74,7 @@ class SampleStore:
             Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"])
             for c in record["completions"]
         )
-        return Reply(completions, record["num_prompt_tokens"], record["too_long"])
+        return Reply(completions, record["num_prompt_tokens"], record["too_long"], record["opened"])
 
     def add(self, task_id: str, prompt: Prompt, reply: Reply) -> None:
         completions = [{**asdict(c), "finish_reason": c.finish_reason.value} for c in reply.completions]
@@ -83,6 +83,7 @@ class SampleStore:
             "prompt": prompt_digest(prompt),
             "num_prompt_tokens": reply.num_prompt_tokens,
             "too_long": reply.too_long,
+            "opened": reply.opened,
             "completions": completions,
         }
         self._records[task_id] = record
