@@ -92,7 +92,9 @@ class HfModel:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The prompt as the chat template writes it, up to where the reply begins."""
-        return self.tokenizer.encode(self._templated(prompt, add_generation_prompt=True), add_special_tokens=False)
+        return self.tokenizer.encode(
+            self._templated(prompt, add_generation_prompt=True), add_special_tokens=False, verbose=False
+        )
 
     def opened(self, prompt: Prompt) -> str:
         """The <think> and what follows it, if the chat template itself opens the thinking of the reply; else empty."""

@@ -1,0 +1,173 @@
+"""Does the whole path work: a tiny language model learns to write programs, and solves toy tasks with rules that it never saw?
+
+    python -m benchmarks.toy_programs                        # minutes a twin on two cores; goes on where it was stopped
+    python -m benchmarks.toy_programs --steps 300 --families color_map --twins trained
+
+Builds a tiny model, trains it on the solutions of toy tasks (prompt: the demonstrations, reply: the program), and scores it with
+evaluate.py solver=program_sampling on tasks of the test split: other rules, other grids. Beside it two controls: `shuffled` was trained
+on the same prompts and the same programs, each with another task's, and knows what programs look like but nothing about tasks;
+`untrained` is the model before training. A plumbing check with a positive control, not a result about ARC.
+
+--save writes benchmarks/results/toy_programs.{md,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arclab.config.llm_schema import Dtype, GridFormat, HfModelConfig, LmAttention, PromptConfig
+from arclab.config.schema import DeviceChoice
+from arclab.console import setup_logging
+from arclab.data.tasks import load_source
+from arclab.llm.finetune import FinetuneSettings, finetune
+from arclab.llm.hf import load_hf
+from arclab.llm.prompts import render_prompt
+from arclab.llm.tiny import build_tiny
+from arclab.llm.toy_programs import solution
+from arclab.rundir import provenance, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+TWINS = ("trained", "shuffled", "untrained")
+PROMPT = PromptConfig(grid_format=GridFormat.digits, instructions=False, show_tests=False, show_shapes=False, entry="solve")
+SCORES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
+STATISTICS = (
+    "programs/parsed_share",
+    "programs/right_share",
+    "programs/pass@1",
+    "programs/tasks_with_right",
+    "timing/replies_per_s",
+)
+
+
+def source(arguments: argparse.Namespace, families: str, split: str, tasks: int) -> str:
+    return f"toy:{families}?tasks={tasks}&side={arguments.side}&colors={arguments.colors}&palette={arguments.palette}&demos=3&split={split}"
+
+
+def training_rows(arguments: argparse.Namespace, twin: str) -> list[Any]:
+    """Prompts with programs; `shuffled`: every prompt with the program of some other task."""
+    tasks = load_source(source(arguments, "+".join(arguments.families), "train", arguments.tasks))
+    prompts, programs = [render_prompt(task, PROMPT) for task in tasks], [solution(task) for task in tasks]
+    if twin == "shuffled":
+        random.Random(0).shuffle(programs)
+    return list(zip(prompts, programs, strict=True))
+
+
+def model_config(folder: Path) -> HfModelConfig:
+    return HfModelConfig(
+        kind="hf", name=str(folder), max_context=None, thinking=None, adapter=None, dtype=Dtype.float32, attention=LmAttention.sdpa,
+        device=DeviceChoice.cpu, batch_size=64,
+    )  # fmt: skip
+
+
+def train_twin(arguments: argparse.Namespace, twin: str) -> tuple[Path, float]:
+    """The model folder of a twin, made if it is not there, and the seconds that took now."""
+    begun, base, folder = time.monotonic(), arguments.folder / "untrained", arguments.folder / twin
+    rows = training_rows(arguments, twin)
+    if not (base / "config.json").is_file():
+        shutil.rmtree(base, ignore_errors=True)
+        texts = [prompt[0].content + "\n" + program for prompt, program in rows[:2000]]
+        build_tiny(base, texts=texts, seed=arguments.seed, num_layers=3, width=64, num_heads=4, context=512, vocab_size=320)
+    if twin != "untrained":
+        settings = FinetuneSettings(
+            steps=arguments.steps, batch_size=32, lr=2e-3, warmup_steps=50, weight_decay=0.01, save_every=500, log_every=100, seed=arguments.seed,
+        )  # fmt: skip
+        finetune(load_hf(model_config(base)), folder, rows, settings)
+    return folder, time.monotonic() - begun
+
+
+def evaluate_twin(arguments: argparse.Namespace, folder: Path, family: str) -> dict[str, Any]:
+    """What evaluate.py says about a model folder on the unseen tasks of a family."""
+    output = folder / f"evaluation_{family}"
+    train, test = (
+        source(arguments, family, split, tasks) for split, tasks in (("train", arguments.tasks), ("test", arguments.test_tasks))
+    )
+    command = [
+        sys.executable, "evaluate.py", "solver=program_sampling", "model=tiny", f"model.name={folder}", "dataset=toy", f'dataset.train_sources=["{train}"]',
+        f'dataset.eval_sources=["{test}"]', "dataset.validation_sources=[]", f"output_dir={output}", f"solver.num_samples={arguments.samples}",
+        "solver.sampling.temperature=1.0", "solver.sampling.top_p=1.0", "solver.sampling.max_new_tokens=100", "solver.prompt.grid_format=digits",
+        "solver.prompt.instructions=false", "solver.prompt.show_tests=false", "solver.prompt.show_shapes=false", f"seed={arguments.seed}",
+        f"num_threads={arguments.threads}",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True)
+    record = json.loads((output / "metrics.json").read_text())
+    scores = {name: record["scores"][name] for name in SCORES}
+    return {"scores": scores, **{name: record["statistics"].get(name) for name in STATISTICS}, "isolation": record["isolation"]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| model | unseen tasks | pass@1 (voted) | pass@2 (voted) | 95 % of pass@2 | one program right | replies that are programs | right on demonstrations |\n|{'---|' * 8}"
+    ]
+    for row in rows:
+        one, two = row["scores"]["ARC/pass@1"], row["scores"]["ARC/pass@2"]
+        low, high = two["interval95"]
+        lines.append(
+            f"| {row['twin']} | {row['family']} | {one['n']:g}/{one['N']} | {two['n']:g}/{two['N']} | {low:.3f} to {high:.3f} | "
+            f"{row['programs/pass@1']:.3f} | {row['programs/parsed_share']:.3f} | {row['programs/right_share']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--families", nargs="+", default=["color_map", "dihedral", "dihedral_color"])
+    parser.add_argument("--twins", nargs="+", choices=TWINS, default=list(TWINS))
+    for name, default in (
+        ("side", 3),
+        ("colors", 3),
+        ("palette", 6),
+        ("tasks", 20000),
+        ("test-tasks", 100),
+        ("samples", 8),
+        ("seed", 0),
+        ("threads", 2),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", type=Path, default=ROOT / "models/toy_programs")
+    parser.add_argument("--save", action="store_true")
+    arguments = parser.parse_args()
+    setup_logging()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for twin in arguments.twins:
+        folder, seconds = train_twin(arguments, twin)
+        rows += [
+            {"twin": twin, "family": family, "train_s": round(seconds), **evaluate_twin(arguments, folder, family)}
+            for family in arguments.families
+        ]
+        print(table(rows), flush=True)
+    if arguments.save:
+        save(arguments, rows)
+    return 0
+
+
+def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    made = provenance()
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    trained_s = {row["twin"]: row["train_s"] for row in rows}
+    head = (
+        "# A tiny language model that writes programs\n\n"
+        f"`{made['command']}`, commit {made['commit']}, {made['machine']}, Python {made['python']}, torch {made['torch']}, seed {arguments.seed}.\n"
+        f"{arguments.steps} steps of 32 tasks, {arguments.samples} programs for each test task at temperature 1, isolation {rows[0]['isolation']}. "
+        f"Seconds of training in this call: {', '.join(f'{twin} {seconds}' for twin, seconds in trained_s.items())}.\n\n"
+    )
+    results = ROOT / "benchmarks/results"
+    write_atomically(results / "toy_programs.md", head + table(rows) + "\n")
+    write_atomically(
+        results / "toy_programs.json", json.dumps({"settings": settings, "rows": rows, "provenance": made}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
