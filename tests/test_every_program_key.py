@@ -6,7 +6,9 @@ model's own keys do is in tests/llm/test_hf.py and test_endpoint.py, what the li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,21 @@ def test_every_key_has_another_value() -> None:
     assert set(known_keys(EvaluateProgramsConfig)) == {*ALTERNATIVES, *ELSEWHERE, *NODES}
 
 
-def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
+@cache
+def settings() -> dict[str, Any]:
+    return flat(compose_evaluate(BASE))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[sandbox_module.Sandbox]:
+    """The sandbox of the base, for all keys that are not its own."""
+    config = compose_evaluate(BASE)
+    assert isinstance(config, EvaluateProgramsConfig)
+    with sandbox_module.open_sandbox(config.sandbox) as opened:
+        yield opened
+
+
+def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Path, shared: sandbox_module.Sandbox) -> list[Any]:
     """Everything that an evaluation asks of model and sandbox, and the files it leaves."""
     notes: list[Any] = []
 
@@ -66,10 +82,11 @@ def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Pat
         notes.append(("model", flat(config)))  # pyright: ignore[reportArgumentType]
         return Recorder(["def solve(I):\n    return I\n\ndef transform(I):\n    return I\n"] * 99)
 
-    def open_sandbox(config: SandboxConfig) -> sandbox_module.Sandbox:
-        opened = sandbox_module.open_sandbox(config)
+    def open_sandbox(config: SandboxConfig) -> AbstractContextManager[sandbox_module.Sandbox]:
+        is_base = not any(override.startswith("sandbox.") for override in overrides)
+        opened = shared if is_base else sandbox_module.open_sandbox(config)
         notes.append((opened.limits, opened._num_workers, opened._min_isolation))
-        return opened
+        return nullcontext(opened) if is_base else opened
 
     with monkeypatch.context() as patch:
         patch.chdir(folder)
@@ -82,20 +99,23 @@ def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Pat
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def base(tmp_path_factory: pytest.TempPathFactory, shared: sandbox_module.Sandbox) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        return asked([], patch, tmp_path_factory.mktemp("base"))
+        return asked([], patch, tmp_path_factory.mktemp("base"), shared)
 
 
 @pytest.mark.parametrize("key", ALTERNATIVES)
-def test_a_key_changes_what_is_asked(key: str, base: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_changes_what_is_asked(
+    key: str, base: list[Any], shared: sandbox_module.Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     value = ALTERNATIVES[key]
     text = "[" + ",".join(f'"{item}"' for item in value) + "]" if isinstance(value, list) else str(value)
-    before = flat(compose_evaluate(BASE))
-    assert before[key] != value, "the other value is the same"
-    assert asked([f"{key}={text}"], monkeypatch, tmp_path) != base
+    assert settings()[key] != value, "the other value is the same"
+    assert asked([f"{key}={text}"], monkeypatch, tmp_path, shared) != base
 
 
-def test_the_same_settings_ask_the_same(base: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert asked([], monkeypatch, tmp_path) == base
+def test_the_same_settings_ask_the_same(
+    base: list[Any], shared: sandbox_module.Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert asked([], monkeypatch, tmp_path, shared) == base
     assert Isolation.seccomp in base[1]
