@@ -201,8 +201,8 @@ def main() -> int:
         return 1
     preload()
     lock, why_not = locked_down()
-    settle()
     rehearse()
+    settle()
     write_frame(answers, json.dumps([(Isolation.seccomp if lock else Isolation.limits).name, why_not]).encode())
     server = Server(lock)
     gc.collect()
