@@ -113,7 +113,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         low, high = two["interval95"]
         lines.append(
             f"| {row['twin']} | {row['family']} | {one['n']:g}/{one['N']} | {two['n']:g}/{two['N']} | {low:.3f} to {high:.3f} | "
-            f"{row['programs/pass@1']:.3f} | {row['programs/parsed_share']:.3f} | {row['programs/right_share']:.3f} |"
+            f"{row['programs/pass@1']:.3f} | {row['reward/code']:.3f} | {row['reward/solved']:.3f} |"
         )
     return "\n".join(lines)
 

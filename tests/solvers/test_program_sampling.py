@@ -73,10 +73,8 @@ def test_one_right_program_beats_a_crowd_that_fails_on_the_demonstrations(sandbo
     best = attempts.programs[TASKS[0].id][0]
     assert best.source == solution(TASKS[0]).rstrip() and best.demo_share == 1.0
     found = attempts.statistics
-    assert found["programs/count"] == 20 and found["programs/parsed_share"] == 0.8 and found["programs/runs_share"] == 0.6
-    assert (
-        found["programs/right_share"] == 0.2 and found["programs/tasks_with_right"] == 1.0 and found["programs/cut_share"] == 0
-    )
+    assert found["programs/count"] == 20 and found["reward/code"] == 0.8 and found["reward/runs"] == pytest.approx(0.6)
+    assert found["reward/solved"] == 0.2 and found["programs/tasks_with_right"] == 1.0 and found["programs/cut_share"] == 0
     assert found["programs/pass@1"] == pytest.approx(0.2) and found["programs/pass@2"] == pytest.approx(0.4)
     assert found["programs/pass@5"] == 1.0 and "programs/pass@10" not in found
 
@@ -95,7 +93,7 @@ def test_hard_coded_demonstrations_do_not_count_as_solved(sandbox: Sandbox) -> N
     table = {json.dumps(d.input.tolist()): d.output.tolist() for d in task.demos if d.output is not None}
     cheat = f"import json\ndef solve(I):\n    return {table!r}.get(json.dumps(I), [[0]])\n"
     attempts = solve(scripted(cheat), sandbox, 1, [task])
-    assert attempts.statistics["programs/right_share"] == 1.0 and attempts.statistics["programs/pass@1"] == 0.0
+    assert attempts.statistics["reward/solved"] == 1.0 and attempts.statistics["programs/pass@1"] == 0.0
     assert score([task], attempts)["ARC/pass@2"].n == 0
 
 
@@ -120,8 +118,8 @@ def test_a_reply_that_ends_while_thinking_is_no_program(sandbox: Sandbox) -> Non
         def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
             return [replace(reply, opened="<think>\n") for reply in super().generate(prompts, num_samples, sampling)]
 
-    assert solve(Thinking([draft]), sandbox, 1, TASKS[:1]).statistics["programs/parsed_share"] == 0
-    assert solve(ScriptedModel([draft]), sandbox, 1, TASKS[:1]).statistics["programs/parsed_share"] == 1
+    assert solve(Thinking([draft]), sandbox, 1, TASKS[:1]).statistics["reward/code"] == 0
+    assert solve(ScriptedModel([draft]), sandbox, 1, TASKS[:1]).statistics["reward/code"] == 1
     assert (
         solve(Thinking([draft + "</think>\n" + solution(TASKS[0])]), sandbox, 1, TASKS[:1]).statistics["programs/pass@1"] == 1
     )
@@ -213,7 +211,7 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path) -> N
     grown = (tmp_path / "out/samples.jsonl").read_text()
     assert grown.startswith(samples) and grown.count("\n") == samples.count("\n") + 1
     page = (tmp_path / "out/report.html").read_text()
-    assert "program_sampling" in page and "programs/parsed_share" in page and not re.search(r'id="curves"', page)
+    assert "program_sampling" in page and "reward/code" in page and not re.search(r'id="curves"', page)
     with pytest.raises(ConfigError, match=r"solver\.sampling\.temperature=0\.8, now solver\.sampling\.temperature=0\.5"):
         app.evaluate([*command, "solver.sampling.temperature=0.5"])
 

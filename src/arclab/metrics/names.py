@@ -61,11 +61,8 @@ _ENCODER = {
 
 # Of methods that write programs: over all replies of all scored tasks.
 _PROGRAMS = {
-    "count": ("replies", "none", "replies that were drawn: the N of the shares of replies"),
-    "parsed_share": ("share", "up", "replies that hold a program"),
+    "count": ("replies", "none", "replies that were drawn: the N of the shares of replies and of reward/*"),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
-    "runs_share": ("share", "up", "replies whose program answers every demonstration with a grid"),
-    "right_share": ("share", "up", "replies whose program reproduces every demonstration"),
     "tasks_with_right": ("share", "up", "tasks for which some program reproduces every demonstration"),
     "tasks_skipped": (
         "tasks",

@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from arclab.config.llm_schema import PromptConfig
 from arclab.data.tasks import ArcTask
-from arclab.llm.execution import Status
 from arclab.llm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling
 from arclab.llm.programs import Job, Outcome, run_jobs
 from arclab.llm.prompts import parse_program, render_prompt
-from arclab.llm.rewards import score_tests
+from arclab.llm.rewards import RewardKind, reward, score_tests, solves
 from arclab.llm.sandbox import Sandbox
 from arclab.llm.voting import Group, pass_at_k, vote
 from arclab.metrics.names import PASS_KS
@@ -54,7 +53,7 @@ class ProgramSampling:
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Candidates by votes of programs (confidence: the share of demonstrations that they reproduce), the programs behind them,
-        and the statistics programs/*. ValueError: the model or the sandbox cannot be used; finished tasks are in the store."""
+        and the statistics programs/* and reward/*. ValueError: the model or the sandbox cannot be used; finished tasks are in the store."""
         begun = time.monotonic()
         attempts, written = Attempts({}), {}
         for task, reply in self._replies(tasks, budget.num_samples):
@@ -124,20 +123,21 @@ def candidates(task: ArcTask, groups: Sequence[Group]) -> dict[TestKey, list[Can
 
 
 def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_skipped: int) -> dict[str, float]:
-    """The programs/* metrics. Shares are over all replies; pass@k is a mean over the tasks whose test outputs are known."""
+    """The programs/* metrics, and the reward/* components of kind smooth. Means are over all replies; pass@k is a mean over the
+    tasks whose test outputs are known."""
     every = [one for task in tasks for one in written[task.id]]
     found = {"programs/count": float(len(every)), "programs/tasks_skipped": float(num_skipped)}
-    right = {id_: sum(_is_right(one) for one in ones) for id_, ones in written.items()}
-    found["programs/tasks_with_right"] = float(np.mean([right[task.id] > 0 for task in tasks]))
+    found["programs/tasks_with_right"] = float(
+        np.mean([any(solves(one.outcome) for one in written[task.id]) for task in tasks])
+    )
     found |= _pass_at_ks(tasks, written)
     if not every:
         return found
     outcomes = [one.outcome for one in every]
     completions = [one.completion for one in every]
-    found["programs/parsed_share"] = float(np.mean([outcome.source is not None for outcome in outcomes]))
+    rewards = [reward(RewardKind.smooth, outcome).components for outcome in outcomes]
+    found |= {name: float(np.mean([components[name] for components in rewards])) for name in rewards[0]}
     found["programs/cut_share"] = float(np.mean([c.finish_reason is FinishReason.length for c in completions]))
-    found["programs/runs_share"] = float(np.mean([_runs(outcome) for outcome in outcomes]))
-    found["programs/right_share"] = sum(right.values()) / len(every)
     found["programs/tokens_per_reply"] = float(np.mean([c.num_tokens for c in completions]))
     told = [(c.logprob, c.num_tokens) for c in completions if c.logprob is not None]
     if told:
@@ -146,14 +146,6 @@ def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_
     if ran:
         found["programs/cpu_s"] = float(np.mean(ran))
     return found
-
-
-def _is_right(one: Written) -> bool:
-    return one.outcome.source is not None and one.outcome.demo_share == 1.0
-
-
-def _runs(outcome: Outcome) -> bool:
-    return bool(outcome.demos) and all(demo.status is Status.ok for demo in outcome.demos)
 
 
 def _pass_at_ks(tasks: Sequence[ArcTask], written: dict[str, list[Written]]) -> dict[str, float]:
