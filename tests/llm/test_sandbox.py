@@ -82,7 +82,7 @@ def test_every_input_is_a_fresh_copy_and_fails_alone(sandbox: Sandbox) -> None:
 def test_answers_seeds_and_arrays(sandbox: Sandbox) -> None:
     result = sandbox.run([Execution(FLIP, (GRID,))])[0]
     assert result.grids[0].grid is not None and np.array_equal(result.grids[0].grid, GRID[::-1])
-    draw = "import random, numpy as np\ndef solve(I): return [[random.randrange(10) for _ in range(20)], list(np.random.randint(0, 10, 20))]"
+    draw = "import random, numpy as np\ndef solve(I): return [[random.randrange(10) for _ in range(20)], list(np.random.randint(0, 10, 20)), [hash(str(n)) % 10 for n in range(20)]]"
 
     def drawn(seed: int) -> np.ndarray:
         with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as fresh:

@@ -63,8 +63,9 @@ class _Worker:
     """A zygote process and its two pipes. Used by one thread at a time."""
 
     def __init__(self) -> None:
+        # Not -I, which would ignore PYTHONHASHSEED: the order of a set of strings is the same in every worker.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", str(_ZYGOTE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-s", "-P", "-X", "utf8", str(_ZYGOTE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=_ENVIRONMENT, cwd="/", start_new_session=True,
         )  # fmt: skip
         assert self._process.stdin and self._process.stdout and self._process.stderr

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-# Isolated mode (-I) puts nothing of ours on the path. Before any other arclab that is installed.
+# As it is started, nothing of ours is on the path. Before any other arclab that is installed.
 if __name__ == "__main__" and str(Path(__file__).resolve().parents[2]) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
