@@ -17,7 +17,7 @@ from arclab.data.tasks import ArcTask, Grid, Pair, load_source
 from arclab.llm.environment import DynamicEnv, Environment, StaticEnv, StepResult, step_all
 from arclab.llm.execution import Execution, Limits, Result, Status
 from arclab.llm.language_model import Completion, FinishReason, Message
-from arclab.llm.programs import Job, run_jobs, run_programs
+from arclab.llm.programs import Job, run_jobs
 from arclab.llm.prompts import MODULES, ParseProblem, format_grid, render_prompt
 from arclab.llm.rewards import RewardKind, reward, score_tests
 from arclab.llm.sandbox import Sandbox
@@ -158,7 +158,7 @@ def test_jobs_of_other_tasks_entries_and_seeds_are_told_apart(sandbox: Recorder)
     assert np.array_equal(drawn[1], drawn[2]) and not np.array_equal(drawn[0], drawn[1])  # pyright: ignore[reportArgumentType]
     shown = [[None if d.grid is None else d.grid.tolist() for d in o.demos] for o in outcomes]
     assert shown[0] != shown[1] and shown[2] == [[[1]]] * 3
-    assert run_programs(sandbox, FLIPPED, [draw], entry="other", with_tests=False)[0].source == draw
+    assert run_jobs(sandbox, [Job(FLIPPED, draw, "other", False)])[0].source == draw
 
 
 def test_refinement(sandbox: Recorder) -> None:
@@ -198,7 +198,7 @@ def test_it_ends_at_max_turns_with_the_best(sandbox: Recorder) -> None:
 
 
 def test_delta_is_against_the_turn_before(sandbox: Recorder) -> None:
-    start = run_programs(sandbox, FLIPPED, ["def solve(I): return 0"], entry="solve", with_tests=True)[0]
+    start = run_jobs(sandbox, [Job(FLIPPED, "def solve(I): return 0", "solve", True)])[0]
     env = dynamic(FLIPPED, sandbox, RewardKind.delta, parent=start, max_turns=3)
     texts = [reply(ECHO), "nothing", reply(FLIP)]
     worth = [0.1, *[reward(RewardKind.smooth, static(FLIPPED, sandbox).step([text])[0].outcome).value for text in texts]]

@@ -11,7 +11,8 @@ import pytest
 from arclab.data.tasks import Grid
 from arclab.llm.execution import GridResult, Status
 from arclab.llm.programs import Outcome, compare
-from arclab.llm.voting import attempts, pass_at_k, vote
+from arclab.llm.voting import pass_at_k, vote
+from arclab.solvers.program_sampling import candidates
 
 A, B, C, D = (np.full((2, side), side, np.uint8) for side in (1, 2, 3, 4))
 TRUTH = np.zeros((2, 2), np.uint8)
@@ -76,8 +77,9 @@ def test_who_answers_nothing_has_no_vote() -> None:
 
 
 def test_two_attempts() -> None:
-    def chosen(outcomes: list[Outcome], num_tests: int = 1, **options: int) -> list[list[int]]:
-        return [[grid.shape[1] for grid in grids] for grids in attempts(vote(outcomes, num_tests), num_tests, **options)]
+    def chosen(outcomes: list[Outcome], num_tests: int = 1) -> list[list[int]]:
+        ranked = candidates(vote(outcomes, num_tests), num_tests)
+        return [[c.grid.shape[1] for c in places[:2] if c.grid is not None] for places in ranked]
 
     solvers, partial = [program(A), program(A), program(B)], [program(C, right=1)] * 9
     assert chosen([*solvers, *partial]) == [[1, 2]]
@@ -86,7 +88,8 @@ def test_two_attempts() -> None:
     # The two best agree on the first input, and the best does not answer the second.
     mixed = [program(A, None), program(A, None), program(A, B), program(C, D, right=1)]
     assert chosen(mixed, 2) == [[1, 3], [2, 4]]
-    assert chosen([*solvers, *partial], num_attempts=1) == [[1]]
+    shared = candidates(vote(mixed, 2), 2)[0][0]
+    assert (shared.votes, shared.confidence) == (3, 1.0), "groups that agree on an input add up"
 
 
 def test_pass_at_k_counts_draws() -> None:

@@ -1,6 +1,6 @@
 """Run programs on a task: what each answered for every demonstration and test input, and where it was right.
 
-    outcomes = run_programs(sandbox, task, [source, None])          # None: the reply had no program
+    outcomes = run_jobs(sandbox, [Job(task, source, entry="solve", with_tests=True), ...])   # source None: the reply had no program
 
 Comparison happens here, never in the sandbox. `demos` says which demonstrations are reproduced; `answers` are the grids for the
 test inputs, which nobody has compared with anything.
@@ -95,10 +95,3 @@ def _outcome(job: Job, result: Result) -> Outcome:
         assert pair.output is not None
         demos.append(compare(answer, pair.output))
     return Outcome(job.source, tuple(demos), result.grids[num_demos:], result.cpu_s)
-
-
-def run_programs(
-    sandbox: Sandbox, task: ArcTask, sources: Sequence[str | None], *, entry: str, with_tests: bool, seed: int = 0
-) -> list[Outcome]:
-    """The outcomes of programs of one task, in the order of sources."""
-    return run_jobs(sandbox, [Job(task, source, entry, with_tests, seed) for source in sources])

@@ -1,7 +1,6 @@
 """Which answers to give when many programs disagree, and the chance that k of them hold a right one.
 
     groups = vote(outcomes, num_tests=len(task.tests))       # best first; the first two are the two attempts
-    attempts(groups, num_tests)                              # for every test input, up to two different grids
     pass_at_k(n=16, c=3, k=2)                                # unbiased, from n programs of which c are right
 
 Programs vote with all of their test answers together: a program is a hypothesis about the rule, and two that differ on one test
@@ -55,22 +54,6 @@ def vote(outcomes: Sequence[Outcome], num_tests: int) -> list[Group]:
         group = Group(answers, len(indices), len(leaders), share, min(leaders, key=len), tuple(indices))
         ranked.append(((-share, -len(leaders), -len(indices), mean_length, indices[0]), group))
     return [group for _, group in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def attempts(groups: Sequence[Group], num_tests: int, num_attempts: int = 2) -> list[tuple[Grid, ...]]:
-    """For every test input the first different answers, in the order of the groups; fewer where there are no more.
-
-    Where the first groups agree on an input, or have no answer to it, a later group's answer takes the free place.
-    """
-    chosen: list[tuple[Grid, ...]] = []
-    for number in range(num_tests):
-        different: dict[tuple[tuple[int, ...], bytes], Grid] = {}
-        for group in groups:
-            grid = group.answers[number]
-            if grid is not None:
-                different.setdefault((grid.shape, grid.tobytes()), grid)
-        chosen.append(tuple(different.values())[:num_attempts])
-    return chosen
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

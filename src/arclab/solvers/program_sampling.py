@@ -27,7 +27,7 @@ from arclab.llm.rewards import RewardKind, reward, score_tests, solves
 from arclab.llm.sandbox import Sandbox
 from arclab.llm.voting import Group, pass_at_k, vote
 from arclab.metrics.names import PASS_KS
-from arclab.solvers.base import Attempts, Budget, Candidate, TestKey, WrittenProgram
+from arclab.solvers.base import Attempts, Budget, Candidate, WrittenProgram
 from arclab.solvers.samples import SampleStore
 
 _KEPT_PROGRAMS = 10
@@ -61,7 +61,8 @@ class ProgramSampling:
                 attempts.skipped[task.id] = reply.too_long
             written[task.id] = self._run(task, reply)
             groups = vote([one.outcome for one in written[task.id]], len(task.tests))
-            attempts.candidates |= candidates(task, groups)
+            ranked = candidates(groups, len(task.tests))
+            attempts.candidates |= {(task.id, number): ranked[number] for number in range(len(task.tests))}
             attempts.programs[task.id] = [
                 WrittenProgram(group.source, group.num_programs, group.demo_share) for group in groups[:_KEPT_PROGRAMS]
             ]
@@ -104,11 +105,11 @@ class ProgramSampling:
         return [Written(completion, outcome) for completion, outcome in zip(reply.completions, outcomes, strict=True)]
 
 
-def candidates(task: ArcTask, groups: Sequence[Group]) -> dict[TestKey, list[Candidate]]:
-    """For each test input the answers of the groups in their order; an answer that two groups share stands once, with the votes
-    of both, so that the second attempt is another grid."""
-    found: dict[TestKey, list[Candidate]] = {}
-    for number in range(len(task.tests)):
+def candidates(groups: Sequence[Group], num_tests: int) -> list[list[Candidate]]:
+    """For each test input the answers of the groups in their order. An answer that groups share stands once, with the votes of
+    all of them, so that the second attempt is another grid."""
+    found: list[list[Candidate]] = []
+    for number in range(num_tests):
         ranked: dict[tuple[tuple[int, ...], bytes], Candidate] = {}
         for group in groups:
             grid = group.answers[number]
@@ -118,7 +119,7 @@ def candidates(task: ArcTask, groups: Sequence[Group]) -> dict[TestKey, list[Can
             before = ranked.get(key)
             votes = group.num_programs + (before.votes if before else 0)
             ranked[key] = Candidate(grid, votes, before.confidence if before else group.demo_share)
-        found[task.id, number] = list(ranked.values())
+        found.append(list(ranked.values()))
     return found
 
 
