@@ -190,7 +190,7 @@ def test_samples_of_a_server_without_n(server: FakeServer, rejects: bool) -> Non
     model = endpoint(server.url)
     texts = every_text(model.generate(PROMPTS, 3, sampling()))
     assert [body.get("n", 1) for body in server.bodies] == [3, *[1] * (12 if rejects else 11)]
-    assert len({text for reply in texts for text in reply}) == 12
+    assert len({text for reply in texts for text in reply}) == len({body["seed"] for body in server.bodies}) == 12
     assert every_text(model.generate(PROMPTS[::-1], 2, sampling())) == [reply[:2] for reply in texts[::-1]]
     assert every_text(endpoint(server.url).generate(PROMPTS, 3, sampling())) == texts
     assert not {t for r in every_text(model.generate(PROMPTS, 3, sampling(seed=1))) for t in r} & {t for r in texts for t in r}

@@ -16,7 +16,7 @@ import torch
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice
 from arclab.llm.drawing import draw
-from arclab.llm.hf import HfModel, load_hf
+from arclab.llm.hf import HfModel, draw_seed, load_hf
 from arclab.llm.hf_loading import load_tokenizer
 from arclab.llm.language_model import Completion, FinishReason, Message, Prompt, Reply
 from arclab.llm.models import load_language_model
@@ -122,6 +122,7 @@ def test_a_sample_does_not_depend_on_its_batch(model: HfModel, monkeypatch: pyte
 
 
 def test_prompts_samples_and_seeds_draw_anew(model: HfModel) -> None:
+    assert len({draw_seed(seed, ids, sample) for seed in (0, 1) for ids in ([1], [1, 2], [2]) for sample in (0, 1)}) == 12
     every = [
         text for seed in (0, 1) for reply in texts(model.generate([*PROMPTS], 3, sampling(seed=seed))) for text, _, _ in reply
     ]
@@ -189,6 +190,9 @@ def test_end_tokens_of_model_and_tokenizer_and_padding_that_is_one(tiny_copy: Pa
     replies = texts(model.generate(PROMPTS, 8, sampling()))
     reasons = [reason for reply in replies for _, reason, _ in reply]
     assert FinishReason.stop in reasons and FinishReason.length in reasons
+    with louder(model, 100, 99.0):  # no special token of the tokenizer, and yet not part of the text
+        ended = model.generate(PROMPTS[:1], 1, sampling())[0].completions[0]
+    assert (ended.text, ended.num_tokens, ended.finish_reason) == ("", 1, FinishReason.stop)
     for pad in (5, 1):
         model._pad = pad
         assert texts(model.generate(PROMPTS, 8, sampling())) == replies
@@ -209,6 +213,10 @@ def test_a_stop_string_ends_a_reply_and_stands_at_its_end(model: HfModel) -> Non
             assert cut.finish_reason is FinishReason.stop and cut.num_tokens < whole.num_tokens
             assert cut.logprob is not None and whole.logprob is not None and cut.logprob > whole.logprob
     assert sum(c.text.endswith(stop) for reply in replies for c in reply.completions) >= 1
+    word = model.tokenizer.convert_tokens_to_ids("grid")
+    with louder(model, word, 99.0):  # in the middle of a token
+        (reply,) = model.generate(PROMPTS[:1], 1, sampling(stop=("gri", "dg")))
+    assert (reply.completions[0].text, reply.completions[0].num_tokens) == ("gri", 1)
 
 
 # Scores
@@ -246,6 +254,22 @@ def test_logprobs_keep_the_order_and_differ(model: HfModel) -> None:
     assert [len(score) for score in scores[::3]] == [4, 1]
     assert scores == [pytest.approx(model.logprobs([p], [t])[0], abs=1e-4) for p, t in zip([*PROMPTS, *PROMPTS], ["0 1", "return", "0", "", "0 1 2 3", "def"], strict=True)]  # fmt: skip
     assert all(value < 0 and math.isfinite(value) for score in scores for value in score)
+
+
+def test_a_model_with_absolute_positions(hf_config: Config, tiny_copy: Path) -> None:
+    """Rotary positions forgive an offset by padding; these do not."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=400, n_positions=256, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5, eos_token_id=1)
+    (tiny_copy / "model.safetensors").unlink()
+    GPT2LMHeadModel(config).save_pretrained(tiny_copy)
+    model = load_hf(hf_config(name=str(tiny_copy)))
+    together = model.logprobs(PROMPTS, ["0 1", "0", "def"])
+    assert together == [pytest.approx(model.logprobs([p], [t])[0], abs=1e-3) for p, t in zip(PROMPTS, ["0 1", "0", "def"], strict=True)]  # fmt: skip
+    alone = [model.generate([prompt], 1, sampling())[0] for prompt in PROMPTS]
+    assert texts(model.generate(PROMPTS, 1, sampling())) == texts(alone)
+    assert model.max_context == 256
 
 
 def test_logits_that_are_no_numbers_and_batches_that_do_not_fit(hf_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,9 +378,10 @@ def test_an_adapter_acts_in_its_block_only(model: HfModel, trained: tuple[Path, 
     with pytest.raises(RuntimeError, match="inside"), model.adapter(folder):
         raise RuntimeError("inside")
     assert model.logprobs(PROMPTS, ["0 1 2"] * 3) == scores
-    with pytest.raises(RuntimeError, match="inside"), model.new_adapter(rank=1, alpha=1) as trainable:
+    with pytest.raises(RuntimeError, match="inside"), model.new_adapter(rank=1, alpha=1, dropout=0.9) as trainable:
         torch.nn.init.ones_(next(p for name, p in trainable.named_parameters() if "lora_B" in name))
-        assert model.logprobs(PROMPTS, ["0 1 2"] * 3) != scores
+        assert model.logprobs(PROMPTS, ["0 1 2"] * 3) == model.logprobs(PROMPTS, ["0 1 2"] * 3) != scores  # no dropout
+        assert trainable.training
         raise RuntimeError("inside")
     assert model.logprobs(PROMPTS, ["0 1 2"] * 3) == scores
 

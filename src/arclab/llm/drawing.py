@@ -17,8 +17,6 @@ import torch
 
 from arclab.llm.language_model import Completion, FinishReason, Sampling, cut_after_stop
 
-_BELOW_ONE = 1 - 1e-12  # rounding must not carry a draw past the last token
-
 
 class Drawing:
     """A logits processor that leaves one token standing in each row, and keeps its log-probability (of the logits as they are)."""
@@ -55,7 +53,7 @@ def draw(logits_BV: torch.Tensor, draws_B: torch.Tensor, sampling: Sampling) -> 
         probs_BV = probs_BV.masked_fill(before_BV >= sampling.top_p * total_B1, 0) if sampling.top_p < 1 else probs_BV
         probs_BV = probs_BV.masked_fill(probs_BV < sampling.min_p * probs_BV[:, :1], 0)
     cumulative_BV = probs_BV.cumsum(-1)
-    wanted_B1 = draws_B[:, None] * _BELOW_ONE * cumulative_BV[:, -1:]
+    wanted_B1 = draws_B[:, None] * cumulative_BV[:, -1:]  # below the total, also when rounded: a draw is at most 1 - 2**-53
     place_B1 = torch.searchsorted(cumulative_BV, wanted_B1, right=True)  # a token of probability 0 is never met
     place_B1 = place_B1.clamp(max=logits_BV.shape[-1] - 1)  # where probabilities are no numbers: HfModel looks at the outcome
     return (place_B1 if order_BV is None else order_BV.gather(1, place_B1))[:, 0]

@@ -32,7 +32,7 @@ def load_tokenizer(config: HfModelConfig) -> Any:
 
     _check_name(config.name)
     with _one_sentence(config):
-        tokenizer: Any = AutoTokenizer.from_pretrained(config.name, padding_side="left")
+        tokenizer: Any = AutoTokenizer.from_pretrained(_source(config.name), padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(
             f"model.name={config.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), which says "
@@ -53,7 +53,7 @@ def load_model(config: HfModelConfig) -> Any:
     _check_attention(config, device)
     with _one_sentence(config):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            config.name, dtype=getattr(torch, config.dtype.value), attn_implementation=config.attention.value, output_loading_info=True
+            _source(config.name), dtype=getattr(torch, config.dtype.value), attn_implementation=config.attention.value, output_loading_info=True
         )  # fmt: skip
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
@@ -64,9 +64,13 @@ def load_model(config: HfModelConfig) -> Any:
     return model.to(device)
 
 
+def _source(name: str) -> str:
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
 def _check_name(name: str) -> None:
     """A folder is complete; anything else looks like a name on the hub."""
-    folder = Path(name).expanduser()
+    folder = Path(_source(name))
     if not folder.is_dir():
         if folder.parts[:1] == ("models",):
             raise ValueError(f"model.name={name} is not a folder; make it with: python -m arclab.llm.tiny {name}")
@@ -98,7 +102,7 @@ def _one_sentence(config: HfModelConfig) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, httpx.HTTPError) as error:
         lines = str(error).strip().splitlines()
         reason = lines[0].rstrip(".: ") if lines else type(error).__name__
-        if Path(config.name).is_dir():
+        if Path(_source(config.name)).is_dir():
             remedy = "check that its files are complete and made for this version of transformers"
         else:
             remedy = "check the name and the network, or download it elsewhere and give its folder as model.name"
