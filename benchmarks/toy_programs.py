@@ -41,8 +41,8 @@ TWINS = ("trained", "shuffled", "untrained")
 PROMPT = PromptConfig(grid_format=GridFormat.digits, instructions=False, show_tests=False, show_shapes=False, entry="solve")
 SCORES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
 STATISTICS = (
-    "programs/parsed_share",
-    "programs/right_share",
+    "reward/code",
+    "reward/solved",
     "programs/pass@1",
     "programs/tasks_with_right",
     "timing/replies_per_s",
