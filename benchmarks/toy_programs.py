@@ -154,7 +154,7 @@ def main() -> int:
 
 def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     made = provenance()
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    settings = {key: value for key, value in vars(arguments).items() if key != "folder"}
     trained_s = {row["twin"]: row["train_s"] for row in rows}
     head = (
         "# A tiny language model that writes programs\n\n"

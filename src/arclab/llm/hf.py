@@ -226,8 +226,9 @@ class HfModel:
         ending = Ending(self.tokenizer, sampling, self._ends, num_prompt, len(batch))
         with self._inference():
             tokens_BT = self._model.generate(
-                **inputs, generation_config=self._greedy(sampling), logits_processor=[drawing], stopping_criteria=[ending]
-            )[:, num_prompt:]
+                **inputs, **self._read_once(batch, inputs), generation_config=self._greedy(sampling), logits_processor=[drawing],
+                stopping_criteria=[ending],
+            )[:, num_prompt:]  # fmt: skip
         logprobs_BT = torch.stack(drawing.logprobs, dim=1).tolist()
         if any(math.isnan(value) for row in logprobs_BT for value in row):
             raise ValueError(
@@ -238,6 +239,22 @@ class HfModel:
             ending.completion(row, tokens, logprobs)
             for row, (tokens, logprobs) in enumerate(zip(tokens_BT.tolist(), logprobs_BT, strict=True))
         ]
+
+    def _read_once(self, batch: Sequence[_Sequence], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The cache of all prompts but their last token, each prompt computed once however many samples it has in the batch."""
+        first = {sequence.prompt: row for row, sequence in reversed(list(enumerate(batch)))}
+        num_known = inputs["input_ids"].shape[1] - 1
+        if len(first) == len(batch) or num_known == 0:
+            return {}
+        rows = list(first.values())
+        prompts = {name: value[rows] for name, value in inputs.items()}
+        optional = {"position_ids": (prompts["attention_mask"].cumsum(1) - 1).clamp(min=0)[:, :num_known], "logits_to_keep": 1}
+        optional = {name: value for name, value in optional.items() if name in self._forward_takes}
+        shown = {name: value[:, :num_known] for name, value in prompts.items()}
+        cache = self._model(**shown, **optional, use_cache=True).past_key_values
+        place = {row: number for number, row in enumerate(rows)}
+        cache.batch_select_indices(torch.tensor([place[first[sequence.prompt]] for sequence in batch], device=self.device))
+        return {"past_key_values": cache}
 
     def _greedy(self, sampling: Sampling) -> Any:
         """transformers takes the best token; Drawing has made it the drawn one. Nothing else of generate() is in use."""
