@@ -1,11 +1,11 @@
 """Does the whole path work: a tiny language model learns to write programs, and solves toy tasks with rules that it never saw?
 
-    python -m benchmarks.toy_programs                        # minutes a twin on two cores; goes on where it was stopped
-    python -m benchmarks.toy_programs --steps 300 --families color_map --twins trained
+    python -m benchmarks.toy_programs                        # minutes a twin on two cores; goes on where it was stopped; other settings: another --folder
+    python -m benchmarks.toy_programs --steps 300 --families color_map --twins trained --folder models/quick
 
 Builds a tiny model, trains it on the solutions of toy tasks (prompt: the demonstrations, reply: the program), and scores it with
 evaluate.py solver=program_sampling on tasks of the test split: other rules, other grids. Beside it two controls: `shuffled` was trained
-on the same prompts and the same programs, each with another task's, and knows what programs look like but nothing about tasks;
+on the same prompts and the same programs in random order, and knows what programs look like but nothing about tasks;
 `untrained` is the model before training. A plumbing check with a positive control, not a result about ARC.
 
 --save writes benchmarks/results/toy_programs.{md,json}.
@@ -54,7 +54,7 @@ def source(arguments: argparse.Namespace, families: str, split: str, tasks: int)
 
 
 def training_rows(arguments: argparse.Namespace, twin: str) -> list[Any]:
-    """Prompts with programs; `shuffled`: every prompt with the program of some other task."""
+    """Prompts with programs; `shuffled`: the same programs in random order."""
     tasks = load_source(source(arguments, "+".join(arguments.families), "train", arguments.tasks))
     prompts, programs = [render_prompt(task, PROMPT) for task in tasks], [solution(task) for task in tasks]
     if twin == "shuffled":

@@ -102,7 +102,8 @@ class _Report(TrainerCallback):
 
 
 def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
-    """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there already."""
+    """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there already,
+    whatever it was trained on: another training needs another folder."""
     if (output / "config.json").is_file():
         log.info("%s is there already", output)
         return

@@ -4,7 +4,7 @@
     attempts = solver.solve(tasks, Budget(num_samples=16))
 
 Programs are grouped by the tuple of all their test answers and ranked by what they reproduce of the demonstrations (see
-arclab.llm.voting); the best two groups are the two attempts. A task whose prompt is longer than the context is not tried, is
+arclab.llm.voting); for each test input, the first two different answers in that order are the attempts. A task whose prompt is longer than the context is not tried, is
 counted, and is wrong. Test outputs are used for statistics only, never shown to the model or the sandbox. One process.
 """
 

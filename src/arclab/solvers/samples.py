@@ -6,7 +6,7 @@
     store.add(task_id, prompt, reply)           # on disk when it returns
 
 Drawing replies is what costs, so they are never thrown away: the same command goes on after a kill or a lost server, and
-votes again without a model. A line that a kill cut short is dropped and drawn again. It does not keep what programs answered.
+votes again without drawing. A line that a kill cut short is dropped and drawn again. It does not keep what programs answered.
 """
 
 from __future__ import annotations
