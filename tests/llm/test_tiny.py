@@ -9,7 +9,7 @@ import pytest
 
 from arclab.llm.tiny import build_tiny, default_texts, main
 
-from .conftest import SIZES
+from ..conftest import TINY_LM_SIZES as SIZES
 
 TEXTS = (
     "0 1 22\n3|4|567\n[[8, 9]]",
