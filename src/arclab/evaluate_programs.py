@@ -7,7 +7,6 @@ Replies are kept in the output folder as they come (samples.jsonl): the same com
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -20,6 +19,7 @@ from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.results import Evaluation, Subject, write_results
 from arclab.evaluation.runs import FIT_STAMP
+from arclab.llm.hf_loading import model_identity
 from arclab.llm.language_model import Sampling
 from arclab.llm.models import load_language_model
 from arclab.llm.sandbox import Sandbox, open_sandbox
@@ -34,7 +34,6 @@ _FREE = (
     "output_dir", "max_tasks", "split", "dataset.", "sandbox.", "num_threads", "solver.prompt.", "model.device", "model.batch_size", "model.base_url",
     "model.api_key_env", "model.timeout_s", "model.max_retries", "model.backoff_s", "model.num_parallel",
 )  # fmt: skip
-_BLOCK_BYTES, _NUM_BLOCKS = 2**16, 32
 
 
 def evaluate_programs(config: EvaluateProgramsConfig) -> None:
@@ -87,23 +86,9 @@ def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:
     """Everything but the prompt that decides a reply, the bytes of a local model included."""
     settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
     for key in ("model.name", "model.adapter"):
-        folder = settings.get(key)
-        if folder and Path(folder).is_dir():
-            settings[f"{key} (content)"] = folder_digest(Path(folder))
+        if settings.get(key):
+            settings[f"{key} (content)"] = model_identity(settings[key])
     return settings
-
-
-def folder_digest(folder: Path) -> str:
-    """Names a model folder's content: sizes, and blocks spread over each file (all of the small ones), without reading gigabytes."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for number in range(_NUM_BLOCKS):
-                file.seek(max(0, size - _BLOCK_BYTES) * number // (_NUM_BLOCKS - 1))
-                digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def programs_subject(config: EvaluateProgramsConfig, sandbox: Sandbox, folder: Path) -> Subject:

@@ -168,6 +168,11 @@ PROGRAMS = ["solver=program_sampling", "model=tiny", "dataset=toy"]
         ([*PROGRAMS, "solver.prompt.entry=2x"], "must be a name of Python"),
         ([*PROGRAMS, "model.max_context=1"], "model.max_context=1 must be at least 2"),
         ([*PROGRAMS, "max_tasks=0"], "max_tasks=0 must be at least 1"),
+        ([*PROGRAMS, "sandbox.wall_s=nan"], "sandbox.wall_s=nan must be at least 0.05"),
+        ([*PROGRAMS, "solver.prompt.entry=class"], "must be a name of Python"),
+        ([*PROGRAMS, "solver.kind=foo"], "solver.kind=foo is not known; choose program_sampling."),
+        (["+solver=program_sampling", "dataset=toy"], "model has no value"),
+        (["checkpoint=x", "encoder=standard"], "encoder is a key of pretrain_encoder.py, not of evaluate.py; drop encoder."),
     ],
 )
 def test_what_is_wrong_with_an_evaluation_of_programs_is_said(overrides: list[str], message: str) -> None:

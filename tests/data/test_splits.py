@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +91,10 @@ def test_training_tasks_need_their_answers(tiny: Tiny, tmp_path: object) -> None
     config = tiny(f"dataset.train_sources=['kaggle:{path}']", "dataset.train_ids=null", "dataset.validation_ids=null")
     with pytest.raises(ValueError, match="task abc has a hidden test output"):
         load_tasks(config.dataset)
+
+
+def test_an_id_named_twice_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """It would be trained on or scored twice."""
+    (tmp_path / "ids.txt").write_text("25ff71a9\n25ff71a9\n")
+    with pytest.raises(ValueError, match="names task 25ff71a9 more than once, so it would count double; remove the repetition"):
+        load_tasks(tiny("dataset.canvas=30", f"dataset.train_ids={tmp_path / 'ids.txt'}").dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,13 @@ def test_what_was_shown_is_said_again(hf_config: Callable[..., HfModelConfig], t
     after = [reply.completions[0].text for reply in taught.generate(prompts, 1, greedy)]
     assert after == list(replies) and not set(before) & set(replies)
     assert [p.name for p in tmp_path.iterdir()] == ["taught"]
-    finetune(model, tmp_path / "taught", [], SETTINGS)  # it is there already
+    before_again = weights(tmp_path / "taught")
+    finetune(model, tmp_path / "taught", ROWS, replace(SETTINGS, log_every=1))  # it is there already
+    assert all(torch.equal(value, before_again[name]) for name, value in weights(tmp_path / "taught").items())
+    with pytest.raises(ValueError, match=r"was trained with steps=60, now steps=61 \(1 settings differ\); name another folder"):
+        finetune(model, tmp_path / "taught", ROWS, replace(SETTINGS, steps=61))
+    with pytest.raises(ValueError, match="was trained with rows="):
+        finetune(model, tmp_path / "taught", ROWS[:2], SETTINGS)
 
 
 def test_only_replies_have_a_loss() -> None:
@@ -75,6 +82,11 @@ def test_a_killed_training_ends_with_the_same_weights(
         patch.setattr(module, "_Report", Kill)
         finetune(load_hf(hf_config()), tmp_path / "killed", ROWS, settings)
     assert not (tmp_path / "killed").exists()
+    torn = tmp_path / ".killed.training" / "checkpoint-8"  # a second kill, in the middle of saving
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_st')
+    with pytest.raises(ValueError, match="was trained with seed=3, now seed=4"):
+        finetune(load_hf(hf_config()), tmp_path / "killed", ROWS, replace(settings, seed=4))
     finetune(load_hf(hf_config()), tmp_path / "killed", ROWS, settings)
     whole, killed, first = weights(tmp_path / "whole"), weights(tmp_path / "killed"), weights(Path(hf_config().name))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -85,3 +97,16 @@ def test_a_row_that_does_not_fit_is_refused(hf_config: Callable[..., HfModelConf
     with pytest.raises(ValueError, match=r"row 1 has .* tokens, more than the model's context of 40"):
         finetune(load_hf(hf_config(max_context=40)), tmp_path / "x", [ROWS[0], (user("long " * 50), "x")], SETTINGS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
+    model = load_hf(hf_config())
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no training of this project; remove it, or name another folder"):
+        finetune(model, tmp_path, ROWS, SETTINGS)
+    with pytest.raises(ValueError, match=r"rows=\[\] must hold at least one prompt"):
+        finetune(model, tmp_path / "x", [], SETTINGS)
+    for key in ("steps", "batch_size", "save_every", "log_every"):
+        with pytest.raises(ValueError, match=f"fine-tuning {key}=0 must be at least 1; raise it"):
+            finetune(model, tmp_path / "x", ROWS, replace(SETTINGS, **{key: 0}))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

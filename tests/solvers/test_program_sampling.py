@@ -177,10 +177,24 @@ def test_a_reply_to_another_prompt_is_drawn_again(tmp_path: Path) -> None:
     assert store.get("t", prompt) == Reply((), 3, opened="<think>") and store.get("t", (Message("user", "b"),)) is None
 
 
-def test_a_damaged_store_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "samples.jsonl").write_text('{"settings": {}}\nnonsense\n')
-    with pytest.raises(ConfigError, match=r"is damaged \(line 2"):
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"settings": {}}\nnonsense\n', 2),
+        ('{"settings": {}}\n{"task": "a", "completions": []}\n', 2),
+        ('{"settings": {}}\n[]\n', 2),
+        ('{"settings": null}\n', 1),
+        ('{"task": "a"}\n', 1),
+        ("[]\n", 1),
+    ],
+)
+def test_a_damaged_store_is_a_sentence(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"is damaged or of another version \(line {line}: .*remove the file, or choose another output_dir="
+    ):
         SampleStore(tmp_path, {}).load()
+    assert (tmp_path / "samples.jsonl").read_text() == text
 
 
 COMMAND = [

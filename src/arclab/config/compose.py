@@ -55,6 +55,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> ExperimentConfig:
 def compose_evaluate(overrides: Sequence[str]) -> EvaluateConfig | EvaluateProgramsConfig:
     """The configuration of evaluate.py: of a checkpoint, or, with solver=..., of a method that has none."""
     _require_one_choice(overrides)
+    overrides = [override.lstrip("+") if override.lstrip("+").startswith("solver=") else override for override in overrides]
     chosen = [override.partition("=")[2] for override in overrides if override.startswith("solver=")]
     if not chosen or chosen[0] == RECURSIVE_SOLVER:
         others = [override for override in overrides if not override.startswith("solver=")]
@@ -143,6 +144,9 @@ def _unknown_key(key: str, root: Any) -> str:
     elsewhere = {EvaluateConfig: "program_sampling", EvaluateProgramsConfig: RECURSIVE_SOLVER}.get(root)
     if elsewhere and key in known_keys(next(other for other in ROOTS.values() if other is not root)):
         return f"{key} goes with solver={elsewhere}; drop {key}, or choose that solver."
+    is_of_runs = root is not ExperimentConfig and key in known_keys(ExperimentConfig)
+    if is_of_runs and not any(k.endswith(f".{key}") for k in known):
+        return f"{key} is a key of pretrain_encoder.py, not of evaluate.py; drop {key}."
     groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
     parent, _, leaf = key.rpartition(".")
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]

@@ -55,7 +55,9 @@ def _dotted(path: str, key: str) -> str:
 
 def at_least(path: str, low: float, **values: float) -> list[str]:
     """A sentence for every value below `low`."""
-    return [f"{_dotted(path, key)}={value} must be at least {low}; raise it." for key, value in values.items() if value < low]
+    return [
+        f"{_dotted(path, key)}={value} must be at least {low}; raise it." for key, value in values.items() if not value >= low
+    ]
 
 
 def within(path: str, low: float, high: float, **values: float) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from keyword import iskeyword
 from typing import Optional
 
 from arclab.config.encoder_schema import at_least, within
@@ -139,7 +140,11 @@ class PromptConfig:
     entry: str
 
     def check(self, path: str) -> list[str]:
-        return [] if self.entry.isidentifier() else [f"{path}.entry={self.entry} must be a name of Python; for example solve."]
+        return (
+            []
+            if self.entry.isidentifier() and not iskeyword(self.entry)
+            else [f"{path}.entry={self.entry} must be a name of Python; for example solve."]
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -160,6 +165,9 @@ class SandboxConfig:
         return problems + ([] if self.num_workers is None else at_least(path, 1, num_workers=self.num_workers))
 
 
+PROGRAM_SAMPLING = "program_sampling"
+
+
 @dataclass(kw_only=True, slots=True)
 class ProgramSamplingConfig:
     """num_samples programs for every task, voted on by what they answer."""
@@ -171,6 +179,8 @@ class ProgramSamplingConfig:
 
     def check(self, path: str) -> list[str]:
         problems = at_least(path, 1, num_samples=self.num_samples)
+        if self.kind != PROGRAM_SAMPLING:
+            problems.append(f"{path}.kind={self.kind} is not known; choose {PROGRAM_SAMPLING}.")
         if self.sampling.temperature == 0 and self.num_samples > 1:
             problems.append(
                 f"{path}.num_samples={self.num_samples} does not go with {path}.sampling.temperature=0: all samples would be equal; set "

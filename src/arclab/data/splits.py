@@ -13,7 +13,7 @@ input grid as it is. A toy task and a real one are compared by content like two 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,11 @@ def _select(pool: dict[str, ArcTask], ids: Sequence[str], list_name: str) -> lis
     if missing:
         raise ValueError(
             f"id list {list_name!r} names task {missing[0]}, which dataset.train_sources does not have ({len(missing)} missing); fix the list or the sources."
+        )
+    twice = [task_id for task_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"id list {list_name!r} names task {twice[0]} more than once, so it would count double; remove the repetition."
         )
     return [pool[task_id] for task_id in ids]
 

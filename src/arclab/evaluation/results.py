@@ -96,11 +96,15 @@ def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, 
 def write_results(result: Evaluation, folder: Path) -> None:
     from arclab.evaluation.report import render_report
 
+    texts = {  # all are made before the first is written
+        "metrics.json": json.dumps(metrics_record(result), indent=1) + "\n",
+        "predictions.jsonl": "".join(json.dumps(r) + "\n" for r in prediction_records(result)),
+        "submission.json": json.dumps(submission(result.tasks, result.attempts)) + "\n",
+        "report.html": render_report(result),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "metrics.json", json.dumps(metrics_record(result), indent=1) + "\n")
-    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(r) + "\n" for r in prediction_records(result)))
-    write_atomically(folder / "submission.json", json.dumps(submission(result.tasks, result.attempts)) + "\n")
-    write_atomically(folder / "report.html", render_report(result))
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
 
 
 def metrics_record(result: Evaluation) -> dict[str, Any]:

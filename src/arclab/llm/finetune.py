@@ -9,12 +9,14 @@ for adapters see hf.py. Rows that are longer than the model's context are refuse
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from arclab.llm.hf import HfModel
+from arclab.llm.hf_loading import model_identity
 from arclab.llm.language_model import Prompt
 
 log = logging.getLogger(__name__)
 IGNORED = -100  # label of a token without loss
+_IDENTITY = "finetuned.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +104,69 @@ class _Report(TrainerCallback):
         self._bar.close()
 
 
+def _require_trainable(rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
+    for name, low in (("steps", 1), ("batch_size", 1), ("save_every", 1), ("log_every", 1), ("warmup_steps", 0)):
+        value = getattr(settings, name)
+        if value < low:
+            raise ValueError(f"fine-tuning {name}={value} must be at least {low}; raise it.")
+    if not rows:
+        raise ValueError("fine-tuning rows=[] must hold at least one prompt with its reply; add some.")
+
+
+def _identity(model: HfModel, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> dict[str, Any]:
+    """All that decides the weights: what is trained, on what, and how."""
+    text = json.dumps([[[[m.role, m.content] for m in prompt], reply] for prompt, reply in rows])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    how = {key: value for key, value in asdict(settings).items() if key not in ("save_every", "log_every")}
+    adapter = model.config.adapter and model_identity(model.config.adapter)
+    return {"model": model_identity(model.name), "adapter": adapter, "rows": digest, **how}
+
+
+def _require_same(folder: Path, identity: dict[str, Any]) -> None:
+    """ValueError if the folder holds anything but this training."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    path = folder / _IDENTITY
+    if not path.is_file():
+        raise ValueError(f"{folder} is there already and holds no training of this project; remove it, or name another folder.")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    different = [key for key in identity if before.get(key) != identity[key]]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"{folder} was trained with {key}={before.get(key)}, now {key}={identity[key]} ({len(different)} settings differ); name another folder, or remove it."
+        )
+
+
+def _last_whole_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was saved to its end. Trainer writes its state last; later folders are remains of a kill."""
+    whole = None
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+            continue
+        whole = str(folder)
+    return whole
+
+
 def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
-    """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there already,
-    whatever it was trained on: another training needs another folder."""
-    if (output / "config.json").is_file():
+    """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there already.
+
+    ValueError: settings or rows that cannot be trained on, or a folder that holds something else or another training.
+    """
+    _require_trainable(rows, settings)
+    work = output.with_name(f".{output.name}.training")
+    identity = _identity(model, rows, settings)
+    for folder in (output, work):
+        _require_same(folder, identity)
+    if output.is_dir():
         log.info("%s is there already", output)
         return
     data = _Rows(model, rows)
-    work = output.with_name(f".{output.name}.training")
+    work.mkdir(parents=True, exist_ok=True)
+    (work / _IDENTITY).write_text(json.dumps(identity), encoding="utf-8")
     arguments = TrainingArguments(
         output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size, learning_rate=settings.lr,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine", logging_steps=settings.log_every,
@@ -116,15 +174,20 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
         remove_unused_columns=False, dataloader_pin_memory=False, disable_tqdm=True, logging_nan_inf_filter=False,
         use_cpu=model.device.type == "cpu",
     )  # fmt: skip
+    if arguments.n_gpu > 1 or arguments.world_size > 1:
+        raise ValueError(
+            f"fine-tuning uses one device, but {max(arguments.n_gpu, arguments.world_size)} are at hand, each of which would take batch_size="
+            f"{settings.batch_size} rows; show it one with CUDA_VISIBLE_DEVICES=0, without torchrun."
+        )
     with model.trainable() as network:
         trainer = Trainer(
             model=network, args=arguments, train_dataset=data, callbacks=[_Report()],
             data_collator=lambda batch: collate(batch, model.pad_id),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(work))
         finished = work / "finished"
         model.save(finished)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    (finished / _IDENTITY).write_text(json.dumps(identity), encoding="utf-8")
     os.replace(finished, output)
     shutil.rmtree(work)

@@ -6,6 +6,7 @@ Every ValueError is one sentence with the key, what is wrong and what to do. Wei
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator
@@ -159,3 +160,25 @@ def turn_end(config: HfModelConfig, tokenizer: Any) -> int:
             "tokenizer_config.json."
         )
     return int(tokenizer.eos_token_id)
+
+
+_BLOCK_BYTES, _NUM_BLOCKS = 2**16, 32
+
+
+def model_identity(name: str) -> str:
+    """A name of the hub as it is; of a folder, what names its content."""
+    folder = Path(name).expanduser()
+    return folder_digest(folder) if folder.is_dir() else name
+
+
+def folder_digest(folder: Path) -> str:
+    """Names a model folder's content: sizes, and blocks spread over each file (all of the small ones), without reading gigabytes."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(_NUM_BLOCKS):
+                file.seek(max(0, size - _BLOCK_BYTES) * number // (_NUM_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:16]

@@ -27,7 +27,7 @@ FILE_NAME = "samples.jsonl"
 class SampleStore:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.path, self._settings = folder / FILE_NAME, settings
-        self._records: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, tuple[str, Reply]] = {}  # task id -> digest of the prompt, reply
 
     def load(self) -> int:
         """Read what is there; the number of finished tasks. ConfigError: other settings, or no file of this kind."""
@@ -39,22 +39,40 @@ class SampleStore:
         if not lines:
             self.path.unlink()
             return 0
-        header, *records = (self._parsed(line, number) for number, line in enumerate(lines, start=1))
-        self._require_same(header.get("settings", {}))
+        self._require_same(self._settings_of(lines[0]))
+        known = dict(self._entry(line, number) for number, line in enumerate(lines[1:], start=2))
         if len(whole) < len(data):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        self._records = {record["task"]: record for record in records}
-        return len(self._records)
+        self._known = known
+        return len(known)
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+    def _settings_of(self, line: bytes) -> dict[str, Any]:
+        try:
+            settings = json.loads(line)["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(1, error) from error
+        if not isinstance(settings, dict):
+            raise self._damaged(1, "no settings")
+        return settings
+
+    def _entry(self, line: bytes, number: int) -> tuple[str, tuple[str, Reply]]:
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{self.path} is damaged (line {number}: {error}); remove the line, or the file.") from error
-        if not isinstance(record, dict) or (number == 1) != ("settings" in record):
-            raise ConfigError(f"{self.path} is damaged (line {number} is not of this file); remove the file.")
-        return record
+            completions = tuple(
+                Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"])
+                for c in record["completions"]
+            )
+            reply = Reply(completions, record["num_prompt_tokens"], record["too_long"], record["opened"])
+            return record["task"], (record["prompt"], reply)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(number, error) from error
+
+    def _damaged(self, number: int, why: object) -> ConfigError:
+        kind = type(why).__name__ if isinstance(why, Exception) else "content"
+        return ConfigError(
+            f"{self.path} is damaged or of another version (line {number}: {kind} {why}); remove the file, or choose another output_dir=."
+        )
 
     def _require_same(self, before: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self._settings))
@@ -67,14 +85,8 @@ class SampleStore:
             )
 
     def get(self, task_id: str, prompt: Prompt) -> Reply | None:
-        record = self._records.get(task_id)
-        if record is None or record["prompt"] != prompt_digest(prompt):
-            return None
-        completions = tuple(
-            Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"])
-            for c in record["completions"]
-        )
-        return Reply(completions, record["num_prompt_tokens"], record["too_long"], record["opened"])
+        digest, reply = self._known.get(task_id, ("", None))
+        return reply if digest == prompt_digest(prompt) else None
 
     def add(self, task_id: str, prompt: Prompt, reply: Reply) -> None:
         completions = [{**asdict(c), "finish_reason": c.finish_reason.value} for c in reply.completions]
@@ -86,7 +98,7 @@ class SampleStore:
             "opened": reply.opened,
             "completions": completions,
         }
-        self._records[task_id] = record
+        self._known[task_id] = (record["prompt"], reply)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.is_file()
         with self.path.open("a", encoding="utf-8") as file:
