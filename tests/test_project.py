@@ -33,7 +33,7 @@ ALLOWED = {
     "llm": {"config", "data"},
     "solvers": {"config", "data", "llm", "metrics", "models", "ranks"},
     "evaluation": {"config", "console", "data", "metrics", "models", "rundir", "solvers", "training"},
-    "evaluate_programs": {"config", "data", "evaluation", "llm", "rundir", "solvers"},
+    "evaluate_programs": {"config", "data", "evaluation", "llm", "rundir", "runlock", "solvers"},
     "app": {
         "config",
         "console",

@@ -2,7 +2,8 @@
 
     python evaluate.py solver=program_sampling model=tiny dataset=toy
 
-Replies are kept in the output folder as they come (samples.jsonl): the same command goes on after a kill. One process.
+Replies are kept in the output folder as they come (samples.jsonl): the same command goes on after a kill. One process at
+a time works in that folder.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from arclab.data.tasks import ArcTask
 from arclab.evaluation.results import Evaluation, Subject, write_results
 from arclab.evaluation.runs import FIT_STAMP
 from arclab.llm.hf_loading import model_identity
-from arclab.llm.language_model import Sampling
+from arclab.llm.language_model import LanguageModel, Sampling
 from arclab.llm.models import load_language_model
 from arclab.llm.sandbox import Sandbox, open_sandbox
-from arclab.rundir import provenance
+from arclab.rundir import RunDir, provenance
+from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.program_sampling import ProgramSampling
 from arclab.solvers.samples import SampleStore
@@ -45,25 +47,33 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
     tasks, notes = scored_tasks(config)
     folder = output_folder(config)
     store = SampleStore(folder, reply_settings(config))
-    num_known = store.load()
-    if num_known:
-        log.info("going on: %s holds the replies of %d tasks", store.path, num_known)
+    store.load()  # refuses other settings before a model is loaded
     with open_sandbox(config.sandbox) as sandbox:
         model = load_language_model(config.model)
-        sampling = config.solver.sampling
-        solver = ProgramSampling(
-            model, sandbox, prompt=config.solver.prompt, store=store, show_progress=True,
-            sampling=Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed),
-        )  # fmt: skip
-        attempts = solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
-        result = Evaluation(
-            subject=programs_subject(config, sandbox, folder), tasks=tasks, attempts=attempts, stamps=stamps(config, sandbox, attempts, len(tasks)),
-            notes=notes, provenance=provenance(),
-        )  # fmt: skip
-    write_results(result, folder)
+        with locked(RunDir(folder)):
+            attempts = _solve(config, tasks, model, sandbox, store)
+            result = Evaluation(
+                subject=programs_subject(config, sandbox, folder), tasks=tasks, attempts=attempts,
+                stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
+            )  # fmt: skip
+            write_results(result, folder)
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])
     log.info("report: %s", folder / "report.html")
+
+
+def _solve(
+    config: EvaluateProgramsConfig, tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, store: SampleStore
+) -> Attempts:
+    num_known = store.load()
+    if num_known:
+        log.info("going on: %s holds the replies of %d tasks", store.path, num_known)
+    sampling = config.solver.sampling
+    solver = ProgramSampling(
+        model, sandbox, prompt=config.solver.prompt, store=store, show_progress=True,
+        sampling=Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed),
+    )  # fmt: skip
+    return solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
 
 
 def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], tuple[str, ...]]:

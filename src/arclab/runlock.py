@@ -84,7 +84,7 @@ def require_free(run: RunDir) -> None:
     holder = read_holder(run)
     if holder is not None and holder.is_alive():
         raise ConfigError(
-            f"the run folder {run.path} is in use by {holder}; wait for it or stop it, or choose another name= "
+            f"the run folder {run.path} is in use by {holder}; wait for it or stop it, or choose another folder (name=, output_dir=) "
             f"(if it is certainly gone, remove {lock_path(run)})."
         )
 

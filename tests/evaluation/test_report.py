@@ -15,7 +15,7 @@ from arclab.config.compose import compose, flat
 from arclab.data.tasks import ArcTask, Grid, Pair, load_source
 from arclab.evaluation import report
 from arclab.evaluation.report import COLORS, cell_px, curve_svgs, gallery, grid_svg, interval_svg, render_report, statistic_rows
-from arclab.evaluation.results import Evaluation, checkpoint_subject
+from arclab.evaluation.results import Evaluation, checkpoint_subject, write_results
 from arclab.evaluation.scoring import Share
 from arclab.rundir import RunDir
 from arclab.solvers.base import Attempts, Candidate, WrittenProgram
@@ -140,6 +140,18 @@ def write_rows(result: Evaluation, num_rows: int) -> None:
     rows = [{"_step": step, "train/lm_loss": 1 / step, "train/steps": None} for step in range(1, num_rows + 1)]
     assert result.subject.training is not None
     result.subject.training.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_results_are_written_together_or_not_at_all(
+    result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(result: Evaluation) -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr(report, "render_report", fail)
+    with pytest.raises(RuntimeError):
+        write_results(result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_programs_stand_beside_their_task(result: Evaluation) -> None:

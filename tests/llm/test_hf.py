@@ -525,3 +525,25 @@ def test_what_the_template_opens_is_told(hf_config: Callable[..., HfModelConfig]
     for thinking in (None, False):
         (reply,) = load_hf(hf_config(thinking=thinking)).generate([user("tell <think> me")], 1, sampling())
         assert reply.opened == ""
+
+
+def test_a_prompt_is_read_once_for_all_of_its_samples(
+    hf_config: Callable[..., HfModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its last token is computed for every sample; the replies are those of samples that each read it."""
+    model = load_hf(hf_config(batch_size=6))
+    shapes: list[tuple[int, int]] = []
+    forward = model._model.model.forward
+    monkeypatch.setattr(
+        model._model.model,
+        "forward",
+        lambda *args, **given: shapes.append(tuple(given["input_ids"].shape)) or forward(*args, **given),
+    )
+    prompts = [user("a word"), user("some more words than one")]
+    together = model.generate(prompts, 3, sampling(max_new_tokens=4))
+    longest = max(len(model.prompt_ids(prompt)) for prompt in prompts)
+    assert shapes[:2] == [(2, longest - 1), (6, 1)]
+    alone = load_hf(hf_config(batch_size=1)).generate(prompts, 3, sampling(max_new_tokens=4))
+    assert [[c.text for c in reply.completions] for reply in together] == [
+        [c.text for c in reply.completions] for reply in alone
+    ]

@@ -20,6 +20,8 @@ from arclab.llm.language_model import FinishReason, Message, Prompt, Reply, Samp
 from arclab.llm.sandbox import Sandbox
 from arclab.llm.scripted import ScriptedModel
 from arclab.llm.toy_programs import solution
+from arclab.rundir import RunDir
+from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.program_sampling import ProgramSampling
 from arclab.solvers.samples import SampleStore
@@ -214,7 +216,7 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path) -> N
     """A random model through the command: files, stamps and settings; a second call draws nothing."""
     command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
     app.evaluate(command)
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock")
     assert names == ["metrics.json", "predictions.jsonl", "report.html", "samples.jsonl", "submission.json"]
     record = json.loads((tmp_path / "out/metrics.json").read_text())
     assert record["scores"]["ARC/pass@2"]["N"] == 2 and record["statistics"]["programs/count"] == 4
@@ -226,6 +228,10 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path) -> N
     assert grown.startswith(samples) and grown.count("\n") == samples.count("\n") + 1
     page = (tmp_path / "out/report.html").read_text()
     assert "program_sampling" in page and "reward/code" in page and not re.search(r'id="curves"', page)
+    app.evaluate([*command[:-1], "max_tasks=3"])
+    assert "timing/replies_per_s" not in json.loads((tmp_path / "out/metrics.json").read_text())["statistics"]
+    with locked(RunDir(tmp_path / "out")), pytest.raises(ConfigError, match="is in use by pid"):
+        app.evaluate(command)
     with pytest.raises(ConfigError, match=r"solver\.sampling\.temperature=0\.8, now solver\.sampling\.temperature=0\.5"):
         app.evaluate([*command, "solver.sampling.temperature=0.5"])
 

@@ -179,7 +179,9 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),
-    Metric("timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second"),
+    Metric(
+        "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
+    ),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
     Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),

@@ -49,12 +49,12 @@ class ProgramSampling:
         show_progress: bool = False,
     ) -> None:  # fmt: skip
         self._model, self._sandbox, self._prompt, self._sampling = model, sandbox, prompt, sampling
-        self._store, self._show_progress = store, show_progress
+        self._store, self._show_progress, self._num_drawn = store, show_progress, 0
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Candidates by votes of programs (confidence: the share of demonstrations that they reproduce), the programs behind them,
         and the statistics programs/* and reward/*. ValueError: the model or the sandbox cannot be used; finished tasks are in the store."""
-        begun = time.monotonic()
+        begun, self._num_drawn = time.monotonic(), 0
         attempts, written = Attempts({}), {}
         for task, reply in self._replies(tasks, budget.num_samples):
             if reply.too_long:
@@ -67,8 +67,8 @@ class ProgramSampling:
                 WrittenProgram(group.source, group.num_programs, group.demo_share) for group in groups[:_KEPT_PROGRAMS]
             ]
         attempts.statistics = statistics(tasks, written, len(attempts.skipped))
-        num_replies = attempts.statistics["programs/count"]
-        attempts.statistics["timing/replies_per_s"] = num_replies / max(time.monotonic() - begun, 1e-9)
+        if self._num_drawn:
+            attempts.statistics["timing/replies_per_s"] = self._num_drawn / max(time.monotonic() - begun, 1e-9)
         return attempts
 
     def _replies(self, tasks: Sequence[ArcTask], num_samples: int) -> Iterator[tuple[ArcTask, Reply]]:
@@ -90,6 +90,7 @@ class ProgramSampling:
         replies = self._model.generate([prompts[id_] for id_ in missing], num_samples, self._sampling) if missing else []
         for id_, reply in zip(missing, replies, strict=True):
             known[id_] = reply
+            self._num_drawn += len(reply.completions)
             if self._store is not None:
                 self._store.add(id_, prompts[id_], reply)
         found = [known[task.id] for task in tasks]
