@@ -119,15 +119,9 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
 
 @pytest.mark.parametrize("overrides", [TINY_TRM, [*TINY, "trainer.canvas=bucketed"]], ids=["trm", "bucketed"])
 def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Path) -> None:
-    """2 ranks x 4 rows against 1 rank x 8 rows under torchrun: same norms, losses and counts at every step."""
+    """2 ranks x 4 rows under torchrun against 1 rank x 8 rows: same norms, losses and counts at every step."""
     common = [*overrides, "dataset.num_augmentations=2", f"runs_dir={tmp_path}", "trainer.checkpoint_every=4"]
-    subprocess.run(
-        [sys.executable, "pretrain_encoder.py", *common, "name=one"],
-        cwd=ROOT,
-        env=script_env(),
-        check=True,
-        capture_output=True,
-    )
+    app._pretrain(compose("pretrain_encoder", [*common, "name=one"]), CPU)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [*torchrun, "pretrain_encoder.py", *common, "name=two"], cwd=ROOT, env=script_env(), check=True, capture_output=True
