@@ -110,3 +110,19 @@ def test_what_cannot_be_trained_is_said_before_anything_is(hf_config: Callable[.
         with pytest.raises(ValueError, match=f"fine-tuning {key}=0 must be at least 1; raise it"):
             finetune(model, tmp_path / "x", ROWS, replace(SETTINGS, **{key: 0}))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_every_setting_of_the_training_changes_the_weights(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
+    base = FinetuneSettings(
+        steps=3, batch_size=2, lr=1e-3, warmup_steps=1, weight_decay=0.5, save_every=99, log_every=99, seed=0
+    )
+
+    def trained(name: str, **change: float) -> dict[str, torch.Tensor]:
+        finetune(load_hf(hf_config()), tmp_path / name, ROWS, replace(base, **change))  # pyright: ignore[reportArgumentType]
+        return weights(tmp_path / name)
+
+    first = trained("base")
+    changes = {"steps": 2, "batch_size": 3, "lr": 2e-3, "warmup_steps": 2, "weight_decay": 0.0, "seed": 1}
+    for name, value in changes.items():
+        other = trained(name, **{name: value})
+        assert any(not torch.equal(first[key], other[key]) for key in first), name

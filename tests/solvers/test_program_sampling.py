@@ -16,7 +16,8 @@ from arclab.config.compose import ConfigError, compose_evaluate
 from arclab.config.llm_schema import EvaluateProgramsConfig, GridFormat, Isolation, PromptConfig
 from arclab.data.tasks import ArcTask, Pair, load_source
 from arclab.evaluation.scoring import score
-from arclab.llm.language_model import FinishReason, Message, Prompt, Reply, Sampling
+from arclab.llm.hf_loading import folder_digest
+from arclab.llm.language_model import Completion, FinishReason, Message, Prompt, Reply, Sampling
 from arclab.llm.sandbox import Sandbox
 from arclab.llm.scripted import ScriptedModel
 from arclab.llm.toy_programs import solution
@@ -125,6 +126,39 @@ def test_a_reply_that_ends_while_thinking_is_no_program(sandbox: Sandbox) -> Non
     assert (
         solve(Thinking([draft + "</think>\n" + solution(TASKS[0])]), sandbox, 1, TASKS[:1]).statistics["programs/pass@1"] == 1
     )
+
+
+def test_as_many_tasks_at_once_as_keep_the_model_busy(sandbox: Sandbox) -> None:
+    class Wide(ScriptedModel):
+        num_parallel = 6
+
+    model = Wide(["text"] * 9)
+    solve(model, sandbox, 2)
+    assert [len(call) for call in model.calls] == [3, 1]
+    narrow = ScriptedModel(["text"] * 9)
+    solve(narrow, sandbox, 2)
+    assert [len(call) for call in narrow.calls] == [1] * 4
+
+
+def test_the_function_asked_for_is_the_one_called(sandbox: Sandbox) -> None:
+    """A second function of the usual name is a helper, and nothing else."""
+    both = solution(TASKS[0]).replace("solve", "transform") + "\ndef solve(I):\n    return [[0]]\n"
+    prompt = replace(PROMPT, entry="transform")
+    solver = ProgramSampling(ScriptedModel([both]), sandbox, prompt=prompt, sampling=SAMPLING)
+    assert solver.solve(TASKS[:1], Budget(num_samples=1)).statistics["programs/pass@1"] == 1
+
+
+def test_tokens_and_their_log_probability_are_means(sandbox: Sandbox) -> None:
+    """Over replies, and over tokens: 4 and 2 tokens with -6 and -3 nats."""
+
+    class Told(ScriptedModel):
+        def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
+            drawn = tuple(Completion("text", FinishReason.stop, tokens, -1.5 * tokens) for tokens in (4, 2))
+            return [Reply(drawn, 1) for _ in prompts]
+
+    found = solve(Told([]), sandbox, 2).statistics
+    assert found["programs/tokens_per_reply"] == 3 and found["programs/logprob_per_token"] == pytest.approx(-1.5)
+    assert "programs/logprob_per_token" not in solve(scripted("text"), sandbox, 1).statistics
 
 
 def test_no_test_output_reaches_the_model_or_the_sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +299,25 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="runs in one process, but WORLD_SIZE=2"):
         evaluate_programs.evaluate_programs(composed())
     assert not (tmp_path / "o").exists()
+
+
+def test_other_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SampleStore(tmp_path, {"seed": 9}).add("t", (Message("user", "a"),), Reply((), 1))
+    monkeypatch.setattr(evaluate_programs, "load_language_model", lambda config: pytest.fail("a model was loaded"))
+    with pytest.raises(ConfigError, match=r"holds replies drawn with .* choose another output_dir="):
+        evaluate_programs.evaluate_programs(composed(f"output_dir={tmp_path}"))
+
+
+def test_a_change_anywhere_in_large_weights_is_another_model(tmp_path: Path) -> None:
+    """Blocks all over the file are looked at, not only its beginning."""
+    data = bytearray(8 * 2**20)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    before = folder_digest(tmp_path)
+    for quarter in range(4):
+        start = quarter * len(data) // 4
+        changed = data[:start] + b"\x01" * (len(data) // 4) + data[start + len(data) // 4 :]
+        (tmp_path / "model.safetensors").write_bytes(changed)
+        assert folder_digest(tmp_path) != before
 
 
 def test_stamps_say_what_weakens_a_number(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
