@@ -2,6 +2,7 @@
 
     python -m benchmarks.control --steps 600                                             # every encoder and layout
     python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
+    python -m benchmarks.control --steps 5000 --jobs 8 --set trainer.device=cuda trainer.num_threads=1     # on a GPU
     python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
 
 A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout
@@ -23,7 +24,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,16 +247,23 @@ def share_record(share: Share) -> dict[str, Any]:
     return {"n": share.n, "N": share.total, "interval95": list(share.interval)}
 
 
-def run_table(table: Table, cells: Sequence[Cell]) -> list[str]:
-    """Run every cell, write the table after each; names of the cells that failed."""
-    failed = []
-    for number, cell in enumerate(cells, start=1):
+def run_table(table: Table, cells: Sequence[Cell], jobs: int = 1) -> list[str]:
+    """Run every cell, `jobs` at a time, write the table after each; names of the cells that failed."""
+    lock, failed = threading.Lock(), []
+
+    def run(numbered: tuple[int, Cell]) -> None:
+        number, cell = numbered
         print(f"[{number}/{len(cells)}] {table.cell_name(cell)}", flush=True)
         try:
-            write_table(table.results, [run_cell(table, cell)])
+            record = run_cell(table, cell)
+            with lock:
+                write_table(table.results, [record])
         except (ValueError, subprocess.CalledProcessError) as error:
             failed.append(table.cell_name(cell))
             print(f"{table.cell_name(cell)} FAILED: {error}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:  # cells train in processes of their own
+        list(pool.map(run, enumerate(cells, start=1)))
     return failed
 
 
@@ -282,6 +292,9 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cells at a time; give each its share of the cores with --set trainer.num_threads=N"
+    )
     parser.add_argument("--list", action="store_true", help="only name the cells")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every cell")
     given = parser.parse_args(argv)
@@ -297,7 +310,7 @@ def main(argv: Sequence[str]) -> None:
         for cell in cells:
             print(f"{table.cell_name(cell)} {'done' if table.recorded(cell) else 'open'}")
         return
-    failed = run_table(table, cells)
+    failed = run_table(table, cells, given.jobs)
     if (table.results / "control.md").is_file():
         print((table.results / "control.md").read_text())
     if failed:

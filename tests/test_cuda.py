@@ -1,0 +1,140 @@
+"""The same numbers on a GPU as on the CPU. Skipped where there is none.
+
+python -m pytest tests/test_cuda.py        # seconds on one GPU, more where something is compiled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from arclab import app
+from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
+from arclab.config.schema import DeviceChoice, ExperimentConfig, WeightsKind
+from arclab.data.sampler import Batch
+from arclab.llm.language_model import Message
+from arclab.llm.models import load_language_model
+from arclab.metrics.logger import read_rows
+from arclab.models.decoder_init import newest_checkpoint
+from arclab.models.encoders import Demonstrations
+from arclab.models.losses import row_losses
+from arclab.models.recursive import RecursiveModel, build_model
+from arclab.rundir import run_path
+from arclab.training.checkpoint import load_weights
+
+from .llm.conftest import sampling
+from .models.common import setup
+
+Tiny = Callable[..., ExperimentConfig]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda")
+ENCODERS = (
+    "standard", "variational", "lpn", "lpn_variational", "hybrid", "hybrid_variational", "recurrent", "recurrent_trm",
+    "cross_attention", "hierarchical", "set_transformer", "in_context",
+)  # fmt: skip
+SMALL = {"hybrid": ["encoder.num_layers=2"], "hybrid_variational": ["encoder.num_layers=2"]}
+BF16_ERROR = 0.05  # of the largest figure; bf16 keeps 8 bits and a step multiplies dozens of matrices
+
+
+def small(tiny: Tiny, encoder: str, *overrides: str) -> ExperimentConfig:
+    heads = [] if encoder.startswith("lpn") else ["encoder.num_heads=2"]
+    latent = ["encoder.latent_dim=8"] if "variational" in encoder else []
+    return tiny(f"encoder={encoder}", *heads, *latent, *SMALL.get(encoder, ()), "decoder.width=32", *overrides)
+
+
+def one_step(model: RecursiveModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """Logits of two supervision steps, and all gradients of the second's loss, on the CPU."""
+    never = torch.zeros(len(batch), dtype=torch.int64, device=batch.inputs_BS.device)
+    carry, _ = model(model.initial_carry(batch), batch, never)
+    _, output = model(carry, batch, never)
+    row_losses(output.logits_BSV.float(), output.q_halt_B, output.labels_BS).total(0.5).backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    model.zero_grad()
+    return output.logits_BSV.detach().float().cpu(), [g.float().cpu() for g in grads]
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm().clamp(min=1e-12)).item()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_step_in_fp32_is_that_of_the_cpu(tiny: Tiny, encoder: str) -> None:
+    model, _, batch = setup(small(tiny, encoder))
+    logits, grads = one_step(model, batch)
+    logits_cuda, grads_cuda = one_step(model.to(CUDA), batch.to(CUDA))
+    assert relative_error(logits_cuda, logits) < 1e-4
+    assert relative_error(torch.cat([g.flatten() for g in grads_cuda]), torch.cat([g.flatten() for g in grads])) < 1e-3
+
+
+@pytest.mark.parametrize("encoder", ["standard", "hybrid", "hierarchical", "in_context", "cross_attention"])
+def test_a_context_in_bf16_is_near_that_of_the_cpu_in_fp32(tiny: Tiny, encoder: str) -> None:
+    model, _, batch = setup(small(tiny, encoder, "encoder.demo_layout=symmetry"))
+    assert model.encoder is not None
+    wanted = model.encoder.read(Demonstrations.from_batch(batch), torch.float32).tokens_BMD.detach()
+    read = model.to(CUDA).encoder.read(Demonstrations.from_batch(batch.to(CUDA)), torch.bfloat16).tokens_BMD  # pyright: ignore[reportOptionalMemberAccess]
+    assert read.dtype is torch.bfloat16 and relative_error(read.detach().float().cpu(), wanted) < BF16_ERROR
+
+
+@pytest.mark.parametrize("encoder", ["standard", "hybrid", "in_context"])
+def test_a_compiled_bf16_step_is_near_the_plain_one(tiny: Tiny, encoder: str) -> None:
+    config = small(tiny, encoder, "trainer.precision=bf16")
+    model, _, batch = setup(config)
+    plain, _ = one_step(model.to(CUDA), batch.to(CUDA))
+    compiled, _, _ = setup(config)
+    compiled.to(CUDA).decoder.compile(dynamic=False)
+    logits, grads = one_step(compiled, batch.to(CUDA))
+    assert relative_error(logits, plain) < BF16_ERROR and all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("overrides", [[], ["trainer.compile=true", "trainer.precision=bf16"]])
+def test_training_learns_and_resumes_on_a_gpu(tiny: Tiny, overrides: list[str]) -> None:
+    config = tiny(
+        "trainer.device=cuda",
+        "trainer.steps=40",
+        "decoder.width=32",
+        "encoder.num_heads=2",
+        "trainer.checkpoint_every=20",
+        *overrides,
+    )
+    app.pretrain(config)
+    losses = [row["train/lm_loss"] for row in read_rows(run_path(config) / "metrics.jsonl") if "train/lm_loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_predictions_in_fp32_are_those_of_the_cpu(tiny: Tiny) -> None:
+    model, _, batch = setup(tiny("decoder.width=32"))
+    grids = model.predict(batch)[0].argmax(-1)
+    moved = model.to(CUDA).predict(batch.to(CUDA))[0].argmax(-1).cpu()
+    assert (grids == moved).float().mean() > 0.999
+
+
+def test_the_table_of_puzzles_learns_on_a_gpu(tiny: Tiny) -> None:
+    config = tiny("trainer.device=cuda", trm=True)
+    app.pretrain(config)
+    setting = app.build_setting(config)
+    model = build_model(config, setting.data.space.num_puzzles)
+    load_weights(model, newest_checkpoint(run_path(config)), WeightsKind.ema)
+    assert model.puzzle_table is not None and model.puzzle_table.weight.any()
+
+
+def test_a_language_model_says_the_same_on_a_gpu(hf_fields: Callable[..., HfModelConfig]) -> None:
+    prompts = [(Message("user", "0 1 2\n3 4 5"),), (Message("user", "x"),)]
+
+    def said(device: DeviceChoice) -> list[list[str]]:
+        replies = load_language_model(hf_fields(device=device)).generate(prompts, 1, sampling(temperature=0.0))
+        return [[c.text for c in reply.completions] for reply in replies]
+
+    assert said(DeviceChoice.cuda) == said(DeviceChoice.cpu)
+
+
+@pytest.fixture
+def hf_fields(tiny_lm: Path) -> Callable[..., HfModelConfig]:
+    def build(device: DeviceChoice) -> HfModelConfig:
+        return HfModelConfig(kind="hf", name=str(tiny_lm), max_context=None, thinking=None, adapter=None, dtype=Dtype.float32,
+                             attention=LmAttention.sdpa, device=device, batch_size=4)  # fmt: skip
+
+    return build
