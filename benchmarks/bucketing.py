@@ -1,11 +1,14 @@
 """Does bucketing change what is learned? The same experiment on the full canvas and bucketed, several seeds each.
 
-    python -m benchmarks.bucketing                                    # quickstart, three seeds
+    python -m benchmarks.bucketing                                            # quickstart and the toy control, three seeds each
     python -m benchmarks.bucketing --seeds 1 --set trainer.steps=200
+    python -m benchmarks.bucketing --jobs 8 --set trainer.num_threads=1       # on a machine with many cores
 
-Every run is pretrain_encoder.py and then evaluate.py in processes of their own; the same command continues what was stopped.
-Prints a table and writes benchmarks/results/bucketing.{json,md} with --save: final exact accuracy (all.exact_accuracy, n/N over augmented
-test inputs, Wilson interval), ARC/pass@1, first step with 90 % train exact, and training time. Speed by itself: benchmarks/train_step.py.
+quickstart: twelve real tasks, scored on themselves. toy_control: unseen colour maps on grids of side 3 and 5, which bucketing puts on
+canvases 4 and 6. Every run is pretrain_encoder.py and then evaluate.py in processes of their own; the same command continues what was
+stopped. Prints a table and writes benchmarks/results/bucketing.{json,md} with --save: final exact accuracy (all.exact_accuracy, n/N over
+augmented test inputs, Wilson interval), ARC/pass@1, first step with 90 % train exact, and training time (which says little while other
+runs share the machine). Speed by itself: benchmarks/train_step.py.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from arclab.config.compose import thaw
 from arclab.config.schema import CanvasRule
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
@@ -27,14 +32,30 @@ ROOT = Path(__file__).resolve().parents[1]
 _NEARLY_ALL = 0.9
 
 
-def run(rule: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+def _toy(tasks: int, split: str) -> str:
+    sides = (f'"toy:color_map?tasks={tasks}&side={side}&colors=4&palette=6&demos=3&split={split}&seed={side}"' for side in (3, 5))
+    return f"[{','.join(sides)}]"
+
+
+EXPERIMENTS: dict[str, list[str]] = {
+    "quickstart": [],
+    "toy_control": [
+        f"dataset.train_sources={_toy(4000, 'train')}", f"dataset.validation_sources={_toy(100, 'validation')}",
+        f"dataset.eval_sources={_toy(100, 'test')}", "evaluation.split=evaluation", "trainer.steps=2000",
+    ],
+}  # fmt: skip
+
+
+def run(experiment: str, rule: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one run, or read what an earlier call of it left."""
-    name = f"{given.experiment}-{rule}-seed{seed}"
+    name = f"{experiment}-{rule}-seed{seed}"
     folder = Path(given.runs_dir) / "bucketing" / name
-    command = [f"experiment={given.experiment}", "experiment_name=bucketing", f"name={name}", f"runs_dir={given.runs_dir}", f"seed={seed}",
-               f"trainer.canvas={rule}", f"evaluation.canvas={rule}", "trainer.eval_every=0", "wandb.mode=disabled", *given.set]  # fmt: skip
+    command = [f"experiment={experiment}", "experiment_name=bucketing", f"name={name}", f"runs_dir={given.runs_dir}", f"seed={seed}",
+               f"trainer.canvas={rule}", f"evaluation.canvas={rule}", "trainer.eval_every=0", "wandb.mode=disabled",
+               *EXPERIMENTS[experiment], *given.set]  # fmt: skip
     subprocess.run([sys.executable, str(ROOT / "pretrain_encoder.py"), *command], check=True)
-    metrics = folder / "evaluation" / "train" / "metrics.json"
+    config = thaw(folder / "config.yaml")
+    metrics = folder / "evaluation" / config.evaluation.split.value / "metrics.json"
     if not metrics.is_file():
         subprocess.run([sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={folder}"], check=True)
     scored, rows = json.loads(metrics.read_text()), read_rows(folder / "metrics.jsonl")
@@ -42,8 +63,9 @@ def run(rule: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     total = round(statistics["all.count"])
     fitted = [r["_step"] for r in rows if r.get("train/exact_accuracy", 0.0) >= _NEARLY_ALL]
     return {
-        "rule": rule, "seed": seed, "exact": {"n": round(statistics["all.exact_accuracy"] * total), "N": total},
-        "pass1": {"n": passed["n"], "N": passed["N"]}, "first_90": fitted[0] if fitted else None, "seconds": rows[-1]["_runtime"],
+        "experiment": experiment, "rule": rule, "seed": seed, "exact": {"n": round(statistics["all.exact_accuracy"] * total), "N": total},
+        "pass1": {"n": passed["n"], "N": passed["N"]}, "first_90": fitted[0] if fitted else None, "steps": config.trainer.steps,
+        "seconds": rows[-1]["_runtime"],
     }  # fmt: skip
 
 
@@ -68,23 +90,39 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(result: dict[str, Any]) -> str:
+    lines = [
+        "# Full canvas and bucketed",
+        "",
+        f"`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}, intervals 95 % Wilson",
+    ]
+    for experiment in EXPERIMENTS:
+        runs = [r for r in result["runs"] if r["experiment"] == experiment]
+        if runs:
+            lines += ["", f"## {experiment}, {runs[0]['steps']} steps", "", table(runs)]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="quickstart")
+    parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args()
-    runs = [run(rule.value, seed, given) for seed in range(given.seeds) for rule in CanvasRule]
-    command = f"python -m benchmarks.bucketing --experiment {given.experiment} --seeds {given.seeds}{' --set ' * bool(given.set)}{' '.join(given.set)}"
+    cells = [(e, rule.value, seed) for e in given.experiments for seed in range(given.seeds) for rule in CanvasRule]
+    with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
+        runs = list(pool.map(lambda cell: run(*cell, given), cells))
+    command = f"python -m benchmarks.bucketing --experiments {' '.join(given.experiments)} --seeds {given.seeds}"
+    command += f" --jobs {given.jobs}{' --set ' * bool(given.set)}{' '.join(given.set)}"
     result = {**provenance(), "command": command, "runs": runs}
-    print(table(runs))
+    print(markdown(result))
     if given.save:
         results = Path(__file__).parent / "results"
         (results / "bucketing.json").write_text(json.dumps(result, indent=1) + "\n")
-        header = f"# Full canvas and bucketed\n\n`{command}`, commit {result['commit'][:8]}, {result['machine']}, intervals 95 % Wilson"
-        (results / "bucketing.md").write_text(f"{header}\n\n{table(runs)}\n")
+        (results / "bucketing.md").write_text(markdown(result))
 
 
 if __name__ == "__main__":
