@@ -33,7 +33,9 @@ _NEARLY_ALL = 0.9
 
 
 def _toy(tasks: int, split: str) -> str:
-    sides = (f'"toy:color_map?tasks={tasks}&side={side}&colors=4&palette=6&demos=3&split={split}&seed={side}"' for side in (3, 5))
+    sides = (
+        f'"toy:color_map?tasks={tasks}&side={side}&colors=4&palette=6&demos=3&split={split}&seed={side}"' for side in (3, 5)
+    )
     return f"[{','.join(sides)}]"
 
 

@@ -8,7 +8,7 @@
 A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout
 (symmetry+colors: with encoder.pooling=colors, for encoders that pool), and trained or frozen (encoder.optim.freeze_steps: the decoder alone learns). It learns all --families together and is scored on
 held-out tasks of each: exact answers with a Wilson interval, what is lost with swapped demonstrations and with an empty
-context. Easy families in the mixture are a curriculum: compositions alone give no signal for long. --seconds measures the
+context. Easy families in the mixture are a curriculum: compositions of all eight views alone give no signal for long. --seconds measures the
 speed of an encoder once and turns it into steps; trained and frozen twins get the same number of steps.
 
 The same command continues a killed table, also on another machine: cells recorded in benchmarks/results/control.json are
@@ -282,10 +282,10 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=layouts, default=layouts)
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["color_map", "dihedral", "dihedral_color"],
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["color_map", "mirror_color", "flips_color", "dihedral_color"],
                         help="learned together, scored one by one")  # fmt: skip
     parser.add_argument(
-        "--settings", default="side=3&colors=4&palette=6&demos=3", help="of the toy tasks, as in a source string"
+        "--settings", default="side=3&colors=3&palette=6&demos=3", help="of the toy tasks, as in a source string"
     )
     parser.add_argument("--train-tasks", type=int, default=20000, help="of each family")
     parser.add_argument("--test-tasks", type=int, default=200)

@@ -165,6 +165,14 @@ def test_held_out_rules_and_grids_are_unseen(family: str) -> None:
     assert {family for family, f in FAMILIES.items() if not f.has_unseen_rules} == set(SHARED)
 
 
+def test_compositions_of_fewer_views_hold_out_the_same_rules() -> None:
+    held_out = {t.rule for t in load_toy("toy:dihedral_color?tasks=400&split=test")}
+    for family, views in (("mirror_color", {"identity", "view4"}), ("flips_color", {"identity", "view2", "view4", "view5"})):
+        rules = {t.rule for t in load_toy(f"toy:{family}?tasks=400")}
+        assert {rule.split()[0] for rule in rules} == views
+        assert not rules & held_out
+
+
 def test_every_shift_of_a_held_out_combination_is_known() -> None:
     """Held-out translations are unseen combinations of row and column shifts that training has."""
     train, test = ({t.rule for t in load_toy(f"toy:translate?tasks=500&split={s}")} for s in ("train", "test"))

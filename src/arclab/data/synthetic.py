@@ -9,6 +9,8 @@ Inputs are side x side grids of the colours 0..colors-1, where 0 is the empty ce
     crop             the box of all that is not empty, or a fixed window, or the box of one colour
     lines            from every marked cell a line in one direction to the edge, of one colour, on empty cells
     dihedral_color, translate_color, crop_dihedral    the first rule, then the second; dihedral_color has the identity view too
+    mirror_color, flips_color    dihedral_color with fewer views: the identity and one flip; the identity, both flips and the half
+                     turn. Steps on the way to dihedral_color; a task is identifiable among all eight views
 A rule is a geometry (view, shift, crop, line) and a colour map; a task shows one rule in `demos` pairs and asks for `tests`.
 
 Identifiable: a draw is rejected if another geometry of its family also explains all demonstrations (under any injective
@@ -27,8 +29,8 @@ It does not make real ARC tasks, and says nothing about them.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 
@@ -159,6 +161,10 @@ def _views(side: int, colors: int) -> list[Geometry]:
     return [Geometry(name, "view", partial(view, index)) for index, name in enumerate(names)]
 
 
+def _some_views(kept: Collection[int], side: int, colors: int) -> list[Geometry]:
+    return [replace(g, kind=g.kind if index in kept else None) for index, g in enumerate(_views(side, colors))]
+
+
 def _identity(side: int, colors: int) -> list[Geometry]:
     return _views(side, colors)[:1]
 
@@ -230,6 +236,8 @@ FAMILIES: dict[str, Family] = {
     "translate": Family(_shifts, _draw_full, maps_colors=False),
     "crop": Family(_crops, _draw_patch, maps_colors=False, has_unseen_rules=False),
     "lines": Family(_lines, _draw_marks, maps_colors=False),
+    "mirror_color": Family(partial(_some_views, (0, 4)), _draw_full, maps_colors=True),
+    "flips_color": Family(partial(_some_views, (0, 2, 4, 5)), _draw_full, maps_colors=True),
     "dihedral_color": Family(_views, _draw_full, maps_colors=True),
     "translate_color": Family(_shifts, _draw_full, maps_colors=True),
     "crop_dihedral": Family(_crop_views, _draw_patch, maps_colors=False),
