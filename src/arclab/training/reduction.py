@@ -45,7 +45,7 @@ def fixed_buckets(groups: Sequence[Sequence[Tensor]], bucket_bytes: int) -> list
 class GradientReduction:
     """groups: the parameters, in the order in which a backward pass is done with the groups. One object for a model."""
 
-    def __init__(self, groups: Sequence[Sequence[Tensor]], bucket_bytes: int = _BUCKET_BYTES) -> None:
+    def __init__(self, groups: Sequence[Sequence[Tensor]], bucket_bytes: int) -> None:
         self._buckets = fixed_buckets(groups, bucket_bytes)
         self._missing: list[int] = []  # gradients that a bucket still waits for
         self._num_sent = 0
@@ -90,8 +90,10 @@ class GradientReduction:
             self._under_way.append((grads, flat, work))
 
 
-def start_reduction(optimizer: torch.optim.Optimizer, ranks: Ranks) -> GradientReduction | None:
+def start_reduction(
+    optimizer: torch.optim.Optimizer, ranks: Ranks, bucket_bytes: int = _BUCKET_BYTES
+) -> GradientReduction | None:
     """None with one rank: nothing is hooked to its parameters."""
     if ranks.world_size == 1:
         return None
-    return GradientReduction([group["params"] for group in optimizer.param_groups])
+    return GradientReduction([group["params"] for group in optimizer.param_groups], bucket_bytes)
