@@ -34,10 +34,10 @@ from arclab.training.loop import StepSums, train_step
 from arclab.training.reduction import GradientReduction, start_reduction
 from arclab.training.state import Training, build_optimizer
 
-_CANVAS, _DEMOS = 10, 3
+_CANVAS, _DEMOS, _REPEATS = 10, 3, 15
 
 
-def compared(width: int, rows: int, repeats: int) -> dict[str, Any]:
+def compared(width: int, rows: int, repeats: int = _REPEATS) -> dict[str, Any]:
     """Start two ranks of this module; what rank 0 measured."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.reduction"]
     command = [sys.executable, *launcher, "--width", str(width), "--rows", str(rows), "--repeats", str(repeats)]
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=_REPEATS)
     given = parser.parse_args()
     if "RANK" in os.environ:
         _rank_main(given)
