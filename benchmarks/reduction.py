@@ -4,7 +4,7 @@
     python -m benchmarks.reduction --width 128 --rows 8
 
 Both ways train the same model on the same rows; "plain / overlapped" above 1 means that overlapping pays. Two ranks on one CPU share
-its memory and exchange messages with gloo: this says nothing about NCCL, whose messages cost the cores nothing. Prints one JSON line;
+its memory and exchange messages with gloo, whose threads take time from the cores: this says nothing about NCCL. Prints one JSON line;
 benchmarks/scaling.py records it.
 """
 
@@ -62,7 +62,8 @@ def _build(width: int, rows: int, ranks: Ranks) -> Any:
 
     def step(reduction: GradientReduction | None) -> None:
         training.reduction = reduction
-        train_step(config, training, [batch], ranks, StepSums(ranks.device), [])
+        votes = [torch.zeros(1)]  # as in a run on CPUs, at every step: a message of its own beside overlapped sums
+        train_step(config, training, [batch], ranks, StepSums(ranks.device), votes)
 
     return step, training.optimizer
 

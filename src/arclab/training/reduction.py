@@ -94,6 +94,7 @@ def start_reduction(
     optimizer: torch.optim.Optimizer, ranks: Ranks, bucket_bytes: int = _BUCKET_BYTES
 ) -> GradientReduction | None:
     """None with one rank: nothing is hooked to its parameters."""
+    # Used with gloo too: on two CPU ranks benchmarks/reduction.py finds no difference to the plain sum beyond noise.
     if ranks.world_size == 1:
         return None
     return GradientReduction([group["params"] for group in optimizer.param_groups], bucket_bytes)
