@@ -5,7 +5,8 @@
 
 One quantity at a time is varied around --rows rows on a canvas of side 15 with 3 demonstrations, every grid as large as the canvas allows (the
 worst case). Each point is a process of its own, because peak memory never goes down; memory is what the steps added to it. Two ranks
-against one: the same rows a step with one thread each (the work is equal, the cores are two). Prints a table and one JSON line; --save writes
+against one: the same rows a step with one thread each (the work is equal, the cores are two). Two ranks with gradients summed after the
+backward pass against during it: benchmarks/reduction.py. Prints a table and one JSON line; --save writes
 benchmarks/results/scaling.{json,md,png}.
 """
 
@@ -21,6 +22,8 @@ from typing import Any
 
 from arclab.metrics.logger import read_rows
 from arclab.rundir import provenance
+
+from . import reduction
 
 ROOT = Path(__file__).resolve().parents[1]
 _CANVAS, _DEMOS = 15, 3
@@ -90,9 +93,13 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| varied | value | s a step | MiB added |", "|---|---|---|---|"]
     for name, points in result["points"].items():
         lines += [f"| {name} | {p[name]} | {p['seconds']:.3f} | {p['mib']} |" for p in points]
-    ranks = result["ranks"]
+    ranks, sums = result["ranks"], result["reduction"]
+    low, high = sums["quartiles_of_ratio"]
+    overlap = f"Gradients summed after the backward pass against during it, two ranks at width {sums['width']} ({sums['gradients_mib']:.0f} MiB " \
+              f"of gradients): {sums['plain_s']:.3f} s and {sums['overlapped_s']:.3f} s a step, plain / overlapped = {sums['plain_vs_overlapped']:.2f} " \
+              f"(quartiles of pairs {low:.2f} to {high:.2f})."  # fmt: skip
     return "\n".join([*lines, "", f"Two ranks against one (quickstart, one thread each, the same batch): {ranks['two_vs_one']:.2f} times the rows a "
-                      f"second ({ranks['rows_per_s_1']:.0f} and {ranks['rows_per_s_2']:.0f})."])  # fmt: skip
+                      f"second ({ranks['rows_per_s_1']:.0f} and {ranks['rows_per_s_2']:.0f}).", "", overlap])  # fmt: skip
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
@@ -131,6 +138,7 @@ def main() -> None:
         "rows": given.rows,
         "points": points,
         "ranks": ranks_compared(given),
+        "reduction": reduction.compared(given.width, given.rows),
     }
     print(table(result))
     print(json.dumps(result))

@@ -50,7 +50,7 @@ class Ranks:
         """Replace each tensor by its sum over ranks; one message for each dtype."""
         if self.world_size == 1 or not tensors:
             return
-        for dtype in {t.dtype for t in tensors}:
+        for dtype in dict.fromkeys(t.dtype for t in tensors):  # in an order that is the same on every rank; a set has none
             group = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in group])
             dist.all_reduce(flat)

@@ -4,7 +4,7 @@
 
 One optimiser step is one supervision step of every row: rows that halted take new examples, the others go on. The rows of a
 batch come in parts (trainer.canvas): one, or one for each canvas, whose gradients are summed. Gradients are
-summed over ranks and divided by the global batch, then measured, then clipped. The same command continues from the newest
+summed over ranks (arclab.training.reduction) and divided by the global batch, then measured, then clipped. The same command continues from the newest
 checkpoint; with trainer.save_carry the continued run is bit-identical to an uninterrupted one (same machine, CPU, fp32).
 Told to end (arclab.training.preempt), all ranks save after the same step and train() returns early.
 It does not choose tasks or score predictions: `score` is handed in and called with averaged weights.
@@ -175,6 +175,8 @@ def train_step(
         with record_function(PART + "losses"):
             losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
             total, auxiliary = _total_loss(config, model, training.carries[i].data, output, losses, noise, step)
+        if training.reduction is not None and i == len(pieces) - 1:
+            training.reduction.begin()
         with record_function(PART + "backward"):
             (total * (piece.part.weight / trainer.batch_size)).backward()
         with record_function(PART + "metrics"):
@@ -209,7 +211,11 @@ def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks,
     """Sum over ranks, measure, clip, step: in this order, so that norms mean the same on any number of ranks."""
     optimizer = training.optimizer
     grads = _grads(p for group in optimizer.param_groups for p in group["params"])
-    ranks.sum_([*grads, *votes])
+    if training.reduction is None:
+        ranks.sum_([*grads, *votes])
+    else:
+        training.reduction.finish()
+        ranks.sum_(votes)
     # The adapter apart from the encoder: its gain learns even where nothing flows back into the encoder.
     model = training.model
     parts = {"grad/inner_norm": model.decoder, "grad/encoder_norm": model.encoder, "grad/adapter_norm": model.adapter}

@@ -1,7 +1,7 @@
 """How all ranks of a run agree to end at the same step: a signal to any of them, or the file PREEMPT in the run folder.
 
     stop = StopRequest(run, ranks, signals)
-    votes = stop.vote(step)            # before the gradients are summed over ranks: the vote travels with them
+    votes = stop.vote(step)            # before the step, in which votes are summed over ranks as gradients are
     if stop.is_agreed(votes): ...      # after the sum; the same answer on every rank
 
 It saves nothing; the loop does.
@@ -32,7 +32,7 @@ class StopRequest:
         return is_signalled or (self._ranks.is_main and self._run.preempt.exists())
 
     def vote(self, step: int) -> list[Tensor]:
-        """What to sum over ranks along with the gradients of this step: nothing where nobody will look at it."""
+        """What to sum over ranks in this step, as its gradients are: nothing where nobody will look at it."""
         if step % self._every:
             return []
         return [torch.full((1,), float(self.is_asked), device=self._ranks.device)]

@@ -32,6 +32,7 @@ from arclab.training.checkpoint import (
     split_carry,
 )  # fmt: skip
 from arclab.training.optim import AdamATan2
+from arclab.training.reduction import GradientReduction, start_reduction
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Training:
     """Everything that changes during a run, on one rank. parts: what a batch is made of. carries: one for each micro-batch of
-    each part, None before the first step."""
+    each part, None before the first step. reduction: sums gradients over ranks during the backward pass; None: after it."""
 
     parts: Sequence[Part]
     model: RecursiveModel
@@ -47,6 +48,7 @@ class Training:
     ema: Ema
     carries: list[Carry] | None
     progress: Progress
+    reduction: GradientReduction | None = None
 
 
 def build_optimizer(config: ExperimentConfig, model: RecursiveModel) -> AdamATan2:
@@ -86,7 +88,8 @@ def start_training(
     run_id = ranks.gather_objects(run.run_id if ranks.is_main else None)[0]
     assert run_id is not None
     progress = Progress(0, start_cursors(parts, config.seed), 0, 0.0, run_id, config_hash(config), stamps, None, None)
-    training = Training(parts, model, build_optimizer(config, model), ema, None, progress)
+    optimizer = build_optimizer(config, model)
+    training = Training(parts, model, optimizer, ema, None, progress, start_reduction(optimizer, ranks))
     steps = folder.steps()
     if steps:
         _restore(training, folder, steps[-1], config, ranks)
