@@ -28,6 +28,7 @@ from arclab.models import decoder
 from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights
 from arclab.models.recursive import RecursiveModel
 from arclab.ranks import Ranks
+from arclab.training import loop
 from arclab.training.loop import noise_generator
 
 from .conftest import TINY, TINY_TRM
@@ -246,10 +247,8 @@ def test_evaluation_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arclab.models.decoder import Decoder
-
     compiled, threads = [], []
-    monkeypatch.setattr(Decoder, "compile", lambda self, dynamic: compiled.append(self))
+    monkeypatch.setattr(loop, "compile_model", compiled.append)  # what it does: models/test_compiled.py
     run(["trainer.compile=true"], tmp_path)
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -259,8 +258,6 @@ def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_workers_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, str]) -> None:
-    from arclab.training import loop
-
     seen = []
     original = loop.batch_loader
 
