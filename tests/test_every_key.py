@@ -28,6 +28,7 @@ from arclab.models import decoder
 from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights
 from arclab.models.recursive import RecursiveModel
 from arclab.ranks import Ranks
+from arclab.training import loop
 from arclab.training.loop import noise_generator
 
 from .conftest import TINY, TINY_TRM
@@ -49,7 +50,7 @@ ALTERNATIVES: dict[str, Any] = {
     "encoder.kind": None, "encoder.num_layers": 2, "encoder.num_heads": 2, "encoder.expansion": 15.0, "encoder.demo_layout": "concat",
     "encoder.set_layers": 2, "encoder.context.num_tokens": 2, "encoder.context.gain": 0.5, "encoder.context.match_gain": True,
     **{f"encoder.{key}": None for key in (
-        "width", "norm", "layer_scale", "qk_norm", "pooling", "tokens_per_demo", "contrastive.weight", "contrastive.temperature",
+        "width", "norm", "layer_scale", "qk_norm", "demo_attention", "pooling", "tokens_per_demo", "contrastive.weight", "contrastive.temperature",
         "contrastive.view", "reconstruction.weight", "latent_dim", "kl.weight", "kl.free_bits", "kl.anneal_steps", "kl.allow_zero_weight",
         "h_cycles", "l_cycles", "cycle_layers", "cross_layers", "grid_layers", "induced_layers", "num_induced",
     )},
@@ -76,6 +77,7 @@ ALTERNATIVES: dict[str, Any] = {
 ELSEWHERE = {
     "encoder.kind": "test_trm_is_another_run",
     "dataset.regime": "test_trm_is_another_run",
+    "encoder.demo_attention": "models/test_varlen.py (another way to the same numbers)",
     "decoder.attention": "models/test_recursive.py: test_flash_attention_is_called_where_no_mask_is_needed",
     "decoder_init.kind": "test_decoder_init.py",
     "decoder_init.path": "test_decoder_init.py",
@@ -113,6 +115,8 @@ ELSEWHERE |= {
     if key.startswith("launch.")
 }
 
+# Encoder keys that the test below does not cover.
+ELSEWHERE_ALONE = {key for key in ELSEWHERE if key.startswith("encoder.")}
 # Encoder options have a test of their own, over every encoder that has them.
 ELSEWHERE |= {
     key: "test_every_key_of_every_encoder"
@@ -243,10 +247,8 @@ def test_evaluation_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arclab.models.decoder import Decoder
-
     compiled, threads = [], []
-    monkeypatch.setattr(Decoder, "compile", lambda self, dynamic: compiled.append(self))
+    monkeypatch.setattr(loop, "compile_model", compiled.append)  # what it does: models/test_compiled.py
     run(["trainer.compile=true"], tmp_path)
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -256,8 +258,6 @@ def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_workers_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, str]) -> None:
-    from arclab.training import loop
-
     seen = []
     original = loop.batch_loader
 
@@ -406,7 +406,7 @@ def test_every_key_of_every_encoder(kind: str) -> None:
     assert encoder_summary(base, {}) == unchanged
     for key in keys:
         only_one_value = kind.startswith("hybrid") and key in ("pooling", "tokens_per_demo")  # see test_bad_encoder_settings
-        if key == "kind" or key.startswith("optim.") or only_one_value:
+        if f"encoder.{key}" in ELSEWHERE_ALONE or key.startswith("optim.") or only_one_value:
             continue
         value, extra, reference = ENCODER_ALTERNATIVES[key], {}, unchanged
         if key == "norm":

@@ -34,6 +34,10 @@ class Ranks:
         share = batch_size // self.world_size
         return self.rank * share, (self.rank + 1) * share
 
+    def send(self, tensor: Tensor) -> Tensor:
+        """To this rank's device; a GPU takes it from page-locked memory, so that nobody waits for the copy."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

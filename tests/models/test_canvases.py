@@ -83,13 +83,3 @@ def test_a_smaller_canvas_is_the_model_of_that_canvas(tiny: Tiny, kind: str) -> 
     assert (
         output.logits_BSV.shape[1] == SIDE**2 and carry.latents.z_H.shape[1] < model.initial_carry(batch).latents.z_H.shape[1]
     )
-
-
-def test_the_decoder_compiles_without_a_graph_break_on_every_canvas(tiny: Tiny) -> None:
-    model, _, batch = setup(config_of(tiny, "standard", f"dataset.canvas={CANVAS}"))
-    compiled = torch.compile(model.decoder.forward, fullgraph=True, dynamic=False, backend="eager")
-    for rows in (batch, crop(batch, SIDE, CANVAS)):
-        condition = model.condition(rows)
-        start = model.decoder.start(len(rows), rows.inputs_BS.shape[1])
-        expected = model.decoder(start, rows.inputs_BS, condition.prefix_BPD)
-        torch.testing.assert_close(compiled(start, rows.inputs_BS, condition.prefix_BPD)[1], expected[1], atol=1e-5, rtol=0)

@@ -23,6 +23,15 @@ class DemoLayout(Enum):
     symmetry = "symmetry"
 
 
+class DemoAttention(Enum):
+    """How the tokens of demonstrations of different sizes are laid out. dense: groups on canvases that hold them. varlen: end to end,
+    without padding. auto: varlen where its kernel runs (a GPU in bf16), else dense. All give the same to rounding."""
+
+    auto = "auto"
+    dense = "dense"
+    varlen = "varlen"
+
+
 class Pooling(Enum):
     """How the tokens of a demonstration become few. cls: a learned token that takes part in the attention. colors: for each
     colour, the mean over the tokens of its cells (of the input, where a token joins input and output)."""
@@ -175,7 +184,10 @@ class TaskEncoderConfig(EncoderConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TransformerEncoderConfig(TaskEncoderConfig):
-    """A transformer over each demonstration. width null: the decoder's; layer_scale 0: off, else the initial value."""
+    """A transformer over each demonstration. width null: the decoder's; layer_scale 0: off, else the initial value.
+
+    The default of demo_attention is for runs that were made before it was a key.
+    """
 
     width: Optional[int]
     num_layers: int
@@ -184,6 +196,7 @@ class TransformerEncoderConfig(TaskEncoderConfig):
     norm: NormStyle
     layer_scale: float
     qk_norm: bool
+    demo_attention: DemoAttention = DemoAttention.auto
 
     def check(self, path: str) -> list[str]:
         problems = [

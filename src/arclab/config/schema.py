@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Optional
 
 from arclab.config.encoder_schema import (
+    DemoAttention,
     EncoderConfig,
     HybridVariationalEncoderConfig,
     InContextEncoderConfig,
@@ -420,6 +421,14 @@ class ExperimentConfig:
         if heads > 0 and (self.decoder.width / heads) % 2:
             problems.append(
                 f"encoder.num_heads={heads} must divide decoder.width={self.decoder.width} into even parts; change one."
+            )
+        if (
+            isinstance(encoder, TransformerEncoderConfig) and encoder.demo_attention is DemoAttention.varlen
+            and self.trainer.precision is Precision.fp32 and self.trainer.device is DeviceChoice.cuda
+        ):  # fmt: skip
+            problems.append(
+                "encoder.demo_attention=varlen does not go with trainer.precision=fp32 on a GPU (the kernel is half precision only); use "
+                "trainer.precision=bf16, or encoder.demo_attention=auto or dense."
             )
         if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig):
             width = encoder.width or self.decoder.width

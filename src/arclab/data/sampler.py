@@ -72,6 +72,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return self.map(lambda t: t.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, from which a GPU copies while the host goes on; called by the data loader."""
+        return self.map(torch.Tensor.pin_memory)
+
     def rows(self, start: int, stop: int) -> Batch:
         return self.map(lambda t: t[start:stop])
 
@@ -342,7 +346,7 @@ def _leave_stop_signals_to_the_run(worker: int) -> None:
 
 
 def batch_loader(
-    parts: Sequence[Part], start: Cursors, share: Share, *, num_batches: int, num_workers: int
+    parts: Sequence[Part], start: Cursors, share: Share, *, num_batches: int, num_workers: int, pin_memory: bool = False
 ) -> torch.utils.data.DataLoader[tuple[Cursors, list[Batch]]]:
     """Iterates (cursors after the batch, this rank's rows of each part). The order does not depend on num_workers."""
     return torch.utils.data.DataLoader(
@@ -353,6 +357,7 @@ def batch_loader(
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_leave_stop_signals_to_the_run,
         persistent_workers=False,
+        pin_memory=pin_memory,
     )
 
 

@@ -106,10 +106,10 @@ def augmented(data: Batch, noise: torch.Generator) -> Demonstrations:
     view_B = keys_BV.masked_fill(~fits_BV, -1.0).argmax(1)
     nonzero_BC = torch.rand(num_rows, NUM_COLORS - 1, generator=noise, device=fits_BV.device).argsort(1) + 1
     colors_BC = torch.cat([torch.zeros_like(nonzero_BC[:, :1]), nonzero_BC], dim=1)
-    row_N = demos.valid_BK.nonzero()[:, 0]
+    row_N = demos.slot_N // demos.valid_BK.shape[1]
     index = view_B[row_N][None, :, None, None].expand(2, -1, views_GNSV.shape[2], 1)
     inputs_NS, outputs_NS = (recolored(g, colors_BC[row_N], canvas) for g in views_GNSV.gather(3, index)[..., 0])
-    return Demonstrations(inputs_NS, outputs_NS, demos.valid_BK)
+    return Demonstrations(inputs_NS, outputs_NS, demos.valid_BK, demos.slot_N)
 
 
 def _pooled(context: TaskContext) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arclab.config.schema import AttentionKernel
+from arclab.models.varlen import Packing, attend
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -109,19 +110,27 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x_BLD: Tensor, rope: Tensor | None, key_mask_BL: Tensor | None = None) -> Tensor:
-        """key_mask_BL: True where a key may be attended to; every row needs at least one."""
+    def forward(self, x_BLD: Tensor, rope: Tensor | None, key_mask_BL: Tensor | Packing | None = None) -> Tensor:
+        """key_mask_BL: True where a key may be attended to; every row needs at least one. With a packing instead, x is (T, D) and rope
+        that of every token."""
+        if isinstance(key_mask_BL, Packing):
+            return self.out(attend(*self._heads(x_BLD, rope), key_mask_BL).flatten(1))
         B, L, D = x_BLD.shape
-        q, k, v = self.qkv(x_BLD).view(B, L, 3, self.num_heads, D // self.num_heads).unbind(2)
-        if self.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = self._heads(x_BLD, rope)
         if self.flash is not None and key_mask_BL is None:
             return self.out(self.flash(q, k, v).reshape(B, L, D))
         mask = None if key_mask_BL is None else key_mask_BL[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return self.out(mixed.transpose(1, 2).reshape(B, L, D))
+
+    def _heads(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (..., H, C) of (..., D)."""
+        q, k, v = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, -1).unbind(-3)
+        if self.qk_norm:
+            q, k = rms_norm(q), rms_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return q, k, v
 
 
 class CrossAttention(nn.Module):

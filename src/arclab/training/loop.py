@@ -37,6 +37,7 @@ from arclab.metrics.logger import MetricLogger
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
 from arclab.models.auxiliary import AUXILIARY, auxiliary_losses, auxiliary_weights
+from arclab.models.compiled import compile_model
 from arclab.models.encoders import TaskContext
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import RowLosses, row_losses
@@ -87,7 +88,7 @@ class StepSums:
         sums = [counted.sum(), *(torch.where(counted, x, 0).sum() for x in per_row)]
         sums += [losses.lm.detach().sum(), losses.q_halt.detach().sum()]
         sums += [auxiliary[name].detach().sum() if name in auxiliary else counted.new_zeros(()) for name in AUXILIARY]
-        sums.append(torch.tensor(len(counted), device=counted.device))
+        sums.append(torch.full((), len(counted), device=counted.device))  # filled there: nothing to copy
         self.auxiliary = auxiliary.keys()
         self.sums += torch.stack([s.double() for s in sums])
 
@@ -146,7 +147,7 @@ def _micro_batches(
     min_steps_B = draw_min_steps(config.halting, trainer.batch_size, config.seed, step)
     for part, batch in zip(parts, batches, strict=True):
         first, end = (part.start + row for row in ranks.rows(part.num_rows))
-        own_B = min_steps_B[first:end].to(ranks.device)
+        own_B = ranks.send(min_steps_B[first:end])
         size = len(batch) // trainer.grad_accumulation
         for i in range(trainer.grad_accumulation):
             rows = slice(i * size, (i + 1) * size)
@@ -275,11 +276,12 @@ def train(
     parts = _parts(config, data, ranks)
     training, folder = start_training(config, model, parts, run, ranks, stamps)
     if trainer.compile:
-        model.decoder.compile(dynamic=False)  # one graph for each canvas, instead of one for all sizes
+        compile_model(model)
     progress = training.progress
     loader = batch_loader(
-        parts, progress.cursors, ranks.rows, num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers
-    )
+        parts, progress.cursors, ranks.rows, num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+    )  # fmt: skip
     logger = _open_logger(config, run, progress) if ranks.is_main else None
     monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
     stop = StopRequest(run, ranks, signals)

@@ -42,19 +42,26 @@ class AdamATan2(torch.optim.Optimizer):
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for p, state, m_p, v_p in zip(params, states, m, v, strict=True):
+        for state in states:
             state["step"] += 1
-            scale = 1 / math.sqrt(1 - beta2 ** state["step"])
-            p.sub_(torch.atan2(m_p, v_p.sqrt() * scale), alpha=group["lr"] / (1 - beta1 ** state["step"]))
+        # One launch for all parameters wherever torch has it: many are small, and launches are what a small update costs on a GPU.
+        denominators = torch._foreach_sqrt(v)
+        torch._foreach_mul_(denominators, [1 / math.sqrt(1 - beta2 ** s["step"]) for s in states])
+        updates = [torch.atan2(m_p, d_p) for m_p, d_p in zip(m, denominators, strict=True)]
+        for step in {s["step"] for s in states}:  # nearly always one: a parameter without a gradient has done fewer
+            chosen = [i for i, s in enumerate(states) if s["step"] == step]
+            rate = group["lr"] / (1 - beta1**step)
+            torch._foreach_sub_([params[i] for i in chosen], [updates[i] for i in chosen], alpha=rate)
 
 
 @torch.no_grad()
 def sign_sgd_rows(table: Tensor, ids_B: Tensor, grads_BD: Tensor, lr: float, weight_decay: float) -> None:
     """In place, for the rows of the batch: p = p * (1 - lr * wd) - lr * sign(g), gradients of a repeated row summed first."""
-    unique, place = ids_B.unique(return_inverse=True)
-    summed = torch.zeros(len(unique), table.shape[1], dtype=table.dtype, device=table.device)
-    summed.index_add_(0, place, grads_BD.to(table.dtype))
-    table[unique] = table[unique] * (1 - lr * weight_decay) - lr * summed.sign()
+    # The first row of each id stands for all of them; unique() would wait for the device, to learn how many ids there are.
+    first_B = (ids_B[:, None] == ids_B[None]).int().argmax(1)
+    summed = torch.zeros(grads_BD.shape, dtype=table.dtype, device=table.device)
+    summed.index_add_(0, first_B, grads_BD.to(table.dtype))
+    table[ids_B] = table[ids_B] * (1 - lr * weight_decay) - lr * summed[first_B].sign()
 
 
 def lr_factor(config: TrainerConfig, step: int) -> float:

@@ -19,11 +19,13 @@ from arclab.data.sampler import Batch
 
 @dataclass(slots=True)
 class Demonstrations:
-    """The valid demonstrations of a batch, packed: inputs_NS and outputs_NS uint8 tokens, and their place (B, K) as a mask."""
+    """The valid demonstrations of a batch, packed: inputs_NS and outputs_NS uint8 tokens, and their place (B, K): as a mask, and which of
+    the B * K slots each has."""
 
     inputs_NS: Tensor
     outputs_NS: Tensor
     valid_BK: Tensor
+    slot_N: Tensor
 
     @classmethod
     def from_batch(cls, batch: Batch) -> Demonstrations:
@@ -33,13 +35,17 @@ class Demonstrations:
     @classmethod
     def select(cls, batch: Batch, valid_BK: Tensor) -> Demonstrations:
         """Only the demonstrations in `valid_BK`, which must all be real ones."""
-        return cls(batch.demo_inputs_BKS[valid_BK], batch.demo_outputs_BKS[valid_BK], valid_BK)
+        # Numbers instead of the mask: every indexing with a mask would wait for the device, to learn how many there are.
+        slot_N = valid_BK.flatten().nonzero()[:, 0]
+        inputs_NS, outputs_NS = (
+            x_BKS.flatten(0, 1).index_select(0, slot_N) for x_BKS in (batch.demo_inputs_BKS, batch.demo_outputs_BKS)
+        )
+        return cls(inputs_NS, outputs_NS, valid_BK, slot_N)
 
     def unpack(self, x_ND: Tensor) -> Tensor:
         """(N, ...) -> (B, K, ...), zeros in empty slots."""
-        x_BKD = x_ND.new_zeros(*self.valid_BK.shape, *x_ND.shape[1:])
-        x_BKD[self.valid_BK] = x_ND
-        return x_BKD
+        slots = x_ND.new_zeros(self.valid_BK.numel(), *x_ND.shape[1:])
+        return slots.index_copy(0, self.slot_N, x_ND).unflatten(0, self.valid_BK.shape)
 
     def unpack_tokens(self, x_NMD: Tensor, present_NM: Tensor) -> tuple[Tensor, Tensor]:
         """(N, M, D) tokens of each demonstration and which of them count -> (tokens (B, K * M, D), mask (B, K * M))."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import (
@@ -21,6 +22,7 @@ from arclab.config.encoder_schema import (
 from arclab.data.codec import FIRST_COLOR
 from arclab.models.encoders.demo_tokens import DemoCells, DemoTokens
 from arclab.models.layers import CrossAttention, Linear, SelfAttention, SwiGLU, rms_norm, rope_tables, truncated_normal
+from arclab.models.varlen import Packing, is_varlen
 
 # Near zero all queries read the same and start as one token; at 1 their own content drowns what they read. Measured: docs/LOG.md.
 QUERY_STD = 0.3
@@ -37,7 +39,7 @@ class Residual(nn.Module):
         self.branch, self.norm = branch, norm
         self.gain = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale > 0 else None
 
-    def forward(self, x: Tensor, *args: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *args: Tensor | Packing | None) -> Tensor:
         update = self.branch(rms_norm(x) if self.norm is NormStyle.pre else x, *args)
         if self.gain is not None:
             update = update * self.gain.to(update.dtype)
@@ -45,7 +47,7 @@ class Residual(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and SwiGLU with the options of a transformer encoder."""
+    """Self-attention and SwiGLU with the options of a transformer encoder; mask: see SelfAttention."""
 
     def __init__(self, config: TransformerEncoderConfig, width: int) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class EncoderBlock(nn.Module):
         self.attention = Residual(SelfAttention(width, config.num_heads, qk_norm=config.qk_norm), *style)
         self.mlp = Residual(SwiGLU(width, config.expansion), *style)
 
-    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | Packing | None) -> Tensor:
         return self.mlp(self.attention(x, rope, mask))
 
 
@@ -73,7 +75,8 @@ class SetBlock(nn.Module):
 class TokenStage(nn.Module):
     """Demonstrations -> (tokens (N, L, D), used (N, L)) after num_layers blocks on rotary positions; zeros where not used.
 
-    With cls, a learned token at the front takes part in the attention; it has no position (all rotary angles 0).
+    With cls, a learned token at the front takes part in the attention; it has no position (all rotary angles 0). The blocks see either
+    groups of demonstrations on one canvas (encode) or all tokens laid end to end (flat), with the same result.
     """
 
     rope: Tensor
@@ -82,7 +85,8 @@ class TokenStage(nn.Module):
         super().__init__()
         self.tokens = DemoTokens(config.demo_layout, width, canvas)
         self.layers = nn.ModuleList(EncoderBlock(config, width) for _ in range(config.num_layers))
-        rope = rope_tables(self.tokens.positions_L, width // config.num_heads)
+        self.demo_attention, self.num_channels = config.demo_attention, width // config.num_heads
+        rope = rope_tables(self.tokens.positions_L, self.num_channels)
         self.cls = nn.Parameter(truncated_normal((width,), QUERY_STD)) if cls else None
         self.register_buffer("rope", rope, persistent=False)
         self.is_pre_norm = config.norm is NormStyle.pre
@@ -91,6 +95,10 @@ class TokenStage(nn.Module):
         """All demonstrations on one canvas, for encoders that go on with their tokens (not with a CLS token)."""
         assert self.cls is None
         demos = self.tokens.cells(inputs_NS, outputs_NS)
+        if self.is_varlen(inputs_NS.device, dtype):
+            x_TD, packing, _ = self.flat(demos, dtype)
+            cells = x_TD.new_zeros(demos.used_GL.numel(), x_TD.shape[1]).index_copy(0, packing.cell_T, x_TD)
+            return cells.unflatten(0, demos.used_GL.shape), demos.used_GL
         out_NLD = None
         for rows_G, group in self.tokens.packed(demos):
             x_GLD, _ = self.encode(group, dtype)
@@ -98,7 +106,8 @@ class TokenStage(nn.Module):
                 return x_GLD, demos.used_GL
             if out_NLD is None:
                 out_NLD = x_GLD.new_zeros(*demos.used_GL.shape, x_GLD.shape[-1])
-            kept_L = torch.isin(demos.place_L, group.place_L).nonzero()[:, 0]
+            side, canvas = (self.tokens.side(x.used_GL.shape[1]) for x in (group, demos))
+            kept_L = self.tokens.corner(side, canvas, rows_G.device)
             out_NLD = out_NLD.index_put((rows_G[:, None], kept_L[None]), x_GLD)
         assert out_NLD is not None
         return out_NLD, demos.used_GL
@@ -108,15 +117,49 @@ class TokenStage(nn.Module):
         return self.run_layers(self.tokens(demos, dtype), demos.used_GL, demos.place_L)
 
     def run_layers(self, x_GLD: Tensor, used_GL: Tensor, place_L: Tensor) -> tuple[Tensor, Tensor]:
-        rope = self.rope[:, place_L]
         if self.cls is not None:
             x_GLD = torch.cat([self.cls.to(x_GLD.dtype).expand(len(x_GLD), 1, -1), x_GLD], dim=1)
-            used_GL = torch.cat([used_GL.new_ones(len(used_GL), 1), used_GL], dim=1)
-            unrotated = torch.stack([torch.ones_like(rope[0, :1]), torch.zeros_like(rope[1, :1])])
-            rope = torch.cat([unrotated, rope], dim=1)
+            used_GL = F.pad(used_GL, (1, 0), value=True)
+        return self._blocks(x_GLD, self._rope(place_L), used_GL), used_GL
+
+    def _blocks(self, x: Tensor, rope: Tensor, mask: Tensor | Packing) -> Tensor:
         for layer in self.layers:
-            x_GLD = layer(x_GLD, rope, used_GL)
-        return (rms_norm(x_GLD) if self.is_pre_norm else x_GLD), used_GL
+            x = layer(x, rope, mask)
+        return rms_norm(x) if self.is_pre_norm else x
+
+    def _rope(self, place_L: Tensor) -> Tensor:
+        """The rotary table of these places, with that of the CLS token before them where there is one."""
+        rope = self.rope[:, place_L]
+        if self.cls is None:
+            return rope
+        unrotated = torch.stack([torch.ones_like(rope[0, :1]), torch.zeros_like(rope[1, :1])])
+        return torch.cat([unrotated, rope], dim=1)
+
+    def is_varlen(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return is_varlen(self.demo_attention, device, dtype, self.num_channels)
+
+    def flat(self, demos: DemoCells, dtype: torch.dtype, *, num_grids: int = 1) -> tuple[Tensor, Packing, Tensor]:
+        """((T, D) used tokens of all demonstrations, how they lie, (T,) the first of the cells that each token sums).
+
+        The CLS token stands at the front of each sequence where there is one. With two grids, each grid is a sequence of its own, on the
+        positions of the first.
+        """
+        num_places = len(demos.place_L)
+        length, front = num_places // num_grids, 0 if self.cls is None else 1
+        packing = Packing.of(F.pad(demos.used_GL.reshape(-1, length), (front, 0), value=True))
+        sequence_T, index_T = packing.cell_T // (length + front), packing.cell_T % (length + front)
+        own_T = sequence_T * length + (index_T - front).clamp(min=0)
+        cells_TX = demos.cells_GLX.flatten(0, 1)[own_T]
+        x_TD = self.tokens.flat(cells_TX, demos.place_L[own_T % num_places], dtype)
+        if self.cls is not None:
+            x_TD = torch.where(index_T[:, None] == 0, self.cls.to(dtype), x_TD)
+        rope = self._rope(demos.place_L[:length])[:, index_T]
+        return self._blocks(x_TD, rope, packing), packing, cells_TX[:, 0]
+
+    def encode_flat(self, demos: DemoCells, dtype: torch.dtype, *, num_grids: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """What pooling takes: tokens (N, P, D), used (N, P) and cells (N, P), P being the most tokens of a sequence."""
+        x_TD, packing, cell_T = self.flat(demos, dtype, num_grids=num_grids)
+        return packing.padded(x_TD), packing.used(), packing.padded(cell_T)
 
 
 class Pool(nn.Module):
@@ -187,10 +230,15 @@ class DemoStage(nn.Module):
         self.to_set = Linear(width, width)
 
     def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        def encode(group: DemoCells) -> tuple[Tensor, Tensor]:
-            return self.pool(*self.token_stage.encode(group, dtype), group.cells_GLX[..., 0])
+        stage = self.token_stage
 
-        pooled, present_NM = packed(self.token_stage.tokens, inputs_NS, outputs_NS, encode)
+        def encode(group: DemoCells) -> tuple[Tensor, Tensor]:
+            return self.pool(*stage.encode(group, dtype), group.cells_GLX[..., 0])
+
+        if stage.is_varlen(inputs_NS.device, dtype):
+            pooled, present_NM = self.pool(*stage.encode_flat(stage.tokens.cells(inputs_NS, outputs_NS), dtype))
+        else:
+            pooled, present_NM = packed(stage.tokens, inputs_NS, outputs_NS, encode)
         return self.to_set(pooled), present_NM
 
 

@@ -82,27 +82,35 @@ class DemoTokens(nn.Module):
 
     def places(self, inputs_NS: Tensor) -> Tensor:
         """(L,): where the tokens of demonstrations on this canvas stand among those on the encoder's."""
-        cells = corner_cells(math.isqrt(inputs_NS.shape[1]), self.canvas, inputs_NS.device)
-        return torch.cat([cells, self.canvas**2 + cells]) if self.layout is DemoLayout.concat else cells
+        return self.corner(math.isqrt(inputs_NS.shape[1]), self.canvas, inputs_NS.device)
+
+    def side(self, num_tokens: int) -> int:
+        """The side of the canvas on which a demonstration has this many tokens."""
+        return math.isqrt(num_tokens // (2 if self.layout is DemoLayout.concat else 1))
+
+    def corner(self, side: int, canvas: int, device: torch.device) -> Tensor:
+        """Which tokens of a demonstration on a canvas are those of the smaller canvas in its corner."""
+        cells = corner_cells(side, canvas, device)
+        return torch.cat([cells, canvas**2 + cells]) if self.layout is DemoLayout.concat else cells
 
     def packed(self, demos: DemoCells) -> Iterator[tuple[Tensor, DemoCells]]:
         """(which demonstrations, their cells on the smallest canvas that holds them) for every canvas that occurs."""
         num_grids = 2 if self.layout is DemoLayout.concat else 1
-        canvas = math.isqrt(demos.used_GL.shape[1] // num_grids)
+        canvas = self.side(demos.used_GL.shape[1])
         smaller = [c for c in self.canvases if c < canvas]
         used = demos.used_GL.view(len(demos.used_GL), num_grids, canvas, canvas).any(1)
         along = torch.arange(1, canvas + 1, device=used.device)
         side_N = torch.maximum((used.any(2) * along).amax(1), (used.any(1) * along).amax(1))
-        class_N = torch.bucketize(side_N, torch.tensor(smaller, device=used.device, dtype=side_N.dtype))
-        for number, side in enumerate([*smaller, canvas]):
-            rows_G = (class_N == number).nonzero()[:, 0]
+        # How many need each canvas is all that the host asks the device for.
+        class_N = sum((side_N > side for side in smaller), torch.zeros_like(side_N))
+        sizes = torch.stack([(class_N == number).sum() for number in range(len(smaller) + 1)]).tolist()
+        for side, rows_G in zip([*smaller, canvas], class_N.argsort(stable=True).split(sizes), strict=True):
             if len(rows_G) == 0:
                 continue
             if side == canvas and len(rows_G) == len(class_N):
                 yield rows_G, demos
                 continue
-            kept = corner_cells(side, canvas, used.device)
-            kept = torch.cat([grid * canvas**2 + kept for grid in range(num_grids)])
+            kept = self.corner(side, canvas, used.device)
             yield rows_G, DemoCells(demos.cells_GLX[rows_G][:, kept], demos.used_GL[rows_G][:, kept], demos.place_L[kept])
 
     def forward(self, demos: DemoCells, dtype: torch.dtype) -> Tensor:
@@ -112,20 +120,34 @@ class DemoTokens(nn.Module):
             x_in, x_out = cells[..., 0].chunk(2, dim=1)
             tokens = torch.cat([self.embed_input(x_in, dtype), self.embed_output(x_out, dtype)], dim=1)
         else:
-            shares = _INPUT_SHARE, (1 - _INPUT_SHARE) / (cells.shape[-1] - 1)
-            tokens = math.sqrt(shares[0]) * self.embed_input(cells[..., 0], dtype)
-            tokens = tokens + math.sqrt(shares[1]) * self._embed_outputs(cells[..., 1:], dtype)
+            tokens = self._embed_joined(cells, dtype)
         tokens = tokens * math.sqrt(self.width)
         return tokens if self.place is None else tokens + self._embed_places(demos.place_L, dtype)
 
-    def _embed_outputs(self, cells_GLV: Tensor, dtype: torch.dtype) -> Tensor:
-        """(G, L, D): the sum over views, each with its own table."""
-        num_views = cells_GLV.shape[-1]
+    def flat(self, cells_TX: Tensor, place_T: Tensor, dtype: torch.dtype) -> Tensor:
+        """(T, D): the same tokens one by one, each from its place among those of a demonstration."""
+        assert self.place is None
+        if self.layout is DemoLayout.concat:
+            table = torch.cat([self.embed_input.weight, self.embed_output.weight]).to(dtype)
+            tokens = F.embedding(cells_TX[:, 0].long() + VOCAB_SIZE * (place_T >= self.canvas**2), table)
+        else:
+            tokens = self._embed_joined(cells_TX, dtype)
+        return tokens * math.sqrt(self.width)
+
+    def _embed_joined(self, cells: Tensor, dtype: torch.dtype) -> Tensor:
+        """(..., D) of (..., X): input and output cells in one token."""
+        shares = _INPUT_SHARE, (1 - _INPUT_SHARE) / (cells.shape[-1] - 1)
+        tokens = math.sqrt(shares[0]) * self.embed_input(cells[..., 0], dtype)
+        return tokens + math.sqrt(shares[1]) * self._embed_outputs(cells[..., 1:], dtype)
+
+    def _embed_outputs(self, cells: Tensor, dtype: torch.dtype) -> Tensor:
+        """(..., D) of (..., V): the sum over views, each with its own table."""
+        num_views = cells.shape[-1]
         if num_views == 1:
-            return self.embed_output(cells_GLV[..., 0], dtype)
-        shifted = cells_GLV.long() + VOCAB_SIZE * torch.arange(num_views, device=cells_GLV.device)
-        summed = F.embedding_bag(shifted.flatten(0, 1), self.embed_output.weight.to(dtype), mode="sum")
-        return summed.view(*cells_GLV.shape[:2], -1)
+            return self.embed_output(cells[..., 0], dtype)
+        shifted = cells.long() + VOCAB_SIZE * torch.arange(num_views, device=cells.device)
+        summed = F.embedding_bag(shifted.flatten(0, -2), self.embed_output.weight.to(dtype), mode="sum")
+        return summed.view(*cells.shape[:-1], -1)
 
     def _embed_places(self, place_L: Tensor, dtype: torch.dtype) -> Tensor:
         """(L, D): row, column and channel embeddings of every token."""

@@ -33,7 +33,10 @@ class HierarchicalEncoder(TaskEncoder):
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
         tokens = self.token_stage.tokens
-        read = packed(tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
+        if self.token_stage.is_varlen(demos.inputs_NS.device, dtype):
+            read = self._encode_flat(tokens.cells(demos.inputs_NS, demos.outputs_NS), dtype)
+        else:
+            read = packed(tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
         x_BMW, mask_BM = demos.unpack_tokens(*read)
         for layer in self.grid_layers:
             x_BMW = layer(x_BMW, None, mask_BM)
@@ -50,6 +53,12 @@ class HierarchicalEncoder(TaskEncoder):
             grids.append(self.to_grids(pooled) + self.role[grid].to(dtype))
             present.append(present_GM)
         return torch.cat(grids, dim=1), torch.cat(present, dim=1)
+
+    def _encode_flat(self, demos: DemoCells, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same for all demonstrations at once, with every grid a sequence of its own."""
+        pooled, present = self.pool(*self.token_stage.encode_flat(demos, dtype, num_grids=self.num_grids))
+        pooled, present = (x.unflatten(0, (-1, self.num_grids)) for x in (pooled, present))
+        return (self.to_grids(pooled) + self.role.to(dtype)).flatten(1, 2), present.flatten(1, 2)
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self.to_decoder(self.set_stage(memory.tokens_BMD, memory.mask_BM)))
