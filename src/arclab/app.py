@@ -147,8 +147,9 @@ def _in_ranks(config: ExperimentConfig, prepared: RunDir | None) -> int:
 def _memory_advice(config: ExperimentConfig) -> str:
     trainer = config.trainer
     bucketed = "" if trainer.canvas is CanvasRule.bucketed else ", set trainer.canvas=bucketed"
+    recompute = "" if trainer.recompute else "set trainer.recompute=true (the run may continue with it), "
     return (
-        f"raise trainer.grad_accumulation={trainer.grad_accumulation} (the same batch in more pieces){bucketed}, or lower "
+        f"{recompute}raise trainer.grad_accumulation={trainer.grad_accumulation} (the same batch in more pieces){bucketed}, or lower "
         f"trainer.batch_size={trainer.batch_size} and evaluation.batch_size={config.evaluation.batch_size}"
     )
 

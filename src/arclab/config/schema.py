@@ -246,7 +246,8 @@ class CanvasRule(Enum):
 class TrainerConfig:
     """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks. canvas: see CanvasRule.
 
-    profile: see arclab.training.profile. The defaults are for runs that were made before these were keys.
+    recompute: activations of blocks are computed again in the backward pass instead of being kept. profile: see
+    arclab.training.profile. The defaults are for runs that were made before these were keys.
     Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
     """
 
@@ -274,6 +275,7 @@ class TrainerConfig:
     device: DeviceChoice
     canvas: CanvasRule = CanvasRule.full
     profile: bool = False
+    recompute: bool = False
 
     def check(self, path: str) -> list[str]:
         problems = [
