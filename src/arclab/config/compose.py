@@ -27,7 +27,7 @@ from yaml import YAMLError
 
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
-from arclab.config.schema import EvaluateConfig, ExperimentConfig
+from arclab.config.schema import AUTO, EvaluateConfig, ExperimentConfig
 
 Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
 AnyConfig = ExperimentConfig | EvaluateConfig | EvaluateProgramsConfig
@@ -229,6 +229,17 @@ def identity(config: ExperimentConfig) -> dict[str, Any]:
     """What makes two runs the same experiment: every key but where it lies and those that cannot change its weights."""
     skip = ("runs_dir", *FREE_KEYS)
     return {key: value for key, value in flat(config).items() if not key.startswith(skip)}
+
+
+def differing(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+    """The keys by which the run folder of `before` cannot hold the run `now`.
+
+    A batch size that was left open fits whatever number the folder's run has found for it.
+    """
+    old, new = identity(before), identity(now)
+    if now.trainer.batch_size == AUTO:
+        old["trainer.batch_size"] = AUTO
+    return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
 
 
 def config_hash(config: ExperimentConfig) -> str:
