@@ -191,7 +191,7 @@ def steps_per_second(table: Table, cell: Cell) -> float:
     config = compose("pretrain_encoder", overrides)
     return [row["timing/train_samples_per_s"] for row in rows if "timing/train_samples_per_s" in row][
         -1
-    ] / config.trainer.batch_size
+    ] / config.trainer.num_rows
 
 
 def train(overrides: Sequence[str]) -> None:

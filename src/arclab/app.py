@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,9 +22,10 @@ from types import TracebackType
 
 import torch
 
-from arclab.config.compose import broken_rules, compose_evaluate, identity, thaw
+from arclab.config.compose import broken_rules, compose_evaluate, freeze, identity, thaw
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.config.schema import (
+    AUTO,
     CanvasRule,
     EvalHalting,
     EvaluateConfig,
@@ -43,17 +45,28 @@ from arclab.evaluation.results import Evaluation, checkpoint_subject, write_resu
 from arclab.evaluation.runs import FIT_STAMP
 from arclab.evaluation.scoring import score
 from arclab.interrupt import StopSignals, interrupted_status
-from arclab.memory import advice_if_out_of_memory
+from arclab.memory import advice_if_out_of_memory, memory_budget
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks, stop_ranks
-from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path
+from arclab.rundir import (
+    RunDir,
+    State,
+    add_notes,
+    is_done,
+    open_run,
+    provenance,
+    run_path,
+    with_batch_size,
+    write_atomically,
+)  # fmt: skip
 from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.solvers.store import VoteStore
+from arclab.training.batch_size import find_batch_size
 from arclab.training.checkpoint import load_weights, read_state
 from arclab.training.loop import train
 from arclab.training.monitor import UnhealthyRun
@@ -147,9 +160,10 @@ def _in_ranks(config: ExperimentConfig, prepared: RunDir | None) -> int:
 def _memory_advice(config: ExperimentConfig) -> str:
     trainer = config.trainer
     bucketed = "" if trainer.canvas is CanvasRule.bucketed else ", set trainer.canvas=bucketed"
+    recompute = "" if trainer.recompute else "set trainer.recompute=true (the run may continue with it), "
     return (
-        f"raise trainer.grad_accumulation={trainer.grad_accumulation} (the same batch in more pieces){bucketed}, or lower "
-        f"trainer.batch_size={trainer.batch_size} and evaluation.batch_size={config.evaluation.batch_size}"
+        f"{recompute}raise trainer.grad_accumulation={trainer.grad_accumulation} (the same batch in more pieces){bucketed}, or lower "
+        f"trainer.batch_size={trainer.batch_size} (auto finds the largest that fits) and evaluation.batch_size={config.evaluation.batch_size}"
     )
 
 
@@ -211,6 +225,8 @@ def _pretrain(
         with held:
             if _is_finished(config, setting, run, ranks, prepared):
                 return State.done
+            with RecordFailure(run):
+                config = _settle_batch_size(config, setting, model, run, ranks)
             with RecordFailure(run), advice_if_out_of_memory(_memory_advice(config)):
                 log.info("%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
                          len(setting.split.train), setting.data.space.num_puzzles - 1, len(setting.scored), config.evaluation.split.value, run.path)  # fmt: skip
@@ -237,6 +253,25 @@ def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks:
     done = ranks.gather_objects(done)[0]
     assert done is not None
     return done
+
+
+def _settle_batch_size(
+    config: ExperimentConfig, setting: Setting, model: RecursiveModel, run: RunDir, ranks: Ranks
+) -> ExperimentConfig:
+    """trainer.batch_size=auto becomes a number: the folder's, or the largest that fits, which is written there. From then on the
+    run is what its config.yaml says."""
+    if config.trainer.batch_size != AUTO:
+        return config
+    found = ranks.gather_objects(thaw(run.config).trainer.batch_size if ranks.is_main else None)[0]
+    assert found is not None
+    if found != AUTO:
+        log.info("trainer.batch_size=auto: %s rows, which %s was started with", found, run.path)
+        return with_batch_size(config, found)
+    budget = memory_budget(ranks.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    config = with_batch_size(config, find_batch_size(config, model, setting.data, ranks, budget))
+    if ranks.is_main:
+        write_atomically(run.config, freeze(config))
+    return config
 
 
 def _train_and_record(

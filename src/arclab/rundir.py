@@ -20,14 +20,14 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, freeze, identity, thaw
-from arclab.config.schema import ExperimentConfig
+from arclab.config.compose import ConfigError, differing, freeze, identity, thaw
+from arclab.config.schema import AUTO, ExperimentConfig
 
 
 class State(Enum):
@@ -114,13 +114,22 @@ def run_path(config: ExperimentConfig) -> Path:
 
 
 def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
-    """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one."""
+    """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one.
+
+    trainer.batch_size=auto does not replace the number that the folder's checkpoints were made with.
+    """
     run = RunDir(run_path(config))
     require_same(run, config)
+    if config.trainer.batch_size == AUTO and run.config.is_file() and any(run.checkpoints.glob("step_*")):
+        config = with_batch_size(config, thaw(run.config).trainer.batch_size)
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.config, freeze(config))
     write_atomically(run.provenance, json.dumps({**provenance(), "notes": list(notes)}, indent=1) + "\n")
     return run
+
+
+def with_batch_size(config: ExperimentConfig, batch_size: int | str) -> ExperimentConfig:
+    return replace(config, trainer=replace(config.trainer, batch_size=batch_size))
 
 
 def add_notes(run: RunDir, notes: tuple[str, ...]) -> None:
@@ -141,10 +150,10 @@ def require_same(run: RunDir, config: ExperimentConfig) -> None:
     """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to nobody."""
     if run.state is None or not run.config.is_file():
         return
-    before, now = identity(thaw(run.config)), identity(config)
-    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    held = thaw(run.config)
+    different = differing(held, config)
     if different:
-        key = different[0]
+        key, before, now = different[0], identity(held), identity(config)
         raise ConfigError(
             f"the run folder {run.path} was made with {key}={before.get(key)}, now {key}={now.get(key)} "
             f"({len(different)} keys differ); choose another name=, or remove the folder."

@@ -22,6 +22,7 @@ OVERRIDES = [
     ["decoder_init=pretrained", "decoder_init.path=runs/a/b", "trainer.compile=TRUE"], [PHASE, "encoder=hybrid_variational", "seed=+7"],
     ["encoder=lpn_variational", "encoder/context=trm_compat", "trainer.clip_norm=2"], ["encoder.optim.lr=3e-4", "dataset=arc2", PHASE],
     ["evaluation.max_tasks=10", "trainer.beta1=.5", "halting.halt_loss_weight=1."],
+    [PHASE, "trainer.batch_size=auto"],
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from yaml import YAMLError
 
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
-from arclab.config.schema import EvaluateConfig, ExperimentConfig
+from arclab.config.schema import AUTO, EvaluateConfig, ExperimentConfig
 
 Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
 AnyConfig = ExperimentConfig | EvaluateConfig | EvaluateProgramsConfig
@@ -39,7 +39,7 @@ RECURSIVE_SOLVER = "recursive"  # what evaluate.py does unless solver= says othe
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Keys that cannot change the trained weights: a run may be resumed with other values of these.
 FREE_KEYS = (
-    "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
+    "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.recompute", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
 )  # fmt: skip
 
 
@@ -229,6 +229,17 @@ def identity(config: ExperimentConfig) -> dict[str, Any]:
     """What makes two runs the same experiment: every key but where it lies and those that cannot change its weights."""
     skip = ("runs_dir", *FREE_KEYS)
     return {key: value for key, value in flat(config).items() if not key.startswith(skip)}
+
+
+def differing(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+    """The keys by which the run folder of `before` cannot hold the run `now`.
+
+    A batch size that was left open fits whatever number the folder's run has found for it.
+    """
+    old, new = identity(before), identity(now)
+    if now.trainer.batch_size == AUTO:
+        old["trainer.batch_size"] = AUTO
+    return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
 
 
 def config_hash(config: ExperimentConfig) -> str:

@@ -314,6 +314,8 @@ def _convert(value: Any, hint: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType) and len(arguments) == 2 and type(None) in arguments:
         return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)))
+    if origin in (Union, UnionType) and type(value) in arguments:  # trainer.batch_size: a number or a word
+        return value
     if origin is list and isinstance(value, list):
         return [_convert(item, arguments[0]) for item in value]
     if origin is dict and isinstance(value, dict):

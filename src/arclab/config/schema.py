@@ -233,6 +233,7 @@ class DatasetConfig:
 
 
 MIN_PROFILED_STEPS = 6
+AUTO = "auto"  # trainer.batch_size: see TrainerConfig
 
 
 class CanvasRule(Enum):
@@ -245,14 +246,16 @@ class CanvasRule(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks. canvas: see CanvasRule.
+    """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks; auto: the largest
+    that fits, found when the run starts and written into its config.yaml as a number. canvas: see CanvasRule.
 
-    profile: see arclab.training.profile. The defaults are for runs that were made before these were keys.
+    recompute: activations of blocks are computed again in the backward pass instead of being kept. profile: see
+    arclab.training.profile. The defaults are for runs that were made before these were keys.
     Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
     """
 
     steps: int
-    batch_size: int
+    batch_size: int | str
     grad_accumulation: int
     precision: Precision
     compile: bool
@@ -275,10 +278,17 @@ class TrainerConfig:
     device: DeviceChoice
     canvas: CanvasRule = CanvasRule.full
     profile: bool = False
+    recompute: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """batch_size, once it is a number: training starts only then."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
+            *at_least(path, 1, steps=self.steps, grad_accumulation=self.grad_accumulation,
                        checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every,
                        health_every=self.health_every),
             *at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every, num_workers=self.num_workers),
@@ -286,7 +296,11 @@ class TrainerConfig:
             *within(path, 0.0, 1.0, lr_min_ratio=self.lr_min_ratio),
             *within(path, 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay),
         ]  # fmt: skip
-        if self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
+        if self.batch_size != AUTO and (isinstance(self.batch_size, str) or self.batch_size < 1):
+            problems.append(
+                f"{path}.batch_size={self.batch_size} must be at least 1 (a number of rows over all ranks), or {AUTO} for the largest that fits; change it."
+            )
+        elif isinstance(self.batch_size, int) and self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
             problems.append(
                 f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; change one."
             )
@@ -399,7 +413,7 @@ class ExperimentConfig:
         """Rules that need the launch and the trainer."""
         launch, trainer, problems = self.launch, self.trainer, []
         share = launch.num_ranks * trainer.grad_accumulation
-        if share > 0 and trainer.batch_size % share:
+        if share > 0 and isinstance(trainer.batch_size, int) and trainer.batch_size % share:
             problems.append(
                 f"trainer.batch_size={trainer.batch_size} must be divisible by ranks x trainer.grad_accumulation = {launch.num_ranks} x "
                 f"{trainer.grad_accumulation} (launch.*); change one of them."

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, flat, identity
+from arclab.config.compose import ConfigError, differing, flat, identity
 from arclab.config.quick import QuickComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.jobsfile import Job, JobsError, Problem, parse_jobs
@@ -153,15 +153,15 @@ def _claimed_folders(runs: Sequence[tuple[Job, ExperimentConfig]], composer: Qui
 
 def _other_configuration(path: Path, config: ExperimentConfig, composer: QuickComposer) -> list[str]:
     try:
-        before, now = identity(composer.thaw(RunDir(path).config)), identity(config)
+        held = composer.thaw(RunDir(path).config)
     except ConfigError as error:
         return [
             f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0]}); choose another name."
         ]
-    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    different = differing(held, config)
     if not different:
         return []
-    key = different[0]
+    key, before, now = different[0], identity(held), identity(config)
     return [
         f"the run folder {path} was made with {key}={before.get(key)}, this line says {key}={now.get(key)} "
         f"({len(different)} keys differ); choose another name, or remove the folder."

@@ -6,11 +6,13 @@ Shapes: B rows, L sequence, D width, H heads, C channels of a head, Q queries, K
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from arclab.config.schema import AttentionKernel
 from arclab.models.varlen import Packing, attend
@@ -152,7 +154,22 @@ class CrossAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(B, Q, D))
 
 
-class Block(nn.Module):
+class Recomputable(nn.Module):
+    """A block that defines compute(). With recompute set, a training step keeps its inputs alone, and the backward pass
+    computes the rest again: the same operations on the same numbers. Nothing in a block may be random."""
+
+    recompute = False
+    compute: Callable[..., Tensor]
+
+    def forward(self, *args: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            kept = checkpoint(self.compute, *args, use_reentrant=False, preserve_rng_state=False)
+            assert isinstance(kept, Tensor)
+            return kept
+        return self.compute(*args)
+
+
+class Block(Recomputable):
     """Post-norm transformer block: x = rms(x + attention(x)); x = rms(x + swiglu(x)).
 
     With num_positions set, attention is replaced by a SwiGLU over positions (the mlp_t variant), which fixes the length.
@@ -166,7 +183,7 @@ class Block(nn.Module):
         self.mlp_t = SwiGLU(num_positions, expansion) if num_positions is not None else None
         self.mlp = SwiGLU(width, expansion)
 
-    def forward(self, x_BLD: Tensor, rope: Tensor | None, key_mask_BL: Tensor | None = None) -> Tensor:
+    def compute(self, x_BLD: Tensor, rope: Tensor | None, key_mask_BL: Tensor | None = None) -> Tensor:
         if self.mlp_t is not None:
             x_BDL = x_BLD.transpose(1, 2)
             x_BLD = rms_norm(x_BDL + self.mlp_t(x_BDL)).transpose(1, 2)

@@ -25,6 +25,7 @@ from arclab.data.sampler import Batch
 from arclab.models.decoder import Decoder, Latents
 from arclab.models.encoders import Demonstrations, Memory, TaskContext, TaskEncoder, build_encoder
 from arclab.models.halting import halts
+from arclab.models.layers import Recomputable
 
 PART = "arclab."  # how parts of a step are named in a profile
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -257,6 +258,14 @@ def _where_rows(take_new_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def build_model(config: ExperimentConfig, num_puzzles: int) -> RecursiveModel:
     """The model of a configuration. num_puzzles: rows of the puzzle table (PuzzleSpace.num_puzzles); unused by encoders."""
+    model = _build(config, num_puzzles)
+    for module in model.modules():
+        if isinstance(module, Recomputable):
+            module.recompute = config.trainer.recompute
+    return model
+
+
+def _build(config: ExperimentConfig, num_puzzles: int) -> RecursiveModel:
     width, canvas, dtype = config.decoder.width, config.dataset.canvas, DTYPES[config.trainer.precision]
     if not isinstance(config.encoder, TaskEncoderConfig):
         decoder = Decoder(config.decoder, canvas, dtype)

@@ -144,7 +144,7 @@ def _micro_batches(
 ) -> list[_Piece]:
     """grad_accumulation pieces of each part. What a row draws depends on its number in the batch, not on ranks or pieces."""
     trainer, pieces = config.trainer, []
-    min_steps_B = draw_min_steps(config.halting, trainer.batch_size, config.seed, step)
+    min_steps_B = draw_min_steps(config.halting, trainer.num_rows, config.seed, step)
     for part, batch in zip(parts, batches, strict=True):
         first, end = (part.start + row for row in ranks.rows(part.num_rows))
         own_B = ranks.send(min_steps_B[first:end])
@@ -179,7 +179,7 @@ def train_step(
         if training.reduction is not None and i == len(pieces) - 1:
             training.reduction.begin()
         with record_function(PART + "backward"):
-            (total * (piece.part.weight / trainer.batch_size)).backward()
+            (total * (piece.part.weight / trainer.num_rows)).backward()
         with record_function(PART + "metrics"):
             sums.add(output, losses, auxiliary)
         if output.puzzle_rows_BD is not None:
@@ -267,13 +267,13 @@ def train(
     UnhealthyRun, with a checkpoint saved, if trainer.stop_when_unhealthy is set and health says so. Ends early, with a checkpoint,
     on a signal or a file PREEMPT."""
     trainer = config.trainer
-    if trainer.batch_size % (ranks.world_size * trainer.grad_accumulation):
+    if trainer.num_rows % (ranks.world_size * trainer.grad_accumulation):
         raise ValueError(
-            f"trainer.batch_size={trainer.batch_size} must be divisible by ranks x trainer.grad_accumulation = "
+            f"trainer.batch_size={trainer.num_rows} must be divisible by ranks x trainer.grad_accumulation = "
             f"{ranks.world_size} x {trainer.grad_accumulation}; change one of them."
         )
     model.to(ranks.device)
-    parts = _parts(config, data, ranks)
+    parts = batch_parts(config, data, ranks)
     training, folder = start_training(config, model, parts, run, ranks, stamps)
     if trainer.compile:
         compile_model(model)
@@ -295,11 +295,12 @@ def train(
     return training
 
 
-def _parts(config: ExperimentConfig, data: TrainingData, ranks: Ranks) -> tuple[Part, ...]:
+def batch_parts(config: ExperimentConfig, data: TrainingData, ranks: Ranks) -> tuple[Part, ...]:
+    """What a batch of the run is made of."""
     trainer = config.trainer
     if trainer.canvas is CanvasRule.full:
-        return whole(data, trainer.batch_size)
-    return bucketed(data, trainer.batch_size, ranks.world_size * trainer.grad_accumulation)
+        return whole(data, trainer.num_rows)
+    return bucketed(data, trainer.num_rows, ranks.world_size * trainer.grad_accumulation)
 
 
 class _Nothing:
@@ -338,7 +339,7 @@ def _loop(
         if step % trainer.log_every == 0 or is_last or is_due(config, step):
             elapsed = time.monotonic() - last_log_time
             row = _step_metrics(training, sums, stats, ranks)
-            row["timing/train_samples_per_s"] = (step - last_log_step) * trainer.batch_size / max(elapsed, 1e-9)
+            row["timing/train_samples_per_s"] = (step - last_log_step) * trainer.num_rows / max(elapsed, 1e-9)
             last_log_step, last_log_time = step, time.monotonic()
             shown = {"exact": "train/exact_accuracy", "loss": "train/lm_loss", "steps": "train/steps"}
             bar.set_postfix({k: f"{row[n]:.3f}" for k, n in shown.items() if n in row}, refresh=False)

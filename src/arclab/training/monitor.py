@@ -36,7 +36,7 @@ class HealthMonitor:
 
     def __init__(self, config: ExperimentConfig, run: RunDir, ranks: Ranks, step: int) -> None:
         trainer = config.trainer
-        rows_per_rank = trainer.batch_size // (ranks.world_size * trainer.grad_accumulation)
+        rows_per_rank = trainer.num_rows // (ranks.world_size * trainer.grad_accumulation)
         self.facts = RunFacts.of(config, rows_per_rank=rows_per_rank)
         self.message, self.stop = "", None
         self._config = config

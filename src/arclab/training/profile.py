@@ -37,7 +37,7 @@ class StepProfiler:
     def __init__(self, config: ExperimentConfig, run: RunDir, ranks: Ranks) -> None:
         self.is_on = config.trainer.profile and ranks.is_main
         self.folder, self.device = run.path / "profile", ranks.device
-        self.precision, self.rows = config.trainer.precision, config.trainer.batch_size // ranks.world_size
+        self.precision, self.rows = config.trainer.precision, config.trainer.num_rows // ranks.world_size
         self.done, self.started_at = 0, 0.0
         on_gpu = [ProfilerActivity.CUDA] if ranks.device.type == "cuda" else []
         self.profile = profile(activities=[ProfilerActivity.CPU, *on_gpu], with_flops=True) if self.is_on else None

@@ -21,7 +21,16 @@ from arclab.config.encoder_schema import (
 )  # fmt: skip
 from arclab.data.codec import FIRST_COLOR
 from arclab.models.encoders.demo_tokens import DemoCells, DemoTokens
-from arclab.models.layers import CrossAttention, Linear, SelfAttention, SwiGLU, rms_norm, rope_tables, truncated_normal
+from arclab.models.layers import (
+    CrossAttention,
+    Linear,
+    Recomputable,
+    SelfAttention,
+    SwiGLU,
+    rms_norm,
+    rope_tables,
+    truncated_normal,
+)
 from arclab.models.varlen import Packing, is_varlen
 
 # Near zero all queries read the same and start as one token; at 1 their own content drowns what they read. Measured: docs/LOG.md.
@@ -46,7 +55,7 @@ class Residual(nn.Module):
         return x + update if self.norm is NormStyle.pre else rms_norm(x + update)
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Recomputable):
     """Self-attention and SwiGLU with the options of a transformer encoder; mask: see SelfAttention."""
 
     def __init__(self, config: TransformerEncoderConfig, width: int) -> None:
@@ -55,11 +64,11 @@ class EncoderBlock(nn.Module):
         self.attention = Residual(SelfAttention(width, config.num_heads, qk_norm=config.qk_norm), *style)
         self.mlp = Residual(SwiGLU(width, config.expansion), *style)
 
-    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | Packing | None) -> Tensor:
+    def compute(self, x: Tensor, rope: Tensor | None, mask: Tensor | Packing | None) -> Tensor:
         return self.mlp(self.attention(x, rope, mask))
 
 
-class SetBlock(nn.Module):
+class SetBlock(Recomputable):
     """Queries attend to a masked set, then a SwiGLU."""
 
     def __init__(self, config: TransformerEncoderConfig, width: int) -> None:
@@ -68,7 +77,7 @@ class SetBlock(nn.Module):
         self.attention = Residual(CrossAttention(width, config.num_heads), *style)
         self.mlp = Residual(SwiGLU(width, config.expansion), *style)
 
-    def forward(self, x_BTD: Tensor, set_BKD: Tensor, mask_BK: Tensor) -> Tensor:
+    def compute(self, x_BTD: Tensor, set_BKD: Tensor, mask_BK: Tensor) -> Tensor:
         return self.mlp(self.attention(x_BTD, set_BKD, mask_BK))
 
 

@@ -18,18 +18,18 @@ from arclab.config.encoder_schema import LpnEncoderConfig, LpnVariationalEncoder
 from arclab.models.encoders.base import Demonstrations, Memory, TaskContext, TaskEncoder
 from arclab.models.encoders.blocks import QUERY_STD, Gaussian, kl_to_unit_normal, mean_over, packed
 from arclab.models.encoders.demo_tokens import DemoCells, DemoTokens
-from arclab.models.layers import Linear, SelfAttention, rms_norm, truncated_normal
+from arclab.models.layers import Linear, Recomputable, SelfAttention, rms_norm, truncated_normal
 
 _MLP_FACTOR = 4
 
 
-class LpnBlock(nn.Module):
+class LpnBlock(Recomputable):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.attention = SelfAttention(width, num_heads)
         self.up, self.down = Linear(width, _MLP_FACTOR * width), Linear(_MLP_FACTOR * width, width)
 
-    def forward(self, x_NLW: Tensor, used_NL: Tensor) -> Tensor:
+    def compute(self, x_NLW: Tensor, used_NL: Tensor) -> Tensor:
         x_NLW = x_NLW + self.attention(layer_norm(x_NLW), None, used_NL)
         return x_NLW + self.down(F.silu(self.up(layer_norm(x_NLW))))
 
