@@ -85,11 +85,9 @@ def find_batch_size(
             f"trainer.batch_size=auto: not even {sizes[0] * ranks.world_size} rows fit into the {memory}; set trainer.recompute=true, "
             "or make the model smaller (decoder.width, encoder.*)."
         )
-    why = (
-        f"the next size would not fit into the {memory}"
-        if num_rows < sizes[-1]
-        else "all that the training queries are good for"
-    )
+    why = f"the next size would not fit into the {memory}"
+    if num_rows == sizes[-1]:
+        why = f"more than a row for each training query, or {MAX_ROWS}, are not tried"
     if ranks.is_main:
         log.info("trainer.batch_size=auto: %d rows, %d a rank (%s)", num_rows * ranks.world_size, num_rows, why)
     return num_rows * ranks.world_size
