@@ -1,28 +1,31 @@
 """Training queries per second on real tasks: every row on the 30-canvas, or each task on its own canvas, in one run.
 
     python -m benchmarks.train_step                          # width 512, fp32, CPU: some minutes
-    python -m benchmarks.train_step --device cuda --precision bf16 --tokens 345600 --compile
+    python -m benchmarks.train_step --device cuda --precision bf16 --tokens 345600 --compile --forms full bucketed --save
 
 For TRM (puzzle table) and ETRM (encoder=standard) a full training step (forward, backward, clipping, AdamATan2, averages) is timed on
 each canvas with about --tokens canvas cells; seconds a row, weighted by how many of the training rows that canvas has, give the bucketed
 figure. The references: full is dataset.canvas with demonstrations packed; padded is full with every one of the max_demos slots encoded
-on the whole canvas, as the first ETRM did. flops counts matrix products (torch's counter) of a step on the full canvas;
-the share of the measured matmul rate stands beside it. Prints a table and one JSON line; --save writes
-benchmarks/results/train_step.json. It does not ask what is learned: benchmarks/bucketing.py does.
+on the whole canvas, as the first ETRM did. Floating-point operations are those of matrix products (torch's counter, over the same rows in
+an uncompiled model); their share of the measured matmul rate stands beside each form, and the hours that the published number of steps
+would take. Prints a table and one JSON line; --save writes benchmarks/results/train_step.json, on a GPU train_step_<its name>.json. It does
+not ask what is learned: benchmarks/bucketing.py does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from arclab.config.compose import compose
@@ -30,9 +33,11 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.buckets import bucketed
 from arclab.data.sampler import Batch, Cursor, Part, TrainingData, build_training_data, start_cursors, whole
 from arclab.data.splits import load_tasks
+from arclab.models.compiled import compile_model
 from arclab.models.ema import Ema
 from arclab.models.encoders.demo_tokens import DemoTokens
-from arclab.models.recursive import build_model
+from arclab.models.losses import row_losses
+from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks
 from arclab.rundir import provenance
 from arclab.training.checkpoint import Progress
@@ -40,8 +45,11 @@ from arclab.training.loop import StepSums, train_step
 from arclab.training.state import Training, build_optimizer
 
 SYSTEMS = {"TRM": ["encoder=puzzle_table", "dataset.regime=puzzle_id"], "ETRM": ["encoder=standard"]}
+FORMS = ("full", "padded", "bucketed")
 _BATCH_SIZE = 768  # whose shares of canvases are taken
+_PUBLISHED_STEPS = 518_071  # optimiser steps of the published TRM on ARC-AGI-1, each of 768 queries
 _AUGMENTATIONS = 20  # views do not change the time of a step; few keep the puzzle table small
+_COUNTED_ROWS = 16  # rows at a time while operations are counted, so that the uncompiled model needs little memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +57,45 @@ class Timing:
     seconds: float
     rows: int
     flops: float
+    peak_bytes: int
 
-    @property
-    def per_row(self) -> float:
-        return self.seconds / self.rows
+    def figures(self) -> dict[str, float]:
+        return {
+            "queries_per_s": self.rows / self.seconds, "seconds": self.seconds, "rows": self.rows, "flops_per_row": self.flops / self.rows,
+            "flops_per_s": self.flops / self.seconds, "peak_gib": self.peak_bytes / 2**30,
+        }  # fmt: skip
 
 
 def build(system: str, given: argparse.Namespace) -> tuple[ExperimentConfig, TrainingData]:
     config = compose(
         "pretrain_encoder",
         [f"dataset={given.dataset}", f"dataset.num_augmentations={_AUGMENTATIONS}", "halting=paper", "name=benchmark", "wandb.mode=disabled",
-         f"decoder.width={given.width}", f"trainer.precision={given.precision}", f"trainer.device={given.device}", *SYSTEMS[system]],
+         f"decoder.width={given.width}", f"trainer.precision={given.precision}", f"trainer.device={given.device}", *SYSTEMS[system],
+         *([f"encoder.demo_attention={given.demo_attention}"] if system == "ETRM" else [])],
     )  # fmt: skip
     return config, build_training_data(load_tasks(config.dataset).train, (), config.dataset, 0)
 
 
-def stepper(
-    config: ExperimentConfig, part: Part, ranks: Ranks, given: argparse.Namespace, *, padded: bool
-) -> Callable[[], Any]:
-    """One training step on always the same rows. padded: every demonstration slot, on the whole canvas."""
+def model_and_batch(config: ExperimentConfig, part: Part, ranks: Ranks, *, padded: bool) -> tuple[RecursiveModel, Batch]:
+    """padded: every demonstration slot, on the whole canvas."""
     torch.manual_seed(0)
     model = build_model(config, part.data.space.num_puzzles).to(ranks.device)
-    if given.compile:
-        model.decoder.compile(dynamic=False)
     batch = part.data.batch(Cursor.first(0), part.num_rows, 0, part.num_rows).to(ranks.device)
     if padded:
         batch = fill_slots(batch)
         for module in model.modules():
             if isinstance(module, DemoTokens):
                 module.canvases = (part.data.canvas,)
+    return model, batch
+
+
+def stepper(
+    config: ExperimentConfig, part: Part, ranks: Ranks, given: argparse.Namespace, *, padded: bool
+) -> Callable[[], Any]:
+    """One training step on always the same rows."""
+    model, batch = model_and_batch(config, part, ranks, padded=padded)
+    if given.compile:
+        compile_model(model)
     parts = [part]
     progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "benchmark", "", [], None, None)
     ema = Ema(model, config.trainer.ema_decay, warmup=config.trainer.ema_warmup)
@@ -98,10 +116,48 @@ def fill_slots(batch: Batch) -> Batch:
     )
 
 
-def timed(step: Callable[[], Any], rows: int, given: argparse.Namespace) -> Timing:
-    """Median of --repeats steps after one that warms up, during which matrix products are counted."""
-    counter = FlopCounterMode(display=False)
+def count_flops(config: ExperimentConfig, part: Part, ranks: Ranks, *, padded: bool) -> float:
+    """Of forward and backward over all rows of a step, a few at a time: the counter does not see into compiled graphs."""
+    model, batch = model_and_batch(config, part, ranks, padded=padded)
+    counter = FlopCounterMode(display=False, custom_mapping=_varlen_formulas())
     with counter:
+        for start in range(0, len(batch), _COUNTED_ROWS):
+            rows = batch.rows(start, start + _COUNTED_ROWS)
+            _, output = model(model.initial_carry(rows), rows, torch.zeros_like(rows.num_demos_B))
+            losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
+            losses.total(config.halting.halt_loss_weight).backward()
+    return counter.get_total_flops()
+
+
+def _varlen_formulas() -> dict[Any, Callable[..., float]]:
+    """What the kernel for sequences of different lengths computes: torch's counter does not know it."""
+    import torch.nn.attention.varlen  # registers the operators
+
+    def formula(products: int) -> Callable[..., float]:
+        def count(first_THC: Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> float:
+            starts = next(a for a in args if isinstance(a, Tensor) and a.dtype is torch.int32)
+            pairs = int(starts.diff().long().square().sum())
+            return products * 2 * pairs * first_THC.shape[1] * first_THC.shape[2]
+
+        count._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  # the counter's way to ask for tensors instead of shapes
+        return count
+
+    return {torch.ops.torch_attn._varlen_attn: formula(2), torch.ops.torch_attn._varlen_attn_backward: formula(5)}
+
+
+def timed(
+    config: ExperimentConfig, part: Part, ranks: Ranks, given: argparse.Namespace, *, padded: bool = False
+) -> Timing:  # fmt: skip
+    """Median of --repeats steps after two that warm up (compile, allocate, settle); peak memory is that of all of them."""
+    flops = count_flops(config, part, ranks, padded=padded)
+    if given.compile:
+        torch._dynamo.reset()  # what earlier forms compiled would only hold memory
+    is_gpu = given.device == "cuda"
+    if is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step = stepper(config, part, ranks, given, padded=padded)
+    for _ in range(2 if is_gpu or given.compile else 1):
         step()
     seconds = []
     for _ in range(given.repeats):
@@ -110,7 +166,7 @@ def timed(step: Callable[[], Any], rows: int, given: argparse.Namespace) -> Timi
         step()
         synchronize(given)
         seconds.append(time.perf_counter() - start)
-    return Timing(statistics.median(seconds), rows, counter.get_total_flops())
+    return Timing(statistics.median(seconds), part.num_rows, flops, torch.cuda.max_memory_allocated() if is_gpu else 0)
 
 
 def synchronize(given: argparse.Namespace) -> None:
@@ -119,32 +175,39 @@ def synchronize(given: argparse.Namespace) -> None:
 
 
 def measure(system: str, ranks: Ranks, given: argparse.Namespace) -> dict[str, Any]:
+    """Figures of each form that was asked for; a puzzle table has no demonstrations to pad."""
     config, data = build(system, given)
     rows = max(1, given.tokens // data.canvas**2)
-    full = timed(stepper(config, whole(data, rows)[0], ranks, given, padded=False), rows, given)
-    padded = None
-    if system == "ETRM":
-        padded = timed(stepper(config, whole(data, rows)[0], ranks, given, padded=True), rows, given)
-    canvases, per_row = {}, 0.0
-    parts = bucketed(data, _BATCH_SIZE, 1)
-    for part in parts:
-        expected_rows = part.weight * part.num_rows  # of a batch on the full canvas
+    forms: dict[str, dict[str, Any]] = {}
+    if "full" in given.forms:
+        forms["full"] = timed(config, whole(data, rows)[0], ranks, given).figures()
+    if "padded" in given.forms and system == "ETRM":
+        dense, _ = build(system, argparse.Namespace(**{**vars(given), "demo_attention": "dense"}))
+        forms["padded"] = timed(dense, whole(data, rows)[0], ranks, given, padded=True).figures()
+    if "bucketed" in given.forms:
+        forms["bucketed"] = measure_bucketed(config, data, ranks, given)
+    for figures in forms.values():
+        figures["published_hours"] = _PUBLISHED_STEPS * _BATCH_SIZE / figures["queries_per_s"] / 3600
+    return forms
+
+
+def measure_bucketed(config: ExperimentConfig, data: TrainingData, ranks: Ranks, given: argparse.Namespace) -> dict[str, Any]:
+    """Every canvas by itself; a query's seconds and operations are the mean over canvases, weighted by their rows in a batch."""
+    canvases, expected = {}, []
+    for part in bucketed(data, _BATCH_SIZE, 1):
         rows = max(1, given.tokens // part.data.canvas**2)
-        timing = timed(
-            stepper(config, replace(part, start=0, num_rows=rows, weight=1.0), ranks, given, padded=False), rows, given
-        )
-        canvases[part.data.canvas] = {"rows": rows, "seconds": timing.seconds, "expected_rows": expected_rows}
-        per_row += expected_rows * timing.per_row
-    total = sum(c["expected_rows"] for c in canvases.values())
-    bucketed_per_row = per_row / total
-    reference = padded or full
+        figures = timed(config, replace(part, start=0, num_rows=rows, weight=1.0), ranks, given).figures()
+        expected.append(part.weight * part.num_rows)
+        canvases[part.data.canvas] = {**figures, "expected_rows": expected[-1]}
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(n * value for n, value in zip(expected, values, strict=True)) / sum(expected)
+
+    seconds = mean(1 / c["queries_per_s"] for c in canvases.values())
+    flops = mean(c["flops_per_row"] for c in canvases.values())
+    peak = max(c["peak_gib"] for c in canvases.values())
     return {
-        "queries_per_s": {"full": 1 / full.per_row, "bucketed": 1 / bucketed_per_row} | ({"padded": 1 / padded.per_row} if padded else {}),
-        "bucketed_vs_full": full.per_row / bucketed_per_row,
-        "bucketed_vs_reference": reference.per_row / bucketed_per_row,
-        "full_flops_per_row": full.flops / full.rows,
-        "full_flops_per_s": full.flops / full.seconds,
-        "canvases": canvases,
+        "queries_per_s": 1 / seconds, "flops_per_row": flops, "flops_per_s": flops / seconds, "peak_gib": peak, "canvases": canvases,
     }  # fmt: skip
 
 
@@ -155,27 +218,48 @@ def matmul_rate(given: argparse.Namespace) -> float:
     a, b = (torch.randn(size, size, device=given.device).to(dtype) for _ in range(2))
     a @ b
     synchronize(given)
+    repeats = 30 if given.device == "cuda" else 3
     start = time.perf_counter()
-    for _ in range(3):
+    for _ in range(repeats):
         a @ b
     synchronize(given)
-    return 3 * 2 * size**3 / (time.perf_counter() - start)
+    return repeats * 2 * size**3 / (time.perf_counter() - start)
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = ["| system | form | queries/s | bucketed is faster by |", "|---|---|---|---|"]
-    for system, figures in result["systems"].items():
-        speeds = figures["queries_per_s"]
-        for form, speed in speeds.items():
-            lines.append(f"| {system} | {form} | {speed:.3g} | {speeds['bucketed'] / speed:.2f} |")
+    steps = f"{_PUBLISHED_STEPS:,} steps of {_BATCH_SIZE}"
+    lines = [f"| system | form | queries/s | bucketed is faster by | peak memory | {steps} |", "|---|---|---|---|---|---|"]
+    for system, forms in result["systems"].items():
+        for form, f in forms.items():
+            faster = f"{forms['bucketed']['queries_per_s'] / f['queries_per_s']:.2f}" if "bucketed" in forms else "-"
+            memory = f"{f['peak_gib']:.1f} GiB" if f["peak_gib"] else "-"
+            lines.append(
+                f"| {system} | {form} | {f['queries_per_s']:.3g} | {faster} | {memory} | {f['published_hours']:.0f} h |"
+            )
     rate = result["matmul_flops_per_s"]
-    lines += ["", f"matmul rate here: {rate / 1e9:.0f} GFLOP/s ({result['precision']}); a step on the full canvas reaches " + ", ".join(
-        f"{100 * f['full_flops_per_s'] / rate:.0f} % of it ({name}, {f['full_flops_per_row'] / 1e12:.2f} TFLOP a row)"
-        for name, f in result["systems"].items())]  # fmt: skip
+    shares = [
+        f"{name} {form} {100 * f['flops_per_s'] / rate:.0f} % ({f['flops_per_row'] / 1e12:.3g} TFLOP a row)"
+        for name, forms in result["systems"].items()
+        for form, f in forms.items()
+    ]
+    lines += [
+        "",
+        f"matmul rate here: {rate / 1e9:.0f} GFLOP/s ({result['precision']}); of it a step reaches: {', '.join(shares)}",
+    ]
     return "\n".join(lines)
 
 
-def main() -> None:
+def save(result: dict[str, Any], given: argparse.Namespace) -> None:
+    name = "train_step"
+    if given.device == "cuda":
+        name += "_" + re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_")
+    results = Path(__file__).parent / "results"
+    (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    heading = f"`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}, torch {result['torch']}"
+    (results / f"{name}.md").write_text(f"# Training step\n\n{heading}\n\n{table(result)}\n")
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="arc1")
     parser.add_argument("--width", type=int, default=512)
@@ -183,28 +267,33 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--demo-attention", choices=("auto", "dense", "varlen"), default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     ranks = Ranks(0, 1, torch.device(given.device))
     result: dict[str, Any] = {
         **provenance(),
         "command": f"python -m benchmarks.train_step --dataset {given.dataset} --width {given.width} --tokens {given.tokens} --repeats {given.repeats} "
-        f"--device {given.device} --precision {given.precision}{' --compile' if given.compile else ''}",
+        f"--device {given.device} --precision {given.precision} --systems {' '.join(given.systems)} --forms {' '.join(given.forms)} "
+        f"--demo-attention {given.demo_attention}{' --compile' if given.compile else ''}",
+        "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu", "torch": torch.__version__,
         "precision": given.precision, "threads": torch.get_num_threads(), "matmul_flops_per_s": matmul_rate(given),
-        "systems": {system: measure(system, ranks, given) for system in SYSTEMS},
+        "systems": {system: measure(system, ranks, given) for system in given.systems},
     }  # fmt: skip
     print(table(result))
     print(json.dumps(result))
     if given.save:
-        results = Path(__file__).parent / "results"
-        (results / "train_step.json").write_text(json.dumps(result, indent=1) + "\n")
-        (results / "train_step.md").write_text(
-            f"# Training step\n\n`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}\n\n{table(result)}\n"
-        )
+        save(result, given)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from arclab.data.sampler import Batch
 from arclab.llm.language_model import Message
 from arclab.llm.models import load_language_model
 from arclab.metrics.logger import read_rows
+from arclab.models.compiled import compile_model
 from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.encoders import Demonstrations
 from arclab.models.losses import row_losses
@@ -85,7 +86,7 @@ def test_a_compiled_bf16_step_is_near_the_plain_one(tiny: Tiny, encoder: str) ->
     model, _, batch = setup(config)
     plain, _ = one_step(model.to(CUDA), batch.to(CUDA))
     compiled, _, _ = setup(config)
-    compiled.to(CUDA).decoder.compile(dynamic=False)
+    compile_model(compiled.to(CUDA))
     logits, grads = one_step(compiled, batch.to(CUDA))
     assert relative_error(logits, plain) < BF16_ERROR and all(g.isfinite().all() for g in grads)
 

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Batch
-from arclab.models.compiled import compile_model
+from arclab.models.compiled import compile_model, uncompiled
 from arclab.models.recursive import RecursiveModel
 
 from .common import setup
@@ -43,6 +43,9 @@ def test_the_compiled_model_computes_the_same_without_a_graph_break(tiny: Tiny) 
             torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=1e-5, msg=name)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[1] == graphs[0] + 1 and not counters["graph_break"]
+    with uncompiled():
+        model.predict(batch.rows(0, 3))
+    assert counters["stats"]["unique_graphs"] == graphs[1]
     assert list(model.state_dict()) == list(plain.state_dict())
 
 

@@ -1,12 +1,15 @@
 """trainer.compile=true: which parts of a model torch.compile makes kernels of.
 
     compile_model(model)
+    with uncompiled(): ...      # whatever sizes come: nothing is compiled for them
 
 The decoder has one graph for each canvas (static shapes). An encoder's layers are compiled one by one with dynamic sizes, because the
 number of demonstrations and of their tokens differs from step to step. Parameters stay where they are and keep their names.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -15,7 +18,7 @@ from arclab.models.encoders.lpn import LpnBlock
 from arclab.models.recursive import RecursiveModel
 
 _LAYERS = (EncoderBlock, SetBlock, LpnBlock)
-# Six canvases, each in training and in evaluation; torch's own limit of 8 would leave the rest uncompiled, with no more than a warning.
+# One for each canvas and micro-batch size; torch's own limit of 8 would leave the rest uncompiled, with no more than a warning.
 _MAX_GRAPHS = 64
 
 
@@ -26,3 +29,8 @@ def compile_model(model: RecursiveModel, backend: str = "inductor") -> None:
         for module in model.encoder.modules():
             if isinstance(module, _LAYERS):
                 module.compile(dynamic=True, backend=backend)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Evaluation during training: its batches have as many sizes as rows that are still in flight, and each would be compiled for."""
+    return torch.compiler.set_stance("force_eager")

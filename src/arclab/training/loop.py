@@ -37,7 +37,7 @@ from arclab.metrics.logger import MetricLogger
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
 from arclab.models.auxiliary import AUXILIARY, auxiliary_losses, auxiliary_weights
-from arclab.models.compiled import compile_model
+from arclab.models.compiled import compile_model, uncompiled
 from arclab.models.encoders import TaskContext
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import RowLosses, row_losses
@@ -417,7 +417,7 @@ def _require_finite(metrics: dict[str, float], step: int) -> None:
 def _evaluate(training: Training, score: Score, data: TrainingData, logger: MetricLogger | None) -> dict[str, float]:
     """Score averaged weights; remember the best; show a few predictions of scored and of training rows."""
     progress = training.progress
-    with averaged_weights(training.model, training.ema) as model:
+    with averaged_weights(training.model, training.ema) as model, uncompiled():
         metrics, predictions = score()
         if logger is not None and training.carries:
             logger.table(progress.step, "train_predictions", _training_predictions(model, training.carries[0].data, data))
