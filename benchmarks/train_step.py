@@ -142,7 +142,8 @@ def _varlen_formulas() -> dict[Any, Callable[..., float]]:
         count._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  # the counter's way to ask for tensors instead of shapes
         return count
 
-    return {torch.ops.torch_attn._varlen_attn: formula(2), torch.ops.torch_attn._varlen_attn_backward: formula(5)}
+    operators = torch.ops.torch_attn
+    return {operators._varlen_attn: formula(2), operators._varlen_attn_backward: formula(5)}
 
 
 def timed(
