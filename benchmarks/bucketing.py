@@ -43,7 +43,7 @@ EXPERIMENTS: dict[str, list[str]] = {
     "quickstart": [],
     "toy_control": [
         f"dataset.train_sources={_toy(4000, 'train')}", f"dataset.validation_sources={_toy(100, 'validation')}",
-        f"dataset.eval_sources={_toy(100, 'test')}", "evaluation.split=evaluation", "trainer.steps=2000",
+        f"dataset.eval_sources={_toy(100, 'test')}", "evaluation.split=evaluation", "trainer.steps=1200",
     ],
 }  # fmt: skip
 
@@ -67,7 +67,7 @@ def run(experiment: str, rule: str, seed: int, given: argparse.Namespace) -> dic
     return {
         "experiment": experiment, "rule": rule, "seed": seed, "exact": {"n": round(statistics["all.exact_accuracy"] * total), "N": total},
         "pass1": {"n": passed["n"], "N": passed["N"]}, "first_90": fitted[0] if fitted else None, "steps": config.trainer.steps,
-        "seconds": rows[-1]["_runtime"],
+        "seconds": rows[-1]["_runtime"], **provenance(),
     }  # fmt: skip
 
 

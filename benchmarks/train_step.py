@@ -6,7 +6,7 @@
 For TRM (puzzle table) and ETRM (encoder=standard) a full training step (forward, backward, clipping, AdamATan2, averages) is timed on
 each canvas with about --tokens canvas cells; seconds a row, weighted by how many of the training rows that canvas has, give the bucketed
 figure. The references: full is dataset.canvas with demonstrations packed; padded is full with every one of the max_demos slots encoded
-on the whole canvas, as the first ETRM did. Floating-point operations are those of matrix products (torch's counter, over the same rows in
+on the whole canvas, as the first ETRM did. Floating-point operations are those of matrix products (torch's counter, over some of the rows in
 an uncompiled model); their share of the measured matmul rate stands beside each form, and the hours that the published number of steps
 would take. Prints a table and one JSON line; --save writes benchmarks/results/train_step.json, on a GPU train_step_<its name>.json. It does
 not ask what is learned: benchmarks/bucketing.py does.
@@ -49,7 +49,7 @@ FORMS = ("full", "padded", "bucketed")
 _BATCH_SIZE = 768  # whose shares of canvases are taken
 _PUBLISHED_STEPS = 518_071  # optimiser steps of the published TRM on ARC-AGI-1, each of 768 queries
 _AUGMENTATIONS = 20  # views do not change the time of a step; few keep the puzzle table small
-_COUNTED_ROWS = 16  # rows at a time while operations are counted, so that the uncompiled model needs little memory
+_COUNTED_CELLS = 16 * 900  # canvas cells whose operations are counted: enough for a mean over demonstrations, little memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +117,15 @@ def fill_slots(batch: Batch) -> Batch:
 
 
 def count_flops(config: ExperimentConfig, part: Part, ranks: Ranks, *, padded: bool) -> float:
-    """Of forward and backward over all rows of a step, a few at a time: the counter does not see into compiled graphs."""
-    model, batch = model_and_batch(config, part, ranks, padded=padded)
+    """Of forward and backward of a step, from some of its rows in an uncompiled model: the counter does not see into compiled graphs."""
+    num_rows = min(part.num_rows, max(1, _COUNTED_CELLS // part.data.canvas**2))
+    model, rows = model_and_batch(config, replace(part, num_rows=num_rows), ranks, padded=padded)
     counter = FlopCounterMode(display=False, custom_mapping=_varlen_formulas())
     with counter:
-        for start in range(0, len(batch), _COUNTED_ROWS):
-            rows = batch.rows(start, start + _COUNTED_ROWS)
-            _, output = model(model.initial_carry(rows), rows, torch.zeros_like(rows.num_demos_B))
-            losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
-            losses.total(config.halting.halt_loss_weight).backward()
-    return counter.get_total_flops()
+        _, output = model(model.initial_carry(rows), rows, torch.zeros_like(rows.num_demos_B))
+        losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
+        losses.total(config.halting.halt_loss_weight).backward()
+    return counter.get_total_flops() * part.num_rows / num_rows
 
 
 def _varlen_formulas() -> dict[Any, Callable[..., float]]:

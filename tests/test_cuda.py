@@ -38,7 +38,8 @@ ENCODERS = (
     "cross_attention", "hierarchical", "set_transformer", "in_context",
 )  # fmt: skip
 SMALL = {"hybrid": ["encoder.num_layers=2"], "hybrid_variational": ["encoder.num_layers=2"]}
-BF16_ERROR = 0.05  # of the largest figure; bf16 keeps 8 bits and a step multiplies dozens of matrices
+# Dozens of matrices multiply what bf16's 8 bits lose, on any device: what the CPU loses in bf16 is the measure.
+MORE_THAN_ON_CPU = 1.5
 
 
 def small(tiny: Tiny, encoder: str, *overrides: str) -> ExperimentConfig:
@@ -68,31 +69,40 @@ def test_a_step_in_fp32_is_that_of_the_cpu(tiny: Tiny, encoder: str) -> None:
     logits, grads = one_step(model, batch)
     logits_cuda, grads_cuda = one_step(model.to(CUDA), batch.to(CUDA))
     assert relative_error(logits_cuda, logits) < 1e-4
-    assert relative_error(torch.cat([g.flatten() for g in grads_cuda]), torch.cat([g.flatten() for g in grads])) < 1e-3
+    assert relative_error(torch.cat([g.flatten() for g in grads_cuda]), torch.cat([g.flatten() for g in grads])) < 3e-3
 
 
 @pytest.mark.parametrize("encoder", ["standard", "hybrid", "hierarchical", "in_context", "cross_attention"])
-def test_a_context_in_bf16_is_near_that_of_the_cpu_in_fp32(tiny: Tiny, encoder: str) -> None:
+def test_a_context_in_bf16_is_as_near_to_fp32_as_that_of_the_cpu(tiny: Tiny, encoder: str) -> None:
     model, _, batch = setup(small(tiny, encoder, "encoder.demo_layout=symmetry"))
-    assert model.encoder is not None
-    wanted = model.encoder.read(Demonstrations.from_batch(batch), torch.float32).tokens_BMD.detach()
-    read = model.to(CUDA).encoder.read(Demonstrations.from_batch(batch.to(CUDA)), torch.bfloat16).tokens_BMD  # pyright: ignore[reportOptionalMemberAccess]
-    assert read.dtype is torch.bfloat16 and relative_error(read.detach().float().cpu(), wanted) < BF16_ERROR
+    encoder = model.encoder
+    assert encoder is not None
+
+    def read(rows: Batch, dtype: torch.dtype) -> Tensor:
+        tokens = encoder.read(Demonstrations.from_batch(rows), dtype).tokens_BMD
+        assert tokens.dtype is dtype
+        return tokens.detach().float().cpu()
+
+    exact, on_cpu = read(batch, torch.float32), read(batch, torch.bfloat16)
+    encoder.to(CUDA)
+    assert relative_error(read(batch.to(CUDA), torch.bfloat16), exact) < MORE_THAN_ON_CPU * relative_error(on_cpu, exact)
 
 
 @pytest.mark.parametrize("encoder", ["standard", "hybrid", "in_context"])
-def test_a_compiled_bf16_step_is_near_the_plain_one(tiny: Tiny, encoder: str) -> None:
+def test_a_compiled_bf16_step_is_as_near_to_fp32_as_that_of_the_cpu(tiny: Tiny, encoder: str) -> None:
     config = small(tiny, encoder, "trainer.precision=bf16")
     model, _, batch = setup(config)
-    plain, _ = one_step(model.to(CUDA), batch.to(CUDA))
+    exact, _, _ = setup(small(tiny, encoder))
+    wanted, on_cpu = one_step(exact, batch)[0], one_step(model, batch)[0]
     compiled, _, _ = setup(config)
     compile_model(compiled.to(CUDA))
     logits, grads = one_step(compiled, batch.to(CUDA))
-    assert relative_error(logits, plain) < BF16_ERROR and all(g.isfinite().all() for g in grads)
+    assert relative_error(logits, wanted) < MORE_THAN_ON_CPU * relative_error(on_cpu, wanted)
+    assert all(g.isfinite().all() for g in grads)
 
 
 @pytest.mark.parametrize("overrides", [[], ["trainer.compile=true", "trainer.precision=bf16"]])
-def test_training_learns_and_resumes_on_a_gpu(tiny: Tiny, overrides: list[str]) -> None:
+def test_training_learns_on_a_gpu(tiny: Tiny, overrides: list[str]) -> None:
     config = tiny(
         "trainer.device=cuda",
         "trainer.steps=40",
