@@ -177,17 +177,26 @@ def synchronize(given: argparse.Namespace) -> None:
 def measure(system: str, ranks: Ranks, given: argparse.Namespace) -> dict[str, Any]:
     """Figures of each form that was asked for; a puzzle table has no demonstrations to pad."""
     config, data = build(system, given)
+    dense, _ = build(system, argparse.Namespace(**{**vars(given), "demo_attention": "dense"}))
     rows = max(1, given.tokens // data.canvas**2)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "full": lambda: timed(config, whole(data, rows)[0], ranks, given).figures(),
+        "bucketed": lambda: measure_bucketed(config, data, ranks, given),
+        "padded": lambda: timed(dense, whole(data, rows)[0], ranks, given, padded=True).figures(),
+    }
     forms: dict[str, dict[str, Any]] = {}
-    if "full" in given.forms:
-        forms["full"] = timed(config, whole(data, rows)[0], ranks, given).figures()
-    if "padded" in given.forms and system == "ETRM":
-        dense, _ = build(system, argparse.Namespace(**{**vars(given), "demo_attention": "dense"}))
-        forms["padded"] = timed(dense, whole(data, rows)[0], ranks, given, padded=True).figures()
-    if "bucketed" in given.forms:
-        forms["bucketed"] = measure_bucketed(config, data, ranks, given)
-    for figures in forms.values():
+    for form in (f for f in measures if f in given.forms and (f != "padded" or system == "ETRM")):
+        try:
+            figures = measures[form]()
+        except torch.OutOfMemoryError as error:  # the other forms have their figures all the same
+            print(
+                f"{system} {form}: out of memory with --tokens {given.tokens}, left out ({str(error).splitlines()[0]})",
+                flush=True,
+            )
+            continue
         figures["published_hours"] = _PUBLISHED_STEPS * _BATCH_SIZE / figures["queries_per_s"] / 3600
+        print(f"{system} {form}: {json.dumps(figures)}", flush=True)  # what a killed benchmark has measured is not lost
+        forms[form] = figures
     return forms
 
 

@@ -79,9 +79,11 @@ def test_a_context_in_bf16_is_as_near_to_fp32_as_that_of_the_cpu(tiny: Tiny, enc
     assert encoder is not None
 
     def read(rows: Batch, dtype: torch.dtype) -> Tensor:
-        tokens = encoder.read(Demonstrations.from_batch(rows), dtype).tokens_BMD
-        assert tokens.dtype is dtype
-        return tokens.detach().float().cpu()
+        memory = encoder.read(Demonstrations.from_batch(rows), dtype)
+        assert memory.tokens_BMD.dtype is dtype
+        return (
+            (memory.tokens_BMD * memory.mask_BM[..., None]).detach().float().cpu()
+        )  # what nobody reads depends on the packing
 
     exact, on_cpu = read(batch, torch.float32), read(batch, torch.bfloat16)
     encoder.to(CUDA)
