@@ -1,9 +1,9 @@
-# make demo | test | install | bench | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
+# make demo | test | install | bench | bench-gpu | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test install bench bench-control bench-kills lint
+.PHONY: demo test install bench bench-gpu bench-control bench-kills lint
 
 demo: .venv/installed
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
@@ -21,6 +21,14 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.evaluate --augmentations 100
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.sandbox
+
+# On one CUDA GPU: the CPU's numbers, speeds with and without compilation, and the control table (an hour or more).
+bench-gpu: .venv/installed-dev
+	$(BIN)/python -m pytest tests/test_cuda.py
+	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 3 --forms full bucketed
+	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 3 --forms full bucketed --compile --save
+	$(BIN)/python -m benchmarks.control --steps 2000 --jobs 4 --layouts symmetry symmetry+colors --set trainer.device=cuda trainer.num_threads=1 \
+	    trainer.batch_size=512 trainer.num_workers=1
 
 # Continues where it was stopped. Fewer cells or another budget: make bench-control CONTROL="--seconds 120 --families lines"
 CONTROL ?= --seconds 600
