@@ -57,11 +57,14 @@ class AdamATan2(torch.optim.Optimizer):
 @torch.no_grad()
 def sign_sgd_rows(table: Tensor, ids_B: Tensor, grads_BD: Tensor, lr: float, weight_decay: float) -> None:
     """In place, for the rows of the batch: p = p * (1 - lr * wd) - lr * sign(g), gradients of a repeated row summed first."""
-    # The first row of each id stands for all of them; unique() would wait for the device, to learn how many ids there are.
-    first_B = (ids_B[:, None] == ids_B[None]).int().argmax(1)
+    # Rows of one id are numbered alike by sorting; unique() would wait for the device, to learn how many ids there are.
+    order_B = ids_B.argsort(stable=True)
+    sorted_B = ids_B[order_B]
+    is_new_B = torch.cat([torch.zeros_like(sorted_B[:1]), (sorted_B[1:] != sorted_B[:-1]).to(sorted_B.dtype)])
+    place_B = torch.empty_like(ids_B).scatter_(0, order_B, is_new_B.cumsum(0))
     summed = torch.zeros(grads_BD.shape, dtype=table.dtype, device=table.device)
-    summed.index_add_(0, first_B, grads_BD.to(table.dtype))
-    table[ids_B] = table[ids_B] * (1 - lr * weight_decay) - lr * summed[first_B].sign()
+    summed.index_add_(0, place_B, grads_BD.to(table.dtype))
+    table[ids_B] = table[ids_B] * (1 - lr * weight_decay) - lr * summed[place_B].sign()
 
 
 def lr_factor(config: TrainerConfig, step: int) -> float:
