@@ -5,8 +5,11 @@
 
 Prints a table and one JSON line; --save writes both to benchmarks/results/evaluate.{md,json}. published: full canvas, all
 steps, all votes; fast and fast_first: bucketed canvas, early halting, adaptive votes (until two places are settled, or one). early,
-bucketed and adaptive change one rule each; early_first is fast_first on the full canvas, for a model that was trained on it. Without --checkpoint the quickstart's ETRM is trained on its twelve real tasks (minutes), in
-runs/benchmark_evaluate, where a finished one is used again; in that case it says nothing about unseen tasks.
+bucketed and adaptive change one rule each; early_first is fast_first on the full canvas, for a model that was trained on it.
+first_etrm, for encoders, has the rules of published and computes what the first ETRM did: every demonstration slot on the whole canvas, empty
+ones too, again at every step. Its answers are those of published; if it is among --paths, it is what the others are compared with.
+Without --checkpoint the quickstart's ETRM is trained on its twelve real tasks (minutes), in runs/benchmark_evaluate, where a finished one
+is used again; in that case it says nothing about unseen tasks.
 """
 
 from __future__ import annotations
@@ -16,20 +19,36 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from arclab import app
 from arclab.config.compose import compose, thaw
-from arclab.config.schema import CanvasRule, DeviceChoice, EvalHalting, ExperimentConfig, SplitName, VotesRule, WeightsKind
+from arclab.config.encoder_schema import DemoAttention
+from arclab.config.schema import (
+    CanvasRule,
+    DeviceChoice,
+    EvalHalting,
+    ExperimentConfig,
+    Regime,
+    SplitName,
+    VotesRule,
+    WeightsKind,
+)
+from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.scoring import Share, score
+from arclab.models.decoder import Latents
 from arclab.models.decoder_init import newest_checkpoint
-from arclab.models.recursive import RecursiveModel, build_model
+from arclab.models.encoders import Demonstrations
+from arclab.models.encoders.demo_tokens import DemoTokens
+from arclab.models.recursive import Reading, RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks
 from arclab.rundir import RunDir, provenance, run_path, write_atomically
 from arclab.solvers.base import Attempts, Budget
@@ -38,7 +57,9 @@ from arclab.training.checkpoint import load_weights
 Rules = tuple[CanvasRule, EvalHalting, VotesRule]
 _FULL, _BUCKETED = CanvasRule.full, CanvasRule.bucketed
 _ALL_STEPS, _EARLY = EvalHalting.all_steps, EvalHalting.early
+FIRST_ETRM = "first_etrm"
 PATHS: dict[str, Rules] = {
+    FIRST_ETRM: (_FULL, _ALL_STEPS, VotesRule.all),
     "published": (_FULL, _ALL_STEPS, VotesRule.all),
     "early": (_FULL, _EARLY, VotesRule.all),
     "bucketed": (_BUCKETED, _ALL_STEPS, VotesRule.all),
@@ -59,6 +80,49 @@ class Measured:
     attempts: Attempts
 
 
+@dataclass(slots=True)
+class _Unread(Reading):
+    """Rows with their demonstrations, which are read at every step."""
+
+    demos: Batch | None = None
+
+    def rows(self, index_R: Tensor) -> _Unread:
+        assert self.demos is not None
+        return _Unread(self.num_demos, demos=self.demos.map(lambda x: x[index_R]))
+
+    def join(self, other: Reading) -> _Unread:
+        assert isinstance(other, _Unread) and self.demos is not None and other.demos is not None
+        pairs = ((getattr(self.demos, f.name), getattr(other.demos, f.name)) for f in fields(Batch))
+        return _Unread(self.num_demos, demos=Batch(*(torch.cat(pair) for pair in pairs)))
+
+
+class FirstEtrm:
+    """A model as the evaluation sees it, with what the first ETRM computed for the same answers: all max_demos slots are encoded on
+    the whole canvas, in every row, at every step."""
+
+    def __init__(self, model: RecursiveModel, max_demos: int) -> None:
+        self.model, self.max_demos, self.halting, self.start = model, max_demos, model.halting, model.start
+        for module in model.modules():
+            if isinstance(module, DemoTokens):
+                module.canvases = (module.canvas,)
+
+    def read(self, data: Batch) -> Reading:
+        return _Unread(self.model._shape(data)[2], demos=data)
+
+    @torch.no_grad()
+    def refine(self, latents: Latents, inputs_BS: Tensor, reading: Reading) -> tuple[Latents, Reading, Tensor, Tensor]:
+        assert isinstance(reading, _Unread) and reading.demos is not None and self.model.encoder is not None
+        data = reading.demos
+        first = data.demo_inputs_BKS[:, :1], data.demo_outputs_BKS[:, :1]
+        inputs_BKS, outputs_BKS = (x.repeat(1, self.max_demos, 1) for x in first)
+        empty = replace(
+            data, demo_inputs_BKS=inputs_BKS, demo_outputs_BKS=outputs_BKS, num_demos_B=self.max_demos - data.num_demos_B
+        )
+        self.model.encoder.read(Demonstrations.from_batch(empty), self.model.decoder.dtype)
+        latents, _, logits_BSV, q_halt_B = self.model.refine(latents, inputs_BS, self.model.read(data))
+        return latents, reading, logits_BSV, q_halt_B
+
+
 def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
     """The run folder of a small ETRM on real tasks; trained now unless it is there."""
     name = f"canvas{canvas}_steps{steps}_augmentations{augmentations}_seed{seed}"
@@ -70,20 +134,32 @@ def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
     return run_path(config)
 
 
-def load(folder: Path, ranks: Ranks) -> tuple[ExperimentConfig, app.Setting, RecursiveModel]:
+def load(folder: Path, ranks: Ranks) -> tuple[ExperimentConfig, app.Setting, dict[str, RecursiveModel]]:
+    """The run with its averaged weights: path -> model. That of first_etrm knows no sequences of different lengths."""
     checkpoint = newest_checkpoint(folder)
     config = thaw(RunDir(checkpoint.parent.parent).config)
     setting = app.build_setting(config)
-    model = build_model(config, setting.data.space.num_puzzles)
-    load_weights(model, checkpoint, WeightsKind.ema)
-    return config, setting, model.to(ranks.device)
+
+    def build(of: ExperimentConfig) -> RecursiveModel:
+        model = build_model(of, setting.data.space.num_puzzles)
+        load_weights(model, checkpoint, WeightsKind.ema)
+        return model.to(ranks.device)
+
+    models = dict.fromkeys(PATHS, build(config))
+    if config.dataset.regime is Regime.few_shot:
+        dense = deepcopy(config)
+        if hasattr(dense.encoder, "demo_attention"):
+            dense.encoder.demo_attention = DemoAttention.dense
+        models[FIRST_ETRM] = cast(RecursiveModel, FirstEtrm(build(dense), config.dataset.max_demos))
+    return config, setting, models
 
 
 def measure(
-    name: str, config: ExperimentConfig, setting: app.Setting, model: RecursiveModel, ranks: Ranks, tasks: list[ArcTask]
-) -> Measured:
+    name: str, config: ExperimentConfig, setting: app.Setting, models: dict[str, RecursiveModel], ranks: Ranks,
+    tasks: list[ArcTask],
+) -> Measured:  # fmt: skip
     config.evaluation.canvas, config.evaluation.halting, config.evaluation.votes = PATHS[name]
-    solver = app.build_solver(config, setting, model, ranks, config.evaluation.batch_size)
+    solver = app.build_solver(config, setting, models[name], ranks, config.evaluation.batch_size)
     if ranks.device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -137,14 +213,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         else trained_run(arguments.canvas, arguments.train_steps, arguments.train_augmentations, arguments.seed)
     )
     ranks = start_ranks(DeviceChoice(arguments.device))
-    config, setting, model = load(folder, ranks)
+    config, setting, models = load(folder, ranks)
+    if FIRST_ETRM in arguments.paths and (
+        config.dataset.regime is not Regime.few_shot or config.encoder.kind.startswith("recurrent")
+    ):
+        raise SystemExit(
+            f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}."
+        )
     evaluation = config.evaluation
     evaluation.num_augmentations, evaluation.batch_size = arguments.augmentations, arguments.batch_size
     evaluation.split = SplitName(arguments.split) if arguments.split else evaluation.split
     evaluation.max_tasks = arguments.tasks
     tasks = list(app.scored_tasks(setting.split, config))
-    measure("published", config, setting, model, ranks, tasks[:1])  # compiles the renderer
-    measured = [measure(name, config, setting, model, ranks, tasks) for name in ("published", *arguments.paths)]
+    measure("published", config, setting, models, ranks, tasks[:1])  # compiles the renderer
+    names = sorted({"published", *arguments.paths}, key=list(PATHS).index)
+    measured = [measure(name, config, setting, models, ranks, tasks) for name in names]
     return {
         "tasks": len(tasks), "test_inputs": sum(len(t.tests) for t in tasks), "augmentations": arguments.augmentations,
         "split": evaluation.split.value, "canvas": config.dataset.canvas, "max_steps": config.halting.halt_max_steps,
@@ -165,7 +248,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--augmentations", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", choices=[d.value for d in DeviceChoice], default="auto")
-    parser.add_argument("--paths", nargs="*", choices=[p for p in PATHS if p != "published"], default=["fast", "fast_first"])
+    parser.add_argument("--paths", nargs="*", choices=list(PATHS), default=["fast", "fast_first"])
     parser.add_argument("--save", action="store_true")
     return parser.parse_args(argv)
 

@@ -1,0 +1,136 @@
+"""Phase 1 of the experiment guide, encoder by encoder: does each fit 32 tasks in a few minutes of one GPU?
+
+    python -m benchmarks.phase1 --minutes 8 --jobs 3 --save                                   # on a GPU
+    python -m benchmarks.phase1 --steps 20 --encoders standard --set trainer.device=cpu decoder.width=64 trainer.batch_size=8
+
+Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL as written in its criterion.json.
+--minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps: the
+learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first call). Prints a
+table; --save writes it to benchmarks/results/phase1.{json,md}. It compares encoders under one budget; it does not tune any of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import compose
+from arclab.metrics.logger import read_rows
+from arclab.rundir import RunDir, provenance, run_path, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+ENCODERS = ("standard", "hybrid_variational", "recurrent_trm")
+_SPEED_STEPS = 90
+_TRAINING_SHARE = 0.85  # of the minutes; the rest is for starting, compiling and the last evaluation
+_CURVE_POINTS = 8
+
+
+def overrides(encoder: str, given: argparse.Namespace, steps: int, runs_dir: str) -> list[str]:
+    """The command line of one run. The criterion is measured once, at the end."""
+    common = ["experiment=phase1_small", f"encoder={encoder}", "experiment_name=phase1", f"name={encoder}", f"runs_dir={runs_dir}",
+              f"seed={given.seed}", f"trainer.steps={steps}", f"trainer.eval_every={steps}", "wandb.mode=disabled", *given.set]  # fmt: skip
+    if "variational" in encoder:  # its default is that of width 512
+        config = compose("pretrain_encoder", [c for c in common if not c.startswith("encoder")])
+        common.append(f"encoder.latent_dim={config.decoder.width // 2}")
+    return common
+
+
+def train(arguments: Sequence[str]) -> int:
+    """pretrain_encoder.py in a process of its own; its exit status."""
+    return subprocess.run([sys.executable, str(ROOT / "pretrain_encoder.py"), *arguments]).returncode
+
+
+def steps_per_second(encoder: str, given: argparse.Namespace) -> float | None:
+    """Of a run that is thrown away, its first steps (which compile) left out; None if it fails (it has said why)."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*overrides(encoder, given, _SPEED_STEPS, folder), "trainer.eval_every=0", "criterion=null",
+                     f"trainer.log_every={_SPEED_STEPS // 3}"]  # fmt: skip
+        if train(arguments):
+            return None
+        config = compose("pretrain_encoder", arguments)
+        rows = [r for r in read_rows(run_path(config) / "metrics.jsonl") if "timing/train_samples_per_s" in r]
+    return rows[-1]["timing/train_samples_per_s"] / config.trainer.num_rows
+
+
+def planned_steps(given: argparse.Namespace) -> dict[str, int]:
+    """Encoder -> optimiser steps: as given, as first measured in this folder, or measured now with all encoders beside each other."""
+    if given.steps is not None:
+        return dict.fromkeys(given.encoders, given.steps)
+    note = Path(given.runs_dir) / "phase1" / "steps.json"
+    if not note.is_file():
+        with ThreadPoolExecutor(given.jobs) as pool:
+            speeds = list(pool.map(lambda encoder: steps_per_second(encoder, given), given.encoders))
+        seconds = 60 * given.minutes * _TRAINING_SHARE
+        note.parent.mkdir(parents=True, exist_ok=True)
+        steps = {e: max(1, round(seconds * s)) for e, s in zip(given.encoders, speeds, strict=True) if s is not None}
+        write_atomically(note, json.dumps(steps) + "\n")
+    return json.loads(note.read_text())
+
+
+def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] | None:
+    """The record of one encoder; None if its run failed (it has said why)."""
+    arguments = overrides(encoder, given, steps, given.runs_dir)
+    if train(arguments):
+        return None
+    folder = RunDir(run_path(compose("pretrain_encoder", arguments)))
+    rows = read_rows(folder.metrics)
+    trained = [r for r in rows if "train/exact_accuracy" in r]
+    every = max(1, len(trained) // _CURVE_POINTS)
+    scored = next(r for r in reversed(rows) if "all.exact_accuracy" in r)
+    return {
+        "encoder": encoder, "steps": steps, "seconds": rows[-1]["_runtime"], "criterion": json.loads((folder.path / "criterion.json").read_text()),
+        "pass@1": {"n": round(scored["ARC/pass@1"] * scored["ARC/tasks"], 2), "N": int(scored["ARC/tasks"])},
+        "mean_steps": scored["all.steps"], "curve": {r["_step"]: round(r["train/exact_accuracy"], 4) for r in trained[every - 1 :: every]},
+        "overrides": arguments, **provenance(),
+    }  # fmt: skip
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = [
+        "# Phase 1: 32 small tasks", "",
+        f"`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}, seed {result['seed']}", "",
+        "| encoder | criterion | ARC/pass@1 | steps | s | exact in training at step |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for r in result["runs"]:
+        curve = ", ".join(f"{step}: {value:.2f}" for step, value in r["curve"].items())
+        passed = f"{r['pass@1']['n']:g}/{r['pass@1']['N']}"
+        lines.append(
+            f"| {r['encoder']} | {r['criterion']['sentence']} | {passed} | {r['steps']} | {r['seconds']:.0f} | {curve} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="of all encoders together if --jobs is their number")
+    budget.add_argument("--steps", type=int)
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
+    parser.add_argument("--save", action="store_true")
+    given = parser.parse_args(argv)
+    steps = planned_steps(given)
+    with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
+        records = list(pool.map(lambda encoder: run(encoder, steps[encoder], given), [e for e in given.encoders if e in steps]))
+    command = "python -m benchmarks.phase1 " + " ".join(a for a in argv if a != "--save")
+    result = {**provenance(), "command": command, "seed": given.seed, "runs": [r for r in records if r is not None]}
+    print(markdown(result))
+    if given.save:
+        results = Path(__file__).parent / "results"
+        write_atomically(results / "phase1.json", json.dumps(result, indent=1) + "\n")
+        write_atomically(results / "phase1.md", markdown(result))
+    return int(len(result["runs"]) < len(given.encoders))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

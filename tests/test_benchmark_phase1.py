@@ -1,0 +1,41 @@
+"""benchmarks/phase1.py: the runs that it starts and the table that it writes (the runs themselves are pretrain_encoder.py)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks import phase1
+
+from arclab.config.compose import compose
+
+GIVEN = argparse.Namespace(
+    encoders=["standard", "lpn"], steps=None, minutes=10.0, seed=3, runs_dir="runs", jobs=2, set=["halting=short8"]
+)
+
+
+@pytest.mark.parametrize("encoder", phase1.ENCODERS)
+def test_every_encoder_is_judged_once_at_the_end(encoder: str) -> None:
+    config = compose("pretrain_encoder", phase1.overrides(encoder, GIVEN, 700, "runs"))
+    assert (config.encoder.kind, config.trainer.steps, config.trainer.eval_every) == (encoder, 700, 700)
+    assert config.criterion is not None
+    assert (config.criterion.threshold, config.seed, config.halting.halt_max_steps) == (0.9, 3, 8)
+
+
+def test_minutes_become_steps_by_each_speed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"standard": 4.0, "lpn": None}  # lpn fails: the other goes on
+    monkeypatch.setattr(phase1, "steps_per_second", lambda encoder, _: speeds[encoder])
+    given = argparse.Namespace(**{**vars(GIVEN), "runs_dir": str(tmp_path)})
+    assert phase1.planned_steps(given) == {"standard": round(600 * phase1._TRAINING_SHARE * 4)}
+    speeds["standard"] = 1.0  # a continued call keeps its steps, or the run would be another one
+    assert phase1.planned_steps(given) == json.loads((tmp_path / "phase1" / "steps.json").read_text())
+    assert phase1.planned_steps(given)["standard"] > 2000
+
+
+def test_the_table_says_pass_or_fail_with_the_curve() -> None:
+    run = {"encoder": "lpn", "steps": 20, "seconds": 3.2, "criterion": {"sentence": "FAIL (phase 1): 3/9"}, "pass@1": {"n": 1.5, "N": 4},
+           "mean_steps": 2.0, "curve": {10: 0.25, 20: 0.5}}  # fmt: skip
+    text = phase1.markdown({"command": "c", "commit": "0123456789", "machine": "m", "seed": 0, "runs": [run]})
+    assert "| lpn | FAIL (phase 1): 3/9 | 1.5/4 | 20 | 3 | 10: 0.25, 20: 0.50 |" in text
