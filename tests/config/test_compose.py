@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,10 @@ def test_an_evaluation_of_programs_is_typed() -> None:
     endpoint = compose_evaluate([PROGRAMS[0], "model=endpoint", "model.name=m", "dataset=arc1"])
     assert isinstance(endpoint, EvaluateProgramsConfig) and isinstance(endpoint.model, EndpointModelConfig)
     assert isinstance(compose_evaluate(["solver=recursive", "checkpoint=x"]), EvaluateConfig)
+
+
+def test_threads_may_compose_at_once() -> None:
+    """Benchmarks run several trainings side by side and compose each in its own thread."""
+    with ThreadPoolExecutor(4) as pool:
+        configs = list(pool.map(lambda seed: compose("pretrain_encoder", ["name=a", f"seed={seed}"]), range(8)))
+    assert [config.seed for config in configs] == list(range(8))

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -41,6 +42,8 @@ CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 FREE_KEYS = (
     "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.recompute", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
 )  # fmt: skip
+
+_ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
 
 
 class ConfigError(ValueError):
@@ -73,7 +76,7 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     if flags:
         raise ConfigError(f"{flags[0]} is not an option here; settings are written key=value (see README.md).")
     _require_one_choice(overrides)
-    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=config_name):
+    with _ONE_AT_A_TIME, hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=config_name):
         try:
             return hydra.compose(config_name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
