@@ -26,7 +26,7 @@ from arclab.config.compose import thaw
 from arclab.config.schema import CanvasRule
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
-from arclab.rundir import provenance
+from arclab.rundir import provenance, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 _NEARLY_ALL = 0.9
@@ -92,17 +92,34 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    lines = [
-        "# Full canvas and bucketed",
-        "",
-        f"`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}, intervals 95 % Wilson",
-    ]
+def markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """A section for each experiment, with the command that made its runs."""
+    lines = ["# Full canvas and bucketed"]
     for experiment in EXPERIMENTS:
-        runs = [r for r in result["runs"] if r["experiment"] == experiment]
-        if runs:
-            lines += ["", f"## {experiment}, {runs[0]['steps']} steps", "", table(runs)]
+        of_it = [r for r in runs if r["experiment"] == experiment]
+        if of_it:
+            made = dict.fromkeys(f"`{r['command']}`, commit {r['commit'][:8]}, {r['machine']}" for r in of_it)
+            lines += [
+                "",
+                f"## {experiment}, {of_it[0]['steps']} steps",
+                "",
+                *made,
+                "",
+                "Intervals: 95 % Wilson.",
+                "",
+                table(of_it),
+            ]
     return "\n".join(lines) + "\n"
+
+
+def save(runs: Sequence[dict[str, Any]], results: Path) -> None:
+    """Runs of experiments that this call did not make stay."""
+    path = results / "bucketing.json"
+    before = json.loads(path.read_text())["runs"] if path.is_file() else []
+    made = {r["experiment"] for r in runs}
+    merged = [*(r for r in before if r["experiment"] not in made), *runs]
+    write_atomically(path, json.dumps({"runs": merged}, indent=1) + "\n")
+    write_atomically(results / "bucketing.md", markdown(merged))
 
 
 def main() -> None:
@@ -119,12 +136,10 @@ def main() -> None:
         runs = list(pool.map(lambda cell: run(*cell, given), cells))
     command = f"python -m benchmarks.bucketing --experiments {' '.join(given.experiments)} --seeds {given.seeds}"
     command += f" --jobs {given.jobs}{' --set ' * bool(given.set)}{' '.join(given.set)}"
-    result = {**provenance(), "command": command, "runs": runs}
-    print(markdown(result))
+    runs = [{**r, "command": command} for r in runs]
+    print(markdown(runs))
     if given.save:
-        results = Path(__file__).parent / "results"
-        (results / "bucketing.json").write_text(json.dumps(result, indent=1) + "\n")
-        (results / "bucketing.md").write_text(markdown(result))
+        save(runs, Path(__file__).parent / "results")
 
 
 if __name__ == "__main__":

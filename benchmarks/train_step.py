@@ -8,7 +8,9 @@ each canvas with about --tokens canvas cells; seconds a row, weighted by how man
 figure. The references: full is dataset.canvas with demonstrations packed; padded is full with every one of the max_demos slots encoded
 on the whole canvas, as the first ETRM did. Floating-point operations are those of matrix products (torch's counter, over some of the rows in
 an uncompiled model); their share of the measured matmul rate stands beside each form, and the hours that the published number of steps
-would take. Prints a table and one JSON line; --save writes benchmarks/results/train_step.json, on a GPU train_step_<its name>.json. It does
+would take. predictions/s are those of the published evaluation (all supervision steps, all votes, demonstrations read once, not
+compiled), and the hours what the 400 evaluation tasks would take with 1000 views each; bucketed: by the canvases of the training tasks,
+of which evaluation tasks need larger ones. Prints a table and one JSON line; --save writes benchmarks/results/train_step.json, on a GPU train_step_<its name>[_compiled].json. It does
 not ask what is learned: benchmarks/bucketing.py does.
 """
 
@@ -48,6 +50,7 @@ SYSTEMS = {"TRM": ["encoder=puzzle_table", "dataset.regime=puzzle_id"], "ETRM": 
 FORMS = ("full", "padded", "bucketed")
 _BATCH_SIZE = 768  # whose shares of canvases are taken
 _PUBLISHED_STEPS = 518_071  # optimiser steps of the published TRM on ARC-AGI-1, each of 768 queries
+_EVALUATION_ROWS = 419 * 1001  # the test inputs of the 400 ARC-AGI-1 evaluation tasks, each under the identity and 1000 views
 _AUGMENTATIONS = 20  # views do not change the time of a step; few keep the puzzle table small
 _COUNTED_CELLS = 16 * 900  # canvas cells whose operations are counted: enough for a mean over demonstrations, little memory
 
@@ -58,11 +61,13 @@ class Timing:
     rows: int
     flops: float
     peak_bytes: int
+    prediction_seconds: float
 
     def figures(self) -> dict[str, float]:
         return {
             "queries_per_s": self.rows / self.seconds, "seconds": self.seconds, "rows": self.rows, "flops_per_row": self.flops / self.rows,
             "flops_per_s": self.flops / self.seconds, "peak_gib": self.peak_bytes / 2**30,
+            "predictions_per_s": self.rows / self.prediction_seconds,
         }  # fmt: skip
 
 
@@ -153,20 +158,33 @@ def timed(
     if given.compile:
         torch._dynamo.reset()  # what earlier forms compiled would only hold memory
     is_gpu = given.device == "cuda"
+    prediction_seconds = median_seconds(predictor(config, part, ranks, padded=padded), given, warm_ups=1)
     if is_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     step = stepper(config, part, ranks, given, padded=padded)
-    for _ in range(2 if is_gpu or given.compile else 1):
-        step()
+    seconds = median_seconds(step, given, warm_ups=2 if is_gpu or given.compile else 1)
+    peak_bytes = torch.cuda.max_memory_allocated() if is_gpu else 0
+    return Timing(seconds, part.num_rows, flops, peak_bytes, prediction_seconds)
+
+
+def predictor(config: ExperimentConfig, part: Part, ranks: Ranks, *, padded: bool) -> Callable[[], Any]:
+    """Predictions by the published rules (all supervision steps; demonstrations read once), as evaluate.py makes them: not compiled."""
+    model, batch = model_and_batch(config, part, ranks, padded=padded)
+    return lambda: model.predict(batch)
+
+
+def median_seconds(call: Callable[[], Any], given: argparse.Namespace, *, warm_ups: int) -> float:
+    for _ in range(warm_ups):
+        call()
     seconds = []
     for _ in range(given.repeats):
         synchronize(given)
         start = time.perf_counter()
-        step()
+        call()
         synchronize(given)
         seconds.append(time.perf_counter() - start)
-    return Timing(statistics.median(seconds), part.num_rows, flops, torch.cuda.max_memory_allocated() if is_gpu else 0)
+    return statistics.median(seconds)
 
 
 def synchronize(given: argparse.Namespace) -> None:
@@ -195,6 +213,7 @@ def measure(system: str, ranks: Ranks, given: argparse.Namespace) -> dict[str, A
             )
             continue
         figures["published_hours"] = _PUBLISHED_STEPS * _BATCH_SIZE / figures["queries_per_s"] / 3600
+        figures["evaluation_hours"] = _EVALUATION_ROWS / figures["predictions_per_s"] / 3600
         print(f"{system} {form}: {json.dumps(figures)}", flush=True)  # what a killed benchmark has measured is not lost
         forms[form] = figures
     return forms
@@ -212,11 +231,14 @@ def measure_bucketed(config: ExperimentConfig, data: TrainingData, ranks: Ranks,
     def mean(values: Iterable[float]) -> float:
         return sum(n * value for n, value in zip(expected, values, strict=True)) / sum(expected)
 
-    seconds = mean(1 / c["queries_per_s"] for c in canvases.values())
+    seconds, prediction_seconds = (
+        mean(1 / c[name] for c in canvases.values()) for name in ("queries_per_s", "predictions_per_s")
+    )
     flops = mean(c["flops_per_row"] for c in canvases.values())
     peak = max(c["peak_gib"] for c in canvases.values())
     return {
         "queries_per_s": 1 / seconds, "flops_per_row": flops, "flops_per_s": flops / seconds, "peak_gib": peak, "canvases": canvases,
+        "predictions_per_s": 1 / prediction_seconds,
     }  # fmt: skip
 
 
@@ -237,13 +259,17 @@ def matmul_rate(given: argparse.Namespace) -> float:
 
 def table(result: dict[str, Any]) -> str:
     steps = f"{_PUBLISHED_STEPS:,} steps of {_BATCH_SIZE}"
-    lines = [f"| system | form | queries/s | bucketed is faster by | peak memory | {steps} |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"| system | form | queries/s | bucketed is faster by | peak memory | {steps} | predictions/s | 400 tasks x 1000 views |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for system, forms in result["systems"].items():
         for form, f in forms.items():
             faster = f"{forms['bucketed']['queries_per_s'] / f['queries_per_s']:.2f}" if "bucketed" in forms else "-"
             memory = f"{f['peak_gib']:.1f} GiB" if f["peak_gib"] else "-"
             lines.append(
-                f"| {system} | {form} | {f['queries_per_s']:.3g} | {faster} | {memory} | {f['published_hours']:.0f} h |"
+                f"| {system} | {form} | {f['queries_per_s']:.3g} | {faster} | {memory} | {f['published_hours']:.0f} h | "
+                + (f"{f['predictions_per_s']:.3g} | {f['evaluation_hours']:.1f} h |" if "predictions_per_s" in f else "- | - |")
             )
     rate = result["matmul_flops_per_s"]
     shares = [
@@ -261,7 +287,7 @@ def table(result: dict[str, Any]) -> str:
 def save(result: dict[str, Any], given: argparse.Namespace) -> None:
     name = "train_step"
     if given.device == "cuda":
-        name += "_" + re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_")
+        name += "_" + re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_") + ("_compiled" if given.compile else "")
     results = Path(__file__).parent / "results"
     (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     heading = f"`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}, torch {result['torch']}"

@@ -17,9 +17,9 @@ GIVEN = argparse.Namespace(
 
 
 @pytest.mark.parametrize("encoder", phase1.ENCODERS)
-def test_every_encoder_is_judged_once_at_the_end(encoder: str) -> None:
+def test_every_encoder_is_judged_four_times(encoder: str) -> None:
     config = compose("pretrain_encoder", phase1.overrides(encoder, GIVEN, 700, "runs"))
-    assert (config.encoder.kind, config.trainer.steps, config.trainer.eval_every) == (encoder, 700, 700)
+    assert (config.encoder.kind, config.trainer.steps, config.trainer.eval_every) == (encoder, 700, 175)
     assert config.criterion is not None
     assert (config.criterion.threshold, config.seed, config.halting.halt_max_steps) == (0.9, 3, 8)
 
@@ -31,11 +31,15 @@ def test_minutes_become_steps_by_each_speed_once(tmp_path: Path, monkeypatch: py
     assert phase1.planned_steps(given) == {"standard": round(600 * phase1._TRAINING_SHARE * 4)}
     speeds["standard"] = 1.0  # a continued call keeps its steps, or the run would be another one
     assert phase1.planned_steps(given) == json.loads((tmp_path / "phase1" / "steps.json").read_text())
-    assert phase1.planned_steps(given)["standard"] > 2000
+    assert phase1.planned_steps(given)["standard"] > 1000
 
 
 def test_the_table_says_pass_or_fail_with_the_curve() -> None:
-    run = {"encoder": "lpn", "steps": 20, "seconds": 3.2, "criterion": {"sentence": "FAIL (phase 1): 3/9"}, "pass@1": {"n": 1.5, "N": 4},
+    run = {"encoder": "lpn", "steps": 20, "seconds": 3.2, "criterion": "FAIL (phase 1): 3/9", "is_done": True, "pass@1": {"n": 1.5, "N": 4},
            "mean_steps": 2.0, "curve": {10: 0.25, 20: 0.5}}  # fmt: skip
     text = phase1.markdown({"command": "c", "commit": "0123456789", "machine": "m", "seed": 0, "runs": [run]})
     assert "| lpn | FAIL (phase 1): 3/9 | 1.5/4 | 20 | 3 | 10: 0.25, 20: 0.50 |" in text
+    stopped = run | {"is_done": False, "last_step": 15}
+    assert "| 15 of 20, stopped |" in phase1.markdown(
+        {"command": "c", "commit": "0123456789", "machine": "m", "seed": 0, "runs": [stopped]}
+    )

@@ -21,9 +21,12 @@ def test_operations_of_the_varlen_kernel_are_those_of_its_sequences() -> None:
 
 def test_the_table_has_every_form_with_its_share_of_the_matmul_rate() -> None:
     forms = {
-        name: Timing(seconds, 4, 8e12, 2**30).figures() | {"published_hours": 10 * seconds}
+        name: Timing(seconds, 4, 8e12, 2**30, 8.0).figures() | {"published_hours": 10 * seconds, "evaluation_hours": 1.5}
         for name, seconds in (("full", 2.0), ("bucketed", 1.0))
     }
     text = table({"systems": {"TRM": forms}, "matmul_flops_per_s": 16e12, "precision": "bf16"})
-    assert "| TRM | full | 2 | 2.00 | 1.0 GiB | 20 h |" in text and "| TRM | bucketed | 4 | 1.00 | 1.0 GiB | 10 h |" in text
+    assert (
+        "| TRM | full | 2 | 2.00 | 1.0 GiB | 20 h | 0.5 | 1.5 h |" in text
+        and "| TRM | bucketed | 4 | 1.00 | 1.0 GiB | 10 h |" in text
+    )
     assert "TRM full 25 % (2 TFLOP a row), TRM bucketed 50 % (2 TFLOP a row)" in text
