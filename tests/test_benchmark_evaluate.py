@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from benchmarks import evaluate
 
 from arclab import app
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Pair
+from arclab.models.encoders.demo_tokens import DemoTokens
 from arclab.solvers.base import Attempts, Candidate
+
+from .models.common import setup
 
 GRIDS = [np.full((2, 2), value, dtype=np.uint8) for value in range(3)]
 STATISTICS = {"all.count": 6.0, "eval/rerun_share": 0.5, "eval/rows_share": 0.25, "all.steps": 3.0}
@@ -51,3 +56,21 @@ def test_results_name_rules_that_are_not_the_published_ones(tiny: Callable[..., 
     assert app._rules_stamp(tiny()) == ()
     (stamp,) = app._rules_stamp(tiny("evaluation.halting=early", "evaluation.canvas=bucketed"))
     assert stamp == "not the published evaluation: evaluation.halting=early, evaluation.canvas=bucketed"
+
+
+def test_the_first_etrm_computes_all_slots_at_every_step_for_the_same_answers(tiny: Callable[..., ExperimentConfig]) -> None:
+    config = tiny("halting.halt_max_steps=3", "dataset.max_demos=10")
+    model, _, batch = setup(config)
+    first = evaluate.FirstEtrm(deepcopy(model), config.dataset.max_demos)
+    encoded = []
+    (tokens_of,) = (m for m in first.model.modules() if isinstance(m, DemoTokens))
+    tokens_of.register_forward_hook(lambda module, given, out: encoded.append(out.shape[:2]))
+    expected = model.predict(batch)
+    reading = first.read(batch).rows(torch.arange(len(batch)))
+    latents, output = first.start(batch.inputs_BS, reading), None
+    for _ in range(3):
+        latents, reading, *output = first.refine(latents, batch.inputs_BS, reading)
+    assert output is not None
+    torch.testing.assert_close(tuple(output), expected, atol=1e-4, rtol=1e-4)
+    tokens = sum(rows * length for rows, length in encoded)
+    assert tokens == 3 * len(batch) * 10 * encoded[0][1]  # whole canvases only, in every slot, at every step
