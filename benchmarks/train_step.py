@@ -158,20 +158,25 @@ def timed(
     if given.compile:
         torch._dynamo.reset()  # what earlier forms compiled would only hold memory
     is_gpu = given.device == "cuda"
-    prediction_seconds = median_seconds(predictor(config, part, ranks, padded=padded), given, warm_ups=1)
+    prediction = prediction_seconds(config, part, ranks, given, padded=padded)
     if is_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     step = stepper(config, part, ranks, given, padded=padded)
     seconds = median_seconds(step, given, warm_ups=2 if is_gpu or given.compile else 1)
     peak_bytes = torch.cuda.max_memory_allocated() if is_gpu else 0
-    return Timing(seconds, part.num_rows, flops, peak_bytes, prediction_seconds)
+    return Timing(seconds, part.num_rows, flops, peak_bytes, prediction)
 
 
-def predictor(config: ExperimentConfig, part: Part, ranks: Ranks, *, padded: bool) -> Callable[[], Any]:
-    """Predictions by the published rules (all supervision steps; demonstrations read once), as evaluate.py makes them: not compiled."""
+def prediction_seconds(config: ExperimentConfig, part: Part, ranks: Ranks, given: argparse.Namespace, *, padded: bool) -> float:
+    """Of predictions by the published rules, as evaluate.py makes them (not compiled): demonstrations read once, then halt_max_steps
+    supervision steps, of which one is timed."""
     model, batch = model_and_batch(config, part, ranks, padded=padded)
-    return lambda: model.predict(batch)
+    reading = model.read(batch)
+    latents = model.start(batch.inputs_BS, reading)
+    read = median_seconds(lambda: model.read(batch), given, warm_ups=0)
+    step = median_seconds(lambda: model.refine(latents, batch.inputs_BS, reading), given, warm_ups=1)
+    return read + config.halting.halt_max_steps * step
 
 
 def median_seconds(call: Callable[[], Any], given: argparse.Namespace, *, warm_ups: int) -> float:
