@@ -45,7 +45,7 @@ from arclab.models.recursive import build_model
 from arclab.ranks import start_ranks
 from arclab.rundir import RunDir, State, provenance, run_path, write_atomically
 from arclab.solvers.recursive import RecursiveSolver
-from benchmarks.control_table import write_table
+from benchmarks.control_table import toy_settings, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LAYOUT = "-"  # an encoder without the key demo_layout
@@ -103,11 +103,13 @@ class Table:
         return f"toy:{'+'.join(self.families)}?tasks={tasks}&{self.settings}&split={split}&seed={self.seed}"
 
     def recorded(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's record in the results. ValueError if it was made from other tasks or with other overrides."""
+        """The cell's record in the results. ValueError if it was made from other tasks (of the same settings) or with other overrides."""
         path = self.results / "control.json"
         records = json.loads(path.read_text())["cells"] if path.is_file() else []
-        record = next((c for c in records if c["name"] == self.cell_name(cell)), None)
-        mine = (self.source(self.train_tasks, "train"), _without_threads(self.overrides))
+        source = self.source(self.train_tasks, "train")
+        wanted = (self.cell_name(cell), toy_settings(source))
+        record = next((c for c in records if (c["name"], toy_settings(c["train_source"])) == wanted), None)
+        mine = (source, _without_threads(self.overrides))
         if record is not None and (record["train_source"], _without_threads(record["overrides"])) != mine:
             raise ValueError(
                 f"{path} has a cell {record['name']} made from {record['train_source']} with {record['overrides']}; give another --results."
@@ -285,7 +287,7 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["color_map", "mirror_color", "flips_color", "dihedral_color"],
                         help="learned together, scored one by one")  # fmt: skip
     parser.add_argument(
-        "--settings", default="side=3&colors=3&palette=6&demos=3", help="of the toy tasks, as in a source string"
+        "--settings", default="side=3&colors=3&palette=10&demos=3", help="of the toy tasks, as in a source string"
     )
     parser.add_argument("--train-tasks", type=int, default=20000, help="of each family")
     parser.add_argument("--test-tasks", type=int, default=200)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from arclab.data.synthetic import parse_toy
 from arclab.evaluation.scoring import Share
 from arclab.rundir import write_atomically
 
@@ -28,11 +29,12 @@ frozen: the encoder keeps its random weights.
 
 
 def write_table(results: Path, cells: Sequence[dict[str, Any]]) -> str:
-    """Merge cells into control.json by name, write control.md beside it, and return the latter."""
+    """Merge cells into control.json by name and toy settings, write control.md beside it, and return the latter."""
     results.mkdir(parents=True, exist_ok=True)
     path = results / "control.json"
-    known = {c["name"]: c for c in (json.loads(path.read_text())["cells"] if path.is_file() else [])}
-    merged = sorted((known | {c["name"]: c for c in cells}).values(), key=lambda c: c["name"])
+    recorded = json.loads(path.read_text())["cells"] if path.is_file() else []
+    by_key = {(c["name"], toy_settings(c["train_source"])): c for c in [*recorded, *cells]}
+    merged = [by_key[key] for key in sorted(by_key)]
     write_atomically(path, json.dumps({"cells": merged}, indent=1) + "\n")
     text = markdown(merged)
     write_atomically(results / "control.md", text)
@@ -51,14 +53,25 @@ def drop(scores: dict[str, Any], ablated: str) -> float:
 def markdown(cells: Sequence[dict[str, Any]]) -> str:
     """Cells by the families they learned, then the verdict on each encoder and layout with both twins."""
     parts = [_HEAD]
-    for families in dict.fromkeys(tuple(c["scores"]) for c in cells):
-        group = [c for c in cells if tuple(c["scores"]) == families]
-        parts += [f"## {', '.join(families)}", "", *_cell_table(families, group), "", *_verdicts(group)]
+    for families, settings in dict.fromkeys(_group(c) for c in cells):
+        group = [c for c in cells if _group(c) == (families, settings)]
+        parts += [f"## {', '.join(families)}", "", settings, "", *_cell_table(families, group), "", *_verdicts(group)]
     made = {
         f"{c['provenance']['commit'][:8]}, {c['provenance']['machine']}, {c['train_source']}, {' '.join(c['overrides'])}"
         for c in cells
     }
     return "\n".join([*parts, "Made with `python -m benchmarks.control`:", *(f"- {m}" for m in sorted(made)), ""])
+
+
+def toy_settings(source: str) -> str:
+    """What the grids of a source look like, in words."""
+    toy = parse_toy(source)
+    return f"Side {toy.side}, {toy.colors} colours into {toy.palette}, {toy.demos} demonstrations."
+
+
+def _group(cell: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Families and toy settings: cells are compared only if they learned the same."""
+    return tuple(cell["scores"]), toy_settings(cell["train_source"])
 
 
 def _cell_table(families: Sequence[str], cells: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -325,7 +325,8 @@ def main() -> None:
         **provenance(),
         "command": f"python -m benchmarks.train_step --dataset {given.dataset} --width {given.width} --tokens {given.tokens} --repeats {given.repeats} "
         f"--device {given.device} --precision {given.precision} --systems {' '.join(given.systems)} --forms {' '.join(given.forms)} "
-        f"--demo-attention {given.demo_attention}{' --compile' if given.compile else ''}",
+        f"--demo-attention {given.demo_attention}{' --compile' if given.compile else ''}"
+        + (f" --threads {given.threads}" if given.threads is not None else ""),
         "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu", "torch": torch.__version__,
         "precision": given.precision, "threads": torch.get_num_threads(), "matmul_flops_per_s": matmul_rate(given),
         "systems": {system: measure(system, ranks, given) for system in given.systems},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks import control
 from benchmarks.control import Cell
-from benchmarks.control_table import markdown, verdict
+from benchmarks.control_table import markdown, verdict, write_table
 
 from arclab import app
 from arclab.config.compose import compose
@@ -142,8 +142,19 @@ def test_an_encoder_is_done_only_if_it_reaches_all_three() -> None:
     assert "19.5 points over the frozen twin on compositions (needs 20)" in verdict(scores(180, 60, 49), frozen)
     cells = [
         {"name": twin, "encoder": "lpn", "layout": "symmetry", "twin": twin, "steps": 5, "seed": 0, "scores": s, "parameters": 7,
-         "steps_per_s": 1.0, "seconds": 5.0, "provenance": {"commit": "0" * 40, "machine": "m"}, "train_source": "toy:x", "overrides": []}
+         "steps_per_s": 1.0, "seconds": 5.0, "provenance": {"commit": "0" * 40, "machine": "m"}, "train_source": "toy:color_map?side=3&colors=3&palette=6", "overrides": []}
         for twin, s in (("trained", scores(180, 60, 50)), ("frozen", frozen))
     ]  # fmt: skip
     assert "- lpn, symmetry: DONE" in markdown(cells)
     assert "DONE" not in markdown(cells[:1])  # no verdict without its twin
+    other = [cells[0] | {"train_source": "toy:color_map?side=3&colors=3&palette=10"}, cells[1]]
+    text = markdown(other)  # a twin that learned from other tasks is none
+    assert "DONE" not in text and "3 colours into 10" in text and "3 colours into 6" in text
+
+
+def test_cells_of_other_settings_stay_beside_each_other(tmp_path: Path) -> None:
+    cell = {"name": "a", "encoder": "lpn", "layout": "symmetry", "twin": "trained", "steps": 5, "seed": 0, "scores": scores(9, 6, 5),
+            "parameters": 7, "steps_per_s": 1.0, "seconds": 5.0, "provenance": {"commit": "0" * 40, "machine": "m"}, "overrides": []}  # fmt: skip
+    for palette in (6, 10, 6):
+        write_table(tmp_path, [cell | {"train_source": f"toy:color_map?side=3&colors=3&palette={palette}"}])
+    assert len(json.loads((tmp_path / "control.json").read_text())["cells"]) == 2
