@@ -94,13 +94,13 @@ def test_without_the_saved_carry_the_continued_run_differs(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("overrides", [[*TINY, "trainer.canvas=bucketed"]], ids=["bucketed"])
 def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], tmp_path: Path) -> None:
-    """kill -9 at several moments, then the same command until it is done: the weights of an uninterrupted run."""
+    """kill -9 at two moments, then the same command until it is done: the weights of an uninterrupted run."""
     common = [*overrides, "trainer.steps=24", "trainer.checkpoint_every=3", f"runs_dir={tmp_path}"]
     # Nothing is killed in the whole run, so it needs no process of its own.
     app._pretrain(compose("pretrain_encoder", [*common, "name=whole"]), CPU)
     command = [sys.executable, "pretrain_encoder.py", *common, "name=killed"]
     log = tmp_path / "quickstart" / "killed" / "metrics.jsonl"
-    for kill_after_step in (4, 8, 13):
+    for kill_after_step in (4, 13):
         process = subprocess.Popen(command, cwd=ROOT, env=script_env(), stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while not (log.is_file() and read_rows(log) and read_rows(log)[-1]["_step"] >= kill_after_step):
@@ -378,8 +378,8 @@ def test_unregistered_metric_is_refused(tmp_path: Path) -> None:
 
 def test_training_learns(tiny: Tiny) -> None:
     """The real thing in small: three tasks, the loss falls well below its start."""
-    config = tiny("dataset.max_train_tasks=3", "dataset.num_augmentations=0", "halting.halt_exploration_prob=0.1", "trainer.steps=200",
-                  "trainer.checkpoint_every=200", "trainer.batch_size=16", "decoder.width=32", "trainer.warmup_steps=20")  # fmt: skip
+    config = tiny("dataset.max_train_tasks=3", "dataset.num_augmentations=0", "halting.halt_exploration_prob=0.1", "trainer.steps=120",
+                  "trainer.checkpoint_every=120", "trainer.batch_size=16", "decoder.width=32", "trainer.warmup_steps=20")  # fmt: skip
     run_training(config)
     rows = read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl")
     losses = [r["train/lm_loss"] for r in rows if "train/lm_loss" in r]
