@@ -218,7 +218,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         config.dataset.regime is not Regime.few_shot or config.encoder.kind.startswith("recurrent")
     ):
         raise SystemExit(
-            f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}."
+            f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}; leave it out."
         )
     evaluation = config.evaluation
     evaluation.num_augmentations, evaluation.batch_size = arguments.augmentations, arguments.batch_size

@@ -3,7 +3,7 @@
     python -m benchmarks.phase1 --minutes 8 --jobs 3 --save                                   # on a GPU
     python -m benchmarks.phase1 --steps 20 --encoders standard --set trainer.device=cpu decoder.width=64 trainer.batch_size=8
 
-Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL as written in its criterion.json.
+Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL by its last evaluation.
 --minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps: the
 learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first call). Prints a
 table; --save writes it to benchmarks/results/phase1.{json,md}. It compares encoders under one budget; it does not tune any of them.
@@ -125,6 +125,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args(argv)
     steps = planned_steps(given)
+    for encoder in (e for e in given.encoders if e not in steps):
+        note = Path(given.runs_dir) / "phase1" / "steps.json"
+        print(
+            f"encoder={encoder} is left out: {note} has no steps for it (it failed, or others were measured); remove that file to measure again."
+        )
     with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
         records = list(pool.map(lambda encoder: run(encoder, steps[encoder], given), [e for e in given.encoders if e in steps]))
     command = "python -m benchmarks.phase1 " + " ".join(a for a in argv if a != "--save")
