@@ -16,6 +16,7 @@ from arclab.data.sampler import Batch, Cursor
 from arclab.models.ema import Ema
 from arclab.models.halting import draw_min_steps, halts
 from arclab.models.losses import row_losses, stablemax_cross_entropy
+from arclab.models.varlen import dense_attention
 
 from .common import ROWS, setup
 
@@ -148,7 +149,7 @@ def test_flash_attention_is_called_where_no_mask_is_needed(tiny: Tiny, monkeypat
 
     def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         calls.append(q.shape)
-        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return dense_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     package = types.ModuleType("flash_attn")
     package.flash_attn_func = stand_in  # type: ignore[attr-defined]

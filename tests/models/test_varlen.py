@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from arclab.config.encoder_schema import DemoAttention
 from arclab.config.schema import ExperimentConfig
@@ -13,7 +14,7 @@ from arclab.data.sampler import Batch
 from arclab.models.encoders import Demonstrations, Memory
 from arclab.models.encoders.blocks import TokenStage
 from arclab.models.recursive import RecursiveModel
-from arclab.models.varlen import Packing, attend_one_by_one, is_varlen
+from arclab.models.varlen import Packing, attend_one_by_one, dense_attention, is_varlen
 
 from .common import setup
 from .test_canvases import CANVAS, tokens_of
@@ -84,6 +85,26 @@ def test_nothing_is_attended_to_across_sequences() -> None:
     scores = torch.einsum("qhc,khc->hqk", q, k) / 2
     expected = torch.einsum("hqk,khc->qhc", scores.masked_fill(~same, -torch.inf).softmax(-1), v)
     torch.testing.assert_close(attend_one_by_one(q, k, v, packing), expected)
+
+
+def test_half_precision_attention_on_a_cpu_runs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backward in bf16 is about ten times slower there (a fact of torch's CPU kernel, so it is the kernel's input that is checked)."""
+    seen: list[torch.dtype] = []
+    kernel = F.scaled_dot_product_attention
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
+        seen.append(q.dtype)
+        return kernel(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 5, 4, requires_grad=True) for _ in range(3))
+    mask = torch.tensor([True, True, True, False, True])[None, None, None]
+    mixed = dense_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
+    assert seen == [torch.float32] and mixed.dtype is torch.bfloat16
+    torch.testing.assert_close(mixed.float(), kernel(q, k, v, attn_mask=mask), atol=0.03, rtol=0.03)
+    mixed.sum().backward()
+    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in (q, k, v))
 
 
 def test_where_demonstrations_are_laid_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from arclab.config.schema import AttentionKernel
-from arclab.models.varlen import Packing, attend
+from arclab.models.varlen import Packing, attend, dense_attention
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -122,7 +122,7 @@ class SelfAttention(nn.Module):
         if self.flash is not None and key_mask_BL is None:
             return self.out(self.flash(q, k, v).reshape(B, L, D))
         mask = None if key_mask_BL is None else key_mask_BL[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        mixed = dense_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         return self.out(mixed.transpose(1, 2).reshape(B, L, D))
 
     def _heads(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +150,7 @@ class CrossAttention(nn.Module):
         head = (self.num_heads, D // self.num_heads)
         q = self.query(x_BQD).view(B, Q, *head).transpose(1, 2)
         k, v = self.key_value(set_BKD).view(B, -1, 2, *head).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask_BK[:, None, None, :])
+        mixed = dense_attention(q, k, v, key_mask_BK[:, None, None, :])
         return self.out(mixed.transpose(1, 2).reshape(B, Q, D))
 
 

@@ -71,10 +71,18 @@ def attend(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, packing: Packing) -> Ten
     return mixed
 
 
+def dense_attention(q_BHQC: Tensor, k_BHKC: Tensor, v_BHKC: Tensor, mask: Tensor | None = None) -> Tensor:
+    """torch's attention. On a CPU in fp32 whatever it is given: the backward of its half-precision kernel is about ten times slower there."""
+    dtype = q_BHQC.dtype
+    if q_BHQC.is_cpu and dtype is not torch.float32:
+        q_BHQC, k_BHKC, v_BHKC = q_BHQC.float(), k_BHKC.float(), v_BHKC.float()
+    return F.scaled_dot_product_attention(q_BHQC, k_BHKC, v_BHKC, attn_mask=mask).to(dtype)
+
+
 def attend_one_by_one(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, packing: Packing) -> Tensor:
     lengths = packing.starts_N.diff().tolist()
     parts = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (q_THC, k_THC, v_THC)), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in parts], dim=1).transpose(0, 1)
+    return torch.cat([dense_attention(q[None], k[None], v[None])[0] for q, k, v in parts], dim=1).transpose(0, 1)
 
 
 def is_varlen(choice: DemoAttention, device: torch.device, dtype: torch.dtype, num_channels: int) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from arclab.config.schema import MIN_PROFILED_STEPS, ExperimentConfig, Precision
-from arclab.models.recursive import PART
+from arclab.models.recursive import DTYPES, PART
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir, write_atomically
 
@@ -100,7 +100,7 @@ class StepProfiler:
 def _matmul_rate(device: torch.device, precision: Precision) -> float:
     """Floating-point operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if precision is Precision.bf16 and device.type == "cuda" else torch.float32
+    dtype = DTYPES[precision]
     a = torch.ones(size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(3):
