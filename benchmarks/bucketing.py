@@ -133,7 +133,7 @@ def main() -> None:
     given = parser.parse_args()
     cells = [(e, rule.value, seed) for e in given.experiments for seed in range(given.seeds) for rule in CanvasRule]
     with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
-        runs = list(pool.map(lambda cell: run(*cell, given), cells))
+        runs = list(pool.map(lambda cell: run(cell[0], cell[1], cell[2], given), cells))
     command = f"python -m benchmarks.bucketing --experiments {' '.join(given.experiments)} --seeds {given.seeds}"
     command += f" --jobs {given.jobs}{' --set ' * bool(given.set)}{' '.join(given.set)}"
     runs = [{**r, "command": command} for r in runs]

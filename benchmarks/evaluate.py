@@ -30,7 +30,7 @@ from torch import Tensor
 
 from arclab import app
 from arclab.config.compose import compose, thaw
-from arclab.config.encoder_schema import DemoAttention
+from arclab.config.encoder_schema import DemoAttention, TransformerEncoderConfig
 from arclab.config.schema import (
     CanvasRule,
     DeviceChoice,
@@ -134,8 +134,9 @@ def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
     return run_path(config)
 
 
-def load(folder: Path, ranks: Ranks) -> tuple[ExperimentConfig, app.Setting, dict[str, RecursiveModel]]:
-    """The run with its averaged weights: path -> model. That of first_etrm knows no sequences of different lengths."""
+def load(folder: Path, ranks: Ranks, paths: Sequence[str]) -> tuple[ExperimentConfig, app.Setting, dict[str, RecursiveModel]]:
+    """The run with its averaged weights: path -> model. That of first_etrm, made only where it is asked for, knows no sequences of
+    different lengths."""
     checkpoint = newest_checkpoint(folder)
     config = thaw(RunDir(checkpoint.parent.parent).config)
     setting = app.build_setting(config)
@@ -145,10 +146,14 @@ def load(folder: Path, ranks: Ranks) -> tuple[ExperimentConfig, app.Setting, dic
         load_weights(model, checkpoint, WeightsKind.ema)
         return model.to(ranks.device)
 
-    models = dict.fromkeys(PATHS, build(config))
-    if config.dataset.regime is Regime.few_shot:
+    models = dict.fromkeys((path for path in PATHS if path != FIRST_ETRM), build(config))
+    if FIRST_ETRM in paths:
+        if config.dataset.regime is not Regime.few_shot or config.encoder.kind.startswith("recurrent"):
+            raise SystemExit(
+                f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}; leave it out."
+            )
         dense = deepcopy(config)
-        if hasattr(dense.encoder, "demo_attention"):
+        if isinstance(dense.encoder, TransformerEncoderConfig):
             dense.encoder.demo_attention = DemoAttention.dense
         models[FIRST_ETRM] = cast(RecursiveModel, FirstEtrm(build(dense), config.dataset.max_demos))
     return config, setting, models
@@ -213,13 +218,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         else trained_run(arguments.canvas, arguments.train_steps, arguments.train_augmentations, arguments.seed)
     )
     ranks = start_ranks(DeviceChoice(arguments.device))
-    config, setting, models = load(folder, ranks)
-    if FIRST_ETRM in arguments.paths and (
-        config.dataset.regime is not Regime.few_shot or config.encoder.kind.startswith("recurrent")
-    ):
-        raise SystemExit(
-            f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}; leave it out."
-        )
+    config, setting, models = load(folder, ranks, arguments.paths)
     evaluation = config.evaluation
     evaluation.num_augmentations, evaluation.batch_size = arguments.augmentations, arguments.batch_size
     evaluation.split = SplitName(arguments.split) if arguments.split else evaluation.split

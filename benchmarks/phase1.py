@@ -66,7 +66,7 @@ def steps_per_second(encoder: str, given: argparse.Namespace) -> float | None:
 def planned_steps(given: argparse.Namespace) -> dict[str, int]:
     """Encoder -> optimiser steps: as given, as first measured in this folder, or measured now with all encoders beside each other."""
     if given.steps is not None:
-        return dict.fromkeys(given.encoders, given.steps)
+        return {encoder: int(given.steps) for encoder in given.encoders}
     note = Path(given.runs_dir) / "phase1" / "steps.json"
     if not note.is_file():
         with ThreadPoolExecutor(given.jobs) as pool:

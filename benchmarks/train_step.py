@@ -252,12 +252,12 @@ def matmul_rate(given: argparse.Namespace) -> float:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[given.precision]
     size = 8192 if given.device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=given.device).to(dtype) for _ in range(2))
-    a @ b
+    torch.matmul(a, b)
     synchronize(given)
     repeats = 30 if given.device == "cuda" else 3
     start = time.perf_counter()
     for _ in range(repeats):
-        a @ b
+        torch.matmul(a, b)
     synchronize(given)
     return repeats * 2 * size**3 / (time.perf_counter() - start)
 

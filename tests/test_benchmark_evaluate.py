@@ -74,3 +74,16 @@ def test_the_first_etrm_computes_all_slots_at_every_step_for_the_same_answers(ti
     torch.testing.assert_close(tuple(output), expected, atol=1e-4, rtol=1e-4)
     tokens = sum(rows * length for rows, length in encoded)
     assert tokens == 3 * len(batch) * 10 * encoded[0][1]  # whole canvases only, in every slot, at every step
+
+
+@pytest.mark.parametrize(("encoder", "regime"), [("puzzle_table", "puzzle_id"), ("recurrent", "few_shot")])
+def test_first_etrm_is_refused_where_it_means_nothing(
+    tmp_path: Path, tiny: Callable[..., ExperimentConfig], encoder: str, regime: str
+) -> None:
+    config = tiny(f"encoder={encoder}", f"dataset.regime={regime}", "trainer.steps=1")
+    app.pretrain(config)
+    parsed = evaluate.parse(["--checkpoint", f"{tmp_path}/runs/quickstart/t", "--tasks", "1", "--paths", "first_etrm"])
+    with pytest.raises(
+        SystemExit, match=f"first_etrm is for encoders without a state of their own, and this run has {encoder}"
+    ):
+        evaluate.run(parsed)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
+from benchmarks import train_step
 from benchmarks.train_step import Timing, _varlen_formulas, table
 from torch.utils.flop_counter import FlopCounterMode
+
+from arclab.config.schema import ExperimentConfig
+from arclab.data.sampler import build_training_data, whole
+from arclab.data.splits import load_tasks
+from arclab.models.recursive import RecursiveModel
+from arclab.ranks import Ranks
 
 
 def test_operations_of_the_varlen_kernel_are_those_of_its_sequences() -> None:
@@ -30,3 +42,27 @@ def test_the_table_has_every_form_with_its_share_of_the_matmul_rate() -> None:
         and "| TRM | bucketed | 4 | 1.00 | 1.0 GiB | 10 h |" in text
     )
     assert "TRM full 25 % (2 TFLOP a row), TRM bucketed 50 % (2 TFLOP a row)" in text
+
+
+def test_a_prediction_is_one_reading_and_all_supervision_steps(
+    tiny: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("halting.halt_max_steps=7")
+    data = build_training_data(load_tasks(config.dataset).train, (), config.dataset, 0)
+    calls, timed = [], []
+    for name in ("read", "refine"):
+        method = getattr(RecursiveModel, name)
+        monkeypatch.setattr(
+            RecursiveModel, name, lambda self, *args, name=name, method=method: (calls.append(name), method(self, *args))[1]
+        )
+    median = train_step.median_seconds
+
+    def kept(*args: Any, **kwargs: Any) -> float:
+        timed.append(median(*args, **kwargs))
+        return timed[-1]
+
+    monkeypatch.setattr(train_step, "median_seconds", kept)
+    given = argparse.Namespace(repeats=1, device="cpu")
+    seconds = train_step.prediction_seconds(config, whole(data, 2)[0], Ranks(0, 1, torch.device("cpu")), given, padded=False)
+    assert calls == ["read", "read", "refine", "refine"]  # one to start from, one timed; one to warm up, one timed
+    assert seconds == timed[0] + 7 * timed[1] > 0
