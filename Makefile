@@ -18,6 +18,7 @@ install: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.evaluate --augmentations 100
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.sandbox
