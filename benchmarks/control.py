@@ -3,6 +3,8 @@
     python -m benchmarks.control --steps 600                                             # every encoder and layout
     python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
     python -m benchmarks.control --steps 5000 --jobs 8 --set trainer.device=cuda trainer.num_threads=1     # on a GPU
+    python -m benchmarks.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 trainer.precision=bf16 \
+        trainer.compile=true                                                             # on two cores with units for bf16 (AMX)
     python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
 
 A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout
@@ -45,7 +47,7 @@ from arclab.models.recursive import build_model
 from arclab.ranks import start_ranks
 from arclab.rundir import RunDir, State, provenance, run_path, write_atomically
 from arclab.solvers.recursive import RecursiveSolver
-from benchmarks.control_table import toy_settings, write_table
+from benchmarks.control_table import learned_from, toy_settings, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LAYOUT = "-"  # an encoder without the key demo_layout
@@ -109,16 +111,12 @@ class Table:
         source = self.source(self.train_tasks, "train")
         wanted = (self.cell_name(cell), toy_settings(source))
         record = next((c for c in records if (c["name"], toy_settings(c["train_source"])) == wanted), None)
-        mine = (source, _without_threads(self.overrides))
-        if record is not None and (record["train_source"], _without_threads(record["overrides"])) != mine:
+        mine = (source, learned_from(self.overrides))
+        if record is not None and (record["train_source"], learned_from(record["overrides"])) != mine:
             raise ValueError(
                 f"{path} has a cell {record['name']} made from {record['train_source']} with {record['overrides']}; give another --results."
             )
         return record
-
-
-def _without_threads(overrides: Sequence[str]) -> list[str]:
-    return [override for override in overrides if not override.startswith("trainer.num_threads=")]
 
 
 def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
@@ -238,7 +236,7 @@ def score_cell(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
     seconds = read_rows(folder / "metrics.jsonl")[-1]["_runtime"]
     return {
         "name": table.cell_name(cell), "encoder": cell.encoder, "layout": cell.layout, "twin": cell.twin, "scores": scores,
-        "parameters": sum(p.numel() for p in model.parameters()), "steps": config.trainer.steps,
+        "parameters": sum(p.numel() for p in model.parameters()), "steps": config.trainer.steps, "batch_size": config.trainer.num_rows,
         "steps_per_s": config.trainer.steps / seconds, "seconds": seconds, "seed": config.seed,
         "train_source": table.source(table.train_tasks, "train"), "test_source": table.source(table.test_tasks, "test"),
         "overrides": list(table.overrides), "provenance": provenance(),

@@ -20,11 +20,14 @@ from arclab.rundir import write_atomically
 
 MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
 SIMPLE, COMPOSED = "color_map", "dihedral_color"
+# Overrides that change how fast a cell is made and what is kept of it, not what it learns.
+_SPEED_KEYS = {"trainer.num_threads", "trainer.num_workers", "trainer.device", "trainer.compile", "trainer.checkpoint_every",
+               "trainer.health_every", "trainer.log_every"}  # fmt: skip
 _HEAD = """# Control table
 
 Exact answers on held-out toy tasks (n/N, 95 % Wilson interval), one seed, and in brackets the percentage points lost with the
 demonstrations of another task of the family / with an empty context. A row is one run that learned its families together.
-frozen: the encoder keeps its random weights.
+frozen: the encoder keeps its random weights. steps: optimiser steps x rows of each.
 """
 
 
@@ -69,6 +72,11 @@ def toy_settings(source: str) -> str:
     return f"Side {toy.side}, {toy.colors} colours into {toy.palette}, {toy.demos} demonstrations."
 
 
+def learned_from(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that change what a cell learns."""
+    return tuple(sorted(o for o in overrides if o.partition("=")[0] not in _SPEED_KEYS))
+
+
 def _group(cell: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     """Families and toy settings: cells are compared only if they learned the same."""
     return tuple(cell["scores"]), toy_settings(cell["train_source"])
@@ -83,17 +91,22 @@ def _cell_table(families: Sequence[str], cells: Sequence[dict[str, Any]]) -> Ite
             f"{share(s['exact'])} ({100 * drop(s, 'swapped'):.1f} / {100 * drop(s, 'zero_context'):.1f})"
             for s in c["scores"].values()
         ]
-        values = [c["encoder"], c["layout"], c["twin"], *scores, f"{c['parameters']:,}", str(c["steps"]),
+        values = [c["encoder"], c["layout"], c["twin"], *scores, f"{c['parameters']:,}", f"{c['steps']} x {c['batch_size']}",
                   f"{c['steps_per_s']:.1f}", f"{c['seconds']:.0f}"]  # fmt: skip
         yield "| " + " | ".join(values) + " |"
 
 
 def _verdicts(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
-    twins = {(c["encoder"], c["layout"], c["steps"], c["seed"], c["twin"]): c["scores"] for c in cells}
-    pairs = [(key, scores, twins.get((*key[:4], "frozen"))) for key, scores in twins.items() if key[4] == "trained"]
-    for (encoder, layout, *_), trained, frozen in pairs:
+    twins = {
+        (c["encoder"], c["layout"], c["steps"], c["batch_size"], c["seed"], learned_from(c["overrides"]), c["twin"]): c[
+            "scores"
+        ]
+        for c in cells
+    }
+    pairs = [(key, scores, twins.get((*key[:-1], "frozen"))) for key, scores in twins.items() if key[-1] == "trained"]
+    for (encoder, layout, steps, rows, *_), trained, frozen in pairs:
         if {SIMPLE, COMPOSED} <= trained.keys() and frozen is not None:
-            yield f"- {encoder}, {layout}: {verdict(trained, frozen)}"
+            yield f"- {encoder}, {layout}, {steps} x {rows}: {verdict(trained, frozen)}"
     yield ""
 
 

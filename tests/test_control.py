@@ -141,19 +141,22 @@ def test_an_encoder_is_done_only_if_it_reaches_all_three() -> None:
     assert "40.0 points lost to swapped demonstrations (needs 50)" in verdict(scores(180, 100, 50), frozen)
     assert "19.5 points over the frozen twin on compositions (needs 20)" in verdict(scores(180, 60, 49), frozen)
     cells = [
-        {"name": twin, "encoder": "lpn", "layout": "symmetry", "twin": twin, "steps": 5, "seed": 0, "scores": s, "parameters": 7,
+        {"name": twin, "encoder": "lpn", "layout": "symmetry", "twin": twin, "steps": 5, "batch_size": 8, "seed": 0, "scores": s, "parameters": 7,
          "steps_per_s": 1.0, "seconds": 5.0, "provenance": {"commit": "0" * 40, "machine": "m"}, "train_source": "toy:color_map?side=3&colors=3&palette=6", "overrides": []}
         for twin, s in (("trained", scores(180, 60, 50)), ("frozen", frozen))
     ]  # fmt: skip
-    assert "- lpn, symmetry: DONE" in markdown(cells)
+    assert "- lpn, symmetry, 5 x 8: DONE" in markdown(cells)
     assert "DONE" not in markdown(cells[:1])  # no verdict without its twin
+    assert "DONE" in markdown([cells[0], cells[1] | {"overrides": ["trainer.num_threads=1"]}])
+    for change in ({"overrides": ["trainer.precision=bf16"]}, {"batch_size": 16}):  # a twin that learned otherwise is none
+        assert "DONE" not in markdown([cells[0], cells[1] | change])
     other = [cells[0] | {"train_source": "toy:color_map?side=3&colors=3&palette=10"}, cells[1]]
     text = markdown(other)  # a twin that learned from other tasks is none
     assert "DONE" not in text and "3 colours into 10" in text and "3 colours into 6" in text
 
 
 def test_cells_of_other_settings_stay_beside_each_other(tmp_path: Path) -> None:
-    cell = {"name": "a", "encoder": "lpn", "layout": "symmetry", "twin": "trained", "steps": 5, "seed": 0, "scores": scores(9, 6, 5),
+    cell = {"name": "a", "encoder": "lpn", "layout": "symmetry", "twin": "trained", "steps": 5, "batch_size": 8, "seed": 0, "scores": scores(9, 6, 5),
             "parameters": 7, "steps_per_s": 1.0, "seconds": 5.0, "provenance": {"commit": "0" * 40, "machine": "m"}, "overrides": []}  # fmt: skip
     for palette in (6, 10, 6):
         write_table(tmp_path, [cell | {"train_source": f"toy:color_map?side=3&colors=3&palette={palette}"}])
