@@ -1,4 +1,4 @@
-"""The control table: which encoder and layout learn to read a rule from demonstrations, against a frozen random twin.
+r"""The control table: which encoder and layout learn to read a rule from demonstrations, against a frozen random twin.
 
     python -m benchmarks.control --steps 600                                             # every encoder and layout
     python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
