@@ -102,6 +102,31 @@ def test_answers_seeds_and_arrays(sandbox: Sandbox) -> None:
     assert run(sandbox, FLIP, entry="transform")[0] == (Status.no_entry_point, "no function transform")
 
 
+NUMPY = (
+    "np.unique(a)", "np.unique(a, axis=0)", "np.percentile(a, 50)", "np.intersect1d(a, a)", "np.setdiff1d(a, a)", "np.nanmedian(a * 1.0)",
+    "np.ma.masked_equal(a, 1)", "np.fft.fft2(a)", "np.polyfit([1, 2, 3], [1, 2, 3], 1)", "np.char.add('a', 'b')", "np.rec.array(a)",
+    "np.linalg.inv(np.eye(2))", "np.random.default_rng(0).permutation(3)", "np.pad(a, 1, mode='wrap')", "np.einsum('ij->ji', a)", "str(a)",
+)  # fmt: skip
+
+
+def test_numpy_is_whole(sandbox: Sandbox) -> None:
+    """A child cannot open a file, so that what numpy loads only at first use must be there before."""
+    sources = [f"import numpy as np\ndef solve(I):\n    a = np.array(I)\n    {call}\n    return I" for call in NUMPY]
+    results = sandbox.run([Execution(source, (GRID,)) for source in sources])
+    assert [r.grids[0].message for r in results] == [""] * len(NUMPY)
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_a_program_is_compiled_as_its_own_file(sandbox: Sandbox, future: str) -> None:
+    """Its annotations are objects unless it says otherwise, and dataclasses find its names."""
+    source = f"{future}from dataclasses import dataclass\n@dataclass\nclass Cell:\n    color: int\n    is_black: bool = False\n"
+    source += (
+        "def solve(I):\n    cell = Cell(3)\n    return [[cell.color, int(isinstance(Cell.__annotations__['color'], str))]]"
+    )
+    result = sandbox.run([Execution(source, (GRID,))])[0].grids[0]
+    assert result.grid is not None and result.grid.tolist() == [[3, int(bool(future))]]
+
+
 def test_equal_requests_run_once(sandbox: Sandbox) -> None:
     request = Execution(FLIP + "  # cached", (GRID,))
     assert [sandbox.run([request])[0].cached for _ in range(2)] == [False, True]

@@ -19,7 +19,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from types import CodeType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -42,6 +42,8 @@ PRELOADED = (
     "ast", "bisect", "collections", "copy", "dataclasses", "enum", "fractions", "functools", "heapq", "itertools", "json", "math", "operator", "re",
     "statistics", "string", "typing", "numpy.linalg", "numpy.random",
 )  # fmt: skip
+# What numpy loads only when it is first used, as far as this numpy has it. np.unique uses ma.
+_PARTS_OF_NUMPY = ("char", "fft", "ma", "polynomial", "rec", "strings")
 PROGRAM = "<program>"
 ANSWER = 3  # the only file of a child
 _STACK_MB, _MAX_FILES = 64, 16
@@ -91,6 +93,8 @@ def preload() -> None:
     """Import what programs may use into the process that forks their children."""
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in _PARTS_OF_NUMPY:
+        getattr(np, name, None)
 
 
 def locked_down() -> tuple[Lock | None, str]:
@@ -233,11 +237,14 @@ def _answers(request: bytes, header: Header) -> Iterator[bytes]:
 
 def _load(source: str, entry: str) -> tuple[Callable[[Any], Any] | None, bytes]:
     """The program's entry point, or the record that says why there is none."""
-    namespace: dict[str, Any] = {"__name__": "__solution__", "__builtins__": builtins}
+    module = ModuleType("__solution__")
+    sys.modules[module.__name__] = module  # where dataclasses look for the names in a program's annotations
+    namespace = module.__dict__
+    namespace["__builtins__"] = builtins
 
     def load() -> bytes:
         try:
-            code: CodeType = compile(source, PROGRAM, "exec")
+            code: CodeType = compile(source, PROGRAM, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, OverflowError) as error:
             line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
             return pack_error(Status.syntax_error, f"{type(error).__name__}: {getattr(error, 'msg', error)}{line}")
