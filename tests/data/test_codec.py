@@ -7,9 +7,10 @@ import pytest
 
 from arclab.config.schema import CANVASES
 from arclab.data.augment import Augmentation, augmentation_table
-from arclab.data.codec import canvas_positions, decode, encode
+from arclab.data.codec import FIRST_COLOR, canvas_positions, decode, encode
 from arclab.data.sampler import PuzzleSpace
 from arclab.data.tasks import load_source
+from arclab.solvers.votes import shown_sides
 
 
 def test_eos_row_and_column_but_not_the_corner() -> None:
@@ -38,6 +39,33 @@ def test_decode_takes_the_largest_rectangle_at_the_corner() -> None:
     assert decode(tokens.ravel(), 6).shape == (3, 3)  # type: ignore[union-attr]
     tokens[0, 0] = 1
     assert decode(tokens.ravel(), 6) is None
+
+
+def rectangle_row_by_row(tokens: np.ndarray) -> tuple[int, int]:
+    """The published rule: down row by row, as wide as all rows so far; the first of the largest."""
+    best, width = (0, 0), tokens.shape[1]
+    for height, row in enumerate(tokens, start=1):
+        blanks = np.flatnonzero(row[:width] < FIRST_COLOR)
+        width = int(blanks[0]) if len(blanks) else width
+        if height * width > best[0] * best[1]:
+            best = height, width
+    return best
+
+
+def test_ragged_predictions_are_cropped_as_published() -> None:
+    rng = np.random.default_rng(0)
+    tokens_BS = np.zeros((300, 64), dtype=np.uint8)
+    for tokens in tokens_BS:  # a grid with one wrong cell
+        height, width = rng.integers(1, 8, 2)
+        tokens[:] = encode(rng.integers(0, 10, (height, width)).astype(np.uint8), 8)
+        tokens.reshape(8, 8)[rng.integers(0, height), rng.integers(0, width)] = rng.integers(0, FIRST_COLOR)
+    expected = [rectangle_row_by_row(tokens.reshape(8, 8)) for tokens in tokens_BS]
+    shown = [decode(tokens, 8) for tokens in tokens_BS]
+    assert [(0, 0) if grid is None else grid.shape for grid in shown] == expected
+    assert list(zip(*(sides.tolist() for sides in shown_sides(tokens_BS, 8)), strict=True)) == expected
+    ties = [wide for wide, tall in zip(expected, (rectangle_row_by_row(t.reshape(8, 8).T) for t in tokens_BS), strict=True)
+            if wide != tall[::-1] and wide[0] * wide[1] == tall[0] * tall[1]]  # fmt: skip
+    assert len(ties) > 5  # where the choice between equal areas matters
 
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:

@@ -51,7 +51,8 @@ def decode(tokens: npt.NDArray[np.uint8], canvas: int) -> Grid | None:
         return None
     widths = np.arange(1, run_lengths[0] + 1)
     heights = np.cumprod(run_lengths[:, None] >= widths[None], axis=0).sum(axis=0)
-    best = int(np.argmax(heights * widths))  # on a tie the narrowest, as the official crop
+    # On a tie the widest: the published crop goes down row by row and keeps the first of the largest rectangles.
+    best = len(widths) - 1 - int(np.argmax((heights * widths)[::-1]))
     return tokens.reshape(canvas, canvas)[: heights[best], : widths[best]] - FIRST_COLOR
 
 

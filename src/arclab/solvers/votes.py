@@ -55,7 +55,7 @@ def shown_sides(tokens_BS: ByteArray, canvas: int) -> tuple[IntArray, IntArray]:
     reach_BC = np.minimum.accumulate(runs_BC, axis=1)  # the widest rectangle that goes down to this row
     widths = np.arange(1, canvas + 1)
     heights_BC = (reach_BC[:, :, None] >= widths).sum(axis=1)
-    best_B = (heights_BC * widths).argmax(axis=1)  # on a tie the narrowest, as decode
+    best_B = canvas - 1 - (heights_BC * widths)[:, ::-1].argmax(axis=1)  # on a tie the widest, as decode
     heights_B = heights_BC[np.arange(len(best_B)), best_B]
     return heights_B, np.where(heights_B > 0, best_B + 1, 0)
 
