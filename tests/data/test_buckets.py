@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from arclab.data.buckets import bucketed, task_canvases
 from arclab.data.codec import EOS, PAD
 from arclab.data.sampler import Cursor, TrainingData, build_training_data, next_cursors, start_cursors
 from arclab.data.splits import load_tasks
-from arclab.data.tasks import ArcTask, Pair
+from arclab.data.tasks import ArcTask, Grid, Pair
 from arclab.models.token_views import corner_cells
 
 Tiny = Callable[..., ExperimentConfig]
@@ -38,6 +39,37 @@ def data_of(tiny: Tiny, trm: bool = False, *overrides: str) -> TrainingData:
 
 def test_a_task_is_on_the_smallest_canvas_that_holds_every_pair(tiny: Tiny) -> None:
     assert task_canvases(data_of(tiny)).tolist() == [4] * 7 + [10, 15, 30]
+
+
+@pytest.mark.parametrize("hidden", [None, 4, 12, 28])
+def test_a_test_output_that_is_not_trained_on_changes_no_batch(tiny: Tiny, hidden: int | None) -> None:
+    """A scored task, of which demonstrations alone are trained on: its canvas would tell the size of its answer."""
+    shown = task("scored", 5)
+
+    def rows(output: Grid | None) -> list[object]:
+        scored = replace(shown, tests=(Pair(shown.tests[0].input, output),))
+        config = tiny("dataset.canvas=30", "dataset.num_augmentations=3", "dataset.translate=true", trm=True)
+        data = build_training_data(TASKS, (scored,), config.dataset, 0)
+        assert task_canvases(data)[-1] == 6
+        plans = (part.data.batch(Cursor.first(0), part.num_rows, 0, part.num_rows) for part in bucketed(data, 24, 1))
+        return [(len(b.inputs_BS[0]), b.inputs_BS.tolist(), b.labels_BS.tolist()) for b in plans]
+
+    grid = None if hidden is None else np.full((hidden, hidden), 3, np.uint8)
+    assert rows(grid) == rows(np.full((2, 2), 1, np.uint8))
+
+
+def test_a_part_gives_every_pair_once_an_epoch_whatever_its_batch(tiny: Tiny) -> None:
+    """Batches of three rows cut tasks of five pairs; what is left of them comes next."""
+    tasks = [task(f"t{side}", side, pairs=5) for side in (3, 3, 3, 9)]
+    config = tiny("dataset.canvas=30", "dataset.num_augmentations=3", trm=True)
+    data = build_training_data(tasks, (), config.dataset, 0)
+    (part, _) = bucketed(data, 6, 1)
+    cursor, seen, pairs = Cursor.first(0), [], 15
+    for _ in range(2 * pairs // 3):
+        seen += part.data.plan(cursor, 3).query_B.tolist()
+        cursor = part.data.next_cursor(cursor, 3)
+    assert sorted(seen[:pairs]) == sorted(seen[pairs:]) == list(range(pairs)) and seen[:pairs] != seen[pairs:]
+    assert (cursor.epoch, cursor.index, cursor.taken) == (2, 0, 0)
 
 
 @pytest.mark.parametrize("trm", [False, True])

@@ -5,7 +5,8 @@
 A batch keeps its size and what it stands for: its rows are shared out over the canvases in proportion to the tasks (few-shot)
 or pairs (puzzle ids) of each, a step trains all of them, and weights make up for the rounding of shares to whole rows. So the
 expected gradient is that of the full canvas, the number of rows of each canvas never changes (static shapes), and each part has
-its own epochs. In training the canvas may follow from every pair, outputs included: they are all known. Augmentations never change it.
+its own epochs. The canvas of a task follows from the pairs that are trained on, outputs included: they are all known. A scored task whose
+demonstrations alone are trained on does not get its canvas from its test pairs. Augmentations never change it.
 It differs from the full canvas in one thing: a translated grid moves within its own canvas.
 """
 
@@ -26,10 +27,12 @@ def smallest_canvas(side: int, full: int) -> int:
 
 
 def task_canvases(data: TrainingData) -> IntArray:
-    """(tasks,) side of the smallest canvas for every pair of each task, at most the data's own."""
+    """(tasks,) side of the smallest canvas for every trainable pair of each task, at most the data's own."""
     store = data.space.store
-    height_P, width_P = store.pair_extent(np.arange(len(store.heights) // 2))
-    side_T = np.maximum.reduceat(np.maximum(height_P, width_P), store.first_pair_T)
+    pair_P = np.arange(len(store.heights) // 2)
+    height_P, width_P = store.pair_extent(pair_P)
+    is_trained_P = pair_P < np.repeat(store.first_pair_T + data.trainable_T, store.num_pairs_T)
+    side_T = np.maximum.reduceat(np.where(is_trained_P, np.maximum(height_P, width_P), 0), store.first_pair_T)
     return np.array([smallest_canvas(int(side), data.canvas) for side in side_T])
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +39,14 @@ BLANK_PUZZLE = 0  # row 0 of a puzzle table stands for "no puzzle"
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where the next batch starts: task number `index` of epoch `epoch`; `batch` counts batches from 0."""
+    """Where the next batch starts: task number `index` of epoch `epoch`, of whose pairs `taken` were in the last batch; `batch` counts
+    batches from 0."""
 
     seed: int
     epoch: int
     index: int
     batch: int
+    taken: int = 0
 
     @classmethod
     def first(cls, seed: int) -> Cursor:
@@ -181,6 +184,15 @@ class PuzzleSpace:
         return torch.from_numpy(out)
 
 
+class _Visit(NamedTuple):
+    """puzzle_id: pairs first..first + count of a task's pairs in the order of this epoch."""
+
+    task: int
+    epoch: int
+    first: int
+    count: int
+
+
 @lru_cache(maxsize=64)
 def _epoch_order(seed: int, epoch: int, num_tasks: int) -> IntArray:
     return np.random.default_rng([seed, 1, epoch]).permutation(num_tasks)
@@ -208,40 +220,57 @@ class TrainingData:
 
     def next_cursor(self, cursor: Cursor, batch_size: int) -> Cursor:
         """The cursor after the batch that starts at `cursor`."""
-        consumed = batch_size if self.is_few_shot else len(self._visits(cursor, batch_size)[0])
+        consumed, taken = batch_size, 0
+        if not self.is_few_shot:
+            visits = self._visits(cursor, batch_size)
+            consumed, last = len(visits), visits[-1]
+            given = last.first + last.count
+            if self._is_part and given < self.trainable_T[last.task]:
+                consumed, taken = consumed - 1, given
         position = cursor.epoch * len(self.members_M) + cursor.index + consumed
         epoch, index = divmod(position, len(self.members_M))
-        return Cursor(cursor.seed, epoch, index, cursor.batch + 1)
+        return Cursor(cursor.seed, epoch, index, cursor.batch + 1, taken)
 
-    def _task_stream(self, cursor: Cursor) -> Iterator[int]:
+    @property
+    def _is_part(self) -> bool:
+        return len(self.members_M) < len(self.space.tasks)
+
+    def _task_stream(self, cursor: Cursor) -> Iterator[tuple[int, int]]:
+        """Tasks, each with the epoch that it is visited in."""
         epoch, index, count = cursor.epoch, cursor.index, len(self.members_M)
         while True:
-            yield from self.members_M[_epoch_order(cursor.seed, epoch, count)[index:]].tolist()
+            for task in self.members_M[_epoch_order(cursor.seed, epoch, count)[index:]].tolist():
+                yield task, epoch
             epoch, index = epoch + 1, 0
 
-    def _visits(self, cursor: Cursor, batch_size: int) -> tuple[list[int], list[int]]:
-        """puzzle_id: tasks visited by this batch and how many pairs each gives; the last one gives what fits."""
-        tasks, counts, free = [], [], batch_size
-        for task in self._task_stream(cursor):
-            count = min(int(self.trainable_T[task]), free)
-            tasks.append(task)
-            counts.append(count)
-            free -= count
+    def _visits(self, cursor: Cursor, batch_size: int) -> list[_Visit]:
+        """puzzle_id: the tasks of this batch with the pairs that each gives; the last one gives what fits. As published, its other pairs
+        wait for the next epoch. The small batches of a part would cut tasks with many pairs too often: there the next one goes on with them."""
+        visits, free, first = [], batch_size, cursor.taken
+        for task, epoch in self._task_stream(cursor):
+            count = min(int(self.trainable_T[task]) - first, free)
+            visits.append(_Visit(task, epoch, first, count))
+            free, first = free - count, 0
             if free == 0:
-                return tasks, counts
+                return visits
         raise AssertionError("the task stream is endless")
+
+    def _pairs_of(self, visit: _Visit, seed: int, rng: np.random.Generator) -> IntArray:
+        """The pairs of a visit. In a part their order is that of the epoch, because another batch may go on with it."""
+        if self._is_part:
+            rng = np.random.default_rng([seed, 3, visit.epoch, visit.task])
+        return rng.permutation(self.trainable_T[visit.task])[visit.first : visit.first + visit.count]
 
     def plan(self, cursor: Cursor, batch_size: int) -> Plan:
         """All rows of the batch at `cursor`: a pure function of its arguments."""
-        is_part = len(self.members_M) < len(self.space.tasks)
-        rng = np.random.default_rng([cursor.seed, 2, cursor.batch, *([self.canvas] if is_part else [])])
+        rng = np.random.default_rng([cursor.seed, 2, cursor.batch, *([self.canvas] if self._is_part else [])])
         return (
             self._plan_few_shot(cursor, batch_size, rng) if self.is_few_shot else self._plan_puzzle_id(cursor, batch_size, rng)
         )
 
     def _plan_few_shot(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> Plan:
         stream = self._task_stream(cursor)
-        task_B = np.array([next(stream) for _ in range(batch_size)], dtype=np.int64)
+        task_B = np.array([next(stream)[0] for _ in range(batch_size)], dtype=np.int64)
         store = self.space.store
         num_pairs_B, num_demos_B = store.num_pairs_T[task_B], store.num_demos_T[task_B]
         augmentation_B = (rng.random(batch_size) * self.space.num_augmentations_T[task_B]).astype(np.int64)
@@ -263,12 +292,11 @@ class TrainingData:
         return Plan(task_B, augmentation_B, query_B, demos_BK, offsets)
 
     def _plan_puzzle_id(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> Plan:
-        tasks, counts = self._visits(cursor, batch_size)
+        visits = self._visits(cursor, batch_size)
+        tasks, counts = [v.task for v in visits], [v.count for v in visits]
         task_B = np.repeat(np.array(tasks, dtype=np.int64), counts)
         augmentation_V = (rng.random(len(tasks)) * self.space.num_augmentations_T[tasks]).astype(np.int64)
-        query_B = np.concatenate(
-            [rng.permutation(self.trainable_T[task])[:count] for task, count in zip(tasks, counts, strict=True)]
-        )
+        query_B = np.concatenate([self._pairs_of(visit, cursor.seed, rng) for visit in visits])
         query_B = query_B + self.space.store.first_pair_T[task_B]
         augmentation_B = np.repeat(augmentation_V, counts)
         offsets = self._offsets(query_B[:, None], task_B, augmentation_B, rng)
