@@ -193,8 +193,8 @@ def context_metrics(config: ExperimentConfig, setting: Setting, model: Recursive
     if config.evaluation.split is not SplitName.train:
         samples["train_encoder"] = setting.split.train
     settings = HealthSettings(
-        max_tasks=config.evaluation.health_tasks, canvas=config.dataset.canvas, seed=config.seed,
-        max_demos=config.dataset.max_demos, chunk_rows=config.evaluation.batch_size, device=ranks.device,
+        max_tasks=config.evaluation.health_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas,
+        seed=config.seed, max_demos=config.dataset.max_demos, chunk_rows=config.evaluation.batch_size, device=ranks.device,
     )  # fmt: skip
     return {
         f"{prefix}/{name}": value

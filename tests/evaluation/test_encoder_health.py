@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from arclab import app
-from arclab.config.schema import ExperimentConfig
-from arclab.data.codec import VOCAB_SIZE
+from arclab.config.schema import CanvasRule, ExperimentConfig
+from arclab.data.codec import FIRST_COLOR, VOCAB_SIZE
 from arclab.data.sampler import Batch
 from arclab.evaluation import encoder_health as module
-from arclab.evaluation.context_ablations import other_task_order, swap_drop, zero_context_drop
+from arclab.evaluation.context_ablations import zero_context_drop
 from arclab.evaluation.encoder_health import (
     HealthSettings,
     between_task_share,
@@ -69,21 +69,13 @@ def test_retrieval_accuracy() -> None:
     assert retrieval_accuracy(ORTHOGONAL, half_known) == 0.5
 
 
-def test_every_row_gets_the_demonstrations_of_another_task() -> None:
-    tasks = torch.tensor([3, 0, 3, 1, 1, 0, 3, 7])
-    order = other_task_order(tasks)
-    assert sorted(order.tolist()) == list(range(8)) and (tasks[order] != tasks).all()
-    mostly_one = torch.tensor([5, 5, 5, 2])
-    assert (mostly_one[other_task_order(mostly_one)] != mostly_one).sum() == 2
-
-
-def setting_of(config: ExperimentConfig) -> tuple[app.Setting, RecursiveModel, Batch, HealthSettings]:
+def setting_of(config: ExperimentConfig) -> tuple[app.Setting, RecursiveModel, list[Batch], HealthSettings]:
     setting = app.build_setting(config)
     torch.manual_seed(0)
     model = build_model(config, 1)
-    settings = HealthSettings(64, config.dataset.canvas, 0, config.dataset.max_demos, 5, CPU.device)
+    settings = HealthSettings(64, config.dataset.canvas, config.evaluation.canvas, 0, config.dataset.max_demos, 5, CPU.device)
     space = module.PuzzleSpace(setting.split.train, 1, 0, config.dataset.canvas)
-    return setting, model, module._render(space, settings, module._demos(space, settings, slice(None))), settings
+    return setting, model, module._render_by_canvas(space, settings, module._demos(space, settings, slice(None))), settings
 
 
 def answers(right_B: Tensor, data: Batch) -> tuple[Tensor, Tensor]:
@@ -92,28 +84,34 @@ def answers(right_B: Tensor, data: Batch) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.one_hot(tokens, VOCAB_SIZE).float() * 100, torch.ones(len(data))
 
 
-def test_swap_drop_of_a_model_that_needs_its_demonstrations(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("canvas", ["full", "bucketed"])
+def test_swap_drop_of_a_model_that_needs_its_demonstrations(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, canvas: str) -> None:
     """The oracle is right only with its own demonstrations: everything is lost. One that reads the query alone loses nothing."""
-    _, model, batch, _ = setting_of(tiny())
-    own = {int(t): demos for t, demos in zip(batch.task_id_B, batch.demo_inputs_BKS, strict=True)}
+    setting, model, batches, settings = setting_of(tiny(f"evaluation.canvas={canvas}"))
+    own = {int(t): demos[0] for b in batches for t, demos in zip(b.task_id_B, b.demo_inputs_BKS, strict=True)}
+    answered: list[int] = []
+
+    def shown(tokens_S: Tensor) -> Tensor:
+        return tokens_S[tokens_S >= FIRST_COLOR]
 
     def needs_demos(_: RecursiveModel, data: Batch) -> tuple[Tensor, Tensor]:
-        pairs = zip(data.task_id_B, data.demo_inputs_BKS, strict=True)
-        return answers(torch.tensor([torch.equal(own[int(t)], demos) for t, demos in pairs]), data)
+        answered.append(data.inputs_BS.shape[1])
+        pairs = zip(data.task_id_B, data.demo_inputs_BKS[:, 0], strict=True)
+        return answers(torch.tensor([torch.equal(shown(own[int(t)]), shown(demos)) for t, demos in pairs]), data)
 
     monkeypatch.setattr(RecursiveModel, "predict", needs_demos)
-    drop = swap_drop(model, batch, chunk_rows=5)
-    assert (drop.intact.exact, drop.swapped.exact, drop.exact, drop.cells) == (1, 0, 1, 1)
-    assert drop.intact.rows == drop.swapped.rows == len(batch) == 12
-    assert swap_drop(model, batch, torch.arange(len(batch))).exact == 0  # an order that changes nothing
+    metrics = encoder_health(model, setting.split.train, settings)
+    assert metrics["exact_accuracy"] == metrics["swap_drop"] == metrics["swap_drop_cells"] == 1
+    # Every task here fits on canvas 6, and some on 4, with room for the end marks.
+    assert set(answered) == ({36} if canvas == "full" else {16, 36})
+    assert sum(len(b) for b in batches) == 12
     monkeypatch.setattr(RecursiveModel, "predict", lambda _, data: answers(torch.ones(len(data), dtype=torch.bool), data))
-    assert swap_drop(model, batch).exact == swap_drop(model, batch).cells == 0
-    with pytest.raises(ValueError, match="needs at least two tasks"):
-        swap_drop(model, batch.rows(0, 1))
+    metrics = encoder_health(model, setting.split.train, settings)
+    assert metrics["exact_accuracy"] == 1 and metrics["swap_drop"] == metrics["swap_drop_cells"] == 0
 
 
 def test_zeroed_context_reaches_the_decoder_and_is_given_back(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, model, batch, _ = setting_of(tiny())
+    _, model, (batch,), _ = setting_of(tiny())
     before = model.predict(batch)[0]
 
     def needs_context(self: RecursiveModel, data: Batch) -> tuple[Tensor, Tensor]:
@@ -122,10 +120,10 @@ def test_zeroed_context_reaches_the_decoder_and_is_given_back(tiny: Tiny, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(RecursiveModel, "predict", needs_context)
-        drop = zero_context_drop(model, batch)
+        drop = zero_context_drop(model, [batch])
         assert (drop.intact.exact, drop.exact, drop.cells) == (1, 1, 1)
     assert torch.equal(before, model.predict(batch)[0])
-    assert math.isfinite(zero_context_drop(model, batch, chunk_rows=5).cells)
+    assert math.isfinite(zero_context_drop(model, [batch], chunk_rows=5).cells)
 
 
 def test_the_model_on_real_tasks(tiny: Tiny) -> None:
@@ -136,7 +134,7 @@ def test_the_model_on_real_tasks(tiny: Tiny) -> None:
     assert metrics["tasks"] == 12 and metrics["retrieval_chance"] == pytest.approx(1 / 12)
     assert 0 < metrics["between_task_share"] < 1 and 1 < metrics["effective_rank"] <= 11
     assert metrics["augmentation_spread"] > 0 and metrics["subset_spread"] > 0
-    whole = encoder_health(model, setting.split.train, HealthSettings(64, 6, 0, 10, 1000, CPU.device))
+    whole = encoder_health(model, setting.split.train, HealthSettings(64, 6, CanvasRule.full, 0, 10, 1000, CPU.device))
     assert whole == pytest.approx(metrics, rel=1e-4)
     space = module.PuzzleSpace(setting.split.train, 0, 0, 6)
     even, odd = (module._demos(space, settings, slice(i, None, 2)) for i in (0, 1))

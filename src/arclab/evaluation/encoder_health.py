@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arclab.config.schema import CanvasRule
+from arclab.data.buckets import smallest_canvas
 from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.context_ablations import swap_drop, zero_context_drop
@@ -27,10 +29,11 @@ from arclab.models.recursive import RecursiveModel
 
 @dataclass(frozen=True, slots=True)
 class HealthSettings:
-    """max_tasks: the sample, spread evenly over the task list; chunk_rows: rows in the model at once."""
+    """max_tasks: the sample, spread evenly over the task list; chunk_rows: rows in the model at once. rule: the canvas of answers."""
 
     max_tasks: int
     canvas: int
+    rule: CanvasRule
     seed: int
     max_demos: int
     chunk_rows: int
@@ -85,8 +88,14 @@ def encoder_health(model: RecursiveModel, tasks: Sequence[ArcTask], settings: He
         return {}
     space = PuzzleSpace(sample, 1, settings.seed, settings.canvas)
     metrics = {"tasks": float(len(sample)), **_context_metrics(model, space, settings)}
-    whole = _render(space, settings, _demos(space, settings, slice(None)))
-    swapped = swap_drop(model, whole, chunk_rows=settings.chunk_rows)
+    demos_NK = _demos(space, settings, slice(None))
+    canvas_N = _canvases(space, settings, demos_NK)
+    # Neighbours in size exchange demonstrations, so that most swapped rows stay on their canvas.
+    by_canvas = np.argsort(canvas_N, kind="stable")
+    order = np.empty_like(by_canvas)
+    order[by_canvas] = np.roll(by_canvas, -1)
+    whole = _render_by_canvas(space, settings, demos_NK)
+    swapped = swap_drop(model, whole, _render_by_canvas(space, settings, demos_NK[order]), chunk_rows=settings.chunk_rows)
     zeroed = zero_context_drop(model, whole, chunk_rows=settings.chunk_rows)
     metrics |= {
         "exact_accuracy": swapped.intact.exact, "accuracy": swapped.intact.cells,
@@ -135,13 +144,37 @@ def _demos(space: PuzzleSpace, settings: HealthSettings, part: slice) -> IntArra
     return np.where(slots < store.num_demos_T[:, None], store.first_pair_T[:, None] + slots, -1)
 
 
-def _render(space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray, augmentation_N: IntArray | None = None) -> Batch:
-    """One row per task: its first test input under one augmentation, nothing translated."""
-    count, store = len(space.tasks), space.store
-    offsets = np.zeros((count, 1 + demos_NK.shape[1], 2), dtype=np.int64)
-    augmentation = np.zeros(count, dtype=np.int64) if augmentation_N is None else augmentation_N
-    plan = Plan(np.arange(count), augmentation, store.first_pair_T + store.num_demos_T, demos_NK, offsets)
-    return space.render(plan, with_puzzle_ids=False).to(settings.device)
+def _render(
+    space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray, augmentation_N: IntArray | None = None, *,
+    row_N: IntArray | None = None, canvas: int | None = None,
+) -> Batch:  # fmt: skip
+    """One row per task (of row_N): its first test input under one augmentation, nothing translated."""
+    task_B = np.arange(len(space.tasks)) if row_N is None else row_N
+    offsets = np.zeros((len(task_B), 1 + demos_NK.shape[1], 2), dtype=np.int64)
+    augmentation = np.zeros(len(task_B), dtype=np.int64) if augmentation_N is None else augmentation_N[task_B]
+    query_B = (space.store.first_pair_T + space.store.num_demos_T)[task_B]
+    plan = Plan(task_B, augmentation, query_B, demos_NK[task_B], offsets)
+    return space.render(plan, with_puzzle_ids=False, canvas=canvas).to(settings.device)
+
+
+def _canvases(space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray) -> IntArray:
+    """(N,) the canvas on which each row of _render is answered: the whole one, or the smallest that holds demonstrations and query. An
+    answer that does not fit moves its row up, as an evaluation does when it finds a prediction at the edge."""
+    if settings.rule is CanvasRule.full:
+        return np.full(len(demos_NK), settings.canvas)
+    store = space.store
+    pairs = np.concatenate([(store.first_pair_T + store.num_demos_T)[:, None], demos_NK], axis=1)
+    sides = np.where(pairs >= 0, np.maximum(*store.pair_extent(np.maximum(pairs, 0))), 0).max(axis=1)
+    return np.array([smallest_canvas(int(side), settings.canvas) for side in sides])
+
+
+def _render_by_canvas(space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray) -> list[Batch]:
+    """The rows of _render, those of one canvas together."""
+    canvas_N = _canvases(space, settings, demos_NK)
+    return [
+        _render(space, settings, demos_NK, row_N=np.flatnonzero(canvas_N == canvas), canvas=int(canvas))
+        for canvas in np.unique(canvas_N)
+    ]
 
 
 @torch.no_grad()
