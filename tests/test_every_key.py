@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from arclab import app
 from arclab.config.compose import compose, compose_evaluate, flat, freeze, known_keys, thaw, to_typed
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
-from arclab.config.schema import EvaluateConfig, ExperimentConfig
+from arclab.config.evaluate_schema import EvaluateConfig
+from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import load_source
 from arclab.metrics.logger import read_rows
 from arclab.models import decoder

@@ -25,7 +25,7 @@ ALLOWED = {
     "ranks": {"config"},
     "rundir": {"config"},
     "runlock": {"config", "rundir", "slurm"},
-    "launch": {"config", "console", "interrupt", "rundir", "runlock", "slurm"},
+    "launch": {"config", "console", "interrupt", "metrics", "rundir", "runlock", "slurm"},
     "metrics": {"config", "data", "rundir"},
     "data": {"config", "interrupt"},
     "models": {"config", "data"},

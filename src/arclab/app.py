@@ -23,26 +23,24 @@ from types import TracebackType
 import torch
 
 from arclab.config.compose import broken_rules, compose_evaluate, freeze, identity, thaw
+from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.config.schema import (
     AUTO,
     CanvasRule,
-    EvalHalting,
-    EvaluateConfig,
     ExperimentConfig,
     Regime,
     SplitName,
-    VotesRule,
     WeightsKind,
 )
 from arclab.console import setup_logging
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
-from arclab.evaluation.criterion import judge_criterion, require_measurable, write_criterion
+from arclab.evaluation.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.evaluation.encoder_health import HealthSettings, encoder_health
 from arclab.evaluation.results import Evaluation, checkpoint_subject, write_results
-from arclab.evaluation.runs import FIT_STAMP
+from arclab.evaluation.runs import FIT_STAMP, rules_stamp
 from arclab.evaluation.scoring import score
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.memory import advice_if_out_of_memory, memory_budget
@@ -210,6 +208,7 @@ def _pretrain(
     with RecordFailure(prepared) if prepared else nullcontext():
         require_measurable(config)
         setting = build_setting(config)
+        require_answers(config, setting.scored)
         torch.manual_seed(config.seed)
         model = build_model(config, setting.data.space.num_puzzles)
         report = apply_decoder_init(config.decoder_init, model, config.encoder)
@@ -409,14 +408,14 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
         return
     untrained = [task.id for task in setting.scored if task.id not in setting.puzzle_rows]
     if untrained:
+        trained = len(setting.scored) - len(untrained)
+        remedy = (
+            f"use max_tasks={trained}, as many as it was trained with" if trained
+            else f"score the split it was trained with, or train with evaluation.split={config.evaluation.split.value}"
+        )  # fmt: skip
         raise ValueError(
             f"split={config.evaluation.split.value}: this checkpoint's puzzle table has no vectors for {len(untrained)} of "
-            f"{len(setting.scored)} tasks ({untrained[0]}, ...); score the split it was trained with, or train with evaluation.split={config.evaluation.split.value}."
-        )
-    if config.evaluation.num_augmentations > config.dataset.num_augmentations:
-        raise ValueError(
-            f"num_augmentations={config.evaluation.num_augmentations} is more than the {config.dataset.num_augmentations} the puzzle table "
-            "was trained with; ask for at most that many."
+            f"{len(setting.scored)} tasks ({untrained[0]}, ...); {remedy}."
         )
 
 
@@ -425,10 +424,5 @@ def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
 
 
 def _rules_stamp(config: ExperimentConfig) -> tuple[str, ...]:
-    """Which rules of the evaluation are not the published ones."""
     rules = config.evaluation
-    published = {"halting": EvalHalting.all_steps, "votes": VotesRule.all, "canvas": CanvasRule.full}
-    other = [
-        f"evaluation.{key}={getattr(rules, key).name}" for key, value in published.items() if getattr(rules, key) is not value
-    ]
-    return (f"not the published evaluation: {', '.join(other)}",) if other else ()
+    return rules_stamp({f"evaluation.{key}": getattr(rules, key).name for key in ("halting", "votes", "canvas")})

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from arclab.config.compose import CONF_DIR, ConfigError, compose, compose_evaluate, config_hash, flat, freeze, identity, thaw
+from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EndpointModelConfig, EvaluateProgramsConfig, HfModelConfig
-from arclab.config.schema import EvaluateConfig, SplitName
+from arclab.config.schema import SplitName
 from arclab.models.recursive import build_model
 
 GROUPS = ["decoder", "encoder", "halting", "dataset", "trainer", "evaluation", "experiment"]

@@ -96,7 +96,7 @@ def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
     assert any(s.startswith("transductive:") for s in json.loads((tmp_path / "metrics.json").read_text())["stamps"])
     with pytest.raises(ValueError, match="puzzle table has no vectors for"):
         app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "split=evaluation", "max_tasks=2"]), CPU)
-    with pytest.raises(ValueError, match="num_augmentations=9 is more than the 1 the puzzle table"):
+    with pytest.raises(ValueError, match=r"num_augmentations=9 is more than dataset\.num_augmentations=1: a puzzle table"):
         app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "num_augmentations=9"]), CPU)
 
 

@@ -27,8 +27,9 @@ from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, Missi
 from yaml import YAMLError
 
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
+from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
-from arclab.config.schema import AUTO, EvaluateConfig, ExperimentConfig
+from arclab.config.schema import AUTO, ExperimentConfig
 
 Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
 AnyConfig = ExperimentConfig | EvaluateConfig | EvaluateProgramsConfig

@@ -393,6 +393,12 @@ class ExperimentConfig:
                 f"encoder.kind={self.encoder.kind} does not go with dataset.regime={self.dataset.regime.name}: a puzzle table learns a vector per "
                 "puzzle (dataset.regime=puzzle_id), an encoder reads demonstrations (dataset.regime=few_shot); change one."
             )
+        views, trained = self.evaluation.num_augmentations, self.dataset.num_augmentations
+        if is_table and views > trained:
+            problems.append(
+                f"evaluation.num_augmentations={views} is more than dataset.num_augmentations={trained}: a puzzle table has vectors for the views that "
+                "it is trained on and no others; lower the one or raise the other."
+            )
         if self.decoder.attention is AttentionKernel.flash and self.trainer.precision is Precision.fp32:
             problems.append(
                 "decoder.attention=flash does not go with trainer.precision=fp32 (the kernel is half precision only); use bf16 or sdpa."
@@ -402,6 +408,12 @@ class ExperimentConfig:
             problems.append(
                 f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with decoder_init.kind=scratch "
                 "freezes a random decoder, which can answer nothing; use decoder_init=frozen with a decoder_init.path, or fewer freeze_steps."
+            )
+        init = self.decoder_init
+        if init.kind is InitKind.staged and init.freeze_steps >= max(1, self.trainer.steps):
+            problems.append(
+                f"decoder_init.freeze_steps={init.freeze_steps} of trainer.steps={self.trainer.steps} never lets the decoder train; lower it, or say so with "
+                "decoder_init=frozen."
             )
         if self.decoder.mlp_t and self.evaluation.canvas is CanvasRule.bucketed:
             problems.append(
@@ -460,41 +472,4 @@ class ExperimentConfig:
                 f"encoder.kind=in_context needs attention with rotary positions, but decoder.mlp_t={self.decoder.mlp_t} and "
                 f"decoder.positions={self.decoder.positions.name}; set decoder.mlp_t=false decoder.positions=rope or use another encoder."
             )
-        return problems
-
-
-@dataclass(kw_only=True, slots=True)
-class EvaluationWishes:
-    """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that name)."""
-
-    halting: Optional[EvalHalting]
-    votes: Optional[VotesRule]
-    canvas: Optional[CanvasRule]
-
-
-@dataclass(kw_only=True, slots=True)
-class EvaluateConfig:
-    """Root of evaluate.py. null means: as the checkpoint's own run was configured."""
-
-    checkpoint: str
-    output_dir: Optional[str]
-    weights: WeightsKind
-    split: Optional[SplitName]
-    num_augmentations: Optional[int]
-    batch_size: Optional[int]
-    max_tasks: Optional[int]
-    evaluation: EvaluationWishes
-    device: DeviceChoice
-    num_threads: Optional[int]
-
-    def check(self, path: str) -> list[str]:
-        limits = (("num_augmentations", self.num_augmentations, 0), ("batch_size", self.batch_size, 1),
-                  ("max_tasks", self.max_tasks, 1), ("num_threads", self.num_threads, 1))  # fmt: skip
-        problems = [
-            f"{key}={value} must be at least {low}; raise it."
-            for key, value, low in limits
-            if value is not None and value < low
-        ]
-        if not self.checkpoint:
-            problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

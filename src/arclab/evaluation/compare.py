@@ -159,7 +159,7 @@ def _score_column(index: int, run: Run, split: str) -> ScoreColumn:
 
 def _source_of(split: ScoredSplit) -> str:
     record = split.record
-    return f"step {record.get('step', 0):,}, {record.get('weights')} weights, {record.get('num_augmentations')} augmented copies vote"
+    return f"step {record.get('step', 0):,}, {record.get('weights')} weights, up to {record.get('num_augmentations')} augmented copies vote"
 
 
 def paired_tests(runs: Sequence[Run]) -> list[Paired]:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from arclab.config.schema import CriterionConfig, ExperimentConfig
+from arclab.data.tasks import ArcTask
 from arclab.evaluation.scoring import Share
-from arclab.metrics.names import REGISTRY
+from arclab.metrics.names import REGISTRY, count_of
 from arclab.rundir import RunDir, write_atomically
 
 
@@ -74,6 +75,17 @@ def require_measurable(config: ExperimentConfig) -> None:
         )
 
 
+def require_answers(config: ExperimentConfig, tasks: Sequence[ArcTask]) -> None:
+    """ValueError if a criterion wants scores of tasks none of which has a known answer."""
+    if config.criterion is None or config.criterion.metric.startswith("train/"):
+        return
+    if all(pair.output is None for task in tasks for pair in task.tests):
+        raise ValueError(
+            f"criterion.metric={config.criterion.metric} cannot be measured: no answer of the {len(tasks)} scored tasks "
+            f"(evaluation.split={config.evaluation.split.value}) is known; set criterion=null, or score a split with answers."
+        )
+
+
 def judge_criterion(criterion: CriterionConfig, rows: Sequence[Mapping[str, Any]]) -> CriterionResult:
     """By the newest row that has the metric. train/: rows that halted; all.: augmented copies; ARC/: tasks."""
     row = next((row for row in reversed(rows) if row.get(criterion.metric) is not None), None)
@@ -86,7 +98,7 @@ def judge_criterion(criterion: CriterionConfig, rows: Sequence[Mapping[str, Any]
     tasks = int(row["ARC/tasks"])
     if criterion.metric.startswith("ARC/"):
         return CriterionResult(criterion, step, value * tasks, tasks, "tasks", tasks, "tasks")
-    count = int(row["all.count"])
+    count = count_of(criterion.metric, row) or 0
     return CriterionResult(criterion, step, round(value * count, 3), count, "augmented test inputs", tasks, "tasks")
 
 

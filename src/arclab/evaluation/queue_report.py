@@ -157,9 +157,9 @@ def _criterion_score(run: Run) -> Score | None:
     if found is None or not found["N"]:
         return None
     independent = Share(found["value"] * _leading_number(found["interval_over"]), _leading_number(found["interval_over"]))
-    source = (
-        f"{run.settings.get('evaluation.split')} split, step {found['step']:,}; wanted at least {100 * found['threshold']:g} %"
-    )
+    of_training = found["metric"].startswith("train/")
+    where = "training rows that halted since the log before" if of_training else f"{run.settings.get('evaluation.split')} split"
+    source = f"{where}, step {found['step']:,}; wanted at least {100 * found['threshold']:g} %"
     return _score(found["metric"], Share(found["n"], found["N"]), independent, found["counted"], source)
 
 

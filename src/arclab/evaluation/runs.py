@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from yaml import YAMLError
 from arclab.data.tasks import Grid
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
+from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
 from arclab.solvers.base import Candidate, TestKey
 
@@ -33,6 +34,13 @@ LABEL_KEYS = ("experiment_name", "name", "runs_dir", "wandb")
 CONVERGED = 0.9  # train/exact_accuracy of criterion 1 (overfitting)
 _ATTEMPTS = 2
 FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
+_PUBLISHED_RULES = {"evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full"}
+
+
+def rules_stamp(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which rules of the evaluation are not the published ones. settings: dotted key -> value."""
+    other = [f"{key}={settings[key]}" for key, rule in _PUBLISHED_RULES.items() if str(settings.get(key, rule)) != rule]
+    return (f"not the published evaluation: {', '.join(other)}",) if other else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ class ScoredSplit:
     @property
     def exact(self) -> Exact | None:
         """all.exact_accuracy as n/N of augmented copies, with the number of tasks behind them."""
-        share = _share_of(self.statistics, "all.exact_accuracy", "all.count")
+        share = _share_of(self.statistics, "all.exact_accuracy")
         return None if share is None else Exact(share, self.shares["ARC/solved@2"].total)
 
 
@@ -162,8 +170,10 @@ class Run:
     @property
     def own_stamps(self) -> tuple[str, ...]:
         """The stamps of own_scores, which carries none itself."""
-        is_fit = self.own_scores is not None and self.own_scores[1] == "train"
-        return (*self.weight_stamps, FIT_STAMP) if is_fit else self.weight_stamps
+        if self.own_scores is None:
+            return self.weight_stamps
+        fit = (FIT_STAMP,) if self.own_scores[1] == "train" else ()
+        return (*self.weight_stamps, *fit, *rules_stamp(self.settings))
 
     def split(self, *names: str) -> ScoredSplit | None:
         """The evaluation of the first of these splits that there is."""
@@ -188,7 +198,7 @@ class Run:
     def train_exact(self) -> Share | None:
         """train/exact_accuracy of the last row that has it: exactly right rows of those that halted since the row before."""
         row = next((r for r in reversed(self.rows) if r.get("train/exact_accuracy") is not None), None)
-        return None if row is None else _share_of(row, "train/exact_accuracy", "train/count")
+        return None if row is None else _share_of(row, "train/exact_accuracy")
 
     @property
     def steps_to_converge(self) -> int | None:
@@ -202,22 +212,22 @@ class Run:
         if row is None:
             return None
         names = [n for n in row if n.startswith(("ARC/pass@", "ARC/solved@")) and row[n] is not None]
-        shares = {n: share for n in names if (share := _share_of(row, n, "ARC/tasks")) is not None}
+        shares = {n: share for n in names if (share := _share_of(row, n)) is not None}
         return row["_step"], str(self.settings.get("evaluation.split", "?")), shares
 
 
 def own_exact(run: Run) -> Exact | None:
     """all.exact_accuracy of the newest evaluation that training itself made."""
     row = next((r for r in reversed(run.rows) if r.get("ARC/tasks")), {})
-    share = _share_of(row, "all.exact_accuracy", "all.count")
+    share = _share_of(row, "all.exact_accuracy")
     return None if share is None else Exact(share, int(row["ARC/tasks"]))
 
 
-def _share_of(record: dict[str, Any], name: str, count: str) -> Share | None:
-    value, total = record.get(name), record.get(count)
-    if value is None or not total or not math.isfinite(value):
+def _share_of(record: dict[str, Any], name: str) -> Share | None:
+    value, total = record.get(name), count_of(name, record)
+    if value is None or total is None or not math.isfinite(value):
         return None
-    return Share(round(value * total, 6), int(total))
+    return Share(round(value * total, 6), total)
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

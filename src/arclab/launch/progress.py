@@ -24,6 +24,7 @@ from arclab import slurm
 from arclab.config.compose import ConfigError
 from arclab.launch.cluster import Kind
 from arclab.launch.plan import PlannedRun
+from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State, write_atomically
 from arclab.runlock import read_holder
 
@@ -35,8 +36,6 @@ _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
 _TAIL_BYTES = 65536
 _RATE_ROWS = 20
 _DEFAULT_METRIC = "all.exact_accuracy"
-# Numbers of rows that a share is taken over, by the beginning of its name.
-_COUNTS = {"all.": "all.count", "ARC/": "ARC/tasks", "train/": "train/count"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +185,6 @@ def best_score(metrics: Path, metric: str) -> Best | None:
     """The best value of a share. Only lines that name it are parsed: a long run has many others."""
     if not metrics.is_file():
         return None
-    count = next((count for prefix, count in _COUNTS.items() if metric.startswith(prefix)), "")
     best: Best | None = None
     with metrics.open(encoding="utf-8") as lines:
         for line in lines:
@@ -195,7 +193,7 @@ def best_score(metrics: Path, metric: str) -> Best | None:
             row = json.loads(line)
             value = row[metric]
             if value is not None and (best is None or value > best.value):
-                best = Best(metric, value, int(row[count]) if row.get(count) else None, row["_step"])
+                best = Best(metric, value, count_of(metric, row), row["_step"])
     return best
 
 

@@ -5,7 +5,9 @@ A name that is not here cannot be logged. ARC/pass@k and solved@k exist for ever
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 SOLVED_KS = (1, 2)
@@ -146,6 +148,7 @@ _METRICS = [
     Metric("all.q_halt_loss", "nats", "down", f"binary cross-entropy of the halt logit, {_ALL}"),
     Metric("all.steps", "steps", "none", f"supervision steps, {_ALL}; always the maximum with evaluation.halting=all_steps"),
     Metric("all.count", "grids", "none", "augmented copies of test inputs that were predicted"),
+    Metric("all.labelled", "grids", "none", "those of them whose answer is known: the N of the other all. shares"),
     *[
         Metric(
             f"ARC/pass@{k}",
@@ -192,3 +195,11 @@ ROW_FIELDS = ("_step", "_runtime", "_timestamp")
 # Text beside the numbers of a row, at the steps where health is judged: the kind of the verdict, how grave, the sentence.
 TEXT_FIELDS = ("health", "health_level", "health_note")
 TABLES = ("train_predictions", "eval_predictions")
+# What a share is counted over, by the beginning of its name; all.count only in runs from before all.labelled was measured.
+_COUNTS = {"all.": ("all.labelled", "all.count"), "ARC/": ("ARC/tasks",), "train/": ("train/count",)}
+
+
+def count_of(metric: str, row: Mapping[str, Any]) -> int | None:
+    """The N of a share in a row of metrics; None if the row does not say, or it is 0."""
+    names = next((names for prefix, names in _COUNTS.items() if metric.startswith(prefix)), ())
+    return next((int(row[name]) for name in names if row.get(name) is not None), None) or None

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from arclab.config.schema import CanvasRule, EvalHalting, VotesRule
+from arclab.config.schema import CANVASES, CanvasRule, EvalHalting, VotesRule
 from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.models.losses import row_losses
@@ -159,7 +159,6 @@ class RecursiveSolver:
             heights_B, widths_B = shown_sides(tokens_BS, canvas)
             counted_B = (heights_B > 0) & (heights_B < canvas) & (widths_B < canvas)
             job.agenda.postpone(landed.rows_B[~counted_B])
-            job.tally.sums[-1] += int((~counted_B).sum())
         rows_B, table, space = landed.rows_B[counted_B], job.table, job.space
         if len(rows_B) == 0:
             return
@@ -169,6 +168,8 @@ class RecursiveSolver:
         job.tally.box.count(table.keys, table.test_R[rows_B], grids, confidence_B)
         job.tally.sums[: sums_BN.shape[1]] += sums_BN[counted_B].sum(axis=0)
         job.tally.sums[-2] += int((grids.heights_B == 0).sum())
+        # Of counted rows only: a row that was postponed before a kill starts again on its first canvas.
+        job.tally.sums[-1] += int((np.searchsorted(CANVASES, canvas) - np.searchsorted(CANVASES, table.canvas_R[rows_B])).sum())
         job.tally.done_R[rows_B] = True
         job.agenda.finish(rows_B)
         job.bar.total = job.agenda.num_rows - job.agenda.num_saved
@@ -184,7 +185,11 @@ class RecursiveSolver:
         num_rows, count = sum(int(part.done_R.sum()) for part in parts), sums[len(_OF_LABELLED)]
         statistics = {name: value / count for name, value in zip(_OF_LABELLED, sums, strict=False)} if count else {}
         statistics |= {name: value / num_rows for name, value in zip(_OF_ALL, sums[-len(_OF_ALL) :], strict=True)}
-        statistics |= {"all.count": float(num_rows), "eval/rows_share": num_rows / len(job.table.task_R)}
+        statistics |= {
+            "all.count": float(num_rows),
+            "all.labelled": float(count),
+            "eval/rows_share": num_rows / len(job.table.task_R),
+        }
         statistics["timing/eval_samples_per_s"] = now / max(seconds, 1e-9)
         return Attempts({key: total.ranked(key) for key in job.table.keys}, statistics)
 

@@ -29,9 +29,9 @@ ByteArray = npt.NDArray[np.uint8]
 GridKey = tuple[int, int, bytes] | None  # height, width, cells; None: no grid
 
 OUTSIDE = 255  # fills the canvas around a restored grid
-# Confidences are summed in units of 2^-50: far finer than fp32, and a batch of 8192 rows stays below 2^63.
+# Confidences are summed in units of 2^-50: far finer than fp32, and a batch of 8191 rows stays below 2^63.
 _UNIT = 2.0**-50
-_MAX_ROWS = 8192
+_MAX_ROWS = 8191
 # How view v reads its source, in the order of augment.dihedral: are i and j exchanged, is the row or the column mirrored?
 _EXCHANGED = np.array([False, True, False, True, False, False, True, True])
 _ROW_MIRRORED = np.array([False, False, True, True, False, True, False, True])

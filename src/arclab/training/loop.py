@@ -423,8 +423,8 @@ def _evaluate(training: Training, score: Score, data: TrainingData, logger: Metr
             logger.table(progress.step, "train_predictions", _training_predictions(model, training.carries[0].data, data))
     if logger is not None:
         logger.table(progress.step, "eval_predictions", predictions)
-    value = metrics[SELECTION_METRIC]
-    if progress.best_score is None or value >= progress.best_score:
+    value = metrics.get(SELECTION_METRIC)  # absent if no answer of the scored tasks is known
+    if value is not None and (progress.best_score is None or value >= progress.best_score):
         progress.best_score, progress.best_step = value, progress.step
     shown = (SELECTION_METRIC, "ARC/pass@1", "ARC/pass@2")
     log.info("step %d: %s", progress.step, ", ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics))
