@@ -27,9 +27,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ class Table:
     train_tasks: int
     test_tasks: int
     overrides: tuple[str, ...]
+    speeds: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     @property
     def budget(self) -> str:
@@ -171,14 +173,16 @@ def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Seque
 
 
 def cell_steps(table: Table, cell: Cell) -> int:
-    """The optimiser steps of a cell. With --seconds: measured once per encoder and layout, and written down."""
+    """The optimiser steps of a cell. With --seconds: measured once per encoder, layout and settings, and written down, for both twins."""
     if table.steps is not None:
         return table.steps
     assert table.seconds is not None
-    note = Path(table.runs_dir) / "control" / "speeds" / f"{cell.encoder}-{cell.layout}.json"
-    if not note.is_file():
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(note, json.dumps({"steps_per_s": steps_per_second(table, cell)}) + "\n")
+    settings = zlib.crc32(json.dumps([table.families, table.settings, table.overrides]).encode())
+    note = Path(table.runs_dir) / "control" / "speeds" / f"{cell.encoder}-{cell.layout}-{settings:08x}.json"
+    with table.speeds:  # twins that start together must not measure twice
+        if not note.is_file():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, json.dumps({"steps_per_s": steps_per_second(table, cell)}) + "\n")
     return max(1, round(table.seconds * json.loads(note.read_text())["steps_per_s"]))
 
 

@@ -50,7 +50,7 @@ def share(record: dict[str, Any]) -> Share:
 
 def drop(scores: dict[str, Any], ablated: str) -> float:
     """Share of tasks lost to the ablation `ablated`: swapped or zero_context."""
-    return share(scores["exact"]).value - share(scores[ablated]).value
+    return (scores["exact"]["n"] - scores[ablated]["n"]) / scores["exact"]["N"]
 
 
 def markdown(cells: Sequence[dict[str, Any]]) -> str:
@@ -113,7 +113,8 @@ def _verdicts(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
 def verdict(trained: dict[str, Any], frozen: dict[str, Any]) -> str:
     """DONE, or OPEN with every number that falls short."""
     simple, swap = share(trained[SIMPLE]["exact"]).value, drop(trained[SIMPLE], "swapped")
-    over_twin = share(trained[COMPOSED]["exact"]).value - share(frozen[COMPOSED]["exact"]).value
+    ours, theirs = trained[COMPOSED]["exact"], frozen[COMPOSED]["exact"]
+    over_twin = (ours["n"] - theirs["n"]) / ours["N"]  # of the same tasks: exact at the limit
     measured = ((simple, MIN_COLOR_MAP, "% of unseen colour maps"), (swap, MIN_SWAP_DROP, "points lost to swapped demonstrations"),
                 (over_twin, MIN_OVER_TWIN, "points over the frozen twin on compositions"))  # fmt: skip
     short = [f"{100 * value:.1f} {what} (needs {100 * least:.0f})" for value, least, what in measured if value < least]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,17 @@ def test_seconds_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     table, _ = control.parse(["--seconds", "10", "--runs-dir", str(tmp_path)])
     cells = [Cell("standard", "concat", frozen) for frozen in (False, True)]
     assert [control.cell_steps(table, cell) for cell in cells] == [70, 70]
+    other, _ = control.parse(["--seconds", "10", "--runs-dir", str(tmp_path), "--set", "trainer.batch_size=7"])
+    assert control.cell_steps(other, cells[0]) == 990  # measured anew
+
+
+def test_twins_that_start_together_measure_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([7.0, 99.0])
+    monkeypatch.setattr(control, "steps_per_second", lambda table, cell: (time.sleep(0.2), next(speeds))[1])
+    table, _ = control.parse(["--seconds", "10", "--runs-dir", str(tmp_path)])
+    with ThreadPoolExecutor(2) as pool:
+        steps = list(pool.map(lambda frozen: control.cell_steps(table, Cell("standard", "concat", frozen)), (False, True)))
+    assert steps == [70, 70]
 
 
 def test_a_failed_cell_is_named_and_the_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +152,9 @@ def test_an_encoder_is_done_only_if_it_reaches_all_three() -> None:
     assert verdict(scores(180, 60, 50), frozen).startswith("DONE: 90.0 % of unseen colour maps, 60.0 points lost")
     assert verdict(scores(179, 60, 50), frozen) == "OPEN: 89.5 % of unseen colour maps (needs 90)"
     assert "40.0 points lost to swapped demonstrations (needs 50)" in verdict(scores(180, 100, 50), frozen)
+    assert all(
+        verdict(scores(200, 0, n + 40), scores(200, 0, n)).startswith("DONE") for n in range(161)
+    )  # exactly at the limit
     assert "19.5 points over the frozen twin on compositions (needs 20)" in verdict(scores(180, 60, 49), frozen)
     cells = [
         {"name": twin, "encoder": "lpn", "layout": "symmetry", "twin": twin, "steps": 5, "batch_size": 8, "seed": 0, "scores": s, "parameters": 7,

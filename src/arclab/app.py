@@ -39,14 +39,14 @@ from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.evaluation.encoder_health import HealthSettings, encoder_health
-from arclab.evaluation.results import Evaluation, checkpoint_subject, write_results
+from arclab.evaluation.results import Evaluation, checkpoint_subject, tasks_digest, write_results
 from arclab.evaluation.runs import FIT_STAMP, rules_stamp
 from arclab.evaluation.scoring import score
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.memory import advice_if_out_of_memory, memory_budget
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
-from arclab.models.decoder_init import apply_decoder_init, newest_checkpoint
+from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import (
@@ -217,6 +217,9 @@ def _pretrain(
             log.info("%s", report)
             if report.transductive and not stamps:
                 stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
+            held_out = {name.value: setting.split.named(name.value) for name in (SplitName.validation, SplitName.evaluation)}
+            overlap = held_out_overlap(Path(report.source), held_out)
+            stamps += [overlap] if overlap else []
         for note in (*setting.split.notes, *stamps):
             log.info("note: %s", note)
         run = prepared or RunDir(run_path(config))
@@ -396,10 +399,7 @@ def votes_key(config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Pa
         if path.name in WEIGHT_FILES:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-    for task in tasks:
-        digest.update(task.id.encode())
-        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
-            digest.update(str(grid.shape).encode() + grid.tobytes())
+    digest.update(tasks_digest(tasks).encode())
     return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -75,3 +77,9 @@ def test_zero_context_is_zero_and_ends(model: RecursiveModel) -> None:
     model.encoder = None
     with pytest.raises(ValueError, match="has no encoder"), zeroed_context(model):
         pass
+
+
+def test_files_of_one_folder_exchange_demonstrations() -> None:
+    """Each task of a folder: source names its own file."""
+    files = [dataclasses.replace(task, source=f"tasks/{task.id}.json", rule=None) for task in TASKS[:4]]
+    assert all(a.demos is not b.demos for a, b in zip(files, swap_demonstrations(files), strict=True))

@@ -289,6 +289,16 @@ def test_runs_without_a_common_split_or_with_hidden_answers_are_not_comparable(f
     assert "no split of both" in paired_tests(load(folder, "a", "b"))[0].problem
 
 
+def test_other_grids_under_the_same_ids_are_not_comparable(folder: Path) -> None:
+    edit(folder / "a/evaluation/train/metrics.json", tasks_digest="one")
+    edit(folder / "b/evaluation/train/metrics.json", tasks_digest=None)
+    a, b = load(folder, "a", "b")
+    assert compare_splits("a", a.splits[0], "b", b.splits[0]).problem == ""  # b is from before there were digests
+    edit(folder / "b/evaluation/train/metrics.json", tasks_digest="two")
+    a, b = load(folder, "a", "b")
+    assert "the same ids and other grids" in compare_splits("a", a.splits[0], "b", b.splits[0]).problem
+
+
 def test_other_voting_is_noted(folder: Path) -> None:
     edit(folder / "b/evaluation/train/metrics.json", num_augmentations=7)
     assert paired_tests(load(folder, "a", "b"))[0].notes == ("augmented copies voted: 1 for a, 7 for b",)

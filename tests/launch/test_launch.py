@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from arclab.config.compose import ConfigError, compose
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.interrupt import StopSignals
+from arclab.launch import process
 from arclab.launch.cluster import JobTask, build_executor
 from arclab.launch.job import describe_kill, last_words, prepare_run
 from arclab.launch.sweep import _quoted, run_name
@@ -280,3 +282,18 @@ def test_hydra_settings_without_a_sweep_are_refused(run_script: Run) -> None:
 def test_several_nodes_need_slurm(run_script: Run, tmp_path: Path) -> None:
     result = run_script("pretrain_encoder.py", *TINY, "launch.nodes=2", f"runs_dir={tmp_path}")
     assert result.returncode == 2 and "launch.nodes=2 needs a SLURM job with as many nodes, and here are none" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("now", "expected", "dies"), [(1, None, True), (7, None, False), (1, 1, False), (1, 7, True), (7, 7, False)]
+)
+def test_a_child_of_process_1_is_no_orphan_if_it_was_told_so(
+    monkeypatch: pytest.MonkeyPatch, now: int, expected: int | None, dies: bool
+) -> None:
+    """In a container the launcher may be process 1: its torchrun must not take itself for orphaned."""
+    killed: list[int] = []
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: types.SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(process.os, "getppid", lambda: now)
+    monkeypatch.setattr(process.os, "kill", lambda pid, _: killed.append(pid))
+    process.die_with_parent(expected)
+    assert bool(killed) == dies

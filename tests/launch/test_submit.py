@@ -139,6 +139,20 @@ def test_a_run_waits_for_its_checkpoint(tmp_path: Path) -> None:
     assert [action.what for action in actions] == ["skipped: DONE", "ended: DONE"]
 
 
+def test_retry_too_waits_for_the_checkpoint(tmp_path: Path) -> None:
+    maker = "name=m trainer.steps=2 encoder=puzzle_table dataset.regime=puzzle_id"
+    user = f"name=u trainer.steps=2 decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"
+    runs = plan_of(tmp_path, maker, user)
+    for run in runs:
+        run.folder.path.mkdir(parents=True)
+        run.folder.write_status(State.failed, 0, "lost its disk", 1)
+    runs = plan_of(tmp_path, maker, user)
+    assert [action.what for action in retry(runs, "local", dry_run=True)] == [
+        "would be submitted to local again (FAILED)",
+        f"waits for {tmp_path}/runs/quickstart/m to be DONE; retry again then",
+    ]
+
+
 def test_a_dry_run_leaves_no_trace(tmp_path: Path) -> None:
     runs = plan_of(tmp_path, "name=a trainer.steps=2 trainer.checkpoint_every=2")
     assert submit(runs, "slurm", dry_run=True)[0].what == "would be submitted to slurm"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from arclab import app
 from arclab.config.compose import compose, compose_evaluate
 from arclab.config.schema import ExperimentConfig
-from arclab.models.decoder_init import apply_decoder_init
+from arclab.models.decoder_init import apply_decoder_init, held_out_overlap
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks
 
@@ -98,6 +99,38 @@ def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
         app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "split=evaluation", "max_tasks=2"]), CPU)
     with pytest.raises(ValueError, match=r"num_augmentations=9 is more than dataset\.num_augmentations=1: a puzzle table"):
         app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "num_augmentations=9"]), CPU)
+
+
+def test_a_source_that_trained_on_held_out_tasks_is_stamped(trm_runs: Path, tmp_path: Path) -> None:
+    """The clean source trained on the quickstart tasks: a run that holds them out has a decoder that knows their answers."""
+    common = [
+        *TINY,
+        f"runs_dir={tmp_path}",
+        "name=t",
+        f"decoder_init.path={trm_runs}/clean",
+        "decoder_init=frozen",
+        "trainer.steps=1",
+    ]
+    config = compose("pretrain_encoder", [*common, "dataset.train_ids=overfit32", "dataset.validation_ids=quickstart",
+                                          "dataset.canvas=30", "trainer.batch_size=2", "evaluation.split=validation"])  # fmt: skip
+    held_out = {"validation": app.build_setting(config).scored}
+    assert len(held_out["validation"]) == 2
+    assert "was trained on 2 of 2 validation tasks" in held_out_overlap(trm_runs / "clean", held_out)
+    other = [replace(task, id="other") for task in held_out["validation"]]
+    assert held_out_overlap(trm_runs / "clean", {"validation": other}) == ""
+    app._pretrain(config, CPU)
+    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/t"]), CPU)
+    stamps = json.loads((tmp_path / "quickstart/t/evaluation/validation/metrics.json").read_text())["stamps"]
+    assert any("of 12 validation tasks" in stamp for stamp in stamps)
+
+
+@pytest.mark.parametrize("other", ["decoder.num_heads=1", "decoder.positions=learned"])
+def test_the_same_shapes_with_another_attention_are_refused(tiny: Tiny, trm_runs: Path, other: str) -> None:
+    key, _, value = other.partition("=")
+    with pytest.raises(
+        ValueError, match=rf"{key.replace('.', '[.]')}=.*this configuration has {value}.*set {key} as it was trained"
+    ):
+        initialised(tiny("decoder_init=pretrained", f"decoder_init.path={trm_runs}/clean", other))
 
 
 def test_another_architecture_is_refused(tiny: Tiny, trm_runs: Path) -> None:

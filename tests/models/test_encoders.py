@@ -14,6 +14,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral
 from arclab.data.codec import PAD, decode, encode
 from arclab.data.sampler import Batch, Cursor
+from arclab.models import auxiliary
 from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights, supervised_contrastive
 from arclab.models.encoders import Demonstrations
 from arclab.models.encoders.blocks import LOGVAR_START, Gaussian, kl_to_unit_normal
@@ -345,6 +346,22 @@ def test_contrastive_loss_pulls_a_task_together(tiny: Tiny, view: str) -> None:
         optimizer.step()
         history.append(float(rows.mean().detach()))
     assert np.mean(history[-5:]) < 0.8 * np.mean(history[:5])
+
+
+def test_contrastive_views_of_a_recurrent_encoder_differ_by_the_view_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the identity as augmentation both are the same, however far the carry has refined its state."""
+    config = config_of(tiny, "recurrent", "encoder.contrastive.weight=1.0", "encoder.contrastive.view=augmentations")
+    model, _, batch = setup(config)
+    monkeypatch.setattr(auxiliary, "augmented", lambda data, noise: Demonstrations.from_batch(data))
+    seen: list[torch.Tensor] = []
+    pooled = auxiliary._pooled
+    monkeypatch.setattr(auxiliary, "_pooled", lambda context: seen.append(pooled(context)) or seen[-1])
+    carry = model.initial_carry(batch)
+    for _ in range(3):
+        carry, output = model(carry, batch, torch.full((len(batch),), 9))
+    assert output.context is not None and isinstance(config.encoder, TaskEncoderConfig)
+    auxiliary_losses(config.encoder, model, carry.data, output.context, noise_generator((0, 1), CPU))
+    torch.testing.assert_close(seen[0], seen[1])
 
 
 def test_supervised_contrastive_by_hand() -> None:

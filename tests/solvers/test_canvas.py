@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from arclab.ranks import Ranks
 from arclab.solvers.agenda import row_table, smallest_canvas
 from arclab.solvers.base import Budget
 from arclab.solvers.recursive import RecursiveSolver
+from arclab.solvers.store import VoteStore
 
 from ..conftest import TINY
 from .common import answer_labels
@@ -126,6 +128,32 @@ def test_an_answer_without_room_is_predicted_again_one_canvas_larger(monkeypatch
         attempts.statistics["eval/rerun_share"] == 1.0 and attempts.statistics["all.count"] == 8
     )  # two reruns of every second row
     assert attempts.statistics["all.exact_accuracy"] == 1.0
+
+
+def test_reruns_are_counted_once_if_an_evaluation_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A row that was postponed before the kill starts again on its first canvas."""
+    answer_labels(monkeypatch)
+    tasks = [task("fits", 3, 3), task("grows", 3, 8), task("grows too", 3, 9)]
+    model, landed = model_on(15), 0
+    count = RecursiveSolver._count
+
+    def killed(self: RecursiveSolver, *args: object) -> None:
+        nonlocal landed
+        count(self, *args)  # pyright: ignore[reportArgumentType]
+        landed += 1
+        if landed == 3:
+            raise KeyboardInterrupt
+
+    def solve() -> float:
+        solver = solver_on(model, 15, CanvasRule.bucketed)
+        solver.store, solver.save_every_s = VoteStore(tmp_path, "key"), 0.0
+        return solver.solve(tasks, Budget(3)).statistics["eval/rerun_share"]
+
+    whole = solver_on(model, 15, CanvasRule.bucketed).solve(tasks, Budget(3)).statistics["eval/rerun_share"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RecursiveSolver, "_count", killed)
+        solve()
+    assert solve() == whole > 0
 
 
 def test_no_grid_at_all_is_tried_on_every_canvas(monkeypatch: pytest.MonkeyPatch) -> None:

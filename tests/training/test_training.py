@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,18 @@ from arclab.app import build_setting
 from arclab.config.compose import compose
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Cursor
+from arclab.data.tasks import Pair
+from arclab.evaluation.criterion import require_answers
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import Prediction
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import row_losses
 from arclab.models.recursive import build_model
 from arclab.ranks import Ranks
-from arclab.rundir import open_run
+from arclab.rundir import RunDir, open_run, run_path
 from arclab.training import checkpoint as checkpoint_module
-from arclab.training.loop import train
-from arclab.training.state import Training, averaged_weights
+from arclab.training.loop import batch_parts, train
+from arclab.training.state import Training, _require_same_parts, averaged_weights
 
 from ..conftest import ROOT, TINY, TINY_TRM, script_env
 
@@ -353,6 +356,45 @@ def test_batch_must_be_divisible(tiny: Tiny) -> None:
         ValueError, match=r"trainer.batch_size=6 must be divisible by ranks x trainer.grad_accumulation = 2 x 2"
     ):
         train(config, build_model(config, 1), setting.data, open_run(config, ()), three_ranks, score=None, stamps=[])
+
+
+def test_a_micro_batch_of_one_row_has_nothing_to_contrast(tiny: Tiny) -> None:
+    with pytest.raises(ValueError, match=r"the smallest one here has 1 row .*raise trainer\.batch_size"):
+        run_training(tiny("encoder.contrastive.weight=1.0", "trainer.grad_accumulation=8"))
+
+
+def test_rows_in_flight_of_other_canvases_are_not_continued(tiny: Tiny) -> None:
+    """A canvas has a multiple of ranks x pieces of rows: with two ranks this batch of 18 has 10 and 8 rows instead of 9 and 9."""
+    common = ("trainer.canvas=bucketed", "trainer.batch_size=18")
+    run_training(config := tiny(*common, "trainer.steps=2"))
+    longer = tiny(*common, "trainer.steps=3")
+    setting, run = build_setting(longer), RunDir(run_path(config))
+    two = Ranks(0, 2, torch.device("cpu"))
+    parts = batch_parts(longer, setting.data, two)
+    assert [part.num_rows for part in parts] != [part.num_rows for part in batch_parts(longer, setting.data, CPU)]
+    files = [load_file(run.checkpoints / "step_00000002" / "carry_rank0.safetensors")]
+    _require_same_parts(files, batch_parts(longer, setting.data, CPU), longer, CPU)
+    with pytest.raises(ValueError, match=r"rows of its canvases in flight, saved by 1 rank\(s\), but 2 rank"):
+        _require_same_parts(files, parts, longer, two)
+
+
+def test_an_evaluation_without_known_answers_does_not_end_the_run(tiny: Tiny) -> None:
+    """Kaggle's hidden answers: there is nothing to score and nothing to remember as the best, and training goes on."""
+    config = tiny("trainer.eval_every=1", "trainer.steps=2")
+    setting = build_setting(config)
+    scores: list[int] = []
+
+    def score() -> tuple[dict[str, float], list[Prediction]]:
+        scores.append(1)
+        return {"all.count": 8.0, "all.labelled": 0.0}, []
+
+    training = train(config, build_model(config, 1), setting.data, open_run(config, ()), CPU, score=score, stamps=[])
+    assert len(scores) == 2 and training.progress.step == 2 and training.progress.best_score is None
+    hidden = [replace(task, tests=tuple(Pair(p.input, None) for p in task.tests)) for task in setting.scored]
+    judged = tiny("trainer.eval_every=1", "criterion={metric:all.exact_accuracy,threshold:0.9,phase:p}")
+    require_answers(judged, setting.scored)
+    with pytest.raises(ValueError, match=r"no answer of the 2 scored tasks \(evaluation\.split=train\) is known"):
+        require_answers(judged, hidden)
 
 
 def test_every_training_metric_of_the_guide_is_logged(tiny: Tiny) -> None:

@@ -14,6 +14,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -45,9 +46,14 @@ def swap_demonstrations(tasks: Sequence[ArcTask], seed: int = 0) -> list[ArcTask
     rng = np.random.default_rng([seed, 0x5A])
     groups: defaultdict[str, list[ArcTask]] = defaultdict(list)
     for task in tasks:
-        groups[task.source].append(task)
+        groups[_collection(task)].append(task)
     partners = {task.id: partner for group in groups.values() for task, partner in _partners(group, rng)}
     return [dataclasses.replace(task, demos=partners[task.id].demos) for task in tasks]
+
+
+def _collection(task: ArcTask) -> str:
+    """What the task was taken from: the folder, where its source is a file of its own."""
+    return str(Path(task.source).parent) if task.source.endswith(".json") else task.source
 
 
 def _partners(group: list[ArcTask], rng: np.random.Generator) -> Iterator[tuple[ArcTask, ArcTask]]:

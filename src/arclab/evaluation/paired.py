@@ -85,6 +85,9 @@ def _problem(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> str:
             return (
                 f"not comparable: {label} has tasks with hidden answers, which predictions.jsonl does not tell from wrong ones"
             )
+    digests = {split.record.get("tasks_digest") for split in (a, b)} - {None}  # absent in older records
+    if len(digests) > 1 and a.predictions.keys() == b.predictions.keys():
+        return "not comparable: the scored tasks have the same ids and other grids (metrics.json, tasks_digest)"
     if a.predictions.keys() == b.predictions.keys():
         return ""
     ours, theirs = set(a.task_ids), set(b.task_ids)

@@ -5,6 +5,7 @@ All files are first written beside their place and then renamed, so that an inte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -107,6 +108,16 @@ def write_results(result: Evaluation, folder: Path) -> None:
         write_atomically(folder / name, text)
 
 
+def tasks_digest(tasks: Sequence[ArcTask]) -> str:
+    """Names the scored tasks by their ids and all of their grids."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(task.id.encode())
+        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
+            digest.update(str(grid.shape).encode() + grid.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def metrics_record(result: Evaluation) -> dict[str, Any]:
     """Every metric, shares as n, N, value and interval, with what is needed to trace them."""
     statistics = {name: value for name, value in result.attempts.statistics.items() if math.isfinite(value)}
@@ -116,6 +127,7 @@ def metrics_record(result: Evaluation) -> dict[str, Any]:
         for name, s in result.shares.items()
     }
     return {
+        "tasks_digest": tasks_digest(result.tasks),
         "stamps": list(result.stamps),
         "notes": list(result.notes),
         **result.subject.record,

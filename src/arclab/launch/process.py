@@ -22,7 +22,9 @@ def die_with_parent(parent: int | None = None) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1 or (parent is not None and os.getppid() != parent):
+    # Adopted by init: the parent is gone. In a container the parent may be process 1 itself, and then it has to be said.
+    is_orphan = os.getppid() == 1 if parent is None else os.getppid() != parent
+    if is_orphan:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -232,6 +232,9 @@ def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = F
         if state not in _RETRIED:
             actions.append(Action(run.name, "", f"skipped: {state}"))
             continue
+        if run.waits_for is not None:
+            actions.append(Action(run.name, "", f"waits for {run.waits_for} to be DONE; retry again then"))
+            continue
         kind: Kind = cluster or (job.cluster if job else "slurm")
         if dry_run:
             actions.append(Action(run.name, "", f"would be submitted to {kind} again ({state})"))

@@ -4,13 +4,15 @@
 
 A source may be a run folder, a checkpoint folder, a .safetensors file or a torch state dict. Every decoder tensor must be
 found with its shape, or the load is an error. Everything else in the source (a puzzle table, an encoder) is dropped and named.
-A source that was trained on demonstrations of scored tasks stamps every result of the run that uses it.
+A source that was trained on demonstrations of scored tasks stamps every result of the run that uses it, and so does one whose own training
+tasks are among the tasks that this run holds out.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from torch import Tensor
 from arclab.config.compose import thaw
 from arclab.config.encoder_schema import TaskEncoderConfig
 from arclab.config.schema import DecoderInitConfig, InitKind, Regime, SplitName
+from arclab.data.splits import load_tasks
+from arclab.data.tasks import ArcTask
 from arclab.models.decoder import Decoder
 from arclab.models.recursive import ContextAdapter, RecursiveModel
 
@@ -156,11 +160,45 @@ def apply_decoder_init(config: DecoderInitConfig, model: RecursiveModel, encoder
     if config.kind is InitKind.scratch:
         return None
     assert config.path is not None
+    _require_same_attention(model.decoder, Path(config.path))
     state, transductive = _read_source(Path(config.path))
     report = load_decoder(model.decoder, state, config.path, transductive=transductive)
     if model.adapter is not None and isinstance(encoder, TaskEncoderConfig) and encoder.context.match_gain:
         _match_gain(model.adapter, state)
     return report
+
+
+def _require_same_attention(decoder: Decoder, path: Path) -> None:
+    """ValueError if the source, a run of ours, computes something else with tensors of the same shapes."""
+    if not path.is_dir():
+        return
+    source, own = thaw(newest_checkpoint(path).parent.parent / "config.yaml").decoder, decoder.config
+    for key in ("num_heads", "positions"):
+        theirs, ours = getattr(source, key), getattr(own, key)
+        if theirs != ours:
+            raise ValueError(
+                f"checkpoint {path} was trained with decoder.{key}={getattr(theirs, 'name', theirs)}, this configuration has "
+                f"{getattr(ours, 'name', ours)}, which makes another function of the same weights; set decoder.{key} as it was trained."
+            )
+
+
+def held_out_overlap(path: Path, held_out: Mapping[str, Sequence[ArcTask]]) -> str:
+    """A stamp if the source, a run of ours, was trained on tasks that this run holds out (split name -> tasks); else empty."""
+    if not path.is_dir():
+        return ""
+    try:
+        trained = load_tasks(thaw(newest_checkpoint(path).parent.parent / "config.yaml").dataset).train
+    except ValueError as error:
+        return f"decoder initialised from {path}, whose training tasks cannot be read ({error})"
+    seen = {_fingerprint(task) for task in trained}
+    known = {name: sum(_fingerprint(task) in seen for task in tasks) for name, tasks in held_out.items()}
+    shares = [f"{count} of {len(held_out[name])} {name} tasks" for name, count in known.items() if count]
+    return f"decoder initialised from a run that was trained on {' and '.join(shares)} ({path})" if shares else ""
+
+
+def _fingerprint(task: ArcTask) -> tuple[str, bytes]:
+    """Ids of generated tasks and of files may repeat: the first input tells them apart."""
+    return task.id, task.demos[0].input.tobytes()
 
 
 @torch.no_grad()

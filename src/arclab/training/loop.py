@@ -298,9 +298,16 @@ def train(
 def batch_parts(config: ExperimentConfig, data: TrainingData, ranks: Ranks) -> tuple[Part, ...]:
     """What a batch of the run is made of."""
     trainer = config.trainer
-    if trainer.canvas is CanvasRule.full:
-        return whole(data, trainer.num_rows)
-    return bucketed(data, trainer.num_rows, ranks.world_size * trainer.grad_accumulation)
+    pieces = ranks.world_size * trainer.grad_accumulation
+    parts = whole(data, trainer.num_rows) if trainer.canvas is CanvasRule.full else bucketed(data, trainer.num_rows, pieces)
+    fewest = min(part.num_rows for part in parts) // pieces
+    if isinstance(config.encoder, TaskEncoderConfig) and config.encoder.contrastive.weight > 0 and fewest < 2:
+        raise ValueError(
+            f"encoder.contrastive.weight={config.encoder.contrastive.weight} compares the rows of a micro-batch with each other, and the smallest one here "
+            f"has {fewest} row (trainer.batch_size={trainer.num_rows}, {pieces} ranks x pieces, trainer.canvas={trainer.canvas.name}); raise trainer.batch_size "
+            "or lower trainer.grad_accumulation."
+        )
+    return parts
 
 
 class _Nothing:

@@ -117,7 +117,20 @@ def _restore(training: Training, folder: CheckpointFolder, step: int, config: Ex
     carry_files = sorted((n for n in state["files"] if n.startswith("carry_rank")), key=lambda n: int(n[10:].split(".")[0]))
     if carry_files and config.trainer.save_carry:
         files = [load_tensors(path, name, state) for name in carry_files]
+        _require_same_parts(files, training.parts, config, ranks)
         training.carries = split_carry(files, ranks.rows, config.trainer.grad_accumulation, ranks.device)
+
+
+def _require_same_parts(files: list[dict[str, Tensor]], parts: Sequence[Part], config: ExperimentConfig, ranks: Ranks) -> None:
+    """With trainer.canvas=bucketed the rows of a canvas are a multiple of ranks x pieces, so that another number of them means other rows."""
+    saved = [sum(len(file[f"{part}.steps"]) for file in files) for part in range(len(parts)) if f"{part}.steps" in files[0]]
+    now = [part.num_rows for part in parts]
+    if saved != now:
+        raise ValueError(
+            f"this run has {saved} rows of its canvases in flight, saved by {len(files)} rank(s), but {ranks.world_size} rank(s) with "
+            f"trainer.grad_accumulation={config.trainer.grad_accumulation} share out {now}; continue with launch.* for {len(files)} rank(s), or "
+            "start a run with another name."
+        )
 
 
 def save_checkpoint(config: ExperimentConfig, training: Training, folder: CheckpointFolder, ranks: Ranks) -> None:
