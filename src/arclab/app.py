@@ -65,7 +65,7 @@ from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.solvers.store import VoteStore
 from arclab.training.batch_size import find_batch_size
-from arclab.training.checkpoint import load_weights, read_state
+from arclab.training.checkpoint import CheckpointFolder, load_weights, progress_from, read_state
 from arclab.training.loop import train
 from arclab.training.monitor import UnhealthyRun
 
@@ -211,18 +211,10 @@ def _pretrain(
         require_answers(config, setting.scored)
         torch.manual_seed(config.seed)
         model = build_model(config, setting.data.space.num_puzzles)
-        report = apply_decoder_init(config.decoder_init, model, config.encoder)
-        stamps = protocol_stamps(config)
-        if report is not None:
-            log.info("%s", report)
-            if report.transductive and not stamps:
-                stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
-            held_out = {name.value: setting.split.named(name.value) for name in (SplitName.validation, SplitName.evaluation)}
-            overlap = held_out_overlap(Path(report.source), held_out)
-            stamps += [overlap] if overlap else []
+        run = prepared or RunDir(run_path(config))
+        stamps = _initialise(config, setting, model, run, ranks)
         for note in (*setting.split.notes, *stamps):
             log.info("note: %s", note)
-        run = prepared or RunDir(run_path(config))
         held: AbstractContextManager[None] = locked(run) if ranks.is_main and prepared is None else nullcontext()
         with held:
             if _is_finished(config, setting, run, ranks, prepared):
@@ -236,6 +228,25 @@ def _pretrain(
             if ranks.is_main and prepared is None:  # a parent removes the file itself, once all ranks are gone
                 run.preempt.unlink(missing_ok=True)
             return state
+
+
+def _initialise(config: ExperimentConfig, setting: Setting, model: RecursiveModel, run: RunDir, ranks: Ranks) -> list[str]:
+    """Load the decoder's start and say what stamps the results. A run that continues has weights and stamps in its checkpoint: the
+    source may be gone by then."""
+    checkpoints = CheckpointFolder(run.checkpoints, config.trainer.keep_last)
+    newest = ranks.gather_objects(checkpoints.steps()[-1:] if ranks.is_main else None)[0]
+    if newest:
+        return list(progress_from(read_state(checkpoints.path(newest[0]))).stamps)
+    stamps = protocol_stamps(config)
+    report = apply_decoder_init(config.decoder_init, model, config.encoder)
+    if report is None:
+        return stamps
+    log.info("%s", report)
+    if report.transductive and not stamps:
+        stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
+    held_out = {name.value: setting.split.named(name.value) for name in (SplitName.validation, SplitName.evaluation)}
+    overlap = held_out_overlap(Path(report.source), held_out)
+    return [*stamps, overlap] if overlap else stamps
 
 
 def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks: Ranks, prepared: RunDir | None) -> bool:

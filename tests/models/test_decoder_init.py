@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from arclab import app
 from arclab.config.compose import compose, compose_evaluate
 from arclab.config.schema import ExperimentConfig
+from arclab.metrics.logger import read_rows
 from arclab.models.decoder_init import apply_decoder_init, held_out_overlap
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks
+from arclab.rundir import RunDir, State
+from arclab.training.monitor import HealthMonitor
 
 from ..conftest import TINY, TINY_TRM
 
@@ -53,8 +58,6 @@ def test_our_checkpoint_loads_completely(tiny: Tiny, trm_runs: Path) -> None:
     assert report.dropped == ("puzzle_table.weight",) and not report.transductive  # type: ignore[attr-defined]
     assert "14 tensors expected, 14 loaded, 0 missing, 1 dropped (puzzle_table.weight)" in str(report)
     source = app.newest_checkpoint(trm_runs / "clean")
-    from safetensors.torch import load_file
-
     averaged = load_file(source / "ema.safetensors")
     for name, tensor in model.decoder.state_dict().items():
         if f"decoder.{name}" in averaged:
@@ -66,8 +69,6 @@ def test_our_checkpoint_loads_completely(tiny: Tiny, trm_runs: Path) -> None:
 
 
 def test_gain_is_matched_to_the_trained_puzzle_vectors(tiny: Tiny, trm_runs: Path) -> None:
-    from safetensors.torch import load_file
-
     table = load_file(app.newest_checkpoint(trm_runs / "clean") / "model.safetensors")["puzzle_table.weight"]
     expected = table[table.abs().sum(1) > 0].square().mean().sqrt()
     overrides = ["decoder_init=pretrained", f"decoder_init.path={trm_runs}/clean", "encoder/context=trm_compat"]
@@ -90,6 +91,28 @@ def test_a_transductive_source_is_stamped_on_every_result(trm_runs: Path, tmp_pa
         assert all(stamp in (folder / "report.html").read_text() for stamp in stamps[name])
     assert not any("transductive" in s for s in stamps["clean"])
     assert any("decoder initialised from a transductive checkpoint" in s for s in stamps["leaky"])
+
+
+def test_a_run_continues_when_its_source_is_gone(trm_runs: Path, tmp_path: Path) -> None:
+    """Weights, gain and stamps are in its checkpoint: the same end as without the kill, and the same stamps."""
+    source, ends = tmp_path / "source", {}
+    shutil.copytree(trm_runs / "leaky", source)
+    common = [*TINY, f"runs_dir={tmp_path}", "dataset.canvas=30", "trainer.batch_size=2", "trainer.steps=2", "trainer.checkpoint_every=1",
+              "trainer.keep_last=2", "trainer.eval_every=0", "dataset.max_train_tasks=2", "evaluation.max_tasks=1", "name=t",
+              "encoder/context=trm_compat", "decoder_init=pretrained", f"decoder_init.path={source}"]  # fmt: skip
+    run = RunDir(tmp_path / "quickstart/t")
+    last = run.checkpoints / "step_00000002"
+    for killed in (False, True):
+        if killed:
+            shutil.rmtree(source)
+            shutil.rmtree(last)
+            (run.path / "status.json").unlink()
+        assert app._pretrain(compose("pretrain_encoder", common), CPU) is State.done
+        stamps = json.loads((last / "state.json").read_text())["stamps"]
+        ends[killed] = (stamps, {name: tensor.tolist() for name, tensor in load_file(last / "model.safetensors").items()})
+    assert ends[True] == ends[False] and "transductive" in ends[True][0][0]
+    gain = next(row["context_gain"] for row in read_rows(run.metrics) if "context_gain" in row)
+    assert gain == HealthMonitor(compose("pretrain_encoder", common), run, CPU, step=2).facts.context_gain < 0.1
 
 
 def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
@@ -163,8 +186,6 @@ def test_what_trains_in_each_phase(trm_runs: Path, tmp_path: Path, kind: str, de
     ]
     steps = ["trainer.steps=4", "trainer.checkpoint_every=1", "trainer.keep_last=9"]
     app._pretrain(compose("pretrain_encoder", [*TINY, *overrides, *steps, f"runs_dir={tmp_path}", "name=p"]), CPU)
-    from safetensors.torch import load_file
-
     at = {s: load_file(tmp_path / f"quickstart/p/checkpoints/step_{s:08d}/model.safetensors") for s in (1, 2, 3, 4)}
     for (a, b), moves in zip(((1, 2), (3, 4)), decoder_moves, strict=True):
         for name in at[1]:

@@ -33,6 +33,7 @@ from arclab.ranks import Ranks
 from arclab.rundir import RunDir, open_run, run_path
 from arclab.training import checkpoint as checkpoint_module
 from arclab.training.loop import batch_parts, train
+from arclab.training.optim import lr_factor
 from arclab.training.state import Training, _require_same_parts, averaged_weights
 
 from ..conftest import ROOT, TINY, TINY_TRM, script_env
@@ -408,6 +409,25 @@ def test_every_training_metric_of_the_guide_is_logged(tiny: Tiny) -> None:
     }  # fmt: skip
     assert {f"train/{n}" for n in guide} | {"grad/encoder_norm", "grad/inner_norm", "grad/total_norm", "num_params"} <= logged
     assert {"_step", "_runtime", "_timestamp"} <= set(rows[0])
+
+
+def test_a_puzzle_table_logs_its_learning_rate_and_rest(tiny: Tiny) -> None:
+    """By the schedule of the whole run, and 1 for as long as no vector moves."""
+    config = tiny(
+        "trainer.steps=4",
+        "trainer.log_every=1",
+        "trainer.warmup_steps=4",
+        "encoder.optim.freeze_steps=2",
+        "trainer.eval_every=0",
+        trm=True,
+    )
+    run_training(config)
+    rows = [row for row in read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl") if row["_step"] > 0]
+    assert [row["train/encoder_frozen"] for row in rows] == [1, 1, 0, 0]
+    assert [row["train/encoder_lr"] for row in rows] == [
+        config.encoder.optim.lr * lr_factor(config.trainer, n) for n in (1, 2, 3, 4)
+    ]
+    assert len({row["train/encoder_lr"] for row in rows}) > 1
 
 
 def test_unregistered_metric_is_refused(tmp_path: Path) -> None:

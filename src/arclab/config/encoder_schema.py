@@ -6,6 +6,7 @@ sentences. An option that a kind does not have is not in its dataclass, so that 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
@@ -99,16 +100,20 @@ class ContextConfig:
     """How an encoder's output enters the decoder's 16 prefix tokens.
 
     num_tokens tokens carry the context, the rest are zeros (registers). gain is the initial RMS of a context token before
-    the decoder's sqrt(width) scale and is learned; match_gain sets it from the pretrained puzzle table where there is one,
-    else from the token embedding (1/sqrt(width)).
+    the decoder's sqrt(width) scale and is learned; null: that of a token's embedding, 1/sqrt(width). With match_gain a decoder_init whose
+    source has a puzzle table brings the RMS of its vectors instead.
     """
 
     num_tokens: int
-    gain: float
+    gain: Optional[float]
     match_gain: bool
 
     def check(self, path: str) -> list[str]:
-        return [*within(path, 1, PREFIX_TOKENS, num_tokens=self.num_tokens), *within(path, 1e-4, 100.0, gain=self.gain)]
+        gain = {} if self.gain is None else {"gain": self.gain}
+        return [*within(path, 1, PREFIX_TOKENS, num_tokens=self.num_tokens), *within(path, 1e-4, 100.0, **gain)]
+
+    def start_gain(self, width: int) -> float:
+        return 1.0 / math.sqrt(width) if self.gain is None else self.gain
 
 
 @dataclass(kw_only=True, slots=True)

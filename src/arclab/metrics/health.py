@@ -108,7 +108,8 @@ class Verdict:
 class RunFacts:
     """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over.
 
-    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder.
+    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder (the metric
+    context_gain; of(), which sees no model, takes what the configuration says).
     """
 
     has_encoder: bool
@@ -121,7 +122,7 @@ class RunFacts:
     def of(cls, config: ExperimentConfig, *, rows_per_rank: int) -> RunFacts:
         has_encoder = not isinstance(config.encoder, PuzzleTableConfig)
         context: ContextConfig | None = getattr(config.encoder, "context", None)
-        gain = 1.0 if context is None else 1 / math.sqrt(config.decoder.width) if context.match_gain else context.gain
+        gain = 1.0 if context is None else context.start_gain(config.decoder.width)
         return cls(has_encoder, config.halting.halt_max_steps, config.trainer.warmup_steps, rows_per_rank, gain)
 
 

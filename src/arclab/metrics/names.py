@@ -186,6 +186,7 @@ _METRICS = [
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
+    Metric("context_gain", "", "none", "what context tokens are multiplied by when training starts"),
     Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
     Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),
 ]

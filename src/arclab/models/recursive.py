@@ -12,7 +12,6 @@ Shapes: B rows, S canvas cells, P prefix tokens, T context tokens, D width, V to
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -107,7 +106,7 @@ class ContextAdapter(nn.Module):
 
     def __init__(self, config: ContextConfig, width: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.tensor(1.0 / math.sqrt(width) if config.match_gain else config.gain))
+        self.gain = nn.Parameter(torch.tensor(config.start_gain(width)))
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
         return _pad_prefix(tokens_BTD * self.gain.to(tokens_BTD.dtype))

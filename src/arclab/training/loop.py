@@ -252,11 +252,16 @@ def _update_table(
     assert model.puzzle_table is not None
     ids = ranks.concatenate(torch.cat([ids for ids, _ in rows]))
     grads = ranks.concatenate(torch.cat([grads for _, grads in rows]))
-    optim = config.encoder.optim
-    if step > optim.freeze_steps:
-        lr = optim.lr * lr_factor(config.trainer, step)
-        sign_sgd_rows(model.puzzle_table.weight, ids, grads, lr, optim.weight_decay)
+    lr, is_frozen = _table_schedule(config, step)
+    if not is_frozen:
+        sign_sgd_rows(model.puzzle_table.weight, ids, grads, lr, config.encoder.optim.weight_decay)
     return {"grad/puzzle_norm": grads.norm()}
+
+
+def _table_schedule(config: ExperimentConfig, step: int) -> tuple[float, bool]:
+    """(Learning rate, frozen?) of a puzzle table at optimiser step `step`."""
+    optim = config.encoder.optim
+    return optim.lr * lr_factor(config.trainer, step), step <= optim.freeze_steps
 
 
 def train(
@@ -282,7 +287,7 @@ def train(
         parts, progress.cursors, ranks.rows, num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers,
         pin_memory=ranks.device.type == "cuda",
     )  # fmt: skip
-    logger = _open_logger(config, run, progress) if ranks.is_main else None
+    logger = _open_logger(config, training.model, run, progress) if ranks.is_main else None
     monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
     stop = StopRequest(run, ranks, signals)
     bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
@@ -315,11 +320,15 @@ class _Nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _open_logger(config: ExperimentConfig, run: RunDir, progress: Progress) -> MetricLogger:
+def _open_logger(config: ExperimentConfig, model: RecursiveModel, run: RunDir, progress: Progress) -> MetricLogger:
+    """A log that begins with what the run starts from."""
     wandb_run = start_wandb(config, run.path, progress.run_id)
     # A run killed before its first checkpoint starts again with the row of step 0.
     kept_until = progress.step if progress.step > 0 else -1
-    return MetricLogger(run.metrics, wandb_run, resume_step=kept_until, runtime_s=progress.runtime_s)
+    logger = MetricLogger(run.metrics, wandb_run, resume_step=kept_until, runtime_s=progress.runtime_s)
+    if progress.step == 0:
+        logger.write(0, _start(model))
+    return logger
 
 
 def _loop(
@@ -332,8 +341,6 @@ def _loop(
     sums = StepSums(ranks.device)
     if logger is not None:
         run.write_status(State.running, progress.step)
-        if progress.step == 0:
-            logger.write(0, _sizes(training.model))
     last_log_step, last_log_time = progress.step, time.monotonic()
     for cursors, batches in loader:
         votes = stop.vote(progress.step + 1)
@@ -345,7 +352,7 @@ def _loop(
         row: dict[str, float] = {}
         if step % trainer.log_every == 0 or is_last or is_due(config, step):
             elapsed = time.monotonic() - last_log_time
-            row = _step_metrics(training, sums, stats, ranks)
+            row = _step_metrics(config, training, sums, stats, ranks)
             row["timing/train_samples_per_s"] = (step - last_log_step) * trainer.num_rows / max(elapsed, 1e-9)
             last_log_step, last_log_time = step, time.monotonic()
             shown = {"exact": "train/exact_accuracy", "loss": "train/lm_loss", "steps": "train/steps"}
@@ -392,12 +399,18 @@ def _stop_reason(config: ExperimentConfig, monitor: HealthMonitor | None, step: 
     return ranks.gather_objects(monitor.stop if monitor is not None else None)[0]
 
 
-def _sizes(model: RecursiveModel) -> dict[str, float]:
-    sizes = {"num_params": float(sum(p.numel() for p in model.parameters()))}
-    return sizes | ({"num_puzzle_params": float(model.puzzle_table.weight.numel())} if model.puzzle_table is not None else {})
+def _start(model: RecursiveModel) -> dict[str, float]:
+    start = {"num_params": float(sum(p.numel() for p in model.parameters()))}
+    if model.puzzle_table is not None:
+        start["num_puzzle_params"] = float(model.puzzle_table.weight.numel())
+    if model.adapter is not None:
+        start["context_gain"] = model.adapter.gain.item()
+    return start
 
 
-def _step_metrics(training: Training, sums: StepSums, stats: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+def _step_metrics(
+    config: ExperimentConfig, training: Training, sums: StepSums, stats: dict[str, Tensor], ranks: Ranks
+) -> dict[str, float]:
     """train/* over the interval and all ranks, grad/* and encoder statistics of the last step."""
     metrics = sums.take(ranks)
     encoder_names = [name for name in stats if name.startswith("train/encoder")]
@@ -409,6 +422,9 @@ def _step_metrics(training: Training, sums: StepSums, stats: dict[str, Tensor], 
         lr_name = "train/lr" if group["name"] == "decoder" else "train/encoder_lr"
         metrics[lr_name] = group["lr"]
         metrics[f"train/{group['name']}_frozen"] = float(group["frozen"])
+    if training.model.puzzle_table is not None:
+        metrics["train/encoder_lr"], is_frozen = _table_schedule(config, training.progress.step)
+        metrics["train/encoder_frozen"] = float(is_frozen)
     return metrics
 
 

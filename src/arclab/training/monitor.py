@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 from arclab.config.schema import ExperimentConfig
@@ -37,10 +38,14 @@ class HealthMonitor:
     def __init__(self, config: ExperimentConfig, run: RunDir, ranks: Ranks, step: int) -> None:
         trainer = config.trainer
         rows_per_rank = trainer.num_rows // (ranks.world_size * trainer.grad_accumulation)
-        self.facts = RunFacts.of(config, rows_per_rank=rows_per_rank)
+        rows = read_rows(run.metrics)
+        facts = RunFacts.of(config, rows_per_rank=rows_per_rank)
+        self.facts = replace(
+            facts, context_gain=next((r["context_gain"] for r in rows if "context_gain" in r), facts.context_gain)
+        )
         self.message, self.stop = "", None
         self._config = config
-        self._rows = _window([row for row in read_rows(run.metrics) if row["_step"] <= step], step)
+        self._rows = _window([row for row in rows if row["_step"] <= step], step)
         self._thinned_at = step
         judged = [row for row in self._rows if "health" in row]
         self._last_bad = Kind(judged[-1]["health"]) if judged and judged[-1]["health_level"] == Level.bad.value else None
