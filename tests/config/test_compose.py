@@ -103,6 +103,7 @@ BAD = [
     (["decoder_init=staged", "decoder_init.path=x", "decoder_init.freeze_steps=0"], "must be at least 1 for kind=staged"),
     (["decoder_init=frozen", "decoder_init.path=x", "decoder_init.freeze_steps=5"], "is read by kind=staged only"),
     (["decoder_init=frozen", "decoder_init=scratch"], "decoder_init=frozen and scratch is more than one option of the group decoder_init; choose one"),
+    (["decoder_init=staged", "decoder_init.path=x", "decoder_init.freeze_steps=100", "trainer.steps=100"], "never lets the decoder train"),
     (["decoder_init=[frozen,scratch]"], "decoder_init=frozen and scratch is more than one option of the group decoder_init; choose one"),
     (["decoder_init=frozen", "decoder_init.kind=scratch"], "decoder_init=frozen contradicts decoder_init.kind=scratch; keep one"),
     (["decoder.optim.freeze_steps=100", "trainer.steps=100"], "with decoder_init.kind=scratch freezes a random decoder"),

@@ -18,7 +18,7 @@ from arclab.evaluation.analyse import analyse
 from arclab.evaluation.compare import gap_rows, paired_tests, render_comparison, score_groups
 from arclab.evaluation.compare_pictures import disagreements, failures, overlay_svgs
 from arclab.evaluation.paired import compare_splits, difference_interval, mcnemar_p
-from arclab.evaluation.runs import Run, read_runs, settings_difference
+from arclab.evaluation.runs import FIT_STAMP, Run, read_runs, settings_difference
 from arclab.evaluation.scoring import Share
 from arclab.evaluation.sheet import sheet_html
 from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, tracking_sheet
@@ -467,3 +467,11 @@ def test_values_that_are_not_finite_are_left_out(folder: Path) -> None:
     (run,) = load(folder, "a")
     run.rows.append({"_step": 5, "train/lm_loss": None, "train/exact_accuracy": math.nan, "train/count": 3.0})
     assert run.series("train/lm_loss")[-1][0] == 4 and run.train_exact is None
+
+
+def test_scores_made_in_training_carry_the_rules_they_were_made_by(folder: Path) -> None:
+    """They have no record of their own that would say so."""
+    (run,) = load(folder, "a")
+    assert run.own_scores is not None and run.own_stamps == (FIT_STAMP,)
+    run.settings["evaluation.halting"] = "early"
+    assert run.own_stamps[-1] == "not the published evaluation: evaluation.halting=early"

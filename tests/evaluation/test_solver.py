@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask, Pair
 from arclab.evaluation.results import submission
 from arclab.evaluation.scoring import score
+from arclab.metrics.names import count_of
 from arclab.models.recursive import Reading, RecursiveModel, build_model
 from arclab.ranks import Ranks
 from arclab.solvers.base import Attempts, Budget, Candidate
@@ -46,6 +48,18 @@ def test_a_perfect_model_scores_everything_with_all_votes(tiny: Tiny, monkeypatc
     assert attempts.statistics["all.exact_accuracy"] == attempts.statistics["all.accuracy"] == 1.0
     assert attempts.statistics["all.count"] == sum(c[0].votes for c in attempts.candidates.values())
     assert attempts.statistics["all.steps"] == model.halting.halt_max_steps
+
+
+def test_shares_are_taken_over_known_answers(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hidden answer is predicted and voted on, and is no mistake."""
+    solver, setting, _ = solver_of(tiny("evaluation.max_tasks=2"))
+    answer_labels(monkeypatch)
+    first, second = setting.scored
+    hidden = replace(first, tests=tuple(replace(pair, output=None) for pair in first.tests))
+    statistics = solver.solve([hidden, second], Budget(0)).statistics
+    assert (statistics["all.labelled"], statistics["all.exact_accuracy"]) == (len(second.tests), 1.0)
+    assert statistics["all.count"] == len(first.tests) + len(second.tests)
+    assert count_of("all.exact_accuracy", statistics) == len(second.tests)
 
 
 def test_labels_never_reach_the_model(tiny: Tiny) -> None:

@@ -120,6 +120,8 @@ def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
     assert any(s.startswith("transductive:") for s in json.loads((tmp_path / "metrics.json").read_text())["stamps"])
     with pytest.raises(ValueError, match="puzzle table has no vectors for"):
         app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "split=evaluation", "max_tasks=2"]), CPU)
+    with pytest.raises(ValueError, match="use max_tasks=1, as many as it was trained with"):
+        app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "max_tasks=2"]), CPU)
     with pytest.raises(ValueError, match=r"num_augmentations=9 is more than dataset\.num_augmentations=1: a puzzle table"):
         app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "num_augmentations=9"]), CPU)
 

@@ -99,3 +99,13 @@ def test_counting_is_fast() -> None:
     for _ in range(20):
         box.count(KEYS, rng.integers(0, 3, 1000), restore_grids(tokens, table, 30), rng.random(1000))
     assert time.perf_counter() - start < 10
+
+
+def test_a_large_batch_of_sure_votes_does_not_overflow() -> None:
+    """8192 rows of confidence 1 are 2^63 units: one more than a whole number of 64 bits holds."""
+    rows, box = 8192, VoteBox()
+    tokens = np.repeat(encode(np.ones((1, 1), dtype=np.uint8), 4).reshape(1, -1), rows, axis=0)
+    table = np.tile(np.arange(-1, 10).clip(0).astype(np.uint8), (rows, 1))
+    box.count(KEYS, np.zeros(rows, dtype=np.int64), restore_grids(tokens, table, 4), np.ones(rows))
+    (best,) = box.ranked(KEYS[0])
+    assert (best.votes, best.confidence) == (rows, 1.0)
