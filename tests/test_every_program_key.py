@@ -19,7 +19,7 @@ from arclab import app, evaluate_programs
 from arclab.config.compose import compose_evaluate, flat, known_keys
 from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation, ModelConfig, SandboxConfig
 from arclab.llm import sandbox as sandbox_module
-from arclab.llm.language_model import Prompt, Reply, Sampling
+from arclab.llm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.llm.scripted import ScriptedModel
 
 TOY = "toy:color_map?tasks=4&side=4&colors=4&palette=6&demos=3"
@@ -74,9 +74,11 @@ def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Pat
     notes: list[Any] = []
 
     class Recorder(ScriptedModel):
-        def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
+        def generate(
+            self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        ) -> list[Reply]:
             notes.append((prompts, num_samples, sampling))
-            return super().generate(prompts, num_samples, sampling)
+            return super().generate(prompts, num_samples, sampling, on_reply)
 
     def load(config: ModelConfig) -> Recorder:
         notes.append(("model", flat(config)))  # pyright: ignore[reportArgumentType]

@@ -47,11 +47,16 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
     tasks, notes = scored_tasks(config)
     folder = output_folder(config)
     store = SampleStore(folder, reply_settings(config))
-    store.load()  # refuses other settings before a model is loaded
+    store.check()  # refuses other settings before a model is loaded
     with open_sandbox(config.sandbox) as sandbox:
         model = load_language_model(config.model)
         with locked(RunDir(folder)):
             attempts = _solve(config, tasks, model, sandbox, store)
+            if len(attempts.skipped) == len(tasks):
+                first = next(iter(attempts.skipped.values()))
+                raise ConfigError(
+                    f"none of the {len(tasks)} tasks could be tried, so there is no result; the first one: {first}"
+                )
             result = Evaluation(
                 subject=programs_subject(config, sandbox, folder), tasks=tasks, attempts=attempts,
                 stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),

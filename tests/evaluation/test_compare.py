@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from arclab.evaluation.analyse import analyse
 from arclab.evaluation.compare import gap_rows, paired_tests, render_comparison, score_groups
 from arclab.evaluation.compare_pictures import disagreements, failures, overlay_svgs
 from arclab.evaluation.paired import compare_splits, difference_interval, mcnemar_p
-from arclab.evaluation.runs import FIT_STAMP, Run, read_runs, settings_difference
+from arclab.evaluation.runs import FIT_STAMP, Run, read_runs, settings_difference, unlike
 from arclab.evaluation.scoring import Share
 from arclab.evaluation.sheet import sheet_html
-from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, tracking_sheet
+from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, observations, tracking_sheet
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
 from arclab.ranks import Ranks
@@ -475,3 +476,23 @@ def test_scores_made_in_training_carry_the_rules_they_were_made_by(folder: Path)
     assert run.own_scores is not None and run.own_stamps == (FIT_STAMP,)
     run.settings["evaluation.halting"] = "early"
     assert run.own_stamps[-1] == "not the published evaluation: evaluation.halting=early"
+
+
+def test_evaluations_made_differently_say_so(folder: Path) -> None:
+    """In the paired test, in the gap and in its sentence: another step, other rules, fewer views."""
+    a, b = load(folder, "a", "b")
+    (ours,), (theirs,) = a.splits, b.splits
+    assert unlike("a", ours, "b", theirs) == ()
+    theirs.record.update(step=3, num_augmentations=9)
+    theirs.record["config"]["evaluation.halting"] = "early"
+    words = (
+        "trained steps: 4 for a, 3 for b",
+        "augmented copies voted: 1 for a, 9 for b",
+        "evaluation.halting: all_steps for a, early for b",
+    )
+    assert unlike("a", ours, "b", theirs) == compare_splits("a", ours, "b", theirs).notes == words
+    held_out = replace(theirs, record={**theirs.record, "split": "evaluation"})
+    run = replace(a, splits=(ours, held_out))
+    (row,) = gap_rows([run])
+    assert row.note.startswith("trained steps: 4 for train, 3 for evaluation; augmented copies voted")
+    assert any("(made differently: trained steps: 4 for train, 3 for evaluation;" in line for line in observations(run))

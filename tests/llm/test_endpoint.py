@@ -327,9 +327,76 @@ def test_a_model_that_is_not_offered(server: FakeServer) -> None:
 
 
 def test_a_request_that_is_refused_is_not_sent_again(server: FakeServer) -> None:
-    server.answer = lambda number, body: refuse(403 if number > 1 else 409, "no")
-    fails(endpoint(server.url), "status 409: no")
+    server.answer = lambda number, body: refuse(403 if number > 1 else 405, "no")
+    fails(endpoint(server.url), "status 405: no")
     assert len(server.requests) == 1
+
+
+def kept(model: EndpointModel, prompts: list[Any], num_samples: int) -> tuple[dict[int, Reply], str]:
+    """Which replies were told of, and the error."""
+    told: dict[int, Reply] = {}
+    with pytest.raises(EndpointError) as error:
+        model.generate(prompts, num_samples, sampling(), told.__setitem__)
+    return told, str(error.value)
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_refused_prompt_costs_the_others_nothing(server: FakeServer, bad: int) -> None:
+    """Also if it is the first of all, from which the dialect is to be learned."""
+    server.answer = lambda number, body: refuse(400, "filtered") if f"prompt {bad}" in str(body["messages"]) else said(body)
+    model = endpoint(server.url)
+    told, error = kept(model, PROMPTS, 2)
+    assert sorted(told) == [n for n in range(4) if n != bad] and "filtered" in error
+    assert every_text([told[3]]) == every_text(endpoint(server.url).generate(PROMPTS[3:], 2, sampling()))
+
+
+def test_replies_that_came_before_the_server_was_lost_are_told_of(server: FakeServer) -> None:
+    server.answer = lambda number, body: said(body) if number <= 2 else refuse(500, "gone")
+    told, error = kept(endpoint(server.url, max_retries=0, num_parallel=1), PROMPTS * 9, 1)
+    assert sorted(told) == [0, 1] and "gone" in error
+    assert len(server.requests) < 30  # the others are not even asked
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "abort", "error", None])
+def test_a_reply_that_ended_for_another_reason_is_asked_for_again(server: FakeServer, reason: str | None) -> None:
+    server.answer = lambda number, body: said(body, finish=reason) if number == 1 else said(body)  # type: ignore[arg-type]
+    (reply,) = endpoint(server.url).generate(PROMPTS[:1], 1, sampling())
+    assert len(server.requests) == 2 and reply.completions[0].finish_reason is FinishReason.stop
+    server.answer = lambda number, body: said(body, finish=reason)  # type: ignore[arg-type]
+    fails(endpoint(server.url, max_retries=1), f"at last with: a reply that ended with finish_reason={reason}")
+
+
+def test_failures_that_may_pass_in_other_words(server: FakeServer) -> None:
+    """408, 409 and 425, and an error that comes with status 200."""
+    for failure in (
+        refuse(408, "slow"),
+        refuse(409, "busy"),
+        refuse(425, "early"),
+        (200, {"error": {"code": 429, "message": "full"}}, {}),
+    ):
+        server.reset()
+        server.answer = lambda number, body, failure=failure: failure if number == 1 else said(body)
+        assert len(endpoint(server.url).generate(PROMPTS[:1], 1, sampling())[0].completions) == 1 and len(server.requests) == 2
+    server.answer = lambda number, body: (200, {"error": {"code": 429, "message": "full"}}, {})
+    fails(endpoint(server.url, max_retries=0), "an error instead of a reply: full")
+
+
+def test_tokens_that_are_not_told_are_not_zero(server: FakeServer) -> None:
+    def untold(number: int, body: dict[str, Any]) -> Answer:
+        status, answer, headers = said(body)
+        return status, {**answer, "usage": None}, headers
+
+    server.answer = untold
+    assert endpoint(server.url).generate(PROMPTS[:1], 1, sampling())[0].completions[0].num_tokens is None
+
+
+def test_a_reply_longer_than_the_server_allows_is_no_long_prompt(server: FakeServer) -> None:
+    """It is the same for every prompt: an error, where a long prompt is a task that is not tried."""
+    server.answer = lambda number, body: refuse(
+        400,
+        "`max_tokens` must be less than or equal to `8192`, the maximum value for `max_tokens` is less than the `context_window` for this model",
+    )
+    fails(endpoint(server.url), "allows no reply of sampling.max_new_tokens", "lower it")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,16 @@ def test_many_replies_of_a_real_task(sandbox: Recorder, arc: dict[str, ArcTask])
     assert len(sandbox.calls) == 1 and len(sandbox.calls[0]) == 4, "one call, and equal programs once"
 
 
+def test_a_draft_in_unfinished_thinking_earns_nothing(sandbox: Recorder) -> None:
+    """Where the chat template opens the thinking, as the evaluation sees it."""
+    right = reply(FLIP)
+    ends = [Completion(text, FinishReason.stop, 9, None, opened="<think>\n") for text in (right, f"hm</think>\n{right}")]
+    env = static(FLIPPED, sandbox)
+    draft, closed = env.step(ends)
+    plain = static(FLIPPED, sandbox).step([right])[0]
+    assert draft.reward.value == 0 and closed.outcome == plain.outcome and closed.reward == plain.reward
+
+
 def test_programs_of_many_environments_run_in_one_call(sandbox: Recorder, arc: dict[str, ArcTask]) -> None:
     concept = load_source("conceptarc")[0]
     tasks = [arc["67a3c6ac"], arc["3c9b0459"], arc["74dd1130"], concept]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arclab.config.llm_schema import HfModelConfig
+from arclab.config.llm_schema import Dtype, HfModelConfig
 from arclab.llm import finetune as module
 from arclab.llm.finetune import IGNORED, FinetuneSettings, collate, finetune
 from arclab.llm.hf import load_hf
@@ -126,3 +126,32 @@ def test_every_setting_of_the_training_changes_the_weights(hf_config: Callable[.
     for name, value in changes.items():
         other = trained(name, **{name: value})
         assert any(not torch.equal(first[key], other[key]) for key in first), name
+
+
+def test_what_cannot_be_trained_as_it_says(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
+    """Half precision loses steps; weights that were trained already are not those of the name; open thinking is never read."""
+    with pytest.raises(
+        ValueError, match=r"model\.dtype=bfloat16 loses most steps to rounding; load the model with model\.dtype=float32"
+    ):
+        finetune(load_hf(hf_config(dtype=Dtype.bfloat16)), tmp_path / "half", ROWS, SETTINGS)
+    with pytest.raises(ValueError, match=r"row 0: the chat template opens <think> .*model\.thinking=True"):
+        finetune(load_hf(hf_config(thinking=True)), tmp_path / "open", ROWS, SETTINGS)
+    model, short = load_hf(hf_config()), replace(SETTINGS, steps=1)
+    finetune(model, tmp_path / "first", ROWS, short)
+    with pytest.raises(ValueError, match="have been trained already since they were loaded"):
+        finetune(model, tmp_path / "second", ROWS[:2], short)
+    with pytest.raises(ValueError, match="was trained with thinking=None, now thinking=False"):
+        finetune(load_hf(hf_config(thinking=False)), tmp_path / "first", ROWS, short)
+    assert [p.name for p in tmp_path.iterdir()] == ["first"]
+
+
+def test_a_training_that_diverges_leaves_nothing(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
+    for log_every in (1, 1000):  # seen in the loss, or in the weights at the end
+        with pytest.raises(ValueError, match=r"diverged by step \d+: the loss or a weight is not finite; lower lr=1e\+30"):
+            finetune(
+                load_hf(hf_config()),
+                tmp_path / "x",
+                ROWS,
+                replace(SETTINGS, steps=8, lr=1e30, warmup_steps=0, log_every=log_every),
+            )
+        assert list(tmp_path.iterdir()) == []

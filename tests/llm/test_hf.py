@@ -521,10 +521,11 @@ def test_dtype_and_attention_are_as_configured(hf_config: Config, model: HfModel
 def test_what_the_template_opens_is_told(hf_config: Callable[..., HfModelConfig]) -> None:
     """A reply that begins inside thinking says so, whatever the prompt talks about."""
     (reply,) = load_hf(hf_config(thinking=True)).generate([user("a")], 1, sampling())
-    assert reply.opened.startswith("<think>")
+    (completion,) = reply.completions
+    assert completion.opened.startswith("<think>") and completion.whole == completion.opened + completion.text
     for thinking in (None, False):
         (reply,) = load_hf(hf_config(thinking=thinking)).generate([user("tell <think> me")], 1, sampling())
-        assert reply.opened == ""
+        assert reply.completions[0].opened == ""
 
 
 def test_a_prompt_is_read_once_for_all_of_its_samples(

@@ -17,7 +17,7 @@ from arclab.config.llm_schema import EvaluateProgramsConfig, GridFormat, Isolati
 from arclab.data.tasks import ArcTask, Pair, load_source
 from arclab.evaluation.scoring import score
 from arclab.llm.hf_loading import folder_digest
-from arclab.llm.language_model import Completion, FinishReason, Message, Prompt, Reply, Sampling
+from arclab.llm.language_model import Completion, FinishReason, Message, OnReply, Prompt, Reply, Sampling, ignore
 from arclab.llm.sandbox import Sandbox
 from arclab.llm.scripted import ScriptedModel
 from arclab.llm.toy_programs import solution
@@ -118,8 +118,8 @@ def test_a_reply_that_ends_while_thinking_is_no_program(sandbox: Sandbox) -> Non
     draft = f"Maybe\n```python\n{solution(TASKS[0])}```\nbut wait"
 
     class Thinking(ScriptedModel):
-        def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
-            return [replace(reply, opened="<think>\n") for reply in super().generate(prompts, num_samples, sampling)]
+        def _completion(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
+            return replace(super()._completion(prompt, sample, sampling), opened="<think>\n")
 
     assert solve(Thinking([draft]), sandbox, 1, TASKS[:1]).statistics["reward/code"] == 0
     assert solve(ScriptedModel([draft]), sandbox, 1, TASKS[:1]).statistics["reward/code"] == 1
@@ -130,7 +130,8 @@ def test_a_reply_that_ends_while_thinking_is_no_program(sandbox: Sandbox) -> Non
 
 def test_as_many_tasks_at_once_as_keep_the_model_busy(sandbox: Sandbox) -> None:
     class Wide(ScriptedModel):
-        num_parallel = 6
+        def num_prompts(self, num_samples: int) -> int:
+            return 6 // num_samples
 
     model = Wide(["text"] * 9)
     solve(model, sandbox, 2)
@@ -152,11 +153,11 @@ def test_tokens_and_their_log_probability_are_means(sandbox: Sandbox) -> None:
     """Over replies, and over tokens: 4 and 2 tokens with -6 and -3 nats."""
 
     class Told(ScriptedModel):
-        def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
-            drawn = tuple(Completion("text", FinishReason.stop, tokens, -1.5 * tokens) for tokens in (4, 2))
-            return [Reply(drawn, 1) for _ in prompts]
+        def _completion(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
+            tokens = (4, 2, None)[sample]
+            return Completion("text", FinishReason.stop, tokens, None if tokens is None else -1.5 * tokens)
 
-    found = solve(Told([]), sandbox, 2).statistics
+    found = solve(Told([]), sandbox, 3).statistics
     assert found["programs/tokens_per_reply"] == 3 and found["programs/logprob_per_token"] == pytest.approx(-1.5)
     assert "programs/logprob_per_token" not in solve(scripted("text"), sandbox, 1).statistics
 
@@ -209,8 +210,11 @@ def test_a_reply_to_another_prompt_is_drawn_again(tmp_path: Path) -> None:
     store, prompt = SampleStore(tmp_path, {}), (Message("user", "a"),)
     store.add("t", prompt, Reply((), 3, "too long"))
     assert store.get("t", prompt) == Reply((), 3, "too long")
-    store.add("t", prompt, Reply((), 3, opened="<think>"))
-    assert store.get("t", prompt) == Reply((), 3, opened="<think>") and store.get("t", (Message("user", "b"),)) is None
+    reply = Reply((Completion("a", FinishReason.stop, None, None, opened="<think>"),), 3)
+    store.add("t", prompt, reply)
+    again = SampleStore(tmp_path, {})
+    assert again.load() == 1 and again.get("t", prompt) == reply
+    assert store.get("t", prompt) == reply and store.get("t", (Message("user", "b"),)) is None
 
 
 @pytest.mark.parametrize(
@@ -309,15 +313,26 @@ def test_other_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, mon
 
 
 def test_a_change_anywhere_in_large_weights_is_another_model(tmp_path: Path) -> None:
-    """Blocks all over the file are looked at, not only its beginning."""
+    """Every byte counts, also of a file of many megabytes."""
     data = bytearray(8 * 2**20)
     (tmp_path / "model.safetensors").write_bytes(data)
     before = folder_digest(tmp_path)
-    for quarter in range(4):
-        start = quarter * len(data) // 4
-        changed = data[:start] + b"\x01" * (len(data) // 4) + data[start + len(data) // 4 :]
+    for place in (0, 1234567, 4 * 2**20 + 1, len(data) - 1):
+        changed = bytearray(data)
+        changed[place] = 1
         (tmp_path / "model.safetensors").write_bytes(changed)
         assert folder_digest(tmp_path) != before
+
+
+def test_no_result_where_no_task_could_be_tried(tmp_path: Path, tiny_lm: Path) -> None:
+    """A setting that leaves no room for any prompt is no score of zero, and nothing of it is remembered."""
+    command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
+    with pytest.raises(
+        ConfigError,
+        match=r"none of the 2 tasks could be tried, so there is no result; the first one: the prompt has \d+ tokens",
+    ):
+        app.evaluate([*command, "solver.sampling.max_new_tokens=100000"])
+    assert not (tmp_path / "out/metrics.json").exists() and not (tmp_path / "out/samples.jsonl").exists()
 
 
 def test_stamps_say_what_weakens_a_number(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,3 +340,43 @@ def test_stamps_say_what_weakens_a_number(sandbox: Sandbox, monkeypatch: pytest.
     monkeypatch.setattr(sandbox, "isolation", Isolation.limits)
     found = evaluate_programs.stamps(composed("split=train"), sandbox, attempts, 4)
     assert len(found) == 3 and "isolation=limits" in found[1] and found[2].startswith("1 of 4 tasks were not tried")
+
+
+def test_replies_are_kept_although_a_later_one_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+    """All four tasks are asked for at once; the third has no server any more."""
+
+    class Lost(ScriptedModel):
+        lost = True
+
+        def num_prompts(self, num_samples: int) -> int:
+            return 9
+
+        def generate(
+            self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        ) -> list[Reply]:
+            if self.lost:
+                super().generate(prompts[:2], num_samples, sampling, on_reply)
+                raise ValueError("the server is lost")
+            return super().generate(prompts, num_samples, sampling, on_reply)
+
+    model, store = Lost(["text"] * 9), SampleStore(tmp_path, {})
+    with pytest.raises(ValueError, match="lost"):
+        solve(model, sandbox, 1, store=store)
+    model.lost = False
+    again = SampleStore(tmp_path, {})
+    assert again.load() == 2
+    solve(model, sandbox, 1, store=again)
+    assert [len(call) for call in model.calls] == [2, 2] and SampleStore(tmp_path, {}).load() == 4
+
+
+def test_a_second_start_does_not_touch_what_the_first_is_writing(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path, {"seed": 1})
+    store.add("t", (Message("user", "a"),), Reply((), 3))
+    with store.path.open("a") as file:
+        file.write('{"task": "half')
+    before = store.path.read_bytes()
+    SampleStore(tmp_path, {"seed": 1}).check()
+    assert store.path.read_bytes() == before
+    with pytest.raises(ConfigError, match="seed=1, now seed=2"):
+        SampleStore(tmp_path, {"seed": 2}).check()
+    assert SampleStore(tmp_path, {"seed": 1}).load() == 1 and len(store.path.read_bytes()) < len(before)

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from arclab.evaluation.compare_pictures import color_of, disagreements, failures, overlay_svgs
 from arclab.evaluation.paired import Paired, compare_splits
 from arclab.evaluation.report import MAX_POINTS, ScoreRow, score_rows
-from arclab.evaluation.runs import Run, ScoredSplit, settings_difference
+from arclab.evaluation.runs import Run, ScoredSplit, settings_difference, unlike
 from arclab.evaluation.scoring import Share
 from arclab.evaluation.sheet import sheet_html
 from arclab.evaluation.tracking import average_steps, changes_from, convergence, gap, issues, percent, tracking_sheet
@@ -200,6 +200,8 @@ def gap_rows(runs: Sequence[Run]) -> list[GapRow]:
         text = gap(train, test) if train and test else ""
         missing = [name for name, split in (("train", train), ("evaluation or validation", test)) if split is None]
         note = f"not evaluated on the {' nor the '.join(missing)} split" if missing else ""
+        if train and test:
+            note = "; ".join(unlike("train", train, test.split, test))
         rows.append(GapRow(run.label, color_of(i), test.split if test else "", shown[0], shown[1], text, note))
     return rows
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from arclab.evaluation.runs import ScoredSplit
+from arclab.evaluation.runs import ScoredSplit, unlike
 from arclab.evaluation.scoring import Share
 
 
@@ -69,12 +69,7 @@ def compare_splits(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> P
         _count("tasks (solved@2)", [(a.solved[t], b.solved[t]) for t in a.task_ids]),
         _count("test inputs (right within 2)", [(a.predictions[k].is_right, b.predictions[k].is_right) for k in keys]),
     )
-    notes = []
-    for key, what in (("num_augmentations", "augmented copies voted"), ("weights", "weights")):
-        values = a.record.get(key), b.record.get(key)
-        if values[0] != values[1]:
-            notes.append(f"{what}: {values[0]} for {first}, {values[1]} for {second}")
-    return Paired(first, second, a.split, "", tests, tuple(notes))
+    return Paired(first, second, a.split, "", tests, unlike(first, a, second, b))
 
 
 def _problem(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> str:

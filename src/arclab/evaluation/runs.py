@@ -37,6 +37,23 @@ FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation
 _PUBLISHED_RULES = {"evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full"}
 
 
+_CONDITIONS = {"step": "trained steps", "weights": "weights", "num_augmentations": "augmented copies voted"}
+
+
+def unlike(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> tuple[str, ...]:
+    """How two evaluations were made differently, in words: other numbers may come from that."""
+
+    def conditions(split: ScoredSplit) -> dict[str, Any]:
+        settings = split.record.get("config") or {}
+        rules = {key: settings.get(key, published) for key, published in _PUBLISHED_RULES.items()}
+        return {what: split.record.get(key) for key, what in _CONDITIONS.items()} | rules
+
+    ours, theirs = conditions(a), conditions(b)
+    return tuple(
+        f"{what}: {ours[what]} for {first}, {theirs[what]} for {second}" for what in ours if ours[what] != theirs[what]
+    )
+
+
 def rules_stamp(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Which rules of the evaluation are not the published ones. settings: dotted key -> value."""
     other = [f"{key}={settings[key]}" for key, rule in _PUBLISHED_RULES.items() if str(settings.get(key, rule)) != rule]

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from arclab.config.compose import CONF_DIR, ConfigError, compose, flat
 from arclab.evaluation.paired import difference_interval
-from arclab.evaluation.runs import CONVERGED, Exact, Run, ScoredSplit, own_exact, settings_difference
+from arclab.evaluation.runs import CONVERGED, Exact, Run, ScoredSplit, own_exact, settings_difference, unlike
 from arclab.evaluation.scoring import Share
 from arclab.metrics.names import REGISTRY
 
@@ -213,7 +213,11 @@ def observations(run: Run) -> list[str]:
     train, test = run.split("train"), run.split("evaluation", "validation")
     lines = []
     if train and test:
-        lines.append(f"Train minus {test.split} split, ARC/pass@2: {gap(train, test)}")
+        different = "; ".join(unlike("train", train, test.split, test))
+        lines.append(
+            f"Train minus {test.split} split, ARC/pass@2: {gap(train, test)}"
+            + (f" (made differently: {different})" if different else "")
+        )
     elif train or test:
         only = train or test
         assert only is not None

@@ -8,6 +8,9 @@ Servers differ in how they are told (dialects below); the first request finds ou
 neutral top_k and min_p are left out with a warning, and others are an error. Samples that a server does not draw together (n) are
 requests of their own, with seeds derived from (seed, prompt, sample); how far a server keeps to a seed is up to it.
 
+A request that fails for good does not cost the others their replies: they are told of before the error is raised. A reply that ended for
+another reason than its end or its length (a filter, an abort) counts as a failure, which may pass.
+
 It does not count tokens before asking: a prompt that is too long is known by the server's refusal, or by its count if that
 exceeds model.max_context. It cannot tell if a server cuts a prompt silently (Ollama does), and has no logprobs().
 """
@@ -21,8 +24,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -31,13 +35,18 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from arclab.config.llm_schema import EndpointModelConfig
-from arclab.llm.language_model import Completion, FinishReason, Prompt, Reply, Sampling, cut_after_stop
+from arclab.llm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Sampling, cut_after_stop, ignore
 
 _LONGEST_WAIT_S = 300.0
 _TOO_LONG = re.compile(
     r"context.?(length|size|window)|maximum.{0,30}(length|tokens)|(prompt|input).{0,30}too long|longer than the", re.I
 )
+# A reply longer than the server allows: the same for every prompt.
+_REPLY_TOO_LONG = re.compile(r"max_(completion_|new_)?tokens\W{0,3}\s*(must|should|cannot|may not)", re.I)
 _NO_SUCH_PARAMETER = (400, 422)
+_MAY_PASS = (408, 409, 425, 429)  # and 500 upwards
+_ENDS = {"stop": FinishReason.stop, "eos": FinishReason.stop, "eos_token": FinishReason.stop, "stop_sequence": FinishReason.stop,
+         "length": FinishReason.length}  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -87,6 +96,15 @@ _DIALECTS = tuple(
 
 
 @dataclass(frozen=True, slots=True)
+class _Request:
+    """count samples of a prompt, from the sample `first` on."""
+
+    prompt: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Answer:
     """What one request brought: its completions, or why the prompt does not fit."""
 
@@ -112,47 +130,100 @@ class EndpointModel:
             f"the server {self.config.base_url} cannot score given texts through the chat protocol; use a model of kind hf for logprobs."
         )
 
-    @property
-    def num_parallel(self) -> int:
+    def num_prompts(self, num_samples: int) -> int:
+        """A prompt is one request at least."""
         return self.config.num_parallel
 
-    def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+    ) -> list[Reply]:
         self._giving_up.clear()
-        answers: dict[int, list[_Answer]] = {number: [] for number in range(len(prompts))}
-        for number, prompt in enumerate(prompts):  # usually once: until something has been answered
-            if self._dialect is not None:
-                break
-            answers[number].append(self._introduce(prompt, num_samples, sampling))
-        wanted = [request for number in answers for request in self._requests(number, answers[number], num_samples)]
+        answers, failed = self._introduced(prompts, num_samples, sampling)
+        waiting = {number: self._requests(number, answers[number], num_samples) for number in answers}
+        replies: dict[int, Reply] = {}
 
-        def ask(request: tuple[int, int, int]) -> _Answer:
-            number, first, count = request
+        def tell_if_whole(number: int) -> None:
+            if not waiting[number]:
+                replies[number] = _joined(answers[number], num_samples)
+                on_reply(number, replies[number])
+
+        for number in answers:
+            tell_if_whole(number)
+        requests = [request for number in answers for request in waiting[number]]
+        with closing(self._answered(prompts, requests, sampling)) as answered:
+            for request, answer in answered:
+                if isinstance(answer, EndpointError):
+                    failed = failed or answer
+                    continue
+                answers[request.prompt].append((request.first, answer))
+                waiting[request.prompt].remove(request)
+                tell_if_whole(request.prompt)
+        if failed is not None:
+            raise failed
+        return [replies[number] for number in range(len(prompts))]
+
+    def _answered(
+        self, prompts: Sequence[Prompt], requests: Sequence[_Request], sampling: Sampling
+    ) -> Generator[tuple[_Request, _Answer | EndpointError]]:
+        """Each request with what it brought, as they come. Without a server those that wait to be sent, or sent again, are given up."""
+
+        def ask(request: _Request) -> _Answer:
             assert self._dialect is not None
-            answer = self._ask(prompts[number], first, count, sampling, self._dialect)
-            if not answer.too_long and len(answer.completions) < count:
+            answer = self._ask(prompts[request.prompt], request.first, request.count, sampling, self._dialect)
+            if not answer.too_long and len(answer.completions) < request.count:
                 raise EndpointError(
-                    f"the server {self.config.base_url} drew {len(answer.completions)} samples at once where {count} were asked for, though "
+                    f"the server {self.config.base_url} drew {len(answer.completions)} samples at once where {request.count} were asked for, though "
                     "it did so before; ask for fewer."
                 )
             return answer
 
         pool = ThreadPoolExecutor(self.config.num_parallel)
         try:
-            for (number, _, _), answer in zip(wanted, pool.map(ask, wanted), strict=True):
-                answers[number].append(answer)
-        finally:  # after an error, or Ctrl-C: whoever waits to try again stops waiting
+            asked = {pool.submit(ask, request): request for request in requests}
+            for future in as_completed(asked):
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is not None and not isinstance(error, EndpointError):
+                    raise error
+                if isinstance(error, EndpointError) and not isinstance(error, _Refused):
+                    self._giving_up.set()
+                    for other in asked:
+                        other.cancel()
+                yield asked[future], error or future.result()
+        finally:  # also after Ctrl-C
             self._giving_up.set()
             pool.shutdown(cancel_futures=True)
-        return [_joined(answers[number], num_samples) for number in range(len(prompts))]
 
-    def _requests(self, number: int, have: list[_Answer], num_samples: int) -> list[tuple[int, int, int]]:
-        """(prompt, first sample, number of samples) of the requests that are left to make."""
-        first = sum(len(answer.completions) for answer in have)
-        if first >= num_samples or any(answer.too_long for answer in have):
+    def _introduced(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling
+    ) -> tuple[dict[int, list[tuple[int, _Answer]]], EndpointError | None]:
+        """By prompt, what is answered once the server's dialect is known: [(first sample, answer)]. A prompt that is refused is left out and
+        its error comes beside them, unless the next prompt is refused as well: then it is not the prompt, and that is the error."""
+        answers: dict[int, list[tuple[int, _Answer]]] = {number: [] for number in range(len(prompts))}
+        refused: EndpointError | None = None
+        for number, prompt in enumerate(prompts):
+            if self._dialect is not None:
+                break
+            try:
+                answers[number].append((0, self._introduce(prompt, num_samples, sampling)))
+            except _Refused as error:
+                if refused is not None:
+                    raise refused from error
+                refused = error
+                del answers[number]
+        if refused is not None and self._dialect is None:
+            raise refused
+        return answers, refused
+
+    def _requests(self, number: int, have: Sequence[tuple[int, _Answer]], num_samples: int) -> list[_Request]:
+        """Those that are left to make for a prompt."""
+        first = sum(len(answer.completions) for _, answer in have)
+        if first >= num_samples or any(answer.too_long for _, answer in have):
             return []
         if self._dialect is not None and self._dialect.has_n:
-            return [(number, first, num_samples - first)]
-        return [(number, sample, 1) for sample in range(first, num_samples)]
+            return [_Request(number, first, num_samples - first)]
+        return [_Request(number, sample, 1) for sample in range(first, num_samples)]
 
     def _introduce(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> _Answer:
         """Ask in one dialect after the other until one is understood, and keep to that one."""
@@ -197,10 +268,12 @@ class EndpointModel:
             except (openai.APIResponseValidationError, json.JSONDecodeError):
                 raise self._no_completion() from None
             except openai.APIStatusError as error:
-                if error.status_code != 429 and error.status_code < 500:
+                if error.status_code not in _MAY_PASS and error.status_code < 500:
                     return self._refused(error)
                 reason = f"status {error.status_code}: {self._said(error)}"
                 wait_s = max(wait_s, _retry_after_s(error))
+            except _NoReply as error:
+                reason = str(error)
             if attempt < self.config.max_retries and self._giving_up.wait(min(wait_s, _LONGEST_WAIT_S)):
                 break
         raise EndpointError(
@@ -229,6 +302,8 @@ class EndpointModel:
         return fields
 
     def _read(self, answer: Any, count: int, sampling: Sampling) -> _Answer:
+        if (error := getattr(answer, "error", None)) is not None:  # some services say so with status 200
+            raise _NoReply(f"an error instead of a reply: {_words(error)}".replace(self._client.api_key, "***"))
         if not isinstance(answer, ChatCompletion) or not answer.choices:
             raise self._no_completion()
         usage, limit = answer.usage, self.config.max_context
@@ -240,7 +315,7 @@ class EndpointModel:
             )
             return _Answer((), num_prompt, problem)
         choices = answer.choices[:count]
-        mean = round(usage.completion_tokens / len(answer.choices)) if usage else 0
+        mean = round(usage.completion_tokens / len(answer.choices)) if usage else None
         return _Answer(tuple(_completion(choice, mean, sampling) for choice in choices), num_prompt)
 
     def _no_completion(self) -> EndpointError:
@@ -251,6 +326,8 @@ class EndpointModel:
     def _refused(self, error: openai.APIStatusError) -> _Answer:
         """What asking again would not change. A prompt that is too long is no error."""
         url, status, said = self.config.base_url, error.status_code, self._said(error)
+        if status in _NO_SUCH_PARAMETER and _REPLY_TOO_LONG.search(said):
+            raise EndpointError(f"the server {url} allows no reply of sampling.max_new_tokens ({said}); lower it.") from error
         if status in (400, 413, 422) and (error.code == "context_length_exceeded" or _TOO_LONG.search(said)):
             return _Answer(
                 (), None, f"the server {url} refused the prompt ({said}); shorten it or lower sampling.max_new_tokens."
@@ -270,11 +347,7 @@ class EndpointModel:
 
     def _said(self, error: openai.APIStatusError) -> str:
         """The server's own words, on one line; some repeat the key."""
-        body = error.body
-        for key in ("error", "message", "detail"):
-            body = body.get(key, body) if isinstance(body, dict) else body
-        words = " ".join(str(body or error.message).split()).replace(self._client.api_key, "***")
-        return words[:300].rstrip(".")
+        return _words(error.body or error.message).replace(self._client.api_key, "***")
 
     def _offered(self) -> str:
         try:
@@ -285,7 +358,18 @@ class EndpointModel:
 
 
 class _Refused(EndpointError):
-    """Status 400 or 422: perhaps only because of a parameter."""
+    """Status 400 or 422: perhaps only because of a parameter, or of this prompt."""
+
+
+class _NoReply(ValueError):
+    """An answer without a whole reply. Another attempt may bring one."""
+
+
+def _words(body: Any) -> str:
+    """What an error says, on one line."""
+    for key in ("error", "message", "detail"):
+        body = body.get(key, body) if isinstance(body, dict) else body
+    return " ".join(str(body).split())[:300].rstrip(".")
 
 
 def request_seed(seed: int, prompt: Prompt, sample: int) -> int:
@@ -294,22 +378,26 @@ def request_seed(seed: int, prompt: Prompt, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
 
-def _completion(choice: Any, mean_num_tokens: int, sampling: Sampling) -> Completion:
+def _completion(choice: Any, mean_num_tokens: int | None, sampling: Sampling) -> Completion:
     text = choice.message.content or ""
     matched = getattr(choice, "stop_reason", None) or getattr(choice, "matched_stop", None)  # vLLM, SGLang
     if isinstance(matched, str) and matched in sampling.stop and matched not in text:
         text += matched
     text, was_cut = cut_after_stop(text, sampling.stop)
-    reason = FinishReason.length if choice.finish_reason == "length" and not was_cut else FinishReason.stop
+    if choice.finish_reason not in _ENDS:
+        raise _NoReply(f"a reply that ended with finish_reason={choice.finish_reason}")
+    reason = FinishReason.stop if was_cut else _ENDS[choice.finish_reason]
     counted = choice.logprobs.content if choice.logprobs else None
     return Completion(text, reason, len(counted) if counted else mean_num_tokens, None)
 
 
-def _joined(answers: Sequence[_Answer], num_samples: int) -> Reply:
-    problem = next((answer.too_long for answer in answers if answer.too_long), "")
-    completions = () if problem else tuple(completion for answer in answers for completion in answer.completions)
+def _joined(answers: Sequence[tuple[int, _Answer]], num_samples: int) -> Reply:
+    """The answers of a prompt in the order of its samples."""
+    in_order = [answer for _, answer in sorted(answers, key=lambda each: each[0])]
+    problem = next((answer.too_long for answer in in_order if answer.too_long), "")
+    completions = () if problem else tuple(completion for answer in in_order for completion in answer.completions)
     assert problem or len(completions) == num_samples, (len(completions), num_samples)
-    return Reply(completions, next((a.num_prompt_tokens for a in answers if a.num_prompt_tokens is not None), None), problem)
+    return Reply(completions, next((a.num_prompt_tokens for a in in_order if a.num_prompt_tokens is not None), None), problem)
 
 
 def _retry_after_s(error: openai.APIStatusError) -> float:

@@ -175,7 +175,7 @@ def step_all(envs: Sequence[Environment], replies: Sequence[Sequence[str | Compl
 
 def _parsed(env: Environment, reply: str | Completion) -> Parsed:
     """A reply that comes as text alone ended by itself."""
-    text, reason = (reply.text, reply.finish_reason) if isinstance(reply, Completion) else (reply, FinishReason.stop)
+    text, reason = (reply.whole, reply.finish_reason) if isinstance(reply, Completion) else (reply, FinishReason.stop)
     return parse_program(text, entry=env.prompt_config.entry, finish_reason=reason)
 
 

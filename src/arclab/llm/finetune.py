@@ -3,8 +3,9 @@
     finetune(load_hf(config), Path("models/taught"), [(prompt, "def solve(I): ..."), ...], FinetuneSettings(steps=2000, ...))
 
 The training text is made by the model that generates (chat template, then the reply, then the end mark), so that what is learned is
-what is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All weights are trained;
-for adapters see hf.py. Rows that are longer than the model's context are refused, never cut.
+what is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All weights are trained,
+in float32 (in bfloat16 most steps of a usual size round to nothing); for adapters see hf.py. Rows that are longer than the model's
+context are refused, never cut. A training whose loss stops being finite ends with an error and leaves nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -25,6 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from arclab.config.llm_schema import Dtype
 from arclab.llm.hf import HfModel
 from arclab.llm.hf_loading import model_identity
 from arclab.llm.language_model import Prompt
@@ -60,6 +63,11 @@ class _Rows(Dataset[dict[str, list[int]]]):
                 raise ValueError(
                     f"row {number} has {length} tokens, more than the model's context of {limit}; drop it, or use a model with a longer context."
                 )
+            if model.opened(prompt) and "</think>" not in reply:
+                raise ValueError(
+                    f"row {number}: the chat template opens <think> before the reply (model.thinking={model.config.thinking}), and the reply does not close "
+                    "it, so that what is taught would be read as unfinished thinking; use model.thinking=false, or replies with </think>."
+                )
             self._rows.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
 
     def __len__(self) -> int:
@@ -84,6 +92,13 @@ def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torc
     }
 
 
+class DivergedError(ValueError):
+    """The loss or the weights are no longer finite."""
+
+    def __init__(self, step: int, lr: float) -> None:
+        super().__init__(f"fine-tuning diverged by step {step}: the loss or a weight is not finite; lower lr={lr:g}.")
+
+
 class _Report(TrainerCallback):
     """A bar with the time left, and losses as log lines; Trainer's own would be printed."""
 
@@ -99,6 +114,8 @@ class _Report(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             log.info("step %d of %d: loss %.4f nats", state.global_step, state.max_steps, logs["loss"])
+            if not math.isfinite(logs["loss"]):
+                raise DivergedError(state.global_step, args.learning_rate)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()
@@ -113,13 +130,28 @@ def _require_trainable(rows: Sequence[tuple[Prompt, str]], settings: FinetuneSet
         raise ValueError("fine-tuning rows=[] must hold at least one prompt with its reply; add some.")
 
 
+def _require_fresh(model: HfModel) -> None:
+    """ValueError: weights in which steps would be lost, or that are no longer what the model's name says."""
+    if model.config.dtype is not Dtype.float32:
+        raise ValueError(
+            f"fine-tuning in model.dtype={model.config.dtype.value} loses most steps to rounding; load the model with model.dtype=float32."
+        )
+    if model.was_trained:
+        raise ValueError(
+            f"the weights of model.name={model.name} have been trained already since they were loaded; load it again with load_hf."
+        )
+
+
 def _identity(model: HfModel, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> dict[str, Any]:
     """All that decides the weights: what is trained, on what, and how."""
     text = json.dumps([[[[m.role, m.content] for m in prompt], reply] for prompt, reply in rows])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     how = {key: value for key, value in asdict(settings).items() if key not in ("save_every", "log_every")}
     adapter = model.config.adapter and model_identity(model.config.adapter)
-    return {"model": model_identity(model.name), "adapter": adapter, "rows": digest, **how}
+    read = {key: getattr(model.config, key) for key in ("thinking", "max_context")} | {
+        "attention": model.config.attention.value
+    }
+    return {"model": model_identity(model.name), "adapter": adapter, **read, "rows": digest, **how}
 
 
 def _require_same(folder: Path, identity: dict[str, Any]) -> None:
@@ -164,6 +196,7 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
     if output.is_dir():
         log.info("%s is there already", output)
         return
+    _require_fresh(model)
     data = _Rows(model, rows)
     work.mkdir(parents=True, exist_ok=True)
     (work / _IDENTITY).write_text(json.dumps(identity), encoding="utf-8")
@@ -185,7 +218,13 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
             data_collator=lambda batch: collate(batch, model.pad_id),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(work))
+        try:
+            trainer.train(resume_from_checkpoint=_last_whole_checkpoint(work))
+            if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+                raise DivergedError(settings.steps, settings.lr)
+        except DivergedError:
+            shutil.rmtree(work)  # its checkpoints lead there again
+            raise
         finished = work / "finished"
         model.save(finished)
     (finished / _IDENTITY).write_text(json.dumps(identity), encoding="utf-8")

@@ -22,7 +22,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from arclab.config.llm_schema import HfModelConfig
 from arclab.llm.adapters import fresh_adapter, loaded_adapter, merge_adapter
 from arclab.llm.drawing import Drawing, Ending
 from arclab.llm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
-from arclab.llm.language_model import Completion, Prompt, Reply, Sampling
+from arclab.llm.language_model import Completion, OnReply, Prompt, Reply, Sampling, ignore
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,14 +73,14 @@ class HfModel:
         self.max_context: int | None = min((limit for limit in limits if limit is not None), default=None)
         self._forward_takes = set(inspect.signature(model.forward).parameters)
         self._adapted = False
+        self.was_trained = False  # its weights are no longer those of config.name
 
     @property
     def name(self) -> str:
         return self.config.name
 
-    @property
-    def num_parallel(self) -> int:
-        return self.config.batch_size
+    def num_prompts(self, num_samples: int) -> int:
+        return max(1, self.config.batch_size // num_samples)
 
     @property
     def pad_id(self) -> int:
@@ -121,7 +121,9 @@ class HfModel:
         """A reply and its end mark."""
         return [*self.tokenizer.encode(text, add_special_tokens=False), self._end]
 
-    def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+    ) -> list[Reply]:
         ids = [self.prompt_ids(prompt) for prompt in prompts]
         too_long = [self._too_long(len(tokens), sampling.max_new_tokens) for tokens in ids]
         wanted = [
@@ -131,20 +133,21 @@ class HfModel:
             for sample in range(num_samples)
         ]
         wanted.sort(key=lambda sequence: -len(sequence.ids))  # the longest first: what does not fit into memory shows at once
-        done: dict[tuple[int, int], Completion] = {}
+        opened = [self.opened(prompt) for prompt in prompts]
+        drawn: list[dict[int, Completion]] = [{} for _ in prompts]
+        replies = {number: Reply((), len(ids[number]), problem) for number, problem in enumerate(too_long) if problem}
+        for number, reply in replies.items():
+            on_reply(number, reply)
         for start in range(0, len(wanted), self.config.batch_size):
             batch = wanted[start : start + self.config.batch_size]
             for sequence, completion in zip(batch, self._generate_batch(batch, sampling), strict=True):
-                done[sequence.prompt, sequence.sample] = completion
-        return [
-            Reply(
-                () if problem else tuple(done[number, sample] for sample in range(num_samples)),
-                len(tokens),
-                problem,
-                self.opened(prompts[number]),
-            )
-            for number, (tokens, problem) in enumerate(zip(ids, too_long, strict=True))
-        ]
+                drawn[sequence.prompt][sequence.sample] = replace(completion, opened=opened[sequence.prompt])
+            for number in dict.fromkeys(sequence.prompt for sequence in batch):
+                if len(drawn[number]) == num_samples:
+                    completions = tuple(drawn[number][sample] for sample in range(num_samples))
+                    replies[number] = Reply(completions, len(ids[number]))
+                    on_reply(number, replies[number])
+        return [replies[number] for number in range(len(prompts))]
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         """The end mark's log-probability comes last, so that the sum is the reply's as a whole. ValueError: one does not fit."""
@@ -164,6 +167,7 @@ class HfModel:
     def trainable(self) -> Iterator[Any]:
         """The transformers model with all of its weights open to training, inside the block only; what it learned stays."""
         assert not self._adapted, "an adapter is in place; leave its block first"
+        self.was_trained = True
         try:
             yield self._model.requires_grad_(True).train()
         finally:

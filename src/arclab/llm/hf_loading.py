@@ -162,9 +162,6 @@ def turn_end(config: HfModelConfig, tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-_BLOCK_BYTES, _NUM_BLOCKS = 2**16, 32
-
-
 def model_identity(name: str) -> str:
     """A name of the hub as it is; of a folder, what names its content."""
     folder = Path(name).expanduser()
@@ -172,13 +169,10 @@ def model_identity(name: str) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Names a model folder's content: sizes, and blocks spread over each file (all of the small ones), without reading gigabytes."""
+    """Names a model folder's content: every byte of every file counts, which reads gigabytes that are read again for the model."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
-            for number in range(_NUM_BLOCKS):
-                file.seek(max(0, size - _BLOCK_BYTES) * number // (_NUM_BLOCKS - 1))
-                digest.update(file.read(_BLOCK_BYTES))
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

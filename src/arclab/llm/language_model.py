@@ -9,7 +9,7 @@ max_new_tokens in the context is not cut: its reply has no completions and says 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -53,38 +53,50 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """num_tokens: generated, the end mark included. logprob: sum of the log-probabilities of these tokens under the model at
-    temperature 1, untruncated (nats); None where a server does not tell."""
+    temperature 1, untruncated (nats). Both None where a server does not tell. opened: what the chat template itself wrote of the reply, an
+    opened <think> for instance."""
 
     text: str
     finish_reason: FinishReason
-    num_tokens: int
+    num_tokens: int | None
     logprob: float | None
+    opened: str = ""
+
+    @property
+    def whole(self) -> str:
+        """The reply with what the template opened: what a parser must see."""
+        return self.opened + self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context; then there are none.
-
-    opened: what the chat template itself wrote of the reply, an opened <think> for instance: stands before every text.
-    """
+    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context; then there are none."""
 
     completions: tuple[Completion, ...]
     num_prompt_tokens: int | None
     too_long: str = ""
-    opened: str = ""
+
+
+OnReply = Callable[[int, Reply], None]
+
+
+def ignore(number: int, reply: Reply) -> None:
+    """An OnReply for who waits for all."""
 
 
 class LanguageModel(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def num_parallel(self) -> int:
-        """Replies it works on at once: fewer in one call leave it idle."""
+    def num_prompts(self, num_samples: int) -> int:
+        """Prompts, of so many samples each, that it works on at once: fewer in one call leave it idle."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
-        """A reply for every prompt, in order. ValueError: a model or server that cannot be used, in one sentence."""
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+    ) -> list[Reply]:
+        """A reply for every prompt, in order. on_reply: told of each (the prompt's number, its reply) as soon as it is whole, in the calling
+        thread. ValueError: a model or server that cannot be used, in one sentence; replies told of until then are good."""
         ...
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from arclab.llm.language_model import Completion, FinishReason, Prompt, Reply, Sampling, cut_after_stop
+from arclab.llm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Sampling, cut_after_stop, ignore
 
 Script = Callable[[Prompt, int], str] | Mapping[str, str | Sequence[str]] | Sequence[str]
 
@@ -37,17 +37,21 @@ class ScriptedModel:
         self.calls: list[tuple[Prompt, ...]] = []
         self.num_completions = 0
 
-    @property
-    def num_parallel(self) -> int:
+    def num_prompts(self, num_samples: int) -> int:
         return 1
 
     @property
     def num_calls(self) -> int:
         return len(self.calls)
 
-    def generate(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+    ) -> list[Reply]:
         self.calls.append(tuple(prompts))
-        return [self._reply(prompt, num_samples, sampling) for prompt in prompts]
+        replies = [self._reply(prompt, num_samples, sampling) for prompt in prompts]
+        for number, reply in enumerate(replies):
+            on_reply(number, reply)
+        return replies
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         assert self._logprobs is not None, "this ScriptedModel was given no logprobs"

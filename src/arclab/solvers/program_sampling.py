@@ -73,34 +73,38 @@ class ProgramSampling:
 
     def _replies(self, tasks: Sequence[ArcTask], num_samples: int) -> Iterator[tuple[ArcTask, Reply]]:
         """Every task with its reply, drawn for as many tasks at once as keep the model busy."""
-        chunk = max(1, self._model.num_parallel // num_samples)
+        chunk = self._model.num_prompts(num_samples)
         with tqdm(
             total=len(tasks), desc="sampling programs", unit="task", disable=not self._show_progress,
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
         ) as bar:  # fmt: skip
             for start in range(0, len(tasks), chunk):
                 part = tasks[start : start + chunk]
-                yield from zip(part, self._drawn(part, num_samples), strict=True)
-                bar.update(len(part))
+                yield from zip(part, self._drawn(part, num_samples, bar), strict=True)
 
-    def _drawn(self, tasks: Sequence[ArcTask], num_samples: int) -> list[Reply]:
+    def _drawn(self, tasks: Sequence[ArcTask], num_samples: int, bar: tqdm) -> list[Reply]:
+        """Replies are kept one by one as they come: whoever is late, or refused, costs the others nothing."""
         prompts: dict[str, Prompt] = {task.id: render_prompt(task, self._prompt) for task in tasks}
-        known = {} if self._store is None else {id_: self._store.get(id_, prompt) for id_, prompt in prompts.items()}
-        missing = [task.id for task in tasks if known.get(task.id) is None]
-        replies = self._model.generate([prompts[id_] for id_ in missing], num_samples, self._sampling) if missing else []
-        for id_, reply in zip(missing, replies, strict=True):
+        stored = {} if self._store is None else {id_: self._store.get(id_, prompt) for id_, prompt in prompts.items()}
+        known = {id_: reply for id_, reply in stored.items() if reply is not None and not reply.too_long}
+        missing = [task.id for task in tasks if task.id not in known]
+        bar.update(len(known))
+
+        def keep(number: int, reply: Reply) -> None:
+            id_ = missing[number]
             known[id_] = reply
             self._num_drawn += len(reply.completions)
-            if self._store is not None:
+            if self._store is not None and not reply.too_long:  # asking again costs nothing, and another setting may let it fit
                 self._store.add(id_, prompts[id_], reply)
-        found = [known[task.id] for task in tasks]
-        return [reply for reply in found if reply is not None]
+            bar.update()
+
+        if missing:
+            self._model.generate([prompts[id_] for id_ in missing], num_samples, self._sampling, keep)
+        return [known[task.id] for task in tasks]
 
     def _run(self, task: ArcTask, reply: Reply) -> list[Written]:
         entry = self._prompt.entry
-        sources = [
-            parse_program(reply.opened + c.text, entry=entry, finish_reason=c.finish_reason).source for c in reply.completions
-        ]
+        sources = [parse_program(c.whole, entry=entry, finish_reason=c.finish_reason).source for c in reply.completions]
         jobs = [Job(task, source, entry=entry, with_tests=True) for source in sources]
         outcomes = run_jobs(self._sandbox, jobs)
         return [Written(completion, outcome) for completion, outcome in zip(reply.completions, outcomes, strict=True)]
@@ -140,8 +144,10 @@ def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_
     rewards = [reward(RewardKind.smooth, outcome).components for outcome in outcomes]
     found |= {name: float(np.mean([components[name] for components in rewards])) for name in rewards[0]}
     found["programs/cut_share"] = float(np.mean([c.finish_reason is FinishReason.length for c in completions]))
-    found["programs/tokens_per_reply"] = float(np.mean([c.num_tokens for c in completions]))
-    told = [(c.logprob, c.num_tokens) for c in completions if c.logprob is not None]
+    counted = [c.num_tokens for c in completions if c.num_tokens is not None]
+    if counted:
+        found["programs/tokens_per_reply"] = float(np.mean(counted))
+    told = [(c.logprob, c.num_tokens) for c in completions if c.logprob is not None and c.num_tokens is not None]
     if told:
         found["programs/logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
     ran = [outcome.cpu_s for outcome in outcomes if outcome.source is not None]

@@ -1,7 +1,8 @@
 """Replies of a language model, kept as they come: one line of samples.jsonl for each finished task.
 
     store = SampleStore(folder, settings)       # settings: {dotted key: value} of all that decides a reply
-    store.load()                                # ConfigError if the file was made with other settings
+    store.check()                               # ConfigError if the file was made with other settings; changes nothing
+    store.load()                                # reads it and mends its end: for who holds the folder's lock
     reply = store.get(task_id, prompt)          # None: not drawn yet, or drawn for another prompt
     store.add(task_id, prompt, reply)           # on disk when it returns
 
@@ -29,8 +30,17 @@ class SampleStore:
         self.path, self._settings = folder / FILE_NAME, settings
         self._known: dict[str, tuple[str, Reply]] = {}  # task id -> digest of the prompt, reply
 
+    def check(self) -> None:
+        """ConfigError: other settings, or no file of this kind. Another process may be writing to it."""
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                first = file.readline()
+            if first.endswith(b"\n"):
+                self._require_same(self._settings_of(first))
+
     def load(self) -> int:
-        """Read what is there; the number of finished tasks. ConfigError: other settings, or no file of this kind."""
+        """Read what is there; the number of finished tasks. ConfigError: other settings, or no file of this kind. A half-written end is
+        cut off, so nobody else may be writing."""
         if not self.path.is_file():
             return 0
         data = self.path.read_bytes()
@@ -60,10 +70,10 @@ class SampleStore:
         try:
             record = json.loads(line)
             completions = tuple(
-                Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"])
+                Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"], c["opened"])
                 for c in record["completions"]
             )
-            reply = Reply(completions, record["num_prompt_tokens"], record["too_long"], record["opened"])
+            reply = Reply(completions, record["num_prompt_tokens"], record["too_long"])
             return record["task"], (record["prompt"], reply)
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(number, error) from error
@@ -95,7 +105,6 @@ class SampleStore:
             "prompt": prompt_digest(prompt),
             "num_prompt_tokens": reply.num_prompt_tokens,
             "too_long": reply.too_long,
-            "opened": reply.opened,
             "completions": completions,
         }
         self._known[task_id] = (record["prompt"], reply)
