@@ -43,6 +43,17 @@ def test_quick_is_what_hydra_says(overrides: list[str]) -> None:
     assert quickly(overrides) == slow.compose("pretrain_encoder", overrides)
 
 
+def test_a_key_that_stands_twice_is_refused_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML would take the second half and drop the first without a word."""
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    (conf / "experiment/mine.yaml").write_text("# @package _global_\ntrainer:\n  steps: 7\ntrainer:\n  warmup_steps: 3\n")
+    monkeypatch.setattr(slow, "CONF_DIR", conf)
+    for composer in (QuickComposer(conf).compose, slow.compose):
+        with pytest.raises(ConfigError, match=r"duplicate key trainer .*mine\.yaml.*; correct that file of conf/"):
+            composer("pretrain_encoder", ["experiment=mine"])
+
+
 def test_every_line_of_the_shipped_queue_is_quick_and_right() -> None:
     """One run of each line against Hydra; the others of a sweep must be quick, too."""
     lines: set[int] = set()

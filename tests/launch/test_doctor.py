@@ -46,7 +46,6 @@ def test_slurm_that_tells_before_a_preemption_is_fine() -> None:
 @pytest.mark.parametrize(("change", "subject", "fix"), [
     (("= preempt_send_user_signal", "= (null)"), "slurm preemption", "SlurmctldParameters=preempt_send_user_signal"),
     (("= REQUEUE", "= CANCEL"), "slurm preemption", "submit again after a preemption"),
-    (("JobRequeue              = 1", "JobRequeue              = 0"), "slurm requeue", "JobRequeue=1"),
 ])  # fmt: skip
 def test_slurm_that_would_lose_work_is_a_warning(change: tuple[str, str], subject: str, fix: str) -> None:
     found = levels(CONFIG.replace(*change))[subject]

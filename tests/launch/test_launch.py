@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -17,16 +18,19 @@ from typing import Any
 
 import psutil
 import pytest
+from submitit.core.utils import UncompletedJobError
 from submitit.slurm.slurm import SlurmExecutor
 
 from arclab.config.compose import ConfigError, compose
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.interrupt import StopSignals
-from arclab.launch import process
+from arclab.launch import process, torchrun
+from arclab.launch import sweep as sweep_module
 from arclab.launch.cluster import JobTask, build_executor
 from arclab.launch.job import describe_kill, last_words, prepare_run
-from arclab.launch.sweep import _quoted, run_name
+from arclab.launch.process import tie_to
+from arclab.launch.sweep import SweepTask, _local_gpus, _quoted, run_name
 from arclab.launch.torchrun import Node, torchrun_command, worker_environment
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, State, open_run
@@ -80,6 +84,10 @@ def test_a_job_is_told_to_save_before_its_limit(tiny: Tiny, tmp_path: Path, monk
     ("overrides", "words"),
     [
         (["launch.gpus=2", "launch.cpus=2", "trainer.device=auto"], "launch.gpus=2 does not go with launch.cpus=2"),
+        (
+            ["launch.timeout_min=60", "launch.signal_delay_s=661"],
+            "launch.signal_delay_s=661 of launch.timeout_min=60 comes so early",
+        ),
         (["launch.timeout_min=3"], "launch.timeout_min=3 is 180 s, not longer than launch.signal_delay_s=180"),
         (["launch.nodes=3"], "trainer.batch_size=8 must be divisible by ranks x trainer.grad_accumulation = 3 x 1"),
         (["launch.gpus=2"], "launch.gpus=2 does not go with trainer.device=cpu"),
@@ -121,7 +129,15 @@ def test_names_say_what_was_swept() -> None:
 def test_setup_lines_reach_hydra_unchanged() -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    lines = ["export A='x, y'", 'echo "$B" {a: 1} [c]', "true"]
+    lines = [
+        "export A='x, y'",
+        'echo "$B" {a: 1} [c]',
+        "true",
+        "source /home/jérôme/env.sh",
+        r"sed s/\.//",
+        "ends with \\",
+        r"a \" b",
+    ]
     (parsed,) = OverridesParser.create().parse_overrides([f"hydra.launcher.setup={_quoted(lines)}"])
     assert [str(getattr(v, "text", v)) for v in parsed.value()] == lines  # type: ignore[union-attr]
 
@@ -272,6 +288,92 @@ def test_a_local_sweep_says_how_each_run_ended(run_script: Run, tmp_path: Path) 
     assert RunDir(tmp_path / "quickstart/s_seed-0").state is State.done
     assert (broken.read_status() or {})["message"].endswith("KeyError: '_step'")
     assert "DONE" in result.stderr.splitlines()[-2] and result.stderr.splitlines()[-1].endswith("KeyError: '_step'")
+
+
+def test_output_that_nobody_takes_does_not_hold_the_ranks(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed terminal: the pipe is emptied all the same, and console.log has everything."""
+    command = [sys.executable, "-c", "for n in range(3000): print('x' * 100)"]
+    monkeypatch.setattr(torchrun, "torchrun_command", lambda *_: command)
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    run = prepare_run(tiny())
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Closed())
+        process = torchrun.Torchrun(run, tiny().launch, torchrun.Node(0, "localhost", "0"))
+        code = process.wait(60)
+        process.close()
+    assert code == 0 and len(run.console.read_text()) == 3000 * 101
+
+
+def test_torchrun_does_not_end_of_what_reaches_every_process_of_a_job(tiny: Tiny) -> None:
+    """SIGTERM and SIGUSR2 are ignored from its first moment, and it installs no handler of its own for them."""
+    assert torchrun.worker_environment(tiny().launch)["PET_SIGNALS_TO_HANDLE"] == "SIGHUP"
+    show = "import signal; print(signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN)"
+    done = subprocess.run([sys.executable, "-c", show], preexec_fn=tie_to(os.getpid()), capture_output=True, text=True)
+    assert done.stdout == "True\n"
+
+
+def test_local_jobs_of_a_sweep_get_gpus_of_their_own(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = tiny().launch
+    two = replace(none, gpus=2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
+    assert _local_gpus(none, 2) == ("2,3,5,7", "2,3,5,7") and _local_gpus(two, 2) == ("2,3", "5,7")
+    with pytest.raises(
+        ConfigError,
+        match=r"starts 3 jobs together, and launch\.gpus=2 for each is more than the 4 GPUs of CUDA_VISIBLE_DEVICES=2,3,5,7",
+    ):
+        _local_gpus(two, 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert _local_gpus(none, 2) == (None, None)
+
+
+def test_a_run_of_a_sweep_that_cannot_start_leaves_the_others_their_status(run_script: Run, tmp_path: Path) -> None:
+    """The second run is taken by somebody else while the first one trains: it alone is not done."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\nfrom arclab.rundir import RunDir\nfrom arclab.runlock import locked\n"
+         "run = RunDir(Path(sys.argv[1]))\n"
+         "while not (run.path / 'config.yaml').exists(): time.sleep(0.02)\n"
+         "with locked(run): print('held', flush=True); time.sleep(600)", str(tmp_path / "runs/quickstart/seed-1")],
+        env=script_env(), stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        done = run_script(
+            "pretrain_encoder.py",
+            "-m",
+            *TINY,
+            "trainer.steps=2",
+            "trainer.eval_every=0",
+            f"runs_dir={tmp_path}/runs",
+            "seed=0,1",
+            timeout_s=200,
+        )
+    finally:
+        other.kill()
+    assert done.returncode == 1 and "seed-1 is in use by" in done.stderr
+    states = [RunDir(tmp_path / f"runs/quickstart/seed-{n}").state for n in (0, 1)]
+    assert states == [State.done, State.submitted]
+
+
+def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It composes what it gets again where a job runs, from a conf/ that may have changed by then. It ends with the first failure;
+    the sweep waits for the others."""
+    given, queue = [], [True, True, False]
+
+    def multirun(overrides: list[str], task: SweepTask) -> None:
+        given.append(overrides)
+        (folder,) = (override.partition("=")[2].strip('"') for override in overrides if override.startswith("hydra.sweep.dir="))
+        (Path(folder) / ".submitit/7_0").mkdir(parents=True)
+        raise UncompletedJobError("the first one failed")
+
+    monkeypatch.setattr(sweep_module, "_multirun", multirun)
+    monkeypatch.setattr(sweep_module, "_QUEUE_POLL_S", 0)
+    monkeypatch.setattr("arclab.slurm.is_queued", lambda job: job == "7_0" and queue.pop(0))
+    assert sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1", "encoder.num_layers=1"]) == 1
+    ((first, *others),) = given
+    assert first == "+run=0,1" and all(other.startswith("hydra") for other in others) and queue == []
+    assert [RunDir(tmp_path / f"runs/quickstart/seed-{n}").state for n in (0, 1)] == [State.submitted] * 2
 
 
 def test_hydra_settings_without_a_sweep_are_refused(run_script: Run) -> None:

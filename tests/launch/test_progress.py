@@ -16,6 +16,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.launch.jobsfile import Job, Section
 from arclab.launch.plan import PlannedRun
 from arclab.launch.progress import JobRecord, best_score, living_jobs, read_progress, read_state, steps_per_s, write_job
+from arclab.launch.submit import cancel, submit
 from arclab.launch.tables import duration
 from arclab.rundir import RunDir, State, open_run
 from arclab.runlock import Holder, lock_path
@@ -62,6 +63,21 @@ def test_a_number_that_another_process_has_now_is_no_job(tiny: Tiny) -> None:
     open_run(run.config).write_status(State.running, 3)
     write_job(run.folder, JobRecord(str(os.getpid()), "local", time.time() - 10 * 86400))
     assert state_of(run) == "LOST"
+
+
+def test_a_process_of_another_machine_is_believed_and_left_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be anybody's here: the folder's word counts, and nobody is killed."""
+    run = planned(tiny())
+    open_run(run.config).write_status(State.submitted, 0)
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("somebody else's process was killed"))
+    for number in (os.getpid(), DEAD_PID):
+        write_job(run.folder, JobRecord(str(number), "local", time.time(), host="elsewhere"))
+        assert state_of(run) == "QUEUED"
+        assert [action.what for action in submit([run], "local")] == ["skipped: QUEUED"]
+        assert [action.what for action in cancel([run])] == [
+            "not cancelled: it is a process of elsewhere; give the command there"
+        ]
+    assert state_of(run) == "QUEUED"
 
 
 def test_a_run_started_by_hand_is_running(tiny: Tiny) -> None:

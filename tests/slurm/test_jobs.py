@@ -127,4 +127,8 @@ def test_a_refused_job_waits_nowhere(launch: Launch, tmp_path: Path) -> None:
 def test_doctor_knows_this_slurm(launch: Launch) -> None:
     lines = launch("doctor").stdout
     assert re.search(r"OK +slurm partitions +main \(up, limit infinite, 2 nodes, gres \(null\)\)", lines)
-    assert "KillWait=5 sec" in lines and "JobRequeue=1" in lines and "PreemptMode=OFF: jobs are not preempted" in lines
+    assert (
+        "KillWait=5 sec" in lines
+        and "JobRequeue=1; jobs ask for it themselves" in lines
+        and "PreemptMode=OFF: jobs are not preempted" in lines
+    )

@@ -82,6 +82,8 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
             return hydra.compose(config_name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_sentence_from_hydra(error, config_name)) from error
+        except YAMLError as error:
+            raise ConfigError(f"{' '.join(str(error).split())}; correct that file of conf/.") from error
 
 
 def _require_one_choice(overrides: Sequence[str]) -> None:

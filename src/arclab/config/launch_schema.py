@@ -59,4 +59,11 @@ class LaunchConfig:
                 f"{path}.timeout_min={self.timeout_min} is {self.timeout_min * 60} s, not longer than {path}.signal_delay_s={self.signal_delay_s}: "
                 "the job would be told to save before it starts; raise the limit or lower the delay."
             )
+        # submitit takes a signal for a time limit in the last fifth of the job or its last ten minutes; SLURM may send it a minute early.
+        longest_s = max(600, 12 * self.timeout_min) - 60
+        if longest_s < self.signal_delay_s < self.timeout_min * 60:
+            problems.append(
+                f"{path}.signal_delay_s={self.signal_delay_s} of {path}.timeout_min={self.timeout_min} comes so early that it would pass for a preemption, and "
+                f"max_requeues would never be reached; use at most {longest_s}."
+            )
         return problems

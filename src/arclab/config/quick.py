@@ -46,7 +46,13 @@ _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML can b
 
 
 class _Loader(_FastLoader):
-    """YAML as OmegaConf reads it: 1e-4 is a float, dates are text."""
+    """YAML as OmegaConf reads it: 1e-4 is a float, dates are text, and no key stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise NotPlain
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -36,6 +36,8 @@ __all__ = ["JobTask", "build_executor", "queue_states", "shared_parameters", "sl
 log = logging.getLogger(__name__)
 Kind = Literal["slurm", "local", "debug"]
 _WAIT_FOR_REQUEUE_S = 120
+# sbatch --requeue: a cluster with JobRequeue=0 would refuse it otherwise.
+ALWAYS_REQUEUED = {"requeue": True}
 
 
 def shared_parameters(launch: LaunchConfig) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def build_executor(launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = 
     if kind == "slurm":
         slurm.require_installed()
         special = {f"slurm_{key}": value for key, value in slurm_parameters(launch).items()}
+        special["slurm_additional_parameters"] = dict(ALWAYS_REQUEUED)
     limits = {key: special.pop(key) for key in ("slurm_max_num_timeout",) if key in special}
     executor = submitit.AutoExecutor(folder=log_dir, cluster=kind, **limits)
     executor.update_parameters(name=name, **shared_parameters(launch), **special)
@@ -119,6 +122,9 @@ def _requeue(status: int) -> None:
         signal.raise_signal(signal.SIGUSR2)
     except UncompletedJobError as error:  # too many time limits
         log.warning("%s", error)
+        raise SystemExit(status) from None
+    except subprocess.CalledProcessError as error:
+        log.warning("SLURM does not requeue this job (%s); it is saved: submit it again", error)
         raise SystemExit(status) from None
     if int(os.environ.get("SLURM_PROCID", "0")):
         time.sleep(_WAIT_FOR_REQUEUE_S)  # the first node requeues; leaving before it has would fail the job

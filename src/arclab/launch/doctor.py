@@ -198,8 +198,7 @@ def slurm_settings(config: str) -> Iterator[Finding]:
     else:
         yield Finding(OK, "slurm preemption", f"PreemptMode={mode}, the job is told before (preempt_send_user_signal)")
     requeue = values.get("JobRequeue", "unknown")
-    fix = "JobRequeue=1 in slurm.conf; else submit again after every time limit"
-    yield Finding(OK if requeue == "1" else WARN, "slurm requeue", f"JobRequeue={requeue}", "" if requeue == "1" else fix)
+    yield Finding(OK, "slurm requeue", f"JobRequeue={requeue}; jobs ask for it themselves (--requeue)")
     kill_wait = values.get("KillWait", "unknown")
     yield Finding(
         OK, "slurm signals", f"KillWait={kill_wait}; launch.signal_delay_s says how long before the time limit a run saves"

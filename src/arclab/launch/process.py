@@ -29,11 +29,12 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def tie_to(parent: int) -> Callable[[], None]:
-    """What a child does between fork and exec. It also ignores SIGUSR2, which SLURM sends to every process of a job and which
-    torchrun would die of; workers install their own handler."""
+    """What a child does between fork and exec. It also ignores the signals that SLURM sends to every process of a job and that torchrun
+    would die of; workers install their own handlers."""
 
     def prepare() -> None:
         die_with_parent(parent)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
     return prepare

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,12 +76,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """job.json: the job last submitted for a run. submitted: seconds since 1970."""
+    """job.json: the job last submitted for a run. submitted: seconds since 1970. host: the machine whose process a local job is."""
 
     id: str
     cluster: Kind
     submitted: float
     is_cancelled: bool = False
+    host: str = ""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """A process of another machine: its number says nothing here."""
+        return self.cluster == "local" and self.host not in ("", socket.gethostname())
 
 
 def read_job(run: RunDir) -> JobRecord | None:
@@ -96,7 +103,7 @@ def living_jobs(runs: Sequence[PlannedRun], *, must_know: bool = True) -> dict[P
     """Folder -> QUEUED or RUNNING, for the runs that have a job in the queue or a process of this machine.
 
     Where SLURM is not installed (a machine that only sees the folders), or with must_know=False does not answer, the word of the
-    folder counts for SLURM's jobs. ConfigError if it must be known and SLURM does not answer.
+    folder counts for SLURM's jobs, as it does for processes of other machines. ConfigError if it must be known and SLURM does not answer.
     """
     jobs = {run.folder.path: job for run in runs if (job := read_job(run.folder)) is not None}
     queue = _queue(must_know) if any(job.cluster == "slurm" for job in jobs.values()) else None
@@ -122,7 +129,8 @@ def _job_state(run: RunDir, job: JobRecord, queue: Mapping[str, str] | None) -> 
         state = queue.get(job.id)
         return None if state is None or state in _ENDED else QUEUED if state in _WAITING else _RUNNING
     written = (run.read_status() or {}).get("state")
-    is_alive = written in (State.submitted.value, _RUNNING) if job.cluster == "slurm" else _has_process(job)
+    is_unseen = job.cluster == "slurm" or job.is_elsewhere
+    is_alive = written in (State.submitted.value, _RUNNING) if is_unseen else _has_process(job)
     return None if not is_alive else QUEUED if written == State.submitted.value else _RUNNING
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -108,7 +109,7 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
     except ConfigError:
         folder.restore_status(before)  # nothing waits anywhere
         raise
-    write_job(folder, JobRecord(job, cluster, time.time()))
+    write_job(folder, JobRecord(job, cluster, time.time(), host=socket.gethostname()))
     return job
 
 
@@ -207,15 +208,22 @@ def cancel(runs: Sequence[PlannedRun]) -> list[Action]:
             note = " (not started by submit: stop it where it runs)" if state == State.running.value else ""
             actions.append(Action(run.name, "", f"nothing to cancel: {state}{note}"))
             continue
+        if job.is_elsewhere:
+            actions.append(Action(run.name, job.id, f"not cancelled: it is a process of {job.host}; give the command there"))
+            continue
+        if job.cluster == "slurm":
+            require_installed()
         write_job(run.folder, replace(job, is_cancelled=True))
-        _end(job)
+        _end(job, is_running=living[run.folder.path] != QUEUED)
         actions.append(Action(run.name, job.id, "cancelled" if living[run.folder.path] == QUEUED else "told to save and end"))
     return actions
 
 
-def _end(job: JobRecord) -> None:
+def _end(job: JobRecord, *, is_running: bool) -> None:
+    """A running job of SLURM gets the signal alone: scancel by itself would kill it KillWait seconds later, saved or not."""
     if job.cluster == "slurm":
-        subprocess.run(["scancel", job.id], check=True, capture_output=True)
+        only = ["--signal=TERM"] if is_running else []
+        subprocess.run(["scancel", *only, job.id], check=True, capture_output=True)
         return
     try:
         os.kill(int(job.id), signal.SIGTERM)

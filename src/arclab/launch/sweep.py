@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,30 +36,44 @@ from arclab.config.compose import CONF_DIR, ConfigError, compose
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
-from arclab.launch.cluster import JobTask, shared_parameters, slurm_parameters, submission_errors
+from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
 from arclab.rundir import RunDir, State, run_path
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "pretrain_encoder"
+_QUEUE_POLL_S = 5.0
 KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
 
 
 @dataclass(frozen=True, slots=True)
 class SweepTask:
-    """What Hydra calls for each job: number n of the sweep is the run folder run_dirs[n]. in_submitit: its process is the job's."""
+    """What Hydra calls for each job: number n of the sweep is the run folder run_dirs[n]. kind: None in this process.
+
+    gpus: CUDA_VISIBLE_DEVICES of each local job; submitit sets its own, the same for all of them, and hides all GPUs from a job that
+    names none.
+    """
 
     run_dirs: tuple[Path, ...]
-    in_submitit: bool
+    kind: str | None
+    gpus: tuple[str | None, ...]
 
     def __call__(self, config: object) -> int:
-        run_dir = self.run_dirs[HydraConfig.get().job.num]
-        if self.in_submitit:
+        number = HydraConfig.get().job.num
+        run_dir = self.run_dirs[number]
+        if self.kind == "slurm":
             JobTask(run_dir)()  # leaves the process itself unless all went well: Hydra would turn a failure into success
             return 0
-        status = run_job(run_dir)
-        if status >= 128:
+        if self.kind == "local":
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            os.environ |= {} if self.gpus[number] is None else {"CUDA_VISIBLE_DEVICES": str(self.gpus[number])}
+        try:
+            status = run_job(run_dir)
+        except ValueError as error:  # the run's own fault: the others go on
+            sys.stderr.write(f"error: {error}\n")
+            return 2
+        if status >= 128 and self.kind is None:
             raise SystemExit(status)
         return status
 
@@ -69,6 +86,7 @@ def sweep(overrides: Sequence[str]) -> int:
     kind, launch = KINDS[launcher], configs[0].launch
     _check_together(configs, kind)
     settings = [] if kind is None else list(_launcher_settings(launch, kind, engine_overrides))
+    gpus = _local_gpus(launch, len(configs)) if kind == "local" else (None,) * len(configs)
     before = {run_path(config): RunDir(run_path(config)).read_status() for config in configs}
     runs = [prepare_run(config) for config in configs]
     for run in runs:
@@ -77,13 +95,15 @@ def sweep(overrides: Sequence[str]) -> int:
     folder = Path(configs[0].runs_dir) / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
     engine = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
               f"hydra.job.name={CONFIG_NAME}", *engine_overrides, *settings]  # fmt: skip
-    task = SweepTask(tuple(run.path.resolve() for run in runs), kind is not None)
+    task = SweepTask(tuple(run.path.resolve() for run in runs), kind, gpus)
     log.info("%d runs with hydra/launcher=%s, job logs in %s", len(runs), launcher, folder)
     try:
         with submission_errors(launch) if kind == "slurm" else nullcontext():
-            _multirun([o for o in overrides if not _is_hydra(o)] + engine, task)
+            # Numbers, not settings: Hydra would compose them again where the job runs, from a conf/ that may have changed.
+            _multirun(["+run=" + ",".join(map(str, range(len(runs)))), *engine], task)
     except UncompletedJobError as error:
         log.info("a job did not end well: %s", str(error).split("\n")[0])
+        _wait_for_queue(folder)  # Hydra looks no further than the first one of these
     except ConfigError:
         for run in runs:  # nothing waits anywhere
             run.restore_status(before[run.path])
@@ -160,11 +180,40 @@ def _launcher_settings(launch: LaunchConfig, kind: Any, given: Sequence[str]) ->
         if any(o.lstrip("+").startswith(f"hydra.launcher.{key}=") for o in given):
             raise ConfigError(f"hydra.launcher.{key} is set from launch.*; set it there.")
         yield f"hydra.launcher.{key}={_quoted(value)}"
+    if kind == "slurm":
+        yield from (f"+hydra.launcher.additional_parameters.{key}={_quoted(value)}" for key, value in ALWAYS_REQUEUED.items())
+
+
+def _local_gpus(launch: LaunchConfig, num_jobs: int) -> tuple[str | None, ...]:
+    """CUDA_VISIBLE_DEVICES of jobs that start together: GPUs of their own if they ask for some, else whatever there is."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if launch.gpus == 0 or num_jobs == 1:
+        return (visible,) * num_jobs
+    named = [name for name in (visible or "").split(",") if name]
+    if len(named) < launch.gpus * num_jobs:
+        raise ConfigError(
+            f"hydra/launcher=submitit_local starts {num_jobs} jobs together, and launch.gpus={launch.gpus} for each is more than the {len(named)} GPUs of "
+            f"CUDA_VISIBLE_DEVICES={visible or ''}; name enough of them there, or run one after another without that launcher."
+        )
+    return tuple(",".join(named[n * launch.gpus : (n + 1) * launch.gpus]) for n in range(num_jobs))
+
+
+def _wait_for_queue(folder: Path) -> None:
+    """Until SLURM has no job left of those whose files are in this sweep's folder."""
+    jobs = {path.name for path in (folder / ".submitit").iterdir()}
+    while any(slurm.is_queued(job) for job in jobs):
+        time.sleep(_QUEUE_POLL_S)
 
 
 def _quoted(value: Any) -> str:
     """A value in Hydra's grammar that means exactly itself."""
-    return json.dumps(value).replace("${", "\\${")
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    # Only backslashes before a quote, or at the end, mean something.
+    inner = re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
+    return '"' + inner.replace("${", "\\${") + '"'
 
 
 def _multirun(overrides: list[str], task: SweepTask) -> None:
@@ -172,7 +221,7 @@ def _multirun(overrides: list[str], task: SweepTask) -> None:
         engine = GlobalHydra.instance().hydra
         assert engine is not None
         try:
-            engine.multirun(config_name=CONFIG_NAME, task_function=task, overrides=overrides, with_log_configuration=False)  # type: ignore[arg-type]
+            engine.multirun(config_name=None, task_function=task, overrides=overrides, with_log_configuration=False)  # type: ignore[arg-type]
         except HydraException as error:
             raise ConfigError(f"{' '.join(str(error).split())} (hydra.* settings of the sweep).") from error
 

@@ -63,6 +63,9 @@ def torchrun_command(run: RunDir, launch: LaunchConfig, node: Node) -> list[str]
 def worker_environment(launch: LaunchConfig) -> dict[str, str]:
     """This process' environment with the threads of a rank; ranks on CPU cores see no GPU."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(launch.cpus_per_rank)}
+    # torchrun's own end is SIGHUP alone. SIGTERM reaches every process of a job: the ranks save, and torchrun must wait for them
+    # instead of killing them 30 s later. (The environment's form of --signals-to-handle: versions without it do not mind.)
+    environment["PET_SIGNALS_TO_HANDLE"] = "SIGHUP"
     if launch.gpus == 0 and launch.cpus > 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment
@@ -83,10 +86,16 @@ class Torchrun:
         self._copier.start()
 
     def _copy(self, output: IO[str]) -> None:
+        """Until the ranks are gone: nobody else empties the pipe, and a full one would hold them. A target that takes no more (a closed
+        terminal, a full disk) is left out from then on."""
+        targets: list[IO[str]] = [self._log, sys.stderr]
         for line in output:
-            for target in (self._log, sys.stderr):
-                target.write(line)
-                target.flush()
+            for target in list(targets):
+                try:
+                    target.write(line)
+                    target.flush()
+                except (OSError, ValueError):  # ValueError: closed
+                    targets.remove(target)
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit status (negative: the signal that killed it), or None while it runs."""
