@@ -78,7 +78,6 @@ ALTERNATIVES: dict[str, Any] = {
 ELSEWHERE = {
     "encoder.kind": "test_trm_is_another_run",
     "dataset.regime": "test_trm_is_another_run",
-    "encoder.context.match_gain": "test_decoder_init.py: test_gain_is_matched_to_the_trained_puzzle_vectors",
     "encoder.demo_attention": "models/test_varlen.py (another way to the same numbers)",
     "decoder.attention": "models/test_recursive.py: test_flash_attention_is_called_where_no_mask_is_needed",
     "decoder_init.kind": "test_decoder_init.py",

@@ -97,7 +97,7 @@ def test_a_run_continues_when_its_source_is_gone(trm_runs: Path, tmp_path: Path)
     """Weights, gain and stamps are in its checkpoint: the same end as without the kill, and the same stamps."""
     source, ends = tmp_path / "source", {}
     shutil.copytree(trm_runs / "leaky", source)
-    common = [*TINY, f"runs_dir={tmp_path}", "dataset.canvas=30", "trainer.batch_size=2", "trainer.steps=2", "trainer.checkpoint_every=1",
+    common = [*TINY, f"runs_dir={tmp_path}", "trainer.batch_size=2", "trainer.steps=2", "trainer.checkpoint_every=1",
               "trainer.keep_last=2", "trainer.eval_every=0", "dataset.max_train_tasks=2", "evaluation.max_tasks=1", "name=t",
               "encoder/context=trm_compat", "decoder_init=pretrained", f"decoder_init.path={source}"]  # fmt: skip
     run = RunDir(tmp_path / "quickstart/t")

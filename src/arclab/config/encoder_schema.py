@@ -100,8 +100,8 @@ class ContextConfig:
     """How an encoder's output enters the decoder's 16 prefix tokens.
 
     num_tokens tokens carry the context, the rest are zeros (registers). gain is the initial RMS of a context token before
-    the decoder's sqrt(width) scale and is learned; null: that of a token's embedding, 1/sqrt(width). With match_gain a decoder_init whose
-    source has a puzzle table brings the RMS of its vectors instead.
+    the decoder's sqrt(width) scale and is learned; null: that of a token's embedding, 1/sqrt(width). With match_gain it is not read: the
+    RMS comes from the vectors of decoder_init's puzzle table where there is one, else from the embedding.
     """
 
     num_tokens: int
@@ -113,7 +113,7 @@ class ContextConfig:
         return [*within(path, 1, PREFIX_TOKENS, num_tokens=self.num_tokens), *within(path, 1e-4, 100.0, **gain)]
 
     def start_gain(self, width: int) -> float:
-        return 1.0 / math.sqrt(width) if self.gain is None else self.gain
+        return 1.0 / math.sqrt(width) if self.match_gain or self.gain is None else self.gain
 
 
 @dataclass(kw_only=True, slots=True)
