@@ -43,10 +43,13 @@ def queue_states() -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
 
-def is_queued(job: str) -> bool:
-    """Is the job waiting, running or ending? False if SLURM is not here or does not know the job any more."""
+def is_queued(*jobs: str) -> bool:
+    """Is any of the jobs waiting, running or ending? False if SLURM is not here or does not know them any more."""
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-    return is_installed() and queue_states().get(job, over[0]) not in over
+    if not is_installed():
+        return False
+    states = queue_states()
+    return any(states.get(job, over[0]) not in over for job in jobs)
 
 
 def partitions() -> list[str]:

@@ -310,7 +310,10 @@ def test_output_that_nobody_takes_does_not_hold_the_ranks(tmp_path: Path, tiny: 
 
 def test_torchrun_does_not_end_of_what_reaches_every_process_of_a_job(tiny: Tiny) -> None:
     """SIGTERM and SIGUSR2 are ignored from its first moment, and it installs no handler of its own for them."""
-    assert torchrun.worker_environment(tiny().launch)["PET_SIGNALS_TO_HANDLE"] == "SIGHUP"
+    environment = worker_environment(tiny().launch)
+    read = "from torch.distributed.run import get_args_parser as p; print(getattr(p().parse_args(['x']), 'signals_to_handle', 'SIGHUP'))"
+    done = subprocess.run([sys.executable, "-c", read], env=environment, capture_output=True, text=True)
+    assert done.stdout == "SIGHUP\n", done.stderr  # torchrun reads the variable
     show = "import signal; print(signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN)"
     done = subprocess.run([sys.executable, "-c", show], preexec_fn=tie_to(os.getpid()), capture_output=True, text=True)
     assert done.stdout == "True\n"
@@ -356,23 +359,32 @@ def test_a_run_of_a_sweep_that_cannot_start_leaves_the_others_their_status(run_s
     assert states == [State.done, State.submitted]
 
 
-def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["slurm", "local"])
+def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """It composes what it gets again where a job runs, from a conf/ that may have changed by then. It ends with the first failure;
     the sweep waits for the others."""
     given, queue = [], [True, True, False]
+    process = subprocess.Popen(["sleep", "2"])
 
     def multirun(overrides: list[str], task: SweepTask) -> None:
         given.append(overrides)
         (folder,) = (override.partition("=")[2].strip('"') for override in overrides if override.startswith("hydra.sweep.dir="))
-        (Path(folder) / ".submitit/7_0").mkdir(parents=True)
+        (Path(folder) / ".submitit" / ("7_0" if kind == "slurm" else str(process.pid))).mkdir(parents=True)
         raise UncompletedJobError("the first one failed")
 
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
-    monkeypatch.setattr(sweep_module, "_QUEUE_POLL_S", 0)
+    monkeypatch.setattr(sweep_module, "_POLL_S", 0)
+    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
     monkeypatch.setattr("arclab.slurm.is_queued", lambda job: job == "7_0" and queue.pop(0))
-    assert sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1", "encoder.num_layers=1"]) == 1
+    assert (
+        sweep_module.sweep(
+            [*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1", "encoder.num_layers=1", f"hydra/launcher=submitit_{kind}"]
+        )
+        == 1
+    )
     ((first, *others),) = given
-    assert first == "+run=0,1" and all(other.startswith("hydra") for other in others) and queue == []
+    assert first == "+run=0,1" and all(other.lstrip("+").startswith("hydra") for other in others)
+    assert queue == [] if kind == "slurm" else process.poll() == 0
     assert [RunDir(tmp_path / f"runs/quickstart/seed-{n}").state for n in (0, 1)] == [State.submitted] * 2
 
 

@@ -214,6 +214,11 @@ def test_a_reply_to_another_prompt_is_drawn_again(tmp_path: Path) -> None:
     store.add("t", prompt, reply)
     again = SampleStore(tmp_path, {})
     assert again.load() == 1 and again.get("t", prompt) == reply
+    settings, *_, newest = store.path.read_text().splitlines()
+    record = json.loads(newest)
+    record["opened"] = record["completions"][0].pop("opened")  # as an earlier version wrote it
+    store.path.write_text(f"{settings}\n{json.dumps(record)}\n")
+    assert again.load() == 1 and again.get("t", prompt) == reply
     assert store.get("t", prompt) == reply and store.get("t", (Message("user", "b"),)) is None
 
 

@@ -135,10 +135,10 @@ def _job_state(run: RunDir, job: JobRecord, queue: Mapping[str, str] | None) -> 
 
 
 def _has_process(job: JobRecord) -> bool:
-    return job.cluster == "local" and _is_process(int(job.id), job.submitted)
+    return job.cluster == "local" and is_process(int(job.id), job.submitted)
 
 
-def _is_process(pid: int, not_after: float) -> bool:
+def is_process(pid: int, not_after: float) -> bool:
     """Does this process run, and has it since that time? Numbers are used again."""
     try:
         process = psutil.Process(pid)

@@ -39,11 +39,12 @@ from arclab.console import setup_logging
 from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
+from arclab.launch.progress import is_process
 from arclab.rundir import RunDir, State, run_path
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "pretrain_encoder"
-_QUEUE_POLL_S = 5.0
+_POLL_S = 5.0
 KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
 
 
@@ -103,7 +104,7 @@ def sweep(overrides: Sequence[str]) -> int:
             _multirun(["+run=" + ",".join(map(str, range(len(runs)))), *engine], task)
     except UncompletedJobError as error:
         log.info("a job did not end well: %s", str(error).split("\n")[0])
-        _wait_for_queue(folder)  # Hydra looks no further than the first one of these
+        _wait_for_others(folder, kind, time.time())  # Hydra looks no further than the first one of these
     except ConfigError:
         for run in runs:  # nothing waits anywhere
             run.restore_status(before[run.path])
@@ -198,11 +199,11 @@ def _local_gpus(launch: LaunchConfig, num_jobs: int) -> tuple[str | None, ...]:
     return tuple(",".join(named[n * launch.gpus : (n + 1) * launch.gpus]) for n in range(num_jobs))
 
 
-def _wait_for_queue(folder: Path) -> None:
-    """Until SLURM has no job left of those whose files are in this sweep's folder."""
-    jobs = {path.name for path in (folder / ".submitit").iterdir()}
-    while any(slurm.is_queued(job) for job in jobs):
-        time.sleep(_QUEUE_POLL_S)
+def _wait_for_others(folder: Path, kind: str | None, now: float) -> None:
+    """Until no job is left of those whose files are in this sweep's folder: in SLURM's queue, or as processes that run since before now."""
+    jobs = [path.name for path in (folder / ".submitit").iterdir()]
+    while slurm.is_queued(*jobs) if kind == "slurm" else any(is_process(int(job), now) for job in jobs):
+        time.sleep(_POLL_S)
 
 
 def _quoted(value: Any) -> str:

@@ -148,10 +148,7 @@ def _identity(model: HfModel, rows: Sequence[tuple[Prompt, str]], settings: Fine
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     how = {key: value for key, value in asdict(settings).items() if key not in ("save_every", "log_every")}
     adapter = model.config.adapter and model_identity(model.config.adapter)
-    read = {key: getattr(model.config, key) for key in ("thinking", "max_context")} | {
-        "attention": model.config.attention.value
-    }
-    return {"model": model_identity(model.name), "adapter": adapter, **read, "rows": digest, **how}
+    return {"model": model_identity(model.name), "adapter": adapter, "thinking": model.config.thinking, "rows": digest, **how}
 
 
 def _require_same(folder: Path, identity: dict[str, Any]) -> None:

@@ -69,8 +69,9 @@ class SampleStore:
     def _entry(self, line: bytes, number: int) -> tuple[str, tuple[str, Reply]]:
         try:
             record = json.loads(line)
+            opened = record.get("opened", "")  # where earlier versions wrote it, for all samples of a prompt
             completions = tuple(
-                Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"], c["opened"])
+                Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"], c.get("opened", opened))
                 for c in record["completions"]
             )
             reply = Reply(completions, record["num_prompt_tokens"], record["too_long"])
