@@ -69,10 +69,11 @@ class SampleStore:
     def _entry(self, line: bytes, number: int) -> tuple[str, tuple[str, Reply]]:
         try:
             record = json.loads(line)
+            drawn = record["completions"]
             opened = record.get("opened", "")  # where earlier versions wrote it, for all samples of a prompt
             completions = tuple(
                 Completion(c["text"], FinishReason(c["finish_reason"]), c["num_tokens"], c["logprob"], c.get("opened", opened))
-                for c in record["completions"]
+                for c in drawn
             )
             reply = Reply(completions, record["num_prompt_tokens"], record["too_long"])
             return record["task"], (record["prompt"], reply)
