@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 
 from arclab.config.compose import ConfigError
 
@@ -44,12 +45,17 @@ def queue_states() -> dict[str, str]:
 
 
 def is_queued(*jobs: str) -> bool:
-    """Is any of the jobs waiting, running or ending? False if SLURM is not here or does not know them any more."""
+    """Is any of the jobs waiting, running or ending?"""
+    return bool(queued(jobs))
+
+
+def queued(jobs: Iterable[str]) -> list[str]:
+    """Those of the jobs that wait, run or end; none if SLURM is not here or does not know them any more."""
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
     if not is_installed():
-        return False
+        return []
     states = queue_states()
-    return any(states.get(job, over[0]) not in over for job in jobs)
+    return [job for job in jobs if states.get(job, over[0]) not in over]
 
 
 def partitions() -> list[str]:
@@ -64,9 +70,11 @@ def node_address(node: str) -> str:
 
 
 def _ask(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    if done.returncode:
-        raise ConfigError(
-            f"SLURM does not answer {' '.join(command[:3])}: {done.stderr.strip()}; check the cluster and try again."
-        )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        said = done.stderr.strip() if done.returncode else None
+    except subprocess.TimeoutExpired:
+        said = f"nothing in {_TIMEOUT_S} s"
+    if said is not None:
+        raise ConfigError(f"SLURM does not answer {' '.join(command[:3])}: {said}; check the cluster and try again.")
     return done.stdout

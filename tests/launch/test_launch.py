@@ -388,6 +388,44 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
     assert [RunDir(tmp_path / f"runs/quickstart/seed-{n}").state for n in (0, 1)] == [State.submitted] * 2
 
 
+def test_a_sweep_whose_jobs_still_wait_is_not_queued_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of a sweep was killed and is given again: its jobs are named, those of other runs and those that ended do not matter."""
+    seen = []
+
+    def multirun(overrides: list[str], task: SweepTask) -> None:
+        folder = next(o.partition("=")[2].strip('"') for o in overrides if o.startswith("hydra.sweep.dir="))
+        (Path(folder) / ".submitit" / f"{len(seen)}_0").mkdir(parents=True)
+        seen.append(folder)
+
+    def again(seeds: str) -> None:
+        monkeypatch.setattr("time.strftime", lambda *_: f"sweep{len(seen)}")
+        sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", f"seed={seeds}", "hydra/launcher=submitit_slurm"])
+
+    monkeypatch.setattr(sweep_module, "_multirun", multirun)
+    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.queue_states", lambda: {"0_0": "PENDING"})
+    again("0,1")
+    again("2,3")
+    with pytest.raises(ConfigError, match=r"still in SLURM's queue \(0_0, .*sweep0.*\).*or scancel them first"):
+        again("1,2")
+    monkeypatch.setattr("arclab.slurm.queue_states", lambda: {"0_0": "COMPLETED"})
+    again("1,2")
+    assert len(seen) == 3
+
+
+def test_a_sweep_given_again_leaves_a_stopped_run_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command of that one run does; trainer.stop_when_unhealthy=false lets it go on."""
+    monkeypatch.setattr(sweep_module, "_multirun", lambda *_: None)
+    swept = [*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1"]
+    sweep_module.sweep([*swept, "trainer.stop_when_unhealthy=true"])
+    run = RunDir(tmp_path / "runs/quickstart/seed-1")
+    run.write_status(State.stopped, 2, "COLLAPSED", 2)
+    sweep_module.sweep([*swept, "trainer.stop_when_unhealthy=true"])
+    assert run.state is State.stopped
+    sweep_module.sweep([*swept, "trainer.stop_when_unhealthy=false"])
+    assert run.state is State.submitted
+
+
 def test_hydra_settings_without_a_sweep_are_refused(run_script: Run) -> None:
     result = run_script("pretrain_encoder.py", *TINY, "hydra/launcher=submitit_slurm")
     assert result.returncode == 2 and "has an effect in sweeps only; add -m" in result.stderr

@@ -148,5 +148,12 @@ def test_where_slurm_cannot_be_asked_the_folder_is_believed(
     with pytest.raises(ConfigError, match=r"SLURM does not answer squeue.*broken"):
         living_jobs([run])
     assert living_jobs([run], must_know=False) == {run.folder.path: "RUNNING"}
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexec /bin/sleep 9\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("arclab.slurm._TIMEOUT_S", 0.05)
+        with pytest.raises(
+            ConfigError, match=r"does not answer squeue --noheader --array: nothing in 0.05 s; check the cluster"
+        ):
+            living_jobs([run])
     (tmp_path / "squeue").write_text("#!/bin/sh\n")  # answers, and does not know the job
     assert state_of(run) == "LOST"

@@ -14,9 +14,10 @@ import pytest
 from filelock import FileLock
 
 from arclab.config.compose import ConfigError, thaw
+from arclab.launch import submit as submit_module
 from arclab.launch.cluster import JobTask
 from arclab.launch.plan import PlannedRun, read_plan
-from arclab.launch.progress import living_jobs, read_job, read_state
+from arclab.launch.progress import JobRecord, living_jobs, read_job, read_state, write_job
 from arclab.launch.submit import LocalTask, cancel, retry, submit
 from arclab.rundir import State
 
@@ -165,3 +166,36 @@ def test_without_slurm_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"there is no sbatch on PATH.*--cluster local"):
         submit(runs, "slurm")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_refusal_in_the_middle_names_what_was_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = plan_of(tmp_path, "name=a trainer.steps=2", "name=b trainer.steps=2 seed=1")
+    monkeypatch.setattr(submit_module, "require_installed", lambda: None)
+    monkeypatch.setattr(submit_module, "living_jobs", lambda _: {})
+
+    def sbatch(run: PlannedRun) -> str:
+        if run.name == "b":
+            raise ConfigError("SLURM refused the job: too many of yours.")
+        return "7"
+
+    monkeypatch.setattr(submit_module, "_submit_to_slurm", sbatch)
+    with pytest.raises(ConfigError, match=r"too many of yours\. Submitted before it: a; the same command leaves these alone"):
+        submit(runs, "slurm")
+    assert [run.folder.state for run in runs] == [State.submitted, None]
+
+
+def test_a_refused_retry_does_not_forget_that_a_run_was_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = plan_of(tmp_path, "name=a trainer.steps=2")
+    folder = runs[0].folder
+    folder.path.mkdir(parents=True)
+    folder.write_status(State.preempted, 1)
+    write_job(folder, JobRecord("7", "slurm", time.time(), is_cancelled=True))
+
+    def refuse(run: PlannedRun) -> str:
+        raise ConfigError("SLURM refused the job.")
+
+    monkeypatch.setattr(submit_module, "_submit_to_slurm", refuse)
+    monkeypatch.setattr(submit_module, "living_jobs", lambda _: {})
+    with pytest.raises(ConfigError, match="refused"):
+        retry(runs, "slurm")
+    assert read_state(folder, None) == "CANCELLED"

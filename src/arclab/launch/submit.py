@@ -67,7 +67,24 @@ def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, 
     if cluster == "slurm" and not dry_run:
         require_installed()
     living = living_jobs(runs)
-    return [_submit_or_say(run, read_state(run.folder, living.get(run.folder.path)), cluster, dry_run, places) for run in runs]
+    actions: list[Action] = []
+    for run in runs:
+        state = read_state(run.folder, living.get(run.folder.path))
+        with _naming_what_was_started(actions):
+            actions.append(_submit_or_say(run, state, cluster, dry_run, places))
+    return actions
+
+
+@contextmanager
+def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
+    """A refusal in the middle of a list also says what waits in the queue by then."""
+    try:
+        yield
+    except ConfigError as error:
+        started = [action.run for action in actions if action.what.startswith("submitted")]
+        if not started:
+            raise
+        raise ConfigError(f"{error} Submitted before it: {', '.join(started)}; the same command leaves these alone.") from error
 
 
 def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int) -> Action:
@@ -95,7 +112,7 @@ def _job_id(run: PlannedRun) -> str:
 
 def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
     """Prepare the folder and submit its job; returns the job's id."""
-    before = run.folder.read_status()
+    before, job_before = run.folder.read_status(), read_job(run.folder)
     folder = prepare_run(run.config)
     _record_command(folder, run)
     folder.write_status(State.submitted, folder.step)
@@ -108,6 +125,8 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
         job = _submit_to_slurm(run) if cluster == "slurm" else _submit_here(run, places)
     except ConfigError:
         folder.restore_status(before)  # nothing waits anywhere
+        if job_before is not None:
+            write_job(folder, job_before)  # it may say that the run was cancelled
         raise
     write_job(folder, JobRecord(job, cluster, time.time(), host=socket.gethostname()))
     return job
@@ -247,5 +266,6 @@ def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = F
         if dry_run:
             actions.append(Action(run.name, "", f"would be submitted to {kind} again ({state})"))
         else:
-            actions.append(_started(run, kind, places, f" again ({state})"))
+            with _naming_what_was_started(actions):
+                actions.append(_started(run, kind, places, f" again ({state})"))
     return actions

@@ -40,11 +40,12 @@ from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, s
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
 from arclab.launch.progress import is_process
-from arclab.rundir import RunDir, State, run_path
+from arclab.rundir import RunDir, State, run_path, write_atomically
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "pretrain_encoder"
 _POLL_S = 5.0
+_RECORD = "runs.json"  # in the folder of a sweep
 KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
 
 
@@ -90,12 +91,13 @@ def sweep(overrides: Sequence[str]) -> int:
     gpus = _local_gpus(launch, len(configs)) if kind == "local" else (None,) * len(configs)
     before = {run_path(config): RunDir(run_path(config)).read_status() for config in configs}
     runs = [prepare_run(config) for config in configs]
-    for run in runs:
-        if run.state is not State.done:
+    for run, config in zip(runs, configs, strict=True):
+        if not (run.state is State.done or (run.state is State.stopped and config.trainer.stop_when_unhealthy)):
             run.write_status(State.submitted, run.step)
-    folder = Path(configs[0].runs_dir) / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(configs[0].runs_dir) / ".sweeps" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
     engine = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
               f"hydra.job.name={CONFIG_NAME}", *engine_overrides, *settings]  # fmt: skip
+    _record(folder, runs)
     task = SweepTask(tuple(run.path.resolve() for run in runs), kind, gpus)
     log.info("%d runs with hydra/launcher=%s, job logs in %s", len(runs), launcher, folder)
     try:
@@ -172,6 +174,30 @@ def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
         )
     for config in configs:
         check_run(config)
+    if kind == "slurm":
+        _require_no_queued(configs)
+
+
+def _record(folder: Path, runs: Sequence[RunDir]) -> None:
+    """Which runs the jobs in this sweep's folder are for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / _RECORD, json.dumps([str(run.path.resolve()) for run in runs]) + "\n")
+
+
+def _require_no_queued(configs: Sequence[ExperimentConfig]) -> None:
+    """ConfigError if an earlier sweep, whose command may be gone, still has jobs for these runs in the queue."""
+    mine = {str(run_path(config).resolve()) for config in configs}
+    for record in sorted((Path(configs[0].runs_dir) / ".sweeps").glob(f"*/{_RECORD}")):
+        jobs = (
+            [path.name for path in (record.parent / ".submitit").glob("*")]
+            if mine & set(json.loads(record.read_text()))
+            else []
+        )
+        if jobs and (waiting := slurm.queued(jobs)):
+            raise ConfigError(
+                f"jobs of an earlier sweep over these runs are still in SLURM's queue ({', '.join(sorted(waiting))}, {record.parent}); they go on without "
+                "its command: wait for them, or scancel them first."
+            )
 
 
 def _launcher_settings(launch: LaunchConfig, kind: Any, given: Sequence[str]) -> Iterator[str]:
