@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from arclab.config.compose import compose
+from arclab.config.quick import QuickComposer
 from arclab.config.schema import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
+# As arclab.config.compose.compose, without the quarter of a second that Hydra takes each time (tests/config/test_quick.py compares them).
+compose = QuickComposer().compose
 TINY = [
     "experiment=quickstart", "decoder.width=16", "decoder.num_heads=2", "trainer.batch_size=8",
     "trainer.steps=4", "trainer.warmup_steps=0", "trainer.eval_every=0", "trainer.checkpoint_every=2", "trainer.log_every=1",

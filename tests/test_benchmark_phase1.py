@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from benchmarks import phase1
 
-from arclab.config.compose import compose
+from .conftest import compose
 
 GIVEN = argparse.Namespace(
     encoders=["standard", "lpn"], steps=None, minutes=10.0, seed=3, runs_dir="runs", jobs=2, set=["halting=short8"]

@@ -15,9 +15,10 @@ from benchmarks.control import Cell
 from benchmarks.control_table import markdown, verdict, write_table
 
 from arclab import app
-from arclab.config.compose import compose
 from arclab.metrics.logger import read_rows
 from arclab.ranks import Ranks
+
+from .conftest import compose
 
 SMALL = ["decoder.width=16", "decoder.num_heads=2", "encoder.num_heads=2", "trainer.num_threads=1", "trainer.batch_size=4"]
 TABLE = ["--steps", "3", "--encoders", "standard_tiny", "--layouts", "aligned", "--families", "dihedral", "color_map", "--train-tasks", "20",

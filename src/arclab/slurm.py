@@ -58,6 +58,13 @@ def queued(jobs: Iterable[str]) -> list[str]:
     return [job for job in jobs if states.get(job, over[0]) not in over]
 
 
+def is_preempted() -> bool:
+    """Is SLURM about to take the resources of this process's job away, after the partition's GraceTime?"""
+    told = _ask("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])
+    found = re.search(r"PreemptTime=(\S+)", told)
+    return found is not None and found[1] not in ("None", "N/A")
+
+
 def partitions() -> list[str]:
     require_installed()
     return sorted(set(_ask("sinfo", "--noheader", "--format=%R").split()))

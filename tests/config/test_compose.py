@@ -14,6 +14,8 @@ from arclab.config.llm_schema import EndpointModelConfig, EvaluateProgramsConfig
 from arclab.config.schema import SplitName
 from arclab.models.recursive import build_model
 
+from ..conftest import compose as quick_compose
+
 GROUPS = ["decoder", "encoder", "halting", "dataset", "trainer", "evaluation", "experiment"]
 
 
@@ -24,7 +26,7 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g)])
 def test_every_yaml_builds(choice: str) -> None:
     extra = ["dataset.regime=puzzle_id"] if choice == "encoder=puzzle_table" else []
-    config = compose("pretrain_encoder", [choice, *extra])
+    config = quick_compose("pretrain_encoder", [choice, *extra])
     assert len(config_hash(config)) == 16
     assert sum(p.numel() for p in build_model(config, num_puzzles=2).parameters()) > 100_000
 
@@ -33,32 +35,32 @@ def test_group_options_differ_from_each_other() -> None:
     """No option of a group is a copy of another."""
     for group in GROUPS:
         extra = {"puzzle_table": ["dataset.regime=puzzle_id"]}
-        built = [freeze(compose("pretrain_encoder", [f"{group}={o}", *extra.get(o, [])])) for o in options(group)]
+        built = [freeze(quick_compose("pretrain_encoder", [f"{group}={o}", *extra.get(o, [])])) for o in options(group)]
         assert len(set(built)) == len(built), group
 
 
 def test_decoder_init_groups() -> None:
-    assert compose("pretrain_encoder", ["decoder_init=pretrained", "decoder_init.path=x"]).decoder_init.path == "x"
-    assert compose("pretrain_encoder", ["encoder/context=trm_compat"]).encoder.context.num_tokens == 1  # type: ignore[attr-defined]
+    assert quick_compose("pretrain_encoder", ["decoder_init=pretrained", "decoder_init.path=x"]).decoder_init.path == "x"
+    assert quick_compose("pretrain_encoder", ["encoder/context=trm_compat"]).encoder.context.num_tokens == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_an_experiment_does_not_overrule_the_chosen_halting(experiment: str) -> None:
     """Four halting configurations are to be compared on one experiment: the command decides, not the overlay."""
     for option in options("halting"):
-        chosen = compose("pretrain_encoder", [f"experiment={experiment}", f"halting={option}"]).halting
-        assert chosen == compose("pretrain_encoder", [f"halting={option}"]).halting, option
+        chosen = quick_compose("pretrain_encoder", [f"experiment={experiment}", f"halting={option}"]).halting
+        assert chosen == quick_compose("pretrain_encoder", [f"halting={option}"]).halting, option
 
 
 def test_the_four_halting_configurations() -> None:
     wanted = {"explore05": (16, 0.5), "short8": (8, 0.5), "explore07": (16, 0.7), "deterministic": (16, 0.0)}
     for option, values in wanted.items():
-        halting = compose("pretrain_encoder", ["experiment=phase1_overfit", f"halting={option}"]).halting
+        halting = quick_compose("pretrain_encoder", ["experiment=phase1_overfit", f"halting={option}"]).halting
         assert (halting.halt_max_steps, halting.halt_exploration_prob) == values
     for steps in (8, 16, 32):
         for exploration in (0.0, 0.3, 0.5, 0.7):
             free = [f"halting.halt_max_steps={steps}", f"halting.halt_exploration_prob={exploration}"]
-            halting = compose("pretrain_encoder", ["experiment=phase1_overfit", *free]).halting
+            halting = quick_compose("pretrain_encoder", ["experiment=phase1_overfit", *free]).halting
             assert (halting.halt_max_steps, halting.halt_exploration_prob) == (steps, exploration)
 
 

@@ -13,6 +13,8 @@ from arclab.data.augment import Augmentation, augmentation_table
 from arclab.data.splits import assert_disjoint, canonical_pair, find_overlaps, load_id_list, load_tasks
 from arclab.data.tasks import ArcTask, Pair, load_source
 
+from ..conftest import compose
+
 Tiny = Callable[..., ExperimentConfig]
 ARC1 = ["dataset.train_ids=null", "dataset.canvas=30"]
 
@@ -57,7 +59,6 @@ def test_scoring_the_training_set_at_large_is_refused(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize(("group", "train", "held_out", "evaluation"), [("arc1_concept", 518, 40, 400), ("arc2", 960, 40, 120)])
 def test_dataset_groups(tiny: Tiny, group: str, train: int, held_out: int, evaluation: int) -> None:
-    from arclab.config.compose import compose
 
     split = load_tasks(compose("pretrain_encoder", [f"dataset={group}"]).dataset)
     assert (len(split.train), len(split.validation), len(split.evaluation)) == (train, held_out, evaluation)

@@ -8,13 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from arclab.config.compose import compose
 from arclab.config.schema import ExperimentConfig
 from arclab.data import synthetic
 from arclab.data.augment import dihedral
 from arclab.data.splits import assert_disjoint, find_overlaps, load_tasks
 from arclab.data.synthetic import BLANK, FAMILIES, anchor, crop_box, crop_window, draw_lines, load_toy, shift, view
 from arclab.data.tasks import ArcTask, Grid, load_source
+
+from ..conftest import compose
 
 SHARED = ("dihedral", "crop")
 

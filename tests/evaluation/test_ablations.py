@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from arclab.config.compose import compose
 from arclab.data.codec import VOCAB_SIZE
 from arclab.data.sampler import Batch
 from arclab.data.synthetic import load_toy
@@ -17,6 +16,7 @@ from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks
 from arclab.solvers.recursive import RecursiveSolver
 
+from ..conftest import compose
 from ..solvers.common import answer_by_rule, answer_labels
 
 CPU = Ranks(0, 1, torch.device("cpu"))

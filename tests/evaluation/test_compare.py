@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from arclab import app
-from arclab.config.compose import compose, compose_evaluate
+from arclab.config.compose import compose_evaluate
 from arclab.evaluation.analyse import analyse
 from arclab.evaluation.compare import gap_rows, paired_tests, render_comparison, score_groups
 from arclab.evaluation.compare_pictures import disagreements, failures, overlay_svgs
@@ -27,7 +27,7 @@ from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
 from arclab.ranks import Ranks
 
-from ..conftest import TINY
+from ..conftest import TINY, compose
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 HEADINGS = (

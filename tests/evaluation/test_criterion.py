@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arclab.config.compose import ConfigError, compose
+from arclab.config.compose import ConfigError
 from arclab.config.schema import CriterionConfig, SplitName
 from arclab.evaluation.criterion import judge_criterion, require_measurable
 from arclab.evaluation.scoring import wilson
 
-from ..conftest import ROOT, TINY
+from ..conftest import ROOT, TINY, compose
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PHASE_1 = CriterionConfig(metric="all.exact_accuracy", threshold=0.9, phase="phase 1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arclab.config.compose import compose, flat
+from arclab.config.compose import flat
 from arclab.data.tasks import ArcTask, Grid, Pair, load_source
 from arclab.evaluation import report
 from arclab.evaluation.report import COLORS, cell_px, curve_svgs, gallery, grid_svg, interval_svg, render_report, statistic_rows
@@ -19,6 +19,8 @@ from arclab.evaluation.results import Evaluation, checkpoint_subject, write_resu
 from arclab.evaluation.scoring import Share
 from arclab.rundir import RunDir
 from arclab.solvers.base import Attempts, Candidate, WrittenProgram
+
+from ..conftest import compose
 
 SOLVED, FAILED, LATE, HALF, HIDDEN = "25ff71a9", "264363fd", "007bbfb7", "44f52bb0", "0a938d79"
 STAMP = "transductive: <b>demonstrations</b> were training data"

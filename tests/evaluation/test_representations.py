@@ -11,13 +11,12 @@ import torch
 from matplotlib.figure import Figure
 
 from arclab import app
-from arclab.config.compose import compose
 from arclab.data.tasks import load_source
 from arclab.evaluation import plots
 from arclab.evaluation.representations import ALL_DEMOS, Contexts, between_share, pca, rule_of, task_contexts, tsne
 from arclab.ranks import Ranks
 
-from ..conftest import TINY, TINY_TRM
+from ..conftest import TINY, TINY_TRM, compose
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import wandb
 
-from arclab.config.compose import compose
 from arclab.data.tasks import COLORS
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.tables import Prediction, picture, wandb_table
 from arclab.metrics.wandb_run import start_wandb
 
-from ..conftest import TINY
+from ..conftest import TINY, compose
 
 GRID = np.array([[1, 2], [3, 0]], dtype=np.uint8)
 CELL = 8

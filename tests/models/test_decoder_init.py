@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from arclab import app
-from arclab.config.compose import compose, compose_evaluate
+from arclab.config.compose import compose_evaluate
 from arclab.config.schema import ExperimentConfig
 from arclab.metrics.logger import read_rows
 from arclab.models.decoder_init import apply_decoder_init, held_out_overlap
@@ -22,7 +22,7 @@ from arclab.ranks import Ranks
 from arclab.rundir import RunDir, State
 from arclab.training.monitor import HealthMonitor
 
-from ..conftest import TINY, TINY_TRM
+from ..conftest import TINY, TINY_TRM, compose
 
 Tiny = Callable[..., ExperimentConfig]
 CPU = Ranks(0, 1, torch.device("cpu"))

@@ -24,6 +24,7 @@ from arclab.models.recursive import RecursiveModel, build_model
 from arclab.models.token_views import dihedral_views
 from arclab.training.loop import noise_generator
 
+from ..conftest import compose
 from .common import ROWS, setup
 
 Tiny = Callable[..., ExperimentConfig]
@@ -451,7 +452,6 @@ def test_a_color_token_is_the_mean_over_the_cells_of_its_color(tiny: Tiny) -> No
 
 def test_published_sizes() -> None:
     """Parameter counts of the published encoders at width 512, canvas 30 (differences are named in the modules)."""
-    from arclab.config.compose import compose
     from arclab.models.encoders import build_encoder
 
     def count(kind: str, *overrides: str) -> float:

@@ -2,7 +2,8 @@
 
     with Cluster(folder, nodes=2) as cluster: cluster.run("squeue")
 
-Nodes are named n1, n2 and share the machine. There is no accounting. It needs: apt-get install slurm-wlm munge
+Nodes are named n1, n2 and share the machine. A job in partition urgent (n1) takes the cores of one in spare (n1), which gets SIGTERM and
+a minute first; main is never preempted. There is no accounting. It needs: apt-get install slurm-wlm munge
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
-SlurmctldParameters=preempt_send_user_signal
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 MinJobAge=300
 OverTimeLimit=0
@@ -112,8 +114,9 @@ class Cluster:
             lines.append(
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN"
             )
-        lines += [f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO",
-                  f"PartitionName=spare Nodes={self.nodes[0]} State=UP"]  # fmt: skip
+        lines += [f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO PreemptMode=OFF",
+                  f"PartitionName=spare Nodes={self.nodes[0]} State=UP PriorityTier=1 GraceTime=60",
+                  f"PartitionName=urgent Nodes={self.nodes[0]} State=UP PriorityTier=2"]  # fmt: skip
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
 
     def _start_munge(self) -> None:

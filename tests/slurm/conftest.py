@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from arclab.config.compose import compose
 from arclab.launch.cluster import JobTask, build_executor, queue_states
 from arclab.launch.job import prepare_run
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, State
 
-from ..conftest import ROOT, TINY, script_env
+from ..conftest import ROOT, TINY, compose, script_env
 from . import cluster
 from .cluster import Cluster
 

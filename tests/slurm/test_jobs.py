@@ -119,7 +119,7 @@ def test_a_refused_job_waits_nowhere(launch: Launch, tmp_path: Path) -> None:
     assert (
         refused.returncode == 2
         and "invalid partition specified: nope" in refused.stderr
-        and "partitions here: main, spare" in refused.stderr
+        and "partitions here: main, spare, urgent" in refused.stderr
     )
     assert state_of(runs["n"]) == "NEW"
 

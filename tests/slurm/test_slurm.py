@@ -36,11 +36,14 @@ def test_sweep_runs_two_jobs_on_two_ranks_each(whole: Whole, slurm: Cluster) -> 
 
 
 def test_preempted_run_is_requeued_and_loses_nothing(whole: Whole, runs_dir: Path, slurm: Cluster) -> None:
-    """scancel --signal=USR2: all ranks save at the same step, SLURM requeues, the run ends like one that was left alone."""
-    run = prepared(runs_dir, "preempted", "trainer.checkpoint_every=1000")  # so the only checkpoint is the one made when told
+    """A job that comes first wants the cores: SLURM sends SIGTERM, all ranks save at the same step and the job is requeued, long before
+    its grace is over; the run ends like one that was left alone."""
+    run = prepared(
+        runs_dir, "preempted", "trainer.checkpoint_every=1000", "launch.partition=spare"
+    )  # the only checkpoint is that of the preemption
     job = submit(run)
     wait_until(lambda: has_reached(run, 5), "step 5")
-    slurm.run("scancel", "--signal=USR2", job)
+    slurm.run("sbatch", "--partition=urgent", "--cpus-per-task=3", "--output=/dev/null", "--wrap=sleep 1")
     wait_until(lambda: run.state is State.preempted, "PREEMPTED")
     step = run.step
     assert 5 <= step < 60 and [p.name for p in run.checkpoints.iterdir()] == [f"step_{step:08d}"]
@@ -126,7 +129,9 @@ def test_two_nodes_train_like_two_ranks_on_one(whole: Whole, runs_dir: Path, slu
 
 
 def test_unknown_partition_is_slurms_own_sentence(sweep: Sweep, runs_dir: Path) -> None:
-    refused(sweep("seed=5,6", "launch.partition=nope"), "invalid partition specified: nope", "partitions here: main, spare")
+    refused(
+        sweep("seed=5,6", "launch.partition=nope"), "invalid partition specified: nope", "partitions here: main, spare, urgent"
+    )
     assert RunDir(runs_dir / "quickstart" / "seed-5").state is None  # it waits nowhere
 
 

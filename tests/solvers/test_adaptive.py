@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from arclab.config.compose import compose
 from arclab.config.schema import VotesRule
 from arclab.data.synthetic import load_toy
 from arclab.models.recursive import RecursiveModel, build_model
@@ -20,6 +19,7 @@ from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.flight import Ready
 from arclab.solvers.recursive import RecursiveSolver
 
+from ..conftest import compose
 from .common import answer_labels
 
 T = TypeVar("T")

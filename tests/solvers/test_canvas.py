@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from arclab.config.compose import compose
 from arclab.config.schema import CanvasRule, ExperimentConfig
 from arclab.data.sampler import PuzzleSpace
 from arclab.data.tasks import ArcTask, Pair
@@ -23,7 +22,7 @@ from arclab.solvers.base import Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.solvers.store import VoteStore
 
-from ..conftest import TINY
+from ..conftest import TINY, compose
 from .common import answer_labels
 
 CPU = Ranks(0, 1, torch.device("cpu"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from arclab import app
-from arclab.config.compose import compose, compose_evaluate, thaw
+from arclab.config.compose import compose_evaluate, thaw
 from arclab.config.schema import CanvasRule, EvalHalting, ExperimentConfig, VotesRule
 from arclab.evaluation import report
 from arclab.models.decoder_init import newest_checkpoint
@@ -21,6 +21,7 @@ from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.solvers.store import Tally, VoteStore
 
+from ..conftest import compose
 from .common import answer_labels
 from .test_adaptive import TASKS, AloneAmongRanks, mixture
 

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import nn
 
 from arclab.app import build_setting
-from arclab.config.compose import compose
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import TrainingData
 from arclab.models.recursive import build_model
@@ -25,7 +24,7 @@ from arclab.training.loop import train
 from arclab.training.optim import AdamATan2
 from arclab.training.reduction import GradientReduction, fixed_buckets, start_reduction
 
-from ..conftest import TINY
+from ..conftest import TINY, compose
 
 _STEPS, _PIECES = 2, 2
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -130,3 +132,14 @@ def test_batches_are_page_locked_by_the_loader(tiny: Tiny, monkeypatch: pytest.M
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: (locked.append(id(t)), t)[1])
     _, (same,) = pin_memory(((), [batch]))  # type: ignore[misc]
     assert isinstance(same, Batch) and len(locked) == 7
+
+
+def test_an_uncompiled_step_does_not_import_the_compiler() -> None:
+    """torch's optimisers import it when they are built: seconds at the start of every process that trains."""
+    code = (
+        "import sys, torch; from arclab.training.optim import AdamATan2; p = torch.nn.Parameter(torch.ones(2)); p.sum().backward(); "
+        "o = AdamATan2([p], lr=0.1, betas=(0.9, 0.95), weight_decay=0.0); o.step(); o.zero_grad(); "
+        "print(p.grad, p[0].item() < 1, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "None True False\n", done.stderr

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from arclab import app
 from arclab.app import build_setting
-from arclab.config.compose import compose
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Cursor
 from arclab.data.tasks import Pair
@@ -36,7 +35,7 @@ from arclab.training.loop import batch_parts, train
 from arclab.training.optim import lr_factor
 from arclab.training.state import Training, _require_same_parts, averaged_weights
 
-from ..conftest import ROOT, TINY, TINY_TRM, script_env
+from ..conftest import ROOT, TINY, TINY_TRM, compose, script_env
 
 Tiny = Callable[..., ExperimentConfig]
 CPU = Ranks(0, 1, torch.device("cpu"))

@@ -4,8 +4,8 @@
     job = executor.submit(JobTask(run_dir))            # does not block
     queue_states()                                     # {"12": "RUNNING"}
 
-kind "local" runs jobs as processes of this machine, "debug" in this process. Told to end by SIGUSR2 (time limit, preemption) a
-job saves, is requeued by submitit and continues; after any other end it keeps its exit status, so that SLURM says FAILED.
+kind "local" runs jobs as processes of this machine, "debug" in this process. Told to end by SIGUSR2 (time limit, preemption), or by the
+SIGTERM of a preemption with GraceTime, a job saves, is requeued by submitit and continues; after any other end it keeps its exit status, so that SLURM says FAILED.
 """
 
 from __future__ import annotations
@@ -108,10 +108,21 @@ class JobTask:
 
 def leave(status: int) -> None:
     """End a submitit job with the exit status of its run: requeued if SLURM told it to end, not COMPLETED unless it is."""
-    if status == interrupted_status(signal.SIGUSR2):
+    if status == interrupted_status(signal.SIGUSR2) or (status == interrupted_status(signal.SIGTERM) and _is_preempted()):
         _requeue(status)
     if status:
         raise SystemExit(status)
+
+
+def _is_preempted() -> bool:
+    """Did SLURM's SIGTERM mean a preemption with GraceTime? A job that ends by itself in that time would not be queued again."""
+    if slurm.job_id() is None:
+        return False
+    try:
+        return slurm.is_preempted()
+    except ConfigError as error:
+        log.warning("%s", error)
+        return False
 
 
 def _requeue(status: int) -> None:

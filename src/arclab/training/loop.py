@@ -232,7 +232,7 @@ def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks,
             for p in group["params"]:
                 p.grad = None
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     return {"grad/total_norm": total, "grad/clip_factor": factor, **norms}
 
 

@@ -7,6 +7,7 @@ lr * pi / 2. The rule is that of the package adam-atan2 0.0.3, including its bia
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,15 +17,27 @@ from torch import Tensor
 from arclab.config.schema import TrainerConfig
 
 
-class AdamATan2(torch.optim.Optimizer):
-    """p *= 1 - lr * wd; p -= lr / (1 - beta1^t) * atan2(m, sqrt(v) / sqrt(1 - beta2^t)), m and v plain moving averages."""
+class AdamATan2:
+    """p *= 1 - lr * wd; p -= lr / (1 - beta1^t) * atan2(m, sqrt(v) / sqrt(1 - beta2^t)), m and v plain moving averages.
+
+    params: parameters, or groups with settings of their own, as torch's optimisers take them. It is none of them: their base class
+    imports the whole compiler, one to two seconds at the start of every process that trains.
+    """
 
     def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        given = list(params)
+        groups = given if all(isinstance(group, dict) for group in given) else [{"params": given}]
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        self.param_groups: list[dict[str, Any]] = [{**defaults, **group, "params": list(group["params"])} for group in groups]
+        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert closure is None
+    def step(self) -> None:
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from arclab.ranks import Ranks
+from arclab.training.optim import AdamATan2
 
 _BUCKET_BYTES = 4 * 2**20
 
@@ -90,9 +91,7 @@ class GradientReduction:
             self._under_way.append((grads, flat, work))
 
 
-def start_reduction(
-    optimizer: torch.optim.Optimizer, ranks: Ranks, bucket_bytes: int = _BUCKET_BYTES
-) -> GradientReduction | None:
+def start_reduction(optimizer: AdamATan2, ranks: Ranks, bucket_bytes: int = _BUCKET_BYTES) -> GradientReduction | None:
     """None with one rank: nothing is hooked to its parameters."""
     # Used with gloo too: on two CPU ranks benchmarks/reduction.py finds no difference to the plain sum beyond noise.
     if ranks.world_size == 1:
