@@ -46,7 +46,7 @@ from arclab.interrupt import StopSignals, interrupted_status
 from arclab.memory import advice_if_out_of_memory, memory_budget
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
-from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, newest_checkpoint
+from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, newest_checkpoint, other_cycles
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import (
@@ -71,6 +71,7 @@ from arclab.training.monitor import UnhealthyRun
 
 log = logging.getLogger(__name__)
 _TRACEBACK_LINES = 12
+_TALLY_VERSION = 2  # what the sums kept with the votes are over
 WEIGHT_FILES = ("model.safetensors", "ema.safetensors")
 
 
@@ -94,6 +95,13 @@ def build_setting(config: ExperimentConfig) -> Setting:
     split = load_tasks(config.dataset)
     scored = scored_tasks(split, config)
     is_transductive = config.dataset.regime is Regime.puzzle_id and config.evaluation.split is not SplitName.train
+    trained = {task.id for task in split.train}
+    shared = [task.id for task in scored if task.id in trained] if is_transductive else []
+    if shared:
+        raise ValueError(
+            f"dataset.regime=puzzle_id keeps one vector for each task id, and {shared[0]} is both a training task and one of the scored tasks "
+            f"({len(shared)} ids are); rename the tasks of one source."
+        )
     data = build_training_data(split.train, scored if is_transductive else (), config.dataset, config.seed)
     return Setting(split, data, scored)
 
@@ -245,8 +253,8 @@ def _initialise(config: ExperimentConfig, setting: Setting, model: RecursiveMode
     if report.transductive and not stamps:
         stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
     held_out = {name.value: setting.split.named(name.value) for name in (SplitName.validation, SplitName.evaluation)}
-    overlap = held_out_overlap(Path(report.source), held_out)
-    return [*stamps, overlap] if overlap else stamps
+    found = (other_cycles(Path(report.source), model.decoder), held_out_overlap(Path(report.source), held_out))
+    return [*stamps, *(sentence for sentence in found if sentence)]
 
 
 def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks: Ranks, prepared: RunDir | None) -> bool:
@@ -405,7 +413,7 @@ def _apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
 
 def votes_key(config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Path, weights: WeightsKind) -> str:
     """Names everything that decides the votes of an evaluation: settings, scored tasks, and the bytes of the weights."""
-    digest = hashlib.sha256(json.dumps([identity(config), weights.value], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([_TALLY_VERSION, identity(config), weights.value], sort_keys=True).encode())
     for path in sorted(checkpoint.glob("*.safetensors")):
         if path.name in WEIGHT_FILES:
             with path.open("rb") as file:

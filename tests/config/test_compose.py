@@ -109,6 +109,7 @@ BAD = [
     (["decoder_init=[frozen,scratch]"], "decoder_init=frozen and scratch is more than one option of the group decoder_init; choose one"),
     (["decoder_init=frozen", "decoder_init.kind=scratch"], "decoder_init=frozen contradicts decoder_init.kind=scratch; keep one"),
     (["decoder.optim.freeze_steps=100", "trainer.steps=100"], "with decoder_init.kind=scratch freezes a random decoder"),
+    (["decoder_init=frozen", "decoder_init.path=x", "encoder.optim.freeze_steps=100", "trainer.steps=100"], "leaves nothing to train"),
     (["decoder_init.kind=frozen"], "decoder_init.path is empty but decoder_init.kind=frozen"),
     (["decoder_init.path=x"], "decoder_init.path=x is set but decoder_init.kind=scratch"),
     (["name=a/b"], "name='a/b' becomes a folder name"),

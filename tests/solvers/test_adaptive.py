@@ -91,6 +91,22 @@ def test_unanimous_votes_leave_the_second_place_open(model: RecursiveModel, monk
     assert votes(quick) == [[16]] * len(TASKS) and quick.statistics["eval/rows_share"] == pytest.approx(16 / VIEWS)
 
 
+def test_accuracy_over_rows_counts_every_task_alike(model: RecursiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Easy tasks end after a round and hard ones go on: over all rows that were predicted, the hard ones would decide."""
+    half = mixture(0.5, 0.5)
+
+    def change(ready: Ready) -> Tensor:
+        easy = torch.from_numpy(ready.rows_B // VIEWS < 3)[:, None]
+        return torch.where(easy, ready.labels_BS, half(ready))
+
+    answer_labels(monkeypatch, change)
+    every, adaptive = solve(model, VotesRule.all), solve(model, VotesRule.adaptive_first)
+    assert votes(adaptive, 1)[:3] == [[16]] * 3 and adaptive.statistics["all.count"] > 400
+    assert adaptive.statistics["all.labelled"] == 16 * len(TASKS)
+    assert every.statistics["all.exact_accuracy"] == pytest.approx(0.8, abs=0.03)
+    assert adaptive.statistics["all.exact_accuracy"] == pytest.approx(0.8, abs=0.1)
+
+
 def test_the_result_depends_on_neither_batches_nor_ranks(model: RecursiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_labels(monkeypatch, mixture(0.6, 0.3, 0.1))
     for rule in VotesRule:

@@ -57,6 +57,8 @@ def test_sizes_are_those_that_ranks_pieces_and_canvases_allow(tiny: Tiny) -> Non
     assert sizes[0] == 4 and all(size % 2 == 0 for size in sizes)  # two canvases
     assert 2 * sizes[-1] <= queries < 4 * sizes[-1]
     assert {b / a for a, b in itertools.pairwise(sizes)} <= {1.5, 4 / 3}
+    contrasting = tiny(AUTO, "trainer.grad_accumulation=2", "trainer.canvas=bucketed", "encoder.contrastive.weight=1.0")
+    assert batch_sizes(contrasting, data, 2)[0] == 8  # two rows in each piece of each canvas
 
 
 class OfTwo(Ranks):

@@ -151,7 +151,7 @@ def test_a_resumed_run_remembers_its_last_verdict(tiny: Tiny, monkeypatch: pytes
 
 STOPPING_SCRIPT = """
 from arclab.app import pretrain
-from arclab.config.compose import run_main
+from arclab.config.compose import compose, run_main
 from arclab.models.encoders.base import TaskContext
 from arclab.models.encoders.standard import StandardEncoder
 original = StandardEncoder.forward

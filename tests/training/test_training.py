@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,14 +27,17 @@ from arclab.data.tasks import Pair
 from arclab.evaluation.criterion import require_answers
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import Prediction
+from arclab.models.encoders import TaskContext
 from arclab.models.halting import draw_min_steps
 from arclab.models.losses import row_losses
 from arclab.models.recursive import build_model
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir, open_run, run_path
 from arclab.training import checkpoint as checkpoint_module
-from arclab.training.loop import batch_parts, train
+from arclab.training import loop
+from arclab.training.loop import train
 from arclab.training.optim import lr_factor
+from arclab.training.parts import batch_parts
 from arclab.training.state import Training, _require_same_parts, averaged_weights
 
 from ..conftest import ROOT, TINY, TINY_TRM, compose, script_env
@@ -156,15 +161,18 @@ def test_bucketed_training_has_the_gradient_of_its_rows_on_their_own_canvases(ti
     setting = build_setting(config)
     torch.manual_seed(config.seed)
     model = build_model(config, setting.data.space.num_puzzles)
+    loss = 0.0
     for part in training.parts:
         batch = part.data.batch(Cursor.first(config.seed), part.num_rows, 0, part.num_rows)
         min_steps_B = draw_min_steps(config.halting, 9, config.seed, 1)[part.start : part.start + part.num_rows]
         _, output = model(model.initial_carry(batch), batch, min_steps_B)
         losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
         (losses.total(config.halting.halt_loss_weight) * part.weight / 9).backward()
+        loss += losses.lm.sum().item() * part.weight / sum(p.weight * p.num_rows for p in training.parts)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.decoder.parameters() if p.grad is not None])
     (row,) = [r for r in read_rows(Path(config.runs_dir) / "quickstart" / "t" / "metrics.jsonl") if r["_step"] == 1]
     assert row["grad/inner_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert row["train/lm_loss"] == pytest.approx(loss, rel=1e-4)  # metrics weigh rows as the loss does
 
 
 def test_gradient_accumulation_changes_nothing_but_memory(tiny: Tiny) -> None:
@@ -347,6 +355,58 @@ def test_divergence_stops_with_the_reason(tiny: Tiny) -> None:
         model.decoder.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"training diverged: train/lm_loss is nan at step 1; lower"):
         train(config, model, setting.data, open_run(config, ()), CPU, score=None, stamps=[])
+
+
+def test_a_diverged_step_is_not_saved_though_no_row_is_logged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tenth step is logged and every one saved: the last good checkpoints must outlive the bad step."""
+    apply = loop._apply_gradients
+
+    def poisoned(config: ExperimentConfig, training: Training, *rest: Any) -> dict[str, torch.Tensor]:
+        if training.progress.step == 2:
+            for p in training.model.parameters():
+                p.grad = torch.full_like(p, float("nan"))
+        return apply(config, training, *rest)
+
+    monkeypatch.setattr(loop, "_apply_gradients", poisoned)
+    config = tiny("trainer.steps=8", "trainer.log_every=10", "trainer.checkpoint_every=1")
+    with pytest.raises(ValueError, match=r"training diverged: grad/total_norm is nan at step 3"):
+        run_training(config)
+    assert sorted(path.name for path in RunDir(run_path(config)).checkpoints.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_the_spread_of_contexts_does_not_depend_on_the_rows_of_a_micro_batch() -> None:
+    torch.manual_seed(0)
+    rows_BTD = torch.randn(4096, 2, 3)
+    spreads = {
+        size: statistics.fmean(
+            loop.encoder_stats([TaskContext(rows)])["train/encoder_cross_sample_var"].item() for rows in rows_BTD.split(size)
+        )
+        for size in (2, 16)
+    }
+    assert spreads[2] == pytest.approx(1, abs=0.05) and spreads[16] == pytest.approx(1, abs=0.05)
+    assert loop.encoder_stats([TaskContext(rows_BTD[:1])])["train/encoder_cross_sample_var"] == 0
+
+
+def test_losses_that_divide_demonstrations_need_two(tiny: Tiny) -> None:
+    for weight in ("contrastive", "reconstruction"):
+        config = tiny("dataset.max_demos=1", f"encoder.{weight}.weight=1.0")
+        with pytest.raises(ValueError, match=r"divide the demonstrations of a row, but the training tasks show one alone"):
+            batch_parts(config, build_setting(config).data, CPU)
+    config = tiny("dataset.max_demos=1", "encoder.contrastive.weight=1.0", "encoder.contrastive.view=augmentations")
+    assert batch_parts(config, build_setting(config).data, CPU)
+
+
+def test_a_puzzle_vector_has_one_owner(tiny: Tiny, tmp_path: Path) -> None:
+    """Files of the same name in the training and the evaluation folder would share a vector."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        pair = {"input": [[1, 0]], "output": [[0, 1 + (folder == "b")]]}
+        (tmp_path / folder / "task000.json").write_text(json.dumps({"train": [pair, pair], "test": [pair]}))
+    sources = [f'dataset.train_sources=["folder:{tmp_path}/a"]', f'dataset.eval_sources=["folder:{tmp_path}/b"]']
+    with pytest.raises(ValueError, match=r"task000 is both a training task and one of the scored tasks \(1 ids are\); rename"):
+        build_setting(
+            tiny(*sources, "dataset.train_ids=null", "dataset.validation_ids=null", "evaluation.split=evaluation", trm=True)
+        )
 
 
 def test_batch_must_be_divisible(tiny: Tiny) -> None:

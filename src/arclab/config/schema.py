@@ -199,7 +199,8 @@ class DecoderInitConfig:
 class DatasetConfig:
     """Task sources, subsets and how examples are drawn. Source strings: see arclab.data.tasks.
 
-    Validation tasks are those of train_sources that validation_ids names, and all of validation_sources.
+    Validation tasks are those of train_sources that validation_ids names, and all of validation_sources. query_rule and max_demos
+    concern few_shot alone: a puzzle table sees no demonstrations, and learns from all pairs.
     """
 
     name: str
@@ -414,6 +415,12 @@ class ExperimentConfig:
             problems.append(
                 f"decoder_init.freeze_steps={init.freeze_steps} of trainer.steps={self.trainer.steps} never lets the decoder train; lower it, or say so with "
                 "decoder_init=frozen."
+            )
+        decoder_waits = never_trains or init.kind is InitKind.frozen
+        if decoder_waits and self.encoder.optim.freeze_steps >= self.trainer.steps > 0:
+            problems.append(
+                f"encoder.optim.freeze_steps={self.encoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with a decoder that never trains leaves "
+                "nothing to train; lower it, or let the decoder train."
             )
         if self.decoder.mlp_t and self.evaluation.canvas is CanvasRule.bucketed:
             problems.append(

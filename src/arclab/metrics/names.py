@@ -148,7 +148,12 @@ _METRICS = [
     Metric("all.q_halt_loss", "nats", "down", f"binary cross-entropy of the halt logit, {_ALL}"),
     Metric("all.steps", "steps", "none", f"supervision steps, {_ALL}; always the maximum with evaluation.halting=all_steps"),
     Metric("all.count", "grids", "none", "augmented copies of test inputs that were predicted"),
-    Metric("all.labelled", "grids", "none", "those of them whose answer is known: the N of the other all. shares"),
+    Metric(
+        "all.labelled",
+        "grids",
+        "none",
+        "those of them whose answer is known (with adaptive votes, of each task's first round): the N of the other all. shares",
+    ),
     *[
         Metric(
             f"ARC/pass@{k}",

@@ -182,6 +182,17 @@ def _require_same_attention(decoder: Decoder, path: Path) -> None:
             )
 
 
+def other_cycles(path: Path, decoder: Decoder) -> str:
+    """A stamp if the source, a run of ours, was trained with other cycles: the same weights, worked through more or less often."""
+    if not path.is_dir():
+        return ""
+    source, own = thaw(newest_checkpoint(path).parent.parent / "config.yaml").decoder, decoder.config
+    theirs, ours = (f"{c.h_cycles} x {c.l_cycles}" for c in (source, own))
+    return (
+        f"decoder initialised from {path}, trained with h_cycles x l_cycles = {theirs}, here {ours}" if theirs != ours else ""
+    )
+
+
 def held_out_overlap(path: Path, held_out: Mapping[str, Sequence[ArcTask]]) -> str:
     """A stamp if the source, a run of ours, was trained on tasks that this run holds out (split name -> tasks); else empty."""
     if not path.is_dir():

@@ -179,6 +179,20 @@ class Agenda:
         return all(is_settled(top_votes(self._boxes, key, self._places + 1), remaining) for key in keys)
 
 
+def sampled_rows(space: PuzzleSpace, table: RowTable, rule: VotesRule, seed: int) -> npt.NDArray[np.bool_]:
+    """(R,): the rows that statistics of answers are taken over: all, or with stopping those of every task's first round.
+
+    Of all the rows that stopping leaves, most would be of the tasks that were hard to settle.
+    """
+    if rule is VotesRule.all:
+        return np.ones(len(table.task_R), dtype=bool)
+    sampled_R = np.zeros(len(table.task_R), dtype=bool)
+    for task, shown in enumerate(space.tasks):
+        order = visiting_order(shown.id, int(space.num_augmentations_T[task]), seed)
+        sampled_R[table.rows_of(task, order[: next(round_ends(len(order)))])] = True
+    return sampled_R
+
+
 def visiting_order(task_id: str, num_augmentations: int, seed: int) -> IntArray:
     """The original, then the other augmentations in an order drawn for this task."""
     rng = np.random.default_rng([seed, 4, zlib.crc32(task_id.encode())])

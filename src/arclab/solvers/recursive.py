@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
@@ -31,14 +32,14 @@ from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel
 from arclab.models.token_views import corner_cells
 from arclab.ranks import Ranks
-from arclab.solvers.agenda import Agenda, RowTable, row_table
+from arclab.solvers.agenda import Agenda, RowTable, row_table, sampled_rows
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.flight import Landed, Ready, fly
 from arclab.solvers.store import Tally, VoteStore
 from arclab.solvers.votes import VoteBox, restore_grids, shown_sides
 
 log = logging.getLogger(__name__)
-# Sums of a tally: the first five over rows with known answers, the number of those, and three over all rows.
+# Sums of a tally: the first five over sampled rows with known answers, the number of those, and three over all rows.
 _OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
 _OF_ALL = ("all.steps", "ARC/undecodable", "eval/rerun_share")
 _NUM_SUMS = len(_OF_LABELLED) + 1 + len(_OF_ALL)
@@ -46,10 +47,14 @@ _NUM_SUMS = len(_OF_LABELLED) + 1 + len(_OF_ALL)
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One call of solve: its rows, what this process counted and what was counted before it, and what is still to be done."""
+    """One call of solve: its rows, what this process counted and what was counted before it, and what is still to be done.
+
+    sampled_R: the rows that statistics of answers are taken over.
+    """
 
     space: PuzzleSpace
     table: RowTable
+    sampled_R: npt.NDArray[np.bool_]
     tally: Tally
     earlier: Tally | None
     agenda: Agenda
@@ -107,7 +112,7 @@ class RecursiveSolver:
             total=agenda.num_rows - agenda.num_saved, initial=agenda.num_done, desc="evaluating", unit="grid",
             disable=not (self.show_progress and self.ranks.is_main), mininterval=0.5 if sys.stderr.isatty() else 20.0,
         )  # fmt: skip
-        return _Job(space, table, tally, earlier, agenda, bar)
+        return _Job(space, table, sampled_rows(space, table, self.votes, self.seed), tally, earlier, agenda, bar)
 
     def _landings(self, job: _Job) -> Iterator[tuple[Landed, int]]:
         """Ended rows with their canvas, one canvas after the other until nothing waits on any."""
@@ -166,7 +171,9 @@ class RecursiveSolver:
         grids = restore_grids(tokens_BS[counted_B], augmentations, canvas)
         confidence_B = landed.q_halt_B.float().sigmoid().cpu().numpy()[counted_B]
         job.tally.box.count(table.keys, table.test_R[rows_B], grids, confidence_B)
-        job.tally.sums[: sums_BN.shape[1]] += sums_BN[counted_B].sum(axis=0)
+        sums_BN = sums_BN[counted_B]
+        sums_BN[:, :-1] *= job.sampled_R[rows_B, None]
+        job.tally.sums[: sums_BN.shape[1]] += sums_BN.sum(axis=0)
         job.tally.sums[-2] += int((grids.heights_B == 0).sum())
         # Of counted rows only: a row that was postponed before a kill starts again on its first canvas.
         job.tally.sums[-1] += int((np.searchsorted(CANVASES, canvas) - np.searchsorted(CANVASES, table.canvas_R[rows_B])).sum())

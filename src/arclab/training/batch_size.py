@@ -34,7 +34,8 @@ from arclab.models.recursive import RecursiveModel
 from arclab.ranks import Ranks
 from arclab.rundir import with_batch_size
 from arclab.training.checkpoint import Progress
-from arclab.training.loop import StepSums, batch_parts, train_step
+from arclab.training.loop import StepSums, train_step
+from arclab.training.parts import batch_parts, is_large_enough
 from arclab.training.state import Training, build_optimizer
 
 log = logging.getLogger(__name__)
@@ -94,14 +95,14 @@ def find_batch_size(
 
 
 def batch_sizes(config: ExperimentConfig, data: TrainingData, world_size: int) -> list[int]:
-    """Rows of one rank that may be tried, upwards: enough for every canvas, at most one row for every query (or MAX_ROWS)."""
+    """Rows of one rank that may be tried, upwards: enough for every canvas and loss, at most one row for every query (or MAX_ROWS)."""
     unit = config.trainer.grad_accumulation
     is_bucketed = config.trainer.canvas is CanvasRule.bucketed
     least = unit * (len(np.unique(task_canvases(data))) if is_bucketed else 1)
     queries = int((data.trainable_T * data.space.num_augmentations_T).sum())
     most = min(MAX_ROWS, queries) // world_size
     sizes = sorted({unit * factor * 2**power for factor in (1, 3) for power in range(MAX_ROWS.bit_length())})
-    enough = [size for size in sizes if size >= least]
+    enough = [size for size in sizes if size >= least and is_large_enough(config, data, size, unit)]
     return [size for size in enough if size <= most] or enough[:1]
 
 

@@ -26,10 +26,9 @@ from torch.profiler import record_function
 from tqdm import tqdm
 
 from arclab.config.encoder_schema import TaskEncoderConfig
-from arclab.config.schema import CanvasRule, ExperimentConfig
-from arclab.data.buckets import bucketed
+from arclab.config.schema import ExperimentConfig
 from arclab.data.codec import decode_anywhere
-from arclab.data.sampler import Batch, Cursors, Part, TrainingData, batch_loader, whole
+from arclab.data.sampler import Batch, Cursors, Part, TrainingData, batch_loader
 from arclab.data.tasks import Grid
 from arclab.interrupt import StopSignals
 from arclab.metrics.health import Level
@@ -50,6 +49,7 @@ from arclab.training.checkpoint import (
 )  # fmt: skip
 from arclab.training.monitor import HealthMonitor, UnhealthyRun, is_due
 from arclab.training.optim import AdamATan2, lr_factor, sign_sgd_rows
+from arclab.training.parts import batch_parts
 from arclab.training.preempt import StopRequest
 from arclab.training.profile import StepProfiler
 from arclab.training.state import Training, averaged_weights, save_checkpoint, start_training
@@ -74,13 +74,14 @@ class StepSums:
 
     NAMES = ("train/count", "train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps",
              "train/forced_halt_share", "train/lm_loss", "train/q_halt_loss", *(f"train/{name}_loss" for name in AUXILIARY),
-             "rows")  # fmt: skip
+             "counted", "rows")  # fmt: skip
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.auxiliary: Set[str] = set()
 
-    def add(self, output: StepOutput, losses: RowLosses, auxiliary: dict[str, Tensor]) -> None:
+    def add(self, output: StepOutput, losses: RowLosses, auxiliary: dict[str, Tensor], weight: float = 1.0) -> None:
+        """weight: of a row in the loss. Small canvases get more rows than their share of the tasks, which count the less."""
         counted = output.halted_B & losses.has_labels
         # A row that halts against its halt logit was halted by the limit.
         forced_B = output.q_halt_B.detach() <= 0
@@ -88,23 +89,25 @@ class StepSums:
         sums = [counted.sum(), *(torch.where(counted, x, 0).sum() for x in per_row)]
         sums += [losses.lm.detach().sum(), losses.q_halt.detach().sum()]
         sums += [auxiliary[name].detach().sum() if name in auxiliary else counted.new_zeros(()) for name in AUXILIARY]
-        sums.append(torch.full((), len(counted), device=counted.device))  # filled there: nothing to copy
+        sums += [counted.sum(), torch.full((), len(counted), device=counted.device)]  # filled there: nothing to copy
         self.auxiliary = auxiliary.keys()
-        self.sums += torch.stack([s.double() for s in sums])
+        stacked = torch.stack([s.double() for s in sums])
+        stacked[1:] *= weight  # all but how many rows there were
+        self.sums += stacked
 
     def take(self, ranks: Ranks) -> dict[str, float]:
         """Metrics over all ranks, then start again. Shares are left out while no row has halted."""
         ranks.sum_([self.sums])
         values = dict(zip(self.NAMES, self.sums.tolist(), strict=True))
         self.sums.zero_()
-        count, rows = values["train/count"], values.pop("rows")
+        counted, rows = values.pop("counted"), values.pop("rows")
         values = {n: v for n, v in values.items() if n[6:-5] not in AUXILIARY or n[6:-5] in self.auxiliary}
-        metrics = {"train/count": count}
+        metrics = {"train/count": values.pop("train/count")}
         for name, value in values.items():
             if name.endswith("loss"):
                 metrics[name] = value / rows
-            elif name != "train/count" and count > 0:
-                metrics[name] = value / count
+            elif counted > 0:
+                metrics[name] = value / counted
         return metrics
 
 
@@ -115,8 +118,10 @@ def encoder_stats(contexts: Sequence[TaskContext]) -> dict[str, Tensor]:
     tokens_BTD = torch.cat([context.summary_BTD.detach().float() for context in contexts])
     kls = [context.kl_B for context in contexts if context.kl_B is not None]
     kl = {"train/encoder_kl": torch.cat(kls).mean()} if kls else {}
+    # Divided by B - 1: the limits of health must not depend on how many rows a micro-batch has.
+    deviations = (tokens_BTD - tokens_BTD.mean(0)).square().sum(0).mean() / max(1, len(tokens_BTD) - 1)
     return kl | {
-        "train/encoder_cross_sample_var": (tokens_BTD - tokens_BTD.mean(0)).square().mean(),
+        "train/encoder_cross_sample_var": deviations,
         "train/encoder_output_mean": tokens_BTD.mean(),
         "train/encoder_output_std": tokens_BTD.std(),
         "train/encoder_output_norm": tokens_BTD.norm(dim=-1).mean(),
@@ -181,7 +186,7 @@ def train_step(
         with record_function(PART + "backward"):
             (total * (piece.part.weight / trainer.num_rows)).backward()
         with record_function(PART + "metrics"):
-            sums.add(output, losses, auxiliary)
+            sums.add(output, losses, auxiliary, piece.part.weight)
         if output.puzzle_rows_BD is not None:
             assert output.puzzle_rows_BD.grad is not None
             puzzle_rows.append((training.carries[i].data.puzzle_id_B, output.puzzle_rows_BD.grad))
@@ -300,21 +305,6 @@ def train(
     return training
 
 
-def batch_parts(config: ExperimentConfig, data: TrainingData, ranks: Ranks) -> tuple[Part, ...]:
-    """What a batch of the run is made of."""
-    trainer = config.trainer
-    pieces = ranks.world_size * trainer.grad_accumulation
-    parts = whole(data, trainer.num_rows) if trainer.canvas is CanvasRule.full else bucketed(data, trainer.num_rows, pieces)
-    fewest = min(part.num_rows for part in parts) // pieces
-    if isinstance(config.encoder, TaskEncoderConfig) and config.encoder.contrastive.weight > 0 and fewest < 2:
-        raise ValueError(
-            f"encoder.contrastive.weight={config.encoder.contrastive.weight} compares the rows of a micro-batch with each other, and the smallest one here "
-            f"has {fewest} row (trainer.batch_size={trainer.num_rows}, {pieces} ranks x pieces, trainer.canvas={trainer.canvas.name}); raise trainer.batch_size "
-            "or lower trainer.grad_accumulation."
-        )
-    return parts
-
-
 class _Nothing:
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
@@ -367,6 +357,9 @@ def _loop(
         _require_finite(row, step)
         unhealthy, is_told = _stop_reason(config, monitor, step, ranks), stop.is_agreed(votes)
         if step % trainer.checkpoint_every == 0 or is_last or is_eval or unhealthy or is_told:
+            _require_finite(
+                {"grad/total_norm": float(stats["grad/total_norm"])}, step
+            )  # good checkpoints must outlive a bad step
             if logger is not None:
                 progress.runtime_s = logger.runtime_s
             save_checkpoint(config, training, folder, ranks)
