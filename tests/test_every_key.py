@@ -62,7 +62,7 @@ ALTERNATIVES: dict[str, Any] = {
     "dataset.validation_sources": None, "dataset.validation_ids": None, "dataset.train_ids": None, "dataset.max_train_tasks": 5, "dataset.max_eval_tasks": 1, "dataset.regime": None,
     "dataset.query_rule": "test_pairs", "dataset.canvas": 10, "dataset.num_augmentations": 2, "dataset.translate": False, "dataset.max_demos": 1,
     "trainer.steps": 5, "trainer.batch_size": 6, "trainer.grad_accumulation": 2, "trainer.canvas": "bucketed", "trainer.precision": "bf16", "trainer.compile": None,
-    "trainer.clip_norm": 0.01, "trainer.warmup_steps": 0, "trainer.lr_min_ratio": 0.0, "trainer.beta1": 0.5, "trainer.beta2": 0.5,
+    "trainer.clip_norm": 0.01, "trainer.warmup_steps": 0, "trainer.lr_min_ratio": 0.0, "trainer.optimizer": "muon", "trainer.beta1": 0.5, "trainer.beta2": 0.5,
     "trainer.ema_decay": 0.01, "trainer.ema_warmup": False, "trainer.eval_every": 2, "trainer.checkpoint_every": 3, "trainer.keep_last": 3,
     "trainer.save_carry": False, "trainer.log_every": 1, "trainer.health_every": 5, "trainer.stop_when_unhealthy": None, "trainer.num_workers": None, "trainer.num_threads": None, "trainer.device": None, "trainer.profile": None, "trainer.recompute": None,
     "evaluation.split": None, "evaluation.num_augmentations": 2, "evaluation.batch_size": 3, "evaluation.max_tasks": 1, "evaluation.health_tasks": 0,

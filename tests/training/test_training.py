@@ -62,7 +62,7 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("kind", ["standard", "bucketed", "trm", "recurrent", "lpn_variational", "in_context"])
+@pytest.mark.parametrize("kind", ["standard", "bucketed", "trm", "muon", "recurrent", "lpn_variational", "in_context"])
 def test_resumed_run_is_bit_identical(tiny: Tiny, kind: str) -> None:
     """Stop after a checkpoint in mid-carry, remove what came after, run the same command: same weights, each step once."""
     common = (
@@ -71,7 +71,8 @@ def test_resumed_run_is_bit_identical(tiny: Tiny, kind: str) -> None:
         "dataset.num_augmentations=2",
         "trainer.keep_last=9",
         "trainer.grad_accumulation=2",
-        *([] if kind in ("standard", "bucketed", "trm") else [f"encoder={kind}", "encoder.num_heads=2"]),
+        *(["trainer.optimizer=muon"] if kind == "muon" else []),
+        *([] if kind in ("standard", "bucketed", "trm", "muon") else [f"encoder={kind}", "encoder.num_heads=2"]),
         *(["trainer.canvas=bucketed", "trainer.batch_size=16"] if kind == "bucketed" else []),
         *(["encoder.width=16", "encoder.latent_dim=8"] if kind == "lpn_variational" else []),
     )

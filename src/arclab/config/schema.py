@@ -245,6 +245,14 @@ class CanvasRule(Enum):
     bucketed = "bucketed"
 
 
+class OptimizerKind(Enum):
+    """What moves encoder and decoder: adam_atan2, as published, or muon for the matrices of their linear layers (see
+    arclab.training.optim), with the same learning rates. A puzzle table has sign-SGD either way."""
+
+    adam_atan2 = "adam_atan2"
+    muon = "muon"
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     """The training loop. steps are optimiser steps; batch_size is the number of rows over all ranks; auto: the largest
@@ -280,6 +288,7 @@ class TrainerConfig:
     canvas: CanvasRule = CanvasRule.full
     profile: bool = False
     recompute: bool = False
+    optimizer: OptimizerKind = OptimizerKind.adam_atan2
 
     @property
     def num_rows(self) -> int:

@@ -1,7 +1,8 @@
-"""Optimisers of the published TRM: AdamATan2 for the network and sign-SGD for the rows of a puzzle table.
+"""Optimisers: those of the published TRM (AdamATan2 for the network, sign-SGD for the rows of a puzzle table), and Muon.
 
 AdamATan2 replaces Adam's m / (sqrt(v) + eps) by atan2(m, sqrt(v)), which needs no epsilon and bounds every update by
-lr * pi / 2. The rule is that of the package adam-atan2 0.0.3, including its bias corrections (see _update).
+lr * pi / 2. The rule is that of the package adam-atan2 0.0.3, including its bias corrections (see _update). Muon is for comparison
+and for encoders that stand on a plateau for long (docs/LOG.md); it is not what the published systems used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ import torch
 from torch import Tensor
 
 from arclab.config.schema import TrainerConfig
+
+_MOMENTUM = 0.95
+_UPDATE_RMS = 0.2
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
+_MUON_EPS = 1e-7
 
 
 class AdamATan2:
@@ -65,6 +72,56 @@ class AdamATan2:
             chosen = [i for i, s in enumerate(states) if s["step"] == step]
             rate = group["lr"] / (1 - beta1**step)
             torch._foreach_sub_([params[i] for i in chosen], [updates[i] for i in chosen], alpha=rate)
+
+
+class Muon(AdamATan2):
+    """The given matrices move along their orthogonalised momentum (Jordan 2024, kellerjordan.github.io/posts/muon), all else as AdamATan2.
+
+    An update is lr * 0.2 * sqrt(longer side) times a matrix whose singular values are about 1, which gives its entries the root mean square
+    of one of Adam's (arXiv 2502.16982): learning rates and weight decay mean the same for both.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], matrices: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(params, lr, betas, weight_decay)
+        self._matrices = {id(matrix) for matrix in matrices}
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        others = [p for p in params if id(p) not in self._matrices]
+        if others:
+            super()._update(others, group)
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for p in params:
+            if id(p) in self._matrices:
+                by_shape.setdefault(p.shape, []).append(p)
+        for matrices in by_shape.values():
+            self._update_matrices(matrices, group)
+
+    def _update_matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """Matrices of one shape, orthogonalised together."""
+        for p in matrices:
+            if not self.state[p]:
+                self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p)}
+            self.state[p]["step"] += 1
+        grads = [p.grad for p in matrices if p.grad is not None]
+        momenta = [self.state[p]["exp_avg"] for p in matrices]
+        torch._foreach_lerp_(momenta, grads, 1 - _MOMENTUM)
+        moves = orthogonalised(torch.stack(grads).lerp(torch.stack(momenta), _MOMENTUM))  # Nesterov's look ahead
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(matrices, list(moves), alpha=group["lr"] * _UPDATE_RMS * math.sqrt(max(matrices[0].shape)))
+
+
+def orthogonalised(x_NRC: Tensor) -> Tensor:
+    """(N, R, C) with the singular vectors of x and singular values between about 0.7 and 1.2, by five Newton-Schulz steps."""
+    is_tall = x_NRC.shape[1] > x_NRC.shape[2]
+    y = x_NRC.transpose(1, 2) if is_tall else x_NRC
+    y = y / (torch.linalg.matrix_norm(y, keepdim=True) + _MUON_EPS)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        a, b, c = _NEWTON_SCHULZ
+        gram = y @ y.transpose(1, 2)
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return y.transpose(1, 2) if is_tall else y
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from arclab.config.compose import config_hash
-from arclab.config.schema import ExperimentConfig
+from arclab.config.schema import ExperimentConfig, OptimizerKind
 from arclab.data.sampler import Part, start_cursors
 from arclab.models.ema import Ema
+from arclab.models.layers import Linear
 from arclab.models.recursive import Carry, RecursiveModel
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir
@@ -31,7 +32,7 @@ from arclab.training.checkpoint import (
     save_tensors,
     split_carry,
 )  # fmt: skip
-from arclab.training.optim import AdamATan2
+from arclab.training.optim import AdamATan2, Muon
 from arclab.training.reduction import GradientReduction, start_reduction
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,11 @@ def build_optimizer(config: ExperimentConfig, model: RecursiveModel) -> AdamATan
         groups.append({"params": params, "name": "encoder", "optim": config.encoder.optim})
     for group in groups:
         group["weight_decay"] = group["optim"].weight_decay
-    return AdamATan2(groups, lr=0.0, betas=(config.trainer.beta1, config.trainer.beta2), weight_decay=0.0)
+    betas = (config.trainer.beta1, config.trainer.beta2)
+    if config.trainer.optimizer is OptimizerKind.adam_atan2:
+        return AdamATan2(groups, lr=0.0, betas=betas, weight_decay=0.0)
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear) and layer is not model.decoder.lm_head]
+    return Muon(groups, [layer.weight for layer in layers], lr=0.0, betas=betas, weight_decay=0.0)
 
 
 @contextmanager
@@ -109,11 +114,9 @@ def _restore(training: Training, folder: CheckpointFolder, step: int, config: Ex
     moments = load_tensors(path, "optimizer.safetensors", state)
     for name, p in training.model.named_parameters():
         if f"step.{name}" in moments:
-            training.optimizer.state[p] = {
-                "step": int(moments[f"step.{name}"]),
-                "exp_avg": moments[f"exp_avg.{name}"].to(p.device),
-                "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(p.device),
-            }
+            names = (key for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in moments)
+            kept = {key: moments[f"{key}.{name}"].to(p.device) for key in names}
+            training.optimizer.state[p] = {"step": int(moments[f"step.{name}"]), **kept}
     carry_files = sorted((n for n in state["files"] if n.startswith("carry_rank")), key=lambda n: int(n[10:].split(".")[0]))
     if carry_files and config.trainer.save_carry:
         files = [load_tensors(path, name, state) for name in carry_files]
