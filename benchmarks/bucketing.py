@@ -26,7 +26,7 @@ from arclab.config.compose import thaw
 from arclab.config.schema import CanvasRule
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
-from arclab.rundir import provenance, write_atomically
+from arclab.rundir import provenance, short_commit, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 _NEARLY_ALL = 0.9
@@ -98,7 +98,7 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
     for experiment in EXPERIMENTS:
         of_it = [r for r in runs if r["experiment"] == experiment]
         if of_it:
-            made = dict.fromkeys(f"`{r['command']}`, commit {r['commit'][:8]}, {r['machine']}" for r in of_it)
+            made = dict.fromkeys(f"`{r['command']}`, commit {short_commit(r)}, {r['machine']}" for r in of_it)
             lines += [
                 "",
                 f"## {experiment}, {of_it[0]['steps']} steps",

@@ -16,7 +16,7 @@ from typing import Any
 
 from arclab.data.synthetic import parse_toy
 from arclab.evaluation.scoring import Share
-from arclab.rundir import write_atomically
+from arclab.rundir import short_commit, write_atomically
 
 MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
 SIMPLE, COMPOSED = "color_map", "dihedral_color"
@@ -60,7 +60,7 @@ def markdown(cells: Sequence[dict[str, Any]]) -> str:
         group = [c for c in cells if _group(c) == (families, settings)]
         parts += [f"## {', '.join(families)}", "", settings, "", *_cell_table(families, group), "", *_verdicts(group)]
     made = {
-        f"{c['provenance']['commit'][:8]}, {c['provenance']['machine']}, {c['train_source']}, {' '.join(c['overrides'])}"
+        f"{short_commit(c['provenance'])}, {c['provenance']['machine']}, {c['train_source']}, {' '.join(c['overrides'])}"
         for c in cells
     }
     return "\n".join([*parts, "Made with `python -m benchmarks.control`:", *(f"- {m}" for m in sorted(made)), ""])

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from arclab import app
-from arclab.config.compose import compose, thaw
+from arclab.config.compose import broken_rules, compose, thaw
 from arclab.config.encoder_schema import DemoAttention, TransformerEncoderConfig
 from arclab.config.schema import (
     CanvasRule,
@@ -50,7 +50,7 @@ from arclab.models.encoders import Demonstrations
 from arclab.models.encoders.demo_tokens import DemoTokens
 from arclab.models.recursive import Reading, RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks
-from arclab.rundir import RunDir, provenance, run_path, write_atomically
+from arclab.rundir import RunDir, provenance, run_path, short_commit, write_atomically
 from arclab.solvers.base import Attempts, Budget
 from arclab.training.checkpoint import load_weights
 
@@ -196,7 +196,7 @@ def record(measured: Measured, baseline: Measured, tasks: list[ArcTask]) -> dict
 def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"Evaluation rules on {result['tasks']} tasks ({result['test_inputs']} test inputs), {result['augmentations']} augmentations, "
-        f"canvas {result['canvas']}, at most {result['max_steps']} steps. {result['machine']}, commit {result['commit'][:10]}.",
+        f"canvas {result['canvas']}, at most {result['max_steps']} steps. {result['machine']}, commit {short_commit(result)}.",
         "",
         f"`python -m benchmarks.{result['command'].removesuffix(' --save').replace('evaluate.py', 'evaluate')}` on {result['checkpoint']}",
         "",
@@ -223,6 +223,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     evaluation.num_augmentations, evaluation.batch_size = arguments.augmentations, arguments.batch_size
     evaluation.split = SplitName(arguments.split) if arguments.split else evaluation.split
     evaluation.max_tasks = arguments.tasks
+    if problems := list(broken_rules(config)):  # a puzzle table has no vectors for other views
+        raise SystemExit("error: " + " ".join(problems))
     tasks = list(app.scored_tasks(setting.split, config))
     measure("published", config, setting, models, ranks, tasks[:1])  # compiles the renderer
     names = sorted({"published", *arguments.paths}, key=list(PATHS).index)

@@ -25,7 +25,7 @@ from typing import Any
 from arclab.config.compose import compose
 from arclab.evaluation.criterion import judge_criterion
 from arclab.metrics.logger import read_rows
-from arclab.rundir import RunDir, provenance, run_path, write_atomically
+from arclab.rundir import RunDir, provenance, run_path, short_commit, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODERS = ("standard", "hybrid_variational", "recurrent_trm")
@@ -101,7 +101,7 @@ def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] |
 def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Phase 1: 32 small tasks", "",
-        f"`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}, seed {result['seed']}", "",
+        f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, seed {result['seed']}", "",
         "| encoder | criterion | ARC/pass@1 | steps | s | exact in training at step |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in result["runs"]:

@@ -29,7 +29,7 @@ from arclab.data.sampler import build_training_data, whole
 from arclab.data.splits import load_tasks
 from arclab.models import layers
 from arclab.ranks import start_ranks
-from arclab.rundir import provenance, write_atomically
+from arclab.rundir import provenance, short_commit, write_atomically
 from benchmarks.train_step import stepper
 
 # experiment -> what it is measured with: rows as these models are trained with.
@@ -104,7 +104,7 @@ def bf16_units() -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        f"`{result['command']}`, commit {result['commit'][:10]}, {result['machine']}, {result['threads']} thread(s), units for bf16: "
+        f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, {result['threads']} thread(s), units for bf16: "
         f"{result['bf16_units']}, torch {result['torch']}, median of {result['repeats']} steps by turns.",
         "", "| experiment | rows a step | form | rows/s | times fp32 |", "|---|---|---|---|---|",
     ]  # fmt: skip

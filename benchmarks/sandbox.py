@@ -35,7 +35,7 @@ import psutil
 from arclab.data.tasks import load_source
 from arclab.llm.execution import Execution, Isolation, Limits, Status
 from arclab.llm.sandbox import Sandbox
-from arclab.rundir import provenance, write_atomically
+from arclab.rundir import provenance, short_commit, write_atomically
 from benchmarks.attacks import ATTACKS, POISONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,7 +219,7 @@ def tables(record: dict[str, Any]) -> str:
     rate = record["speed"]
     machine = record["provenance"]
     lines = [
-        f"`python -m benchmarks.sandbox {' '.join(record['arguments'])}`, commit {str(machine['commit'])[:7]}, {machine['machine']}, Python {machine['python']}, {machine['started']}", "",
+        f"`python -m benchmarks.sandbox {' '.join(record['arguments'])}`, commit {short_commit(machine)}, {machine['machine']}, Python {machine['python']}, {machine['started']}", "",
         f"{rate['programs']} programs on real ARC-AGI-1 demonstrations, one worker, a process each, all on one core: {rate['programs_per_s']:.0f} programs/s "
         f"({rate['programs_per_cpu_s']:.0f} per CPU second); a fresh interpreter each ({rate['fresh_programs']}): {rate['fresh_programs_per_s']:.1f} programs/s; "
         f"ratio {rate['ratio']:.1f}. A worker that only forked and reaped would reach {rate['bare_forks_per_s']:.0f}/s. {rate['left_behind']} processes left.", "",

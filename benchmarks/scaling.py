@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from arclab.metrics.logger import read_rows
-from arclab.rundir import provenance
+from arclab.rundir import provenance, short_commit
 
 from . import reduction
 
@@ -145,7 +145,7 @@ def main() -> None:
     if given.save:
         results = Path(__file__).parent / "results"
         (results / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-        header = f"# Time and memory of a training step\n\n`{command}`, commit {result['commit'][:8]}, {result['machine']}\n\n![plot](scaling.png)"
+        header = f"# Time and memory of a training step\n\n`{command}`, commit {short_commit(result)}, {result['machine']}\n\n![plot](scaling.png)"
         (results / "scaling.md").write_text(f"{header}\n\n{table(result)}\n")
         draw(result, results / "scaling.png")
 

@@ -41,7 +41,7 @@ from arclab.models.encoders.demo_tokens import DemoTokens
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks
-from arclab.rundir import provenance
+from arclab.rundir import provenance, short_commit
 from arclab.training.checkpoint import Progress
 from arclab.training.loop import StepSums, train_step
 from arclab.training.state import Training, build_optimizer
@@ -295,7 +295,7 @@ def save(result: dict[str, Any], given: argparse.Namespace) -> None:
         name += "_" + re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_") + ("_compiled" if given.compile else "")
     results = Path(__file__).parent / "results"
     (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    heading = f"`{result['command']}`, commit {result['commit'][:8]}, {result['machine']}, torch {result['torch']}"
+    heading = f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, torch {result['torch']}"
     (results / f"{name}.md").write_text(f"# Training step\n\n{heading}\n\n{table(result)}\n")
 
 

@@ -32,7 +32,7 @@ ALLOWED = {
     "training": {"config", "data", "interrupt", "models", "metrics", "ranks", "rundir"},
     "llm": {"config", "data"},
     "solvers": {"config", "data", "llm", "metrics", "models", "ranks"},
-    "evaluation": {"config", "console", "data", "metrics", "models", "rundir", "solvers", "training"},
+    "evaluation": {"config", "console", "data", "metrics", "models", "rundir", "runlock", "solvers", "training"},
     "evaluate_programs": {"config", "data", "evaluation", "llm", "rundir", "runlock", "solvers"},
     "app": {
         "config",

@@ -39,7 +39,7 @@ from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.evaluation.encoder_health import HealthSettings, encoder_health
-from arclab.evaluation.results import Evaluation, checkpoint_subject, tasks_digest, write_results
+from arclab.evaluation.results import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
 from arclab.evaluation.runs import FIT_STAMP, rules_stamp
 from arclab.evaluation.scoring import score
 from arclab.interrupt import StopSignals, interrupted_status
@@ -376,6 +376,7 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
     load_weights(model, checkpoint, wanted.weights)
     model.to(ranks.device)
     folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value
+    require_no_larger(folder, len(setting.scored), config.evaluation.num_augmentations)
     store = VoteStore(folder, votes_key(config, setting.scored, checkpoint, wanted.weights))
     solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store)
     attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
@@ -384,7 +385,7 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
         return
     result = Evaluation(
         subject=checkpoint_subject(config, run, checkpoint, state["step"], wanted.weights.value), tasks=setting.scored, attempts=attempts,
-        stamps=(*state["stamps"], *_split_stamp(config), *_rules_stamp(config)),
+        stamps=(*state["stamps"], *_split_stamp(config), *_part_stamp(config, setting), *_rules_stamp(config)),
         notes=setting.split.notes, provenance=provenance(),
     )  # fmt: skip
     write_results(result, folder)
@@ -440,6 +441,11 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
+
+
+def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
+    total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
+    return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
 
 
 def _rules_stamp(config: ExperimentConfig) -> tuple[str, ...]:

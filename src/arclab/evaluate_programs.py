@@ -18,7 +18,7 @@ from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation
 from arclab.config.schema import SplitName
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
-from arclab.evaluation.results import Evaluation, Subject, write_results
+from arclab.evaluation.results import Evaluation, Subject, require_no_larger, write_results
 from arclab.evaluation.runs import FIT_STAMP
 from arclab.llm.hf_loading import model_identity
 from arclab.llm.language_model import LanguageModel, Sampling
@@ -48,6 +48,7 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
     folder = output_folder(config)
     store = SampleStore(folder, reply_settings(config))
     store.check()  # refuses other settings before a model is loaded
+    require_no_larger(folder, len(tasks), 0)
     with open_sandbox(config.sandbox) as sandbox:
         model = load_language_model(config.model)
         with locked(RunDir(folder)):

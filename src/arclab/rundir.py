@@ -99,7 +99,29 @@ class RunDir:
 
     def read_status(self) -> dict[str, Any] | None:
         path = self.path / "status.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        status = read_object(path) if path.is_file() else None
+        if status is not None and not {"state", "step", "message"} <= status.keys():
+            raise ValueError(
+                f"{path} does not say state, step and message; remove it, and the run goes on from its last checkpoint."
+            )
+        return status
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of ours. ValueError, with its path, if it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or remove it.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged (no JSON object); restore it, or remove it.")
+    return record
+
+
+def short_commit(record: dict[str, Any]) -> str:
+    """The commit of a provenance record, short; "+changes" is kept."""
+    commit, plus, changes = str(record.get("commit", "not recorded")).partition("+")
+    return (commit if " " in commit else commit[:10]) + plus + changes
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -116,15 +138,23 @@ def run_path(config: ExperimentConfig) -> Path:
 def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
     """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one.
 
-    trainer.batch_size=auto does not replace the number that the folder's checkpoints were made with.
+    A run that is DONE is left as it is: what it was made with must not become what looked at it. Where checkpoints go on, provenance.json
+    also keeps how they were made ("earlier"). trainer.batch_size=auto does not replace the number that they were made with.
     """
     run = RunDir(run_path(config))
     require_same(run, config)
+    if run.state is State.done:
+        return run
     if config.trainer.batch_size == AUTO and run.config.is_file() and any(run.checkpoints.glob("step_*")):
         config = with_batch_size(config, thaw(run.config).trainer.batch_size)
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.config, freeze(config))
-    write_atomically(run.provenance, json.dumps({**provenance(), "notes": list(notes)}, indent=1) + "\n")
+    record = {**provenance(), "notes": list(notes)}
+    if any(run.checkpoints.glob("step_*")) and run.provenance.is_file():
+        before = read_object(run.provenance)
+        start = {key: before[key] for key in ("command", "commit", "machine", "torch", "started") if key in before}
+        record["earlier"] = [*before.get("earlier", []), {**start, "to_step": run.step}]
+    write_atomically(run.provenance, json.dumps(record, indent=1) + "\n")
     return run
 
 

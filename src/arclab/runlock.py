@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from arclab import slurm
 from arclab.config.compose import ConfigError
-from arclab.rundir import RunDir, write_atomically
+from arclab.rundir import RunDir, read_object, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def lock_path(run: RunDir) -> Path:
 def read_holder(run: RunDir) -> Holder | None:
     """Who holds the run folder, dead or alive; None if nobody does."""
     path = lock_path(run)
-    return Holder(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return Holder(**read_object(path)) if path.is_file() else None
 
 
 def require_free(run: RunDir) -> None:

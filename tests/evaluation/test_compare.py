@@ -111,7 +111,7 @@ def test_sheet_has_the_numbers_of_the_run(folder: Path) -> None:
     assert field(text, "- Train accuracy:").startswith(
         f"{100 * n / total:.1f}% ({n}/{total}, 95 % [{100 * low:.1f}, {100 * high:.1f}])"
     )
-    assert "**Phase 1 Results (Overfit - 4 groups)**" in text and "### Experiment: quickstart/a" in text
+    assert "**Phase 1 Results (Overfit - 12 groups)**" in text and "### Experiment: quickstart/a" in text
     assert field(text, "- halt_max_steps:") == "4" and field(text, "- halt_exploration_prob:") == "0.5"
     assert field(text, "- Pre-trained decoder:") == "No" and field(text, "- Encoder:").startswith(
         "standard (demo_layout aligned"

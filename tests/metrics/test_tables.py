@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import wandb
 
+from arclab.config.schema import WandbMode
 from arclab.data.tasks import COLORS
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.tables import Prediction, picture, wandb_table
-from arclab.metrics.wandb_run import start_wandb
+from arclab.metrics.wandb_run import start_wandb, wandb_mode
 
 from ..conftest import TINY, compose
 
@@ -39,21 +40,25 @@ def test_the_table_has_a_picture_in_every_row() -> None:
     assert all(isinstance(row[3], wandb.Image) for row in table.data)
 
 
-class FakeRun:
-    url = "https://wandb.example/r/1"
-
-    def __init__(self) -> None:
-        self.defined: dict[str, str] = {}
-
-    def define_metric(self, name: str, *, summary: str) -> None:
-        self.defined[name] = summary
-
-    def save(self, *_: Any, **__: Any) -> None: ...
-
-
-def test_every_registered_metric_is_defined_with_its_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun())
+def test_every_registered_metric_has_its_summary(tmp_path: Path) -> None:
+    """In a real run of wandb: the best and the last value where one direction is better, also where the name has a dot."""
     run = start_wandb(compose("pretrain_encoder", [*TINY, "wandb.mode=offline"]), tmp_path, "1")
-    assert run is not None and run.defined.keys() == REGISTRY.keys()
-    assert run.defined["train/exact_accuracy"] == "max,last" and run.defined["train/lm_loss"] == "min,last"
-    assert run.defined["train/steps"] == "last" and FakeRun.url in (tmp_path / "wandb.json").read_text()
+    assert run is not None
+    for step, value in enumerate((0.2, 0.9, 0.5, 0.0)):  # the summary has what was logged before the newest step
+        run.log(dict.fromkeys(REGISTRY, value), step=step)
+    for name, metric in REGISTRY.items():
+        summary = run.summary[name]
+        best = {"up": ("max", 0.9), "down": ("min", 0.2)}.get(metric.direction)
+        assert summary["last"] == 0.5 and (best is None or summary[best[0]] == best[1]), name
+    run.finish()
+    assert json.loads((tmp_path / "wandb.json").read_text())["mode"] == "offline"
+
+
+@pytest.mark.parametrize(("variable", "expected"), [("disabled", "disabled"), ("offline", "offline"), ("", "offline")])
+def test_auto_is_what_the_environment_says(
+    variable: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert wandb_mode(WandbMode.auto) == expected and wandb_mode(WandbMode.disabled) == "disabled"

@@ -274,6 +274,11 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path) -> N
     app.evaluate([*command[:-1], "max_tasks=3"])
     assert "timing/replies_per_s" not in json.loads((tmp_path / "out/metrics.json").read_text())["statistics"]
     with locked(RunDir(tmp_path / "out")), pytest.raises(ConfigError, match="is in use by pid"):
+        app.evaluate([*command[:-1], "max_tasks=3"])
+    with pytest.raises(
+        ValueError,
+        match=r"out holds the results of 3 tasks .* which these of 2 tasks .* would replace; give another output_dir=",
+    ):
         app.evaluate(command)
     with pytest.raises(ConfigError, match=r"solver\.sampling\.temperature=0\.8, now solver\.sampling\.temperature=0\.5"):
         app.evaluate([*command, "solver.sampling.temperature=0.5"])

@@ -25,6 +25,7 @@ from arclab.evaluation.scoring import Share
 from arclab.evaluation.sheet import sheet_html
 from arclab.evaluation.tracking import average_steps, changes_from, convergence, gap, issues, percent, tracking_sheet
 from arclab.metrics.names import REGISTRY
+from arclab.rundir import short_commit
 
 _HEADLINES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
 _STATISTICS = (
@@ -77,6 +78,14 @@ class RunCard:
     issues: tuple[str, ...]
 
 
+def commits(run: Run) -> str:
+    """What the run was made with: the newest start's commit, and those of earlier steps where they are others."""
+    now = short_commit(run.provenance)
+    earlier = {short_commit(start): start.get("to_step") for start in run.provenance.get("earlier", [])}
+    others = [f"{commit} to step {step}" for commit, step in earlier.items() if commit != now]
+    return f"{now} ({', '.join(others)})" if others else now
+
+
 def _run_card(index: int, run: Run) -> RunCard:
     accuracy = run.train_exact
     facts = {
@@ -86,7 +95,7 @@ def _run_card(index: int, run: Run) -> RunCard:
         "steps to 90 %": convergence(run).split(" (")[0],
         "steps taken": average_steps(run).split(" (")[0],
         "health": ": ".join((run.health or "not judged").split(": ")[:2]),  # without the advice
-        "commit": str(run.provenance.get("commit", "not recorded"))[:10],
+        "commit": commits(run),
         "folder": str(run.path),
     }
     found = tuple(

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -198,7 +199,7 @@ def _links(run: Run, folder: Path) -> list[tuple[str, str]]:
         ("log", run.path / "console.log"),
     ]
     wanted += [(f"grids, {split.name}", run.path / "evaluation" / split.name / "report.html") for split in run.splits]
-    return [(text, os.path.relpath(path, folder)) for text, path in wanted if path.is_file()]
+    return [(text, quote(os.path.relpath(path, folder))) for text, path in wanted if path.is_file()]
 
 
 def main(argv: Sequence[str]) -> None:

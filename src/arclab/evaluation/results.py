@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +21,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Grid
 from arclab.evaluation.scoring import Share, score, truth_ranks
 from arclab.metrics.names import REGISTRY
-from arclab.rundir import RunDir, write_atomically
+from arclab.rundir import RunDir, read_object
 from arclab.solvers.base import Attempts, Candidate
 
 # Kaggle wants two attempts for every test input; a missing one is this grid.
@@ -97,15 +99,34 @@ def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, 
 def write_results(result: Evaluation, folder: Path) -> None:
     from arclab.evaluation.report import render_report
 
-    texts = {  # all are made before the first is written
-        "metrics.json": json.dumps(metrics_record(result), indent=1) + "\n",
-        "predictions.jsonl": "".join(json.dumps(r) + "\n" for r in prediction_records(result)),
-        "submission.json": json.dumps(submission(result.tasks, result.attempts)) + "\n",
+    texts = {  # all are made, and lie on the disk, before the first takes its place; metrics.json is what makes them an evaluation
         "report.html": render_report(result),
+        "submission.json": json.dumps(submission(result.tasks, result.attempts)) + "\n",
+        "predictions.jsonl": "".join(json.dumps(r) + "\n" for r in prediction_records(result)),
+        "metrics.json": json.dumps(metrics_record(result), indent=1) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as beside:
+        for name, text in texts.items():
+            (Path(beside) / name).write_text(text, encoding="utf-8")
+        for name in texts:
+            os.replace(Path(beside) / name, folder / name)
+
+
+def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> None:
+    """ValueError if the folder holds an evaluation of more tasks, or of more copies of each: a quick look must not replace it."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={folder} is a file; give a folder.")
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return
+    held = read_object(path)
+    tasks, copies = held.get("num_tasks", 0), held.get("num_augmentations", 0)
+    if tasks > num_tasks or copies > num_augmentations:
+        raise ValueError(
+            f"{folder} holds the results of {tasks} tasks with {copies} augmented copies of each, which these of {num_tasks} tasks with {num_augmentations} "
+            "would replace; give another output_dir=, or remove that folder first."
+        )
 
 
 def tasks_digest(tasks: Sequence[ArcTask]) -> str:
@@ -128,6 +149,7 @@ def metrics_record(result: Evaluation) -> dict[str, Any]:
     }
     return {
         "tasks_digest": tasks_digest(result.tasks),
+        "num_tasks": len(result.tasks),
         "stamps": list(result.stamps),
         "notes": list(result.notes),
         **result.subject.record,

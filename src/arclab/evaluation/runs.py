@@ -22,11 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from arclab.config.compose import ConfigError
 from arclab.data.tasks import Grid
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
+from arclab.runlock import read_holder
 from arclab.solvers.base import Candidate, TestKey
 
 # Where a run lies and what it is called: no difference in what was done.
@@ -142,6 +144,7 @@ class Run:
     rows: list[dict[str, Any]]
     status: dict[str, Any] | None
     provenance: dict[str, Any]
+    is_abandoned: bool
     criterion: dict[str, Any] | None
     wandb: dict[str, Any]
     weight_stamps: tuple[str, ...]
@@ -164,6 +167,8 @@ class Run:
         if not self.is_partial:
             return f"DONE at {where}"
         state, message = (self.status or {}).get("state", "no status.json"), (self.status or {}).get("message", "")
+        if self.is_abandoned:
+            state = f"{state}, but its process is gone"
         message = "" if state == State.running.value else message  # the verdict of health, which stands elsewhere
         return f"PARTIAL: {state}, {where}" + (f" ({message})" if message else "")
 
@@ -193,8 +198,12 @@ class Run:
         return (*self.weight_stamps, *fit, *rules_stamp(self.settings))
 
     def split(self, *names: str) -> ScoredSplit | None:
-        """The evaluation of the first of these splits that there is."""
-        return next((s for name in names for s in self.splits if s.split == name), None)
+        """The evaluation of the first of these splits that there is; of several the one in the folder of that name, else of the newest step."""
+        for name in names:
+            found = [split for split in self.splits if split.split == name]
+            if found:
+                return max(found, key=lambda split: (split.name == name, split.record.get("step", 0)))
+        return None
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) wherever the metric was logged and finite."""
@@ -298,9 +307,20 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
     return Run(
         path, label, settings, rows,
         status=_read_json(path / "status.json"), provenance=_read_json(run.provenance) or {},
-        criterion=_read_json(path / "criterion.json"), wandb=_read_json(path / "wandb.json") or {}, weight_stamps=_weight_stamps(run),
+        is_abandoned=_is_abandoned(run), criterion=_read_json(path / "criterion.json"), wandb=_read_json(path / "wandb.json") or {}, weight_stamps=_weight_stamps(run),
         splits=tuple(_read_split(folder) for folder in folders),
     )  # fmt: skip
+
+
+def _is_abandoned(run: RunDir) -> bool:
+    """Killed without a word: it says RUNNING, and who held the folder is gone."""
+    holder = read_holder(run)
+    if run.state is not State.running or holder is None:
+        return False
+    try:
+        return not holder.is_alive()
+    except ConfigError:
+        return False  # a job of SLURM, which does not answer: its word counts
 
 
 def _weight_stamps(run: RunDir) -> tuple[str, ...]:
@@ -328,6 +348,7 @@ def _read_split(folder: Path) -> ScoredSplit:
     record = _read_json(folder / "metrics.json")
     assert record is not None
     missing = [key for key in ("split", "scores", "statistics") if key not in record]
+    missing += [] if missing else [name for name in ("ARC/pass@2", "ARC/solved@2") if name not in record["scores"]]
     if missing:
         raise ValueError(f"{folder / 'metrics.json'} has no {missing[0]}; run evaluate.py again.")
     file = folder / "predictions.jsonl"
@@ -335,6 +356,9 @@ def _read_split(folder: Path) -> ScoredSplit:
     predictions = {}
     for line in lines:
         entry = _parse_object(line, file)
+        missing = [key for key in ("task", "test", "candidates", "num_candidates", "truth_rank") if key not in entry]
+        if missing:
+            raise ValueError(f"a line of {file} has no {missing[0]}; run evaluate.py again.")
         candidates = tuple(Candidate(_grid(c["grid"]), c["votes"], c["confidence"]) for c in entry["candidates"])
         predictions[entry["task"], entry["test"]] = PredictedTest(candidates, entry["num_candidates"], entry["truth_rank"])
     return ScoredSplit(folder.name, record, predictions)

@@ -114,7 +114,16 @@ def _phase1(run: Run) -> dict[str, Any] | None:
     if not is_overfit_run(run):
         return None
     own, scored = run.own_scores, run.split("train")
-    num_tasks = scored.shares["ARC/solved@2"].total if scored else own[2]["ARC/pass@1"].total if own else None
+    trained = run.last("num_train_tasks")
+    num_tasks = (
+        round(trained)
+        if trained
+        else scored.shares["ARC/solved@2"].total
+        if scored
+        else own[2]["ARC/pass@1"].total
+        if own
+        else None
+    )
     where = (
         f", rows halted since the previous log at step {run.series('train/exact_accuracy')[-1][0]:,}" if run.train_exact else ""
     )
@@ -154,6 +163,10 @@ def issues(run: Run) -> list[str]:
         if value is None or metric.healthy is None:
             continue
         low, high = metric.healthy
+        if name.startswith("grad/"):
+            if (run.train_exact or Share(0, 0)).value >= CONVERGED:
+                continue  # where nearly everything is right all gradients fade
+            low *= min(1.0, run.last("context_gain") or 1.0) if name == "grad/encoder_norm" else 1.0
         if not low <= value <= high:
             wanted = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
             found.append(f"{name} ended at {value:.3g} (healthy: {wanted})")

@@ -282,15 +282,20 @@ class _Raised:
 
 
 def _record_of(error: BaseException) -> bytes:
-    if isinstance(error, _BadOutput):
+    """What was raised, read without running a line of the program: its exceptions may define any attribute, and raise there."""
+    kind, parts = type(error), BaseException.__dict__["args"].__get__(error)
+    if issubclass(kind, _BadOutput):
         return pack_error(Status.bad_output, str(error))
-    if isinstance(error, MemoryError):
+    if issubclass(kind, MemoryError):
         return pack_error(Status.oom, "MemoryError")
-    if isinstance(error, SystemExit):
-        return pack_error(Status.exited, f"sys.exit({error.code if isinstance(error.code, int | None) else 'text'})")
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == PROGRAM]
-    text = next((part for part in error.args if isinstance(part, str)), "")
-    return pack_error(Status.exception, f"{type(error).__name__}: {text[:200]}" + (f" (line {lines[-1]})" if lines else ""))
+    if issubclass(kind, SystemExit):
+        code = SystemExit.__dict__["code"].__get__(error)
+        return pack_error(Status.exited, f"sys.exit({code if type(code) in (int, type(None)) else 'text'})")
+    trace = BaseException.__dict__["__traceback__"].__get__(error)
+    lines = [line for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename == PROGRAM]
+    text = next((part for part in parts if type(part) is str), "")
+    name = type.__dict__["__name__"].__get__(kind)
+    return pack_error(Status.exception, f"{name}: {text[:200]}" + (f" (line {lines[-1]})" if lines else ""))
 
 
 class _BadOutput(Exception):

@@ -152,12 +152,19 @@ class Sandbox:
         results: list[Result | None] = [None] * len(executions)
         numbers = iter(range(len(executions)))
 
+        over = threading.Event()
+
         def work() -> None:  # one call for each thread, not for each program: to wake another thread costs a tenth of a program
             for number in numbers:
+                if over.is_set():
+                    return
                 results[number] = self._run_one(executions[number])
 
-        for done in [self._pool.submit(work) for _ in range(min(self._num_workers, len(executions)))]:
-            done.result()
+        try:
+            for done in [self._pool.submit(work) for _ in range(min(self._num_workers, len(executions)))]:
+                done.result()
+        finally:
+            over.set()  # after Ctrl-C, or a failure of one thread, the others end with the program they run
         return [result for result in results if result is not None]
 
     def stream(self, executions: Sequence[Execution]) -> Iterator[Result]:

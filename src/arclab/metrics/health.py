@@ -4,9 +4,10 @@
     verdict = judge(rows, facts)                       # the gravest one, HEALTHY if there is nothing to say
     print(f"step 10: {verdict}")                       # step 10: STARVED grad/encoder_norm 0.02 < 0.05: ...
 
-`rows` are rows of metrics.jsonl, oldest first (a missing name is unknown, null is not finite); the last WINDOW_STEPS steps
-are enough. A verdict is `bad` (the guide's failure) or a `warning` (its warning band, or too early to be sure). Limits are
-below and nowhere else; targets that are also healthy ranges come from the registry. Stopping a run is decided by
+`rows` are rows of metrics.jsonl, oldest first (a missing name is unknown, null is not finite); the last facts.window_steps steps
+are enough. A verdict is `bad` (what the guide stops a run for) or a `warning` (below its failure limit, or too early to be sure). Its
+targets beyond that (variance above 0.3, encoder gradients above 0.2 after the first 100 steps, halting accuracy) are the healthy ranges
+of the registry, which pages and sheets compare with: a sound run passes through them. Limits are below and nowhere else. Stopping a run is decided by
 `stop_reason`; nothing here reads files or talks to anyone. Verdicts on the encoder do not apply to a puzzle table.
 """
 
@@ -28,6 +29,7 @@ Row = Mapping[str, Any]
 WINDOW_STEPS = 1000
 EARLY_STEPS = 100  # the guide's quick check: before this, gradients are those of an untrained output layer
 PATIENCE_STEPS = 300
+PATIENCE_SHARE = 0.03  # of all steps, after the first phase: what is slow to see in a long run is no standstill
 FIRST_PHASE_STEPS = 500  # the guide's horizon for stopping early
 STARVED_NORM = 0.05
 STARVED_SHARE = 0.1
@@ -46,6 +48,7 @@ EXPLODED_GRAD_FACTOR = 100.0
 EXPLODED_GRAD_NORM = 10.0
 _SMOOTHING_ROWS = 5
 _BLOCK_STEPS = 100
+_PATIENCE_BLOCKS = 3
 _DIVERGING = ("train/lm_loss", "grad/total_norm")
 
 
@@ -109,7 +112,7 @@ class RunFacts:
     """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over.
 
     context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder (the metric
-    context_gain; of(), which sees no model, takes what the configuration says).
+    context_gain; of(), which sees no model, takes what the configuration says). steps: of the whole run.
     """
 
     has_encoder: bool
@@ -117,13 +120,25 @@ class RunFacts:
     warmup_steps: int
     rows_per_rank: int
     context_gain: float
+    steps: int = 0
+
+    def patience_steps(self, step: int) -> int:
+        """How long no progress is no standstill at this step: by the guide's rule in the first phase, then a share of the run."""
+        is_first_phase = step <= self.warmup_steps + FIRST_PHASE_STEPS
+        return PATIENCE_STEPS if is_first_phase else max(PATIENCE_STEPS, round(PATIENCE_SHARE * self.steps))
+
+    @property
+    def window_steps(self) -> int:
+        """The last steps whose rows verdicts look at."""
+        return max(WINDOW_STEPS, WINDOW_STEPS * self.patience_steps(self.steps) // PATIENCE_STEPS)
 
     @classmethod
     def of(cls, config: ExperimentConfig, *, rows_per_rank: int) -> RunFacts:
         has_encoder = not isinstance(config.encoder, PuzzleTableConfig)
         context: ContextConfig | None = getattr(config.encoder, "context", None)
         gain = 1.0 if context is None else context.start_gain(config.decoder.width)
-        return cls(has_encoder, config.halting.halt_max_steps, config.trainer.warmup_steps, rows_per_rank, gain)
+        trainer = config.trainer
+        return cls(has_encoder, config.halting.halt_max_steps, trainer.warmup_steps, rows_per_rank, gain, trainer.steps)
 
 
 def judge(rows: Sequence[Row], facts: RunFacts) -> Verdict:
@@ -295,29 +310,30 @@ def _maxed_out(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
 
 
 def _stuck(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
-    """The best mean over 100 steps is older than PATIENCE_STEPS; the steps of the warm-up do not count.
+    """The best mean over a third of the patience is older than the patience; the steps of the warm-up do not count.
 
     As long as no grid at all was right, cells speak for grids: a young run has exact accuracy 0 for a while and learns.
     """
     now = rows[-1]["_step"]
-    started = now - PATIENCE_STEPS >= facts.warmup_steps
+    patience = facts.patience_steps(now)
+    started = now - patience >= facts.warmup_steps
     has_exact = any(value > 0 for value in _values(rows, "train/exact_accuracy"))
     name = "train/exact_accuracy" if has_exact else "train/accuracy"
-    means = _block_means(rows, name)
-    recent = [mean for age, mean in means.items() if age < PATIENCE_STEPS // _BLOCK_STEPS]
-    past = [mean for age, mean in means.items() if age >= PATIENCE_STEPS // _BLOCK_STEPS]
+    means = _block_means(rows, name, patience // _PATIENCE_BLOCKS)
+    recent = [mean for age, mean in means.items() if age < _PATIENCE_BLOCKS]
+    past = [mean for age, mean in means.items() if age >= _PATIENCE_BLOCKS]
     if not started or not recent or not past or max(recent) > max(past) or _has_learned(rows):
         return None
     return _verdict(Kind.stuck, name, max(recent), max(past), Level.bad)
 
 
-def _block_means(rows: Sequence[Row], name: str) -> dict[int, float]:
-    """{age in blocks of 100 steps: mean of the metric, weighted by the rows it was measured on}."""
+def _block_means(rows: Sequence[Row], name: str, block_steps: int) -> dict[int, float]:
+    """{age in blocks: mean of the metric, weighted by the rows it was measured on}."""
     now, sums = rows[-1]["_step"], dict[int, list[float]]()
     for row in rows:
         if _values([row], name):
             weight = float(row.get("train/count") or 1.0)
-            entry = sums.setdefault((now - row["_step"]) // _BLOCK_STEPS, [0.0, 0.0])
+            entry = sums.setdefault((now - row["_step"]) // block_steps, [0.0, 0.0])
             entry[0] += weight * row[name]
             entry[1] += weight
     return {age: total / weight for age, (total, weight) in sums.items()}

@@ -192,6 +192,7 @@ _METRICS = [
     ),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("context_gain", "", "none", "what context tokens are multiplied by when training starts"),
+    Metric("num_train_tasks", "tasks", "none", "tasks that are trained on"),
     Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
     Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),
 ]

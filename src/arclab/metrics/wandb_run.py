@@ -15,9 +15,12 @@ from arclab.rundir import write_atomically
 
 
 def wandb_mode(mode: WandbMode) -> str:
-    """online, offline or disabled. auto is online only where a key is set."""
+    """online, offline or disabled. auto is what WANDB_MODE says, else online where a key is set."""
     if mode is not WandbMode.auto:
         return mode.value
+    wished = os.environ.get("WANDB_MODE", "")
+    if wished in (WandbMode.online.value, WandbMode.offline.value, WandbMode.disabled.value):
+        return wished
     has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc_text()
     return "online" if has_key else "offline"
 
@@ -34,6 +37,8 @@ def start_wandb(config: ExperimentConfig, folder: Path, run_id: str) -> Any | No
         return None
     import wandb
 
+    if not os.environ.get("WANDB_MODE", "-"):
+        del os.environ["WANDB_MODE"]  # wandb refuses an empty one
     run = wandb.init(
         project=config.wandb.project, group=config.wandb.group, name=f"{config.experiment_name}/{config.name}", id=run_id,
         resume="allow" if mode == "online" else None, dir=folder, config=flat(config), mode=mode,  # pyright: ignore[reportArgumentType]
@@ -41,7 +46,8 @@ def start_wandb(config: ExperimentConfig, folder: Path, run_id: str) -> Any | No
     )  # fmt: skip
     for metric in REGISTRY.values():
         summary = {"up": "max", "down": "min"}.get(metric.direction)
-        run.define_metric(metric.name, summary=f"{summary},last" if summary else "last")
+        # A dot would name a key within another: "all.steps" is a metric of its own.
+        run.define_metric(metric.name.replace(".", "\\."), summary=f"{summary},last" if summary else "last")
     save_workspace(run, folder)
     # For the tracking sheet; url is null offline, where `wandb sync` makes one later.
     write_atomically(folder / "wandb.json", json.dumps({"id": run_id, "mode": mode, "url": run.url or None}) + "\n")

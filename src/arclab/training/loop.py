@@ -292,7 +292,7 @@ def train(
         parts, progress.cursors, ranks.rows, num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers,
         pin_memory=ranks.device.type == "cuda",
     )  # fmt: skip
-    logger = _open_logger(config, training.model, run, progress) if ranks.is_main else None
+    logger = _open_logger(config, training.model, data, run, progress) if ranks.is_main else None
     monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
     stop = StopRequest(run, ranks, signals)
     bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
@@ -310,14 +310,16 @@ class _Nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _open_logger(config: ExperimentConfig, model: RecursiveModel, run: RunDir, progress: Progress) -> MetricLogger:
+def _open_logger(
+    config: ExperimentConfig, model: RecursiveModel, data: TrainingData, run: RunDir, progress: Progress
+) -> MetricLogger:
     """A log that begins with what the run starts from."""
     wandb_run = start_wandb(config, run.path, progress.run_id)
     # A run killed before its first checkpoint starts again with the row of step 0.
     kept_until = progress.step if progress.step > 0 else -1
     logger = MetricLogger(run.metrics, wandb_run, resume_step=kept_until, runtime_s=progress.runtime_s)
     if progress.step == 0:
-        logger.write(0, _start(model))
+        logger.write(0, {"num_train_tasks": float(len(data.members_M)), **_start(model)})
     return logger
 
 
@@ -361,6 +363,10 @@ def _loop(
                 {"grad/total_norm": float(stats["grad/total_norm"])}, step
             )  # good checkpoints must outlive a bad step
             if logger is not None:
+                if not run.config.is_file():
+                    raise ValueError(
+                        f"the run folder {run.path} was moved or emptied while the run trains; put it back and give the command again."
+                    )
                 progress.runtime_s = logger.runtime_s
             save_checkpoint(config, training, folder, ranks)
             if monitor is not None:

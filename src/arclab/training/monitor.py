@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from arclab.config.schema import ExperimentConfig
-from arclab.metrics.health import WINDOW_STEPS, Kind, Level, RunFacts, Verdict, judge, stop_reason
+from arclab.metrics.health import Kind, Level, RunFacts, Verdict, judge, stop_reason
 from arclab.metrics.logger import read_rows
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir
@@ -45,7 +45,7 @@ class HealthMonitor:
         )
         self.message, self.stop = "", None
         self._config = config
-        self._rows = _window([row for row in rows if row["_step"] <= step], step)
+        self._rows = _window([row for row in rows if row["_step"] <= step], step, self.facts.window_steps)
         self._thinned_at = step
         judged = [row for row in self._rows if "health" in row]
         self._last_bad = Kind(judged[-1]["health"]) if judged and judged[-1]["health_level"] == Level.bad.value else None
@@ -54,8 +54,8 @@ class HealthMonitor:
     def observe(self, metrics: dict[str, float], step: int) -> Verdict | None:
         """Remember a row; where health is due, or a number is not finite, the verdict on the run so far."""
         self._rows.append({"_step": step, **metrics})
-        if step >= self._thinned_at + WINDOW_STEPS:
-            self._rows, self._thinned_at = _window(self._rows, step), step
+        if step >= self._thinned_at + self.facts.window_steps:
+            self._rows, self._thinned_at = _window(self._rows, step, self.facts.window_steps), step
         is_finite = all(math.isfinite(metrics.get(name, 0.0)) for name in ("train/lm_loss", "grad/total_norm"))
         if is_finite and not is_due(self._config, step):
             return None
@@ -74,10 +74,10 @@ class HealthMonitor:
         return news
 
 
-def _window(rows: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+def _window(rows: list[dict[str, Any]], step: int, window_steps: int) -> list[dict[str, Any]]:
     """The rows that verdicts look at: those of the last steps, and the newest evaluation however old it is."""
     evaluated = [row for row in rows if "encoder/swap_drop" in row][-1:]
     return [
-        *(r for r in evaluated if r["_step"] <= step - WINDOW_STEPS),
-        *(r for r in rows if r["_step"] > step - WINDOW_STEPS),
+        *(r for r in evaluated if r["_step"] <= step - window_steps),
+        *(r for r in rows if r["_step"] > step - window_steps),
     ]
