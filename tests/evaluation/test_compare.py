@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ import torch
 from arclab import app
 from arclab.config.compose import compose_evaluate
 from arclab.evaluation.analyse import analyse
-from arclab.evaluation.compare import gap_rows, paired_tests, render_comparison, score_groups
+from arclab.evaluation.compare import commits, gap_rows, paired_tests, render_comparison, score_groups
 from arclab.evaluation.compare_pictures import disagreements, failures, overlay_svgs
 from arclab.evaluation.paired import compare_splits, difference_interval, mcnemar_p
 from arclab.evaluation.runs import FIT_STAMP, Run, read_runs, settings_difference, unlike
 from arclab.evaluation.scoring import Share
 from arclab.evaluation.sheet import sheet_html
-from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, observations, tracking_sheet
+from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, issues, observations, tracking_sheet
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
 from arclab.ranks import Ranks
+from arclab.rundir import RunDir, State, write_atomically
+from arclab.runlock import Holder
 
 from ..conftest import TINY, compose
 
@@ -303,6 +306,59 @@ def test_other_grids_under_the_same_ids_are_not_comparable(folder: Path) -> None
 def test_other_voting_is_noted(folder: Path) -> None:
     edit(folder / "b/evaluation/train/metrics.json", num_augmentations=7)
     assert paired_tests(load(folder, "a", "b"))[0].notes == ("augmented copies voted: 1 for a, 7 for b",)
+
+
+def test_of_two_evaluations_the_one_of_the_splits_own_folder_counts(folder: Path) -> None:
+    """A quick look in a folder of another name, even one that sorts first, does not stand for the run."""
+    evaluations = folder / "a/evaluation"
+    shutil.copytree(evaluations / "train", evaluations / "early_look")
+    edit(evaluations / "early_look/metrics.json", step=2)
+    (run,) = load(folder, "a")
+    assert [split.name for split in run.splits] == ["early_look", "train"]
+    found = run.split("train")
+    assert found is not None and (found.name, found.record["step"]) == ("train", 4)
+    shutil.rmtree(evaluations / "train")
+    found = load(folder, "a")[0].split("train")
+    assert found is not None and found.name == "early_look"
+
+
+def test_a_gap_between_unlike_evaluations_says_so(folder: Path) -> None:
+    set_ranks(folder / "a", {"x": [0]}, "evaluation")
+    edit(folder / "a/evaluation/evaluation/metrics.json", step=2)
+    runs = load(folder, "a")
+    (row,) = gap_rows(runs)
+    assert row.gap and "trained steps: 4 for train, 2 for evaluation" in row.note
+    assert row.note in html.unescape(render_comparison(runs))
+
+
+def test_a_run_that_was_killed_is_not_running(folder: Path) -> None:
+    run = RunDir(folder / "a")
+    run.write_status(State.running, 3)
+    write_atomically(run.path / "lock.json", json.dumps({**asdict(Holder.me()), "pid": 2**22 + 1}))
+    assert "PARTIAL: RUNNING, but its process is gone, step 4" in load(folder, "a")[0].state
+    write_atomically(run.path / "lock.json", json.dumps(asdict(Holder.me())))
+    assert "PARTIAL: RUNNING, step 4" in load(folder, "a")[0].state
+
+
+def test_gradients_are_judged_by_the_gain_and_not_once_all_is_right(folder: Path) -> None:
+    """As the verdicts of health do, which would contradict the sheet otherwise."""
+
+    def named(gain: float, exact: float) -> bool:
+        rows = [
+            {"_step": 0, "context_gain": gain},
+            {"_step": 1, "train/exact_accuracy": exact, "train/count": 8.0, "grad/encoder_norm": 0.06},
+        ]
+        return any(text.startswith("grad/encoder_norm") for text in issues(replace(load(folder, "a")[0], rows=rows)))
+
+    assert named(1.0, 0.5) and not named(0.1, 0.5) and not named(1.0, 0.95)
+
+
+def test_the_commits_of_a_run_that_went_on_are_all_named(folder: Path) -> None:
+    earlier = [{"commit": "a" * 40, "to_step": 2}, {"commit": "b" * 40 + "+changes", "to_step": 3}]
+    edit(folder / "a/provenance.json", commit="b" * 40 + "+changes", earlier=earlier)
+    assert commits(load(folder, "a")[0]) == f"{'b' * 10}+changes ({'a' * 10} to step 2)"
+    edit(folder / "a/provenance.json", commit="not recorded", earlier=[])
+    assert commits(load(folder, "a")[0]) == "not recorded"
 
 
 def test_gap_is_train_minus_held_out(folder: Path) -> None:

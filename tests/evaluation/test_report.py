@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from arclab.config.compose import flat
 from arclab.data.tasks import ArcTask, Grid, Pair, load_source
 from arclab.evaluation import report
 from arclab.evaluation.report import COLORS, cell_px, curve_svgs, gallery, grid_svg, interval_svg, render_report, statistic_rows
-from arclab.evaluation.results import Evaluation, checkpoint_subject, write_results
+from arclab.evaluation.results import Evaluation, checkpoint_subject, require_no_larger, write_results
 from arclab.evaluation.scoring import Share
 from arclab.rundir import RunDir
 from arclab.solvers.base import Attempts, Candidate, WrittenProgram
@@ -86,6 +87,43 @@ def section_html(page: str, key: str) -> str:
 
 def num_outlined(html: str) -> int:
     return sum(path.count("M") for path in re.findall(r'class="wrong" d="([^"]*)"', html))
+
+
+def test_a_disk_that_fills_up_leaves_the_old_evaluation_whole(
+    result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_results(result, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    write, written = Path.write_text, []
+
+    def fills_up(self: Path, text: str, **how: Any) -> int:
+        written.append(self)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        return write(self, text, **how)
+
+    monkeypatch.setattr(Path, "write_text", fills_up)
+    other = replace(result, stamps=("another",))
+    with pytest.raises(OSError, match="No space"):
+        write_results(other, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_smaller_evaluation_does_not_replace_a_larger_one(result: Evaluation, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    require_no_larger(folder, 1, 0)
+    write_results(result, folder)
+    held = json.loads((folder / "metrics.json").read_text())
+    tasks, copies = len(result.tasks), held["num_augmentations"]
+    assert held["num_tasks"] == tasks and copies > 0
+    require_no_larger(folder, tasks, copies)
+    for fewer in ((tasks - 1, copies), (tasks, copies - 1)):
+        with pytest.raises(
+            ValueError, match=rf"holds the results of {tasks} tasks with {copies} augmented copies .*give another output_dir="
+        ):
+            require_no_larger(folder, *fewer)
+    with pytest.raises(ValueError, match=r"metrics\.json is a file; give a folder"):
+        require_no_larger(folder / "metrics.json", 1, 0)
 
 
 def test_tasks_land_in_the_section_of_their_outcome(result: Evaluation) -> None:

@@ -25,6 +25,7 @@ from arclab.llm.execution import (
     Header,
     Isolation,
     Limits,
+    Result,
     Status,
     pack_error,
     pack_grid,
@@ -77,6 +78,45 @@ def test_every_input_is_a_fresh_copy_and_fails_alone(sandbox: Sandbox) -> None:
     assert run(sandbox, source, other)[0][1] == "KeyError: nine (line 3)"
     dies = "import os\ndef solve(I):\n    if I[0][0] == 8: os._exit(4)\n    return I"
     assert run(sandbox, dies, GRID, other, GRID) == [(Status.ok, ""), *[(Status.exited, "exit status 4")] * 2]
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        "class E(Exception):\n    args = property(lambda self: 1 / 0)\n",
+        "class E(Exception):\n    __class__ = property(lambda self: 1 / 0)\n",
+        "class M(type):\n    __name__ = property(lambda self: 1 / 0)\nclass E(Exception, metaclass=M): pass\n",
+        "class E(SystemExit):\n    code = property(lambda self: 1 / 0)\n",
+        "class S(str):\n    __getitem__ = __format__ = __str__ = lambda self, *_: 1 / 0\nE = lambda: ValueError(S('x'))\n",
+    ],
+    ids=["args", "class", "name", "code", "text"],
+)
+def test_what_an_exception_defines_costs_no_other_input_its_answer(sandbox: Sandbox, evil: str) -> None:
+    other = GRID.copy()
+    other[0, 0] = 8
+    statuses = [
+        status
+        for status, _ in run(sandbox, f"{evil}def solve(I):\n    if I[0][0] == 8: raise E()\n    return I", GRID, other, GRID)
+    ]
+    assert statuses[::2] == [Status.ok, Status.ok] and statuses[1] in (Status.exception, Status.exited)
+
+
+def test_a_failed_batch_starts_no_further_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or a failure of one thread: the other does not work through the rest of the batch."""
+    begun = []
+
+    def ask(self: Sandbox, execution: Execution) -> Result:
+        begun.append(execution)
+        time.sleep(0.02)
+        if len(begun) == 3:
+            raise SandboxError("no more processes")
+        return Result((), Isolation.limits, "", 0.0, 0.0)
+
+    with Sandbox(num_workers=2, limits=LIMITS, min_isolation=Isolation.limits) as held:
+        monkeypatch.setattr(Sandbox, "_run_one", ask)
+        with pytest.raises(SandboxError, match="no more"):
+            held.run([Execution(FLIP, (GRID,), seed=seed) for seed in range(200)])
+    assert len(begun) < 20
 
 
 def test_answers_seeds_and_arrays(sandbox: Sandbox) -> None:

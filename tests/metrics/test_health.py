@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,6 +165,28 @@ def test_stuck_is_counted_from_the_last_improvement() -> None:
     changed = names(train__exact_accuracy=lambda s: min(s, 200) / 500)
     assert judge(window(400, **changed), ETRM).kind is Kind.healthy
     assert judge(window(600, **changed), ETRM).kind is Kind.stuck
+
+
+def test_a_long_run_may_take_long_to_show_progress() -> None:
+    """From 10 % to 60 % over half a million steps, each row noisier than what 300 steps bring: no standstill; without progress it is one."""
+    facts = replace(ETRM, steps=518_000)
+    noise = random.Random(0)
+
+    def late(step: int, rises: bool) -> list[dict[str, Any]]:
+        rows = window(facts.window_steps)
+        for row in rows:
+            row["_step"] += step - facts.window_steps
+            row["train/exact_accuracy"] = (0.1 + 0.5 * row["_step"] / 518_000 if rises else 0.2) + noise.gauss(0, 0.02)
+            row["train/accuracy"], row["train/steps"], row["train/lm_loss"] = 0.8, 9.0, 0.5
+        return rows
+
+    rising = [judge(late(step, True), facts).kind for step in range(60_000, 500_000, 20_000)]
+    assert set(rising) == {Kind.healthy}
+    standing = [judge(late(step, False), facts).kind for step in range(60_000, 500_000, 20_000)]
+    assert standing.count(Kind.stuck) > len(standing) / 3
+    assert (
+        judge(window(400, **names(train__exact_accuracy=0.5)), facts).kind is Kind.stuck
+    )  # the first phase keeps the guide's 300 steps
 
 
 def test_a_fault_comes_before_a_warning() -> None:
