@@ -337,10 +337,11 @@ def test_evaluate_keys_change_the_result(tmp_path: Path) -> None:
     checkpoint = f"checkpoint={tmp_path}/runs/quickstart/e"
 
     def result(*overrides: str) -> dict[str, Any]:
-        app._evaluate(compose_evaluate([checkpoint, f"output_dir={tmp_path}/out", *overrides]), CPU)
-        record = json.loads((tmp_path / "out/metrics.json").read_text())
+        folder = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        app._evaluate(compose_evaluate([checkpoint, f"output_dir={folder}", *overrides]), CPU)
+        record = json.loads((folder / "metrics.json").read_text())
         return {k: record[k] for k in ("scores", "statistics", "split", "num_augmentations")} | {
-            "files": sorted(p.name for p in (tmp_path / "out").iterdir())
+            "files": sorted(p.name for p in folder.iterdir())
         }
 
     base = result("split=validation", "max_tasks=2")

@@ -288,7 +288,8 @@ def test_the_cache_forgets_the_oldest_and_workers_are_renewed(monkeypatch: pytes
     assert len(before) == len(after) and {p.pid for p in before} != {p.pid for p in after}
 
 
-def test_a_lost_worker_is_replaced(sandbox: Sandbox) -> None:
+def test_a_lost_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that it held runs again; where that fails too it is the sandbox's error, which is not kept."""
     with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as pool:
         (zygote,) = [
             c
@@ -297,8 +298,21 @@ def test_a_lost_worker_is_replaced(sandbox: Sandbox) -> None:
         ][-1:]
         zygote.kill()
         zygote.wait()
-        lost, after = pool.run([Execution(FLIP, (GRID,))])[0], pool.run([Execution(FLIP, (GRID,))])[0]
+        assert pool.run([Execution(FLIP, (GRID,))])[0].grids[0].status is Status.ok
+        with monkeypatch.context() as patch:
+            patch.setattr(sandbox_module._Worker, "ask", lambda self, request: None)
+            lost = pool.run([Execution(FLIP, (GRID,), seed=1)])[0]
+        after = pool.run([Execution(FLIP, (GRID,), seed=1)])[0]
     assert lost.grids[0].status is Status.sandbox_error and after.grids[0].status is Status.ok and not after.cached
+
+
+def test_unseeded_generators_of_numpy_are_seeded(sandbox: Sandbox) -> None:
+    source = "import numpy as np\ndef solve(I): return np.random.default_rng().integers(0, 10, (9, 9))"
+    first, other = (sandbox.run([Execution(source, (GRID,), seed=seed)])[0].grids[0].grid for seed in (1, 2))
+    with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as fresh:
+        again = fresh.run([Execution(source, (GRID,), seed=1)])[0].grids[0].grid
+    assert first is not None and other is not None and again is not None
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_records_are_not_believed() -> None:

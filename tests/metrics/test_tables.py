@@ -34,6 +34,12 @@ def test_a_picture_shows_input_truth_and_prediction_side_by_side() -> None:
     assert pixels[0, 6 * CELL].tolist() == rgb(5) and pixels[CELL, 6 * CELL].tolist() == [255, 255, 255]
 
 
+def test_a_missing_truth_keeps_its_place() -> None:
+    pixels = picture(Prediction("a", 0, GRID, None, GRID))
+    assert pixels.shape == picture(Prediction("a", 0, GRID, GRID, GRID)).shape
+    assert (pixels[:, 3 * CELL : 5 * CELL] == 255).all() and pixels[0, 6 * CELL].tolist() == rgb(1)
+
+
 def test_the_table_has_a_picture_in_every_row() -> None:
     table = wandb_table([Prediction("a", 0, GRID, GRID, GRID), Prediction("b", 1, GRID, None, None)])
     assert [row[:3] for row in table.data] == [["a", 0, True], ["b", 1, None]]

@@ -130,5 +130,5 @@ def test_doctor_knows_this_slurm(launch: Launch) -> None:
     assert (
         "KillWait=5 sec" in lines
         and "JobRequeue=1; jobs ask for it themselves" in lines
-        and "PreemptMode=OFF: jobs are not preempted" in lines
+        and "PreemptMode=REQUEUE: the job is told before in partitions with a GraceTime only" in lines
     )

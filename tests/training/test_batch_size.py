@@ -134,6 +134,7 @@ def test_a_prepared_folder_says_auto_until_its_run_has_found_the_number(tiny: Ti
     assert _other_configuration(run.path, tiny("trainer.batch_size=7", trm=True), QuickComposer())
     # Without a checkpoint there is nothing to keep the number for: memory may have been the reason.
     shutil.rmtree(run.checkpoints)
+    run.write_status(State.failed, 0)
     assert thaw(prepare_run(config).config).trainer.batch_size == "auto"
 
 

@@ -62,6 +62,7 @@ def _train(
     model = build_model(config, data.space.num_puzzles)
     run, events, grads = RunDir(folder), list[str](), list[torch.Tensor]()
     run.path.mkdir(parents=True, exist_ok=True)
+    run.config.touch()
     step, all_reduce = AdamATan2.step, dist.all_reduce
 
     def noted_step(optimizer: AdamATan2) -> None:

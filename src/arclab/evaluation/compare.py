@@ -91,7 +91,7 @@ def _run_card(index: int, run: Run) -> RunCard:
     facts = {
         "experiment": str(run.settings.get("experiment_name", "not recorded")),
         "started": str(run.provenance.get("started", "not recorded")),
-        "train/exact_accuracy, last": percent(accuracy) if accuracy else "not logged",
+        "train/exact_accuracy, last": percent(accuracy, run.last("num_train_tasks")) if accuracy else "not logged",
         "steps to 90 %": convergence(run).split(" (")[0],
         "steps taken": average_steps(run).split(" (")[0],
         "health": ": ".join((run.health or "not judged").split(": ")[:2]),  # without the advice

@@ -94,7 +94,11 @@ def judge_criterion(criterion: CriterionConfig, rows: Sequence[Mapping[str, Any]
     value, step = row[criterion.metric], row["_step"]
     if criterion.metric.startswith("train/"):
         count = int(row["train/count"])
-        return CriterionResult(criterion, step, value * count, count, "rows", count, "rows")
+        tasks = next((int(r["num_train_tasks"]) for r in rows if "num_train_tasks" in r), count)
+        independent = (
+            (tasks, "training tasks") if tasks < count else (count, "rows")
+        )  # rows of one task are no independent trials
+        return CriterionResult(criterion, step, value * count, count, "rows", *independent)
     tasks = int(row["ARC/tasks"])
     if criterion.metric.startswith("ARC/"):
         return CriterionResult(criterion, step, value * tasks, tasks, "tasks", tasks, "tasks")

@@ -96,11 +96,12 @@ def _pretrained(settings: dict[str, Any]) -> str:
     return f"Yes ({kind}{until}, {settings.get('decoder_init.path')})"
 
 
-def percent(share: Share | None) -> str:
-    """x% (n/N, 95 % interval), or that it was not evaluated."""
+def percent(share: Share | None, num_tasks: float | None = None) -> str:
+    """x% (n/N, 95 % interval), or that it was not evaluated. num_tasks: of which the N are copies, which are no independent trials."""
     if share is None or share.total == 0:
         return _NOT_EVALUATED
-    low, high = share.interval
+    independent = share.total if num_tasks is None else min(share.total, round(num_tasks))
+    low, high = Share(share.value * independent, independent).interval
     return f"{100 * share.value:.1f}% ({round(share.n, 2):g}/{share.total}, 95 % [{100 * low:.1f}, {100 * high:.1f}])"
 
 
@@ -129,7 +130,7 @@ def _phase1(run: Run) -> dict[str, Any] | None:
     )
     return {
         "group": f"{num_tasks} groups" if num_tasks else f"{run.settings.get('dataset.train_ids')}",
-        "train_accuracy": percent(run.train_exact) + where,
+        "train_accuracy": percent(run.train_exact, run.last("num_train_tasks")) + where,
         "status": status(run),
     }
 

@@ -95,6 +95,12 @@ def preload() -> None:
         importlib.import_module(name)
     for name in _PARTS_OF_NUMPY:
         getattr(np, name, None)
+    np.random.default_rng = _seeded(np.random.default_rng)
+
+
+def _seeded(default_rng: Callable[[Any], np.random.Generator]) -> Callable[..., np.random.Generator]:
+    """Without a seed of its own a generator starts from numpy's state, which is seeded, and not from the system's entropy."""
+    return lambda seed=None: default_rng(np.random.randint(2**31) if seed is None else seed)
 
 
 def locked_down() -> tuple[Lock | None, str]:

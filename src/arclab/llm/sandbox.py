@@ -196,6 +196,9 @@ class Sandbox:
         if worker.num_programs >= _PROGRAMS_PER_ZYGOTE:
             worker = self._renewed(worker)
         answer = worker.ask(request)
+        if answer is None:  # hardly ever the program's fault, so once more
+            worker = self._renewed(worker)
+            answer = worker.ask(request)
         if answer is None:
             lost = tuple(GridResult(Status.sandbox_error, None, "the sandbox process was lost") for _ in execution.inputs)
             return self._renewed(worker), Result(lost, worker.isolation, "", 0.0, 0.0)
