@@ -106,3 +106,17 @@ def test_every_halting_option_takes_effect_in_the_phases(experiment: str) -> Non
         halting = compose("pretrain_encoder", [f"experiment={experiment}", f"halting={option.stem}"]).halting
         wanted = yaml.safe_load(option.read_text())
         assert {key: getattr(halting, key) for key in wanted} == wanted
+
+
+def test_the_interval_of_training_rows_counts_tasks() -> None:
+    """512 rows of 32 tasks are no 512 trials."""
+    criterion = CriterionConfig(phase="p", metric="train/exact_accuracy", threshold=0.9)
+    row = {"_step": 9, "train/exact_accuracy": 0.75, "train/count": 512.0}
+    few, unknown = judge_criterion(criterion, [{"_step": 0, "num_train_tasks": 32.0}, row]), judge_criterion(criterion, [row])
+    assert (few.n, few.N, few.num_independent, few.independent) == (
+        384,
+        512,
+        32,
+        "training tasks",
+    ) and unknown.num_independent == 512
+    assert few.interval95[0] < unknown.interval95[0] < 0.75

@@ -126,6 +126,21 @@ def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
         app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "num_augmentations=9"]), CPU)
 
 
+def test_a_source_with_other_cycles_is_stamped(trm_runs: Path, tmp_path: Path) -> None:
+    stamps = {}
+    for cycles in (1, 2):
+        name = f"c{cycles}"
+        common = [*TINY, f"runs_dir={tmp_path}", f"name={name}", f"decoder_init.path={trm_runs}/clean", "decoder_init=pretrained", "trainer.steps=1",
+                  "trainer.checkpoint_every=1", f"decoder.l_cycles={cycles}", "dataset.max_train_tasks=2", "evaluation.max_tasks=1"]  # fmt: skip
+        app._pretrain(compose("pretrain_encoder", common), CPU)
+        state = json.loads((tmp_path / "quickstart" / name / "checkpoints/step_00000001/state.json").read_text())
+        stamps[cycles] = [stamp for stamp in state["stamps"] if "h_cycles x l_cycles" in stamp]
+    assert sorted(map(len, stamps.values())) in ([0, 1], [1, 1]) and stamps[1] != stamps[2]
+    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/c1"]), CPU)
+    record = json.loads((tmp_path / "quickstart/c1/evaluation/train/metrics.json").read_text())
+    assert "the first 1 of the 2 tasks of this split were scored" in record["stamps"]
+
+
 def test_a_source_that_trained_on_held_out_tasks_is_stamped(trm_runs: Path, tmp_path: Path) -> None:
     """The clean source trained on the quickstart tasks: a run that holds them out has a decoder that knows their answers."""
     common = [

@@ -20,6 +20,7 @@ from arclab.models import decoder
 from arclab.models.encoders.base import TaskContext
 from arclab.models.encoders.standard import StandardEncoder
 from arclab.ranks import Ranks
+from arclab.rundir import open_run
 from arclab.training.monitor import HealthMonitor, UnhealthyRun
 
 from ..conftest import ROOT, TINY, script_env
@@ -204,3 +205,16 @@ def test_forced_halts_are_those_against_the_halt_logit(tiny: Tiny, monkeypatch: 
         app._pretrain(config := tiny("halting.halt_exploration_prob=0.0", "trainer.steps=4", f"name=q{bias:.0f}"), CPU)
         shares[bias] = [r["train/forced_halt_share"] for r in rows_of(config) if "train/forced_halt_share" in r]
     assert set(shares[-5.0]) == {1.0} and set(shares[50.0]) == {0.0}
+
+
+def test_the_monitor_keeps_the_rows_that_a_long_run_is_judged_by(tiny: Tiny) -> None:
+    """A window of the first phase's length would hold nothing to compare the newest steps with."""
+    config = tiny("trainer.steps=100000", "trainer.batch_size=32")
+    monitor = HealthMonitor(config, open_run(config), CPU, 0)
+    said = {}
+    for step in range(100, 20_001, 100):
+        row = {"train/exact_accuracy": min(step, 12_000) / 24_000, "train/accuracy": 0.9, "train/lm_loss": 0.5, "train/count": 32.0, "train/steps": 2.0,
+               "train/encoder_cross_sample_var": 0.5, "grad/encoder_norm": 0.5, "grad/total_norm": 1.0}  # fmt: skip
+        verdict = monitor.observe(row, step)
+        said[step] = None if verdict is None else verdict.kind
+    assert {said[step] for step in (600, 5000, 12_000)} == {Kind.healthy} and said[20_000] is Kind.stuck

@@ -27,7 +27,7 @@ from arclab.data.tasks import Grid
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
-from arclab.rundir import RunDir, State
+from arclab.rundir import RunDir, State, read_object
 from arclab.runlock import read_holder
 from arclab.solvers.base import Candidate, TestKey
 
@@ -329,9 +329,7 @@ def _weight_stamps(run: RunDir) -> tuple[str, ...]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    return _parse_object(path.read_text(encoding="utf-8"), path)
+    return read_object(path) if path.is_file() else None
 
 
 def _parse_object(text: str, path: Path) -> dict[str, Any]:

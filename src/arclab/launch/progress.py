@@ -26,7 +26,7 @@ from arclab.config.compose import ConfigError
 from arclab.launch.cluster import Kind
 from arclab.launch.plan import PlannedRun
 from arclab.metrics.names import count_of
-from arclab.rundir import RunDir, State, write_atomically
+from arclab.rundir import RunDir, State, read_object, write_atomically
 from arclab.runlock import read_holder
 
 log = logging.getLogger(__name__)
@@ -218,4 +218,4 @@ def _last_rows(metrics: Path) -> list[dict[str, Any]]:
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
