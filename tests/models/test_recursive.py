@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from arclab.config.schema import ExperimentConfig, HaltingConfig
 from arclab.data.sampler import Batch, Cursor
 from arclab.models.ema import Ema
-from arclab.models.halting import draw_min_steps, halts
+from arclab.models.halting import draw_min_steps, halts, most_steps
 from arclab.models.losses import row_losses, stablemax_cross_entropy
 from arclab.models.varlen import dense_attention
 
@@ -80,9 +80,17 @@ def test_puzzle_table_conditions_by_its_row(tiny: Tiny) -> None:
 
 
 def test_halting_rule() -> None:
-    config = HaltingConfig(halt_max_steps=5, halt_exploration_prob=0.0, halt_loss_weight=0.5)
     steps, q = torch.tensor([1, 5, 1, 3, 3]), torch.tensor([0.1, -1.0, -0.1, 2.0, 2.0])
-    assert halts(config, steps, q, torch.tensor([0, 0, 0, 4, 3])).tolist() == [True, True, False, False, True]
+    assert halts(5, steps, q, torch.tensor([0, 0, 0, 4, 3])).tolist() == [True, True, False, False, True]
+
+
+def test_single_steps_end_at_their_optimiser_step() -> None:
+    """Up to and with optimiser step 3 no row may explore or stay; from step 4 on the draws are those of a run without single_steps."""
+    config = HaltingConfig(halt_max_steps=8, halt_exploration_prob=1.0, halt_loss_weight=0.5, single_steps=3)
+    plain = replace(config, single_steps=0)
+    assert [most_steps(config, step) for step in (1, 3, 4)] == [1, 1, 8] and most_steps(plain, 1) == 8
+    assert draw_min_steps(config, 50, seed=0, step=3).max() == 0
+    assert torch.equal(draw_min_steps(config, 50, seed=0, step=4), draw_min_steps(plain, 50, seed=0, step=4))
 
 
 def test_exploration_draws_are_pure_and_have_the_asked_frequency() -> None:

@@ -143,22 +143,26 @@ class DecoderConfig:
 
 @dataclass(kw_only=True, slots=True)
 class HaltingConfig:
-    """Adaptive computation. Exploration: with this probability a row must run a random number of steps, 2 to the maximum."""
+    """Adaptive computation. Exploration: with this probability a row must run a random number of steps, 2 to the maximum.
+    single_steps: optimiser steps at the start in which every row halts after one supervision step."""
 
     halt_max_steps: int
     halt_exploration_prob: float
     halt_loss_weight: float
+    single_steps: int = 0
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 1, halt_max_steps=self.halt_max_steps),
+            *at_least(path, 1, halt_max_steps=self.halt_max_steps), *at_least(path, 0, single_steps=self.single_steps),
             *within(path, 0.0, 1.0, halt_exploration_prob=self.halt_exploration_prob),
             *within(path, 0.0, 100.0, halt_loss_weight=self.halt_loss_weight),
-        ]
+        ]  # fmt: skip
         if self.halt_max_steps == 1 and self.halt_exploration_prob > 0:
             problems.append(
                 f"{path}.halt_exploration_prob={self.halt_exploration_prob} needs {path}.halt_max_steps of at least 2 (exploration draws from 2 upwards); set it to 0."
             )
+        if self.halt_max_steps == 1 and self.single_steps > 0:
+            problems.append(f"{path}.single_steps={self.single_steps} needs {path}.halt_max_steps above 1; set it to 0.")
         return problems
 
 
@@ -418,6 +422,11 @@ class ExperimentConfig:
             problems.append(
                 f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with decoder_init.kind=scratch "
                 "freezes a random decoder, which can answer nothing; use decoder_init=frozen with a decoder_init.path, or fewer freeze_steps."
+            )
+        if self.halting.single_steps >= max(1, self.trainer.steps):
+            problems.append(
+                f"halting.single_steps={self.halting.single_steps} of trainer.steps={self.trainer.steps} never lets a row do a second step, which evaluation "
+                "then does; lower it, or use halting=single."
             )
         init = self.decoder_init
         if init.kind is InitKind.staged and init.freeze_steps >= max(1, self.trainer.steps):

@@ -182,9 +182,15 @@ class RecursiveModel(nn.Module):
         return Condition(self.adapter(context.tokens_BTD), context.memory, context)
 
     def forward(
-        self, carry: Carry, batch: Batch, min_steps_B: Tensor, noise: torch.Generator | None = None
+        self,
+        carry: Carry,
+        batch: Batch,
+        min_steps_B: Tensor,
+        noise: torch.Generator | None = None,
+        max_steps: int | None = None,
     ) -> tuple[Carry, StepOutput]:
-        """One training step. min_steps_B: see halting.draw_min_steps; noise: see TaskEncoder. The new carry is detached."""
+        """One training step. min_steps_B: see halting.draw_min_steps; max_steps: halt_max_steps unless given (see halting.most_steps);
+        noise: see TaskEncoder. The new carry is detached."""
         carry = self.admit(carry, batch)
         data = carry.data
         with record_function(PART + "encoder forward"):
@@ -192,7 +198,7 @@ class RecursiveModel(nn.Module):
         with record_function(PART + "decoder forward"):
             latents, logits_BSV, q_halt_B = self.decoder(carry.latents, data.inputs_BS, condition.prefix_BPD, condition.memory)
         steps_B = carry.steps_B + 1
-        halted_B = halts(self.halting, steps_B, q_halt_B.detach(), min_steps_B)
+        halted_B = halts(max_steps or self.halting.halt_max_steps, steps_B, q_halt_B.detach(), min_steps_B)
         context = condition.context
         output = StepOutput(logits_BSV, q_halt_B, data.labels_BS, steps_B, halted_B, context, condition.puzzle_rows_BD)
         state = None if context is None or context.state is None else context.state.detach()

@@ -38,7 +38,7 @@ from arclab.metrics.wandb_run import start_wandb
 from arclab.models.auxiliary import AUXILIARY, auxiliary_losses, auxiliary_weights
 from arclab.models.compiled import compile_model, uncompiled
 from arclab.models.encoders import TaskContext
-from arclab.models.halting import draw_min_steps
+from arclab.models.halting import draw_min_steps, most_steps
 from arclab.models.losses import RowLosses, row_losses
 from arclab.models.recursive import PART, RecursiveModel, StepOutput
 from arclab.ranks import Ranks
@@ -171,11 +171,12 @@ def train_step(
     pieces = _micro_batches(config, training.parts, batches, ranks, step)
     if training.carries is None:
         training.carries = [model.initial_carry(piece.rows) for piece in pieces]
+    max_steps = most_steps(config.halting, step)
     puzzle_rows: list[tuple[Tensor, Tensor]] = []
     contexts: dict[Part, TaskContext] = {}
     for i, piece in enumerate(pieces):
         noise = noise_generator((config.seed, step, ranks.rank, i), ranks.device)
-        training.carries[i], output = model(training.carries[i], piece.rows, piece.min_steps_B, noise)
+        training.carries[i], output = model(training.carries[i], piece.rows, piece.min_steps_B, noise, max_steps)
         if output.context is not None:
             contexts[piece.part] = output.context
         with record_function(PART + "losses"):
