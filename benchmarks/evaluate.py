@@ -3,7 +3,9 @@
     python -m benchmarks.evaluate --tasks 5 --augmentations 10          # trains a small model first, on real tasks
     python -m benchmarks.evaluate --checkpoint runs/etrm_arc1/full --split evaluation --augmentations 1000 --save
 
-Prints a table and one JSON line; --save writes both to benchmarks/results/evaluate.{md,json}. published: full canvas, all
+Prints a table and one JSON line; --save writes both to benchmarks/results/evaluate.{md,json}, --save NAME to NAME.{md,json}.
+--compile compiles the layers of every path's model; rows that are left over when tasks end are further sizes to compile, which a
+short run pays for. published: full canvas, all
 steps, all votes; fast and fast_first: bucketed canvas, early halting, adaptive votes (until two places are settled, or one). early,
 bucketed and adaptive change one rule each; early_first is fast_first on the full canvas, for a model that was trained on it.
 first_etrm, for encoders, has the rules of published and computes what the first ETRM did: every demonstration slot on the whole canvas, empty
@@ -44,6 +46,7 @@ from arclab.config.schema import (
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.scoring import Share, score
+from arclab.models.compiled import compile_model
 from arclab.models.decoder import Latents
 from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.encoders import Demonstrations
@@ -134,7 +137,9 @@ def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
     return run_path(config)
 
 
-def load(folder: Path, ranks: Ranks, paths: Sequence[str]) -> tuple[ExperimentConfig, app.Setting, dict[str, RecursiveModel]]:
+def load(
+    folder: Path, ranks: Ranks, paths: Sequence[str], compiled: bool
+) -> tuple[ExperimentConfig, app.Setting, dict[str, RecursiveModel]]:
     """The run with its averaged weights: path -> model. That of first_etrm, made only where it is asked for, knows no sequences of
     different lengths."""
     checkpoint = newest_checkpoint(folder)
@@ -144,7 +149,10 @@ def load(folder: Path, ranks: Ranks, paths: Sequence[str]) -> tuple[ExperimentCo
     def build(of: ExperimentConfig) -> RecursiveModel:
         model = build_model(of, setting.data.space.num_puzzles)
         load_weights(model, checkpoint, WeightsKind.ema)
-        return model.to(ranks.device)
+        model.to(ranks.device)
+        if compiled:
+            compile_model(model)
+        return model
 
     models = dict.fromkeys((path for path in PATHS if path != FIRST_ETRM), build(config))
     if FIRST_ETRM in paths:
@@ -196,9 +204,9 @@ def record(measured: Measured, baseline: Measured, tasks: list[ArcTask]) -> dict
 def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"Evaluation rules on {result['tasks']} tasks ({result['test_inputs']} test inputs), {result['augmentations']} augmentations, "
-        f"canvas {result['canvas']}, at most {result['max_steps']} steps. {result['machine']}, commit {short_commit(result)}.",
+        f"{'compiled layers, ' if result['compiled'] else ''}canvas {result['canvas']}, at most {result['max_steps']} steps. {result['machine']}, commit {short_commit(result)}.",
         "",
-        f"`python -m benchmarks.{result['command'].removesuffix(' --save').replace('evaluate.py', 'evaluate')}` on {result['checkpoint']}",
+        f"`python -m benchmarks.{result['command'].partition(' --save')[0].replace('evaluate.py', 'evaluate')}` on {result['checkpoint']}",
         "",
         "| rules | seconds | times faster | predictions | again on a larger canvas | mean steps | same first grid | pass@1 | pass@2 |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -218,7 +226,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         else trained_run(arguments.canvas, arguments.train_steps, arguments.train_augmentations, arguments.seed)
     )
     ranks = start_ranks(DeviceChoice(arguments.device))
-    config, setting, models = load(folder, ranks, arguments.paths)
+    config, setting, models = load(folder, ranks, arguments.paths, arguments.compile)
     evaluation = config.evaluation
     evaluation.num_augmentations, evaluation.batch_size = arguments.augmentations, arguments.batch_size
     evaluation.split = SplitName(arguments.split) if arguments.split else evaluation.split
@@ -232,7 +240,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "tasks": len(tasks), "test_inputs": sum(len(t.tests) for t in tasks), "augmentations": arguments.augmentations,
         "split": evaluation.split.value, "canvas": config.dataset.canvas, "max_steps": config.halting.halt_max_steps,
-        "batch_size": arguments.batch_size, "checkpoint": str(folder), "device": ranks.device.type,
+        "batch_size": arguments.batch_size, "compiled": arguments.compile, "checkpoint": str(folder), "device": ranks.device.type,
         "paths": [record(m, measured[0], tasks) for m in measured], **provenance(),
     }  # fmt: skip
 
@@ -250,7 +258,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", choices=[d.value for d in DeviceChoice], default="auto")
     parser.add_argument("--paths", nargs="*", choices=list(PATHS), default=["fast", "fast_first"])
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="the layers of all models")
+    parser.add_argument(
+        "--save", nargs="?", const="evaluate", metavar="NAME", help="of the files in benchmarks/results (evaluate)"
+    )
     return parser.parse_args(argv)
 
 
@@ -261,8 +272,8 @@ def main() -> None:
     print(json.dumps(result))
     if arguments.save:
         results = Path(__file__).parent / "results"
-        write_atomically(results / "evaluate.json", json.dumps(result, indent=1) + "\n")
-        write_atomically(results / "evaluate.md", markdown(result))
+        write_atomically(results / f"{arguments.save}.json", json.dumps(result, indent=1) + "\n")
+        write_atomically(results / f"{arguments.save}.md", markdown(result))
 
 
 if __name__ == "__main__":
