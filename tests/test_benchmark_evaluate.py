@@ -47,9 +47,22 @@ def test_small_run_on_a_tiny_model(
     )
     result = evaluate.run(parsed)
     assert [row["path"] for row in result["paths"]] == ["published", "fast"] and result["tasks"] == 1
-    assert "| published |" in evaluate.markdown(result) and "python -m benchmarks.evaluate --tasks 1" in evaluate.markdown(
-        result
-    )
+    page = evaluate.markdown(result)
+    assert "| published |" in page and "python -m benchmarks.evaluate --tasks 1" in page and "compiled" not in page
+
+
+def test_compile_reaches_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., ExperimentConfig]
+) -> None:
+    app.pretrain(tiny("trainer.steps=1"))
+    compiled: list[object] = []
+    monkeypatch.setattr(evaluate, "compile_model", compiled.append)
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--compile", "--save", "other"])
+    plain = ["--checkpoint", f"{tmp_path}/runs/quickstart/t", "--tasks", "1", "--augmentations", "0", "--paths", "fast"]
+    evaluate.run(evaluate.parse(plain))
+    assert compiled == []
+    page = evaluate.markdown(evaluate.run(evaluate.parse([*plain, "--compile"])))
+    assert len(compiled) == 1 and "compiled layers" in page and "`python -m benchmarks.evaluate --compile`" in page
 
 
 def test_results_name_rules_that_are_not_the_published_ones(tiny: Callable[..., ExperimentConfig]) -> None:
