@@ -22,11 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import thaw
+from arclab.config.compose import run_main, thaw
 from arclab.config.schema import CanvasRule
 from arclab.evaluation.scoring import Share
 from arclab.metrics.logger import read_rows
 from arclab.rundir import provenance, short_commit, write_atomically
+from benchmarks.arguments import at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]
 _NEARLY_ALL = 0.9
@@ -122,15 +123,15 @@ def save(runs: Sequence[dict[str, Any]], results: Path) -> None:
     write_atomically(results / "bucketing.md", markdown(merged))
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=at_least_1, default=3)
     parser.add_argument("--runs-dir", default="runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=at_least_1, default=1, help="runs at a time")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     cells = [(e, rule.value, seed) for e in given.experiments for seed in range(given.seeds) for rule in CanvasRule]
     with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
         runs = list(pool.map(lambda cell: run(cell[0], cell[1], cell[2], given), cells))
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

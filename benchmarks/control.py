@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from arclab.app import load_weights
-from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, thaw
+from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import CANVASES, WeightsKind
 from arclab.data.splits import load_tasks
@@ -48,6 +48,7 @@ from arclab.models.recursive import build_model
 from arclab.ranks import start_ranks
 from arclab.rundir import RunDir, State, provenance, run_path, write_atomically
 from arclab.solvers.recursive import RecursiveSolver
+from benchmarks.arguments import above_0, at_least_0, at_least_1
 from benchmarks.control_table import learned_from, toy_settings, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,8 +281,8 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
         prog="benchmarks.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--steps", type=int, help="optimiser steps of every cell")
-    budget.add_argument("--seconds", type=float, help="training time of every cell, by the measured speed of its encoder")
+    budget.add_argument("--steps", type=at_least_1, help="optimiser steps of every cell")
+    budget.add_argument("--seconds", type=above_0, help="training time of every cell, by the measured speed of its encoder")
     layouts = [*(layout.value for layout in DemoLayout), *(f"{layout.value}+{Pooling.colors.value}" for layout in DemoLayout)]
     parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=layouts, default=layouts)
@@ -291,13 +292,16 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser.add_argument(
         "--settings", default="side=3&colors=3&palette=10&demos=3", help="of the toy tasks, as in a source string"
     )
-    parser.add_argument("--train-tasks", type=int, default=20000, help="of each family")
-    parser.add_argument("--test-tasks", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-tasks", type=at_least_1, default=20000, help="of each family")
+    parser.add_argument("--test-tasks", type=at_least_1, default=200)
+    parser.add_argument("--seed", type=at_least_0, default=0)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="cells at a time; give each its share of the cores with --set trainer.num_threads=N"
+        "--jobs",
+        type=at_least_1,
+        default=1,
+        help="cells at a time; give each its share of the cores with --set trainer.num_threads=N",
     )
     parser.add_argument("--list", action="store_true", help="only name the cells")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every cell")
@@ -322,4 +326,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(main)

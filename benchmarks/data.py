@@ -12,7 +12,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from arclab.config.compose import run_main
+from benchmarks.arguments import at_least_1
 
 _READY = """
 import json, resource, sys, time
@@ -62,11 +66,11 @@ def throughput(num_batches: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--batches", type=at_least_1, default=100)
     parser.add_argument("--save", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     from arclab.rundir import provenance
 
     result = {"readiness": readiness(), "throughput": throughput(arguments.batches), **provenance()}
@@ -83,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -31,7 +30,7 @@ import torch
 from torch import Tensor
 
 from arclab import app
-from arclab.config.compose import broken_rules, compose, thaw
+from arclab.config.compose import broken_rules, compose, run_main, thaw
 from arclab.config.encoder_schema import DemoAttention, TransformerEncoderConfig
 from arclab.config.schema import (
     CanvasRule,
@@ -56,6 +55,7 @@ from arclab.ranks import Ranks, start_ranks
 from arclab.rundir import RunDir, provenance, run_path, short_commit, write_atomically
 from arclab.solvers.base import Attempts, Budget
 from arclab.training.checkpoint import load_weights
+from benchmarks.arguments import at_least_0, at_least_1
 
 Rules = tuple[CanvasRule, EvalHalting, VotesRule]
 _FULL, _BUCKETED = CanvasRule.full, CanvasRule.bucketed
@@ -157,7 +157,7 @@ def load(
     models = dict.fromkeys((path for path in PATHS if path != FIRST_ETRM), build(config))
     if FIRST_ETRM in paths:
         if config.dataset.regime is not Regime.few_shot or config.encoder.kind.startswith("recurrent"):
-            raise SystemExit(
+            raise ValueError(
                 f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}; leave it out."
             )
         dense = deepcopy(config)
@@ -232,7 +232,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     evaluation.split = SplitName(arguments.split) if arguments.split else evaluation.split
     evaluation.max_tasks = arguments.tasks
     if problems := list(broken_rules(config)):  # a puzzle table has no vectors for other views
-        raise SystemExit("error: " + " ".join(problems))
+        raise ValueError(" ".join(problems))
     tasks = list(app.scored_tasks(setting.split, config))
     measure("published", config, setting, models, ranks, tasks[:1])  # compiles the renderer
     names = sorted({"published", *arguments.paths}, key=list(PATHS).index)
@@ -248,14 +248,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="a run folder or a checkpoint; default: train a small model")
-    parser.add_argument("--train-steps", type=int, default=1800)
-    parser.add_argument("--train-augmentations", type=int, default=1)
-    parser.add_argument("--canvas", type=int, default=6, help="of the model that is trained here")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-steps", type=at_least_1, default=1800)
+    parser.add_argument("--train-augmentations", type=at_least_0, default=1)
+    parser.add_argument("--canvas", type=at_least_1, default=6, help="of the model that is trained here")
+    parser.add_argument("--seed", type=at_least_0, default=0)
     parser.add_argument("--split", choices=[split.value for split in SplitName], help="default: as the run was configured")
-    parser.add_argument("--tasks", type=int, help="default: all of the split")
-    parser.add_argument("--augmentations", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--tasks", type=at_least_1, help="default: all of the split")
+    parser.add_argument("--augmentations", type=at_least_0, default=100)
+    parser.add_argument("--batch-size", type=at_least_1, default=64)
     parser.add_argument("--device", choices=[d.value for d in DeviceChoice], default="auto")
     parser.add_argument("--paths", nargs="*", choices=list(PATHS), default=["fast", "fast_first"])
     parser.add_argument("--compile", action="store_true", help="the layers of all models")
@@ -265,8 +265,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> None:
-    arguments = parse(sys.argv[1:])
+def main(argv: Sequence[str]) -> None:
+    arguments = parse(argv)
     result = run(arguments)
     print(markdown(result))
     print(json.dumps(result))
@@ -277,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

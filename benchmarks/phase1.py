@@ -22,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import compose
+from arclab.config.compose import compose, run_main
 from arclab.evaluation.criterion import judge_criterion
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, provenance, run_path, short_commit, write_atomically
+from benchmarks.arguments import above_0, at_least_0, at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODERS = ("standard", "hybrid_variational", "recurrent_trm")
@@ -115,12 +116,12 @@ def markdown(result: dict[str, Any]) -> str:
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="of all encoders together if --jobs is their number")
-    budget.add_argument("--steps", type=int)
+    budget.add_argument("--minutes", type=above_0, help="of all encoders together if --jobs is their number")
+    budget.add_argument("--steps", type=at_least_1)
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least_0, default=0)
     parser.add_argument("--runs-dir", default="runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=at_least_1, default=1, help="runs at a time")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args(argv)
@@ -143,4 +144,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main)

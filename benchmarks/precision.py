@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arclab.config.compose import compose
+from arclab.config.compose import compose, run_main
 from arclab.config.schema import DeviceChoice
 from arclab.data.sampler import build_training_data, whole
 from arclab.data.splits import load_tasks
 from arclab.models import layers
 from arclab.ranks import start_ranks
 from arclab.rundir import provenance, short_commit, write_atomically
+from benchmarks.arguments import at_least_1
 from benchmarks.train_step import stepper
 
 # experiment -> what it is measured with: rows as these models are trained with.
@@ -116,13 +117,13 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=at_least_1, default=7)
+    parser.add_argument("--threads", type=at_least_1, default=1)
     parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     runs = [measure(experiment, given.repeats) for experiment in given.experiments]
     result = {"runs": runs, "threads": given.threads, "repeats": given.repeats, "bf16_units": bf16_units(), **provenance()}
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,12 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from arclab.config.compose import compose
+from arclab.config.compose import compose, run_main
 from arclab.config.schema import DeviceChoice
 from arclab.data.sampler import Cursor, build_training_data, start_cursors, whole
 from arclab.data.tasks import ArcTask, Pair
@@ -33,6 +34,7 @@ from arclab.training.checkpoint import Progress
 from arclab.training.loop import StepSums, train_step
 from arclab.training.reduction import GradientReduction, start_reduction
 from arclab.training.state import Training, build_optimizer
+from benchmarks.arguments import at_least_1
 
 _CANVAS, _DEMOS, _REPEATS = 10, 3, 15
 
@@ -92,12 +94,12 @@ def _rank_main(given: argparse.Namespace) -> None:
     stop_ranks()
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=_REPEATS)
-    given = parser.parse_args()
+    parser.add_argument("--width", type=at_least_1, default=512)
+    parser.add_argument("--rows", type=at_least_1, default=2)
+    parser.add_argument("--repeats", type=at_least_1, default=_REPEATS)
+    given = parser.parse_args(argv)
     if "RANK" in os.environ:
         _rank_main(given)
     else:
@@ -105,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

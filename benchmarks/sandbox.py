@@ -32,10 +32,12 @@ from typing import Any
 import numpy as np
 import psutil
 
+from arclab.config.compose import run_main
 from arclab.data.tasks import load_source
 from arclab.llm.execution import Execution, Isolation, Limits, Status
 from arclab.llm.sandbox import Sandbox
 from arclab.rundir import provenance, short_commit, write_atomically
+from benchmarks.arguments import at_least_0, at_least_1
 from benchmarks.attacks import ATTACKS, POISONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,10 +260,10 @@ def tables(record: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.sandbox")
-    parser.add_argument("--programs", type=int, default=2000)
-    parser.add_argument("--fresh", type=int, default=40)
-    parser.add_argument("--mixture", type=int, default=2000, help="programs of the mixture; 0: leave it out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--programs", type=at_least_1, default=2000)
+    parser.add_argument("--fresh", type=at_least_0, default=40)
+    parser.add_argument("--mixture", type=at_least_0, default=2000, help="programs of the mixture; 0: leave it out")
+    parser.add_argument("--seed", type=at_least_0, default=0)
     parser.add_argument("--user", help="a second attack table as this user")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of that user, with arclab installed")
     parser.add_argument("--save", action="store_true")
@@ -289,4 +291,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    run_main(main)

@@ -17,11 +17,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arclab.config.compose import run_main
 from arclab.metrics.logger import read_rows
 from arclab.rundir import provenance, short_commit
+from benchmarks.arguments import at_least_1
 
 from . import reduction
 
@@ -122,13 +125,13 @@ def draw(result: dict[str, Any], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--width", type=at_least_1, default=128)
+    parser.add_argument("--rows", type=at_least_1, default=4)
+    parser.add_argument("--threads", type=at_least_1, default=2)
     parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     command = f"python -m benchmarks.scaling --width {given.width} --rows {given.rows} --threads {given.threads}"
     points = {name: [point(given, **{name: value}) for value in values] for name, values in _VARIED.items()}
     result = {
@@ -151,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

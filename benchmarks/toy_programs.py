@@ -20,11 +20,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from arclab.config.compose import run_main
 from arclab.config.llm_schema import Dtype, GridFormat, HfModelConfig, LmAttention, PromptConfig
 from arclab.config.schema import DeviceChoice
 from arclab.console import setup_logging
@@ -35,6 +37,7 @@ from arclab.llm.prompts import render_prompt
 from arclab.llm.tiny import build_tiny
 from arclab.llm.toy_programs import solution
 from arclab.rundir import provenance, write_atomically
+from benchmarks.arguments import at_least_0, at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]
 TWINS = ("trained", "shuffled", "untrained")
@@ -118,9 +121,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=at_least_1, default=4000)
     parser.add_argument("--families", nargs="+", default=["color_map", "dihedral", "dihedral_color"])
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=list(TWINS))
     for name, default in (
@@ -133,10 +136,10 @@ def main() -> int:
         ("seed", 0),
         ("threads", 2),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=at_least_0 if name == "seed" else at_least_1, default=default)
     parser.add_argument("--folder", type=Path, default=ROOT / "models/toy_programs")
     parser.add_argument("--save", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     setup_logging()
     torch.set_num_threads(arguments.threads)
     rows = []
@@ -170,4 +173,4 @@ def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_main(main)

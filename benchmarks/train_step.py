@@ -21,7 +21,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from arclab.config.compose import compose
-from arclab.config.schema import ExperimentConfig
+from arclab.config.compose import compose, run_main
+from arclab.config.schema import DeviceChoice, ExperimentConfig
 from arclab.data.buckets import bucketed
 from arclab.data.sampler import Batch, Cursor, Part, TrainingData, build_training_data, start_cursors, whole
 from arclab.data.splits import load_tasks
@@ -40,11 +40,12 @@ from arclab.models.ema import Ema
 from arclab.models.encoders.demo_tokens import DemoTokens
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel, build_model
-from arclab.ranks import Ranks
+from arclab.ranks import Ranks, start_ranks
 from arclab.rundir import provenance, short_commit
 from arclab.training.checkpoint import Progress
 from arclab.training.loop import StepSums, train_step
 from arclab.training.state import Training, build_optimizer
+from benchmarks.arguments import at_least_1
 
 SYSTEMS = {"TRM": ["encoder=puzzle_table", "dataset.regime=puzzle_id"], "ETRM": ["encoder=standard"]}
 FORMS = ("full", "padded", "bucketed")
@@ -299,28 +300,28 @@ def save(result: dict[str, Any], given: argparse.Namespace) -> None:
     (results / f"{name}.md").write_text(f"# Training step\n\n{heading}\n\n{table(result)}\n")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="arc1")
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=900, help="canvas cells of a step, on every canvas")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--width", type=at_least_1, default=512)
+    parser.add_argument("--tokens", type=at_least_1, default=900, help="canvas cells of a step, on every canvas")
+    parser.add_argument("--repeats", type=at_least_1, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--demo-attention", choices=("auto", "dense", "varlen"), default="auto")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=at_least_1, default=None)
     parser.add_argument("--save", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    given = arguments()
+def main(argv: Sequence[str]) -> None:
+    given = arguments(argv)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    ranks = Ranks(0, 1, torch.device(given.device))
+    ranks = start_ranks(DeviceChoice(given.device))
     result: dict[str, Any] = {
         **provenance(),
         "command": f"python -m benchmarks.train_step --dataset {given.dataset} --width {given.width} --tokens {given.tokens} --repeats {given.repeats} "
@@ -338,4 +339,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

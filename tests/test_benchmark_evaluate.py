@@ -97,6 +97,6 @@ def test_first_etrm_is_refused_where_it_means_nothing(
     app.pretrain(config)
     parsed = evaluate.parse(["--checkpoint", f"{tmp_path}/runs/quickstart/t", "--tasks", "1", "--paths", "first_etrm"])
     with pytest.raises(
-        SystemExit, match=f"first_etrm is for encoders without a state of their own, and this run has {encoder}"
+        ValueError, match=f"first_etrm is for encoders without a state of their own, and this run has {encoder}"
     ):
         evaluate.run(parsed)
