@@ -160,6 +160,24 @@ def test_the_quick_check_wants_more_variance_than_later_checks() -> None:
     assert [judge(window(step, **changed), ETRM).kind for step in (100, 500)] == [Kind.collapsed, Kind.healthy]
 
 
+def test_progress_is_counted_anew_after_single_steps() -> None:
+    """Accuracy falls and loss rises where rows begin to do more than one step; what stands still from there on is stuck all the same."""
+    config = compose("pretrain_encoder", ["experiment=quickstart", "halting.single_steps=300"])
+    facts = replace(ETRM, single_steps=RunFacts.of(config, rows_per_rank=32).single_steps)
+    fallen = names(
+        train__exact_accuracy=lambda s: 0.7 if s <= 300 else 0.3 + (s - 300) / 4000,
+        train__lm_loss=lambda s: 0.1 if s <= 300 else 1.6,
+    )
+    assert {judge(window(step, **fallen), ETRM).kind for step in (500, 700)} == {Kind.diverged}
+    assert {judge(window(step, **fallen), facts).kind for step in (200, 310, 400, 500, 600, 700)} == {Kind.healthy}
+    slow = names(train__exact_accuracy=fallen["train/exact_accuracy"])
+    assert judge(window(700, **slow), ETRM).kind is Kind.stuck and judge(window(700, **slow), facts).kind is Kind.healthy
+    standing = names(train__exact_accuracy=lambda s: 0.7 if s <= 300 else 0.3)
+    assert (
+        judge(window(590, **standing), facts).kind is Kind.healthy and judge(window(710, **standing), facts).kind is Kind.stuck
+    )
+
+
 def test_stuck_is_counted_from_the_last_improvement() -> None:
     """Improves until step 200, then stands still: not stuck at 400, stuck once 300 steps have passed."""
     changed = names(train__exact_accuracy=lambda s: min(s, 200) / 500)

@@ -112,7 +112,8 @@ class RunFacts:
     """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over.
 
     context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder (the metric
-    context_gain; of(), which sees no model, takes what the configuration says). steps: of the whole run.
+    context_gain; of(), which sees no model, takes what the configuration says). steps: of the whole run. single_steps: those after
+    which rows do further supervision steps (halting.single_steps), where accuracy and loss start again.
     """
 
     has_encoder: bool
@@ -121,6 +122,7 @@ class RunFacts:
     rows_per_rank: int
     context_gain: float
     steps: int = 0
+    single_steps: int = 0
 
     def patience_steps(self, step: int) -> int:
         """How long no progress is no standstill at this step: by the guide's rule in the first phase, then a share of the run."""
@@ -138,7 +140,10 @@ class RunFacts:
         context: ContextConfig | None = getattr(config.encoder, "context", None)
         gain = 1.0 if context is None else context.start_gain(config.decoder.width)
         trainer = config.trainer
-        return cls(has_encoder, config.halting.halt_max_steps, trainer.warmup_steps, rows_per_rank, gain, trainer.steps)
+        halting = config.halting
+        return cls(
+            has_encoder, halting.halt_max_steps, trainer.warmup_steps, rows_per_rank, gain, trainer.steps, halting.single_steps
+        )
 
 
 def judge(rows: Sequence[Row], facts: RunFacts) -> Verdict:
@@ -211,7 +216,13 @@ def _has_learned(rows: Sequence[Row]) -> bool:
     return _recent_exact(rows) >= _target("train/exact_accuracy")
 
 
+def _since_single_steps(rows: Sequence[Row], facts: RunFacts) -> Sequence[Row]:
+    """Once rows do further supervision steps, those from before are no measure of progress."""
+    return [r for r in rows if r["_step"] > facts.single_steps] if rows[-1]["_step"] > facts.single_steps else rows
+
+
 def _diverged(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    rows = _since_single_steps(rows, facts)
     for name in _DIVERGING:
         if name in rows[-1] and (rows[-1][name] is None or not math.isfinite(rows[-1][name])):
             value = math.nan if rows[-1][name] is None else float(rows[-1][name])
@@ -314,9 +325,9 @@ def _stuck(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
 
     As long as no grid at all was right, cells speak for grids: a young run has exact accuracy 0 for a while and learns.
     """
-    now = rows[-1]["_step"]
+    now, rows = rows[-1]["_step"], _since_single_steps(rows, facts)
     patience = facts.patience_steps(now)
-    started = now - patience >= facts.warmup_steps
+    started = now - patience >= max(facts.warmup_steps, facts.single_steps if now > facts.single_steps else 0)
     has_exact = any(value > 0 for value in _values(rows, "train/exact_accuracy"))
     name = "train/exact_accuracy" if has_exact else "train/accuracy"
     means = _block_means(rows, name, patience // _PATIENCE_BLOCKS)
