@@ -36,7 +36,14 @@ from typing import Any
 
 from arclab.app import load_weights
 from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
-from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, LpnEncoderConfig, Pooling, StandardEncoderConfig
+from arclab.config.encoder_schema import (
+    NUM_COLORS,
+    DemoLayout,
+    EncoderConfig,
+    LpnEncoderConfig,
+    Pooling,
+    StandardEncoderConfig,
+)
 from arclab.config.schema import CANVASES, WeightsKind
 from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
@@ -53,6 +60,7 @@ from benchmarks.control_table import learned_from, toy_settings, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LAYOUT = "-"  # an encoder without the key demo_layout
+LAYOUTS = (*(layout.value for layout in DemoLayout), *(f"{layout.value}+{Pooling.colors.value}" for layout in DemoLayout))
 TWINS = ("trained", "frozen")
 _SPEED_STEPS = 30
 # An encoder's sizes on tiny grids, where it has the key; LPN keeps those of its paper. A CLS token needs a second layer to
@@ -145,6 +153,10 @@ def layout_overrides(layout: str) -> list[str]:
     return [f"encoder.demo_layout={grids}", *colors]
 
 
+def pools_by_color(encoder: EncoderConfig) -> bool:
+    return isinstance(encoder, StandardEncoderConfig) and Pooling.colors in encoder.poolings()
+
+
 def toy_sizes(encoder: str) -> list[str]:
     """Overrides that bring an encoder of conf/encoder to the size of the toy tasks. ConfigError if it reads no demonstrations."""
     wide = compose("pretrain_encoder", ["experiment=toy_control", f"encoder={encoder}", "decoder.width=512"]).encoder
@@ -166,9 +178,7 @@ def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Seque
             print(f"encoder={encoder} is left out: {error}")
             continue
         for layout in layouts if hasattr(config.encoder, "demo_layout") else (NO_LAYOUT,):
-            if "+" in layout and not (
-                isinstance(config.encoder, StandardEncoderConfig) and Pooling.colors in config.encoder.poolings()
-            ):
+            if "+" in layout and not pools_by_color(config.encoder):
                 continue
             yield from (Cell(encoder, layout, frozen) for frozen in (False, True))
 
@@ -283,9 +293,8 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=at_least_1, help="optimiser steps of every cell")
     budget.add_argument("--seconds", type=above_0, help="training time of every cell, by the measured speed of its encoder")
-    layouts = [*(layout.value for layout in DemoLayout), *(f"{layout.value}+{Pooling.colors.value}" for layout in DemoLayout)]
     parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
-    parser.add_argument("--layouts", nargs="+", choices=layouts, default=layouts)
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["color_map", "mirror_color", "flips_color", "dihedral_color"],
                         help="learned together, scored one by one")  # fmt: skip

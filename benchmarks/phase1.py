@@ -1,12 +1,13 @@
 """Phase 1 of the experiment guide, encoder by encoder: does each fit 32 tasks in a few minutes of one GPU?
 
     python -m benchmarks.phase1 --minutes 8 --jobs 3 --save                                   # on a GPU
+    python -m benchmarks.phase1 --minutes 8 --jobs 3 --layout symmetry+colors --save phase1_colors
     python -m benchmarks.phase1 --steps 20 --encoders standard --set trainer.device=cpu decoder.width=64 trainer.batch_size=8
 
 Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL by its last evaluation.
 --minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps: the
 learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first call). Prints a
-table; --save writes it to benchmarks/results/phase1.{json,md}. It compares encoders under one budget; it does not tune any of them.
+table; --save [NAME] writes it to benchmarks/results/NAME.{json,md} (phase1). It compares encoders under one budget; it does not tune any of them.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import compose, run_main
+from arclab.config.encoder_schema import EncoderConfig, Pooling, StandardEncoderConfig, TaskEncoderConfig
 from arclab.evaluation.criterion import judge_criterion
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, provenance, run_path, short_commit, write_atomically
 from benchmarks.arguments import above_0, at_least_0, at_least_1
+from benchmarks.control import LAYOUTS, NO_LAYOUT, layout_overrides, pools_by_color
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODERS = ("standard", "hybrid_variational", "recurrent_trm")
@@ -38,13 +41,21 @@ _CURVE_POINTS = 8
 
 
 def overrides(encoder: str, given: argparse.Namespace, steps: int, runs_dir: str) -> list[str]:
-    """The command line of one run. The criterion is measured four times, so that a run that is stopped says something too."""
-    common = ["experiment=phase1_small", f"encoder={encoder}", "experiment_name=phase1", f"name={encoder}", f"runs_dir={runs_dir}",
+    """The command line of one run. The criterion is measured four times, so that a run that is stopped says something too.
+
+    A layout with +colors is for encoders that pool; the others take its grids alone.
+    """
+    name = encoder if given.layout is None else f"{encoder}-{given.layout}"
+    common = ["experiment=phase1_small", f"encoder={encoder}", "experiment_name=phase1", f"name={name}", f"runs_dir={runs_dir}",
               f"seed={given.seed}", f"trainer.steps={steps}", f"trainer.eval_every={math.ceil(steps / _EVALUATIONS)}", "wandb.mode=disabled", *given.set]  # fmt: skip
+    config = compose("pretrain_encoder", [c for c in common if not c.startswith("encoder")])
     if "variational" in encoder:  # its default is that of width 512
-        config = compose("pretrain_encoder", [c for c in common if not c.startswith("encoder")])
         common.append(f"encoder.latent_dim={config.decoder.width // 2}")
-    return common
+    if given.layout is None:
+        return common
+    encoder_config = compose("pretrain_encoder", common).encoder
+    layout = given.layout if pools_by_color(encoder_config) else given.layout.partition("+")[0]
+    return [*common, *layout_overrides(layout)]
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -92,24 +103,32 @@ def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] |
     every = max(1, len(trained) // _CURVE_POINTS)
     scored = next(r for r in reversed(rows) if "all.exact_accuracy" in r)
     return {
-        "encoder": encoder, "steps": steps, "last_step": rows[-1]["_step"], "seconds": rows[-1]["_runtime"], "is_done": status == 0, "criterion": str(judge_criterion(config.criterion, rows)),
+        "encoder": encoder, "layout": layout_of(config.encoder), "steps": steps, "last_step": rows[-1]["_step"], "seconds": rows[-1]["_runtime"], "is_done": status == 0, "criterion": str(judge_criterion(config.criterion, rows)),
         "pass@1": {"n": round(scored["ARC/pass@1"] * scored["ARC/tasks"], 2), "N": int(scored["ARC/tasks"])},
         "mean_steps": scored["all.steps"], "curve": {r["_step"]: round(r["train/exact_accuracy"], 4) for r in trained[every - 1 :: every]},
         "overrides": arguments, **provenance(),
     }  # fmt: skip
 
 
+def layout_of(encoder: EncoderConfig) -> str:
+    """As in benchmarks.control: symmetry+colors, or only the layout of the grids."""
+    if not isinstance(encoder, TaskEncoderConfig):
+        return NO_LAYOUT
+    is_by_color = isinstance(encoder, StandardEncoderConfig) and encoder.pooling is Pooling.colors
+    return encoder.demo_layout.value + ("+colors" if is_by_color else "")
+
+
 def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Phase 1: 32 small tasks", "",
         f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, seed {result['seed']}", "",
-        "| encoder | criterion | ARC/pass@1 | steps | s | exact in training at step |", "|---|---|---|---|---|---|",
+        "| encoder | layout | criterion | ARC/pass@1 | steps | s | exact in training at step |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in result["runs"]:
         curve = ", ".join(f"{step}: {value:.2f}" for step, value in r["curve"].items())
         passed = f"{r['pass@1']['n']:g}/{r['pass@1']['N']}"
         steps = f"{r['steps']}" if r["is_done"] else f"{r['last_step']} of {r['steps']}, stopped"
-        lines.append(f"| {r['encoder']} | {r['criterion']} | {passed} | {steps} | {r['seconds']:.0f} | {curve} |")
+        lines.append(f"| {r['encoder']} | {r['layout']} | {r['criterion']} | {passed} | {steps} | {r['seconds']:.0f} | {curve} |")
     return "\n".join(lines) + "\n"
 
 
@@ -119,11 +138,12 @@ def main(argv: Sequence[str]) -> int:
     budget.add_argument("--minutes", type=above_0, help="of all encoders together if --jobs is their number")
     budget.add_argument("--steps", type=at_least_1)
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
+    parser.add_argument("--layout", choices=LAYOUTS, help="of all encoders; else that of experiment=phase1_small")
     parser.add_argument("--seed", type=at_least_0, default=0)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--jobs", type=at_least_1, default=1, help="runs at a time")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--save", nargs="?", const="phase1", metavar="NAME", help="benchmarks/results/NAME, else phase1")
     given = parser.parse_args(argv)
     steps = planned_steps(given)
     for encoder in (e for e in given.encoders if e not in steps):
@@ -133,13 +153,13 @@ def main(argv: Sequence[str]) -> int:
         )
     with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
         records = list(pool.map(lambda encoder: run(encoder, steps[encoder], given), [e for e in given.encoders if e in steps]))
-    command = "python -m benchmarks.phase1 " + " ".join(a for a in argv if a != "--save")
+    command = "python -m benchmarks.phase1 " + " ".join(argv)
     result = {**provenance(), "command": command, "seed": given.seed, "runs": [r for r in records if r is not None]}
     print(markdown(result))
     if given.save:
         results = Path(__file__).parent / "results"
-        write_atomically(results / "phase1.json", json.dumps(result, indent=1) + "\n")
-        write_atomically(results / "phase1.md", markdown(result))
+        write_atomically(results / f"{given.save}.json", json.dumps(result, indent=1) + "\n")
+        write_atomically(results / f"{given.save}.md", markdown(result))
     return int(len(result["runs"]) < len(given.encoders) or not all(r["is_done"] for r in result["runs"]))
 
 

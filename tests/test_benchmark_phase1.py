@@ -12,7 +12,7 @@ from benchmarks import phase1
 from .conftest import compose
 
 GIVEN = argparse.Namespace(
-    encoders=["standard", "lpn"], steps=None, minutes=10.0, seed=3, runs_dir="runs", jobs=2, set=["halting=short8"]
+    encoders=["standard", "lpn"], steps=None, minutes=10.0, seed=3, runs_dir="runs", jobs=2, set=["halting=short8"], layout=None
 )
 
 
@@ -22,6 +22,16 @@ def test_every_encoder_is_judged_four_times(encoder: str) -> None:
     assert (config.encoder.kind, config.trainer.steps, config.trainer.eval_every) == (encoder, 700, 175)
     assert config.criterion is not None
     assert (config.criterion.threshold, config.seed, config.halting.halt_max_steps) == (0.9, 3, 8)
+
+
+@pytest.mark.parametrize(("encoder", "layout"), [("standard", "symmetry+colors"), ("hybrid_variational", "symmetry"), ("lpn", "symmetry")])
+def test_a_layout_is_that_of_every_encoder_as_far_as_it_has_it(encoder: str, layout: str) -> None:
+    given = argparse.Namespace(**{**vars(GIVEN), "layout": "symmetry+colors"})
+    config = compose("pretrain_encoder", phase1.overrides(encoder, given, 700, "runs"))
+    assert phase1.layout_of(config.encoder) == layout
+    assert config.name == f"{encoder}-symmetry+colors"  # beside the run of another layout
+    usual = compose("pretrain_encoder", phase1.overrides(encoder, GIVEN, 700, "runs"))
+    assert (phase1.layout_of(usual.encoder), usual.name) == ("aligned", encoder)
 
 
 def test_minutes_become_steps_by_each_speed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,10 +45,10 @@ def test_minutes_become_steps_by_each_speed_once(tmp_path: Path, monkeypatch: py
 
 
 def test_the_table_says_pass_or_fail_with_the_curve() -> None:
-    run = {"encoder": "lpn", "steps": 20, "seconds": 3.2, "criterion": "FAIL (phase 1): 3/9", "is_done": True, "pass@1": {"n": 1.5, "N": 4},
+    run = {"encoder": "lpn", "layout": "concat", "steps": 20, "seconds": 3.2, "criterion": "FAIL (phase 1): 3/9", "is_done": True, "pass@1": {"n": 1.5, "N": 4},
            "mean_steps": 2.0, "curve": {10: 0.25, 20: 0.5}}  # fmt: skip
     text = phase1.markdown({"command": "c", "commit": "0123456789", "machine": "m", "seed": 0, "runs": [run]})
-    assert "| lpn | FAIL (phase 1): 3/9 | 1.5/4 | 20 | 3 | 10: 0.25, 20: 0.50 |" in text
+    assert "| lpn | concat | FAIL (phase 1): 3/9 | 1.5/4 | 20 | 3 | 10: 0.25, 20: 0.50 |" in text
     stopped = run | {"is_done": False, "last_step": 15}
     assert "| 15 of 20, stopped |" in phase1.markdown(
         {"command": "c", "commit": "0123456789", "machine": "m", "seed": 0, "runs": [stopped]}

@@ -41,7 +41,7 @@ from arclab.evaluation.criterion import judge_criterion, require_answers, requir
 from arclab.evaluation.encoder_health import HealthSettings, encoder_health
 from arclab.evaluation.results import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
 from arclab.evaluation.runs import FIT_STAMP, rules_stamp
-from arclab.evaluation.scoring import score
+from arclab.evaluation.scoring import NEW_COLORS, score
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.memory import advice_if_out_of_memory, memory_budget
 from arclab.metrics.logger import read_rows
@@ -310,6 +310,7 @@ def _train_and_record(
             **{name: s.value for name, s in shares.items()},
             **context_metrics(config, setting, model, ranks),
             "ARC/tasks": float(shares["ARC/pass@1"].total),
+            **({"ARC/new_colors_tasks": float(shares[NEW_COLORS].total)} if NEW_COLORS in shares else {}),
         }
         return metrics, first_predictions(setting.scored, attempts)
 

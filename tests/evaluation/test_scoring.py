@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arclab.data.tasks import ArcTask, Grid, Pair
-from arclab.evaluation.scoring import Share, score, truth_ranks, wilson
+from arclab.evaluation.scoring import NEW_COLORS, Share, score, truth_ranks, wilson
 from arclab.solvers.base import Attempts, Candidate
 from arclab.solvers.votes import VoteBox, confidence_units, grid_key
 
@@ -72,6 +72,15 @@ def test_denominator_is_the_tasks_scored_and_hidden_answers_are_left_out() -> No
     tasks = [task("a", 1), task("hidden", None), task("half", 1, None)]
     shares = score(tasks, attempts({("a", 0): [1], ("hidden", 0): [1], ("half", 0): [1], ("half", 1): [1]}))
     assert all(s.total == 1 for s in shares.values()) and shares["ARC/pass@1"].value == 1
+
+
+def test_tasks_whose_answers_have_new_colors_are_scored_by_themselves() -> None:
+    """Inputs show 5 alone. a: 6 right, 7 wrong; same: no new colour; black: 0 alone, which no view recolours; hidden: not known."""
+    tasks = [task("a", 6, 7), task("same", 5), task("black", 0), task("hidden", 6, None), task("mixed", 5, 8)]
+    made = {("a", 0): [6], ("a", 1): [1, 7], ("same", 0): [5], ("black", 0): [0], ("hidden", 0): [6], ("mixed", 0): [4], ("mixed", 1): [8]}
+    share = score(tasks, attempts(made))[NEW_COLORS]
+    assert (share.n, share.total) == (1.5, 2)
+    assert NEW_COLORS not in score([task("same", 5), task("black", 0)], attempts({("same", 0): [5], ("black", 0): [0]}))
 
 
 def test_an_undecodable_first_candidate_takes_its_place() -> None:

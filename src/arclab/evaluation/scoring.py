@@ -16,6 +16,8 @@ from arclab.data.tasks import ArcTask
 from arclab.metrics.names import PASS_KS, SOLVED_KS
 from arclab.solvers.base import Attempts, Candidate
 
+NEW_COLORS = "ARC/new_colors_pass@1"
+_BLACK = 0  # the background, which no view recolours
 _Z95 = 1.959963984540054
 
 
@@ -67,8 +69,17 @@ def truth_ranks(tasks: Sequence[ArcTask], attempts: Attempts) -> dict[str, list[
     return ranks
 
 
+def new_color_tests(task: ArcTask) -> list[int]:
+    """Numbers of the test inputs whose answers show a colour other than black that they do not: demonstrations must tell it."""
+    return [
+        number
+        for number, test in enumerate(task.tests)
+        if test.output is not None and set(np.unique(test.output)) - set(np.unique(test.input)) - {_BLACK}
+    ]
+
+
 def score(tasks: Sequence[ArcTask], attempts: Attempts) -> dict[str, Share]:
-    """ARC/pass@k and ARC/solved@k over the tasks whose answers are known."""
+    """ARC/pass@k and ARC/solved@k over the tasks whose answers are known; ARC/new_colors_pass@1 where there are such tasks."""
     ranks = truth_ranks(tasks, attempts)
 
     def hits(places: list[int | None], k: int) -> list[bool]:
@@ -76,4 +87,8 @@ def score(tasks: Sequence[ArcTask], attempts: Attempts) -> dict[str, Share]:
 
     shares = {f"ARC/pass@{k}": Share(sum(sum(hits(p, k)) / len(p) for p in ranks.values()), len(ranks)) for k in PASS_KS}
     shares |= {f"ARC/solved@{k}": Share(sum(all(hits(p, k)) for p in ranks.values()), len(ranks)) for k in SOLVED_KS}
+    places = [[ranks[task.id][i] for i in new_color_tests(task)] for task in tasks if task.id in ranks]
+    new = [hits(p, 1) for p in places if p]
+    if new:
+        shares[NEW_COLORS] = Share(sum(sum(right) / len(right) for right in new), len(new))
     return shares

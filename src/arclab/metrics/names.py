@@ -26,6 +26,7 @@ class Metric:
 
 _INF = float("inf")
 _HALTED = "over the rows that halted since the last log"
+_NEW_COLORS = "a colour (not black) that their input does not show: demonstrations must tell it"
 _ALL = "over every augmented copy of every scored test input"
 
 # Measured by evaluation/encoder_health.py as encoder/... on scored tasks and train_encoder/... on training tasks.
@@ -97,6 +98,13 @@ _REWARD = {
 _METRICS = [
     Metric("train/accuracy", "share", "up", f"labelled cells predicted right, {_HALTED}", (0.9, 1)),
     Metric("train/exact_accuracy", "share", "up", f"grids predicted exactly right, {_HALTED}", (0.9, 1)),
+    Metric(
+        "train/new_colors_exact",
+        "share",
+        "up",
+        f"grids predicted exactly right of those with {_NEW_COLORS}, {_HALTED}",
+    ),
+    Metric("train/new_colors_count", "rows", "none", f"rows with {_NEW_COLORS} that halted since the last log"),
     Metric("train/lm_loss", "nats", "down", "stablemax cross-entropy per cell, mean over all rows of the batch"),
     Metric("train/q_halt_loss", "nats", "down", "binary cross-entropy of the halt logit, mean over all rows of the batch"),
     Metric("train/kl_loss", "nats", "none", "KL loss with its free bits, mean over rows, before its weight"),
@@ -164,6 +172,8 @@ _METRICS = [
         for k in PASS_KS
     ],
     *[Metric(f"ARC/solved@{k}", "share", "up", f"tasks with every test input right within {k} attempts") for k in SOLVED_KS],
+    Metric("ARC/new_colors_pass@1", "share", "up", f"ARC/pass@1 over test inputs whose answers have {_NEW_COLORS}"),
+    Metric("ARC/new_colors_tasks", "tasks", "none", "tasks with such test inputs: the N of that share"),
     Metric("ARC/tasks", "tasks", "none", "tasks scored: the N of every ARC/ share"),
     Metric(
         "eval/rows_share", "share", "none", "augmented test inputs that were predicted, of all; below 1 with adaptive votes"
@@ -203,7 +213,13 @@ ROW_FIELDS = ("_step", "_runtime", "_timestamp")
 TEXT_FIELDS = ("health", "health_level", "health_note")
 TABLES = ("train_predictions", "eval_predictions")
 # What a share is counted over, by the beginning of its name; all.count only in runs from before all.labelled was measured.
-_COUNTS = {"all.": ("all.labelled", "all.count"), "ARC/": ("ARC/tasks",), "train/": ("train/count",)}
+_COUNTS = {
+    "all.": ("all.labelled", "all.count"),
+    "ARC/new_colors": ("ARC/new_colors_tasks",),
+    "ARC/": ("ARC/tasks",),
+    "train/new_colors": ("train/new_colors_count",),
+    "train/": ("train/count",),
+}
 
 
 def count_of(metric: str, row: Mapping[str, Any]) -> int | None:

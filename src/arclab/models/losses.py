@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arclab.data.codec import PAD
+from arclab.data.codec import FIRST_COLOR, PAD, VOCAB_SIZE
 
 
 def stablemax_cross_entropy(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
@@ -38,6 +38,19 @@ class RowLosses:
 
     def total(self, halt_loss_weight: float) -> Tensor:
         return (self.lm + halt_loss_weight * self.q_halt).sum()
+
+
+def has_new_colors(inputs_BS: Tensor, labels_BS: Tensor) -> Tensor:
+    """(B,) whether an answer shows a colour, black left out, that its input does not.
+
+    Where colours are permuted (black never is) such a row is right only if the demonstrations' colours reach the decoder; other rules can
+    be remembered once the task is recognised.
+    """
+
+    def shows(cells_BS: Tensor) -> Tensor:
+        return cells_BS.new_zeros(len(cells_BS), VOCAB_SIZE, dtype=torch.bool).scatter(1, cells_BS.long(), True)
+
+    return (shows(labels_BS) & ~shows(inputs_BS))[:, FIRST_COLOR + 1 :].any(1)
 
 
 def row_losses(logits_BSV: Tensor, q_halt_B: Tensor, labels_BS: Tensor) -> RowLosses:

@@ -39,7 +39,7 @@ from arclab.models.auxiliary import AUXILIARY, auxiliary_losses, auxiliary_weigh
 from arclab.models.compiled import compile_model, uncompiled
 from arclab.models.encoders import TaskContext
 from arclab.models.halting import draw_min_steps, most_steps
-from arclab.models.losses import RowLosses, row_losses
+from arclab.models.losses import RowLosses, has_new_colors, row_losses
 from arclab.models.recursive import PART, RecursiveModel, StepOutput
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir, State
@@ -72,7 +72,7 @@ def schedule(config: ExperimentConfig, optimizer: AdamATan2, step: int) -> None:
 class StepSums:
     """Sums of train/* numerators since the last log, kept on the device: reading them is the only synchronisation."""
 
-    NAMES = ("train/count", "train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps",
+    NAMES = ("train/count", "train/new_colors_count", "train/new_colors_exact", "new_colors", "train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps",
              "train/forced_halt_share", "train/lm_loss", "train/q_halt_loss", *(f"train/{name}_loss" for name in AUXILIARY),
              "counted", "rows")  # fmt: skip
 
@@ -80,19 +80,23 @@ class StepSums:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.auxiliary: Set[str] = set()
 
-    def add(self, output: StepOutput, losses: RowLosses, auxiliary: dict[str, Tensor], weight: float = 1.0) -> None:
+    def add(
+        self, output: StepOutput, inputs_BS: Tensor, losses: RowLosses, auxiliary: dict[str, Tensor], weight: float = 1.0
+    ) -> None:
         """weight: of a row in the loss. Small canvases get more rows than their share of the tasks, which count the less."""
         counted = output.halted_B & losses.has_labels
+        new_colors_B = counted & has_new_colors(inputs_BS, output.labels_BS)
         # A row that halts against its halt logit was halted by the limit.
         forced_B = output.q_halt_B.detach() <= 0
         per_row = (losses.accuracy, losses.exact, losses.q_halt_correct, output.steps_B, forced_B)
-        sums = [counted.sum(), *(torch.where(counted, x, 0).sum() for x in per_row)]
+        new_colors = [new_colors_B.sum(), (new_colors_B & losses.exact).sum(), new_colors_B.sum()]
+        sums = [counted.sum(), *new_colors, *(torch.where(counted, x, 0).sum() for x in per_row)]
         sums += [losses.lm.detach().sum(), losses.q_halt.detach().sum()]
         sums += [auxiliary[name].detach().sum() if name in auxiliary else counted.new_zeros(()) for name in AUXILIARY]
         sums += [counted.sum(), torch.full((), len(counted), device=counted.device)]  # filled there: nothing to copy
         self.auxiliary = auxiliary.keys()
         stacked = torch.stack([s.double() for s in sums])
-        stacked[1:] *= weight  # all but how many rows there were
+        stacked[2:] *= weight  # all but how many rows there were
         self.sums += stacked
 
     def take(self, ranks: Ranks) -> dict[str, float]:
@@ -103,6 +107,9 @@ class StepSums:
         counted, rows = values.pop("counted"), values.pop("rows")
         values = {n: v for n, v in values.items() if n[6:-5] not in AUXILIARY or n[6:-5] in self.auxiliary}
         metrics = {"train/count": values.pop("train/count")}
+        new_count, new_exact, new_rows = (values.pop(n) for n in ("train/new_colors_count", "train/new_colors_exact", "new_colors"))
+        if new_rows > 0:
+            metrics |= {"train/new_colors_count": new_count, "train/new_colors_exact": new_exact / new_rows}
         for name, value in values.items():
             if name.endswith("loss"):
                 metrics[name] = value / rows
@@ -187,7 +194,7 @@ def train_step(
         with record_function(PART + "backward"):
             (total * (piece.part.weight / trainer.num_rows)).backward()
         with record_function(PART + "metrics"):
-            sums.add(output, losses, auxiliary, piece.part.weight)
+            sums.add(output, training.carries[i].data.inputs_BS, losses, auxiliary, piece.part.weight)
         if output.puzzle_rows_BD is not None:
             assert output.puzzle_rows_BD.grad is not None
             puzzle_rows.append((training.carries[i].data.puzzle_id_B, output.puzzle_rows_BD.grad))
