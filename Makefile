@@ -28,7 +28,7 @@ bench-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest tests/test_cuda.py
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --save
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --compile --save
-	$(BIN)/python -m benchmarks.phase1 --minutes 9 --jobs 3 --save
+	$(BIN)/python -m benchmarks.phase1 --minutes 9 --jobs 3 --layout aligned+colors --save phase1_colors
 	$(BIN)/python -m benchmarks.control --steps 2000 --jobs 4 --layouts symmetry symmetry+colors --set trainer.device=cuda trainer.num_threads=1 \
 	    trainer.batch_size=512 trainer.num_workers=1
 

@@ -128,7 +128,9 @@ def markdown(result: dict[str, Any]) -> str:
         curve = ", ".join(f"{step}: {value:.2f}" for step, value in r["curve"].items())
         passed = f"{r['pass@1']['n']:g}/{r['pass@1']['N']}"
         steps = f"{r['steps']}" if r["is_done"] else f"{r['last_step']} of {r['steps']}, stopped"
-        lines.append(f"| {r['encoder']} | {r['layout']} | {r['criterion']} | {passed} | {steps} | {r['seconds']:.0f} | {curve} |")
+        lines.append(
+            f"| {r['encoder']} | {r['layout']} | {r['criterion']} | {passed} | {steps} | {r['seconds']:.0f} | {curve} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,9 @@ def test_every_encoder_is_judged_four_times(encoder: str) -> None:
     assert (config.criterion.threshold, config.seed, config.halting.halt_max_steps) == (0.9, 3, 8)
 
 
-@pytest.mark.parametrize(("encoder", "layout"), [("standard", "symmetry+colors"), ("hybrid_variational", "symmetry"), ("lpn", "symmetry")])
+@pytest.mark.parametrize(
+    ("encoder", "layout"), [("standard", "symmetry+colors"), ("hybrid_variational", "symmetry"), ("lpn", "symmetry")]
+)
 def test_a_layout_is_that_of_every_encoder_as_far_as_it_has_it(encoder: str, layout: str) -> None:
     given = argparse.Namespace(**{**vars(GIVEN), "layout": "symmetry+colors"})
     config = compose("pretrain_encoder", phase1.overrides(encoder, given, 700, "runs"))

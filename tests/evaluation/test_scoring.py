@@ -77,7 +77,15 @@ def test_denominator_is_the_tasks_scored_and_hidden_answers_are_left_out() -> No
 def test_tasks_whose_answers_have_new_colors_are_scored_by_themselves() -> None:
     """Inputs show 5 alone. a: 6 right, 7 wrong; same: no new colour; black: 0 alone, which no view recolours; hidden: not known."""
     tasks = [task("a", 6, 7), task("same", 5), task("black", 0), task("hidden", 6, None), task("mixed", 5, 8)]
-    made = {("a", 0): [6], ("a", 1): [1, 7], ("same", 0): [5], ("black", 0): [0], ("hidden", 0): [6], ("mixed", 0): [4], ("mixed", 1): [8]}
+    made = {
+        ("a", 0): [6],
+        ("a", 1): [1, 7],
+        ("same", 0): [5],
+        ("black", 0): [0],
+        ("hidden", 0): [6],
+        ("mixed", 0): [4],
+        ("mixed", 1): [8],
+    }
     share = score(tasks, attempts(made))[NEW_COLORS]
     assert (share.n, share.total) == (1.5, 2)
     assert NEW_COLORS not in score([task("same", 5), task("black", 0)], attempts({("same", 0): [5], ("black", 0): [0]}))

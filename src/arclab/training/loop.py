@@ -107,7 +107,9 @@ class StepSums:
         counted, rows = values.pop("counted"), values.pop("rows")
         values = {n: v for n, v in values.items() if n[6:-5] not in AUXILIARY or n[6:-5] in self.auxiliary}
         metrics = {"train/count": values.pop("train/count")}
-        new_count, new_exact, new_rows = (values.pop(n) for n in ("train/new_colors_count", "train/new_colors_exact", "new_colors"))
+        new_count, new_exact, new_rows = (
+            values.pop(n) for n in ("train/new_colors_count", "train/new_colors_exact", "new_colors")
+        )
         if new_rows > 0:
             metrics |= {"train/new_colors_count": new_count, "train/new_colors_exact": new_exact / new_rows}
         for name, value in values.items():
