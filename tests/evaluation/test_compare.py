@@ -353,6 +353,28 @@ def test_gradients_are_judged_by_the_gain_and_not_once_all_is_right(folder: Path
     assert named(1.0, 0.5) and not named(0.1, 0.5) and not named(1.0, 0.95)
 
 
+def test_rows_whose_colors_only_demonstrations_tell_are_named_if_they_lag(folder: Path) -> None:
+    """Of 1000 rows, 400 with new colours: right in 0.2 of them and 0.7 of the others, then as often, then all of one kind."""
+
+    def found(exact: float, new_exact: float, new_count: float) -> list[str]:
+        row = {
+            "train/exact_accuracy": exact,
+            "train/count": 500.0,
+            "train/new_colors_exact": new_exact,
+            "train/new_colors_count": new_count,
+        }
+        rows = [{"_step": 0}, {"_step": 1, **row}, {"_step": 2, **row}]
+        return [text for text in issues(replace(run, rows=rows)) if "new_colors" in text]
+
+    (run,) = load(folder, "a")
+    (sentence,) = found(0.5, 0.2, 200.0)
+    assert "train/new_colors_exact ended at 0.2, other rows at 0.7" in sentence
+    assert sentence.endswith("give it more steps, trainer.optimizer=muon, encoder.pooling=colors")
+    run.settings.update({"trainer.optimizer": "muon", "encoder.pooling": "cls"})  # cls: an encoder that cannot pool otherwise
+    assert found(0.5, 0.2, 200.0)[0].endswith("give it more steps")
+    assert found(0.7, 0.6, 200.0) == [] and found(0.2, 0.2, 500.0) == []
+
+
 def test_the_commits_of_a_run_that_went_on_are_all_named(folder: Path) -> None:
     earlier = [{"commit": "a" * 40, "to_step": 2}, {"commit": "b" * 40 + "+changes", "to_step": 3}]
     edit(folder / "a/provenance.json", commit="b" * 40 + "+changes", earlier=earlier)

@@ -33,7 +33,7 @@ _STATISTICS = (
     "encoder/retrieval_accuracy", "encoder/retrieval_chance", "encoder/between_task_share", "train_encoder/swap_drop",
 )  # fmt: skip
 _CURVES = (
-    "train/exact_accuracy", "train/accuracy", "all.exact_accuracy", "train/lm_loss", "train/q_halt_loss", "grad/encoder_norm",
+    "train/exact_accuracy", "train/new_colors_exact", "train/accuracy", "all.exact_accuracy", "train/lm_loss", "train/q_halt_loss", "grad/encoder_norm",
     "grad/total_norm", "train/encoder_cross_sample_var",
 )  # fmt: skip
 _SPLITS = ("train", "validation", "evaluation")

@@ -51,14 +51,14 @@ TEST_SIZE = (150, 5, 16)
 
 # Metrics that share one pair of axes. Axes of these units are logarithmic if the values span a decade.
 PANELS = (
-    ("train/exact_accuracy", "train/accuracy", "all.exact_accuracy"),
+    ("train/exact_accuracy", "train/new_colors_exact", "train/accuracy", "all.exact_accuracy"),
     ("train/lm_loss", "train/q_halt_loss"),
     ("train/steps",),
     ("grad/encoder_norm", "grad/total_norm"),
     ("train/encoder_cross_sample_var",),
 )
 _LOG_UNITS = ("nats", "L2", "variance")
-CURVE_COLORS: tuple[str, ...] = ("#2f6fdb", "#e2711d", "#2a9d5c")
+CURVE_COLORS: tuple[str, ...] = ("#2f6fdb", "#e2711d", "#2a9d5c", "#8a4fbf")
 # Stands for the page's own text colour while matplotlib draws; becomes currentColor, so that curves follow the theme.
 INK = "#010203"
 CURVE_STYLE: dict[Any, Any] = {
@@ -170,7 +170,7 @@ def curve_svgs(rows: Sequence[dict[str, Any]], step: int) -> list[Markup]:
     for names in PANELS:
         series = {name: points for name in names if len(points := curve_points(rows, name))}
         if series:
-            colors = dict(zip(names, CURVE_COLORS, strict=False))
+            colors = dict(zip(series, CURVE_COLORS, strict=False))
             curves.append(inline_svg(_draw_panel(series, colors, step)))
     return curves
 

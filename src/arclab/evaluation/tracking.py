@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from arclab.config.compose import CONF_DIR, ConfigError, compose, flat
+from arclab.config.encoder_schema import Pooling
 from arclab.evaluation.paired import difference_interval
 from arclab.evaluation.runs import CONVERGED, Exact, Run, ScoredSplit, own_exact, settings_difference, unlike
 from arclab.evaluation.scoring import Share
@@ -23,6 +24,8 @@ from arclab.metrics.names import REGISTRY
 
 TO_FILL_IN = "_to fill in_"
 _NOT_EVALUATED = "not evaluated"
+_LATE_ROWS = 20
+_COLOR_GAP = 0.25  # far beyond what chance leaves between two groups of some hundred rows
 _HYPERPARAMETERS = (
     "seed", "decoder.width", "decoder.num_layers", "decoder.h_cycles", "decoder.l_cycles", "decoder.optim.lr", "encoder.optim.lr",
     "trainer.steps", "trainer.batch_size", "trainer.precision", "trainer.clip_norm", "trainer.ema_decay", "halting.halt_loss_weight",
@@ -171,7 +174,31 @@ def issues(run: Run) -> list[str]:
         if not low <= value <= high:
             wanted = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
             found.append(f"{name} ended at {value:.3g} (healthy: {wanted})")
-    return found
+    return found + color_gap(run)
+
+
+def color_gap(run: Run) -> list[str]:
+    """A sentence if, over the last rows, answers whose colours only demonstrations tell lag far behind the others; else nothing.
+
+    Health cannot see it: gradients flow and swapped demonstrations cost everything, while little more than which task it is gets through.
+    """
+    rows = [r for r in run.rows if r.get("train/new_colors_exact") is not None][-_LATE_ROWS:]
+    total, new = (sum(r[f"train/{name}count"] for r in rows) for name in ("", "new_colors_"))
+    if not 0 < new < total:
+        return []
+    right, new_right = (
+        sum(r[f"train/{name}"] * r[f"train/{count}"] for r in rows)
+        for name, count in (("exact_accuracy", "count"), ("new_colors_exact", "new_colors_count"))
+    )
+    share, others = new_right / new, (right - new_right) / (total - new)
+    if others - share < _COLOR_GAP:
+        return []
+    other = {"trainer.optimizer": "muon", "encoder.pooling": "colors"}
+    remedies = [f"{k}={v}" for k, v in other.items() if run.settings.get(k) not in (None, v, Pooling.cls.value)]
+    return [
+        f"train/new_colors_exact ended at {share:.3g}, other rows at {others:.3g}: colours that only demonstrations show are missing; "
+        f"give it more steps{''.join(f', {r}' for r in remedies)}"
+    ]
 
 
 def _phase2(run: Run) -> dict[str, Any] | None:
