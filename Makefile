@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/python evaluate.py checkpoint=runs/quickstart/demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 install: .venv/installed
 
