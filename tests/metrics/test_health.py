@@ -185,6 +185,16 @@ def test_stuck_is_counted_from_the_last_improvement() -> None:
     assert judge(window(600, **changed), ETRM).kind is Kind.stuck
 
 
+def test_after_the_first_phase_a_falling_loss_makes_a_standstill_a_warning() -> None:
+    """As in runs of phase 1 that stood at 0.71 for 300 steps and went on to 0.86; the guide's rule for the first 500 steps asks for grids only."""
+    standing = names(train__exact_accuracy=lambda s: min(s, 100) / 250)
+    falling, flat = standing, standing | {"train/lm_loss": lambda s: 2.5 * math.exp(-min(s, 500) / 400)}
+    for step, loss, level in ((500, falling, Level.bad), (900, falling, Level.warning), (900, flat, Level.bad)):
+        verdict = judge(window(step, **loss), ETRM)
+        assert (verdict.kind, verdict.level) == (Kind.stuck, level)
+        assert (stop_reason(verdict, None) is None) == (level is Level.warning)
+
+
 def test_a_long_run_may_take_long_to_show_progress() -> None:
     """From 10 % to 60 % over half a million steps, each row noisier than what 300 steps bring: no standstill; without progress it is one."""
     facts = replace(ETRM, steps=518_000)

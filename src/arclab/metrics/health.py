@@ -124,10 +124,12 @@ class RunFacts:
     steps: int = 0
     single_steps: int = 0
 
+    def is_first_phase(self, step: int) -> bool:
+        return step <= self.warmup_steps + FIRST_PHASE_STEPS
+
     def patience_steps(self, step: int) -> int:
         """How long no progress is no standstill at this step: by the guide's rule in the first phase, then a share of the run."""
-        is_first_phase = step <= self.warmup_steps + FIRST_PHASE_STEPS
-        return PATIENCE_STEPS if is_first_phase else max(PATIENCE_STEPS, round(PATIENCE_SHARE * self.steps))
+        return PATIENCE_STEPS if self.is_first_phase(step) else max(PATIENCE_STEPS, round(PATIENCE_SHARE * self.steps))
 
     @property
     def window_steps(self) -> int:
@@ -324,18 +326,27 @@ def _stuck(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
     """The best mean over a third of the patience is older than the patience; the steps of the warm-up do not count.
 
     As long as no grid at all was right, cells speak for grids: a young run has exact accuracy 0 for a while and learns.
+    After the guide's first phase it is a warning as long as the loss still falls: whole grids show progress late and noisily.
     """
     now, rows = rows[-1]["_step"], _since_single_steps(rows, facts)
     patience = facts.patience_steps(now)
     started = now - patience >= max(facts.warmup_steps, facts.single_steps if now > facts.single_steps else 0)
     has_exact = any(value > 0 for value in _values(rows, "train/exact_accuracy"))
     name = "train/exact_accuracy" if has_exact else "train/accuracy"
-    means = _block_means(rows, name, patience // _PATIENCE_BLOCKS)
-    recent = [mean for age, mean in means.items() if age < _PATIENCE_BLOCKS]
-    past = [mean for age, mean in means.items() if age >= _PATIENCE_BLOCKS]
+    recent, past = _recent_and_past(rows, name, patience)
     if not started or not recent or not past or max(recent) > max(past) or _has_learned(rows):
         return None
-    return _verdict(Kind.stuck, name, max(recent), max(past), Level.bad)
+    recent_loss, past_loss = _recent_and_past(rows, "train/lm_loss", patience)
+    falls = bool(recent_loss and past_loss) and min(recent_loss) < min(past_loss)
+    level = Level.warning if falls and not facts.is_first_phase(now) else Level.bad
+    return _verdict(Kind.stuck, name, max(recent), max(past), level)
+
+
+def _recent_and_past(rows: Sequence[Row], name: str, patience: int) -> tuple[list[float], list[float]]:
+    """Means over thirds of the patience: those of the last patience steps, and those before."""
+    means = _block_means(rows, name, patience // _PATIENCE_BLOCKS)
+    recent = [mean for age, mean in means.items() if age < _PATIENCE_BLOCKS]
+    return recent, [mean for age, mean in means.items() if age >= _PATIENCE_BLOCKS]
 
 
 def _block_means(rows: Sequence[Row], name: str, block_steps: int) -> dict[int, float]:
