@@ -217,6 +217,14 @@ def test_a_long_run_may_take_long_to_show_progress() -> None:
     )  # the first phase keeps the guide's 300 steps
 
 
+def test_demonstrations_in_full_cannot_collapse() -> None:
+    """in_context shows the decoder every cell: the mean over them varies little between tasks (0.0496 at step 10 of a sound run)."""
+    thin = window(100, **names(train__encoder_cross_sample_var=0.0496))
+    for encoder, kind in (("in_context", Kind.healthy), ("standard", Kind.collapsed)):
+        facts = RunFacts.of(compose("pretrain_encoder", ["experiment=quickstart", f"encoder={encoder}"]), rows_per_rank=32)
+        assert judge(thin, facts).kind is kind
+
+
 def test_a_fault_comes_before_a_warning() -> None:
     changed = names(train__encoder_cross_sample_var=0.08, train__exact_accuracy=0.5)
     assert judge(window(**changed), ETRM).kind is Kind.stuck

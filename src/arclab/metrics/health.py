@@ -20,7 +20,7 @@ from enum import Enum
 from statistics import median
 from typing import Any
 
-from arclab.config.encoder_schema import ContextConfig
+from arclab.config.encoder_schema import ContextConfig, InContextEncoderConfig
 from arclab.config.schema import ExperimentConfig, PuzzleTableConfig
 from arclab.metrics.names import REGISTRY
 
@@ -113,7 +113,8 @@ class RunFacts:
 
     context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder (the metric
     context_gain; of(), which sees no model, takes what the configuration says). steps: of the whole run. single_steps: those after
-    which rows do further supervision steps (halting.single_steps), where accuracy and loss start again.
+    which rows do further supervision steps (halting.single_steps), where accuracy and loss start again. compresses: to a few
+    tokens, whose variance means something; what stands for demonstrations in full is a mean over all of their cells and varies little.
     """
 
     has_encoder: bool
@@ -123,6 +124,7 @@ class RunFacts:
     context_gain: float
     steps: int = 0
     single_steps: int = 0
+    compresses: bool = True
 
     def is_first_phase(self, step: int) -> bool:
         return step <= self.warmup_steps + FIRST_PHASE_STEPS
@@ -143,8 +145,16 @@ class RunFacts:
         gain = 1.0 if context is None else context.start_gain(config.decoder.width)
         trainer = config.trainer
         halting = config.halting
+        compresses = not isinstance(config.encoder, InContextEncoderConfig)
         return cls(
-            has_encoder, halting.halt_max_steps, trainer.warmup_steps, rows_per_rank, gain, trainer.steps, halting.single_steps
+            has_encoder,
+            halting.halt_max_steps,
+            trainer.warmup_steps,
+            rows_per_rank,
+            gain,
+            trainer.steps,
+            halting.single_steps,
+            compresses,
         )
 
 
@@ -278,7 +288,7 @@ def _collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
     """A single row has no variance across rows, whatever the encoder does."""
     name = "train/encoder_cross_sample_var"
     variance = _recent(rows, name)
-    if variance is None or facts.rows_per_rank < 2:
+    if variance is None or facts.rows_per_rank < 2 or not facts.compresses:
         return None
     if variance < COLLAPSED_VAR:
         return _verdict(Kind.collapsed, name, variance, COLLAPSED_VAR, Level.bad)
