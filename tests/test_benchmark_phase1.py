@@ -55,3 +55,19 @@ def test_the_table_says_pass_or_fail_with_the_curve() -> None:
     assert "| 15 of 20, stopped |" in phase1.markdown(
         {"command": "c", "commit": "0123456789", "machine": "m", "seed": 0, "runs": [stopped]}
     )
+
+
+def test_save_keeps_the_table_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"encoder": "lpn", "layout": "concat", "steps": 20, "seconds": 3.2, "criterion": "PASS", "is_done": True, "pass@1": {"n": 4, "N": 4},
+           "mean_steps": 2.0, "curve": {}}  # fmt: skip
+    monkeypatch.setattr(phase1, "run", lambda *_: run)
+    monkeypatch.setattr(phase1, "__file__", str(tmp_path / "phase1.py"))
+    asked = ["--steps", "20", "--encoders", "lpn"]
+    assert phase1.main(asked) == 0 and not (tmp_path / "results").exists()
+    (tmp_path / "results").mkdir()
+    for given, name in (([], "phase1"), (["other"], "other")):
+        assert phase1.main([*asked, "--save", *given]) == 0
+        assert "| lpn | concat | PASS | 4/4 |" in (tmp_path / "results" / f"{name}.md").read_text()
+        assert json.loads((tmp_path / "results" / f"{name}.json").read_text())["runs"] == [run]
+    monkeypatch.setattr(phase1, "run", lambda *_: None)
+    assert phase1.main(asked) == 1  # a run that failed is told by the exit status

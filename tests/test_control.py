@@ -36,7 +36,10 @@ def test_a_tiny_model_learns_unseen_colour_maps(tmp_path: Path) -> None:
     ])  # fmt: skip
     app._pretrain(config, Ranks(0, 1, torch.device("cpu")))
     rows = read_rows(tmp_path / "toy_control/default/metrics.jsonl")
-    assert [r["ARC/pass@1"] for r in rows if "ARC/pass@1" in r][-1] > 0.15
+    last = next(r for r in reversed(rows) if "ARC/pass@1" in r)
+    assert last["ARC/pass@1"] > 0.15
+    assert 0 < last["ARC/new_colors_tasks"] < last["ARC/tasks"] == 150  # colours that no input shows: most maps, with their own N
+    assert 0 <= last["ARC/new_colors_pass@1"] <= 1
 
 
 def run_control(tmp_path: Path, *more: str) -> list[dict[str, object]]:
