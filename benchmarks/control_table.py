@@ -4,7 +4,8 @@
 
 An encoder is done if, with its best layout, it answers at least 90 % of unseen colour maps, loses at least 50 points there
 when demonstrations are swapped, and beats its frozen random twin by at least 20 points on compositions of a dihedral view
-and a colour map. It trains and scores nothing: benchmarks/control.py does.
+and a colour map. in_context compresses nothing, so its twin reads demonstrations as well as it does: it is the baseline of the others
+and never done. It trains and scores nothing: benchmarks/control.py does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from arclab.rundir import short_commit, write_atomically
 
 MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
 SIMPLE, COMPOSED = "color_map", "dihedral_color"
+BASELINE = "in_context"
 # Overrides that change how fast a cell is made and what is kept of it, not what it learns.
 _SPEED_KEYS = {"trainer.num_threads", "trainer.num_workers", "trainer.device", "trainer.compile", "trainer.checkpoint_every",
                "trainer.health_every", "trainer.log_every"}  # fmt: skip
@@ -106,7 +108,12 @@ def _verdicts(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     pairs = [(key, scores, twins.get((*key[:-1], "frozen"))) for key, scores in twins.items() if key[-1] == "trained"]
     for (encoder, layout, steps, rows, *_), trained, frozen in pairs:
         if {SIMPLE, COMPOSED} <= trained.keys() and frozen is not None:
-            yield f"- {encoder}, {layout}, {steps} x {rows}: {verdict(trained, frozen)}"
+            said = (
+                "BASELINE: it compresses nothing, so its twin reads as well"
+                if encoder == BASELINE
+                else verdict(trained, frozen)
+            )
+            yield f"- {encoder}, {layout}, {steps} x {rows}: {said}"
     yield ""
 
 

@@ -38,7 +38,9 @@ def test_a_tiny_model_learns_unseen_colour_maps(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "toy_control/default/metrics.jsonl")
     last = next(r for r in reversed(rows) if "ARC/pass@1" in r)
     assert last["ARC/pass@1"] > 0.15
-    assert 0 < last["ARC/new_colors_tasks"] < last["ARC/tasks"] == 150  # colours that no input shows: most maps, with their own N
+    assert (
+        0 < last["ARC/new_colors_tasks"] < last["ARC/tasks"] == 150
+    )  # colours that no input shows: most maps, with their own N
     assert 0 <= last["ARC/new_colors_pass@1"] <= 1
 
 
@@ -166,6 +168,7 @@ def test_an_encoder_is_done_only_if_it_reaches_all_three() -> None:
         for twin, s in (("trained", scores(180, 60, 50)), ("frozen", frozen))
     ]  # fmt: skip
     assert "- lpn, symmetry, 5 x 8: DONE" in markdown(cells)
+    assert "- in_context, symmetry, 5 x 8: BASELINE" in markdown([c | {"encoder": "in_context"} for c in cells])
     assert "DONE" not in markdown(cells[:1])  # no verdict without its twin
     assert "DONE" in markdown([cells[0], cells[1] | {"overrides": ["trainer.num_threads=1"]}])
     for change in ({"overrides": ["trainer.precision=bf16"]}, {"batch_size": 16}):  # a twin that learned otherwise is none
