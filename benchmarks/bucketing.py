@@ -25,8 +25,9 @@ from typing import Any
 from arclab.config.compose import run_main, thaw
 from arclab.config.schema import CanvasRule
 from arclab.evaluation.scoring import Share
+from arclab.files import write_atomically
 from arclab.metrics.logger import read_rows
-from arclab.rundir import provenance, short_commit, write_atomically
+from arclab.rundir import provenance, short_commit
 from benchmarks.arguments import at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -49,11 +49,12 @@ from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
 from arclab.evaluation.ablations import context_drop, swap_drop
 from arclab.evaluation.scoring import Share
+from arclab.files import write_atomically
 from arclab.metrics.logger import read_rows
 from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.recursive import build_model
 from arclab.ranks import start_ranks
-from arclab.rundir import RunDir, State, provenance, run_path, write_atomically
+from arclab.rundir import RunDir, State, provenance, run_path
 from arclab.solvers.recursive import RecursiveSolver
 from benchmarks.arguments import above_0, at_least_0, at_least_1
 from benchmarks.control_table import learned_from, toy_settings, write_table

@@ -17,7 +17,8 @@ from typing import Any
 
 from arclab.data.synthetic import parse_toy
 from arclab.evaluation.scoring import Share
-from arclab.rundir import short_commit, write_atomically
+from arclab.files import write_atomically
+from arclab.rundir import short_commit
 
 MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
 SIMPLE, COMPOSED = "color_map", "dihedral_color"

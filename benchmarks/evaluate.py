@@ -45,6 +45,7 @@ from arclab.config.schema import (
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.scoring import Share, score
+from arclab.files import write_atomically
 from arclab.models.compiled import compile_model
 from arclab.models.decoder import Latents
 from arclab.models.decoder_init import newest_checkpoint
@@ -52,7 +53,7 @@ from arclab.models.encoders import Demonstrations
 from arclab.models.encoders.demo_tokens import DemoTokens
 from arclab.models.recursive import Reading, RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks
-from arclab.rundir import RunDir, provenance, run_path, short_commit, write_atomically
+from arclab.rundir import RunDir, provenance, run_path, short_commit
 from arclab.solvers.base import Attempts, Budget
 from arclab.training.checkpoint import load_weights
 from benchmarks.arguments import at_least_0, at_least_1

@@ -31,12 +31,13 @@ from arclab.config.llm_schema import Dtype, GridFormat, HfModelConfig, LmAttenti
 from arclab.config.schema import DeviceChoice
 from arclab.console import setup_logging
 from arclab.data.tasks import load_source
+from arclab.files import write_atomically
 from arclab.llm.finetune import FinetuneSettings, finetune
 from arclab.llm.hf import load_hf
 from arclab.llm.prompts import render_prompt
 from arclab.llm.tiny import build_tiny
 from arclab.llm.toy_programs import solution
-from arclab.rundir import provenance, write_atomically
+from arclab.rundir import provenance
 from benchmarks.arguments import at_least_0, at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -42,6 +42,7 @@ from arclab.evaluation.encoder_health import HealthSettings, encoder_health
 from arclab.evaluation.results import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
 from arclab.evaluation.runs import FIT_STAMP, rules_stamp
 from arclab.evaluation.scoring import NEW_COLORS, score
+from arclab.files import write_atomically
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.memory import advice_if_out_of_memory, memory_budget
 from arclab.metrics.logger import read_rows
@@ -49,17 +50,7 @@ from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, newest_checkpoint, other_cycles
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks, stop_ranks
-from arclab.rundir import (
-    RunDir,
-    State,
-    add_notes,
-    is_done,
-    open_run,
-    provenance,
-    run_path,
-    with_batch_size,
-    write_atomically,
-)  # fmt: skip
+from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path, with_batch_size
 from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver

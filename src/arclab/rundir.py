@@ -28,6 +28,7 @@ from typing import Any
 
 from arclab.config.compose import ConfigError, differing, freeze, identity, thaw
 from arclab.config.schema import AUTO, ExperimentConfig
+from arclab.files import read_object, write_atomically
 
 
 class State(Enum):
@@ -107,28 +108,10 @@ class RunDir:
         return status
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file of ours. ValueError, with its path, if it is damaged."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it, or remove it.") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (no JSON object); restore it, or remove it.")
-    return record
-
-
 def short_commit(record: dict[str, Any]) -> str:
     """The commit of a provenance record, short; "+changes" is kept."""
     commit, plus, changes = str(record.get("commit", "not recorded")).partition("+")
     return (commit if " " in commit else commit[:10]) + plus + changes
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has its old or its new content, never a part of it, also if two ranks write at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def run_path(config: ExperimentConfig) -> Path:
@@ -164,7 +147,7 @@ def with_batch_size(config: ExperimentConfig, batch_size: int | str) -> Experime
 
 def add_notes(run: RunDir, notes: tuple[str, ...]) -> None:
     """Put what was learned from the data into provenance.json."""
-    record = json.loads(run.provenance.read_text(encoding="utf-8"))
+    record = read_object(run.provenance)
     write_atomically(run.provenance, json.dumps({**record, "notes": list(notes)}, indent=1) + "\n")
 
 

@@ -24,7 +24,8 @@ from filelock import FileLock
 
 from arclab import slurm
 from arclab.config.compose import ConfigError
-from arclab.rundir import RunDir, read_object, write_atomically
+from arclab.files import read_object, write_atomically
+from arclab.rundir import RunDir
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ from arclab.evaluation.runs import FIT_STAMP, Run, read_runs, settings_differenc
 from arclab.evaluation.scoring import Share
 from arclab.evaluation.sheet import sheet_html
 from arclab.evaluation.tracking import TO_FILL_IN, convergence, gap, issues, observations, tracking_sheet
+from arclab.files import write_atomically
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
 from arclab.ranks import Ranks
-from arclab.rundir import RunDir, State, write_atomically
+from arclab.rundir import RunDir, State
 from arclab.runlock import Holder
 
 from ..conftest import TINY, compose

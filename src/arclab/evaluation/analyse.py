@@ -18,7 +18,7 @@ from arclab.console import setup_logging
 from arclab.evaluation.compare import render_comparison
 from arclab.evaluation.runs import Run, read_runs
 from arclab.evaluation.tracking import tracking_sheet
-from arclab.rundir import write_atomically
+from arclab.files import write_atomically
 
 log = logging.getLogger(__name__)
 

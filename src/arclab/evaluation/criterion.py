@@ -19,8 +19,9 @@ from typing import Any
 from arclab.config.schema import CriterionConfig, ExperimentConfig
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.scoring import Share
+from arclab.files import write_atomically
 from arclab.metrics.names import REGISTRY, count_of
-from arclab.rundir import RunDir, write_atomically
+from arclab.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True)

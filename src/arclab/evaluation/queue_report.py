@@ -31,7 +31,7 @@ from arclab.evaluation.compare_pictures import color_of, overlay_svgs
 from arclab.evaluation.report import MAX_POINTS, interval_svg
 from arclab.evaluation.runs import Run, own_exact, read_runs
 from arclab.evaluation.scoring import Share
-from arclab.rundir import write_atomically
+from arclab.files import write_atomically
 
 _CURVES = ("all.exact_accuracy", "train/exact_accuracy", "train/lm_loss", "grad/encoder_norm", "train/encoder_cross_sample_var")
 _FINAL_SPLITS = ("evaluation", "validation", "train")

@@ -20,8 +20,9 @@ from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Grid
 from arclab.evaluation.scoring import Share, score, truth_ranks
+from arclab.files import read_object
 from arclab.metrics.names import REGISTRY
-from arclab.rundir import RunDir, read_object
+from arclab.rundir import RunDir
 from arclab.solvers.base import Attempts, Candidate
 
 # Kaggle wants two attempts for every test input; a missing one is this grid.

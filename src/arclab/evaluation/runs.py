@@ -25,9 +25,10 @@ from yaml import YAMLError
 from arclab.config.compose import ConfigError
 from arclab.data.tasks import Grid
 from arclab.evaluation.scoring import Share
+from arclab.files import read_object
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
-from arclab.rundir import RunDir, State, read_object
+from arclab.rundir import RunDir, State
 from arclab.runlock import read_holder
 from arclab.solvers.base import Candidate, TestKey
 

@@ -23,10 +23,11 @@ import psutil
 
 from arclab import slurm
 from arclab.config.compose import ConfigError
+from arclab.files import read_object, write_atomically
 from arclab.launch.cluster import Kind
 from arclab.launch.plan import PlannedRun
 from arclab.metrics.names import count_of
-from arclab.rundir import RunDir, State, read_object, write_atomically
+from arclab.rundir import RunDir, State
 from arclab.runlock import read_holder
 
 log = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from submitit.core.utils import DelayedSubmission
 
 from arclab.config.compose import ConfigError
+from arclab.files import write_atomically
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.cluster import JobTask, Kind, build_executor, submission_errors
 from arclab.launch.job import prepare_run, run_job
@@ -43,7 +44,7 @@ from arclab.launch.progress import (
     read_state,
     write_job,
 )
-from arclab.rundir import RunDir, State, write_atomically
+from arclab.rundir import RunDir, State
 from arclab.slurm import require_installed
 
 # A year: jobs of this machine wait for each other, and no time limit is meant.

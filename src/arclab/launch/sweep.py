@@ -36,11 +36,12 @@ from arclab.config.compose import CONF_DIR, ConfigError, compose
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
+from arclab.files import write_atomically
 from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
 from arclab.launch.progress import is_process
-from arclab.rundir import RunDir, State, run_path, write_atomically
+from arclab.rundir import RunDir, State, run_path
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "pretrain_encoder"

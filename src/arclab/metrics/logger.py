@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from arclab.files import read_lines, write_atomically
 from arclab.metrics.names import REGISTRY, TABLES, TEXT_FIELDS
 from arclab.metrics.tables import Prediction, table_record, wandb_table
-from arclab.rundir import write_atomically
 
 
 class MetricLogger:
@@ -74,11 +74,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a metrics.jsonl (a kill can leave a part of the last one)."""
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    return read_lines(path)
 
 
 def _keep_rows_until(path: Path, step: int) -> None:

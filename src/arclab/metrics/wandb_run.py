@@ -9,9 +9,9 @@ from typing import Any
 
 from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig, WandbMode
+from arclab.files import write_atomically
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.workspace import save_workspace
-from arclab.rundir import write_atomically
 
 
 def wandb_mode(mode: WandbMode) -> str:

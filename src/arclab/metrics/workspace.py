@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from arclab.files import write_atomically
 from arclab.metrics.names import REGISTRY
-from arclab.rundir import write_atomically
 
 # Section -> metrics, as in the guide; the first of a section is the one to look at.
 PANELS: dict[str, tuple[str, ...]] = {

@@ -20,9 +20,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from arclab.config.schema import MIN_PROFILED_STEPS, ExperimentConfig, Precision
+from arclab.files import write_atomically
 from arclab.models.recursive import DTYPES, PART
 from arclab.ranks import Ranks
-from arclab.rundir import RunDir, write_atomically
+from arclab.rundir import RunDir
 
 # Steps before the record: caches, allocator and compiled kernels settle.
 _WARM_UP_STEPS = 3
