@@ -1,0 +1,63 @@
+"""Run folders of earlier versions stay whole: they are evaluated, continued and compared like new ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arclab.app import evaluate, pretrain
+from arclab.config.compose import thaw
+from arclab.evaluation.analyse import analyse
+from arclab.metrics.logger import read_rows
+from arclab.rundir import RunDir, State
+
+from .conftest import ROOT
+
+KEPT = ROOT / "tests" / "fixtures" / "runs_2026_11"
+NAMES = ("etrm", "trm")
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A copy of the kept runs, where their names say they lie."""
+    folder = tmp_path / "runs" / "toy_queue"
+    for name in NAMES:
+        shutil.copytree(KEPT / name, folder / name)
+    return folder
+
+
+def predicted(folder: Path) -> list[dict[str, Any]]:
+    """The grids and votes of an evaluation, without the confidences, whose last digits are the machine's."""
+    lines = (folder / "evaluation" / "train" / "predictions.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{**r, "candidates": [(c["grid"], c["votes"]) for c in r["candidates"]]} for r in records]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_checkpoint_answers_as_it_did(kept: Path, name: str) -> None:
+    before = predicted(kept / name)
+    evaluate([f"checkpoint={kept / name}"])
+    assert predicted(kept / name) == before
+    assert (kept / name / "evaluation" / "train" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_run_goes_on_to_where_it_would_have_come(kept: Path, name: str) -> None:
+    config = thaw(kept / name / "config.yaml")
+    config.runs_dir = str(kept.parent)
+    before = read_rows(kept / name / "metrics.jsonl")
+    assert pretrain(config) == 0
+    rows = read_rows(kept / name / "metrics.jsonl")
+    assert rows[: len(before)] == before and RunDir(kept / name).state is State.done
+    expected = json.loads((KEPT / "at_step_120.json").read_text())[name]
+    assert {key: rows[-1][key] for key in expected} == pytest.approx(expected, rel=2e-3, abs=1e-6)
+
+
+def test_old_runs_are_compared(kept: Path, tmp_path: Path) -> None:
+    analyse([kept / name for name in NAMES], tmp_path / "page")
+    page = (tmp_path / "page" / "compare.html").read_text()
+    assert all(f"toy_queue/{name}" in page for name in NAMES) and "PARTIAL" in page
