@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +65,7 @@ def damaged_value(draw: st.DrawFn, value: Any) -> Any:
         if parents and draw(st.integers(0, 3)) == 0:
             del node[last]
         else:
-            node[last] = draw(st.sampled_from(OTHER_VALUES))
+            node[last] = deepcopy(draw(st.sampled_from(OTHER_VALUES)))  # the next damage may be inside of it
     return root[""]
 
 

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError
-from arclab.files import DamagedFile, is_kind, parse_object, require_kinds
+from arclab.files import DamagedFile, is_kind, naming, parse_object, require_kinds
 from arclab.llm.language_model import Completion, FinishReason, Prompt, Reply
 
 FILE_NAME = "samples.jsonl"
 _REMEDY = "remove the file, or choose another output_dir="
 _LINE_REMEDY = "its task is drawn again unless another line holds it; remove the line to hear no more of it"
 _RECORD = {"task": str, "prompt": str, "num_prompt_tokens": int | None, "too_long": str, "completions": list}
-_COMPLETION = {"text": str, "finish_reason": str, "num_tokens": int | None, "logprob": float | None}
+_COMPLETION = {"text": str, "opened": str, "finish_reason": str, "num_tokens": int | None}
 _CHECKSUM = "crc32"
 log = logging.getLogger(__name__)
 
@@ -93,13 +93,16 @@ class SampleStore:
         if not isinstance(drawn, dict):
             raise self._damaged(number, "a completion is no object")
         drawn = {"opened": opened, **drawn}
-        require_kinds(drawn, {**_COMPLETION, "opened": str}, self.path, line=number, remedy=_LINE_REMEDY)
+        require_kinds(drawn, _COMPLETION, self.path, line=number, remedy=_LINE_REMEDY)
         ends = {reason.value: reason for reason in FinishReason}
         if drawn["finish_reason"] not in ends:
             raise self._damaged(number, f"finish_reason is none of {', '.join(ends)}")
+        logprob = drawn.get("logprob")
+        if not (logprob is None or type(logprob) is float or is_kind(logprob, int)):  # minus infinity is one
+            raise self._damaged(number, "logprob is no number")
         if not _is_text(drawn["text"] + drawn["opened"]):
             raise self._damaged(number, "text holds half a surrogate pair")
-        return Completion(drawn["text"], ends[drawn["finish_reason"]], drawn["num_tokens"], drawn["logprob"], drawn["opened"])
+        return Completion(drawn["text"], ends[drawn["finish_reason"]], drawn["num_tokens"], logprob, drawn["opened"])
 
     def _record(self, line: bytes, number: int, remedy: str) -> dict[str, Any]:
         """The object in a line, without its checksum, which must be right if there is one."""
@@ -141,7 +144,7 @@ class SampleStore:
         self._known[task_id] = (record["prompt"], reply)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.is_file()
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             if is_new:
                 file.write(_line({"settings": self._settings}))
             file.write(_line(record))
