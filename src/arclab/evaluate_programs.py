@@ -31,6 +31,7 @@ from arclab.solvers.program_sampling import ProgramSampling
 from arclab.solvers.samples import SampleStore
 
 log = logging.getLogger(__name__)
+_NAMED_TASKS = 20  # on the console; the report has them all
 # Cannot change a reply: an evaluation goes on with other values of these. Prompts are compared by themselves.
 _FREE = (
     "output_dir", "max_tasks", "split", "dataset.", "sandbox.", "num_threads", "solver.prompt.", "model.device", "model.batch_size", "model.base_url",
@@ -79,7 +80,12 @@ def _solve(
         model, sandbox, prompt=config.solver.prompt, store=store, show_progress=True,
         sampling=Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed),
     )  # fmt: skip
-    return solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
+    attempts = solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
+    for task_id, why in list(attempts.skipped.items())[:_NAMED_TASKS]:
+        log.warning("%s was not tried: %s", task_id, why)
+    if len(attempts.skipped) > _NAMED_TASKS:
+        log.warning("%d more tasks were not tried; the report names them", len(attempts.skipped) - _NAMED_TASKS)
+    return attempts
 
 
 def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], tuple[str, ...]]:
@@ -134,6 +140,9 @@ def stamps(config: EvaluateProgramsConfig, sandbox: Sandbox, attempts: Attempts,
         found.append(f"programs ran with isolation={sandbox.isolation.name} only: they could have read files")
     if attempts.skipped:
         found.append(
-            f"{len(attempts.skipped)} of {num_tasks} tasks were not tried (prompt longer than the context) and count as wrong"
+            f"{len(attempts.skipped)} of {num_tasks} tasks were not tried (prompt longer than the context, or refused) and count as wrong"
         )
+    if attempts.not_sent:
+        each = ", ".join(f"{setting} ({count} tasks)" for setting, count in sorted(attempts.not_sent.items()))
+        found.append(f"settings that the server takes no value of, so that its own apply: {each}")
     return tuple(found)

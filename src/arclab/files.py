@@ -2,27 +2,35 @@
 
     write_atomically(path, text)          # the old or the new content, never a part of it
     read_json(path)                       # any JSON value
-    read_object(path)                     # a JSON object
+    read_object(path, {"step": int})      # a JSON object that has these keys, with values of these kinds
     read_lines(path)                      # the objects of a JSONL file; a line that a kill cut short is left out
+    with naming(path): file.write(...)    # an OSError that does not say which file it is about now does
 
 DamagedFile is a ValueError, so that an entry script prints it as one sentence. An OSError (no permission, full disk) keeps its
-kind on the way up and becomes a sentence there: see sentence_of. It does not know what a file means; whoever reads it checks its keys.
+kind on the way up and becomes a sentence there: see sentence_for. It does not know what a file means beyond that.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 REMEDY = "restore it, or remove it"
+LINE_REMEDY = "correct that line, or remove it"
+# What a value in a file can be: int, float (also a whole number), str, bool, list, dict, or several of them (float | None).
+Kind = type | UnionType
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "your quota is used up; free some space and run the same command again",
+    errno.EFBIG: "files may not be that large here; raise the limit (ulimit -f), or choose another folder",
     errno.EROFS: "the file system is read-only; choose a folder that can be written",
     errno.EACCES: "check its permissions, or choose another folder",
     errno.EPERM: "check its permissions, or choose another folder",
@@ -31,30 +39,58 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of the path is a file; check the path",
     errno.EISDIR: "it is a folder; give a file",
     errno.EEXIST: "it is there already; remove it, or choose another name",
+    errno.ENOTEMPTY: "it is there already; remove it, or choose another name",
+    errno.ELOOP: "its links go round in a circle; correct them",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine; close some programs and run the same command again",
     errno.EIO: "the disk reports an error; check it, and run the same command again",
     errno.ESTALE: "the network file system has lost it; mount it again",
+    errno.ETIMEDOUT: "the network file system does not answer; run the same command again when it does",
 }
+_MAX_INT = 2**63  # whole numbers beyond it are no counts, and overflow wherever they go
+_NAMES = {
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "an object", NoneType: "null",
+}  # fmt: skip
 
 
 class DamagedFile(ValueError):
     """A file that cannot be read as what it should be. The message names it, the line, and the remedy."""
 
-    def __init__(self, path: Path | str, why: object, *, line: int | None = None, remedy: str = REMEDY) -> None:
-        where = str(path) if line is None else f"{path}, line {line},"
-        super().__init__(f"{where} is damaged ({why}); {remedy}.")
+    def __init__(self, path: Path | str, why: object, *, line: int | None = None, remedy: str | None = None) -> None:
+        where = "" if line is None else f" in line {line}"
+        super().__init__(f"{path} is damaged{where} ({why}); {remedy or (REMEDY if line is None else LINE_REMEDY)}.")
         self.path, self.line = Path(path), line
 
 
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """An OSError in the block that names no file (writing to an open one) names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """The file has its old or its new content, never a part of it, also if two ranks write at once."""
+    """The file has its old or its new content, never a part of it, also if two ranks write at once. An OSError names path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None  # not the temporary name, which says nothing to anybody
         raise
+    finally:
+        with suppress(OSError):  # the first error is the one to hear of
+            temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path, *, remedy: str = REMEDY) -> str:
+    """A text file in UTF-8, without its byte order mark. DamagedFile if it is none; OSError if it cannot be opened."""
+    return _decoded(path.read_bytes(), path, None, remedy)
 
 
 def read_json(path: Path, *, remedy: str = REMEDY) -> Any:
@@ -62,42 +98,102 @@ def read_json(path: Path, *, remedy: str = REMEDY) -> Any:
     return parse_json(path.read_bytes(), path, remedy=remedy)
 
 
-def read_object(path: Path, *, remedy: str = REMEDY) -> dict[str, Any]:
-    """The object in a JSON file. DamagedFile if it is none."""
-    return _as_object(read_json(path, remedy=remedy), path, None, remedy)
+def read_object(path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: str = REMEDY) -> dict[str, Any]:
+    """The object in a JSON file. DamagedFile if it is none, or breaks one of kinds (see require_kinds)."""
+    return parse_object(path.read_bytes(), path, kinds, remedy=remedy)
 
 
-def read_lines(path: Path, *, remedy: str = REMEDY) -> list[dict[str, Any]]:
+def read_lines(path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: str | None = None) -> list[dict[str, Any]]:
     """The objects of a JSONL file, one a line. What follows the last line break was cut short by a kill and is left out."""
-    return [record for _, record in numbered_lines(path, remedy=remedy)]
+    return [record for _, record in numbered_lines(path, kinds, remedy=remedy)]
 
 
-def numbered_lines(path: Path, *, remedy: str = REMEDY) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_lines(
+    path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: str | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same one after the other, each with its line number, counted from 1."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
-                yield number, parse_object(line, path, line=number, remedy=remedy)
+                yield number, parse_object(line, path, kinds, line=number, remedy=remedy)
 
 
-def parse_object(data: bytes | str, path: Path, *, line: int | None = None, remedy: str = REMEDY) -> dict[str, Any]:
+def parse_object(
+    data: bytes | str,
+    path: Path,
+    kinds: Mapping[str, Kind] | None = None,
+    *,
+    line: int | None = None,
+    remedy: str | None = None,
+) -> dict[str, Any]:
     """The object in a piece of a file. path, line: where it is from, for the message."""
-    return _as_object(parse_json(data, path, line=line, remedy=remedy), path, line, remedy)
-
-
-def parse_json(data: bytes | str, path: Path, *, line: int | None = None, remedy: str = REMEDY) -> Any:
-    """The value in a piece of a file."""
-    try:
-        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits; nested too deep
-        why = "nested too deep" if isinstance(error, RecursionError) else f"no JSON: {error}"
-        raise DamagedFile(path, why, line=line, remedy=remedy) from error
-
-
-def _as_object(value: Any, path: Path, line: int | None, remedy: str) -> dict[str, Any]:
+    value = parse_json(data, path, line=line, remedy=remedy)
     if not isinstance(value, dict):
-        raise DamagedFile(path, "no JSON object", line=line, remedy=remedy)
+        raise DamagedFile(path, f"{short(value)} where an object belongs", line=line, remedy=remedy)
+    require_kinds(value, kinds or {}, path, line=line, remedy=remedy)
     return value
+
+
+def parse_json(data: bytes | str, path: Path, *, line: int | None = None, remedy: str | None = None) -> Any:
+    """The value in a piece of a file. No key may stand twice in an object: the last one would silently win."""
+    try:
+        return json.loads(_decoded(data, path, line, remedy), object_pairs_hook=_without_repetition)
+    except DamagedFile:
+        raise
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if line is None else f"column {error.colno}"
+        raise DamagedFile(path, f"no JSON: {error.msg} at {place}", line=line, remedy=remedy) from error
+    except ValueError as error:  # a key that stands twice; a number of thousands of digits
+        raise DamagedFile(path, str(error).split(";")[0], line=line, remedy=remedy) from error
+    except RecursionError as error:
+        raise DamagedFile(path, "nested too deep", line=line, remedy=remedy) from error
+
+
+def _decoded(data: bytes | str, path: Path, line: int | None, remedy: str | None) -> str:
+    if isinstance(data, str):
+        return data
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(
+            path, f"no UTF-8 text: byte {error.start} is {data[error.start]:#04x}", line=line, remedy=remedy
+        ) from error
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {short(twice)} stands twice")
+    return record
+
+
+def require_kinds(
+    record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, *, line: int | None = None, remedy: str | None = None
+) -> None:
+    """DamagedFile unless every key of kinds is there with a value of its kind. Numbers must be finite and below 2^63; true and
+    false are none. A kind with None (int | None) may be null, not absent."""
+    for key, kind in kinds.items():
+        if key not in record:
+            raise DamagedFile(path, f"it has no {key}", line=line, remedy=remedy)
+        if not is_kind(record[key], kind):
+            wanted = " or ".join(_NAMES[each] for each in get_args(kind) or (kind,))
+            raise DamagedFile(path, f"{key} is {short(record[key])} where {wanted} belongs", line=line, remedy=remedy)
+
+
+def is_kind(value: Any, kind: Kind) -> bool:
+    """See require_kinds."""
+    kinds = get_args(kind) or (kind,)
+    if type(value) is int:
+        return (int in kinds or float in kinds) and abs(value) < _MAX_INT
+    return type(value) in kinds and (type(value) is not float or math.isfinite(value))
+
+
+def short(value: Any) -> str:
+    """A value for a sentence: on one line, as ASCII, and never long."""
+    text = ascii(value) if isinstance(value, str | int | float | bool | None) else _NAMES.get(type(value), type(value).__name__)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def sentence_of(error: OSError) -> str:
@@ -106,3 +202,14 @@ def sentence_of(error: OSError) -> str:
     why = error.strerror or str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0, "see to it, and run the same command again")
     return f"{what}: {why}; {remedy}."
+
+
+def sentence_for(error: BaseException) -> str | None:
+    """What the user reads if they can mend what happened (a ValueError, an OSError about a file); None for a bug, whose
+    traceback must be seen."""
+    if isinstance(error, OSError):
+        is_about_file = error.filename is not None and not isinstance(
+            error, ConnectionError | ChildProcessError | BrokenPipeError
+        )
+        return sentence_of(error) if is_about_file or error.errno in _REMEDIES else None
+    return str(error) if isinstance(error, ValueError) else None

@@ -538,8 +538,10 @@ def test_what_is_no_run_is_one_sentence_and_status_2(folder: Path, run_script: A
 
 @pytest.mark.parametrize("file", ["status.json", "metrics.jsonl", "config.yaml", "evaluation/train/predictions.jsonl"])
 def test_damaged_file_is_named(folder: Path, file: str) -> None:
+    """With the line, where the file has one record a line."""
     (folder / "a" / file).write_text("{ broken: [\n")
-    with pytest.raises(ValueError, match=f"{Path(file).name} is damaged"):
+    where = r" is damaged in line 1 \(" if file.endswith(".jsonl") else r" is damaged \("
+    with pytest.raises(ValueError, match=re.escape(str(folder / "a" / file)) + where):
         load(folder, "a")
 
 

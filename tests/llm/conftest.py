@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice
 from arclab.llm.language_model import Message, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from .endpoint_server import FakeServer
 
 
 @pytest.fixture
@@ -31,6 +34,21 @@ def hf_config(tiny_lm: Path) -> Callable[..., HfModelConfig]:
         return HfModelConfig(**{**fields, **changes})
 
     return build
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[FakeServer]:
+    from .endpoint_server import FakeServer  # which imports from here
+
+    server = FakeServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(running: FakeServer) -> FakeServer:
+    running.reset()
+    return running
 
 
 def sampling(**changes: Any) -> Sampling:

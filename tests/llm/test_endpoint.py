@@ -2,150 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arclab.config.llm_schema import EndpointModelConfig
 from arclab.llm.endpoint import EndpointError, EndpointModel
 from arclab.llm.language_model import FinishReason, Message, Reply
-from arclab.llm.models import load_language_model
 
-from .conftest import sampling, user
-
-Answer = tuple[int, Any, dict[str, str]]
-PROMPTS = [user(f"prompt {number}") for number in range(4)]
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-class FakeServer:
-    """answer: what the next request gets. requests: (time, body, Authorization) of every chat request, as they came."""
-
-    def __init__(self) -> None:
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with fake.guard:
-                    fake.requests.append((time.monotonic(), body, self.headers["Authorization"]))
-                    number = len(fake.requests)
-                    fake.in_flight += 1
-                    fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
-                status, answer, headers = fake.answer(number, body)
-                with fake.guard:
-                    fake.in_flight -= 1
-                self._send(status, answer, headers)
-
-            def do_GET(self) -> None:
-                self._send(200, {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in ("one", "two")]}, {})  # fmt: skip
-
-            def _send(self, status: int, answer: Any, headers: dict[str, str]) -> None:
-                content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                kind = "text/html" if isinstance(answer, str) else "application/json"
-                self.send_response(status)
-                for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None: ...
-
-        self.guard = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.handle_error = lambda request, client_address: None  # a client that hung up
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self.reset()
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def reset(self) -> None:
-        self.requests: list[tuple[float, dict[str, Any], str]] = []
-        self.in_flight = self.most_in_flight = 0
-        self.answer: Callable[[int, dict[str, Any]], Answer] = lambda number, body: said(body)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def bodies(self) -> list[dict[str, Any]]:
-        return [body for _, body, _ in self.requests]
-
-
-def said(body: dict[str, Any], *, count: int | None = None, finish: str = "stop", text: str = "", **choice: Any) -> Answer:
-    """A completion as vLLM writes it: the text is the seed and the sample's number unless given."""
-    n = body.get("n", 1) if count is None else count
-    choices = [
-        {
-            "index": i, "finish_reason": finish, "message": {"role": "assistant", "content": text or f"{body['messages'][-1]['content']}|{body['seed']}|{i}"},
-            "logprobs": {"content": [{"token": "a", "logprob": -1.0, "top_logprobs": []}] * (i + 1)} if body.get("logprobs") else None,
-            **choice,
-        }
-        for i in range(n)
-    ]  # fmt: skip
-    usage = {"prompt_tokens": 11, "completion_tokens": 5 * n, "total_tokens": 11 + 5 * n}
-    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}, {}
-
-
-def refuse(status: int, message: str, **fields: Any) -> Answer:
-    return status, {"error": {"message": message, **fields}}, {}
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeServer]:
-    server = FakeServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def server(running: FakeServer) -> FakeServer:
-    running.reset()
-    return running
-
-
-def endpoint(url: str, **changes: Any) -> EndpointModel:
-    fields = {
-        "kind": "endpoint", "name": "m", "max_context": None, "thinking": None, "base_url": url, "api_key_env": None, "timeout_s": 20.0,
-        "max_retries": 2, "backoff_s": 0.02, "num_parallel": 3,
-    }  # fmt: skip
-    model = load_language_model(EndpointModelConfig(**{**fields, **changes}))
-    assert isinstance(model, EndpointModel)
-    return model
-
-
-def fails(model: EndpointModel, *words: str, num_samples: int = 1, **changes: Any) -> str:
-    with pytest.raises(EndpointError) as raised:
-        model.generate(PROMPTS[:1], num_samples, sampling(**changes))
-    message = str(raised.value)
-    assert "\n" not in message and isinstance(raised.value, ValueError)
-    for word in words:
-        assert word in message, message
-    return message
-
-
-def every_text(replies: list[Reply]) -> list[list[str]]:
-    return [[c.text for c in reply.completions] for reply in replies]
-
+from .conftest import sampling
+from .endpoint_server import PROMPTS, Answer, FakeServer, endpoint, every_text, fails, free_port, refuse, said
 
 # What is sent, and read
 
@@ -304,8 +179,12 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_key(server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("LM_KEY", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "not for you")
-    with pytest.raises(EndpointError, match=r"model\.api_key_env=LM_KEY is not set"):
+    with pytest.raises(EndpointError, match=r"the variable that model\.api_key_env names is not set"):
         endpoint(server.url, api_key_env="LM_KEY")
+    for pasted in ("sk-pasted-1234", "PASTED1234567890"):
+        with pytest.raises(EndpointError, match=r"model\.api_key_env") as raised:
+            endpoint(server.url, api_key_env=pasted)
+        assert pasted not in str(raised.value)
     monkeypatch.setenv("LM_KEY", "sk-\u2603")
     with pytest.raises(EndpointError, match="holds characters that no key has") as raised:
         endpoint(server.url, api_key_env="LM_KEY")
@@ -317,7 +196,7 @@ def test_a_key(server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert "sk-secret" not in message + caplog.text
     assert [key for _, _, key in server.requests] == ["Bearer sk-secret"]  # sent, once: a wrong key does not get better
     fails(endpoint(server.url), "model.api_key_env")
-    assert server.requests[-1][2] == "Bearer none"
+    assert server.requests[-1][2] is None
 
 
 def test_a_model_that_is_not_offered(server: FakeServer) -> None:
@@ -343,10 +222,10 @@ def kept(model: EndpointModel, prompts: list[Any], num_samples: int) -> tuple[di
 @pytest.mark.parametrize("bad", [0, 2])
 def test_a_refused_prompt_costs_the_others_nothing(server: FakeServer, bad: int) -> None:
     """Also if it is the first of all, from which the dialect is to be learned."""
-    server.answer = lambda number, body: refuse(400, "filtered") if f"prompt {bad}" in str(body["messages"]) else said(body)
+    server.answer = lambda number, body: refuse(400, "odd") if f"prompt {bad}" in str(body["messages"]) else said(body)
     model = endpoint(server.url)
     told, error = kept(model, PROMPTS, 2)
-    assert sorted(told) == [n for n in range(4) if n != bad] and "filtered" in error
+    assert sorted(told) == [n for n in range(4) if n != bad] and "odd" in error
     assert every_text([told[3]]) == every_text(endpoint(server.url).generate(PROMPTS[3:], 2, sampling()))
 
 
@@ -357,7 +236,7 @@ def test_replies_that_came_before_the_server_was_lost_are_told_of(server: FakeSe
     assert len(server.requests) < 30  # the others are not even asked
 
 
-@pytest.mark.parametrize("reason", ["content_filter", "abort", "error", None])
+@pytest.mark.parametrize("reason", ["abort", "error", "tool_calls", None, 3, ["stop"]])
 def test_a_reply_that_ended_for_another_reason_is_asked_for_again(server: FakeServer, reason: str | None) -> None:
     server.answer = lambda number, body: said(body, finish=reason) if number == 1 else said(body)  # type: ignore[arg-type]
     (reply,) = endpoint(server.url).generate(PROMPTS[:1], 1, sampling())
@@ -422,12 +301,114 @@ def test_a_prompt_that_is_longer_than_the_configuration_allows(server: FakeServe
     assert endpoint(server.url, max_context=23).generate(PROMPTS[:1], 1, sampling())[0].completions
 
 
+# A prompt that the server's filter refuses
+
+
 @pytest.mark.parametrize(
-    "answer", ["<html>hello</html>", {"hello": 1}, {**said({"messages": [{"content": ""}], "seed": 0})[1], "choices": []}]
+    "refusal",
+    [
+        refuse(
+            400,
+            "The response was filtered due to the prompt triggering Azure's content management policy",
+            code="content_filter",
+        ),
+        refuse(
+            400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy.", code="invalid_prompt"
+        ),
+        refuse(403, "Your input was flagged by the moderation"),
+        said({"messages": [{"content": ""}]}, finish="content_filter", message={"role": "assistant", "content": None}),
+        (200, {"error": {"code": 400, "message": "content policy violation"}}, {}),
+    ],
 )
-def test_an_answer_that_is_no_completion(server: FakeServer, answer: Any) -> None:
-    server.answer = lambda number, body: (200, answer, {})
-    fails(endpoint(server.url), "not with a chat completion", "/v1")
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_prompt_that_a_filter_refuses_is_skipped_and_the_others_are_answered(
+    server: FakeServer, refusal: Answer, bad: int
+) -> None:
+    server.answer = lambda number, body: refusal if f"prompt {bad}" in str(body["messages"]) else said(body)
+    replies = endpoint(server.url, max_retries=1).generate(PROMPTS, 2, sampling())
+    assert replies[bad].completions == () and server.url in replies[bad].refused and "filter" in replies[bad].refused
+    assert replies[bad].problem == replies[bad].refused and not replies[bad].too_long
+    assert all(len(reply.completions) == 2 and not reply.problem for n, reply in enumerate(replies) if n != bad)
+
+
+def test_samples_that_are_missing_are_asked_for(server: FakeServer) -> None:
+    """A server that draws fewer at once than asked for, or whose filter keeps one back, also of the prompt it is met with."""
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        status, content, headers = said(body, count=min(body.get("n", 1), 3))
+        if number % 3 == 1:
+            content["choices"][1]["finish_reason"] = "content_filter"
+        return status, content, headers
+
+    server.answer = answer
+    replies = endpoint(server.url, num_parallel=1).generate(PROMPTS[:2], 5, sampling())
+    assert [body.get("n", 1) for body in server.bodies] == [5, 3, 5, 2, 1]
+    for reply in replies:
+        assert len(reply.completions) == len({c.text for c in reply.completions}) == 5
+
+
+# Fields that newer models do not know
+
+
+def only(**refusals: str) -> Callable[[int, dict[str, Any]], Answer]:
+    """A server that knows the plain fields of OpenAI but for those given with the words it refuses them in."""
+    beyond = ("top_k", "min_p", "repetition_penalty", "generation_config")
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        for name in beyond:
+            if name in body:
+                return refuse(400, f"Unrecognized request argument supplied: {name}")
+        found = next((words for name, words in refusals.items() if name in body), None)
+        return refuse(400, found) if found else said(body)
+
+    return answer
+
+
+def test_a_server_of_other_parameters(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Newer OpenAI models: what they refuse is left out from then on, said once each, and stands in the reply."""
+    server.answer = only(
+        max_tokens="Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        temperature="Unsupported value: 'temperature' does not support 0.8 with this model. Only the default (1) value is supported.",
+        logprobs="You are not allowed to request logprobs from this model",
+    )
+    model = endpoint(server.url)
+    with caplog.at_level(logging.WARNING):
+        replies = [
+            *model.generate(PROMPTS, 2, sampling(temperature=0.8)),
+            *model.generate(PROMPTS, 2, sampling(temperature=0.8)),
+        ]
+    last = server.bodies[-1]
+    assert last["max_completion_tokens"] == 12 and last["n"] == 2 and last["top_p"] == 1.0 and "seed" in last
+    assert not {"max_tokens", "temperature", "logprobs"} & set(last)
+    for name in ("max_tokens", "temperature", "logprobs"):
+        assert caplog.text.count(f"takes no {name} (") == 1
+    assert all(reply.not_sent == ("min_p", "temperature", "top_k") for reply in replies)
+    assert [c.num_tokens for c in replies[0].completions] == [5, 5]
+    assert sum("max_tokens" in body for body in server.bodies) < 6  # it does not ask again for what it knows
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Invalid JSON payload received. Unknown name "seed": Cannot find field.',
+        "[{'type': 'extra_forbidden', 'loc': ['body', 'seed'], 'msg': 'Extra inputs are not permitted'}]",
+        "Additional properties are not allowed ('seed' was unexpected)",
+    ],
+)
+def test_a_server_without_a_seed(server: FakeServer, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    server.answer = lambda number, body: refuse(422, words) if "seed" in body else said(body)
+    (reply,) = endpoint(server.url).generate(PROMPTS[:1], 1, sampling())
+    assert "seed" not in server.bodies[-1] and server.bodies[-1]["top_k"] == -1 and len(server.bodies) == 2
+    assert reply.not_sent == ("seed",) and "takes no seed" in caplog.text and "cannot be drawn again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words", ["temperature must be at most 2", "Unknown parameter: top_q. Supported: seed, temperature, max_tokens"]
+)
+def test_a_value_out_of_range_is_no_unknown_field(server: FakeServer, words: str) -> None:
+    server.answer = lambda number, body: refuse(400, words)
+    fails(endpoint(server.url), words, temperature=3.0)
+    assert all(body["temperature"] == 3.0 and "seed" in body and "max_tokens" in body for body in server.bodies)
 
 
 def test_logprobs_are_not_to_be_had(server: FakeServer) -> None:

@@ -42,5 +42,5 @@ def test_what_it_counts_and_how_replies_end() -> None:
 
 def test_what_needs_no_model_loads_no_model() -> None:
     script = "import sys, arclab.llm.sandbox, arclab.llm.models, arclab.llm.scripted, arclab.llm.tiny\n"
-    script += "sys.exit(str({'torch', 'transformers', 'peft', 'openai'} & set(sys.modules) or ''))"
+    script += "sys.exit(str({'torch', 'transformers', 'peft', 'httpx'} & set(sys.modules) or ''))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stderr.strip() == ""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,8 @@ from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.program_sampling import ProgramSampling
 from arclab.solvers.samples import SampleStore
+
+from ..llm.endpoint_server import Answer, FakeServer, refuse, said
 
 PROMPT = PromptConfig(grid_format=GridFormat.digits, instructions=False, show_tests=True, show_shapes=False, entry="solve")
 SAMPLING = Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, stop=(), seed=0)
@@ -206,42 +210,6 @@ def test_finished_tasks_are_kept_and_not_drawn_again(sandbox: Sandbox, tmp_path:
         SampleStore(tmp_path, {"seed": 1}).load()
 
 
-def test_a_reply_to_another_prompt_is_drawn_again(tmp_path: Path) -> None:
-    store, prompt = SampleStore(tmp_path, {}), (Message("user", "a"),)
-    store.add("t", prompt, Reply((), 3, "too long"))
-    assert store.get("t", prompt) == Reply((), 3, "too long")
-    reply = Reply((Completion("a", FinishReason.stop, None, None, opened="<think>"),), 3)
-    store.add("t", prompt, reply)
-    again = SampleStore(tmp_path, {})
-    assert again.load() == 1 and again.get("t", prompt) == reply
-    settings, *_, newest = store.path.read_text().splitlines()
-    record = json.loads(newest)
-    record["opened"] = record["completions"][0].pop("opened")  # as an earlier version wrote it
-    store.path.write_text(f"{settings}\n{json.dumps(record)}\n")
-    assert again.load() == 1 and again.get("t", prompt) == reply
-    assert store.get("t", prompt) == reply and store.get("t", (Message("user", "b"),)) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ('{"settings": {}}\nnonsense\n', 2),
-        ('{"settings": {}}\n{"task": "a", "completions": []}\n', 2),
-        ('{"settings": {}}\n[]\n', 2),
-        ('{"settings": null}\n', 1),
-        ('{"task": "a"}\n', 1),
-        ("[]\n", 1),
-    ],
-)
-def test_a_damaged_store_is_a_sentence(text: str, line: int, tmp_path: Path) -> None:
-    (tmp_path / "samples.jsonl").write_text(text)
-    with pytest.raises(
-        ConfigError, match=rf"is damaged or of another version \(line {line}: .*remove the file, or choose another output_dir="
-    ):
-        SampleStore(tmp_path, {}).load()
-    assert (tmp_path / "samples.jsonl").read_text() == text
-
-
 COMMAND = [
     "solver=program_sampling", "model=tiny", "dataset=toy", "solver.num_samples=2", "sandbox.min_isolation=limits", "sandbox.num_workers=1",
     'dataset.eval_sources=["toy:color_map?tasks=3&side=4&colors=4&palette=6&demos=3&split=test"]', "solver.sampling.max_new_tokens=8",
@@ -346,10 +314,11 @@ def test_no_result_where_no_task_could_be_tried(tmp_path: Path, tiny_lm: Path) -
 
 
 def test_stamps_say_what_weakens_a_number(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = Attempts({}, skipped={"a": "too long"})
+    attempts = Attempts({}, skipped={"a": "too long"}, not_sent={"seed": 3})
     monkeypatch.setattr(sandbox, "isolation", Isolation.limits)
     found = evaluate_programs.stamps(composed("split=train"), sandbox, attempts, 4)
-    assert len(found) == 3 and "isolation=limits" in found[1] and found[2].startswith("1 of 4 tasks were not tried")
+    assert len(found) == 4 and "isolation=limits" in found[1] and found[2].startswith("1 of 4 tasks were not tried")
+    assert found[3].endswith(": seed (3 tasks)")
 
 
 def test_replies_are_kept_although_a_later_one_fails(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -379,14 +348,39 @@ def test_replies_are_kept_although_a_later_one_fails(sandbox: Sandbox, tmp_path:
     assert [len(call) for call in model.calls] == [2, 2] and SampleStore(tmp_path, {}).load() == 4
 
 
-def test_a_second_start_does_not_touch_what_the_first_is_writing(tmp_path: Path) -> None:
-    store = SampleStore(tmp_path, {"seed": 1})
-    store.add("t", (Message("user", "a"),), Reply((), 3))
-    with store.path.open("a") as file:
-        file.write('{"task": "half')
-    before = store.path.read_bytes()
-    SampleStore(tmp_path, {"seed": 1}).check()
-    assert store.path.read_bytes() == before
-    with pytest.raises(ConfigError, match="seed=1, now seed=2"):
-        SampleStore(tmp_path, {"seed": 2}).check()
-    assert SampleStore(tmp_path, {"seed": 1}).load() == 1 and len(store.path.read_bytes()) < len(before)
+def test_what_a_server_does_not_do_is_said_of_the_result(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command: a server without a seed whose filter refuses one task. A second call asks for that task alone."""
+    server, command = FakeServer(), [part for part in COMMAND if part != "model=tiny"]
+    refused: list[str] = []
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        content = body["messages"][-1]["content"]
+        refused[:] = refused or [content]
+        if content == refused[0]:
+            return refuse(400, "it was filtered", code="content_filter")
+        return (
+            refuse(400, "Unknown parameter: 'seed'.")
+            if "seed" in body
+            else said(body, message={"content": [{"type": "text", "text": WRONG}]})
+        )
+
+    server.answer = answer
+    monkeypatch.setattr(evaluate_programs, "open_sandbox", lambda config: nullcontext(sandbox))
+    command += ["model=endpoint", "model.name=m", f"model.base_url={server.url}", f"output_dir={tmp_path}"]
+    try:
+        app.evaluate(command)
+        record, page = json.loads((tmp_path / "metrics.json").read_text()), (tmp_path / "report.html").read_text()
+        seeds = ["seed" in body for body in server.bodies]
+        app.evaluate(command)
+    finally:
+        server.close()
+    assert {body["messages"][-1]["content"] for body in server.bodies[len(seeds) :]} == set(refused)
+    assert record["statistics"]["programs/tasks_skipped"] == 1 and record["statistics"]["programs/count"] == 4
+    stamps = " ".join(record["stamps"])
+    assert "1 of 3 tasks were not tried" in stamps and "so that its own apply: seed (2 tasks)" in stamps
+    assert "it was filtered" in page and "so that its own apply: seed" in page
+    assert not any(seeds[-1:]) and json.loads((tmp_path / "metrics.json").read_text())["stamps"] == record["stamps"]
+    console = " ".join(capsys.readouterr().err.split())
+    assert "takes no seed" in console and re.search(r"\w+ was not tried: the filter of the server", console)

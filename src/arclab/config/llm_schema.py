@@ -5,10 +5,12 @@ Rules as in schema.py: fields have no defaults (values live in conf/), check(pat
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from keyword import iskeyword
 from typing import Optional
+from urllib.parse import urlsplit
 
 from arclab.config.encoder_schema import at_least, within
 from arclab.config.schema import DatasetConfig, DeviceChoice, SplitName
@@ -85,8 +87,9 @@ class HfModelConfig(ModelConfig):
 class EndpointModelConfig(ModelConfig):
     """A server that speaks OpenAI's protocol (vLLM, SGLang, transformers serve). name: as the server calls the model.
 
-    api_key_env: environment variable with the key; null: no key. A request that fails for a reason that may pass is sent again
-    up to max_retries times, after backoff_s, 2 backoff_s, 4 backoff_s, ...; num_parallel: requests in flight.
+    api_key_env: environment variable with the key; null: no key. timeout_s: for a whole request, from connecting to the last byte.
+    A request that fails for a reason that may pass is sent again up to max_retries times, after backoff_s, 2 backoff_s, 4 backoff_s, ...;
+    num_parallel: requests in flight.
     """
 
     base_url: str
@@ -99,9 +102,31 @@ class EndpointModelConfig(ModelConfig):
     def check(self, path: str) -> list[str]:
         problems = [*ModelConfig.check(self, path), *at_least(path, 0, max_retries=self.max_retries, backoff_s=self.backoff_s)]
         problems += [*at_least(path, 1, num_parallel=self.num_parallel), *at_least(path, 0.001, timeout_s=self.timeout_s)]
-        if not self.base_url.startswith(("http://", "https://")):
-            problems.append(f"{path}.base_url={self.base_url} must start with http:// or https://; give the server's address.")
+        if wrong := _wrong_with_address(self.base_url):
+            problems.append(f"{path}.base_url{wrong}.")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            problems.append(  # not shown: it may be the key itself
+                f"{path}.api_key_env must be the name of an environment variable (letters, digits and _), not a key; export the key as "
+                f"LM_KEY, say, and give {path}.api_key_env=LM_KEY."
+            )
         return problems
+
+
+def _wrong_with_address(url: str) -> str:
+    """What is wrong with a server's address; empty if nothing is. The address stands in results and pages, so it must hold no
+    secret, and one that may hold one is not shown."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return " is no address: host or port are wrong; give the server's, like http://localhost:8000/v1"
+    if "@" in url:
+        return " holds a user name or a password, which would stand in the results; leave it out, and give a key by api_key_env"
+    if "?" in url or "#" in url:
+        return " has a query or a fragment (? or #), which is not sent and may hold a key; leave it out, and give a key by api_key_env"
+    if parts.scheme not in ("http", "https") or not host or " " in url or not url.isprintable():
+        return f"={ascii(url)[1:-1]} must start with http:// or https:// and a host; give the server's address"
+    return ""
 
 
 MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"hf": HfModelConfig, "endpoint": EndpointModelConfig}

@@ -8,7 +8,6 @@ older version stay comparable. Anything but config.yaml may be missing: a killed
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from yaml import YAMLError
 from arclab.config.compose import ConfigError
 from arclab.data.tasks import Grid
 from arclab.evaluation.scoring import Share
-from arclab.files import read_object
+from arclab.files import numbered_lines, read_object
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
@@ -301,12 +300,8 @@ def _flat(node: Any, prefix: str) -> list[tuple[str, Any]]:
 def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
     run = RunDir(path)
     folders = sorted(p.parent for p in (path / "evaluation").glob("*/metrics.json"))
-    try:
-        rows = read_rows(run.metrics)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{run.metrics} is damaged ({error}); remove the broken line.") from error
     return Run(
-        path, label, settings, rows,
+        path, label, settings, read_rows(run.metrics),
         status=_read_json(path / "status.json"), provenance=_read_json(run.provenance) or {},
         is_abandoned=_is_abandoned(run), criterion=_read_json(path / "criterion.json"), wandb=_read_json(path / "wandb.json") or {}, weight_stamps=_weight_stamps(run),
         splits=tuple(_read_split(folder) for folder in folders),
@@ -333,16 +328,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return read_object(path) if path.is_file() else None
 
 
-def _parse_object(text: str, path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); write it again, or remove it.") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (no object); write it again, or remove it.")
-    return record
-
-
 def _read_split(folder: Path) -> ScoredSplit:
     record = _read_json(folder / "metrics.json")
     assert record is not None
@@ -351,10 +336,8 @@ def _read_split(folder: Path) -> ScoredSplit:
     if missing:
         raise ValueError(f"{folder / 'metrics.json'} has no {missing[0]}; run evaluate.py again.")
     file = folder / "predictions.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     predictions = {}
-    for line in lines:
-        entry = _parse_object(line, file)
+    for _, entry in numbered_lines(file, remedy="run evaluate.py again") if file.is_file() else ():
         missing = [key for key in ("task", "test", "candidates", "num_candidates", "truth_rank") if key not in entry]
         if missing:
             raise ValueError(f"a line of {file} has no {missing[0]}; run evaluate.py again.")

@@ -4,7 +4,8 @@
     replies[0].completions[3].text
 
 Kinds: hf.py (transformers, in this process), endpoint.py (a server), scripted.py (tests). A prompt that leaves no room for
-max_new_tokens in the context is not cut: its reply has no completions and says why.
+max_new_tokens in the context is not cut, one that a server's filter refuses is not rewritten: their replies have no completions
+and say why.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """num_tokens: generated, the end mark included. logprob: sum of the log-probabilities of these tokens under the model at
-    temperature 1, untruncated (nats). Both None where a server does not tell. opened: what the chat template itself wrote of the reply, an
-    opened <think> for instance."""
+    temperature 1, untruncated (nats). Both None where a server does not tell. opened: what stands before the text and is not in it: a <think>
+    that the chat template wrote, or that a server cut off."""
 
     text: str
     finish_reason: FinishReason
@@ -70,11 +71,19 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context; then there are none."""
+    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context, refused: one if the server's filter
+    refuses it; then there are none. not_sent: names of settings that the server takes no value of, so that its own apply."""
 
     completions: tuple[Completion, ...]
     num_prompt_tokens: int | None
     too_long: str = ""
+    refused: str = ""
+    not_sent: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """Why there are no completions; empty if there are."""
+        return self.too_long or self.refused
 
 
 OnReply = Callable[[int, Reply], None]

@@ -70,7 +70,7 @@ _PROGRAMS = {
     "tasks_skipped": (
         "tasks",
         "down",
-        "tasks that were not tried because their prompt is longer than the context; they count as wrong",
+        "tasks that were not tried because their prompt is longer than the context or refused by a filter; they count as wrong",
     ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end mark included"),
     "logprob_per_token": (

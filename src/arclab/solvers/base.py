@@ -47,12 +47,14 @@ class Attempts:
     """Ranked candidates for every test input, and the solver's own statistics (registered metric names).
 
     programs: task id -> those behind its candidates, best first. skipped: task id -> why it was not tried; it counts as wrong.
+    not_sent: setting -> number of tasks whose replies were drawn without it, because the server takes no value of it.
     """
 
     candidates: dict[TestKey, list[Candidate]]
     statistics: dict[str, float] = field(default_factory=dict)
     programs: dict[str, list[WrittenProgram]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    not_sent: dict[str, int] = field(default_factory=dict)
 
 
 class Solver(Protocol):

@@ -4,8 +4,8 @@
     attempts = solver.solve(tasks, Budget(num_samples=16))
 
 Programs are grouped by the tuple of all their test answers and ranked by what they reproduce of the demonstrations (see
-arclab.llm.voting); for each test input, the first two different answers in that order are the attempts. A task whose prompt is longer than the context is not tried, is
-counted, and is wrong. Test outputs are used for statistics only, never shown to the model or the sandbox. One process.
+arclab.llm.voting); for each test input, the first two different answers in that order are the attempts. A task whose prompt is longer than the context, or
+is refused by a server's filter, is not tried, is counted, and is wrong. Test outputs are used for statistics only, never shown to the model or the sandbox. One process.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ class ProgramSampling:
         begun, self._num_drawn = time.monotonic(), 0
         attempts, written = Attempts({}), {}
         for task, reply in self._replies(tasks, budget.num_samples):
-            if reply.too_long:
-                attempts.skipped[task.id] = reply.too_long
+            if reply.problem:
+                attempts.skipped[task.id] = reply.problem
+            for setting in reply.not_sent:
+                attempts.not_sent[setting] = attempts.not_sent.get(setting, 0) + 1
             written[task.id] = self._run(task, reply)
             groups = vote([one.outcome for one in written[task.id]], len(task.tests))
             ranked = candidates(groups, len(task.tests))
@@ -86,7 +88,7 @@ class ProgramSampling:
         """Replies are kept one by one as they come: whoever is late, or refused, costs the others nothing."""
         prompts: dict[str, Prompt] = {task.id: render_prompt(task, self._prompt) for task in tasks}
         stored = {} if self._store is None else {id_: self._store.get(id_, prompt) for id_, prompt in prompts.items()}
-        known = {id_: reply for id_, reply in stored.items() if reply is not None and not reply.too_long}
+        known = {id_: reply for id_, reply in stored.items() if reply is not None and not reply.problem}
         missing = [task.id for task in tasks if task.id not in known]
         bar.update(len(known))
 
@@ -94,7 +96,7 @@ class ProgramSampling:
             id_ = missing[number]
             known[id_] = reply
             self._num_drawn += len(reply.completions)
-            if self._store is not None and not reply.too_long:  # asking again costs nothing, and another setting may let it fit
+            if self._store is not None and not reply.problem:  # asking again costs nothing, and another setting may let it fit
                 self._store.add(id_, prompts[id_], reply)
             bar.update()
 
