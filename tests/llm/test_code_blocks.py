@@ -83,3 +83,12 @@ def test_a_reply_is_parsed_up_to_a_limit_and_then_judged_by_its_def() -> None:
     long = "```python\n#" + "x" * 50_000 + "\n```\n"
     last = "def solve(I):\n    return (I)"
     assert parse(long * 8 + f"```python\n{last}\n```") == Parsed(last, ParseProblem.none)
+
+
+def test_a_later_end_is_looked_for_only_within_a_string() -> None:
+    """Many blocks, each with a docstring and a mistake, cost one look each: the last one's helpers are still known."""
+    broken = '```python\ndef solve(I):\n    """Doc."""\n    return (\n```\n' + "Again:\n" * 50
+    parsed = parse(
+        broken * 300 + "```python\ndef flip(I):\n    return I\n```\n```python\ndef solve(I):\n    return flip(I)\n```"
+    )
+    assert parsed.source == "def flip(I):\n    return I\n\ndef solve(I):\n    return flip(I)"

@@ -31,12 +31,14 @@ _BREAKS = re.compile(r"\n|</?think>")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Code. tree None: it is no Python, or (was_parsed False) too long or too deep to be looked at."""
+    """Code. tree None: it is no Python, or (was_parsed False) too long or too deep to be looked at. ends_in_string: within a string
+    of several lines, which is all that can hold a line that looks like a fence."""
 
     code: str
     is_closed: bool
     tree: ast.Module | None
     was_parsed: bool
+    ends_in_string: bool = False
 
 
 class CodeParser:
@@ -55,8 +57,8 @@ class CodeParser:
             warnings.simplefilter("ignore")  # invalid escapes are the program's own business
             try:
                 return Block(code, is_closed, ast.parse(code), was_parsed=True)
-            except (SyntaxError, ValueError):
-                return Block(code, is_closed, None, was_parsed=True)
+            except (SyntaxError, ValueError) as error:
+                return Block(code, is_closed, None, was_parsed=True, ends_in_string="unterminated triple-quoted" in str(error))
             except (RecursionError, MemoryError, OverflowError):
                 return Block(code, is_closed, None, was_parsed=False)
 
@@ -162,8 +164,7 @@ class Reading:
             if block.tree is not None:
                 return block, end.next_row
             first = first or (block, end)
-            # Only a string of several lines can hold a line that looks like a fence.
-            if not block.was_parsed or not ('"""' in block.code or "'''" in block.code):
+            if not block.ends_in_string:
                 break
         assert first is not None, "the end of the text is an end"
         if isinstance(first, _End):
