@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arclab.llm.code_blocks import MAX_PARSED_CHARS, CodeParser, Reading
+from arclab.llm.code_blocks import CodeParser, Reading
 from arclab.llm.language_model import FinishReason
 from arclab.llm.prompts import Parsed, ParseProblem, parse_program
 
@@ -53,7 +53,7 @@ def test_a_program_in_a_fence_comes_out_as_it_went_in(comment: str, before: str,
 HOSTILE = (  # how it begins, and what is repeated
     ("", "```" + " " * 3000 + "```"), ("", "```" + " \t" * 3000 + "py `"), ("", "`" * 30_000 + " "), ("", "<think>"), ("", "</think>"), ("", "<think></think>"),
     ("", "```python\n"), ("", "~~~\n"), ("", "```python\ndef solve("), ("", '```python\n"""\n'), ("", "late ```python\n</think>\n"),
-    ("", "def solve(I):\n</think>\n"), ("", "late ```python\nx```\n"), ("", "```python\ndef a(): return b\n```\n"), ("# ", "</think># "),
+    ("", "def solve(I):\n</think>\n"), ('```python\n"""\n', "```\n"), ("def solve(I):\n", "'''\n```\n"), ("", "late ```python\nx```\n"), ("", "```python\ndef a(): return b\n```\n"), ("# ", "</think># "),
     ("```python\n", "x\n"), ("```python\n", "(" * 90 + "1 2" + ")" * 90 + "\n"), ("```python\ndef solve(I): return ", "-"), ("```python\nx = ", "[" * 99),
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_work_is_bounded_whatever_the_reply(number: int) -> None:
     parse(text)
     reading = Reading(text, lambda tree: True)
     reading.bare(), reading.between_fences()
-    assert reading.parser.num_parsed_chars <= MAX_PARSED_CHARS
+    assert reading.parser.num_parsed_chars < 6 * len(text)
     assert time.process_time() - begun < 6  # below one, but for a busy machine
 
 

@@ -21,9 +21,8 @@ from itertools import pairwise
 _MAX_CODE_CHARS = 100_000
 _MAX_IMPORT_DOTS = 1000  # import a.b.c...: memory grows with the square of the dots
 # Of all the code that is parsed for one reply, and what each attempt counts beside its length.
-MAX_PARSED_CHARS, _ATTEMPT_CHARS = 300_000, 500
+_MAX_PARSED_CHARS, _ATTEMPT_CHARS = 300_000, 500
 _MAX_UNCERTAIN_ENDS = 20  # of a block, that are passed by in search of a better one
-_MAX_BARE = 20  # starts of bare code that are looked at
 _BARE_STARTS = ("def ", "import ", "from ", "class ", "@", "#")
 _OPEN, _CLOSE = "<think>", "</think>"
 _BREAKS = re.compile(r"\n|</?think>")
@@ -50,7 +49,7 @@ class CodeParser:
     def block(self, code: str, *, is_closed: bool) -> Block:
         code = _dedented(code)
         cost = len(code) + _ATTEMPT_CHARS
-        if len(code) > _MAX_CODE_CHARS or self.num_parsed_chars + cost > MAX_PARSED_CHARS or _has_long_import(code):
+        if len(code) > _MAX_CODE_CHARS or self.num_parsed_chars + cost > _MAX_PARSED_CHARS or _has_long_import(code):
             return Block(code, is_closed, None, was_parsed=False)
         self.num_parsed_chars += cost
         with warnings.catch_warnings():
@@ -95,7 +94,6 @@ class Reading:
         self.blocks: list[Block] = []
         self._text, self._is_program, self._rows = text, is_program, list(_rows(text))
         self._spoken: list[str] = []  # rows outside of thinking
-        self._num_bare = 0
         self.ends_in_thinking = self._read()
         self.is_empty = not "".join(self._spoken).strip()
 
@@ -201,9 +199,8 @@ class Reading:
 
     def _take_bare(self, at: int) -> int | None:
         """The row behind the program that begins with row `at` without a fence; None if there is none."""
-        if self._num_bare == _MAX_BARE or not self._rows[at].text.lstrip().startswith(_BARE_STARTS):
+        if not self._rows[at].text.lstrip().startswith(_BARE_STARTS):
             return None
-        self._num_bare += 1
         block, behind = self._python(at - 1, "```")
         if block.tree is None or not self._is_program(block.tree):
             return None
