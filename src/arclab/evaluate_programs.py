@@ -27,7 +27,7 @@ from arclab.llm.sandbox import Sandbox, open_sandbox
 from arclab.rundir import RunDir, provenance
 from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
-from arclab.solvers.program_sampling import ProgramSampling
+from arclab.solvers.program_sampling import ProgramSampling, few_programs, few_programs_remedy
 from arclab.solvers.samples import SampleStore
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,9 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])
     log.info("report: %s", folder / "report.html")
+    if few := few_programs(attempts.statistics):
+        remedy = few_programs_remedy(attempts.statistics, config.solver.sampling.max_new_tokens)
+        log.warning("%s; %s. The replies are in %s.", few, remedy, store.path)
 
 
 def _solve(
@@ -145,4 +148,6 @@ def stamps(config: EvaluateProgramsConfig, sandbox: Sandbox, attempts: Attempts,
     if attempts.not_sent:
         each = ", ".join(f"{setting} ({count} tasks)" for setting, count in sorted(attempts.not_sent.items()))
         found.append(f"settings that the server takes no value of, so that its own apply: {each}")
+    if few := few_programs(attempts.statistics):
+        found.append(few)
     return tuple(found)

@@ -337,6 +337,28 @@ def test_a_prompt_that_the_template_refuses(hf_config: Config, tiny_copy: Path) 
         load_hf(hf_config(name=str(tiny_copy))).generate(PROMPTS, 1, sampling())
 
 
+def test_a_template_that_takes_parts_asks_the_same_of_the_model(hf_config: Config, model: HfModel, tiny_copy: Path) -> None:
+    """Its prompts, its replies and what ends them are those of a template that takes strings."""
+    template = tiny_copy / "chat_template.jinja"
+    written = template.read_text()
+    assert "message['content'] +" in written
+    template.write_text(written.replace("message['content'] +", "(message['content'] | map(attribute='text') | join('')) +"))
+    parts = load_hf(hf_config(name=str(tiny_copy)))
+    assert [parts.prompt_ids(prompt) for prompt in PROMPTS] == [model.prompt_ids(prompt) for prompt in PROMPTS]
+    assert parts.reply_ids("0 1") == model.reply_ids("0 1") and parts.opened(PROMPTS[0]) == ""
+    assert parts.generate(PROMPTS, 2, sampling()) == model.generate(PROMPTS, 2, sampling())
+    template.write_text(written.replace("message['content'] +", ""))
+    empty = load_hf(hf_config(name=str(tiny_copy)))
+    assert empty.reply_ids("0") == model.reply_ids("0")  # not the first mark of the template
+    with pytest.raises(ValueError, match="does not write what the user message holds"):
+        empty.generate(PROMPTS[:1], 1, sampling())
+
+
+def test_special_tokens_in_a_reply_are_learned_as_text(model: HfModel) -> None:
+    ids = model.reply_ids("a<|im_end|>b")
+    assert ids.count(model._end) == 1 and ids[-1] == model._end and model.tokenizer.decode(ids[:-1]) == "a<|im_end|>b"
+
+
 # Adapters
 
 

@@ -20,13 +20,15 @@ from arclab.data.tasks import ArcTask, Pair, load_source
 from arclab.evaluation.scoring import score
 from arclab.llm.hf_loading import folder_digest
 from arclab.llm.language_model import Completion, FinishReason, Message, OnReply, Prompt, Reply, Sampling, ignore
+from arclab.llm.prompts import ParseProblem
 from arclab.llm.sandbox import Sandbox
 from arclab.llm.scripted import ScriptedModel
 from arclab.llm.toy_programs import solution
+from arclab.metrics.names import REGISTRY
 from arclab.rundir import RunDir
 from arclab.runlock import locked
 from arclab.solvers.base import Attempts, Budget
-from arclab.solvers.program_sampling import ProgramSampling
+from arclab.solvers.program_sampling import ProgramSampling, few_programs, few_programs_remedy
 from arclab.solvers.samples import SampleStore
 
 from ..llm.endpoint_server import Answer, FakeServer, refuse, said
@@ -115,6 +117,45 @@ def test_a_long_prompt_is_skipped_counted_and_wrong(sandbox: Sandbox) -> None:
 def test_what_was_cut_is_counted(sandbox: Sandbox) -> None:
     model = scripted("right", "text", finish_reason=lambda prompt, sample: FinishReason.length if sample else FinishReason.stop)
     assert solve(model, sandbox, 2).statistics["programs/cut_share"] == 0.5
+
+
+def test_what_became_of_every_reply_is_counted(sandbox: Sandbox) -> None:
+    """Shares of all replies that sum to 1, each kind registered; a sentence only where most hold no program."""
+    replies = (
+        "right",
+        "```python\ndef solve(I):\n    return I\n",
+        "text",
+        "",
+        "def flip(I):\n    return I",
+        "<think>hm",
+        "```python\ndef solve(I):\n    return (",
+        "The rule is",
+    )
+    model = scripted(*replies, finish_reason=lambda _, sample: FinishReason.length if sample == 7 else FinishReason.stop)
+    found = solve(model, sandbox, 8, TASKS[:2]).statistics
+    lacking = {f"programs/without_program_{kind.value}" for kind in ParseProblem} - {"programs/without_program_none"}
+    assert {name: found[name] for name in lacking} == dict.fromkeys(lacking, 1 / 8)
+    assert found["programs/with_program"] == 2 / 8 and found["programs/with_unfinished_program"] == 1 / 8
+    assert {name for name in found if name.startswith("programs/with")} <= REGISTRY.keys()
+    assert few_programs(found).startswith("12 of 16 replies hold no program (") and "cut 2" in few_programs(found)
+    half = solve(scripted("right", "text"), sandbox, 2).statistics
+    assert few_programs(half) == ""
+    most = solve(scripted("right", "text", "text", ""), sandbox, 4).statistics
+    assert few_programs(most) == "12 of 16 replies hold no program (no_code 8, empty 4)"
+
+
+@pytest.mark.parametrize(
+    ("reply", "finish", "words"),
+    [
+        ("The rule is", "length", "raise solver.sampling.max_new_tokens=64"),
+        ("<think>hm", "length", "max_new_tokens=64, or set model.thinking=false"),
+        ("", "stop", "chat template"),
+        ("I do not know.", "stop", "solver.prompt"),
+    ],
+)
+def test_the_remedy_is_that_of_what_most_replies_lack(sandbox: Sandbox, reply: str, finish: str, words: str) -> None:
+    model = scripted(reply, reply, "```python\nx = 1\n```", finish_reason=lambda *_: FinishReason(finish))
+    assert words in few_programs_remedy(solve(model, sandbox, 3).statistics, SAMPLING.max_new_tokens)
 
 
 def test_a_reply_that_ends_while_thinking_is_no_program(sandbox: Sandbox) -> None:
@@ -223,7 +264,7 @@ def composed(*overrides: str) -> EvaluateProgramsConfig:
     return config
 
 
-def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path) -> None:
+def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A random model through the command: files, stamps and settings; a second call draws nothing."""
     command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
     app.evaluate(command)
@@ -233,12 +274,21 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path) -> N
     assert record["scores"]["ARC/pass@2"]["N"] == 2 and record["statistics"]["programs/count"] == 4
     assert record["solver"] == "program_sampling" and record["isolation"] in ("limits", "seccomp")
     assert record["config"]["solver.sampling.max_new_tokens"] == 8 and record["statistics"]["programs/cut_share"] == 1.0
+    assert record["statistics"]["programs/without_program_cut"] == 1.0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "hold no program" in line]
+    assert "4 of 4 replies hold no program (cut 4); raise solver.sampling.max_new_tokens=8." in warning
     samples = (tmp_path / "out/samples.jsonl").read_text()
     app.evaluate([*command[:-1], "max_tasks=3"])
     grown = (tmp_path / "out/samples.jsonl").read_text()
     assert grown.startswith(samples) and grown.count("\n") == samples.count("\n") + 1
     page = (tmp_path / "out/report.html").read_text()
-    assert "program_sampling" in page and "reward/code" in page and not re.search(r'id="curves"', page)
+    assert (
+        "program_sampling" in page
+        and "reward/code" in page
+        and "without_program_no_entry" in page
+        and "6 of 6 replies hold no program (cut 6)" in page
+        and not re.search(r'id="curves"', page)
+    )
     app.evaluate([*command[:-1], "max_tasks=3"])
     assert "timing/replies_per_s" not in json.loads((tmp_path / "out/metrics.json").read_text())["statistics"]
     with locked(RunDir(tmp_path / "out")), pytest.raises(ConfigError, match="is in use by pid"):

@@ -30,6 +30,7 @@ import torch
 
 from arclab.config.llm_schema import HfModelConfig
 from arclab.llm.adapters import fresh_adapter, loaded_adapter, merge_adapter
+from arclab.llm.chat_template import conversation_ids, conversation_text, plain_ids
 from arclab.llm.drawing import Drawing, Ending
 from arclab.llm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
 from arclab.llm.language_model import Completion, OnReply, Prompt, Reply, Sampling, ignore
@@ -92,34 +93,20 @@ class HfModel:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The prompt as the chat template writes it, up to where the reply begins."""
-        return self.tokenizer.encode(
-            self._templated(prompt, add_generation_prompt=True), add_special_tokens=False, verbose=False
-        )
+        return conversation_ids(self.tokenizer, self.name, prompt, thinking=self.config.thinking)
 
     def opened(self, prompt: Prompt) -> str:
         """The <think> and what follows it, if the chat template itself opens the thinking of the reply; else empty."""
-        whole, without = (self._templated(prompt, add_generation_prompt=flag) for flag in (True, False))
+        whole, without = (
+            conversation_text(self.tokenizer, self.name, prompt, thinking=self.config.thinking, add_generation_prompt=flag)
+            for flag in (True, False)
+        )
         _, mark, after = whole[len(without) :].rpartition("<think>")
         return mark + after if mark and "</think>" not in after else ""
 
-    def _templated(self, prompt: Prompt, *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
-        messages = [{"role": message.role, "content": message.content} for message in prompt]
-        thinking = {} if self.config.thinking is None else {"enable_thinking": self.config.thinking}
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **thinking
-            )
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template of model.name={self.name} refuses a prompt with the roles {[m.role for m in prompt]} ({error}); "
-                "give it other roles, for example one user message."
-            ) from error
-
     def reply_ids(self, text: str) -> list[int]:
         """A reply and its end mark."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self._end]
+        return [*plain_ids(self.tokenizer, text), self._end]
 
     def generate(
         self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore

@@ -19,11 +19,13 @@ import torch
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice
+from arclab.llm.chat_template import conversation_text, require_lossless
+from arclab.llm.language_model import Message
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SENTINEL = "REPLY"
+_SENTINEL = "Reply"
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,7 @@ def load_tokenizer(config: HfModelConfig) -> Any:
             f"model.name={config.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), which says "
             "how a conversation is written; use the instruction-tuned model, or add that file."
         )
+    require_lossless(tokenizer, config.name)
     if config.thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
         log.warning(
             "model.thinking=%s changes nothing: the chat template of %s has no enable_thinking.", config.thinking, config.name
@@ -144,12 +147,10 @@ def turn_end(config: HfModelConfig, tokenizer: Any) -> int:
 
     (A base model's tokenizer may end texts with another token than its chat template ends turns with.)
     """
-    from jinja2 import TemplateError
-
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
+    turns = (Message("user", "Question"), Message("assistant", _SENTINEL))
     try:
-        written: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:  # a template for other roles
+        written = conversation_text(tokenizer, config.name, turns, thinking=None, add_generation_prompt=False)
+    except ValueError:  # a template for other roles, or of no use: the prompt itself shows that
         written = ""
     after = tokenizer.encode(written.rpartition(_SENTINEL)[2], add_special_tokens=False)
     if after and after[0] in tokenizer.added_tokens_decoder:

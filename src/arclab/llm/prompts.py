@@ -5,7 +5,7 @@
 
 With config.instructions=false the prompt is the bare task, for models that are trained on it: a line ">" between an input and its
 output, an empty line between pairs, and a test input ends with its ">". `format_grid` is how a grid looks everywhere, feedback
-included. Replies are only looked at (ast.parse), never executed; what a program does is the sandbox's to find out.
+included. What is code in a reply is for code_blocks.py; nothing is executed here: what a program does is the sandbox's to find out.
 """
 
 from __future__ import annotations
@@ -14,25 +14,19 @@ import ast
 import builtins
 import json
 import re
-import textwrap
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 
 from arclab.config.llm_schema import GridFormat, PromptConfig
 from arclab.data.tasks import ArcTask, Grid, Pair
+from arclab.llm.code_blocks import Block, Reading
 from arclab.llm.language_model import FinishReason, Message, Prompt
 
 _SEPARATORS = {GridFormat.spaced: " ", GridFormat.digits: "", GridFormat.pipes: "|"}
 # What programs may import and are told of; the sandbox has a few more.
 MODULES = ("collections", "copy", "functools", "heapq", "itertools", "math", "operator", "random", "re", "typing", "numpy")
-_MAX_LOOK_CHARS = 100_000  # a longer program is not parsed here, because parsing takes a hundred times its size in memory
-_BARE_STARTS = ("def ", "import ", "from ", "class ", "@", "#")
 _BUILTINS = frozenset(dir(builtins))
-_FENCE = re.compile(r"^[ \t]*(?:(`{3,})[ \t]*([^`]*?)|(~{3,})[ \t]*(.*?))[ \t]*$")
-_LATE_FENCE = re.compile(r"(`{3,})[ \t]*(py\w*)[ \t]*$", re.IGNORECASE)  # behind other text on its line, with its language
-_THINKING = re.compile(r"(</?think>)")
 
 
 def format_grid(grid: Grid, grid_format: GridFormat) -> str:
@@ -115,157 +109,124 @@ class Parsed:
     problem: ParseProblem
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Code between fences. tree None: it cannot be parsed."""
+class _Defines(IntEnum):
+    """How a block defines the entry function; what it only imports it does not define. broken: its def is in what is no Python.
+    stub: its body is empty. whole: by a def or an assignment; also by a def in what was too long to be parsed."""
 
-    code: str
-    is_closed: bool
-    tree: ast.Module | None
+    no = 0
+    broken = 1
+    stub = 2
+    whole = 3
 
 
 def parse_program(reply: str, *, entry: str, finish_reason: FinishReason) -> Parsed:
     """The last program of the reply, thinking left out.
 
     That is the last closed block that defines the entry function, or an unclosed one behind it if it parses and defines it (but a
-    cut reply's closed program goes before its cut one). Blocks in other languages are no code. Where it uses names that it does not
-    define, the earlier blocks that do are put before it whole: models like to send helpers first. Without any program in a block,
-    text that starts like Python, parses up to the first fence and defines the entry function is one.
+    cut reply's closed program goes before its cut one); what parses goes before what does not, and a function with a body before
+    one without. Blocks in other languages are no code. Where it uses names that it does not define, the earlier blocks that do are
+    put before it whole: models like to send helpers first. Without any program in a block, text that starts like Python, parses up
+    to the first fence and defines the entry function is one, then what else stands between two fences. For all this the work is bounded,
+    whatever the reply: see code_blocks.py.
     """
     is_cut = finish_reason is FinishReason.length
-    text = _without_thinking(reply.replace("\r\n", "\n").replace("\r", "\n"))
-    if text is None:
-        return Parsed(None, ParseProblem.unclosed_thinking)
-    blocks = [_Block(code, is_closed, _look(code)) for code, is_closed in _fenced(text)]
+    reading = Reading(reply.replace("\r\n", "\n").replace("\r", "\n"), lambda tree: _in_tree(tree, entry) > _Defines.no)
+    blocks = reading.blocks
     if (chosen := _chosen(blocks, entry, is_cut)) is not None:
         problem = ParseProblem.none if blocks[chosen].is_closed else ParseProblem.cut if is_cut else ParseProblem.unclosed_fence
         return Parsed(_with_helpers(blocks[: chosen + 1]), problem)
-    bare, followed = _bare_code(text)
-    tree = _look(bare) if bare else None
-    if tree is not None and entry in _top_names(tree):
-        return Parsed(bare, ParseProblem.cut if is_cut and not followed else ParseProblem.none)
+    bare = reading.bare()
+    if bare.tree is not None and _defines(bare, entry):
+        is_whole = bare.is_closed or reading.ends_in_thinking or not is_cut
+        return Parsed(bare.code, ParseProblem.none if is_whole else ParseProblem.cut)
+    between = [block for block in reading.between_fences() if block.tree is not None]
+    if (chosen := _chosen(between, entry, is_cut)) is not None:
+        return Parsed(_with_helpers(between[: chosen + 1]), ParseProblem.none)
+    return Parsed(None, _why_none(reading, bare, entry, is_cut))
+
+
+def _why_none(reading: Reading, bare: Block, entry: str, is_cut: bool) -> ParseProblem:
+    if reading.ends_in_thinking:
+        return ParseProblem.unclosed_thinking
     if is_cut:
-        return Parsed(None, ParseProblem.cut)
-    if not text.strip():
-        return Parsed(None, ParseProblem.empty)
-    if any(not block.is_closed and _defines(block, entry) for block in blocks):
-        return Parsed(None, ParseProblem.unclosed_fence)
-    has_code = (tree is not None and tree.body) or any(block.code.strip() for block in blocks)
-    return Parsed(None, ParseProblem.no_entry if has_code else ParseProblem.no_code)
+        return ParseProblem.cut
+    if reading.is_empty:
+        return ParseProblem.empty
+    if any(not block.is_closed and _defines(block, entry) for block in reading.blocks):
+        return ParseProblem.unclosed_fence
+    has_code = (bare.tree is not None and bare.tree.body) or any(block.code.strip() for block in reading.blocks)
+    return ParseProblem.no_entry if has_code else ParseProblem.no_code
 
 
-def _chosen(blocks: list[_Block], entry: str, is_cut: bool) -> int | None:
+def _chosen(blocks: list[Block], entry: str, is_cut: bool) -> int | None:
     """Which block is the program."""
-    closed = [i for i, block in enumerate(blocks) if block.is_closed and _defines(block, entry)]
-    unclosed = [i for i, block in enumerate(blocks) if not block.is_closed and block.tree and entry in _top_names(block.tree)]
-    if is_cut and closed:
-        return closed[-1]
-    return max(closed + unclosed, default=None)
+    found = [
+        (defines, block.is_closed or not is_cut, number)
+        for number, block in enumerate(blocks)
+        if (defines := _defines(block, entry)) and (block.is_closed or block.tree is not None)
+    ]
+    return max(found)[-1] if found else None
 
 
-def _without_thinking(text: str) -> str | None:
-    """What was said outside of <think>...</think>; None if it ends inside. A </think> alone ends what the prompt had opened."""
-    kept: list[str] = []
-    is_thinking = False
-    for piece in _THINKING.split(text):
-        if piece == "<think>":
-            is_thinking = True
-        elif piece == "</think>":
-            if not is_thinking:
-                kept.clear()
-            is_thinking = False
-        elif not is_thinking:
-            kept.append(piece)
-    return None if is_thinking else "\n".join(kept)
-
-
-def _fenced(text: str) -> Iterator[tuple[str, bool]]:
-    """The Python blocks of the text and whether each is closed. As in CommonMark, but forgiving: an opening fence may stand behind
-    text, a closing one at the end of a line of code or before text, and an opening fence inside an open block ends that."""
-    lines: list[str] | None = None
-    fence, is_python = "", False
-    for line in text.split("\n"):
-        found = _fence(line)
-        if lines is None:
-            opening = found or _late_fence(line)
-            if opening:
-                fence, language = opening
-                lines, is_python = [], _is_python(language)
-            continue
-        if found and found[1] and _is_python(found[1]):
-            if is_python:
-                yield _dedented(lines), False
-            lines, fence, is_python = [], found[0], True
-        elif found and found[0].startswith(fence) and (is_python or not found[1]):
-            if is_python:
-                yield _dedented(lines), True
-            lines = None
-        elif is_python and line.rstrip().endswith(fence) and line.count(fence) == 1:
-            yield _dedented([*lines, line.rstrip()[: -len(fence)]]), True
-            lines = None
-        else:
-            lines.append(line)
-    if lines is not None and is_python:
-        yield _dedented(lines), False
-
-
-def _fence(line: str) -> tuple[str, str] | None:
-    """Marks and language if the line is a fence."""
-    found = _FENCE.match(line)
-    return (found[1] or found[3], found[2] or found[4] or "") if found else None
-
-
-def _late_fence(line: str) -> tuple[str, str] | None:
-    found = _LATE_FENCE.search(line)
-    return (found[1], found[2]) if found else None
-
-
-def _is_python(language: str) -> bool:
-    """The words behind a fence: none, python, py, Python3, {.python}, python title=..."""
-    return not language or language.lstrip("{. ").lower().startswith("py")
-
-
-def _dedented(lines: list[str]) -> str:
-    return textwrap.dedent("\n".join(lines)).strip("\n")
-
-
-def _bare_code(text: str) -> tuple[str, bool]:
-    """The text up to its first fence if it starts like a program, and whether a fence follows."""
-    lines = text.split("\n")
-    end = next((i for i, line in enumerate(lines) if _fence(line)), len(lines))
-    code = "\n".join(lines[:end]).strip()
-    return (code if code.startswith(_BARE_STARTS) else ""), end < len(lines)
-
-
-def _look(code: str) -> ast.Module | None:
-    """The parsed code; None if it is no Python, or too long or too deep to look at."""
-    if len(code) > _MAX_LOOK_CHARS:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes are the program's own business
-        try:
-            return ast.parse(code)
-        except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-            return None
-
-
-def _defines(block: _Block, entry: str) -> bool:
-    """Whether the block is meant to define the function; one that cannot be parsed says so by its def."""
+def _defines(block: Block, entry: str) -> _Defines:
     if block.tree is not None:
-        return entry in _top_names(block.tree)
-    return re.search(rf"^(async[ \t]+)?def[ \t]+{re.escape(entry)}[ \t]*\(", block.code, re.MULTILINE) is not None
+        return _in_tree(block.tree, entry)
+    if not re.search(rf"^(async[ \t]+)?def[ \t]+{re.escape(entry)}[ \t]*\(", block.code, re.MULTILINE):
+        return _Defines.no
+    return _Defines.broken if block.was_parsed else _Defines.whole
 
 
-def _top_names(tree: ast.Module) -> set[str]:
-    """Names that the module binds, inside of if, for, while, with and try too, but not inside of functions and classes."""
-    names: set[str] = set()
+def _in_tree(tree: ast.Module, entry: str) -> _Defines:
+    """How the module defines the function; by the best of its statements."""
+    best = _Defines.no
+    for node in _top_nodes(tree):
+        match node:
+            case ast.FunctionDef(name=name, body=body) | ast.AsyncFunctionDef(name=name, body=body) if name == entry:
+                best = max(best, _Defines.stub if all(map(_says_nothing, body)) else _Defines.whole)
+            case ast.ClassDef(name=name) if name == entry:
+                best = _Defines.whole
+            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value) | ast.NamedExpr(value=value):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(entry in _stored(target) for target in targets) and _may_be_function(value, entry):
+                    best = _Defines.whole
+    return best
+
+
+def _says_nothing(statement: ast.stmt) -> bool:
+    """pass, ..., a docstring, raise NotImplementedError."""
+    match statement:
+        case ast.Pass() | ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Raise(exc=ast.Name(id="NotImplementedError") | ast.Call(func=ast.Name(id="NotImplementedError"))):
+            return True
+    return False
+
+
+def _stored(target: ast.expr) -> set[str]:
+    return {node.id for node in ast.walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _may_be_function(value: ast.expr, entry: str) -> bool:
+    """Not for solve = [[1]] and solve = solve(grid)."""
+    kinds = (
+        ast.Lambda | ast.Name | ast.Attribute | ast.Call | ast.IfExp | ast.Subscript | ast.BoolOp | ast.NamedExpr | ast.Tuple
+    )
+    return isinstance(value, kinds) and not any(isinstance(node, ast.Name) and node.id == entry for node in ast.walk(value))
+
+
+def _top_nodes(tree: ast.Module) -> Iterator[ast.AST]:
+    """Nodes of the module, inside of if, for, while, with and try too, but not inside of functions and classes."""
     waiting: list[ast.AST] = list(tree.body)
     while waiting:
         node = waiting.pop()
-        names.update(_bound(node))
+        yield node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             waiting.extend(ast.iter_child_nodes(node))
-    return names
+
+
+def _top_names(tree: ast.Module) -> set[str]:
+    """Names that the module binds."""
+    return {name for node in _top_nodes(tree) for name in _bound(node)}
 
 
 def _bound(node: ast.AST) -> Iterable[str]:
@@ -289,7 +250,7 @@ def _missing_names(tree: ast.Module) -> set[str]:
     return read - _BUILTINS - {name for node in nodes for name in _bound(node)}
 
 
-def _with_helpers(blocks: list[_Block]) -> str:
+def _with_helpers(blocks: list[Block]) -> str:
     """The last block, and before it those earlier ones that bind a name which is missing from there on."""
     *earlier, last = blocks
     parts, missing = [last.code], _missing_names(last.tree) if last.tree else set()

@@ -65,7 +65,15 @@ _ENCODER = {
 # Of methods that write programs: over all replies of all scored tasks.
 _PROGRAMS = {
     "count": ("replies", "none", "replies that were drawn: the N of the shares of replies and of reward/*"),
-    "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
+    "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens, with a program or without"),
+    "with_program": ("share", "up", "replies that hold a program; the shares without_program_* are the others, by why"),
+    "with_unfinished_program": ("share", "down", "replies whose program is not closed or was cut, but parses; of with_program"),
+    "without_program_empty": ("share", "down", "replies of nothing, thinking left out"),
+    "without_program_no_code": ("share", "down", "replies without any code"),
+    "without_program_no_entry": ("share", "down", "replies with code that does not define the function asked for"),
+    "without_program_unclosed_thinking": ("share", "down", "replies that ended, or were cut, while thinking"),
+    "without_program_unclosed_fence": ("share", "down", "replies that ended within a program"),
+    "without_program_cut": ("share", "down", "replies that were cut at sampling.max_new_tokens, within a program or before it"),
     "tasks_with_right": ("share", "up", "tasks for which some program reproduces every demonstration"),
     "tasks_skipped": (
         "tasks",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from arclab.config.llm_schema import PromptConfig
 from arclab.data.tasks import ArcTask
 from arclab.llm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling
 from arclab.llm.programs import Job, Outcome, run_jobs
-from arclab.llm.prompts import parse_program, render_prompt
+from arclab.llm.prompts import ParseProblem, parse_program, render_prompt
 from arclab.llm.rewards import RewardKind, reward, score_tests, solves
 from arclab.llm.sandbox import Sandbox
 from arclab.llm.voting import Group, pass_at_k, vote
@@ -31,13 +32,15 @@ from arclab.solvers.base import Attempts, Budget, Candidate, WrittenProgram
 from arclab.solvers.samples import SampleStore
 
 _KEPT_PROGRAMS = 10
+_WITHOUT = "programs/without_program_"
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One reply of a task and what became of its program."""
+    """One reply of a task, what is wrong with it as a text, and what became of its program."""
 
     completion: Completion
+    problem: ParseProblem
     outcome: Outcome
 
 
@@ -106,10 +109,12 @@ class ProgramSampling:
 
     def _run(self, task: ArcTask, reply: Reply) -> list[Written]:
         entry = self._prompt.entry
-        sources = [parse_program(c.whole, entry=entry, finish_reason=c.finish_reason).source for c in reply.completions]
-        jobs = [Job(task, source, entry=entry, with_tests=True) for source in sources]
-        outcomes = run_jobs(self._sandbox, jobs)
-        return [Written(completion, outcome) for completion, outcome in zip(reply.completions, outcomes, strict=True)]
+        parsed = [parse_program(c.whole, entry=entry, finish_reason=c.finish_reason) for c in reply.completions]
+        outcomes = run_jobs(self._sandbox, [Job(task, one.source, entry=entry, with_tests=True) for one in parsed])
+        return [
+            Written(completion, one.problem, outcome)
+            for completion, one, outcome in zip(reply.completions, parsed, outcomes, strict=True)
+        ]
 
 
 def candidates(groups: Sequence[Group], num_tests: int) -> list[list[Candidate]]:
@@ -141,6 +146,7 @@ def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_
     found |= _pass_at_ks(tasks, written)
     if not every:
         return found
+    found |= _what_became(every)
     outcomes = [one.outcome for one in every]
     completions = [one.completion for one in every]
     rewards = [reward(RewardKind.smooth, outcome).components for outcome in outcomes]
@@ -156,6 +162,50 @@ def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_
     if ran:
         found["programs/cpu_s"] = float(np.mean(ran))
     return found
+
+
+def _what_became(every: Sequence[Written]) -> dict[str, float]:
+    """Shares of replies with a program, and of those without one by why; they sum to 1."""
+    kinds = Counter(one.problem for one in every if one.outcome.source is None)
+    num_unfinished = sum(one.outcome.source is not None and one.problem is not ParseProblem.none for one in every)
+    lacking = {f"{_WITHOUT}{kind.value}": kinds[kind] for kind in ParseProblem if kind is not ParseProblem.none}
+    counts = {
+        "programs/with_program": len(every) - kinds.total(),
+        "programs/with_unfinished_program": num_unfinished,
+        **lacking,
+    }
+    return {name: count / len(every) for name, count in counts.items()}
+
+
+def few_programs(found: dict[str, float]) -> str:
+    """How many replies hold no program and why, if most do not; else empty. found: what statistics() found."""
+    lacking = _lacking(found)
+    num_lacking, num_replies = sum(lacking.values()), round(found.get("programs/count", 0.0))
+    if 2 * num_lacking <= num_replies:
+        return ""
+    return f"{num_lacking} of {num_replies} replies hold no program ({', '.join(f'{kind} {n}' for kind, n in lacking.items())})"
+
+
+def few_programs_remedy(found: dict[str, float], max_new_tokens: int) -> str:
+    """What may help where few_programs() says something, by what most of them lack."""
+    longer = f"raise solver.sampling.max_new_tokens={max_new_tokens}"
+    remedies = {
+        "cut": longer,
+        "unclosed_thinking": f"{longer}, or set model.thinking=false",
+        "empty": "use a model that follows instructions, and check its chat template",
+        "unclosed_fence": "check what ends a reply in its chat template and generation_config.json",
+    }
+    return remedies.get(next(iter(_lacking(found))), "use a model that writes Python, or check what solver.prompt asks it for")
+
+
+def _lacking(found: dict[str, float]) -> dict[str, int]:
+    """Replies without a program by why, most first."""
+    counts = {
+        name.removeprefix(_WITHOUT): round(share * found["programs/count"])
+        for name, share in found.items()
+        if name.startswith(_WITHOUT)
+    }
+    return {kind: count for kind, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
 
 
 def _pass_at_ks(tasks: Sequence[ArcTask], written: dict[str, list[Written]]) -> dict[str, float]:
