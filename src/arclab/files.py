@@ -16,10 +16,11 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType, TracebackType, UnionType
 from typing import Any, get_args
 
 REMEDY = "restore it, or remove it"
@@ -62,15 +63,23 @@ class DamagedFile(ValueError):
         self.path, self.line = Path(path), line
 
 
-@contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """An OSError in the block that names no file (writing to an open one) names this one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
-        raise
+class naming:  # lower case, as contextlib's: it is used as a function
+    """An OSError in the block that names no file (writing to an open one) names this file or folder. So does a write that fails
+    inside safetensors, tokenizers or torch, whose own errors are no OSErrors."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = str(path)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            if error.filename is None and error.errno is not None:
+                error.filename = self._path
+        elif error is not None and (code := re.search(r"\(os error (\d+)\)", str(error))):  # of a library written in Rust
+            raise OSError(int(code[1]), os.strerror(int(code[1])), self._path) from error
+        elif isinstance(error, RuntimeError) and re.search(r"inline_container|PytorchStreamWriter", str(error)):
+            raise OSError(errno.ENOSPC, "it was not written to its end, as on a full disk", self._path) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

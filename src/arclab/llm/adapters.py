@@ -6,13 +6,14 @@ follows a block is bit-identical to what came before it. merge_adapter does writ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from arclab.files import read_object
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,7 +98,7 @@ def _check(folder: Path) -> None:
         )
     if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         raise ValueError(f"the adapter {folder} has no weights (adapter_model.safetensors); copy the whole folder.")
-    config = json.loads(file.read_text())
+    config = read_object(file, remedy="copy the whole folder again")
     for key, wanted in (("peft_type", "LORA"), ("bias", "none")):  # other kinds are not undone by unload()
         if config.get(key, wanted) != wanted:
             raise ValueError(f"the adapter {folder} has {key}={config[key]}, and only {wanted} is supported here; train it so.")

@@ -12,11 +12,12 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from arclab.files import read_lines, write_atomically
+from arclab.files import naming, read_lines, write_atomically
 from arclab.metrics.names import REGISTRY, TABLES, TEXT_FIELDS
 from arclab.metrics.tables import Prediction, table_record, wandb_table
 
@@ -24,7 +25,7 @@ from arclab.metrics.tables import Prediction, table_record, wandb_table
 class MetricLogger:
     def __init__(self, path: Path, wandb_run: Any | None, *, resume_step: int, runtime_s: float) -> None:
         _keep_rows_until(path, resume_step)
-        self._folder = path.parent
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
         self._wandb = wandb_run
         self._start = time.monotonic() - runtime_s
@@ -42,8 +43,9 @@ class MetricLogger:
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         assert text is None or text.keys() <= set(TEXT_FIELDS)
         row |= text or {}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         if self._wandb is not None:
             self._wandb.log(metrics, step=step)
             if text:
@@ -57,7 +59,7 @@ class MetricLogger:
     def table(self, step: int, name: str, predictions: Sequence[Prediction]) -> None:
         """The newest predictions as <run>/<name>.json, and as a W&B table with pictures."""
         assert name in TABLES
-        write_atomically(self._folder / f"{name}.json", json.dumps(table_record(step, predictions)) + "\n")
+        write_atomically(self._path.with_name(f"{name}.json"), json.dumps(table_record(step, predictions)) + "\n")
         if self._wandb is not None:
             self._wandb.log({name: wandb_table(predictions)}, step=step)
 
@@ -65,9 +67,10 @@ class MetricLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
+        with suppress(OSError) if error else naming(self._path):  # of two errors the first one says what happened
+            self._file.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
