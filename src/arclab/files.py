@@ -20,13 +20,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import NoneType, TracebackType, UnionType
-from typing import Any, get_args
+from types import GenericAlias, NoneType, TracebackType, UnionType
+from typing import Any, get_args, get_origin
 
 REMEDY = "restore it, or remove it"
 LINE_REMEDY = "correct that line, or remove it"
-# What a value in a file can be: int, float (also a whole number), str, bool, list, dict, or several of them (float | None).
-Kind = type | UnionType
+# What a value in a file can be: int, float (also a whole number), str, bool, list, dict, a list or object whose values are of one
+# kind (list[str], dict[str, float]), or several of these (float | None).
+Kind = type | UnionType | GenericAlias
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -118,12 +119,15 @@ def read_lines(path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: s
 
 
 def numbered_lines(
-    path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: str | None = None
+    path: Path, kinds: Mapping[str, Kind] | None = None, *, is_log: bool = True, remedy: str | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same one after the other, each with its line number, counted from 1."""
+    """The same one after the other, each with its line number, counted from 1. is_log: the file grows line by line; any other
+    is damaged if it has no line break at its end."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n") or not is_log:
+                if not line.endswith(b"\n"):
+                    raise DamagedFile(path, "it is cut short", line=number, remedy=remedy)
                 yield number, parse_object(line, path, kinds, line=number, remedy=remedy)
 
 
@@ -182,21 +186,39 @@ def require_kinds(
     record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, *, line: int | None = None, remedy: str | None = None
 ) -> None:
     """DamagedFile unless every key of kinds is there with a value of its kind. Numbers must be finite and below 2^63; true and
-    false are none. A kind with None (int | None) may be null, not absent."""
+    false are none. Text must be encodable. A kind with None (int | None) may be null, not absent."""
     for key, kind in kinds.items():
         if key not in record:
             raise DamagedFile(path, f"it has no {key}", line=line, remedy=remedy)
         if not is_kind(record[key], kind):
-            wanted = " or ".join(_NAMES[each] for each in get_args(kind) or (kind,))
-            raise DamagedFile(path, f"{key} is {short(record[key])} where {wanted} belongs", line=line, remedy=remedy)
+            raise DamagedFile(path, f"{key} is {short(record[key])} where {_wanted(kind)} belongs", line=line, remedy=remedy)
 
 
 def is_kind(value: Any, kind: Kind) -> bool:
     """See require_kinds."""
-    kinds = get_args(kind) or (kind,)
+    if isinstance(kind, UnionType):
+        return any(is_kind(value, each) for each in get_args(kind))
+    if isinstance(kind, GenericAlias):
+        items = value.values() if isinstance(value, dict) else value
+        return type(value) is get_origin(kind) and all(is_kind(item, get_args(kind)[-1]) for item in items)
     if type(value) is int:
-        return (int in kinds or float in kinds) and abs(value) < _MAX_INT
-    return type(value) in kinds and (type(value) is not float or math.isfinite(value))
+        return kind in (int, float) and abs(value) < _MAX_INT
+    if type(value) is str:
+        return kind is str and is_encodable(value)
+    return type(value) is kind and (kind is not float or math.isfinite(value))
+
+
+def is_encodable(text: str) -> bool:
+    """Not so for half a surrogate pair, which JSON can spell and a file name can hold, and no file or page can take."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _wanted(kind: Kind) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_wanted, get_args(kind)))
+    if isinstance(kind, GenericAlias):
+        return f"{_NAMES[get_origin(kind)]} in which each value is {_wanted(get_args(kind)[-1])}"
+    return _NAMES[kind]
 
 
 def short(value: Any) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import re
@@ -48,6 +49,7 @@ CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 FREE_KEYS = (
     "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.recompute", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
 )  # fmt: skip
+_MAX_DEPTH = 20  # of a saved configuration; the deepest key has 4 parts
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
 
@@ -219,23 +221,31 @@ def thaw(path: Path) -> ExperimentConfig:
 
 
 def read_config(path: Path) -> DictConfig:
-    """The keys of a saved configuration, not typed. DamagedFile if it has none.
-
-    freeze() writes no aliases. They are refused, since OmegaConf copies what each stands for: ten lines can fill the memory.
-    """
+    """The keys of a saved configuration, not typed. DamagedFile if it has none."""
     remedy = "restore it, or remove the run folder"
     text = read_text(path, remedy=remedy)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise DamagedFile(path, "it has aliases (*name), which no saved configuration has", remedy=remedy)
-        node = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        _require_plain(text)
+        node = OmegaConf.load(io.StringIO(text))
+    except OSError as error:  # OmegaConf's word for a number or a sentence where keys belong
+        raise DamagedFile(path, "no keys", remedy=remedy) from error
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise DamagedFile(path, str(error).splitlines()[0], remedy=remedy) from error
-    except RecursionError as error:
-        raise DamagedFile(path, "nested too deep", remedy=remedy) from error
     if not isinstance(node, DictConfig):
         raise DamagedFile(path, "no keys", remedy=remedy)
     return node
+
+
+def _require_plain(text: str) -> None:
+    """ValueError for what freeze() never writes and what would cost minutes or all memory to read: aliases, each of which
+    OmegaConf replaces by a copy of what it stands for, and endless nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases (*name), which no saved configuration has")
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deep")
 
 
 def flat(config: AnyConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Grid
 from arclab.evaluation.scoring import Share, score, truth_ranks
-from arclab.files import read_object
+from arclab.files import naming, read_object, require_kinds
 from arclab.metrics.names import REGISTRY
 from arclab.rundir import RunDir
 from arclab.solvers.base import Attempts, Candidate
@@ -109,7 +109,8 @@ def write_results(result: Evaluation, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as beside:
         for name, text in texts.items():
-            (Path(beside) / name).write_text(text, encoding="utf-8")
+            with naming(folder / name):
+                (Path(beside) / name).write_text(text, encoding="utf-8")
         for name in texts:
             os.replace(Path(beside) / name, folder / name)
 
@@ -121,8 +122,9 @@ def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> N
     path = folder / "metrics.json"
     if not path.is_file():
         return
-    held = read_object(path)
-    tasks, copies = held.get("num_tasks", 0), held.get("num_augmentations", 0)
+    held = {"num_tasks": 0, "num_augmentations": 0, **read_object(path)}  # sampled programs have no copies
+    require_kinds(held, {"num_tasks": int, "num_augmentations": int}, path)
+    tasks, copies = held["num_tasks"], held["num_augmentations"]
     if tasks > num_tasks or copies > num_augmentations:
         raise ValueError(
             f"{folder} holds the results of {tasks} tasks with {copies} augmented copies of each, which these of {num_tasks} tasks with {num_augmentations} "

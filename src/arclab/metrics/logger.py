@@ -17,9 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from arclab.files import naming, read_lines, write_atomically
-from arclab.metrics.names import REGISTRY, TABLES, TEXT_FIELDS
+from arclab.files import DamagedFile, is_kind, naming, numbered_lines, short, write_atomically
+from arclab.metrics.names import COUNTS, REGISTRY, ROW_FIELDS, TABLES, TEXT_FIELDS, is_counted_share
 from arclab.metrics.tables import Prediction, table_record, wandb_table
+
+_ROUNDING = 1e-6  # a mean of ones can come out above 1
+_MAX_COUNT = 2**40  # steps, rows, seconds since 1970: no run has more, and dates end somewhere
 
 
 class MetricLogger:
@@ -74,10 +77,25 @@ class MetricLogger:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics.jsonl (a kill can leave a part of the last one)."""
+    """All complete rows of a metrics.jsonl (a kill can leave a part of the last one). DamagedFile names a line that is no row."""
     if not path.is_file():
         return []
-    return read_lines(path)
+    rows = []
+    for number, row in numbered_lines(path, {"_step": int}):
+        fault = next((fault for name, value in row.items() if (fault := _fault_of(name, value))), None)
+        if fault is not None:
+            raise DamagedFile(path, fault, line=number)
+        rows.append(row)
+    return rows
+
+
+def _fault_of(name: str, value: Any) -> str | None:
+    if not is_kind(value, str if name in TEXT_FIELDS else float | None):
+        return f"{name} is {short(value)} where {'text' if name in TEXT_FIELDS else 'a number or null'} belongs"
+    most = 1 + _ROUNDING if is_counted_share(name) else _MAX_COUNT if name in COUNTS or name in ROW_FIELDS else None
+    if most is None or value is None or 0 <= value <= most:
+        return None
+    return f"{name} is {short(value)}, which it cannot be"
 
 
 def _keep_rows_until(path: Path, step: int) -> None:
