@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
@@ -84,7 +85,7 @@ def set_ranks(run: Path, ranks: dict[str, list[int | None]], split: str = "train
     solved = sum(all(p is not None and p < 2 for p in places) for places in ranks.values())
     record = json.loads((target / "metrics.json").read_text())
     record["scores"] = {name: {"n": solved, "N": len(ranks)} for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")}
-    record |= {"split": split, "num_tasks": len(ranks)}
+    record |= {"split": split, "predictions_sha256": hashlib.sha256((target / "predictions.jsonl").read_bytes()).hexdigest()}
     (target / "metrics.json").write_text(json.dumps(record))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 from arclab.config.compose import ConfigError, freeze, read_config, thaw
 from arclab.config.quick import QuickComposer
 from arclab.config.schema import ExperimentConfig
-from arclab.evaluation.compare import render_comparison
+from arclab.evaluation.compare import commits, render_comparison
 from arclab.evaluation.criterion import read_criterion
 from arclab.evaluation.results import require_no_larger
 from arclab.evaluation.runs import read_runs
-from arclab.evaluation.tracking import tracking_sheet
+from arclab.evaluation.tracking import convergence, issues, observations, status, tracking_sheet
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.rundir import RunDir, State
 
@@ -78,14 +79,14 @@ def look_at(run: RunDir) -> None:
     assert all(share.interval[0] <= share.interval[1] for split in read.splits for share in split.shares.values())
     assert all(isinstance(stamp, str) for stamp in read.stamps) and isinstance(read.state, str)
     assert all(set(split.solved) == set(split.task_ids) for split in read.splits)
-    assert tracking_sheet(read, None).endswith("\n")
+    assert [issues(read), observations(read), convergence(read), status(read), commits(read)]
 
 
 def test_the_whole_folder_is_read(run: RunDir) -> None:
     look_at(run)
     (read,) = read_runs([run.path])
     assert read.rows == ROWS and read.verdict == "FAIL" and read.splits[0].solved == {"a": True, "b": False}
-    assert "FAIL: ..." in render_comparison([read])
+    assert "FAIL: ..." in render_comparison([read]) and "FAIL: ..." in tracking_sheet(read, None)
 
 
 @pytest.mark.parametrize("name", list(JSON_FILES))
@@ -205,9 +206,12 @@ def test_predictions_that_are_cut_short(run: RunDir) -> None:
     """In the middle of a line, or at its end: a paired test on those that are left would be another test."""
     path = run.path / "evaluation/train/predictions.jsonl"
     whole = path.read_bytes()
+    record = {**RECORD, "predictions_sha256": hashlib.sha256(whole).hexdigest()}
+    (path.parent / "metrics.json").write_text(json.dumps(record))
+    assert len(read_runs([run.path])[0].splits[0].predictions) == 2
     for content, fault in (
         (whole[:-1], "it is cut short"),
-        (lines(PREDICTIONS[:1]), "it has 1 tasks, and metrics.json beside it has 2"),
+        (lines(PREDICTIONS[:1]), "it is not the one that metrics.json beside it was made with"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=fault):
