@@ -11,6 +11,7 @@ must write its own file: pytest makes tmp_path once for all of them.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ def damaged_value(draw: st.DrawFn, value: Any) -> Any:
         if parents and draw(st.integers(0, 3)) == 0:
             del node[last]
         else:
-            node[last] = draw(st.sampled_from(OTHER_VALUES))
+            node[last] = copy.deepcopy(draw(st.sampled_from(OTHER_VALUES)))  # the next change may be inside it
     return root[""]
 
 
