@@ -183,14 +183,15 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_kinds(
-    record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, *, line: int | None = None, remedy: str | None = None
-) -> None:
+    record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, *, may_lack: bool = False, line: int | None = None, remedy: str | None = None
+) -> None:  # fmt: skip
     """DamagedFile unless every key of kinds is there with a value of its kind. Numbers must be finite and below 2^63; true and
-    false are none. Text must be encodable. A kind with None (int | None) may be null, not absent."""
+    false are none. Text must be encodable. A kind with None (int | None) may be null, not absent. may_lack: any key may be absent,
+    as in files that older versions wrote."""
     for key, kind in kinds.items():
-        if key not in record:
+        if key not in record and not may_lack:
             raise DamagedFile(path, f"it has no {key}", line=line, remedy=remedy)
-        if not is_kind(record[key], kind):
+        if key in record and not is_kind(record[key], kind):
             raise DamagedFile(path, f"{key} is {short(record[key])} where {_wanted(kind)} belongs", line=line, remedy=remedy)
 
 

@@ -119,7 +119,7 @@ def parse_task(obj: Any, task_id: str, source: str, solutions: Any = None, solut
         )
     if solutions is not None and len(solutions) != len(obj["test"]):
         raise ValueError(
-            f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions; the two files do not belong together."
+            f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions in {solutions_source}; the two files do not belong together."
         )
     demos = [_parse_pair(pair, f"{where}, train pair {i}", need_output=True) for i, pair in enumerate(obj["train"])]
     tests = [_parse_pair(pair, f"{where}, test pair {i}", need_output=False) for i, pair in enumerate(obj["test"])]

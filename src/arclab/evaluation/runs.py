@@ -307,7 +307,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
             f"{path} is not a run folder (its config.yaml has no trainer); give a folder runs/<experiment_name>/<name>."
         )
     settings = dict(_flat(plain, ""))
-    _require_present(settings, _SETTINGS, file)
+    require_kinds(settings, _SETTINGS, file, may_lack=True)
     return settings
 
 
@@ -347,18 +347,14 @@ def _weight_stamps(run: RunDir) -> tuple[str, ...]:
 def _read_present(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """The object in a file that a run may not have (yet), or that an older version wrote with fewer keys."""
     record = read_object(path) if path.is_file() else {}
-    _require_present(record, kinds, path)
+    require_kinds(record, kinds, path, may_lack=True)
     return record
-
-
-def _require_present(record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, remedy: str | None = None) -> None:
-    require_kinds(record, {key: kind for key, kind in kinds.items() if key in record}, path, remedy=remedy)
 
 
 def _read_split(folder: Path) -> ScoredSplit:
     path = folder / "metrics.json"
     record = read_object(path, _SCORED, remedy=_AGAIN)
-    _require_present(record, _SCORED_TOO, path, _AGAIN)
+    require_kinds(record, _SCORED_TOO, path, may_lack=True, remedy=_AGAIN)
     for name, entry in record["scores"].items():
         require_kinds(entry, {"n": float, "N": int}, path, remedy=_AGAIN)
         if not 0 <= entry["n"] <= entry["N"]:
