@@ -63,7 +63,7 @@ def test_a_line_is_named_and_one_cut_short_is_left_out(tmp_path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbf{"step": 1}\n{"step": 2}\n{"step": ')
     assert read_lines(path, {"step": int}) == [{"step": 1}, {"step": 2}]
     for line, words in (
-        (b"[]\n", "a list where an object belongs"),
+        (b"[]\n", "no JSON object, but a list"),
         (b"{}\n", "it has no step"),
         (b'{"step": 1.5}\n', "step is 1.5 where a whole number"),
     ):

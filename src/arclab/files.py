@@ -142,7 +142,7 @@ def parse_object(
     """The object in a piece of a file. path, line: where it is from, for the message."""
     value = parse_json(data, path, line=line, remedy=remedy)
     if not isinstance(value, dict):
-        raise DamagedFile(path, f"{short(value)} where an object belongs", line=line, remedy=remedy)
+        raise DamagedFile(path, f"no JSON object, but {short(value)}", line=line, remedy=remedy)
     require_kinds(value, kinds or {}, path, line=line, remedy=remedy)
     return value
 

@@ -250,7 +250,7 @@ def test_configurations_that_are_none(tmp_path: Path, content: bytes, fault: str
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     for read in (thaw, QuickComposer().thaw):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ConfigError) as error:
             read(path)
         assert str(path) in str(error.value) and fault in str(error.value) and "\n" not in str(error.value)
 

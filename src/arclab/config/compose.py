@@ -210,12 +210,13 @@ def freeze(config: AnyConfig) -> str:
 
 
 def thaw(path: Path) -> ExperimentConfig:
-    """The configuration saved in a run folder. ConfigError, DamagedFile: it is missing, damaged, or of another version; both name it."""
+    """The configuration saved in a run folder. ConfigError, which names it: it is missing, damaged, or of another version."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the folder of a run that pretrain_encoder.py started.")
-    node = read_config(path)
     try:
-        return to_typed(node, ExperimentConfig)
+        return to_typed(read_config(path), ExperimentConfig)
+    except DamagedFile as error:
+        raise ConfigError(str(error)) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).splitlines())}") from error
 
