@@ -25,7 +25,7 @@ from typing import Any
 from arclab.config.compose import run_main, thaw
 from arclab.config.schema import CanvasRule
 from arclab.evaluation.scoring import Share
-from arclab.files import write_atomically
+from arclab.files import read_object, write_atomically
 from arclab.metrics.logger import read_rows
 from arclab.rundir import provenance, short_commit
 from benchmarks.arguments import at_least_1
@@ -62,7 +62,7 @@ def run(experiment: str, rule: str, seed: int, given: argparse.Namespace) -> dic
     metrics = folder / "evaluation" / config.evaluation.split.value / "metrics.json"
     if not metrics.is_file():
         subprocess.run([sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={folder}"], check=True)
-    scored, rows = json.loads(metrics.read_text()), read_rows(folder / "metrics.jsonl")
+    scored, rows = read_object(metrics), read_rows(folder / "metrics.jsonl")
     statistics, passed = scored["statistics"], scored["scores"]["ARC/pass@1"]
     total = round(statistics["all.count"])
     fitted = [r["_step"] for r in rows if r.get("train/exact_accuracy", 0.0) >= _NEARLY_ALL]
@@ -117,7 +117,7 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
 def save(runs: Sequence[dict[str, Any]], results: Path) -> None:
     """Runs of experiments that this call did not make stay."""
     path = results / "bucketing.json"
-    before = json.loads(path.read_text())["runs"] if path.is_file() else []
+    before = read_object(path, {"runs": list[dict]})["runs"] if path.is_file() else []
     made = {r["experiment"] for r in runs}
     merged = [*(r for r in before if r["experiment"] not in made), *runs]
     write_atomically(path, json.dumps({"runs": merged}, indent=1) + "\n")

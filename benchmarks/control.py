@@ -49,7 +49,7 @@ from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
 from arclab.evaluation.ablations import context_drop, swap_drop
 from arclab.evaluation.scoring import Share
-from arclab.files import write_atomically
+from arclab.files import read_object, write_atomically
 from arclab.metrics.logger import read_rows
 from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.recursive import build_model
@@ -119,7 +119,7 @@ class Table:
     def recorded(self, cell: Cell) -> dict[str, Any] | None:
         """The cell's record in the results. ValueError if it was made from other tasks (of the same settings) or with other overrides."""
         path = self.results / "control.json"
-        records = json.loads(path.read_text())["cells"] if path.is_file() else []
+        records = read_object(path, {"cells": list[dict]})["cells"] if path.is_file() else []
         source = self.source(self.train_tasks, "train")
         wanted = (self.cell_name(cell), toy_settings(source))
         record = next((c for c in records if (c["name"], toy_settings(c["train_source"])) == wanted), None)
@@ -195,7 +195,7 @@ def cell_steps(table: Table, cell: Cell) -> int:
         if not note.is_file():
             note.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(note, json.dumps({"steps_per_s": steps_per_second(table, cell)}) + "\n")
-    return max(1, round(table.seconds * json.loads(note.read_text())["steps_per_s"]))
+    return max(1, round(table.seconds * read_object(note, {"steps_per_s": float})["steps_per_s"]))
 
 
 def steps_per_second(table: Table, cell: Cell) -> float:
@@ -231,7 +231,7 @@ def run_cell(table: Table, cell: Cell) -> dict[str, Any]:
     record = folder / "cell.json"
     if not record.is_file():
         write_atomically(record, json.dumps(score_cell(table, cell, folder), indent=1) + "\n")
-    return json.loads(record.read_text())
+    return read_object(record)
 
 
 def score_cell(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:

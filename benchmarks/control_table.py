@@ -17,7 +17,7 @@ from typing import Any
 
 from arclab.data.synthetic import parse_toy
 from arclab.evaluation.scoring import Share
-from arclab.files import write_atomically
+from arclab.files import read_object, write_atomically
 from arclab.rundir import short_commit
 
 MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
@@ -38,7 +38,7 @@ def write_table(results: Path, cells: Sequence[dict[str, Any]]) -> str:
     """Merge cells into control.json by name and toy settings, write control.md beside it, and return the latter."""
     results.mkdir(parents=True, exist_ok=True)
     path = results / "control.json"
-    recorded = json.loads(path.read_text())["cells"] if path.is_file() else []
+    recorded = read_object(path, {"cells": list[dict]})["cells"] if path.is_file() else []
     by_key = {(c["name"], toy_settings(c["train_source"])): c for c in [*recorded, *cells]}
     merged = [by_key[key] for key in sorted(by_key)]
     write_atomically(path, json.dumps({"cells": merged}, indent=1) + "\n")

@@ -26,7 +26,7 @@ from typing import Any
 from arclab.config.compose import compose, run_main
 from arclab.config.encoder_schema import EncoderConfig, Pooling, StandardEncoderConfig, TaskEncoderConfig
 from arclab.evaluation.criterion import judge_criterion
-from arclab.files import write_atomically
+from arclab.files import read_json, write_atomically
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, provenance, run_path, short_commit
 from benchmarks.arguments import above_0, at_least_0, at_least_1
@@ -88,7 +88,7 @@ def planned_steps(given: argparse.Namespace) -> dict[str, int]:
         note.parent.mkdir(parents=True, exist_ok=True)
         steps = {e: max(1, round(seconds * s)) for e, s in zip(given.encoders, speeds, strict=True) if s is not None}
         write_atomically(note, json.dumps(steps) + "\n")
-    return json.loads(note.read_text())
+    return read_json(note)
 
 
 def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] | None:

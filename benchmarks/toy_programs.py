@@ -31,7 +31,7 @@ from arclab.config.llm_schema import Dtype, GridFormat, HfModelConfig, LmAttenti
 from arclab.config.schema import DeviceChoice
 from arclab.console import setup_logging
 from arclab.data.tasks import load_source
-from arclab.files import write_atomically
+from arclab.files import read_object, write_atomically
 from arclab.llm.finetune import FinetuneSettings, finetune
 from arclab.llm.hf import load_hf
 from arclab.llm.prompts import render_prompt
@@ -103,7 +103,7 @@ def evaluate_twin(arguments: argparse.Namespace, folder: Path, family: str) -> d
         f"num_threads={arguments.threads}",
     ]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True)
-    record = json.loads((output / "metrics.json").read_text())
+    record = read_object(output / "metrics.json", {"scores": dict, "statistics": dict, "isolation": str})
     scores = {name: record["scores"][name] for name in SCORES}
     return {"scores": scores, **{name: record["statistics"].get(name) for name in STATISTICS}, "isolation": record["isolation"]}
 

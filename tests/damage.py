@@ -11,9 +11,9 @@ must write its own file: pytest makes tmp_path once for all of them.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,7 +65,7 @@ def damaged_value(draw: st.DrawFn, value: Any) -> Any:
         if parents and draw(st.integers(0, 3)) == 0:
             del node[last]
         else:
-            node[last] = deepcopy(draw(st.sampled_from(OTHER_VALUES)))  # the next damage may be inside of it
+            node[last] = copy.deepcopy(draw(st.sampled_from(OTHER_VALUES)))  # the next change may be inside it
     return root[""]
 
 

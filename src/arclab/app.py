@@ -42,7 +42,7 @@ from arclab.evaluation.encoder_health import HealthSettings, encoder_health
 from arclab.evaluation.results import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
 from arclab.evaluation.runs import FIT_STAMP, rules_stamp
 from arclab.evaluation.scoring import NEW_COLORS, score
-from arclab.files import write_atomically
+from arclab.files import sentence_for, write_atomically
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.memory import advice_if_out_of_memory, memory_budget
 from arclab.metrics.logger import read_rows
@@ -165,7 +165,8 @@ def _memory_advice(config: ExperimentConfig) -> str:
 
 
 class RecordFailure:
-    """Whatever ends the block goes into status.json before it goes on; the first rank that fails is the one that is heard."""
+    """Whatever ends the block goes into status.json before it goes on; the first rank that fails is the one that is heard. If it
+    cannot be written there, it goes on all the same, with a note that says so."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -173,12 +174,19 @@ class RecordFailure:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or self._run.state in (State.failed, State.stopped):
+        if error is None:
             return
-        if isinstance(error, UnhealthyRun):
-            self._run.write_status(State.stopped, self._run.step, str(error), 2)
-        elif isinstance(error, ValueError):
-            self._run.write_status(State.failed, self._run.step, str(error), 2)
+        try:
+            self._record(error)
+        except (OSError, ValueError) as second:  # the disk is full, the folder has gone, status.json is damaged
+            error.add_note(f"note: {self._run.path} could not keep this message: {sentence_for(second)}")
+
+    def _record(self, error: BaseException) -> None:
+        if self._run.state in (State.failed, State.stopped):
+            return
+        state, sentence = State.stopped if isinstance(error, UnhealthyRun) else State.failed, sentence_for(error)
+        if sentence is not None:
+            self._run.write_status(state, self._run.step, sentence, 2)
         else:
             lines = "".join(traceback.format_exception(error)).strip().splitlines()
             self._run.write_status(State.failed, self._run.step, "\n".join(lines[-_TRACEBACK_LINES:]), 1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
 
 
 class _BarSafeHandler(logging.StreamHandler):  # pyright: ignore[reportMissingTypeArgument]
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # a terminal that has gone, or a full disk behind it, must not end the run that reports to it
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def setup_logging() -> None:

@@ -16,16 +16,18 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args
+from types import GenericAlias, NoneType, TracebackType, UnionType
+from typing import Any, get_args, get_origin
 
 REMEDY = "restore it, or remove it"
 LINE_REMEDY = "correct that line, or remove it"
-# What a value in a file can be: int, float (also a whole number), str, bool, list, dict, or several of them (float | None).
-Kind = type | UnionType
+# What a value in a file can be: int, float (also a whole number), str, bool, list, dict, a list or object whose values are of one
+# kind (list[str], dict[str, float]), or several of these (float | None).
+Kind = type | UnionType | GenericAlias
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -62,15 +64,23 @@ class DamagedFile(ValueError):
         self.path, self.line = Path(path), line
 
 
-@contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """An OSError in the block that names no file (writing to an open one) names this one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
-        raise
+class naming:  # lower case, as contextlib's: it is used as a function
+    """An OSError in the block that names no file (writing to an open one) names this file or folder. So does a write that fails
+    inside safetensors, tokenizers or torch, whose own errors are no OSErrors."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = str(path)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            if error.filename is None and error.errno is not None:
+                error.filename = self._path
+        elif error is not None and (code := re.search(r"\(os error (\d+)\)", str(error))):  # of a library written in Rust
+            raise OSError(int(code[1]), os.strerror(int(code[1])), self._path) from error
+        elif isinstance(error, RuntimeError) and re.search(r"inline_container|PytorchStreamWriter", str(error)):
+            raise OSError(errno.ENOSPC, "it was not written to its end, as on a full disk", self._path) from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -109,12 +119,15 @@ def read_lines(path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: s
 
 
 def numbered_lines(
-    path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: str | None = None
+    path: Path, kinds: Mapping[str, Kind] | None = None, *, is_log: bool = True, remedy: str | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same one after the other, each with its line number, counted from 1."""
+    """The same one after the other, each with its line number, counted from 1. is_log: the file grows line by line; any other
+    is damaged if it has no line break at its end."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n") or not is_log:
+                if not line.endswith(b"\n"):
+                    raise DamagedFile(path, "it is cut short", line=number, remedy=remedy)
                 yield number, parse_object(line, path, kinds, line=number, remedy=remedy)
 
 
@@ -129,7 +142,7 @@ def parse_object(
     """The object in a piece of a file. path, line: where it is from, for the message."""
     value = parse_json(data, path, line=line, remedy=remedy)
     if not isinstance(value, dict):
-        raise DamagedFile(path, f"{short(value)} where an object belongs", line=line, remedy=remedy)
+        raise DamagedFile(path, f"no JSON object, but {short(value)}", line=line, remedy=remedy)
     require_kinds(value, kinds or {}, path, line=line, remedy=remedy)
     return value
 
@@ -170,24 +183,43 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_kinds(
-    record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, *, line: int | None = None, remedy: str | None = None
-) -> None:
+    record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, *, may_lack: bool = False, line: int | None = None, remedy: str | None = None
+) -> None:  # fmt: skip
     """DamagedFile unless every key of kinds is there with a value of its kind. Numbers must be finite and below 2^63; true and
-    false are none. A kind with None (int | None) may be null, not absent."""
+    false are none. Text must be encodable. A kind with None (int | None) may be null, not absent. may_lack: any key may be absent,
+    as in files that older versions wrote."""
     for key, kind in kinds.items():
-        if key not in record:
+        if key not in record and not may_lack:
             raise DamagedFile(path, f"it has no {key}", line=line, remedy=remedy)
-        if not is_kind(record[key], kind):
-            wanted = " or ".join(_NAMES[each] for each in get_args(kind) or (kind,))
-            raise DamagedFile(path, f"{key} is {short(record[key])} where {wanted} belongs", line=line, remedy=remedy)
+        if key in record and not is_kind(record[key], kind):
+            raise DamagedFile(path, f"{key} is {short(record[key])} where {_wanted(kind)} belongs", line=line, remedy=remedy)
 
 
 def is_kind(value: Any, kind: Kind) -> bool:
     """See require_kinds."""
-    kinds = get_args(kind) or (kind,)
+    if isinstance(kind, UnionType):
+        return any(is_kind(value, each) for each in get_args(kind))
+    if isinstance(kind, GenericAlias):
+        items = value.values() if isinstance(value, dict) else value
+        return type(value) is get_origin(kind) and all(is_kind(item, get_args(kind)[-1]) for item in items)
     if type(value) is int:
-        return (int in kinds or float in kinds) and abs(value) < _MAX_INT
-    return type(value) in kinds and (type(value) is not float or math.isfinite(value))
+        return kind in (int, float) and abs(value) < _MAX_INT
+    if type(value) is str:
+        return kind is str and is_encodable(value)
+    return type(value) is kind and (kind is not float or math.isfinite(value))
+
+
+def is_encodable(text: str) -> bool:
+    """Not so for half a surrogate pair, which JSON can spell and a file name can hold, and no file or page can take."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _wanted(kind: Kind) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_wanted, get_args(kind)))
+    if isinstance(kind, GenericAlias):
+        return f"{_NAMES[get_origin(kind)]} in which each value is {_wanted(get_args(kind)[-1])}"
+    return _NAMES[kind]
 
 
 def short(value: Any) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
 
-from arclab.data.tasks import load_source
+from arclab.data.splits import load_id_list
+from arclab.data.tasks import ArcTask, load_source
+
+from ..damage import REPEATED, damaged_json, outcome_or_sentence
 
 GOOD = {"train": [{"input": [[1, 2]], "output": [[2, 1]]}], "test": [{"input": [[3, 4]], "output": [[4, 3]]}]}
 
@@ -88,9 +94,104 @@ def test_unknown_sources(source: str, words: str) -> None:
 
 def test_not_json_and_mismatched_solutions(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(ValueError, match=r"x\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"x\.json is damaged \(no JSON"):
         load_source(f"folder:{tmp_path}")
     (tmp_path / "c.json").write_text(json.dumps({"abc": GOOD}))
     (tmp_path / "s.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="no entry for task abc"):
         load_source(f"kaggle:{tmp_path}/c.json,{tmp_path}/s.json")
+
+
+@pytest.mark.parametrize(
+    ("solution", "words"),
+    [
+        (None, "s.json has null for task abc"),
+        (3, "s.json: task abc: the solution is 3"),
+        ({"0": [[4, 3]]}, "the solution is an object"),
+        ([[4, 3]], "s.json: task abc, solution 0: a grid must be"),
+        ([], "1 test inputs but 0 solutions"),
+    ],
+)
+def test_solutions_that_are_none(tmp_path: Path, solution: Any, words: str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"abc": GOOD}))
+    for content in ({"abc": solution}, solution) if not isinstance(solution, dict) else ({"abc": solution},):
+        (tmp_path / "s.json").write_text(json.dumps(content))
+        expected = words if isinstance(content, dict) else "s.json is damaged"
+        with pytest.raises(ValueError, match=expected):
+            load_source(f"kaggle:{tmp_path}/c.json,{tmp_path}/s.json")
+
+
+def test_a_byte_order_mark_and_hidden_files(tmp_path: Path) -> None:
+    """Windows writes the first, macOS the others (._abc.json beside abc.json on a foreign disk)."""
+    (tmp_path / "abc.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    for name in ("._abc.json", ".hidden.json"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "ids.txt").write_bytes("\ufeffabc # the first\r\n\r\ndef\r\n".encode())
+    assert [task.id for task in load_source(f"folder:{tmp_path}")] == ["abc"]
+    assert load_id_list(str(tmp_path / "ids.txt")) == ["abc", "def"]
+    (tmp_path / "ids.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"ids\.txt is damaged \(no UTF-8 text"):
+        load_id_list(str(tmp_path / "ids.txt"))
+
+
+@pytest.mark.parametrize("task_id", ["", "\ud800", "a\nb", "a\0", " a", "a#b", "n" * 201], ids=ascii)
+def test_ids_that_results_could_not_hold(tmp_path: Path, task_id: str) -> None:
+    """Refused before a task is tried, not when the results of all are written."""
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"abc": GOOD, task_id: GOOD}))
+    with pytest.raises(ValueError, match=r"c\.json: the task id .* rename the task") as error:
+        load_source(f"kaggle:{path}")
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+def test_an_id_that_stands_twice_and_names_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(f'{{"abc": {json.dumps(GOOD)}, "abc": {json.dumps(broken(train=GOOD["test"]))}}}')
+    with pytest.raises(ValueError, match=r"c\.json is damaged \(the key 'abc' stands twice\)"):
+        load_source(f"kaggle:{tmp_path}/c.json")
+    name = os.fsdecode(b"\xff")
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "abc.json").write_text(json.dumps(GOOD))
+    with pytest.raises(ValueError, match=r"\\udcff' is no UTF-8 text; rename the folder"):
+        load_source(f"folder:{folder}")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / f"{name}.json").write_text(json.dumps(GOOD))
+    with pytest.raises(ValueError, match=r"d: the task id '\\udcff' has characters that cannot be written"):
+        load_source(f"folder:{tmp_path}/d")
+
+
+def test_grids_nested_without_end(tmp_path: Path) -> None:
+    """Too deep for the parser, and just not: then the message must not follow all of it."""
+    for depth, words in ((100_000, "is damaged"), (300, "must be whole numbers 0 to 9, got a list")):
+        grid = "[" * depth + "]" * depth
+        (tmp_path / "abc.json").write_text(f'{{"train": [{{"input": {grid}, "output": [[1]]}}], "test": [{{"input": [[1]]}}]}}')
+        with pytest.raises(ValueError, match=words) as error:
+            load_source(f"folder:{tmp_path}")
+        assert "abc.json" in str(error.value) and len(str(error.value)) < 400
+
+
+def is_whole(tasks: list[ArcTask]) -> bool:
+    grids = [grid for task in tasks for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None]
+    return all(grid.dtype == np.uint8 and grid.max() <= 9 and max(grid.shape) <= 30 for grid in grids)
+
+
+@given(
+    task=damaged_json(GOOD),
+    challenges=damaged_json({"abc": GOOD, "b": GOOD}),
+    solutions=damaged_json({"abc": [[[4, 3]]], "b": [[[1]]]}),
+)
+@REPEATED
+def test_damaged_sources_are_read_or_named(tmp_path: Path, task: bytes, challenges: bytes, solutions: bytes) -> None:
+    whole = json.dumps({"abc": GOOD, "b": GOOD}).encode()
+    for content, name, source in (
+        (task, "x.json", f"folder:{tmp_path}/folder"),
+        (challenges, "c.json", f"kaggle:{tmp_path}/folder/../c.json"),
+        (solutions, "s.json", f"kaggle:{tmp_path}/whole.json,{tmp_path}/s.json"),
+    ):
+        path = tmp_path / "folder" / name if name == "x.json" else tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        (tmp_path / "whole.json").write_bytes(whole)
+        read: Callable[[], list[ArcTask]] = lambda source=source: load_source(source)  # noqa: E731
+        tasks = outcome_or_sentence(read, name)
+        assert tasks is None or is_whole(tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
@@ -84,8 +85,14 @@ def set_ranks(run: Path, ranks: dict[str, list[int | None]], split: str = "train
     solved = sum(all(p is not None and p < 2 for p in places) for places in ranks.values())
     record = json.loads((target / "metrics.json").read_text())
     record["scores"] = {name: {"n": solved, "N": len(ranks)} for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")}
-    record["split"] = split
+    record |= {"split": split, "predictions_sha256": hashlib.sha256((target / "predictions.jsonl").read_bytes()).hexdigest()}
     (target / "metrics.json").write_text(json.dumps(record))
+
+
+CRITERION = {
+    "result": "PASS", "phase": "phase 1", "metric": "all.exact_accuracy", "threshold": 0.9, "value": 1.0, "n": 8.0, "N": 8,
+    "counted": "augmented test inputs", "interval95": [0.5, 1.0], "interval_over": "4 tasks", "step": 4, "sentence": "PASS",
+}  # fmt: skip
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -207,7 +214,7 @@ def test_settings_difference_keeps_only_what_differs() -> None:
 @pytest.mark.parametrize(("result", "status"), [("PASS", "✅ Pass"), ("FAIL", "❌ Fail")])
 def test_status_is_that_of_the_criterion(folder: Path, result: str, status: str) -> None:
     sentence = f"{result} (phase 1): train/exact_accuracy 9/10"
-    (folder / "a/criterion.json").write_text(json.dumps({"result": result, "sentence": sentence}))
+    (folder / "a/criterion.json").write_text(json.dumps({**CRITERION, "result": result, "sentence": sentence}))
     run = load(folder, "a")
     assert field(tracking_sheet(run[0], None), "- Status:") == f"{status}: {sentence}"
     page = render_comparison(run)

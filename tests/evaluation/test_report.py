@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +104,27 @@ def test_a_disk_that_fills_up_leaves_the_old_evaluation_whole(
             raise OSError(28, "No space left on device")
         return write(self, text, **how)
 
-    monkeypatch.setattr(Path, "write_text", fills_up)
     other = replace(result, stamps=("another",))
-    with pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
+        patch.setattr(Path, "write_text", fills_up)
         write_results(other, tmp_path / "out")
+    assert caught.value.filename == str(tmp_path / "out" / "predictions.jsonl")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+    for folder, last in product(("out", "new"), ("report.html", "predictions.jsonl", "metrics.json")):
+
+        def stops(source: Any, target: Any, *, last: str = last, replace: Any = os.replace) -> None:
+            if Path(target).name == last and "earlier" not in str(source):
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", stops)
+            write_results(other, tmp_path / folder)
+        assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == (before if folder == "out" else {})
+    write_results(other, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["stamps"] == ["another"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == before.keys()
 
 
 def test_a_smaller_evaluation_does_not_replace_a_larger_one(result: Evaluation, tmp_path: Path) -> None:

@@ -280,14 +280,15 @@ def test_how_a_run_ended_is_read_from_what_is_left() -> None:
 
 
 def test_a_local_sweep_says_how_each_run_ended(run_script: Run, tmp_path: Path) -> None:
-    """One run of two has a folder that makes it crash: the other is DONE, and the sweep is not a success."""
+    """One run of two has a folder with a damaged log: the other is DONE, and the sweep is not a success."""
     broken = prepare_run(compose("pretrain_encoder", [*TINY, f"runs_dir={tmp_path}", "seed=1", "name=s_seed-1"]))
     broken.metrics.write_text('{"not": "a row"}\n')
     result = run_script("pretrain_encoder.py", "-m", *TINY, f"runs_dir={tmp_path}", "name=s", "seed=0,1")
     assert result.returncode == 1
     assert RunDir(tmp_path / "quickstart/s_seed-0").state is State.done
-    assert (broken.read_status() or {})["message"].endswith("KeyError: '_step'")
-    assert "DONE" in result.stderr.splitlines()[-2] and result.stderr.splitlines()[-1].endswith("KeyError: '_step'")
+    sentence = f"{broken.metrics} is damaged in line 1 (it has no _step); correct that line, or remove it."
+    assert (broken.read_status() or {})["message"] == sentence
+    assert "DONE" in result.stderr.splitlines()[-2] and result.stderr.splitlines()[-1].endswith(sentence)
 
 
 def test_output_that_nobody_takes_does_not_hold_the_ranks(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

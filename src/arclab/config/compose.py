@@ -12,24 +12,30 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
+import os
 import re
+import select
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
 
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.schema import AUTO, ExperimentConfig
+from arclab.files import DamagedFile, naming, read_text, sentence_for
 
 Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
 AnyConfig = ExperimentConfig | EvaluateConfig | EvaluateProgramsConfig
@@ -43,6 +49,7 @@ CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 FREE_KEYS = (
     "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.recompute", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
 )  # fmt: skip
+_MAX_DEPTH = 20  # of a saved configuration; the deepest key has 4 parts
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
 
@@ -82,7 +89,7 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
             return hydra.compose(config_name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_sentence_from_hydra(error, config_name)) from error
-        except YAMLError as error:
+        except yaml.YAMLError as error:
             raise ConfigError(f"{' '.join(str(error).split())}; correct that file of conf/.") from error
 
 
@@ -203,16 +210,43 @@ def freeze(config: AnyConfig) -> str:
 
 
 def thaw(path: Path) -> ExperimentConfig:
-    """The configuration saved in a run folder."""
+    """The configuration saved in a run folder. ConfigError, which names it: it is missing, damaged, or of another version."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the folder of a run that pretrain_encoder.py started.")
     try:
-        node = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is damaged ({str(error).splitlines()[0]}); restore it, or remove the run folder.") from error
+        return to_typed(read_config(path), ExperimentConfig)
+    except DamagedFile as error:
+        raise ConfigError(str(error)) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).splitlines())}") from error
+
+
+def read_config(path: Path) -> DictConfig:
+    """The keys of a saved configuration, not typed. DamagedFile if it has none."""
+    remedy = "restore it, or remove the run folder"
+    text = read_text(path, remedy=remedy)
+    try:
+        _require_plain(text)
+        node = OmegaConf.load(io.StringIO(text))
+    except OSError as error:  # OmegaConf's word for a number or a sentence where keys belong
+        raise DamagedFile(path, "no keys", remedy=remedy) from error
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise DamagedFile(path, str(error).splitlines()[0], remedy=remedy) from error
     if not isinstance(node, DictConfig):
-        raise ConfigError(f"{path} is damaged (no keys); restore it, or remove the run folder.")
-    return to_typed(node, ExperimentConfig)
+        raise DamagedFile(path, "no keys", remedy=remedy)
+    return node
+
+
+def _require_plain(text: str) -> None:
+    """ValueError for what freeze() never writes and what would cost minutes or all memory to read: aliases, each of which
+    OmegaConf replaces by a copy of what it stands for, and endless nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases (*name), which no saved configuration has")
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deep")
 
 
 def flat(config: AnyConfig) -> dict[str, Any]:
@@ -253,11 +287,38 @@ def config_hash(config: ExperimentConfig) -> str:
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run main(argv) and exit with what it returns; a ValueError becomes one sentence on stderr and exit status 2. Bugs keep
-    their traceback."""
+    """Run main(argv) and exit with what it returns. What the user can mend (see sentence_for) is one sentence on stderr and exit
+    status 2, followed by the notes that were added to the error; bugs keep their traceback. If nobody reads what is printed
+    any more (`... | head`), it ends in silence with the status that SIGPIPE would give."""
     try:
         status = main(sys.argv[1:])
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        with naming("standard output"):  # now, while it can still be told: Python's own flush at the end ignores errors
+            sys.stdout.flush()
+    except (ValueError, OSError) as error:
+        _give_up_unprinted()
+        if isinstance(error, BrokenPipeError) and (_is_hung_up(1) or _is_hung_up(2)):
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        sentence = sentence_for(error)
+        if sentence is None:
+            raise
+        with suppress(OSError):  # a log on a full disk; the exit status still tells
+            sys.stderr.write("\n".join([f"error: {sentence}", *getattr(error, "__notes__", ())]) + "\n")
         raise SystemExit(2) from None
     raise SystemExit(status or 0)
+
+
+def _give_up_unprinted() -> None:
+    """What standard output does not take must not be tried again at the very end of the process."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+
+
+def _is_hung_up(descriptor: int) -> bool:
+    """The other end of a pipe is closed."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

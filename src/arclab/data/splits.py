@@ -24,6 +24,7 @@ from arclab.config.schema import DatasetConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral
 from arclab.data.synthetic import has_unseen_rules
 from arclab.data.tasks import ArcTask, Pair, load_source
+from arclab.files import read_text
 
 ID_LISTS = Path(__file__).parent / "id_lists"
 # Above this share of overlapping training tasks the two sets are not "disjoint but for known cases" but the same data.
@@ -54,7 +55,7 @@ def load_id_list(name: str) -> list[str]:
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in ID_LISTS.glob("*.txt")))
         raise ValueError(f"id list {name!r} is neither a shipped list ({shipped}) nor a file; write one of these or a path.")
-    ids = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    ids = [line.split("#")[0].strip() for line in read_text(path).split("\n")]
     return [task_id for task_id in ids if task_id]
 
 

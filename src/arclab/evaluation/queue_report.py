@@ -157,15 +157,11 @@ def _criterion_score(run: Run) -> Score | None:
     found = run.criterion
     if found is None or not found["N"]:
         return None
-    independent = Share(found["value"] * _leading_number(found["interval_over"]), _leading_number(found["interval_over"]))
+    independent = Share(found["value"] * found["num_independent"], found["num_independent"])
     of_training = found["metric"].startswith("train/")
     where = "training rows that halted since the log before" if of_training else f"{run.settings.get('evaluation.split')} split"
     source = f"{where}, step {found['step']:,}; wanted at least {100 * found['threshold']:g} %"
     return _score(found["metric"], Share(found["n"], found["N"]), independent, found["counted"], source)
-
-
-def _leading_number(text: str) -> int:
-    return int(text.split()[0])
 
 
 def _training_score(run: Run) -> Score | None:

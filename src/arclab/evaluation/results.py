@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,7 @@ from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Grid
 from arclab.evaluation.scoring import Share, score, truth_ranks
-from arclab.files import read_object
+from arclab.files import naming, read_object, require_kinds
 from arclab.metrics.names import REGISTRY
 from arclab.rundir import RunDir
 from arclab.solvers.base import Attempts, Candidate
@@ -98,20 +100,41 @@ def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, 
 
 
 def write_results(result: Evaluation, folder: Path) -> None:
+    """All files, or none of them: an error leaves the earlier results as they were. OSError names a file of the folder."""
     from arclab.evaluation.report import render_report
 
+    predictions = "".join(json.dumps(r) + "\n" for r in prediction_records(result))
+    record = {**metrics_record(result), "predictions_sha256": hashlib.sha256(predictions.encode()).hexdigest()}
     texts = {  # all are made, and lie on the disk, before the first takes its place; metrics.json is what makes them an evaluation
         "report.html": render_report(result),
         "submission.json": json.dumps(submission(result.tasks, result.attempts)) + "\n",
-        "predictions.jsonl": "".join(json.dumps(r) + "\n" for r in prediction_records(result)),
-        "metrics.json": json.dumps(metrics_record(result), indent=1) + "\n",
+        "predictions.jsonl": predictions,
+        "metrics.json": json.dumps(record, indent=1) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as beside:
         for name, text in texts.items():
-            (Path(beside) / name).write_text(text, encoding="utf-8")
-        for name in texts:
-            os.replace(Path(beside) / name, folder / name)
+            with naming(folder / name):
+                (Path(beside) / name).write_text(text, encoding="utf-8")
+        _replace_together(Path(beside), folder, list(texts))
+
+
+def _replace_together(beside: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move the files beside into the folder; if one of them cannot be moved, all are as before. A kill in between leaves some of
+    both: metrics.json comes last and has the checksum of its predictions, by which readers notice."""
+    for name in names:
+        if (folder / name).is_file():
+            with naming(folder / name):
+                shutil.copyfile(folder / name, beside / f"{name}.earlier")
+    with ExitStack() as undo:
+        for name in names:
+            earlier = beside / f"{name}.earlier"
+            if earlier.is_file():
+                undo.callback(os.replace, earlier, folder / name)
+            else:
+                undo.callback((folder / name).unlink, missing_ok=True)
+            os.replace(beside / name, folder / name)
+        undo.pop_all()
 
 
 def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> None:
@@ -121,8 +144,9 @@ def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> N
     path = folder / "metrics.json"
     if not path.is_file():
         return
-    held = read_object(path)
-    tasks, copies = held.get("num_tasks", 0), held.get("num_augmentations", 0)
+    held = {"num_tasks": 0, "num_augmentations": 0, **read_object(path)}  # sampled programs have no copies
+    require_kinds(held, {"num_tasks": int, "num_augmentations": int}, path)
+    tasks, copies = held["num_tasks"], held["num_augmentations"]
     if tasks > num_tasks or copies > num_augmentations:
         raise ValueError(
             f"{folder} holds the results of {tasks} tasks with {copies} augmented copies of each, which these of {num_tasks} tasks with {num_augmentations} "

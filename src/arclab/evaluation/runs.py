@@ -8,6 +8,7 @@ older version stay comparable. Anything but config.yaml may be missing: a killed
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from arclab.config.compose import ConfigError
-from arclab.data.tasks import Grid
+from arclab.config.compose import ConfigError, read_config
+from arclab.data.tasks import parse_grid
+from arclab.evaluation.criterion import read_criterion
 from arclab.evaluation.scoring import Share
-from arclab.files import numbered_lines, read_object
+from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require_kinds
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
@@ -35,6 +35,25 @@ from arclab.solvers.base import Candidate, TestKey
 LABEL_KEYS = ("experiment_name", "name", "runs_dir", "wandb")
 CONVERGED = 0.9  # train/exact_accuracy of criterion 1 (overfitting)
 _ATTEMPTS = 2
+_AGAIN = "run evaluate.py again"
+# What the files must hold for their numbers to be shown; those that not every version wrote are looked at where they are there.
+_SETTINGS: dict[str, Kind] = {
+    "trainer.steps": int, "experiment_name": str, "name": str, "evaluation.split": str, "halting.halt_max_steps": int,
+    **dict.fromkeys(("dataset.train_sources", "dataset.validation_sources", "dataset.eval_sources"), list[str]),
+}  # fmt: skip
+_PROVENANCE: dict[str, Kind] = {"command": str, "commit": str, "started": str, "notes": list[str], "earlier": list[dict]}
+_SCORED: dict[str, Kind] = {"split": str, "scores": dict[str, dict], "statistics": dict[str, float]}
+_SCORED_TOO: dict[str, Kind] = {
+    "step": int, "num_tasks": int, "num_augmentations": int, "weights": str, "stamps": list[str], "config": dict, "tasks_digest": str | None, "predictions_sha256": str,
+}  # fmt: skip
+_PREDICTED: dict[str, Kind] = {
+    "task": str,
+    "test": int,
+    "candidates": list[dict],
+    "num_candidates": int,
+    "truth_rank": int | None,
+}
+_CANDIDATE: dict[str, Kind] = {"grid": list | None, "votes": int, "confidence": float}
 FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
 _PUBLISHED_RULES = {"evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full"}
 
@@ -280,15 +299,16 @@ def _read_settings(path: Path) -> dict[str, Any]:
         reason = "has no config.yaml" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} is not a run folder (it {reason}); give a folder runs/<experiment_name>/<name>.")
     try:
-        node = OmegaConf.load(file)
-        plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged ({str(error).splitlines()[0]}); restore it or leave the run out.") from error
+        plain = OmegaConf.to_container(read_config(file), resolve=True)
+    except OmegaConfBaseException as error:
+        raise DamagedFile(file, str(error).splitlines()[0]) from error
     if not isinstance(plain, dict) or not isinstance(plain.get("trainer"), dict):
         raise ValueError(
             f"{path} is not a run folder (its config.yaml has no trainer); give a folder runs/<experiment_name>/<name>."
         )
-    return dict(_flat(plain, ""))
+    settings = dict(_flat(plain, ""))
+    require_kinds(settings, _SETTINGS, file, may_lack=True)
+    return settings
 
 
 def _flat(node: Any, prefix: str) -> list[tuple[str, Any]]:
@@ -302,8 +322,8 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
     folders = sorted(p.parent for p in (path / "evaluation").glob("*/metrics.json"))
     return Run(
         path, label, settings, read_rows(run.metrics),
-        status=_read_json(path / "status.json"), provenance=_read_json(run.provenance) or {},
-        is_abandoned=_is_abandoned(run), criterion=_read_json(path / "criterion.json"), wandb=_read_json(path / "wandb.json") or {}, weight_stamps=_weight_stamps(run),
+        status=run.read_status(), provenance=_read_present(run.provenance, _PROVENANCE),
+        is_abandoned=_is_abandoned(run), criterion=read_criterion(run), wandb=_read_present(path / "wandb.json", {}), weight_stamps=_weight_stamps(run),
         splits=tuple(_read_split(folder) for folder in folders),
     )  # fmt: skip
 
@@ -321,33 +341,56 @@ def _is_abandoned(run: RunDir) -> bool:
 
 def _weight_stamps(run: RunDir) -> tuple[str, ...]:
     states = sorted(run.checkpoints.glob("step_*/state.json"))
-    return tuple((_read_json(states[-1]) or {}).get("stamps", ())) if states else ()
+    return tuple(_read_present(states[-1], {"stamps": list[str]}).get("stamps", ())) if states else ()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return read_object(path) if path.is_file() else None
+def _read_present(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """The object in a file that a run may not have (yet), or that an older version wrote with fewer keys."""
+    record = read_object(path) if path.is_file() else {}
+    require_kinds(record, kinds, path, may_lack=True)
+    return record
 
 
 def _read_split(folder: Path) -> ScoredSplit:
-    record = _read_json(folder / "metrics.json")
-    assert record is not None
-    missing = [key for key in ("split", "scores", "statistics") if key not in record]
-    missing += [] if missing else [name for name in ("ARC/pass@2", "ARC/solved@2") if name not in record["scores"]]
+    path = folder / "metrics.json"
+    record = read_object(path, _SCORED, remedy=_AGAIN)
+    require_kinds(record, _SCORED_TOO, path, may_lack=True, remedy=_AGAIN)
+    for name, entry in record["scores"].items():
+        require_kinds(entry, {"n": float, "N": int}, path, remedy=_AGAIN)
+        if not 0 <= entry["n"] <= entry["N"]:
+            raise DamagedFile(path, f"{name} is {entry['n']} of {entry['N']}", remedy=_AGAIN)
+    missing = [name for name in ("ARC/pass@2", "ARC/solved@2") if name not in record["scores"]]
     if missing:
-        raise ValueError(f"{folder / 'metrics.json'} has no {missing[0]}; run evaluate.py again.")
-    file = folder / "predictions.jsonl"
-    predictions = {}
-    for _, entry in numbered_lines(file, remedy="run evaluate.py again") if file.is_file() else ():
-        missing = [key for key in ("task", "test", "candidates", "num_candidates", "truth_rank") if key not in entry]
-        if missing:
-            raise ValueError(f"a line of {file} has no {missing[0]}; run evaluate.py again.")
-        candidates = tuple(Candidate(_grid(c["grid"]), c["votes"], c["confidence"]) for c in entry["candidates"])
-        predictions[entry["task"], entry["test"]] = PredictedTest(candidates, entry["num_candidates"], entry["truth_rank"])
-    return ScoredSplit(folder.name, record, predictions)
+        raise DamagedFile(path, f"it has no {missing[0]}", remedy=_AGAIN)
+    predictions = folder / "predictions.jsonl"
+    if not predictions.is_file():
+        return ScoredSplit(folder.name, record, {})
+    found = _read_predictions(predictions)
+    # First the lines, whose faults have a place. Older versions wrote no checksum.
+    if record.get("predictions_sha256", digest := hashlib.sha256(predictions.read_bytes()).hexdigest()) != digest:
+        raise DamagedFile(predictions, "it is not the one that metrics.json beside it was made with", remedy=_AGAIN)
+    return ScoredSplit(folder.name, record, found)
 
 
-def _grid(rows: list[list[int]] | None) -> Grid | None:
-    return None if rows is None else np.array(rows, dtype=np.uint8)
+def _read_predictions(path: Path) -> dict[TestKey, PredictedTest]:
+    found: dict[TestKey, PredictedTest] = {}
+    for line, entry in numbered_lines(path, _PREDICTED, is_log=False, remedy=_AGAIN):
+        key = (entry["task"], entry["test"])
+        if key in found:
+            raise DamagedFile(path, f"test input {key[1]} of task {key[0]} stands twice", line=line, remedy=_AGAIN)
+        candidates = tuple(_read_candidate(candidate, path, line) for candidate in entry["candidates"])
+        found[key] = PredictedTest(candidates, entry["num_candidates"], entry["truth_rank"])
+    return found
+
+
+def _read_candidate(record: dict[str, Any], path: Path, line: int) -> Candidate:
+    require_kinds(record, _CANDIDATE, path, line=line, remedy=_AGAIN)
+    rows = record["grid"]
+    try:
+        grid = None if rows is None else parse_grid(rows, "candidates")
+    except ValueError as error:
+        raise DamagedFile(path, str(error).rstrip("."), line=line, remedy=_AGAIN) from error
+    return Candidate(grid, record["votes"], record["confidence"])
 
 
 def settings_difference(*settings: dict[str, Any]) -> dict[str, list[str]]:

@@ -82,7 +82,8 @@ def experiment_of(run: Run) -> str | None:
 def _date(run: Run) -> str:
     if run.provenance.get("started"):
         return str(run.provenance["started"])[:10]
-    return time.strftime("%Y-%m-%d", time.localtime(run.rows[0]["_timestamp"])) if run.rows else "not recorded"
+    begun = run.rows[0].get("_timestamp") if run.rows else None
+    return "not recorded" if begun is None else time.strftime("%Y-%m-%d", time.localtime(begun))
 
 
 def _encoder(settings: dict[str, Any]) -> str:
@@ -182,7 +183,8 @@ def color_gap(run: Run) -> list[str]:
 
     Health cannot see it: gradients flow and swapped demonstrations cost everything, while little more than which task it is gets through.
     """
-    rows = [r for r in run.rows if r.get("train/new_colors_exact") is not None][-_LATE_ROWS:]
+    needed = ("train/new_colors_exact", "train/new_colors_count", "train/exact_accuracy", "train/count")
+    rows = [r for r in run.rows if all(r.get(name) is not None for name in needed)][-_LATE_ROWS:]
     total, new = (sum(r[f"train/{name}count"] for r in rows) for name in ("", "new_colors_"))
     if not 0 < new < total:
         return []

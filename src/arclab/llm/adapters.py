@@ -6,7 +6,6 @@ follows a block is bit-identical to what came before it. merge_adapter does writ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from arclab.files import Kind, read_object, require_kinds
+
 if TYPE_CHECKING:
     from peft import PeftModel
+
+_COPY = "copy the whole folder again"
+# peft takes anything, and fails on it far from here.
+_KINDS: dict[str, Kind] = {
+    "r": int, "lora_alpha": float, "lora_dropout": float, "target_modules": str | list[str] | None, "rank_pattern": dict[str, int], "alpha_pattern": dict[str, float],
+}  # fmt: skip
 
 
 @contextmanager
@@ -80,7 +87,10 @@ def _load(model: Any, folder: Path) -> Any:
         own = [key for key in loaded.missing_keys if "lora_" in key or "modules_to_save" in key]
         if strays := own + list(loaded.unexpected_keys):
             raise ValueError(f"{strays[0]} is only in one of them")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+    # peft checks little of what it reads: megatron_config=true, say, makes it import a package.
+    except (
+        OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, ImportError, SafetensorError
+    ) as error:  # fmt: skip
         if adapted is not None:
             adapted.unload()
         raise ValueError(
@@ -97,7 +107,8 @@ def _check(folder: Path) -> None:
         )
     if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         raise ValueError(f"the adapter {folder} has no weights (adapter_model.safetensors); copy the whole folder.")
-    config = json.loads(file.read_text())
+    config = read_object(file, remedy=_COPY)
+    require_kinds(config, _KINDS, file, may_lack=True, remedy=_COPY)
     for key, wanted in (("peft_type", "LORA"), ("bias", "none")):  # other kinds are not undone by unload()
         if config.get(key, wanted) != wanted:
             raise ValueError(f"the adapter {folder} has {key}={config[key]}, and only {wanted} is supported here; train it so.")

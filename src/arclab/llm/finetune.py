@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from arclab.config.llm_schema import Dtype
+from arclab.files import DamagedFile, naming, read_object, write_atomically
 from arclab.llm.hf import HfModel
 from arclab.llm.hf_loading import model_identity
 from arclab.llm.language_model import Prompt
@@ -158,7 +160,7 @@ def _require_same(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / _IDENTITY
     if not path.is_file():
         raise ValueError(f"{folder} is there already and holds no training of this project; remove it, or name another folder.")
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_object(path, remedy="remove the folder, or name another one")
     different = [key for key in identity if before.get(key) != identity[key]]
     if different:
         key = different[0]
@@ -170,10 +172,11 @@ def _require_same(folder: Path, identity: dict[str, Any]) -> None:
 def _last_whole_checkpoint(work: Path) -> str | None:
     """The newest checkpoint that was saved to its end. Trainer writes its state last; later folders are remains of a kill."""
     whole = None
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+    found = [path for path in work.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for folder in sorted(found, key=lambda path: int(path.name.rpartition("-")[2])):
         try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            read_object(folder / "trainer_state.json")
+        except (FileNotFoundError, DamagedFile):  # not any OSError: one that cannot be read today may be whole
             shutil.rmtree(folder)
             continue
         whole = str(folder)
@@ -196,7 +199,7 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
     _require_fresh(model)
     data = _Rows(model, rows)
     work.mkdir(parents=True, exist_ok=True)
-    (work / _IDENTITY).write_text(json.dumps(identity), encoding="utf-8")
+    write_atomically(work / _IDENTITY, json.dumps(identity))
     arguments = TrainingArguments(
         output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size, learning_rate=settings.lr,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine", logging_steps=settings.log_every,
@@ -216,7 +219,8 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=_last_whole_checkpoint(work))
+            with naming(work):
+                trainer.train(resume_from_checkpoint=_last_whole_checkpoint(work))
             if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
                 raise DivergedError(settings.steps, settings.lr)
         except DivergedError:
@@ -224,6 +228,6 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
             raise
         finished = work / "finished"
         model.save(finished)
-    (finished / _IDENTITY).write_text(json.dumps(identity), encoding="utf-8")
+    write_atomically(finished / _IDENTITY, json.dumps(identity))
     os.replace(finished, output)
     shutil.rmtree(work)

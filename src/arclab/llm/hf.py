@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from arclab.config.llm_schema import HfModelConfig
+from arclab.files import naming
 from arclab.llm.adapters import fresh_adapter, loaded_adapter, merge_adapter
 from arclab.llm.chat_template import conversation_ids, conversation_text, plain_ids
 from arclab.llm.drawing import Drawing, Ending
@@ -162,8 +163,9 @@ class HfModel:
 
     def save(self, folder: Path) -> None:
         """Weights and tokenizer as an ordinary model folder. Nothing of sampling is written down with them."""
-        self._model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with naming(folder):
+            self._model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
     @contextmanager
     def adapter(self, folder: Path) -> Iterator[None]:

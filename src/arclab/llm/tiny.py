@@ -14,11 +14,12 @@ import argparse
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from arclab.config.compose import run_main
 from arclab.data.tasks import load_source
+from arclab.files import naming
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL = (START, END, PAD)
@@ -68,8 +69,9 @@ def build_tiny(
     building = folder.parent / f".{folder.name}.{os.getpid()}"  # whoever finds the folder finds all of it
     building.mkdir(parents=True)
     try:
-        num_tokens = _save_tokenizer(building, texts, context, vocab_size)
-        _save_model(building, seed, num_layers, width, num_heads, context, num_tokens)
+        with naming(folder):
+            num_tokens = _save_tokenizer(building, texts, context, vocab_size)
+            _save_model(building, seed, num_layers, width, num_heads, context, num_tokens)
         os.replace(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -150,7 +152,7 @@ def _written(source: str) -> Iterator[str]:
                 yield "[" + ", ".join("[" + ", ".join(row) + "]" for row in rows) + "]\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m arclab.llm.tiny", description="Make a small language model with random weights."
     )
@@ -161,18 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("seed", 0, "of the weights"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
-    chosen = parser.parse_args(arguments)
-    try:
-        build_tiny(
-            chosen.folder, texts=default_texts(), seed=chosen.seed, num_layers=chosen.layers, width=chosen.width,
-            num_heads=chosen.heads, context=chosen.context, vocab_size=chosen.vocab,
-        )  # fmt: skip
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+    chosen = parser.parse_args(argv)
+    build_tiny(
+        chosen.folder, texts=default_texts(), seed=chosen.seed, num_layers=chosen.layers, width=chosen.width,
+        num_heads=chosen.heads, context=chosen.context, vocab_size=chosen.vocab,
+    )  # fmt: skip
     log.info("%s is ready: model=tiny model.name=%s", chosen.folder, chosen.folder)
-    return 0
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # console.py's format is for runs
-    sys.exit(main())
+    run_main(main)

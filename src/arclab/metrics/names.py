@@ -228,9 +228,21 @@ _COUNTS = {
     "train/new_colors": ("train/new_colors_count",),
     "train/": ("train/count",),
 }
+COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
 
 def count_of(metric: str, row: Mapping[str, Any]) -> int | None:
     """The N of a share in a row of metrics; None if the row does not say, or it is 0."""
     names = next((names for prefix, names in _COUNTS.items() if metric.startswith(prefix)), ())
     return next((int(row[name]) for name in names if row.get(name) is not None), None) or None
+
+
+def is_counted_share(metric: str) -> bool:
+    """A share of rows, copies or tasks of which more is better: what a criterion can ask for, and what an interval is given for."""
+    entry = REGISTRY.get(metric)
+    return (
+        entry is not None
+        and entry.unit == "share"
+        and entry.direction == "up"
+        and metric.startswith(("train/", "all.", "ARC/"))
+    )

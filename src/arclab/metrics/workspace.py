@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arclab.files import write_atomically
+from arclab.config.compose import run_main
+from arclab.files import naming, write_atomically
 from arclab.metrics.names import REGISTRY
 
 # Section -> metrics, as in the guide; the first of a section is the one to look at.
@@ -49,16 +51,19 @@ def save_workspace(run: Any, folder: Path) -> Path:
     return path
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the W&B panel specification as JSON.")
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m arclab.metrics.workspace", description="Write the W&B panel specification as JSON."
+    )
     parser.add_argument("--output", type=Path, help="a file; without it the JSON goes to standard output")
-    output = parser.parse_args().output
+    output = parser.parse_args(argv).output
     text = json.dumps(workspace_spec(), indent=1) + "\n"
     if output is None:
-        sys.stdout.write(text)
+        with naming("standard output"):
+            sys.stdout.write(text)
     else:
         write_atomically(output, text)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
