@@ -14,11 +14,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 REMEDY = "restore it, or remove it"
+_STEP = re.compile(r"step_[0-9]{8,}")
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -98,6 +100,12 @@ def _as_object(value: Any, path: Path, line: int | None, remedy: str) -> dict[st
     if not isinstance(value, dict):
         raise DamagedFile(path, "no JSON object", line=line, remedy=remedy)
     return value
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a run's folder of checkpoints (step_ and at least eight digits), the oldest first. What else lies there is left alone."""
+    found = (path for path in checkpoints.glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def sentence_of(error: OSError) -> str:

@@ -157,8 +157,10 @@ def test_a_source_that_trained_on_held_out_tasks_is_stamped(trm_runs: Path, tmp_
     held_out = {"validation": app.build_setting(config).scored}
     assert len(held_out["validation"]) == 1
     assert "was trained on 1 of 1 validation tasks" in held_out_overlap(trm_runs / "clean", held_out)
-    other = [replace(task, id="other") for task in held_out["validation"]]
-    assert held_out_overlap(trm_runs / "clean", {"validation": other}) == ""
+    (task,) = held_out["validation"]
+    renamed, other = replace(task, id="other"), replace(task, demos=task.demos[1:])
+    assert "1 of 1 validation" in held_out_overlap(trm_runs / "clean", {"validation": [renamed]})
+    assert held_out_overlap(trm_runs / "clean", {"validation": [other]}) == ""
     app._pretrain(config, CPU)
     app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/t"]), CPU)
     stamps = json.loads((tmp_path / "quickstart/t/evaluation/validation/metrics.json").read_text())["stamps"]

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from arclab.config.compose import ConfigError
 from arclab.data.tasks import Grid
 from arclab.evaluation.scoring import Share
-from arclab.files import read_object
+from arclab.files import read_object, step_folders
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
@@ -325,8 +325,8 @@ def _is_abandoned(run: RunDir) -> bool:
 
 
 def _weight_stamps(run: RunDir) -> tuple[str, ...]:
-    states = sorted(run.checkpoints.glob("step_*/state.json"))
-    return tuple((_read_json(states[-1]) or {}).get("stamps", ())) if states else ()
+    steps = step_folders(run.checkpoints)
+    return tuple((_read_json(steps[-1] / "state.json") or {}).get("stamps", ())) if steps else ()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
