@@ -51,8 +51,8 @@ from arclab.evaluation.ablations import context_drop, swap_drop
 from arclab.evaluation.scoring import Share
 from arclab.files import read_object, write_atomically
 from arclab.metrics.logger import read_rows
-from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.recursive import build_model
+from arclab.models.saved import newest_checkpoint
 from arclab.ranks import start_ranks
 from arclab.rundir import RunDir, State, provenance, run_path
 from arclab.solvers.recursive import RecursiveSolver

@@ -48,10 +48,10 @@ from arclab.evaluation.scoring import Share, score
 from arclab.files import write_atomically
 from arclab.models.compiled import compile_model
 from arclab.models.decoder import Latents
-from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.encoders import Demonstrations
 from arclab.models.encoders.demo_tokens import DemoTokens
 from arclab.models.recursive import Reading, RecursiveModel, build_model
+from arclab.models.saved import load_record, newest_checkpoint, read_state
 from arclab.ranks import Ranks, start_ranks
 from arclab.rundir import RunDir, provenance, run_path, short_commit
 from arclab.solvers.base import Attempts, Budget
@@ -145,10 +145,12 @@ def load(
     different lengths."""
     checkpoint = newest_checkpoint(folder)
     config = thaw(RunDir(checkpoint.parent.parent).config)
-    setting = app.build_setting(config)
+    record = load_record(checkpoint, read_state(checkpoint))
+    setting = app.build_setting(config, app.view_rule(record))
+    setting, _, _ = app.as_trained(config, setting, record, checkpoint)
 
     def build(of: ExperimentConfig) -> RecursiveModel:
-        model = build_model(of, setting.data.space.num_puzzles)
+        model = build_model(of, setting.record.num_puzzles)
         load_weights(model, checkpoint, WeightsKind.ema)
         model.to(ranks.device)
         if compiled:

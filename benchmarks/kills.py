@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from arclab.config.compose import run_main
+from arclab.files import step_folders
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, State, provenance
 from benchmarks.arguments import at_least_0, at_least_1
@@ -52,7 +53,7 @@ def start(folder: Path, name: str, steps: int) -> subprocess.Popen[bytes]:
 
 def weights(run: RunDir) -> dict[str, str]:
     """{file: SHA-256} of the newest checkpoint's tensors: raw, averaged, optimiser, and the rows in flight of both ranks."""
-    newest = sorted(run.checkpoints.glob("step_*"))[-1]
+    newest = step_folders(run.checkpoints)[-1]
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(newest.glob("*.safetensors"))}
 
 

@@ -58,7 +58,7 @@ def _build(width: int, rows: int, ranks: Ranks) -> Any:
     parts = whole(data, rows)
     torch.manual_seed(0)
     model = build_model(config, data.space.num_puzzles)
-    progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "b", "", [], None, None)
+    progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "b", None, [], None, None)
     training = Training(parts, model, build_optimizer(config, model), Ema(model, 0.999, warmup=True), None, progress)
     batch = data.batch(Cursor.first(0), rows, *ranks.rows(rows))
 

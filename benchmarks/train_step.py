@@ -103,7 +103,7 @@ def stepper(
     if given.compile:
         compile_model(model)
     parts = [part]
-    progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "benchmark", "", [], None, None)
+    progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "benchmark", None, [], None, None)
     ema = Ema(model, config.trainer.ema_decay, warmup=config.trainer.ema_warmup)
     training = Training(parts, model, build_optimizer(config, model), ema, None, progress)
     config.trainer.batch_size = part.num_rows

@@ -20,10 +20,10 @@ from arclab.llm.language_model import Message
 from arclab.llm.models import load_language_model
 from arclab.metrics.logger import read_rows
 from arclab.models.compiled import compile_model
-from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.encoders import Demonstrations
 from arclab.models.losses import row_losses
 from arclab.models.recursive import RecursiveModel, build_model
+from arclab.models.saved import newest_checkpoint
 from arclab.rundir import run_path
 from arclab.training.checkpoint import load_weights
 

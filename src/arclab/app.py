@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -34,6 +35,8 @@ from arclab.config.schema import (
     WeightsKind,
 )
 from arclab.console import setup_logging
+from arclab.data.augment import ViewRule
+from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
@@ -42,13 +45,14 @@ from arclab.evaluation.encoder_health import HealthSettings, encoder_health
 from arclab.evaluation.results import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
 from arclab.evaluation.runs import FIT_STAMP, rules_stamp
 from arclab.evaluation.scoring import NEW_COLORS, score
-from arclab.files import sentence_for, write_atomically
+from arclab.files import sentence_for, step_folders, write_atomically
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.memory import advice_if_out_of_memory, memory_budget
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
-from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, newest_checkpoint, other_cycles
+from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, other_cycles
 from arclab.models.recursive import RecursiveModel, build_model
+from arclab.models.saved import WEIGHT_FILES, load_record, newest_checkpoint, read_state
 from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path, with_batch_size
 from arclab.runlock import locked
@@ -56,33 +60,34 @@ from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.solvers.store import VoteStore
 from arclab.training.batch_size import find_batch_size
-from arclab.training.checkpoint import CheckpointFolder, load_weights, progress_from, read_state
+from arclab.training.checkpoint import load_weights, progress_from
 from arclab.training.loop import train
 from arclab.training.monitor import UnhealthyRun
 
 log = logging.getLogger(__name__)
 _TRACEBACK_LINES = 12
-_TALLY_VERSION = 2  # what the sums kept with the votes are over
-WEIGHT_FILES = ("model.safetensors", "ema.safetensors")
+_TALLY_VERSION = 3  # what the votes and the sums kept with them mean
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The tasks of a run and its training data. scored: the tasks of evaluation.split."""
+    """The tasks of a run and its training data. scored: the tasks of evaluation.split. record: of the tasks that the weights are
+    trained on, with their rows in a puzzle table."""
 
     split: TaskSplit
     data: TrainingData
     scored: tuple[ArcTask, ...]
+    record: DataRecord
 
     @property
     def puzzle_rows(self) -> dict[str, int]:
         """Task id -> its first row in the puzzle table."""
-        space = self.data.space
-        return {task.id: 1 + int(first) for task, first in zip(space.tasks, space.first_augmentation_T, strict=True)}
+        return {task.id: task.first_row for task in self.record.tasks}
 
 
-def build_setting(config: ExperimentConfig) -> Setting:
-    """Load tasks and prepare training data. In the puzzle_id regime the scored tasks' demonstrations are training data."""
+def build_setting(config: ExperimentConfig, rule: ViewRule = ViewRule.content) -> Setting:
+    """Load tasks and prepare training data. In the puzzle_id regime the scored tasks' demonstrations are training data.
+    rule: the one of the checkpoint that goes on or is scored (view_rule)."""
     split = load_tasks(config.dataset)
     scored = scored_tasks(split, config)
     is_transductive = config.dataset.regime is Regime.puzzle_id and config.evaluation.split is not SplitName.train
@@ -93,8 +98,13 @@ def build_setting(config: ExperimentConfig) -> Setting:
             f"dataset.regime=puzzle_id keeps one vector for each task id, and {shared[0]} is both a training task and one of the scored tasks "
             f"({len(shared)} ids are); rename the tasks of one source."
         )
-    data = build_training_data(split.train, scored if is_transductive else (), config.dataset, config.seed)
-    return Setting(split, data, scored)
+    data = build_training_data(split.train, scored if is_transductive else (), config.dataset, config.seed, rule)
+    return Setting(split, data, scored, record_of(data))
+
+
+def view_rule(record: DataRecord | None) -> ViewRule:
+    """The rule by which the augmentations of a checkpoint's tasks were told apart. record: None for an older checkpoint."""
+    return ViewRule.action if record is None else record.rule
 
 
 def scored_tasks(split: TaskSplit, config: ExperimentConfig) -> tuple[ArcTask, ...]:
@@ -125,6 +135,7 @@ def build_solver(
         max_demos=config.dataset.max_demos, show_progress=True,
         puzzle_rows=setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
+        view_rule=setting.data.space.rule,
     )  # fmt: skip
 
 
@@ -214,12 +225,15 @@ def _pretrain(
     """Build everything and train. prepared: the run folder, if somebody else holds it."""
     with RecordFailure(prepared) if prepared else nullcontext():
         require_measurable(config)
-        setting = build_setting(config)
+        run = prepared or RunDir(run_path(config))
+        # Rank 0 looks, everybody hears: a shared file system may show the others less.
+        newest = ranks.gather_objects(step_folders(run.checkpoints)[-1:] if ranks.is_main else None)[0]
+        saved = read_state(newest[0]) if newest else None
+        setting = build_setting(config, view_rule(load_record(newest[0], saved)) if newest and saved else ViewRule.content)
         require_answers(config, setting.scored)
         torch.manual_seed(config.seed)
-        model = build_model(config, setting.data.space.num_puzzles)
-        run = prepared or RunDir(run_path(config))
-        stamps = _initialise(config, setting, model, run, ranks)
+        model = build_model(config, setting.record.num_puzzles)
+        stamps = _initialise(config, setting, model, saved)
         for note in (*setting.split.notes, *stamps):
             log.info("note: %s", note)
         held: AbstractContextManager[None] = locked(run) if ranks.is_main and prepared is None else nullcontext()
@@ -237,13 +251,11 @@ def _pretrain(
             return state
 
 
-def _initialise(config: ExperimentConfig, setting: Setting, model: RecursiveModel, run: RunDir, ranks: Ranks) -> list[str]:
-    """Load the decoder's start and say what stamps the results. A run that continues has weights and stamps in its checkpoint: the
-    source may be gone by then."""
-    checkpoints = CheckpointFolder(run.checkpoints, config.trainer.keep_last)
-    newest = ranks.gather_objects(checkpoints.steps()[-1:] if ranks.is_main else None)[0]
-    if newest:
-        return list(progress_from(read_state(checkpoints.path(newest[0]))).stamps)
+def _initialise(config: ExperimentConfig, setting: Setting, model: RecursiveModel, saved: dict[str, Any] | None) -> list[str]:
+    """Load the decoder's start and say what stamps the results. saved: the state of the newest checkpoint; a run that continues
+    has its weights and stamps there: the source may be gone by then."""
+    if saved is not None:
+        return list(progress_from(saved).stamps)
     stamps = protocol_stamps(config)
     report = apply_decoder_init(config.decoder_init, model, config.encoder)
     if report is None:
@@ -367,12 +379,14 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
     checkpoint = newest_checkpoint(Path(wanted.checkpoint))
     run = RunDir(checkpoint.parent.parent)
     config = thaw(run.config)
-    setting = build_setting(config)
+    state = read_state(checkpoint)
+    record = load_record(checkpoint, state)
+    setting = build_setting(config, view_rule(record))
     _apply_wishes(config, wanted)
     setting = replace(setting, scored=scored_tasks(setting.split, config))
+    setting, notes, overlap = as_trained(config, setting, record, checkpoint)
     _require_trained_rows(config, setting)
-    state = read_state(checkpoint)
-    model = build_model(config, setting.data.space.num_puzzles)
+    model = build_model(config, setting.record.num_puzzles)
     load_weights(model, checkpoint, wanted.weights)
     model.to(ranks.device)
     folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value
@@ -385,14 +399,42 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
         return
     result = Evaluation(
         subject=checkpoint_subject(config, run, checkpoint, state["step"], wanted.weights.value), tasks=setting.scored, attempts=attempts,
-        stamps=(*state["stamps"], *_split_stamp(config), *_part_stamp(config, setting), *_rules_stamp(config)),
-        notes=setting.split.notes, provenance=provenance(),
+        stamps=(*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *_rules_stamp(config)),
+        notes=(*setting.split.notes, *notes), provenance=provenance(),
     )  # fmt: skip
     write_results(result, folder)
     store.remove()
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])
     log.info("report: %s", folder / "report.html")
+
+
+def as_trained(
+    config: ExperimentConfig, setting: Setting, record: DataRecord | None, checkpoint: Path
+) -> tuple[Setting, list[str], list[str]]:
+    """The setting with the record of the checkpoint, notes on the data, and stamps if an encoder was trained on scored tasks.
+
+    ValueError if a puzzle table was trained on other tasks than those that load now: its vectors would answer for others.
+    """
+    if record is None:
+        log.warning("note: %s", NO_RECORD)
+        return setting, [NO_RECORD], []
+    why = changed_task(record, setting.record)
+    if why and config.dataset.regime is Regime.puzzle_id:
+        raise ValueError(
+            f"the puzzle table of checkpoint {checkpoint} was trained on other tasks than those that load now: {why}; put the tasks back "
+            "as they were when it was trained."
+        )
+    notes = [f"the training tasks of today are not those that the checkpoint was trained on: {why}"] if why else []
+    stamps = []
+    if config.dataset.regime is Regime.few_shot and config.evaluation.split is not SplitName.train:
+        trained = {task.demos for task in record.tasks}
+        known = [task.id for task in setting.scored if demos_digest(task) in trained]
+        if known:
+            stamps = [f"{len(known)} of the {len(setting.scored)} scored tasks were trained on (task {known[0]})"]
+    for note in (*notes, *stamps):
+        log.warning("note: %s", note)
+    return replace(setting, record=record), notes, stamps
 
 
 def _apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
@@ -429,10 +471,12 @@ def _require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
     untrained = [task.id for task in setting.scored if task.id not in setting.puzzle_rows]
     if untrained:
         trained = len(setting.scored) - len(untrained)
-        remedy = (
-            f"use max_tasks={trained}, as many as it was trained with" if trained
-            else f"score the split it was trained with, or train with evaluation.split={config.evaluation.split.value}"
-        )  # fmt: skip
+        if trained and all(task.id in setting.puzzle_rows for task in setting.scored[:trained]):
+            remedy = f"use max_tasks={trained}, as many as it was trained with"
+        elif trained:
+            remedy = "take what was added since out of its source"
+        else:
+            remedy = f"score the split it was trained with, or train with evaluation.split={config.evaluation.split.value}"
         raise ValueError(
             f"split={config.evaluation.split.value}: this checkpoint's puzzle table has no vectors for {len(untrained)} of "
             f"{len(setting.scored)} tasks ({untrained[0]}, ...); {remedy}."

@@ -28,6 +28,7 @@ LINE_REMEDY = "correct that line, or remove it"
 # What a value in a file can be: int, float (also a whole number), str, bool, list, dict, a list or object whose values are of one
 # kind (list[str], dict[str, float]), or several of these (float | None).
 Kind = type | UnionType | GenericAlias
+_STEP = re.compile(r"step_[0-9]{8,}")
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -226,6 +227,12 @@ def short(value: Any) -> str:
     """A value for a sentence: on one line, as ASCII, and never long."""
     text = ascii(value) if isinstance(value, str | int | float | bool | None) else _NAMES.get(type(value), type(value).__name__)
     return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a run's folder of checkpoints (step_ and at least eight digits), the oldest first. What else lies there is left alone."""
+    found = (path for path in checkpoints.glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def sentence_of(error: OSError) -> str:

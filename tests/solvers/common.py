@@ -22,13 +22,18 @@ def sure_of(tokens_BS: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(tokens_BS.long(), VOCAB_SIZE).float() * 100
 
 
-def answer_labels(monkeypatch: pytest.MonkeyPatch, change: Callable[[Ready], Tensor] = lambda ready: ready.labels_BS) -> None:
-    """Every row lands at once with the right answer, or the tokens that `change` gives; no demonstration is read."""
+def answer_labels(
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Ready], Tensor] = lambda ready: ready.labels_BS,
+    halt: Callable[[Ready], Tensor] = lambda ready: torch.ones(len(ready.rows_B)),
+) -> None:
+    """Every row lands at once with the right answer, or the tokens that `change` gives, and the halt logits of `halt`; no
+    demonstration is read."""
 
     def fly(model: RecursiveModel, take: Callable[[], Ready | None], num_rows: int, *, early: bool) -> Iterator[Landed]:
         while (ready := take()) is not None:
             steps = np.full(len(ready.rows_B), model.halting.halt_max_steps)
-            yield Landed(ready.rows_B, ready.labels_BS, sure_of(change(ready)), torch.ones(len(steps)), steps)
+            yield Landed(ready.rows_B, ready.labels_BS, sure_of(change(ready)), halt(ready), steps)
 
     monkeypatch.setattr(RecursiveModel, "read", lambda self, data: Reading(0))
     monkeypatch.setattr(recursive, "fly", fly)

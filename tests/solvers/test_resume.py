@@ -14,8 +14,8 @@ from arclab import app
 from arclab.config.compose import compose_evaluate, thaw
 from arclab.config.schema import CanvasRule, EvalHalting, ExperimentConfig, VotesRule
 from arclab.evaluation import report
-from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
+from arclab.models.saved import newest_checkpoint
 from arclab.ranks import Ranks
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver

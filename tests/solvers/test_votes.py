@@ -102,7 +102,7 @@ def test_counting_is_fast() -> None:
 
 
 def test_a_large_batch_of_sure_votes_does_not_overflow() -> None:
-    """8192 rows of confidence 1 are 2^63 units: one more than a whole number of 64 bits holds."""
+    """1024 rows of confidence 1 are 2^63 units: one more than a whole number of 64 bits holds."""
     rows, box = 8192, VoteBox()
     tokens = np.repeat(encode(np.ones((1, 1), dtype=np.uint8), 4).reshape(1, -1), rows, axis=0)
     table = np.tile(np.arange(-1, 10).clip(0).astype(np.uint8), (rows, 1))

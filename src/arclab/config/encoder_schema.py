@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
+from arclab.config.rules import at_least, sized, within
+
 PREFIX_TOKENS = 16
 NUM_COLORS = 10
 
@@ -56,27 +58,6 @@ class ContrastiveView(Enum):
 
     subsets = "subsets"
     augmentations = "augmentations"
-
-
-def _dotted(path: str, key: str) -> str:
-    """The key below a node; the root has no name."""
-    return f"{path}.{key}" if path else key
-
-
-def at_least(path: str, low: float, **values: float) -> list[str]:
-    """A sentence for every value below `low`."""
-    return [
-        f"{_dotted(path, key)}={value} must be at least {low}; raise it." for key, value in values.items() if not value >= low
-    ]
-
-
-def within(path: str, low: float, high: float, **values: float) -> list[str]:
-    """A sentence for every value outside [low, high]."""
-    return [
-        f"{_dotted(path, key)}={value} must be between {low} and {high}; choose a value in that range."
-        for key, value in values.items()
-        if not low <= value <= high
-    ]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -205,8 +186,8 @@ class TransformerEncoderConfig(TaskEncoderConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 0, num_layers=self.num_layers),
-            *at_least(path, 1, num_heads=self.num_heads),
+            *sized(path, 0, num_layers=self.num_layers),
+            *sized(path, 1, num_heads=self.num_heads, width=self.width),
             *within(path, 0.1, 16, expansion=self.expansion),
             *within(path, 0.0, 1.0, layer_scale=self.layer_scale),
         ]
@@ -235,7 +216,7 @@ class StandardEncoderConfig(TransformerEncoderConfig):
     def check(self, path: str) -> list[str]:
         # Named, because dataclass(slots=True) makes a new class that zero-argument super() does not know.
         problems = TransformerEncoderConfig.check(self, path)
-        problems += at_least(path, 1, set_layers=self.set_layers, tokens_per_demo=self.tokens_per_demo)
+        problems += sized(path, 1, set_layers=self.set_layers, tokens_per_demo=self.tokens_per_demo)
         if self.pooling not in self.poolings():
             problems.append(
                 f"{path}.pooling={self.pooling.name} is not what encoder={self.kind} has; choose {', '.join(p.name for p in self.poolings())}."
@@ -286,7 +267,7 @@ class LpnEncoderConfig(TaskEncoderConfig):
     num_heads: int
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(path, 1, num_layers=self.num_layers, num_heads=self.num_heads)
+        problems = sized(path, 1, width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
         if self.num_heads > 0 and self.width % self.num_heads:
             problems.append(f"{path}.width={self.width} must be a multiple of {path}.num_heads={self.num_heads}; change one.")
         return problems
@@ -322,7 +303,7 @@ class RecurrentTrmEncoderConfig(StandardEncoderConfig):
     def check(self, path: str) -> list[str]:
         return [
             *StandardEncoderConfig.check(self, path),
-            *at_least(path, 1, h_cycles=self.h_cycles, l_cycles=self.l_cycles, cycle_layers=self.cycle_layers),
+            *sized(path, 1, h_cycles=self.h_cycles, l_cycles=self.l_cycles, cycle_layers=self.cycle_layers),
         ]
 
 
@@ -336,7 +317,7 @@ class CrossAttentionEncoderConfig(TransformerEncoderConfig):
     def check(self, path: str) -> list[str]:
         return [
             *TransformerEncoderConfig.check(self, path),
-            *at_least(path, 1, cross_layers=self.cross_layers, set_layers=self.set_layers),
+            *sized(path, 1, cross_layers=self.cross_layers, set_layers=self.set_layers),
         ]
 
 
@@ -347,7 +328,7 @@ class HierarchicalEncoderConfig(StandardEncoderConfig):
     grid_layers: int
 
     def check(self, path: str) -> list[str]:
-        return [*StandardEncoderConfig.check(self, path), *at_least(path, 1, grid_layers=self.grid_layers)]
+        return [*StandardEncoderConfig.check(self, path), *sized(path, 1, grid_layers=self.grid_layers)]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -360,7 +341,7 @@ class SetTransformerEncoderConfig(StandardEncoderConfig):
     def check(self, path: str) -> list[str]:
         return [
             *StandardEncoderConfig.check(self, path),
-            *at_least(path, 1, induced_layers=self.induced_layers, num_induced=self.num_induced),
+            *sized(path, 1, induced_layers=self.induced_layers, num_induced=self.num_induced),
         ]
 
 

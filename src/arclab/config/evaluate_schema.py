@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
+from arclab.config.rules import at_least, sized
 from arclab.config.schema import CanvasRule, DeviceChoice, EvalHalting, SplitName, VotesRule, WeightsKind
 
 
@@ -36,13 +37,9 @@ class EvaluateConfig:
     num_threads: Optional[int]
 
     def check(self, path: str) -> list[str]:
-        limits = (("num_augmentations", self.num_augmentations, 0), ("batch_size", self.batch_size, 1),
-                  ("max_tasks", self.max_tasks, 1), ("num_threads", self.num_threads, 1))  # fmt: skip
-        problems = [
-            f"{key}={value} must be at least {low}; raise it."
-            for key, value, low in limits
-            if value is not None and value < low
-        ]
+        problems = sized(path, 0, num_augmentations=self.num_augmentations)
+        problems += sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
+        problems += [] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from arclab.config.encoder_schema import at_least
+from arclab.config.rules import at_least, sized
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,8 +44,10 @@ class LaunchConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 1, nodes=self.nodes, cpus_per_rank=self.cpus_per_rank, timeout_min=self.timeout_min),
-            *at_least(path, 0, gpus=self.gpus, cpus=self.cpus, max_requeues=self.max_requeues),
+            *at_least(path, 1, nodes=self.nodes, timeout_min=self.timeout_min),
+            *sized(path, 1, cpus_per_rank=self.cpus_per_rank),
+            *sized(path, 0, gpus=self.gpus, cpus=self.cpus),
+            *at_least(path, 0, max_requeues=self.max_requeues),
             *at_least(path, 1, signal_delay_s=self.signal_delay_s),
             *([] if self.mem_gib is None else at_least(path, 1, mem_gib=self.mem_gib)),
         ]

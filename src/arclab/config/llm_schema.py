@@ -12,7 +12,7 @@ from keyword import iskeyword
 from typing import Optional
 from urllib.parse import urlsplit
 
-from arclab.config.encoder_schema import at_least, within
+from arclab.config.rules import at_least, sized, within
 from arclab.config.schema import DatasetConfig, DeviceChoice, SplitName
 
 
@@ -229,5 +229,5 @@ class EvaluateProgramsConfig:
     num_threads: Optional[int]
 
     def check(self, path: str) -> list[str]:
-        limits = {"max_tasks": self.max_tasks, "num_threads": self.num_threads}
-        return at_least(path, 1, **{key: value for key, value in limits.items() if value is not None})
+        problems = sized(path, 1, num_threads=self.num_threads)
+        return problems + ([] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks))

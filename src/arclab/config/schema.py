@@ -24,10 +24,9 @@ from arclab.config.encoder_schema import (
     PuzzleTableConfig,
     TransformerEncoderConfig,
     VariationalEncoderConfig,
-    at_least,
-    within,
-)  # fmt: skip
+)
 from arclab.config.launch_schema import LaunchConfig
+from arclab.config.rules import at_least, sized, within
 
 CANVASES = (4, 6, 10, 15, 20, 30)  # sides; 4 is for generated grids of side 3
 
@@ -131,8 +130,8 @@ class DecoderConfig:
     optim: OptimConfig
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(path, 1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers,
-                             h_cycles=self.h_cycles, l_cycles=self.l_cycles)  # fmt: skip
+        problems = sized(path, 1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers,
+                          h_cycles=self.h_cycles, l_cycles=self.l_cycles)  # fmt: skip
         problems += within(path, 0.1, 16, expansion=self.expansion)
         if self.num_heads > 0 and (self.width % self.num_heads or (self.width // self.num_heads) % 2):
             problems.append(
@@ -153,7 +152,7 @@ class HaltingConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 1, halt_max_steps=self.halt_max_steps), *at_least(path, 0, single_steps=self.single_steps),
+            *sized(path, 1, halt_max_steps=self.halt_max_steps), *at_least(path, 0, single_steps=self.single_steps),
             *within(path, 0.0, 1.0, halt_exploration_prob=self.halt_exploration_prob),
             *within(path, 0.0, 100.0, halt_loss_weight=self.halt_loss_weight),
         ]  # fmt: skip
@@ -224,7 +223,7 @@ class DatasetConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 0, num_augmentations=self.num_augmentations),
+            *sized(path, 0, num_augmentations=self.num_augmentations),
             *within(path, 1, 10, max_demos=self.max_demos),
         ]
         if self.canvas not in CANVASES:
@@ -305,11 +304,14 @@ class TrainerConfig:
             *at_least(path, 1, steps=self.steps, grad_accumulation=self.grad_accumulation,
                        checkpoint_every=self.checkpoint_every, keep_last=self.keep_last, log_every=self.log_every,
                        health_every=self.health_every),
-            *at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every, num_workers=self.num_workers),
+            *at_least(path, 0, warmup_steps=self.warmup_steps, eval_every=self.eval_every),
+            *sized(path, 0, num_workers=self.num_workers), *sized(path, 1, num_threads=self.num_threads),
             *within(path, 0.0, 1e6, clip_norm=self.clip_norm),
             *within(path, 0.0, 1.0, lr_min_ratio=self.lr_min_ratio),
             *within(path, 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay),
         ]  # fmt: skip
+        if isinstance(self.batch_size, int) and self.batch_size > 0:
+            problems += sized(path, 1, batch_size=self.batch_size)
         if self.batch_size != AUTO and (isinstance(self.batch_size, str) or self.batch_size < 1):
             problems.append(
                 f"{path}.batch_size={self.batch_size} must be at least 1 (a number of rows over all ranks), or {AUTO} for the largest that fits; change it."
@@ -321,10 +323,6 @@ class TrainerConfig:
         if self.profile and self.steps < MIN_PROFILED_STEPS:
             problems.append(
                 f"{path}.profile=true needs {path}.steps={self.steps} to be at least {MIN_PROFILED_STEPS}; raise it, or set {path}.profile=false."
-            )
-        if self.num_threads is not None and self.num_threads < 1:
-            problems.append(
-                f"{path}.num_threads={self.num_threads} must be at least 1, or null for torch's own choice; change it."
             )
         return problems
 
@@ -348,8 +346,9 @@ class EvaluationConfig:
 
     def check(self, path: str) -> list[str]:
         problems = [
-            *at_least(path, 0, num_augmentations=self.num_augmentations, health_tasks=self.health_tasks),
-            *at_least(path, 1, batch_size=self.batch_size),
+            *sized(path, 0, num_augmentations=self.num_augmentations),
+            *at_least(path, 0, health_tasks=self.health_tasks),
+            *sized(path, 1, batch_size=self.batch_size),
         ]
         if self.max_tasks is not None and self.max_tasks < 1:
             problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")
@@ -395,7 +394,7 @@ class ExperimentConfig:
     wandb: WandbConfig
 
     def check(self, path: str) -> list[str]:
-        problems = at_least("", 0, seed=self.seed)
+        problems = sized("", 0, seed=self.seed)
         for key, value in (("name", self.name), ("experiment_name", self.experiment_name)):
             if not value or any(c in value for c in "/\\ \t\n") or value.startswith("."):
                 problems.append(

@@ -3,16 +3,19 @@
     table = augmentation_table(task, num_augmentations=1000, seed=0)     # (n, 11) uint8: dihedral, then 10 colours
     Augmentation.from_row(table[5]).apply(grid)
 
-Row 0 of a table is the identity; the others are distinct in what they do to the task. A table is a pure function of
+Row 0 of a table is the identity; no two rows show the same task (see ViewRule). A table is a pure function of
 (seed, task): every worker, rank and resumed run has the same one without storing it, and a smaller one is its beginning.
 Dihedral ids (those of the official TRM data): 0 identity, 1 to 3 counter-clockwise quarter turns, 4 left-right flip,
-5 up-down flip, 6 transpose, 7 anti-transpose. Translation is not here: it is drawn per pair at batch time.
+5 up-down flip, 6 transpose, 7 anti-transpose. Translation is not here: it is drawn for every pair whenever a batch shows it (the published data build
+draws it once for each view of a task).
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,18 @@ NUM_DIHEDRAL = 8
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 # The official data build gives up after five tries per wanted augmentation; tasks with few colours have fewer views.
 _TRIES_PER_AUGMENTATION = 5
+
+
+class ViewRule(Enum):
+    """Which rows of an augmentation table count as the same view of a task.
+
+    content: those that show the same pairs, whatever their order (the rule of the published data build, which also looks at
+    test outputs; they are hidden here). action: those with the same dihedral view and the same permutation of the task's
+    colours; a symmetric task then has some views several times. Runs that were started before content was the rule keep action.
+    """
+
+    content = "content"
+    action = "action"
 
 
 def dihedral(grid: Grid, index: int) -> Grid:
@@ -69,18 +84,31 @@ def task_rng(seed: int, task_id: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(task_id.encode())])
 
 
+def visible_pairs(task: ArcTask) -> list[tuple[Grid, ...]]:
+    """What a solver may see, pair by pair: demonstrations and test inputs, never a test output."""
+    demos = [(p.input,) if p.output is None else (p.input, p.output) for p in task.demos]
+    return [*demos, *((p.input,) for p in task.tests)]
+
+
 def visible_colors(task: ArcTask) -> npt.NDArray[np.uint8]:
-    """Colours above 0 in what a solver may see: demonstrations and test inputs, never a test output."""
-    grids = [g for p in task.demos for g in (p.input, p.output) if g is not None] + [p.input for p in task.tests]
-    colors = np.unique(np.concatenate([g.ravel() for g in grids]))
+    """Colours above 0 in what a solver may see."""
+    colors = np.unique(np.concatenate([grid.ravel() for pair in visible_pairs(task) for grid in pair]))
     return colors[colors > 0]
 
 
-def augmentation_table(task: ArcTask, num_augmentations: int, seed: int) -> npt.NDArray[np.uint8]:
-    """(n, 11) uint8 with 1 <= n <= num_augmentations + 1: the identity, then distinct views of the task.
+def relabelled(*grids: Grid) -> bytes:
+    """The same bytes for grids that differ only by a change of colours (0 included); different otherwise."""
+    flat = np.concatenate([grid.ravel() for grid in grids])
+    colors, position = np.unique(flat, return_index=True)
+    order = np.empty(256, dtype=np.uint8)
+    order[colors[np.argsort(position)]] = np.arange(len(colors))
+    return bytes(side for grid in grids for side in grid.shape) + order[flat].tobytes()
 
-    Two rows that permute the task's visible colours alike and share the dihedral view count as one.
-    """
+
+def augmentation_table(
+    task: ArcTask, num_augmentations: int, seed: int, rule: ViewRule = ViewRule.content
+) -> npt.NDArray[np.uint8]:
+    """(n, 11) uint8 with 1 <= n <= num_augmentations + 1: the identity, then views of the task that differ by the rule."""
     identity = np.concatenate([[0], np.arange(NUM_COLORS)]).astype(np.uint8)[None]
     if num_augmentations == 0:
         return identity
@@ -95,4 +123,48 @@ def augmentation_table(task: ArcTask, num_augmentations: int, seed: int) -> npt.
     for color in visible_colors(task):
         keys = keys * NUM_COLORS + table[:, 1 + color]
     _, first = np.unique(keys, return_index=True)
-    return table[np.sort(first)[: num_augmentations + 1]]
+    table = table[np.sort(first)]
+    if rule is ViewRule.content and _may_repeat(task):
+        return table[_first_of_each_content(task, table, num_augmentations + 1)]
+    return table[: num_augmentations + 1]
+
+
+def _may_repeat(task: ArcTask) -> bool:
+    """Could two different actions show the same pairs? Never, unless a view shows the pairs as they are but for colours, or two
+    pairs are the same but for colours (then a change of colours may exchange them). Far cheaper than looking at every row."""
+    pairs = visible_pairs(task)
+    plain = sorted(relabelled(*pair) for pair in pairs)
+    if len(set(plain)) < len(plain):
+        return True
+    known = set(plain)
+    return any(
+        all(relabelled(*(dihedral(grid, view) for grid in pair)) in known for pair in pairs) for view in range(1, NUM_DIHEDRAL)
+    )
+
+
+def _first_of_each_content(task: ArcTask, table: npt.NDArray[np.uint8], count: int) -> list[int]:
+    """Numbers of the first `count` rows that show something new."""
+    pairs = visible_pairs(task)
+    views = [_flat_pairs([tuple(dihedral(grid, view) for grid in pair) for pair in pairs]) for view in range(NUM_DIHEDRAL)]
+    seen: set[tuple[bytes, ...]] = set()
+    kept: list[int] = []
+    for number, row in enumerate(table):
+        cells, parts = views[row[0]]
+        shown = row[1:][cells]
+        content = tuple(sorted(shape + shown[part].tobytes() for shape, part in parts))
+        if content not in seen:
+            seen.add(content)
+            kept.append(number)
+            if len(kept) == count:
+                break
+    return kept
+
+
+def _flat_pairs(pairs: Sequence[Iterable[Grid]]) -> tuple[npt.NDArray[np.uint8], list[tuple[bytes, slice]]]:
+    """The cells of all pairs one after the other, and of each pair the sides of its grids and the place of its cells."""
+    grids = [tuple(pair) for pair in pairs]
+    cells = [np.concatenate([grid.ravel() for grid in pair]) for pair in grids]
+    ends = np.cumsum([len(part) for part in cells])
+    parts = [slice(int(end) - len(part), int(end)) for end, part in zip(ends, cells, strict=True)]
+    shapes = [bytes(side for grid in pair for side in grid.shape) for pair in grids]
+    return np.concatenate(cells), list(zip(shapes, parts, strict=True))

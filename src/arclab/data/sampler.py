@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from arclab.config.schema import DatasetConfig, QueryRule, Regime
-from arclab.data.augment import augmentation_table
+from arclab.data.augment import ViewRule, augmentation_table
 from arclab.data.codec import paint
 from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
 from arclab.interrupt import STOP_SIGNALS
@@ -139,11 +139,13 @@ class GridStore:
 class PuzzleSpace:
     """Tasks x augmentations: the grid store, the augmentation tables and the numbering of augmented puzzles (1 upwards)."""
 
-    def __init__(self, tasks: Sequence[ArcTask], num_augmentations: int, seed: int, canvas: int) -> None:
+    def __init__(
+        self, tasks: Sequence[ArcTask], num_augmentations: int, seed: int, canvas: int, rule: ViewRule = ViewRule.content
+    ) -> None:
         self.tasks = tuple(tasks)
-        self.canvas = canvas
+        self.canvas, self.rule = canvas, rule
         self.store = GridStore(self.tasks)
-        tables = [augmentation_table(task, num_augmentations, seed) for task in self.tasks]
+        tables = [augmentation_table(task, num_augmentations, seed, rule) for task in self.tasks]
         self.table = np.concatenate(tables) if tables else np.zeros((0, 11), dtype=np.uint8)
         self.num_augmentations_T = np.array([len(table) for table in tables], dtype=np.int64)
         self.first_augmentation_T = np.concatenate([[0], np.cumsum(self.num_augmentations_T)])[:-1]
@@ -152,6 +154,11 @@ class PuzzleSpace:
     def num_puzzles(self) -> int:
         """Rows a puzzle table needs, the blank one included."""
         return 1 + len(self.table)
+
+    def views_of(self, task: int) -> npt.NDArray[np.uint8]:
+        """The augmentation table of one task."""
+        first = self.first_augmentation_T[task]
+        return self.table[first : first + self.num_augmentations_T[task]]
 
     def puzzle_ids(self, task_B: IntArray, augmentation_B: IntArray) -> IntArray:
         return 1 + self.first_augmentation_T[task_B] + augmentation_B
@@ -303,7 +310,9 @@ class TrainingData:
         return Plan(task_B, augmentation_B, query_B, np.zeros((batch_size, 0), dtype=np.int64), offsets)
 
     def _offsets(self, pairs_BP: IntArray, task_B: IntArray, augmentation_B: IntArray, rng: np.random.Generator) -> IntArray:
-        """One random place per pair for its input and output alike; one pair in n of a puzzle stays in the corner."""
+        """One random place per pair for its input and output alike; of n pairs that are trained on, one in n stays in the corner.
+
+        Drawn at every visit; the published data build draws once which pair of a view stays, and where the others go."""
         draws = rng.random((*pairs_BP.shape, 3))
         if not self.translate:
             return np.zeros((*pairs_BP.shape, 2), dtype=np.int64)
@@ -311,7 +320,7 @@ class TrainingData:
         view_B = self.space.table[self.space.first_augmentation_T[task_B] + augmentation_B, 0]
         transposed = np.isin(view_B, (1, 3, 6, 7))[:, None]
         room = self.canvas - np.stack([np.where(transposed, width, height), np.where(transposed, height, width)], axis=-1)
-        moved = draws[..., 0] >= 1.0 / self.space.store.num_pairs_T[task_B][:, None]
+        moved = draws[..., 0] >= 1.0 / self.trainable_T[task_B][:, None]
         return np.where(moved[..., None], (draws[..., 1:] * (room + 1)).astype(np.int64), 0)
 
     def batch(self, cursor: Cursor, batch_size: int, start: int, stop: int) -> Batch:
@@ -390,11 +399,12 @@ def batch_loader(
 
 
 def build_training_data(
-    tasks: Sequence[ArcTask], demo_only_tasks: Sequence[ArcTask], config: DatasetConfig, seed: int
-) -> TrainingData:
+    tasks: Sequence[ArcTask], demo_only_tasks: Sequence[ArcTask], config: DatasetConfig, seed: int,
+    rule: ViewRule = ViewRule.content,
+) -> TrainingData:  # fmt: skip
     """Training data of a run. demo_only_tasks: scored tasks whose demonstrations are trained on (puzzle_id only)."""
     assert not demo_only_tasks or config.regime is Regime.puzzle_id
-    space = PuzzleSpace([*tasks, *demo_only_tasks], config.num_augmentations, seed, config.canvas)
+    space = PuzzleSpace([*tasks, *demo_only_tasks], config.num_augmentations, seed, config.canvas, rule)
     trainable_T = space.store.num_pairs_T.copy()
     if demo_only_tasks:
         trainable_T[len(tasks) :] = space.store.num_demos_T[len(tasks) :]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from arclab.config.schema import DatasetConfig
-from arclab.data.augment import NUM_DIHEDRAL, dihedral
+from arclab.data.augment import NUM_DIHEDRAL, dihedral, relabelled
 from arclab.data.synthetic import has_unseen_rules
 from arclab.data.tasks import ArcTask, Pair, load_source
 from arclab.files import read_text
@@ -134,15 +134,7 @@ def _require_answers(tasks: Sequence[ArcTask]) -> None:
 def canonical_pair(pair: Pair) -> bytes:
     """The same bytes for every dihedral view and colour relabelling of an input-output pair; different otherwise."""
     assert pair.output is not None
-    return min(_relabelled(dihedral(pair.input, view), dihedral(pair.output, view)) for view in range(NUM_DIHEDRAL))
-
-
-def _relabelled(first: np.ndarray, second: np.ndarray) -> bytes:
-    flat = np.concatenate([first.ravel(), second.ravel()])
-    colors, position = np.unique(flat, return_index=True)
-    order = np.empty(256, dtype=np.uint8)
-    order[colors[np.argsort(position)]] = np.arange(len(colors))
-    return bytes((*first.shape, *second.shape)) + order[flat].tobytes()
+    return min(relabelled(dihedral(pair.input, view), dihedral(pair.output, view)) for view in range(NUM_DIHEDRAL))
 
 
 def _signature(pair: Pair) -> tuple[object, ...]:

@@ -25,9 +25,9 @@ from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.sampler import Plan, PuzzleSpace
 from arclab.data.splits import load_tasks, require_fit
 from arclab.data.tasks import ArcTask
-from arclab.models.decoder_init import newest_checkpoint
 from arclab.models.recursive import RecursiveModel, build_model
-from arclab.training.checkpoint import load_weights, read_state
+from arclab.models.saved import newest_checkpoint, read_state
+from arclab.training.checkpoint import load_weights
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -24,7 +24,7 @@ from arclab.config.compose import ConfigError, read_config
 from arclab.data.tasks import parse_grid
 from arclab.evaluation.criterion import read_criterion
 from arclab.evaluation.scoring import Share
-from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require_kinds
+from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require_kinds, step_folders
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
@@ -340,8 +340,8 @@ def _is_abandoned(run: RunDir) -> bool:
 
 
 def _weight_stamps(run: RunDir) -> tuple[str, ...]:
-    states = sorted(run.checkpoints.glob("step_*/state.json"))
-    return tuple(_read_present(states[-1], {"stamps": list[str]}).get("stamps", ())) if states else ()
+    steps = step_folders(run.checkpoints)
+    return tuple(_read_present(steps[-1] / "state.json", {"stamps": list[str]}).get("stamps", ())) if steps else ()
 
 
 def _read_present(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Latents:
 
 
 class Decoder(nn.Module):
-    """inputs and prefix -> logits, by recursion over Latents. Parameters are fp32; activations use `dtype`."""
+    """inputs and prefix -> logits, by recursion over Latents. Parameters are fp32; activations use `dtype`, except for the halt head,
+    which computes in fp32 (published: in `dtype`)."""
 
     start_H: Tensor
     start_L: Tensor

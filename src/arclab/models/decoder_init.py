@@ -10,8 +10,8 @@ tasks are among the tasks that this run holds out.
 
 from __future__ import annotations
 
-import json
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,20 @@ from torch import Tensor
 from arclab.config.compose import thaw
 from arclab.config.encoder_schema import TaskEncoderConfig
 from arclab.config.schema import DecoderInitConfig, InitKind, Regime, SplitName
+from arclab.data.record import demos_digest
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.models.decoder import Decoder
 from arclab.models.recursive import ContextAdapter, RecursiveModel
+from arclab.models.saved import WEIGHT_FILES, load_record, load_tensors, newest_checkpoint, read_state
 
 _WRAPPERS = ("_orig_mod.", "module.", "model.", "inner.")
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive, or a pickle as older versions wrote it
+# What torch's reader of pickles raises on bytes that only look like one.
+_NO_STATE_DICT = (
+    pickle.UnpicklingError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError,
+    AssertionError, ImportError, struct.error,
+)  # fmt: skip
 OUR_DECODER, OUR_TABLE = "decoder.", "puzzle_table.weight"
 # Published name -> ours, for one block {i}; the rest of the network below.
 _BLOCK_NAMES = {
@@ -94,32 +102,25 @@ def _our_name(bare: str) -> str:
     return bare
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint of a run folder or a checkpoint folder: the given one, else the newest of the run."""
-    if (folder / "state.json").is_file():
-        return folder
-    steps = sorted((folder / "checkpoints").glob("step_*"))
-    if not steps:
-        raise ValueError(
-            f"checkpoint {folder} has no checkpoints/step_* and is none itself; give a run folder or one of its checkpoints."
-        )
-    return steps[-1]
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file or a torch state dict. ValueError if it is missing, truncated or something else."""
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist; check the path.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        state = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
+    except (SafetensorError, *_NO_STATE_DICT) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"checkpoint {path} is truncated or no weights file ({reason}); take another copy.") from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise ValueError(f"checkpoint {path} is not a state dict (name -> tensor); save model.state_dict().")
     return state
+
+
+def _load_torch(path: Path) -> object:
+    with path.open("rb") as file:
+        if not file.read(4).startswith(_TORCH_STARTS):
+            raise ValueError("it is neither safetensors nor what torch.save writes")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_source(path: Path) -> tuple[dict[str, Tensor], bool]:
@@ -128,11 +129,11 @@ def _read_source(path: Path) -> tuple[dict[str, Tensor], bool]:
         # The published TRM checkpoints were trained on the evaluation tasks' demonstrations; assume so for any bare file.
         return from_published(read_tensors(path)), True
     checkpoint = newest_checkpoint(path)
-    state = {**read_tensors(checkpoint / "model.safetensors"), **read_tensors(checkpoint / "ema.safetensors")}
+    saved = read_state(checkpoint)
+    state = {name: t for file in WEIGHT_FILES for name, t in load_tensors(checkpoint, file, saved).items()}
     source = thaw(checkpoint.parent.parent / "config.yaml")
     saw_scored = source.dataset.regime is Regime.puzzle_id and source.evaluation.split is not SplitName.train
-    inherited = json.loads((checkpoint / "state.json").read_text()).get("stamps", [])
-    return state, saw_scored or bool(inherited)
+    return state, saw_scored or bool(saved["stamps"])
 
 
 def load_decoder(decoder: Decoder, state: dict[str, Tensor], source: str, *, transductive: bool) -> LoadReport:
@@ -194,22 +195,26 @@ def other_cycles(path: Path, decoder: Decoder) -> str:
 
 
 def held_out_overlap(path: Path, held_out: Mapping[str, Sequence[ArcTask]]) -> str:
-    """A stamp if the source, a run of ours, was trained on tasks that this run holds out (split name -> tasks); else empty."""
+    """A stamp if the source, a run of ours, was trained on tasks that this run holds out (split name -> tasks); else empty.
+
+    Tasks are the same if their demonstrations are, whatever they are called. A source without a record of its training tasks is
+    judged by what its configuration loads today.
+    """
     if not path.is_dir():
         return ""
-    try:
-        trained = load_tasks(thaw(newest_checkpoint(path).parent.parent / "config.yaml").dataset).train
-    except ValueError as error:
-        return f"decoder initialised from {path}, whose training tasks cannot be read ({error})"
-    seen = {_fingerprint(task) for task in trained}
-    known = {name: sum(_fingerprint(task) in seen for task in tasks) for name, tasks in held_out.items()}
+    checkpoint = newest_checkpoint(path)
+    record = load_record(checkpoint, read_state(checkpoint))
+    if record is None:
+        try:
+            trained = load_tasks(thaw(checkpoint.parent.parent / "config.yaml").dataset).train
+        except ValueError as error:
+            return f"decoder initialised from {path}, whose training tasks cannot be read ({error})"
+        seen = {demos_digest(task) for task in trained}
+    else:
+        seen = {task.demos for task in record.tasks if task.learns_tests}
+    known = {name: sum(demos_digest(task) in seen for task in tasks) for name, tasks in held_out.items()}
     shares = [f"{count} of {len(held_out[name])} {name} tasks" for name, count in known.items() if count]
     return f"decoder initialised from a run that was trained on {' and '.join(shares)} ({path})" if shares else ""
-
-
-def _fingerprint(task: ArcTask) -> tuple[str, bytes]:
-    """Ids of generated tasks and of files may repeat: the first input tells them apart."""
-    return task.id, task.demos[0].input.tobytes()
 
 
 @torch.no_grad()

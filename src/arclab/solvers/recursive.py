@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from arclab.config.schema import CANVASES, CanvasRule, EvalHalting, VotesRule
+from arclab.data.augment import ViewRule
 from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.models.losses import row_losses
@@ -62,7 +63,8 @@ class _Job:
 
 
 class RecursiveSolver:
-    """puzzle_rows: task id -> first row of the task in a trained puzzle table (TRM); None for an encoder (ETRM).
+    """puzzle_rows: task id -> first row of the task in a trained puzzle table (TRM); None for an encoder (ETRM). view_rule: the
+    one that the table was made by, so that augmentation n of a task is row first + n.
 
     store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end.
     """
@@ -71,13 +73,13 @@ class RecursiveSolver:
         self, model: RecursiveModel, ranks: Ranks, *, canvas: int, seed: int, batch_size: int, max_demos: int,
         puzzle_rows: dict[str, int] | None = None, show_progress: bool = False, halting: EvalHalting = EvalHalting.all_steps,
         votes: VotesRule = VotesRule.all, canvas_rule: CanvasRule = CanvasRule.full, store: VoteStore | None = None,
-        save_every_s: float = 60.0,
+        save_every_s: float = 60.0, view_rule: ViewRule = ViewRule.content,
     ) -> None:  # fmt: skip
         self.model, self.ranks = model, ranks
         self.canvas, self.seed, self.batch_size, self.max_demos = canvas, seed, batch_size, max_demos
         self.puzzle_rows, self.show_progress = puzzle_rows, show_progress
         self.halting, self.votes, self.canvas_rule = halting, votes, canvas_rule
-        self.store, self.save_every_s = store, save_every_s
+        self.store, self.save_every_s, self.view_rule = store, save_every_s, view_rule
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known."""
@@ -95,7 +97,7 @@ class RecursiveSolver:
         return self._combine(job, seconds)
 
     def _job(self, tasks: Sequence[ArcTask], budget: Budget) -> _Job:
-        space = PuzzleSpace(tasks, budget.num_augmentations, self.seed, self.canvas)
+        space = PuzzleSpace(tasks, budget.num_augmentations, self.seed, self.canvas, self.view_rule)
         table = row_table(space, self.max_demos, self.canvas_rule)
         tally, earlier = Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(_NUM_SUMS)), None
         if self.store is not None:
@@ -169,7 +171,8 @@ class RecursiveSolver:
             return
         augmentations = space.table[space.first_augmentation_T[table.task_R[rows_B]] + table.augmentation_R[rows_B]]
         grids = restore_grids(tokens_BS[counted_B], augmentations, canvas)
-        confidence_B = landed.q_halt_B.float().sigmoid().cpu().numpy()[counted_B]
+        # In fp64, as published: in fp32 every logit above 17 is exactly 1. On the host, because not every device has fp64.
+        confidence_B = landed.q_halt_B.cpu().double().sigmoid().numpy()[counted_B]
         job.tally.box.count(table.keys, table.test_R[rows_B], grids, confidence_B)
         sums_BN = sums_BN[counted_B]
         sums_BN[:, :-1] *= job.sampled_R[rows_B, None]

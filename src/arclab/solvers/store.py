@@ -12,19 +12,22 @@ any moment neither loses a saved vote nor counts one twice, and the number of ra
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from arclab.files import DamagedFile
 from arclab.solvers.base import TestKey
 from arclab.solvers.votes import GridKey, VoteBox
 
 _BASE = "base"
+_DIGEST_BYTES = 32
 _LOW = 2**32  # units of confidence are kept in two halves: their sum may exceed 64 bits
 
 
@@ -97,14 +100,15 @@ class VoteStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"votes_{self._key}_{self._generation}_{part}.npz"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        content = _packed(keys, tally)
         with temporary.open("wb") as file:
-            _save(file, keys, tally)
+            file.write(content + hashlib.sha256(content).digest())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
 
 
-def _save(file: BinaryIO, keys: Sequence[TestKey], tally: Tally) -> None:
+def _packed(keys: Sequence[TestKey], tally: Tally) -> bytes:
     """Counts as one table (test input, height, width, votes, two halves of the confidence) and the cells of all grids in a row."""
     number = {key: n for n, key in enumerate(keys)}
     table, cells = [], []
@@ -113,14 +117,23 @@ def _save(file: BinaryIO, keys: Sequence[TestKey], tally: Tally) -> None:
             height, width, content = grid or (0, 0, b"")
             table.append((number[key], height, width, votes, *divmod(units, _LOW)))
             cells.append(content)
+    file = BytesIO()
     np.savez(
         file, table=np.array(table, dtype=np.int64).reshape(-1, 6), cells=np.frombuffer(b"".join(cells), dtype=np.uint8),
         done=np.packbits(tally.done_R), num_rows=np.array(len(tally.done_R)), sums=tally.sums,
     )  # fmt: skip
+    return file.getvalue()
 
 
 def _read(path: Path, keys: Sequence[TestKey]) -> Tally:
-    with np.load(path) as file:
+    """The tally in a file: an archive of numpy, and the SHA-256 of its bytes. DamagedFile unless they agree."""
+    whole = path.read_bytes()
+    content, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise DamagedFile(
+            path, "its bytes are not those that were written", remedy="remove it, and what it had counted is predicted again"
+        )
+    with np.load(BytesIO(content)) as file:
         num_rows = int(file["num_rows"])
         tally = Tally(np.unpackbits(file["done"], count=num_rows).astype(bool), file["sums"])
         table, cells, start = file["table"], file["cells"].tobytes(), 0

@@ -29,9 +29,10 @@ ByteArray = npt.NDArray[np.uint8]
 GridKey = tuple[int, int, bytes] | None  # height, width, cells; None: no grid
 
 OUTSIDE = 255  # fills the canvas around a restored grid
-# Confidences are summed in units of 2^-50: far finer than fp32, and a batch of 8191 rows stays below 2^63.
-_UNIT = 2.0**-50
-_MAX_ROWS = 8191
+# Confidences are summed in units of 2^-53, of which every fp64 number from 0.5 to 1 is a whole number (sure models differ in
+# these last digits), and a batch of 1023 rows stays below 2^63.
+_UNIT = 2.0**-53
+_MAX_ROWS = 1023
 # How view v reads its source, in the order of augment.dihedral: are i and j exchanged, is the row or the column mirrored?
 _EXCHANGED = np.array([False, True, False, True, False, False, True, True])
 _ROW_MIRRORED = np.array([False, False, True, True, False, True, False, True])

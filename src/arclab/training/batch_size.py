@@ -149,7 +149,7 @@ def _run_steps(config: ExperimentConfig, model: RecursiveModel, data: TrainingDa
     parts = batch_parts(config, data, alone)
     cursors = start_cursors(parts, config.seed)
     # As if after the last step: whatever is frozen for a while or weighted in slowly takes part by then.
-    progress = Progress(trainer.steps, cursors, 0, 0.0, "", "", [], None, None)
+    progress = Progress(trainer.steps, cursors, 0, 0.0, "", None, [], None, None)
     with _peak_bytes(device) as peak:
         model = copy.deepcopy(model).to(device)
         ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)

@@ -3,9 +3,11 @@
 A checkpoint is a folder checkpoints/step_00001234:
     model.safetensors      raw weights, puzzle table included      ema.safetensors    averaged parameters
     optimizer.safetensors  moments by parameter name               carry_rank0.safetensors ...   rows in flight (optional)
-    state.json             step, data cursor, counts, stamps, and the size of every file
+    tasks.json             the training tasks (arclab.data.record)
+    state.json             step, data cursor, counts, settings, stamps, and the size and digest of every file
 It is written under a temporary name, synced and renamed, so a folder with its real name is complete; the previous one is
 removed only afterwards. Random draws are functions of (seed, step), so there is no generator state to keep.
+arclab.models.saved reads them.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from arclab.config.schema import WeightsKind
 from arclab.data.sampler import Batch, Cursor, Share
+from arclab.files import step_folders
 from arclab.models.decoder import Latents
 from arclab.models.recursive import Carry, RecursiveModel
+from arclab.models.saved import OLDER, STATE_FILE, WEIGHT_FILES, file_digest, load_tensors, read_state, sealed
 
 _TEMPORARY = ".writing_"
 
@@ -35,7 +39,8 @@ _TEMPORARY = ".writing_"
 class Progress:
     """Everything of a checkpoint that is not a tensor. best: validation score of the best checkpoint so far, and its step.
 
-    stamps: sentences that every result of these weights must carry.
+    stamps: sentences that every result of these weights must carry. run_id: the W&B run. settings: what makes the run this
+    experiment (config.compose.identity), None in checkpoints that kept a hash of it alone.
     """
 
     step: int
@@ -43,7 +48,7 @@ class Progress:
     ema_updates: int
     runtime_s: float
     run_id: str
-    config_hash: str
+    settings: dict[str, Any] | None
     stamps: list[str]
     best_score: float | None
     best_step: int | None
@@ -92,7 +97,7 @@ class CheckpointFolder:
         return self.folder / f"step_{step:08d}"
 
     def steps(self) -> list[int]:
-        return sorted(int(p.name.removeprefix("step_")) for p in self.folder.glob("step_*") if p.is_dir())
+        return [int(path.name.removeprefix("step_")) for path in step_folders(self.folder)]
 
     def begin(self, step: int) -> Path:
         """An empty temporary folder for a new checkpoint; leftovers of killed writers are removed."""
@@ -104,9 +109,10 @@ class CheckpointFolder:
 
     def commit(self, temporary: Path, progress: Progress) -> None:
         """Write state.json, make everything durable and give the folder its name; then drop what is no longer kept."""
-        sizes = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
-        state = {**asdict(progress), "files": sizes}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        files = sorted(temporary.iterdir())
+        sizes, digests = ({p.name: f(p) for p in files} for f in (lambda p: p.stat().st_size, file_digest))
+        state = sealed({**asdict(progress), "files": sizes, "digests": digests})
+        (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _sync(file)
         final = self.path(progress.step)
@@ -137,42 +143,25 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
         raise
 
 
-def load_tensors(folder: Path, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
-    """One file of a checkpoint, its size checked against state.json first."""
-    file = folder / name
-    expected, actual = state["files"].get(name), file.stat().st_size if file.is_file() else None
-    if actual is None or actual != expected:
-        raise ValueError(
-            f"checkpoint {folder}: {name} is {'missing' if actual is None else f'truncated ({actual} of {expected} bytes)'}; remove that folder to use the one before it."
-        )
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(
-            f"checkpoint {folder}: {name} is damaged ({error}); remove that folder to use the one before it."
-        ) from error
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a checkpoint folder, as plain values."""
-    file = folder / "state.json"
-    if not file.is_file():
-        raise ValueError(f"checkpoint {folder} has no state.json; give a run folder or one of its checkpoints/step_* folders.")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"checkpoint {folder}: state.json is damaged ({error}); remove that folder to use the one before it."
-        ) from error
-
-
 def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
     """Raw or averaged weights of a checkpoint folder into a model of the same configuration."""
     state = read_state(checkpoint)
-    tensors = load_tensors(checkpoint, "model.safetensors", state)
+    raw, averaged = WEIGHT_FILES
+    tensors = load_tensors(checkpoint, raw, state)
     if weights is WeightsKind.ema:
-        tensors |= load_tensors(checkpoint, "ema.safetensors", state)
+        tensors |= load_tensors(checkpoint, averaged, state)
+    fill_model(model, tensors, checkpoint)
+
+
+def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    """Copy the tensors of a checkpoint into a model; ValueError if it is of another shape."""
     own = model.state_dict()
+    table = "puzzle_table.weight"
+    if table in own and table in tensors and len(own[table]) != len(tensors[table]):
+        raise ValueError(
+            f"the puzzle table of checkpoint {checkpoint} has {len(tensors[table])} vectors, and the tasks that load now need {len(own[table])}; "
+            "put the tasks back as they were when it was trained."
+        )
     wrong = [
         n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
     ]
@@ -184,14 +173,31 @@ def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) 
 
 
 def progress_from(state: dict[str, Any]) -> Progress:
-    missing = [f.name for f in fields(Progress) if f.name not in state]
+    """The progress in a state.json. ValueError if it was written by a version that kept less, or holds other kinds of values."""
+    values = {"settings": None, **state}
+    missing = [f.name for f in fields(Progress) if f.name not in values]
     if missing:
         raise ValueError(
             f"the checkpoint at step {state['step']} was written by an older version (its state.json has no {missing[0]}) and cannot be "
             "continued, only evaluated; start the run under another name."
         )
-    values = {f.name: state[f.name] for f in fields(Progress)}
-    return Progress(**{**values, "cursors": tuple(Cursor(**cursor) for cursor in state["cursors"])})
+    try:
+        cursors = tuple(Cursor(**cursor) for cursor in values["cursors"])
+    except TypeError:
+        cursors = ()
+    number, whole = (int, float), (int,)
+    kinds = {
+        "ema_updates": whole, "runtime_s": number, "run_id": (str,), "settings": (dict, type(None)),
+        "best_score": (*number, type(None)), "best_step": (*whole, type(None)),
+    }  # fmt: skip
+    wrong = [key for key, kind in kinds.items() if type(values[key]) not in kind]
+    if not cursors or any(type(value) is not int for cursor in cursors for value in asdict(cursor).values()):
+        wrong.append("cursors")
+    if wrong:
+        raise ValueError(
+            f"state.json of the checkpoint at step {state['step']} is damaged ({wrong[0]} is not what it should be); {OLDER}."
+        )
+    return Progress(**{**{f.name: values[f.name] for f in fields(Progress)}, "cursors": cursors})
 
 
 def _sync(path: Path) -> None:

@@ -6,29 +6,33 @@ save_checkpoint(config, training, folder, ranks)
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from arclab.config.compose import config_hash
+from arclab.config.compose import config_hash, identity
 from arclab.config.schema import ExperimentConfig, OptimizerKind
+from arclab.data.record import NO_RECORD, TASKS_FILE, DataRecord, record_of, require_same_data
 from arclab.data.sampler import Part, start_cursors
 from arclab.models.ema import Ema
 from arclab.models.layers import Linear
 from arclab.models.recursive import Carry, RecursiveModel
+from arclab.models.saved import load_record, load_tensors, read_state
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir
 from arclab.training.checkpoint import (
     CheckpointFolder,
     Progress,
     carry_tensors,
-    load_tensors,
+    fill_model,
     progress_from,
-    read_state,
     save_tensors,
     split_carry,
 )  # fmt: skip
@@ -41,7 +45,8 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Training:
     """Everything that changes during a run, on one rank. parts: what a batch is made of. carries: one for each micro-batch of
-    each part, None before the first step. reduction: sums gradients over ranks during the backward pass; None: after it."""
+    each part, None before the first step. reduction: sums gradients over ranks during the backward pass; None: after it.
+    record: of the training tasks, without which nothing can be saved."""
 
     parts: Sequence[Part]
     model: RecursiveModel
@@ -50,6 +55,7 @@ class Training:
     carries: list[Carry] | None
     progress: Progress
     reduction: GradientReduction | None = None
+    record: DataRecord | None = None
 
 
 def build_optimizer(config: ExperimentConfig, model: RecursiveModel) -> AdamATan2:
@@ -92,22 +98,30 @@ def start_training(
     ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)
     run_id = ranks.gather_objects(run.run_id if ranks.is_main else None)[0]
     assert run_id is not None
-    progress = Progress(0, start_cursors(parts, config.seed), 0, 0.0, run_id, config_hash(config), stamps, None, None)
+    progress = Progress(0, start_cursors(parts, config.seed), 0, 0.0, run_id, identity(config), stamps, None, None)
     optimizer = build_optimizer(config, model)
-    training = Training(parts, model, optimizer, ema, None, progress, start_reduction(optimizer, ranks))
+    reduction, record = start_reduction(optimizer, ranks), record_of(parts[0].data)
+    training = Training(parts, model, optimizer, ema, None, progress, reduction, record)
     steps = folder.steps()
     if steps:
-        _restore(training, folder, steps[-1], config, ranks)
+        _restore(training, folder.path(steps[-1]), config, ranks)
         log.info("continuing from step %d of %s", steps[-1], run.path)
     ranks.broadcast_([*model.state_dict().values(), *ema.shadow.values()])
     return training, folder
 
 
-def _restore(training: Training, folder: CheckpointFolder, step: int, config: ExperimentConfig, ranks: Ranks) -> None:
-    path = folder.path(step)
+def _restore(training: Training, path: Path, config: ExperimentConfig, ranks: Ranks) -> None:
     state = read_state(path)
-    training.progress = progress_from(state)
-    training.model.load_state_dict(load_tensors(path, "model.safetensors", state))
+    progress = progress_from(state)
+    _require_same_run(path, state, config, training.progress.run_id)
+    record = load_record(path, state)
+    assert training.record is not None
+    if record is None:
+        log.warning("note: %s; the next checkpoint keeps those of today", NO_RECORD)
+    else:
+        require_same_data(record, training.record, path)
+    training.progress = replace(progress, run_id=training.progress.run_id, settings=training.progress.settings)
+    fill_model(training.model, load_tensors(path, "model.safetensors", state), path)
     shadow = load_tensors(path, "ema.safetensors", state)
     training.ema.shadow = {name: shadow[name].to(t.device) for name, t in training.ema.shadow.items()}
     training.ema.num_updates = training.progress.ema_updates
@@ -122,6 +136,33 @@ def _restore(training: Training, folder: CheckpointFolder, step: int, config: Ex
         files = [load_tensors(path, name, state) for name in carry_files]
         _require_same_parts(files, training.parts, config, ranks)
         training.carries = split_carry(files, ranks.rows, config.trainer.grad_accumulation, ranks.device)
+
+
+def _require_same_run(path: Path, state: dict[str, Any], config: ExperimentConfig, run_id: str) -> None:
+    """ValueError if the checkpoint was made by another run than the one of this folder, whose W&B id is run_id.
+
+    Keys that the checkpoint does not have were added since: config.yaml of the folder answers for them. An older checkpoint has a
+    hash of its settings alone, which changes with every new key: then the seed of its cursors and its run_id tell.
+    """
+    now, saved = json.loads(json.dumps(identity(config))), state.get("settings")
+    if saved is not None:
+        different = [key for key in sorted(saved.keys() & now.keys()) if saved[key] != now[key]]
+        why = f"was made with {different[0]}={saved[different[0]]}, now {different[0]}={now[different[0]]} ({len(different)} keys differ)" if different else ""  # fmt: skip
+    elif state.get("config_hash") == config_hash(config):
+        why = ""
+    elif (seed := state["cursors"][0]["seed"]) != config.seed:
+        why = f"was made with seed={seed}, now seed={config.seed}"
+    else:
+        why = (
+            ""
+            if state["run_id"] == run_id
+            else f"belongs to the W&B run {state['run_id']}, and this folder to {run_id} (file run_id)"
+        )
+    if why:
+        raise ValueError(
+            f"checkpoint {path} {why}: it is of another run; continue that run, or remove the checkpoint (another run can start from "
+            "its weights with decoder_init=pretrained)."
+        )
 
 
 def _require_same_parts(files: list[dict[str, Tensor]], parts: Sequence[Part], config: ExperimentConfig, ranks: Ranks) -> None:
@@ -149,6 +190,8 @@ def save_checkpoint(config: ExperimentConfig, training: Training, folder: Checkp
         save_tensors(training.model.state_dict(), temporary / "model.safetensors")
         save_tensors(training.ema.shadow, temporary / "ema.safetensors")
         save_tensors(_moments(training), temporary / "optimizer.safetensors")
+        assert training.record is not None
+        (temporary / TASKS_FILE).write_text(training.record.text(), encoding="utf-8")
         folder.commit(temporary, training.progress)
     ranks.barrier()
 
