@@ -23,7 +23,7 @@ from arclab.data.tasks import MAX_SIDE, NUM_COLORS, Grid
 MESSAGE_BYTES = 300
 _RECORD = struct.Struct("<BHH")  # status, then (height, width) of a grid or (length of the message, 0)
 _SHAPE = struct.Struct("<HH")
-_HEADER = struct.Struct("<QdIIIIII?")
+_HEADER = struct.Struct("<QdIIIIII??")
 STDOUT_MARK = b"\xff\x00stdout\x00\xff"  # behind the records, before what was printed; no record of a child's making holds it
 # Every input can be answered by the largest record; whatever comes after that is a flood.
 RECORD_BYTES = _RECORD.size + max(MAX_SIDE * MAX_SIDE, MESSAGE_BYTES)
@@ -80,7 +80,8 @@ class Limits:
 class Execution:
     """A program and the grids it is called with, one after the other, each a fresh copy.
 
-    entry: the function that is called. as_arrays: it gets uint8 arrays, not lists of lists. seed: of random and numpy.random.
+    entry: the function that is called. as_arrays: it gets uint8 arrays, not lists of lists. seed: of all random numbers.
+    other_addresses: objects are at other addresses than usual, for a second run that shows whether an answer depends on them.
     """
 
     source: str
@@ -88,6 +89,7 @@ class Execution:
     entry: str = "solve"
     as_arrays: bool = False
     seed: int = 0
+    other_addresses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,10 @@ class GridResult:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One answer for every input. stdout: the first stdout_bytes that the program printed, errors="replace"."""
+    """One answer for every input. stdout: the first stdout_bytes that the program printed, errors="replace".
+
+    nondeterministic: the program read a clock, so that its answers may be others next time; not kept.
+    """
 
     grids: tuple[GridResult, ...]
     isolation: Isolation
@@ -109,6 +114,7 @@ class Result:
     cpu_s: float
     wall_s: float
     cached: bool = False
+    nondeterministic: bool = False
 
 
 class Header(NamedTuple):
@@ -123,6 +129,7 @@ class Header(NamedTuple):
     entry_bytes: int
     source_bytes: int
     as_arrays: bool
+    other_addresses: bool
 
 
 def pack_request(execution: Execution, limits: Limits) -> bytes:
@@ -131,6 +138,7 @@ def pack_request(execution: Execution, limits: Limits) -> bytes:
     grids = [np.asarray(grid, np.uint8) for grid in execution.inputs]
     header = Header(
         execution.seed % 2**64, limits.wall_s, limits.cpu_s, limits.memory_mb, limits.stdout_bytes, len(grids), len(entry), len(source), execution.as_arrays,
+        execution.other_addresses,
     )  # fmt: skip
     return b"".join(
         [
