@@ -33,11 +33,12 @@ from arclab.llm.execution import (
     pack_grid,
     pack_request,
     unpack_body,
-    unpack_header,
 )
 from arclab.llm.fixed_sources import clock, fix_sources, may_differ, seed_all, shift_addresses
 from arclab.llm.lockdown import SET_PDEATHSIG, Lock, forbid_new_privileges, prctl
 from arclab.llm.plain import BadOutput, name_of, plain_rows
+from arclab.llm.supervisor import ANSWER, REQUEST
+from arclab.llm.wire import unpack_header
 
 # Modules that only compute. What they import themselves is there, too.
 PRELOADED = (
@@ -64,7 +65,6 @@ _CODECS = (
 # What numpy loads only when it is first used, as far as this numpy has it. np.unique uses ma.
 _PARTS_OF_NUMPY = ("char", "fft", "ma", "polynomial", "rec", "strings")
 PROGRAM = "<program>"
-ANSWER, REQUEST = 3, 4  # files of a child; it closes REQUEST before the program runs
 _STACK_MB, _MAX_FILES = 64, 16
 _REHEARSALS = 20
 

@@ -3,7 +3,7 @@
     fix_sources()          # once, before the modules that programs may use are imported
     seed_all(7)            # random, numpy.random, and what os.urandom returns from now on
     may_differ(code)       # whether the program reads a clock in a way that was not, and cannot be, noticed
-    clock.was_read         # since clock.reset()
+    clock.note()           # a clock was read
 
 Random numbers: random.Random(), numpy.random.RandomState(), default_rng(), PCG64(), secrets, uuid4 and SystemRandom all start from
 os.urandom, which is a function of the seed here. Clocks stay real, because a program that looks at one to end its search in time
@@ -42,20 +42,16 @@ _kept: list[object] = []  # by shift_addresses(), to the end of the process
 
 
 class Clock:
-    """Whether a program read one: in memory that it shares with the process that reset() this, so that it is known however it ends."""
+    """Whether a program read one: in memory that it shares with its supervisor, so that it is known however it ends."""
 
     def __init__(self) -> None:
-        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+        self._page: mmap.mmap | bytearray = bytearray(1)
 
-    def reset(self) -> None:
-        self._page[:] = bytes(mmap.PAGESIZE)  # all of it: no program leaves the next one a message
+    def use(self, page: mmap.mmap) -> None:
+        self._page = page
 
     def note(self) -> None:
         self._page[0] = 1
-
-    @property
-    def was_read(self) -> bool:
-        return self._page[0] != 0
 
 
 clock = Clock()

@@ -1,7 +1,7 @@
 """What the sandbox asks of the kernel: the filter of system calls, no capabilities, fixed addresses, and a fork for somebody else.
 
     lock, why_not = locked_down()        # tried out on a child; None and the reason where the system cannot
-    fix_addresses()                      # starts this process anew, once
+    fix_addresses()                      # of the programs that this process starts
     drop_capabilities()
     fork = Fork(address)                 # fork() is 0 in the child, whose parent is the parent of the process that called it
 
@@ -17,7 +17,6 @@ import mmap
 import os
 import platform
 import signal
-import sys
 
 # All that a computing process needs. Everything else fails with EPERM: files, sockets, processes, threads, signals, memory of others,
 # and what differs from one process to the next: its number and the system's random bytes.
@@ -40,7 +39,6 @@ _CLONE_PARENT, _CLONE_PARENT_SETTID = 0x00008000, 0x00100000
 _CAPABILITY_VERSION_3, _MAX_CAPABILITIES = 0x20080522, 64
 _CLONE_NUMBER = {"x86_64": 56, "aarch64": 220}
 _INSTRUCTION_BYTES = 8  # struct sock_filter
-_AGAIN = "--again"  # argument of a process that fix_addresses() has started anew
 
 _libc = ctypes.PyDLL(None)  # PyDLL: cheaper than CDLL, whose release of the interpreter's lock helps no single thread
 prctl = _libc.prctl
@@ -118,17 +116,15 @@ def _probe(lock: Lock) -> int:
 
 
 def fix_addresses() -> None:
-    """Start this process anew without random addresses, so that sets of objects have the same order in every worker.
+    """Programs that this process starts have no random addresses, so that sets of objects have the same order in every worker.
 
-    Where the system forbids that (as Docker does unless told otherwise) it goes on as it is; see has_fixed_addresses().
+    Where the system forbids that (as Docker does unless told otherwise) they have; see has_fixed_addresses().
     """
-    if _AGAIN in sys.argv or has_fixed_addresses():
-        return
-    if _personality(_personality(_ASK) | _ADDR_NO_RANDOMIZE) != -1:
-        os.execv(sys.executable, [*sys.orig_argv, _AGAIN])
+    _personality(_personality(_ASK) | _ADDR_NO_RANDOMIZE)
 
 
 def has_fixed_addresses() -> bool:
+    """Of this process."""
     return _personality(_ASK) & _ADDR_NO_RANDOMIZE != 0
 
 

@@ -4,7 +4,7 @@
         results = sandbox.run([Execution(source, inputs=(grid,))])        # in order; results[0].grids[0].status
 
 Each worker is a warm interpreter (zygote.py) that forks a child for every program (child.py), so that a program costs milliseconds
-and cannot touch the next one. Linux only. The isolation that the system allowed stands in every result; `min_isolation` refuses
+and cannot touch the next one, and a supervisor (supervisor.py) that watches the children. Linux only. The isolation that the system allowed stands in every result; `min_isolation` refuses
 less. It does not compare with expected outputs, and never learns them. Programs never share a child, though that would save most of
 what a fork costs: whatever ran first could change what the next one answers, without a trace.
 
@@ -48,9 +48,9 @@ from arclab.llm.execution import (
     pack_request,
     unpack_records,
 )
-from arclab.llm.zygote import LENGTH, End, unpack_end
+from arclab.llm.wire import LENGTH, End, unpack_end
 
-_ZYGOTE = Path(__file__).with_name("zygote.py")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LC_ALL": "C.UTF-8",
     "LD_BIND_NOW": "1",  # symbols are looked up once, not by every child
@@ -87,7 +87,7 @@ class _Worker:
         self._socket, other = socket.socketpair()
         with other:
             self._process = subprocess.Popen(
-                [*_PYTHON, str(_ZYGOTE)], stdin=other, stdout=other, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/", start_new_session=True,
+                [*_PYTHON, str(_SUPERVISOR)], stdin=other, stdout=other, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/", start_new_session=True,
             )  # fmt: skip
         self.num_programs, self.is_closed = 0, False
         hello = self._receive(time.monotonic() + _START_S)
