@@ -40,8 +40,9 @@ from arclab.llm.plain import BadOutput, name_of, plain_rows
 from arclab.llm.supervisor import ANSWER, REQUEST
 from arclab.llm.wire import unpack_header
 
-# Modules that only compute. What they import themselves is there, too.
+# Modules that only compute. What they import themselves is there, too; the first two are what they import late.
 PRELOADED = (
+    "_strptime", "tracemalloc",
     "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "codecs", "collections.abc", "colorsys", "contextlib", "contextvars",
     "copy", "copyreg", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum", "errno", "fractions", "functools", "gc", "graphlib", "hashlib",
     "heapq", "hmac", "html", "importlib.util", "inspect", "io", "itertools", "json", "keyword", "locale", "logging", "math", "numbers", "operator",
@@ -50,18 +51,9 @@ PRELOADED = (
     "uuid", "warnings", "weakref", "zlib", "numpy.lib.stride_tricks", "numpy.linalg", "numpy.random", "numpy.typing",
 )  # fmt: skip
 _CODECS = (
-    "ascii",
-    "latin-1",
-    "utf-8",
-    "utf-16",
-    "utf-32",
-    "idna",
-    "unicode_escape",
-    "raw_unicode_escape",
-    "rot13",
-    "hex",
-    "base64",
-)
+    "ascii", "latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-32", "cp437", "cp1252", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "rot13",
+    "hex", "base64",
+)  # fmt: skip
 # What numpy loads only when it is first used, as far as this numpy has it. np.unique uses ma.
 _PARTS_OF_NUMPY = ("char", "fft", "ma", "polynomial", "rec", "strings")
 PROGRAM = "<program>"

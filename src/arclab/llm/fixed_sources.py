@@ -84,6 +84,7 @@ def fix_sources() -> None:
     vars(random)["_urandom"] = entropy.read  # of SystemRandom, on which secrets and numpy's SeedSequence build
     assert isinstance(vars(secrets)["_sysrand"], random.SystemRandom)
     random.Random.seed = _seeded(random.Random.seed)
+    random.seed = vars(random)["_inst"].seed  # which the module took from the class before
     for module, names in _CLOCKS.items():
         _notice(module, names)
 

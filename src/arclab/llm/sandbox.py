@@ -108,6 +108,7 @@ class _Worker:
         else:
             frame = self._receive(deadline)
         if frame is None:
+            self._process.kill()  # what it has forked dies with it
             self.close()
             return None
         return unpack_end(frame)
@@ -153,7 +154,7 @@ class _Worker:
         try:
             self._process.wait(timeout=_CLOSE_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # what it has forked is killed with it
+            self._process.kill()
             self._process.wait()
 
 

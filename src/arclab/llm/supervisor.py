@@ -186,10 +186,13 @@ def main() -> int:
     if prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         return 1
     fix_addresses()
-    server = Server(sys.orig_argv[:-1])
-    write_frame(answers, server.hello)
-    while (body := read_frame(requests)) is not None:
-        write_frame(answers, pack_end(*server.serve(body)))
+    try:
+        server = Server(sys.orig_argv[:-1])
+        write_frame(answers, server.hello)
+        while (body := read_frame(requests)) is not None:
+            write_frame(answers, pack_end(*server.serve(body)))
+    except (ChildProcessError, BrokenPipeError):  # the zygote is lost, and has said why; or whoever asked is
+        return 1
     return 0
 
 

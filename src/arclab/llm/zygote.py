@@ -31,9 +31,8 @@ from arclab.llm.supervisor import CLOCK_AT, COMMAND, DONE, FAILED, NUMBER_AT, RE
 from arclab.llm.wire import write_frame
 
 
-def serve_forks(lock: Lock | None, parent: int, number: mmap.mmap) -> NoReturn:
+def serve_forks(fork: Fork, lock: Lock | None, parent: int) -> NoReturn:
     """Its loop makes no object that outlives a turn, so that every child finds the same memory."""
-    fork = Fork(ctypes.addressof(ctypes.c_char.from_buffer(number)))
     mapped = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
     gc.collect()
     gc.freeze()
@@ -53,6 +52,7 @@ def main(parent: int) -> None:
         return
     number = mmap.mmap(SHARED, mmap.PAGESIZE, offset=NUMBER_AT)
     number.madvise(mmap.MADV_DONTFORK)  # a child cannot tell its parent the number of another process
+    fork = Fork(ctypes.addressof(ctypes.c_char.from_buffer(number)))
     clock.use(mmap.mmap(SHARED, mmap.PAGESIZE, offset=CLOCK_AT))
     os.close(SHARED)
     preload()
@@ -64,7 +64,7 @@ def main(parent: int) -> None:
         write_frame(file, json.dumps(hello).encode())
     settle()
     seed_all(0)
-    serve_forks(lock, parent, number)
+    serve_forks(fork, lock, parent)
 
 
 if __name__ == "__main__":
