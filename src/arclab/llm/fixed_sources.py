@@ -80,8 +80,9 @@ entropy = Entropy()
 
 def fix_sources() -> None:
     """Replace the sources of this process. Modules that are imported later take what they find."""
-    vars(os).update(urandom=entropy.read, getrandom=entropy.read)
-    vars(random)["_urandom"] = entropy.read  # of SystemRandom, on which secrets and numpy's SeedSequence build
+    # _urandom is that of SystemRandom, on which secrets and numpy's SeedSequence build.
+    for module, name in ((os, "urandom"), (os, "getrandom"), (random, "_urandom")):
+        setattr(module, name, entropy.read)
     assert isinstance(vars(secrets)["_sysrand"], random.SystemRandom)
     random.Random.seed = _seeded(random.Random.seed)
     random.seed = vars(random)["_inst"].seed  # which the module took from the class before

@@ -95,4 +95,4 @@ def _cell(value: Any) -> int:
 
 def name_of(kind: type) -> str:
     """The name of a class, read without running a line of the program, which may have made it of any class of text."""
-    return str.__getitem__(type.__dict__["__name__"].__get__(kind), slice(100))
+    return str.__getitem__(type.__dict__["__name__"].__get__(kind), slice(None))

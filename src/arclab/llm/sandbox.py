@@ -87,7 +87,7 @@ class _Worker:
         self._socket, other = socket.socketpair()
         with other:
             self._process = subprocess.Popen(
-                [*_PYTHON, str(_SUPERVISOR)], stdin=other, stdout=other, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/", start_new_session=True,
+                [*_PYTHON, str(_SUPERVISOR)], stdin=other.fileno(), stdout=other.fileno(), stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/", start_new_session=True,
             )  # fmt: skip
         self.num_programs, self.is_closed = 0, False
         hello = self._receive(time.monotonic() + _START_S)
