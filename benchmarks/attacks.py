@@ -30,6 +30,10 @@ def _solve(body: str, before: str = "") -> str:
 
 
 _FORGED_RECORD = "os.write(3, bytes([0, 1, 0, 1, 0, 5]))"  # one cell of colour 5
+_PAGE = (
+    "import ctypes, mmap\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\nheld = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    "page = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(held)))"
+)
 
 ATTACKS = (
     _attack("infinite loop", _solve("while True: pass"), S.timeout_cpu),
@@ -59,6 +63,11 @@ ATTACKS = (
     _attack("read a file", _solve("open('/etc/passwd').read()"), S.exception),
     _attack("socket", _solve("_socket.socket(2, 1)", "import _socket"), S.exception),
     _attack("system calls through ctypes", _solve("libc = ctypes.CDLL(None)\nassert libc.socket(2, 1, 0) == libc.fork() == libc.open(b'/etc/passwd', 0) == -1\nreturn I", "import ctypes"), S.ok),
+    _attack("poison a page of memory", _solve("assert [libc.madvise(page, 4096, advice) for advice in (100, 101, 12, 21)] == [-1] * 4 and libc.madvise(page, 4096, 4) == 0\nreturn I", _PAGE), S.ok),
+    _attack("new machine code", _solve("assert libc.mprotect(page, 4096, 7) == -1 and libc.mmap(0, 4096, 7, 34, -1, 0) == ctypes.c_void_p(-1).value\nassert libc.mprotect(page, 4096, 3) == 0\nreturn I", _PAGE), S.ok),
+    _attack("capabilities", _solve("assert libc.prctl(24, 0, 0, 0, 0) == libc.capset(0, 0) == libc.setuid(0) == libc.chroot(b'/') == -1\nreturn I", _PAGE), S.ok),
+    _attack("random bytes of the system", _solve("assert ctypes.CDLL(None).getrandom(ctypes.create_string_buffer(8), 8, 0) == -1\nreturn I", "import ctypes"), S.ok),
+    _attack("answer that changes", _solve("return L([L([N(3)])])", "class L(list):\n    asked = 0\n    def __iter__(self): L.asked += 1; return iter([[99] * L.asked])\n    __getitem__ = lambda self, at: [99]\n    __len__ = lambda self: 7\nclass N(int):\n    __int__ = __index__ = lambda self: 300\n    __eq__ = __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True"), S.ok),
     _attack("environment", _solve("assert not os.environ and not open('/proc/self/environ').read()", "import os"), S.exception),
     _attack("arguments", _solve("assert sys.argv == ['<program>'] and len(open('/proc/self/cmdline').read())", "import sys"), S.exception),
     _attack("memory of the parent", _solve("open(f'/proc/{os.getppid()}/mem', 'rb').read(1)", "import os"), S.exception),
@@ -80,7 +89,7 @@ ATTACKS = (
     _attack("too large array", _solve("return np.zeros((3000, 3000))", "import numpy as np"), S.bad_output),
     _attack("no colour", _solve("return [[10]]"), S.bad_output),
     _attack("nothing", _solve("pass"), S.bad_output),
-    _attack("class that lies", _solve("return L([[1]])", "class L(list):\n    def __len__(self): return 10**9\n    def __iter__(self): return iter(int, 1)"), S.bad_output, S.timeout_cpu),
+    _attack("class that lies", _solve("return L([[1]])", "class L(list):\n    def __len__(self): return 10**9\n    def __iter__(self): return iter(int, 1)"), S.ok),
     _attack("exception whose text raises", _solve("raise E()", "class E(Exception):\n    def __str__(self): raise SystemExit\n    @property\n    def args(self): raise KeyboardInterrupt"), S.exception, S.exited),
     _attack("null byte in the source", "def solve(I):\n    return I\0", S.syntax_error),
     _attack("deep nesting in the source", "x = " + "(" * 5000 + ")" * 5000, S.syntax_error, S.oom),

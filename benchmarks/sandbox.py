@@ -104,15 +104,15 @@ def speed(count: int, fresh_count: int) -> dict[str, Any]:
         sandbox.run(real_programs(0, 20))
         for first, end in itertools.pairwise(sizes):
             programs = real_programs(first, end)
-            zygote = own.children()[-1]
-            cpu_s, begun = _cpu_s(own, zygote), time.perf_counter()
+            supervisor = own.children()[-1]
+            cpu_s, begun = _cpu_s(own, supervisor), time.perf_counter()
             results = sandbox.run(programs)
             wall_s, renewed = time.perf_counter() - begun, own.children()[-1]
             # A worker that was replaced in this turn took its times with it.
-            cpu_s = _cpu_s(own, zygote) - cpu_s if renewed == zygote else None
+            cpu_s = _cpu_s(own, supervisor) - cpu_s if renewed == supervisor else None
             assert all(grid.status is Status.ok for result in results for grid in result.grids)
             turns.append({
-                "programs": end - first, "wall_s": wall_s, "cpu_s": cpu_s, "worker_mb": renewed.memory_info().rss / 2**20, "worker_files": renewed.num_fds(),
+                "programs": end - first, "wall_s": wall_s, "cpu_s": cpu_s, "worker_mb": _worker_mb(renewed), "worker_files": renewed.num_fds(),
                 "own_mb": own.memory_info().rss / 2**20, "own_files": own.num_fds(), "processes": len(own.children(recursive=True)) - children,
             })  # fmt: skip
             begun = time.perf_counter()
@@ -129,16 +129,22 @@ def speed(count: int, fresh_count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cpu_s(own: psutil.Process, zygote: psutil.Process) -> float:
-    """Of this process, the worker and the worker's children that have ended."""
-    mine, theirs = own.cpu_times(), zygote.cpu_times()
-    return mine.user + mine.system + theirs.user + theirs.system + theirs.children_user + theirs.children_system
+def _cpu_s(own: psutil.Process, supervisor: psutil.Process) -> float:
+    """Of this process, the worker (a supervisor and its zygote) and the worker's children that have ended."""
+    ended = supervisor.cpu_times()
+    times = [process.cpu_times() for process in (own, supervisor, *supervisor.children())]
+    return sum(time.user + time.system for time in times) + ended.children_user + ended.children_system
+
+
+def _worker_mb(supervisor: psutil.Process) -> float:
+    """Resident memory of a supervisor and its zygote."""
+    return sum(process.memory_info().rss for process in (supervisor, *supervisor.children())) / 2**20
 
 
 def _bare_forks(count: int) -> float:
     """Forks a second of a process that has loaded what a worker has, whose children do nothing but end."""
     script = (
-        "import os, time\nos.register_at_fork = lambda **hooks: None\nfrom arclab.llm import child, zygote\nchild.preload(), child.locked_down()\n"
+        "import os, time\nos.register_at_fork = lambda **hooks: None\nfrom arclab.llm import child, zygote\nchild.preload(), zygote.locked_down()\n"
         f"import gc; gc.freeze()\nbegun = time.perf_counter()\nfor _ in range({count}):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n"
         f"    os.waitpid(pid, 0)\nprint({count} / (time.perf_counter() - begun))"
     )
@@ -181,7 +187,9 @@ def mixture(count: int, share: float, seed: int) -> dict[str, Any]:
         sandbox.run(real_programs(0, 4))
         files = [worker.num_fds() for worker in workers]
         results = sandbox.run(requests)
-        leaked = sum(worker.num_fds() for worker in workers) - sum(files) + sum(len(worker.children()) for worker in workers)
+        leaked = (
+            sum(worker.num_fds() for worker in workers) - sum(files) + sum(len(worker.children()) - 1 for worker in workers)
+        )
     equal = 0
     for request, result, grids in zip(requests, results, oracle, strict=True):
         if grids is None:

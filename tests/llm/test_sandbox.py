@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -19,20 +18,19 @@ from benchmarks.attacks import ATTACKS, POISONS, Attack
 
 from arclab.config.llm_schema import SandboxConfig
 from arclab.llm import sandbox as sandbox_module
-from arclab.llm.child import locked_down
 from arclab.llm.execution import (
     Execution,
-    Header,
     Isolation,
     Limits,
     Result,
     Status,
     pack_error,
     pack_grid,
-    unpack_header,
     unpack_records,
 )
+from arclab.llm.lockdown import locked_down
 from arclab.llm.sandbox import Sandbox, SandboxError, open_sandbox
+from arclab.llm.wire import Header, unpack_header
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
@@ -156,6 +154,37 @@ def test_numpy_is_whole(sandbox: Sandbox) -> None:
     assert [r.grids[0].message for r in results] == [""] * len(NUMPY)
 
 
+MODULES = (
+    "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "codecs", "collections", "collections.abc", "colorsys", "contextlib",
+    "contextvars", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "encodings.idna", "enum", "errno", "fractions", "functools", "gc",
+    "graphlib", "hashlib", "heapq", "hmac", "html", "importlib.util", "inspect", "io", "itertools", "json", "json.decoder", "keyword", "locale", "logging",
+    "math", "numbers", "operator", "os.path", "pathlib", "pickle", "pprint", "queue", "random", "re", "reprlib", "sched", "secrets", "shlex", "signal",
+    "statistics", "string", "struct", "sys", "sysconfig", "tempfile", "textwrap", "threading", "time", "timeit", "token", "tokenize", "traceback", "types",
+    "typing", "unicodedata", "unittest", "uuid", "warnings", "weakref", "zlib", "numpy.lib.stride_tricks", "numpy.typing", "numpy.fft", "numpy.ma",
+)  # fmt: skip
+# What some of them only load when it is used.
+_USES = """
+    größe = unicodedata.name('\\N{GREEK SMALL LETTER ALPHA}')
+    assert größe == 'GREEK SMALL LETTER ALPHA' and 'é'.encode('idna') and 'abc'.encode('utf-16') and codecs.encode('abc', 'rot13') == 'nop'
+    logging.warning('%s', 1); warnings.warn('x'); pprint.pprint(I); traceback.print_exc()
+    assert decimal.Decimal(1) / 3 and statistics.NormalDist().cdf(0) and zlib.crc32(b'1') and hashlib.sha256(b'1').hexdigest() and hashlib.md5(b'')
+    assert pickle.loads(pickle.dumps(I)) == I and [*csv.reader(['1,2'])] and json.loads('[1]') and struct.pack('<I', 1) and array.array('i', [1])
+    assert difflib.SequenceMatcher(None, 'ab', 'bc').ratio() and textwrap.fill('a b') and calendar.month(2020, 1) and difflib.unified_diff([], [])
+    assert datetime.datetime.strptime('2020', '%Y') and time.strptime('2020', '%Y') and f'{datetime.date(2020, 1, 1):%Y}' and string.Template('$a').substitute(a=1)
+    assert inspect.signature(solve) and ast.literal_eval('[1]') and [*graphlib.TopologicalSorter({1: [2]}).static_order()] and uuid.uuid4()
+    assert re.compile(r'(?i)\\w+', re.U).sub('', 'é') == '' and fractions.Fraction('1/3') and importlib.util.find_spec('math') and queue.PriorityQueue().empty()
+    assert cmath.sqrt(-1) == 1j and locale.getlocale() and typing.get_type_hints(solve) == {} and contextlib.nullcontext() and format(1234.5, ',.2f')
+    assert sys.getrecursionlimit() and io.StringIO('a').read() and base64.b64encode(b'a') and os.path.join('a', 'b') and pathlib.PurePath('a').suffix == ''
+    return I
+"""
+
+
+def test_the_standard_library_is_there(sandbox: Sandbox) -> None:
+    """All in one program, so that each finds what it loads late, too."""
+    imports = "\n".join(f"import {name}" for name in MODULES)
+    assert run(sandbox, f"import os\n{imports}\ndef solve(I):{_USES}") == [(Status.ok, "")]
+
+
 @pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
 def test_a_program_is_compiled_as_its_own_file(sandbox: Sandbox, future: str) -> None:
     """Its annotations are objects unless it says otherwise, and dataclasses find its names."""
@@ -197,37 +226,37 @@ def test_many_programs_some_hostile_equal_a_serial_oracle() -> None:
     before = own.num_fds(), len(own.children(recursive=True))
     with Sandbox(num_workers=2, limits=LIMITS) as pool:
         results = pool.run(requests)
-        assert pool.isolation is Isolation.seccomp and len(own.children(recursive=True)) == before[1] + 2
+        assert (
+            pool.isolation is Isolation.seccomp and len(own.children(recursive=True)) == before[1] + 2 * 2
+        )  # supervisor and zygote
     for result, (expected, grid) in zip(results, oracle, strict=True):
         assert result.grids[0].status in expected and result.isolation is Isolation.seccomp
         assert grid is None or (result.grids[0].grid is not None and np.array_equal(result.grids[0].grid, grid))
     assert (own.num_fds(), len(own.children(recursive=True))) == before
 
 
-def test_without_seccomp_what_a_program_starts_still_dies() -> None:
-    """A session of its own, two forks away: the zygote is the subreaper and kills it. Forks are refused to ordinary users."""
-    script = (
-        "import json, numpy as np, psutil\nfrom arclab.llm.child import SET_CHILD_SUBREAPER, prctl\nfrom arclab.llm.zygote import Server\n"
-        "from arclab.llm.execution import Execution, Limits, pack_request\nprctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)\n"
-        "source = 'import os, time\\ndef solve(I):\\n  if os.fork() == 0:\\n    os.setsid()\\n    os.fork()\\n    time.sleep(60)\\n  return I'\n"
-        "request = pack_request(Execution(source, (np.ones((1, 1), np.uint8),)), Limits(cpu_s=1, wall_s=2.0, memory_mb=256, stdout_bytes=9))\n"
-        "_, answer = Server(None).serve(request)\nprint(json.dumps([answer[0], len(psutil.Process().children(recursive=True))]))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True, env=environment
-    )
-    first, left = json.loads(done.stdout)
-    assert left == 0 and Status(first) in (Status.ok, Status.exception)  # answered (root), or the fork was refused
-
-
 @pytest.fixture
 def without_filter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Workers of a system that cannot filter system calls."""
-    broken = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nimport arclab.llm.child as child\nchild.locked_down = lambda: (None, 'no filter here')\n"
-    zygote = Path(sandbox_module.__file__).with_name("zygote.py").read_text()
-    (tmp_path / "zygote.py").write_text(broken + zygote.replace("from __future__ import annotations\n", ""))
-    monkeypatch.setattr(sandbox_module, "_ZYGOTE", tmp_path / "zygote.py")
+    path = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+    broken = "import arclab.llm.lockdown as lockdown\nlockdown.locked_down = lambda: (None, 'no filter here')\n"
+    for name, before in (("supervisor.py", path), ("zygote.py", path + broken)):
+        text = Path(sandbox_module.__file__).with_name(name).read_text()
+        (tmp_path / name).write_text(before + text.replace("from __future__ import annotations\n", ""))
+    monkeypatch.setattr(sandbox_module, "_SUPERVISOR", tmp_path / "supervisor.py")
+
+
+@pytest.mark.usefixtures("without_filter")
+def test_without_seccomp_what_a_program_starts_still_dies() -> None:
+    """A session of its own, two forks away: the supervisor is the subreaper and kills it. Forks are refused to ordinary users."""
+    source = (
+        "import os, time\ndef solve(I):\n  if os.fork() == 0:\n    os.setsid()\n    os.fork()\n    time.sleep(60)\n  return I"
+    )
+    with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as pool:
+        before = len(psutil.Process().children(recursive=True))
+        assert run(pool, source)[0][0] in (Status.ok, Status.exception)  # answered (root), or the fork was refused
+        assert len(psutil.Process().children(recursive=True)) == before
+        assert run(pool, FLIP)[0][0] is Status.ok
 
 
 @pytest.mark.usefixtures("without_filter")
@@ -244,6 +273,11 @@ def test_the_level_asked_for_is_the_level_had(tmp_path: Path) -> None:
         )
         assert run(accepted, "def solve(I): kept = [open('/dev/null') for _ in range(20)]")[0][1].startswith("OSError")
     assert not target.exists() or target.stat().st_size == 0
+    status = "def solve(I):\n    for line in open('/proc/self/status'):\n        if line[:3] in ('Cap', 'NoN'): print(line, end='')\n    return I"
+    with Sandbox(num_workers=1, limits=LIMITS, min_isolation=Isolation.limits) as accepted:
+        held = dict(line.split(":\t") for line in accepted.run([Execution(status, (GRID,))])[0].stdout.splitlines())
+    assert held.pop("NoNewPrivs") == "1" and len(held) == 5
+    assert {int(mask, 16) for name, mask in held.items() if os.geteuid() == 0 or name != "CapBnd"} == {0}
 
 
 def test_limits_are_those_asked_for() -> None:
@@ -261,7 +295,9 @@ def test_every_key_of_the_configuration_reaches_the_workers(monkeypatch: pytest.
     asked: list[Header] = []
     ask = sandbox_module._Worker.ask
     monkeypatch.setattr(
-        sandbox_module._Worker, "ask", lambda self, request: (asked.append(unpack_header(request)), ask(self, request))[1]
+        sandbox_module._Worker,
+        "ask",
+        lambda self, request, within_s: (asked.append(unpack_header(request)), ask(self, request, within_s))[1],
     )
     values = {"num_workers": (1, 2), "cpu_s": (2, 3), "wall_s": (5.0, 4.0), "memory_mb": (512, 256), "stdout_bytes": (100, 3)}
     assert {*values, "min_isolation"} == {field.name for field in fields(SandboxConfig)}
@@ -294,13 +330,13 @@ def test_a_lost_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         (zygote,) = [
             c
             for c in psutil.Process().children()
-            if c.cmdline()[-1].endswith("zygote.py") and c.create_time() > time.time() - 30
+            if c.cmdline()[-1].endswith("supervisor.py") and c.create_time() > time.time() - 30
         ][-1:]
         zygote.kill()
         zygote.wait()
         assert pool.run([Execution(FLIP, (GRID,))])[0].grids[0].status is Status.ok
         with monkeypatch.context() as patch:
-            patch.setattr(sandbox_module._Worker, "ask", lambda self, request: None)
+            patch.setattr(sandbox_module._Worker, "ask", lambda self, request, within_s: self.close())
             lost = pool.run([Execution(FLIP, (GRID,), seed=1)])[0]
         after = pool.run([Execution(FLIP, (GRID,), seed=1)])[0]
     assert lost.grids[0].status is Status.sandbox_error and after.grids[0].status is Status.ok and not after.cached
@@ -344,7 +380,7 @@ def test_a_program_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grid is not None and grid.tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize("victim", ["asker", "zygote"])
+@pytest.mark.parametrize("victim", ["asker", "supervisor"])
 def test_nothing_outlives_the_one_who_asked(victim: str) -> None:
     """A trainer or a worker that is killed leaves no interpreter behind, even with a program that sleeps."""
     wall_s = 1.5 if victim == "asker" else 60.0  # a worker looks at its input between programs; its child is told by the kernel
@@ -355,16 +391,16 @@ def test_nothing_outlives_the_one_who_asked(victim: str) -> None:
     )
     asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert asker.stdout is not None and asker.stdout.readline() == "up\n"
-    (zygote,) = psutil.Process(asker.pid).children()
+    (supervisor,) = psutil.Process(asker.pid).children()
     deadline = time.monotonic() + 10
-    while not zygote.children() and time.monotonic() < deadline:
+    while len(supervisor.children()) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    program = zygote.children()
-    assert program
-    (asker if victim == "asker" else zygote).kill()
-    _, alive = psutil.wait_procs(program, timeout=10)
+    assert len(supervisor.children()) == 2
+    started = [*supervisor.children(), supervisor]
+    (asker if victim == "asker" else supervisor).kill()
+    _, alive = psutil.wait_procs(started if victim == "asker" else started[:-1], timeout=10)
     assert not alive
     asker.kill()
     asker.wait()
     asker.stdout.close()
-    assert not psutil.wait_procs([zygote], timeout=10)[1]
+    assert not psutil.wait_procs([supervisor], timeout=10)[1]

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 from benchmarks.attacks import ATTACKS
 
-from arclab.llm.child import locked_down
 from arclab.llm.execution import Execution, Isolation, Limits
+from arclab.llm.lockdown import locked_down
 from arclab.llm.sandbox import Sandbox
 
 from ..conftest import ROOT
@@ -50,4 +50,4 @@ def test_attacks_end_in_a_job_as_they_do_outside(slurm: Cluster) -> None:
             if s not in {status.name for status in a.expected}
         ]
         assert not wrong and len(CHOSEN) == len(NAMES)
-    assert len(found["workers"]) == 2 and not any(map(psutil.pid_exists, found["workers"]))
+    assert len(found["workers"]) == 2 * 2 and not any(map(psutil.pid_exists, found["workers"]))

@@ -2,8 +2,8 @@
 
     Execution(source="def solve(I): return I[::-1]", inputs=(grid,))  ->  Result(grids=(GridResult(Status.ok, grid),), ...)
 
-A request on the wire (`pack_request`) is a header of fixed size, which is all that the zygote looks at, and a body for the child.
-An answer of the child (`pack_grid`, `pack_error`) is one record for each input: status, two numbers, that many bytes. Expected
+A request on the wire (`pack_request`) is a header of fixed size (wire.py), which is all that the supervisor looks at, and a body for
+the child. An answer of the child (`pack_grid`, `pack_error`) is one record for each input: status, two numbers, that many bytes. Expected
 outputs are no part of a request: whoever asks compares. `unpack_records` believes nothing that the child wrote.
 """
 
@@ -12,38 +12,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
-from typing import NamedTuple
 
 import numpy as np
 
 from arclab.config.llm_schema import Isolation
 from arclab.data.tasks import MAX_SIDE, NUM_COLORS, Grid
+from arclab.llm.wire import HEADER_BYTES, STDOUT_MARK, Header, Status, pack_header
 
 MESSAGE_BYTES = 300
 _RECORD = struct.Struct("<BHH")  # status, then (height, width) of a grid or (length of the message, 0)
 _SHAPE = struct.Struct("<HH")
-_HEADER = struct.Struct("<QdIIIIII?")
-STDOUT_MARK = b"\xff\x00stdout\x00\xff"  # behind the records, before what was printed; no record of a child's making holds it
 # Every input can be answered by the largest record; whatever comes after that is a flood.
 RECORD_BYTES = _RECORD.size + max(MAX_SIDE * MAX_SIDE, MESSAGE_BYTES)
-
-
-class Status(Enum):
-    """What became of one input. The numbers are those on the wire."""
-
-    ok = 0
-    syntax_error = 1
-    no_entry_point = 2
-    exception = 3
-    bad_output = 4
-    timeout_cpu = 5
-    timeout_wall = 6
-    oom = 7
-    killed = 8
-    exited = 9
-    output_limit = 10
-    sandbox_error = 11
 
 
 # What a child may say of itself; the rest is what its parent sees of its end.
@@ -80,7 +60,8 @@ class Limits:
 class Execution:
     """A program and the grids it is called with, one after the other, each a fresh copy.
 
-    entry: the function that is called. as_arrays: it gets uint8 arrays, not lists of lists. seed: of random and numpy.random.
+    entry: the function that is called. as_arrays: it gets uint8 arrays, not lists of lists. seed: of all random numbers.
+    other_addresses: objects are at other addresses than usual, for a second run that shows whether an answer depends on them.
     """
 
     source: str
@@ -88,6 +69,7 @@ class Execution:
     entry: str = "solve"
     as_arrays: bool = False
     seed: int = 0
+    other_addresses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +83,10 @@ class GridResult:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One answer for every input. stdout: the first stdout_bytes that the program printed, errors="replace"."""
+    """One answer for every input. stdout: the first stdout_bytes that the program printed, errors="replace".
+
+    nondeterministic: the program read a clock, so that its answers may be others next time; not kept.
+    """
 
     grids: tuple[GridResult, ...]
     isolation: Isolation
@@ -109,20 +94,7 @@ class Result:
     cpu_s: float
     wall_s: float
     cached: bool = False
-
-
-class Header(NamedTuple):
-    """The head of a request: limits, and what unpack_body() needs."""
-
-    seed: int
-    wall_s: float
-    cpu_s: int
-    memory_mb: int
-    stdout_bytes: int
-    num_inputs: int
-    entry_bytes: int
-    source_bytes: int
-    as_arrays: bool
+    nondeterministic: bool = False
 
 
 def pack_request(execution: Execution, limits: Limits) -> bytes:
@@ -131,10 +103,11 @@ def pack_request(execution: Execution, limits: Limits) -> bytes:
     grids = [np.asarray(grid, np.uint8) for grid in execution.inputs]
     header = Header(
         execution.seed % 2**64, limits.wall_s, limits.cpu_s, limits.memory_mb, limits.stdout_bytes, len(grids), len(entry), len(source), execution.as_arrays,
+        execution.other_addresses, RECORD_BYTES * len(grids) + len(STDOUT_MARK) + limits.stdout_bytes,
     )  # fmt: skip
     return b"".join(
         [
-            _HEADER.pack(*header),
+            pack_header(header),
             entry,
             source,
             *(_SHAPE.pack(*grid.shape) for grid in grids),
@@ -143,14 +116,10 @@ def pack_request(execution: Execution, limits: Limits) -> bytes:
     )
 
 
-def unpack_header(request: bytes) -> Header:
-    return Header._make(_HEADER.unpack_from(request))
-
-
 def unpack_body(request: bytes, header: Header) -> tuple[str, str, list[list[bytes]]]:
     """Entry, source, and the rows of every grid."""
-    at = _HEADER.size + header.entry_bytes
-    entry = request[_HEADER.size : at].decode()
+    at = HEADER_BYTES + header.entry_bytes
+    entry = request[HEADER_BYTES:at].decode()
     source = request[at : at + header.source_bytes].decode(errors="surrogatepass")
     shapes_at = at + header.source_bytes
     at, grids = shapes_at + header.num_inputs * _SHAPE.size, []

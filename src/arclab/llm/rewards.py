@@ -123,7 +123,7 @@ def compiles(demo: PairOutcome) -> bool:
 
 def solves(outcome: Outcome) -> bool:
     """Whether every demonstration is reproduced."""
-    return bool(outcome.demos) and all(demo.is_right for demo in outcome.demos)
+    return outcome.is_right
 
 
 def cost(outcome: Outcome) -> float:

@@ -87,6 +87,7 @@ _PROGRAMS = {
         "log-probability of a token of a reply at temperature 1; missing where a server does not tell",
     ),
     "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
+    "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
 }
 
 # Components of llm/rewards.py: means over the programs (replies) of a step.

@@ -158,9 +158,10 @@ def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_
     told = [(c.logprob, c.num_tokens) for c in completions if c.logprob is not None and c.num_tokens is not None]
     if told:
         found["programs/logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
-    ran = [outcome.cpu_s for outcome in outcomes if outcome.source is not None]
+    ran = [outcome for outcome in outcomes if outcome.source is not None]
     if ran:
-        found["programs/cpu_s"] = float(np.mean(ran))
+        found["programs/cpu_s"] = float(np.mean([outcome.cpu_s for outcome in ran]))
+        found["programs/nondeterministic_share"] = float(np.mean([outcome.nondeterministic for outcome in ran]))
     return found
 
 
