@@ -90,8 +90,8 @@ PARSED_ELSEWHERE = {
     "llm/sandbox.py": "a pipe",
     "files.py": "the reader itself",
     "config/compose.py": "the reader of saved configurations, which are YAML",
-    # Still to be moved to arclab.files.
-    "launch/progress.py": "", "launch/submit.py": "", "launch/sweep.py": "", "models/decoder_init.py": "", "solvers/samples.py": "", "training/checkpoint.py": "",
+    "llm/endpoint_answers.py": "the body of an answer",
+    "launch/progress.py": "", "launch/submit.py": "", "launch/sweep.py": "",
 }  # fmt: skip
 
 
