@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -85,14 +87,24 @@ class _Worker:
 
     def __init__(self) -> None:
         self._socket, other = socket.socketpair()
-        with other:
+        try:
             self._process = subprocess.Popen(
-                [*_PYTHON, str(_SUPERVISOR)], stdin=other.fileno(), stdout=other.fileno(), stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/", start_new_session=True,
+                [*_PYTHON, str(_SUPERVISOR)], stdin=other.fileno(), stdout=other.fileno(), stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/",
+                start_new_session=True,
             )  # fmt: skip
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            other.close()
         self.num_programs, self.is_closed = 0, False
-        hello = self._receive(time.monotonic() + _START_S)
+        deadline = time.monotonic() + _START_S
+        hello = self._receive(deadline)
         if hello is None:
-            raise SandboxError(f"the sandbox did not start ({self._last_words()}); check that {sys.executable} has numpy.")
+            silent = "no message" if time.monotonic() < deadline else f"no answer in {_START_S:g} s"
+            raise SandboxError(
+                f"the sandbox did not start ({self._last_words() or silent}); check that {sys.executable} has numpy."
+            )
         level, self.why_not_more, self.has_fixed_addresses = json.loads(hello)
         self.isolation = Isolation[level]
 
@@ -108,7 +120,7 @@ class _Worker:
         else:
             frame = self._receive(deadline)
         if frame is None:
-            self._process.kill()  # what it has forked dies with it
+            self._kill()
             self.close()
             return None
         return unpack_end(frame)
@@ -137,11 +149,15 @@ class _Worker:
     def _last_words(self) -> str:
         """Of a worker that did not start, which this ends."""
         assert self._process.stderr is not None
-        has_ended = self._process.poll() is not None
-        self._process.kill()
+        self._kill()  # or what it started would keep its end of the pipe open
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         self.close()
-        return lines[-1] if lines else "no message" if has_ended else f"no answer in {_START_S:.0f} s"
+        return lines[-1] if lines else ""
+
+    def _kill(self) -> None:
+        """It and its zygote, which are a process group; children that run are killed by the kernel when their parent is."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """The worker ends when its input does; one that is stopped, or at work, is killed."""
@@ -154,7 +170,7 @@ class _Worker:
         try:
             self._process.wait(timeout=_CLOSE_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
 
 
@@ -237,11 +253,14 @@ class Sandbox:
             if known is not None:
                 self._cache.move_to_end(key)
                 return replace(known, cached=True)
-        worker = self._idle.get()
+        worker, is_answered = self._idle.get(), False
         try:
             worker, result = self._ask(worker, execution, request)
+            is_answered = True
         finally:
-            # After an error the slot is empty, and whoever takes it next tries to start a worker.
+            if not is_answered and worker is not None:  # who knows what it will answer next
+                worker.close()
+            # Whoever takes an empty slot tries to start a worker.
             self._idle.put(None if worker is None or worker.is_closed else worker)
         if not result.nondeterministic and not any(grid.status in TRANSIENT for grid in result.grids):
             with self._guard:

@@ -32,11 +32,8 @@ from arclab.llm.wire import End, Status, pack_end, read_frame, unpack_header, wr
 
 # Files of the zygote; the first two are left to its children.
 ANSWER, REQUEST, COMMAND, REPLY, SHARED = range(3, 8)
-NUMBER_AT, CLOCK_AT, SHARED_BYTES = (
-    0,
-    mmap.PAGESIZE,
-    2 * mmap.PAGESIZE,
-)  # SHARED: the child's number, and whether it read a clock
+# In SHARED: the number of the last child, and, on a page that the child has too, whether it read a clock.
+NUMBER_AT, CLOCK_AT, SHARED_BYTES = 0, mmap.PAGESIZE, 2 * mmap.PAGESIZE
 DONE, FAILED = b"+", b"-"
 _NUMBER = struct.Struct("i")  # of a process, as the kernel writes it
 _ZYGOTE = Path(__file__).with_name("zygote.py")
