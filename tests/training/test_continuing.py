@@ -171,6 +171,14 @@ def test_rows_of_a_puzzle_table_are_found_by_task(
     assert config == (root / "runs/quickstart/t/checkpoints/step_00000003/model.safetensors").read_bytes()
 
 
+def test_rows_belong_to_augmentations_too(root: Path) -> None:
+    """Row first + n is that of augmentation n, which another seed draws differently."""
+    saved = root / "runs/quickstart/t/config.yaml"
+    saved.write_text(saved.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+    with pytest.raises(ValueError, match=r"task t1 has other augmentations \(4 of 4 differ\)"):
+        scores(root)
+
+
 def test_a_checkpoint_without_a_record_goes_on_and_says_so(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With the views that it was made with: those of a symmetric task repeat, so that its table has more rows."""
     with_record = scores(root)
