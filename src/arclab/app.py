@@ -51,7 +51,7 @@ from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, new
 from arclab.models.recursive import RecursiveModel, build_model
 from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path, with_batch_size
-from arclab.runlock import locked
+from arclab.runlock import LostLock, keeper, locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.solvers.store import VoteStore
@@ -168,13 +168,16 @@ class RecordFailure:
     """Whatever ends the block goes into status.json before it goes on; the first rank that fails is the one that is heard."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run = run
+        self._run, self._require_held = run, keeper(run)
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or self._run.state in (State.failed, State.stopped):
+        if error is None or isinstance(error, LostLock):  # the folder is another process's now
             return
+        if self._run.state in (State.failed, State.stopped):
+            return
+        self._require_held()
         if isinstance(error, UnhealthyRun):
             self._run.write_status(State.stopped, self._run.step, str(error), 2)
         elif isinstance(error, ValueError):
@@ -292,6 +295,7 @@ def _train_and_record(
 ) -> State:  # fmt: skip
     """Train; DONE, or PREEMPTED if the run was told to end early. The status says so."""
     solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
+    require_held = keeper(run)
 
     def score_tasks() -> tuple[dict[str, float], list[Prediction]]:
         attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
@@ -308,6 +312,8 @@ def _train_and_record(
     training = train(config, model, setting.data, run, ranks, score=score_tasks, stamps=stamps, signals=signals)
     step = training.progress.step
     is_complete = step == config.trainer.steps
+    if ranks.is_main:
+        require_held()
     if not is_complete and ranks.is_main:
         run.write_status(State.preempted, step, f"saved at step {step} of {config.trainer.steps}; the same command continues")
         log.info("told to end: %s is saved at step %d; the same command continues", run.path, step)

@@ -23,7 +23,7 @@ from arclab.console import setup_logging
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.torchrun import Node, Torchrun
 from arclab.rundir import RunDir, State, is_done, open_run, require_same, run_path
-from arclab.runlock import locked, require_free
+from arclab.runlock import keeper, locked, require_free
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.25
@@ -61,6 +61,7 @@ def run_job(run_dir: Path) -> int:
 
 
 def _supervise(run: RunDir, launch: LaunchConfig, node: Node, signals: StopSignals) -> int:
+    require_held = keeper(run)
     torchrun = Torchrun(run, launch, node)
     try:
         while (code := torchrun.wait(_POLL_S)) is None:
@@ -71,6 +72,7 @@ def _supervise(run: RunDir, launch: LaunchConfig, node: Node, signals: StopSigna
         torchrun.close()
     if node.number != 0:  # the first node tells the tale
         return _status_of_other_node(code, signals)
+    require_held()
     run.preempt.unlink(missing_ok=True)
     return _outcome(run, code, torchrun.log_start, signals)
 

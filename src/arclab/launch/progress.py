@@ -28,7 +28,7 @@ from arclab.launch.cluster import Kind
 from arclab.launch.plan import PlannedRun
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
-from arclab.runlock import read_holder
+from arclab.runlock import living_holder
 
 log = logging.getLogger(__name__)
 NEW, QUEUED, REQUEUED, LOST, CANCELLED = "NEW", "QUEUED", "REQUEUED", "LOST", "CANCELLED"
@@ -155,8 +155,7 @@ def read_state(run: RunDir, living: str | None) -> str:
         return written
     if living is not None:
         return REQUEUED if written == State.preempted.value else living
-    holder = read_holder(run)
-    if holder is not None and holder.is_alive():
+    if living_holder(run) is not None:
         return _RUNNING
     job = read_job(run)
     if job is not None and job.is_cancelled:
