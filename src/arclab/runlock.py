@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from arclab import slurm
 from arclab.config.compose import ConfigError
@@ -41,6 +41,7 @@ from arclab.rundir import RunDir
 
 log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_PATIENCE_S = 2
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
@@ -187,7 +188,7 @@ def locked(run: RunDir) -> Iterator[None]:
     """Hold the run folder, which is created if need be. ConfigError if a living process holds it."""
     me, path = Holder.me(), lock_path(run)
     run.path.mkdir(parents=True, exist_ok=True)
-    with _guard(run):  # held for a moment only: makes looking and taking one action
+    with _exclusive(run.path / ".lock", is_said=True):  # held for a moment only: makes looking and taking one action
         require_free(run)
         holder = read_holder(run)
         if holder is not None:
@@ -203,7 +204,7 @@ def locked(run: RunDir) -> Iterator[None]:
         yield
     finally:
         try:
-            with _guard(run):
+            with _exclusive(run.path / ".lock", is_said=True):
                 if not _is_of_another(run, me):
                     path.unlink(missing_ok=True)
         finally:
@@ -228,18 +229,32 @@ def _take(descriptor: int, run: RunDir) -> bool:
 
 
 @contextmanager
-def _guard(run: RunDir) -> Iterator[None]:
-    """One process at a time looks at the lock and takes it; on a file system without locks, as well as it goes."""
-    guard = FileLock(run.path / ".lock")
+def queue_lock(runs_dir: Path) -> Iterator[None]:
+    """One command at a time submits, cancels or sweeps runs of this folder, which is created if need be."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with _exclusive(runs_dir / ".submit.lock", is_said=False):
+        yield
+
+
+@contextmanager
+def _exclusive(path: Path, *, is_said: bool) -> Iterator[None]:
+    """Wait for the file's lock and hold it; on a file system without locks go on without. is_said: somebody else says so."""
+    lock = FileLock(path)
     try:
-        guard.acquire()
+        try:
+            lock.acquire(timeout=_PATIENCE_S)
+        except Timeout:
+            log.info("waiting for another command that holds %s", path)
+            lock.acquire()
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        if not is_said:
+            log.warning("the file system of %s has no file locks (%s): give one command at a time there", path, error.strerror)
     try:
         yield
     finally:
-        guard.release()
+        lock.release()
 
 
 def _is_of_another(run: RunDir, me: Holder | None) -> bool:

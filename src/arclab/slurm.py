@@ -58,6 +58,13 @@ def queued(jobs: Iterable[str]) -> list[str]:
     return [job for job in jobs if states.get(job, over[0]) not in over]
 
 
+def end_job(job: str, *, may_save: bool) -> None:
+    """scancel. may_save: send SIGTERM alone, and leave the end to the job. ConfigError if SLURM refuses, or this is no number of a job."""
+    if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
+        raise ConfigError(f"{job[:40]!r} is no job of SLURM; nothing was cancelled.")
+    _ask("scancel", *(["--signal=TERM"] if may_save else []), job)
+
+
 def is_preempted() -> bool:
     """Is SLURM about to take the resources of this process's job away, after the partition's GraceTime?"""
     told = _ask("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])

@@ -94,8 +94,8 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     folder = open_run(plan_of(tmp_path, "name=a").runs[0].config)
     folder.config.write_text("trainer: [")
-    ((_, text),) = problems(tmp_path, "name=a")
-    assert "cannot be read" in text and "is damaged" in text
+    first, second = plan_of(tmp_path, "name=a", "name=b seed=1").runs  # the fault of one run, not of the file
+    assert "cannot be read" in first.damage and "is damaged" in first.damage and not second.damage
 
 
 def test_only_leaves_the_mistakes_of_other_lines_alone(tmp_path: Path) -> None:
