@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -223,8 +225,13 @@ def start_long_run(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[st
 
 @pytest.mark.parametrize(
     ("number", "overrides"),
-    [(signal.SIGINT, []), (signal.SIGTERM, ["trainer.num_workers=1"]), (signal.SIGUSR2, ["launch.cpus=2"])],
-    ids=["in_place_int", "in_place_term", "two_ranks_usr2"],
+    [
+        (signal.SIGINT, []),
+        (signal.SIGTERM, ["trainer.num_workers=1"]),
+        (signal.SIGUSR2, ["launch.cpus=2"]),
+        (signal.SIGHUP, ["launch.cpus=2"]),
+    ],
+    ids=["in_place_int", "in_place_term", "two_ranks_usr2", "two_ranks_hup"],
 )
 def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: list[str], tmp_path: Path) -> None:
     """The signal goes to every process of the run, as SLURM sends it."""
@@ -237,6 +244,40 @@ def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: 
     assert [p.name for p in run.checkpoints.iterdir()] == [f"step_{run.step:08d}"]
     assert [row["_step"] for row in read_rows(run.metrics)] == list(range(run.step + 1))
     assert read_holder(run) is None and not run.preempt.exists()
+
+
+def test_a_terminal_that_is_closed_lets_a_run_save(tmp_path: Path) -> None:
+    """Its shell is gone and writes to it fail, the progress bar's too."""
+    command = [sys.executable, "pretrain_encoder.py", *TINY, f"runs_dir={tmp_path}", "name=t", "trainer.steps=2000",
+               "trainer.checkpoint_every=2000", "trainer.num_workers=1"]  # fmt: skip
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, command, script_env())
+    run, deadline = RunDir(tmp_path / "quickstart/t"), time.monotonic() + 120
+    while len(read_rows(run.metrics)) < 5:
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP and run.state is State.preempted
+    assert [p.name for p in run.checkpoints.iterdir()] == [f"step_{run.step:08d}"]
+
+
+def test_nohup_stays_what_it_is() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.number is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.number == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_file_ends_a_run_too_but_not_the_next(tmp_path: Path) -> None:
@@ -320,12 +361,12 @@ def test_output_that_nobody_takes_does_not_hold_the_ranks(tmp_path: Path, tiny: 
 
 
 def test_torchrun_does_not_end_of_what_reaches_every_process_of_a_job(tiny: Tiny) -> None:
-    """SIGTERM and SIGUSR2 are ignored from its first moment, and it installs no handler of its own for them."""
+    """SIGTERM, SIGUSR2 and SIGHUP are ignored from its first moment, and it installs no handler of its own for them."""
     environment = worker_environment(tiny().launch)
-    read = "from torch.distributed.run import get_args_parser as p; print(getattr(p().parse_args(['x']), 'signals_to_handle', 'SIGHUP'))"
+    read = "from torch.distributed.run import get_args_parser as p; print(getattr(p().parse_args(['x']), 'signals_to_handle', 'SIGQUIT'))"
     done = subprocess.run([sys.executable, "-c", read], env=environment, capture_output=True, text=True)
-    assert done.stdout == "SIGHUP\n", done.stderr  # torchrun reads the variable
-    show = "import signal; print(signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN)"
+    assert done.stdout == "SIGQUIT\n", done.stderr  # torchrun reads the variable
+    show = "import signal as s; print({s.getsignal(n) for n in (s.SIGTERM, s.SIGUSR2, s.SIGHUP)} == {s.SIG_IGN})"
     done = subprocess.run([sys.executable, "-c", show], preexec_fn=tie_to(os.getpid()), capture_output=True, text=True)
     assert done.stdout == "True\n"
 
