@@ -22,7 +22,7 @@ from types import TracebackType
 
 import torch
 
-from arclab.config.compose import broken_rules, compose_evaluate, freeze, identity, thaw
+from arclab.config.compose import broken_rules, compose_evaluate, evaluate_command, freeze, identity, thaw
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.config.schema import (
@@ -261,7 +261,7 @@ def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks:
         open_run(config, setting.split.notes)
         done = is_done(run, config)
         if done:
-            log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+            log.info("%s is DONE; evaluate it with: %s", run.path, evaluate_command(run.path))
         else:
             run.preempt.unlink(missing_ok=True)  # meant for an earlier process
             run.write_status(State.running, run.step)
@@ -319,7 +319,7 @@ def _train_and_record(
         log.info("told to end: %s is saved at step %d; the same command continues", run.path, step)
     elif ranks.is_main:
         run.write_status(State.done, step, _judged(config, run))
-        log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+        log.info("done: %s; evaluate it with: %s", run.path, evaluate_command(run.path))
     return State.done if is_complete else State.preempted
 
 

@@ -44,6 +44,12 @@ def queue_states() -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
 
+def max_array_size() -> int:
+    """How many jobs one array can have."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(found[1])) if found else 1000
+
+
 def is_queued(*jobs: str) -> bool:
     """Is any of the jobs waiting, running or ending?"""
     return bool(queued(jobs))

@@ -8,6 +8,7 @@ import os
 import pickle
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 from submitit.slurm.slurm import SlurmExecutor
 
-from arclab.config.compose import ConfigError, compose
+from arclab.config.compose import ConfigError, compose, compose_evaluate, evaluate_command, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.interrupt import StopSignals
@@ -32,7 +33,7 @@ from arclab.launch import sweep as sweep_module
 from arclab.launch.cluster import JobTask, build_executor
 from arclab.launch.job import describe_kill, last_words, prepare_run
 from arclab.launch.process import tie_to
-from arclab.launch.sweep import SweepTask, _local_gpus, _quoted, run_name
+from arclab.launch.sweep import SweepTask, _local_gpus, compose_combinations, run_name
 from arclab.launch.torchrun import Node, torchrun_command, worker_environment
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, State, open_run
@@ -47,6 +48,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def started(launch: LaunchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Everything that is started for a launch: the batch file, torchrun's command line, the workers' environment."""
     monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 2))
     executor = build_executor(launch, "slurm", tmp_path)
     batch: str = executor._executor._make_submission_file_text("COMMAND", "x")  # type: ignore[attr-defined]
@@ -140,7 +142,7 @@ def test_setup_lines_reach_hydra_unchanged() -> None:
         "ends with \\",
         r"a \" b",
     ]
-    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.launcher.setup={_quoted(lines)}"])
+    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.launcher.setup={quoted(lines)}"])
     assert [str(getattr(v, "text", v)) for v in parsed.value()] == lines  # type: ignore[union-attr]
 
 
@@ -427,6 +429,7 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
     monkeypatch.setattr(sweep_module, "_POLL_S", 0)
     monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
     monkeypatch.setattr("arclab.slurm.is_queued", lambda job: job == "7_0" and queue.pop(0))
     assert (
         sweep_module.sweep(
@@ -438,6 +441,48 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
     assert first == "+run=0,1" and all(other.lstrip("+").startswith("hydra") for other in others)
     assert queue == [] if kind == "slurm" else process.poll() == 0
     assert [RunDir(tmp_path / f"runs/quickstart/seed-{n}").state for n in (0, 1)] == [State.submitted] * 2
+
+
+def test_a_sweep_is_split_into_arrays_that_slurm_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job finds its run by the number it was given, in whichever array; one that fails does not keep the next array back."""
+    given: list[str] = []
+    ran: list[Path] = []
+
+    def multirun(overrides: list[str], task: SweepTask) -> None:
+        given.append(overrides[0])
+        (folder,) = (override.partition("=")[2].strip('"') for override in overrides if override.startswith("hydra.sweep.dir="))
+        (Path(folder) / ".submitit").mkdir(exist_ok=True)
+        for number in overrides[0].removeprefix("+run=").split(","):
+            task({"run": int(number)})
+        raise UncompletedJobError("one failed")
+
+    monkeypatch.setattr(sweep_module, "_multirun", multirun)
+    monkeypatch.setattr(JobTask, "__call__", lambda task: ran.append(task.run_dir))
+    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.is_queued", lambda *_: False)
+    monkeypatch.setattr("arclab.slurm._ask", lambda *_: "MaxArraySize            = 2\nMaxMemPerNode = 1\n")
+    sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1,2,3,4", "hydra/launcher=submitit_slurm"])
+    assert given == ["+run=0,1", "+run=2,3", "+run=4"]
+    assert [path.name for path in ran] == [f"seed-{n}" for n in range(5)]
+
+
+def test_a_sweep_that_never_ends_is_refused_before_it_is_made() -> None:
+    for sweep in (
+        ["seed=range(0,1000000000)"],
+        ["seed=range(0,101)", "trainer.steps=range(1,101)"],
+        ["seed=range(0.0,1.0,1e-9)"],
+    ):
+        with pytest.raises(
+            ConfigError, match=r"has [\d,]+ values, and the sweep would be [\d,]+ runs, more than the 10,000 allowed"
+        ):
+            compose_combinations([*TINY, *sweep])
+
+
+def test_the_printed_command_is_one_word_of_the_shell_and_of_hydra() -> None:
+    assert evaluate_command(Path("runs/a_b-c+d.1")) == "python evaluate.py checkpoint=runs/a_b-c+d.1"
+    for path in ("my runs/a,b", "runs/it's=1", 'a"b/[c]{d}', "$HOME/é", "a\\"):
+        *_, word = shlex.split(evaluate_command(Path(path)))
+        assert compose_evaluate([word]).checkpoint == path
 
 
 def test_a_sweep_whose_jobs_still_wait_is_not_queued_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +500,7 @@ def test_a_sweep_whose_jobs_still_wait_is_not_queued_twice(tmp_path: Path, monke
 
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
     monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
     monkeypatch.setattr("arclab.slurm.queue_states", lambda: {"0_0": "PENDING"})
     again("0,1")
     again("2,3")

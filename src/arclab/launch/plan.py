@@ -80,6 +80,7 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
             problems += _problems_of(job, error, only)
     wanted = [(job, config) for job, config in composed if _is_wanted(job, config, only)]
     problems += _same_runs(wanted) + _claimed_folders(wanted, composer) + _missing_checkpoints(wanted, composed)
+    problems += _circles(wanted, composed)
     if problems:
         raise JobsError(path, list(dict.fromkeys(problems)))
     if not wanted:
@@ -199,6 +200,27 @@ def _missing_checkpoints(
         if path is not None and not path.exists() and _maker(path, makers) is None:
             text = f"decoder_init.path={path} does not exist and no line of this file makes it; give a run folder or a file that is there."
             problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
+    return problems
+
+
+def _circles(runs: Iterable[tuple[Job, ExperimentConfig]], all_runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
+    """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
+    jobs = {run_path(config).resolve(): (job, config) for job, config in all_runs}
+    makers = set(jobs)
+    problems = []
+    for job, config in runs:
+        chain = [job]
+        path = _waits_for(config, makers)
+        while path is not None and (folder := _maker(path, makers)) is not None:
+            maker, its_config = jobs[folder]
+            if maker is job:
+                names = ", which waits for ".join(f"{j.name} (line {j.line})" for j in [*chain[1:], job])
+                text = f"decoder_init.path: {job.name} waits for {names}: none of them can ever start; take the checkpoint of another run."
+                problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
+            if maker in chain:
+                break
+            chain.append(maker)
+            path = _waits_for(its_config, makers)
     return problems
 
 

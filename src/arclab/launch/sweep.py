@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,18 +25,18 @@ from typing import Any
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from submitit.core.utils import UncompletedJobError
 
 from arclab import slurm
-from arclab.config.compose import CONF_DIR, ConfigError, compose
+from arclab.config.compose import CONF_DIR, ConfigError, compose, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
 from arclab.files import read_json, write_atomically
 from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
+from arclab.launch.combinations import require_countable
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
 from arclab.process_id import boot_id, is_running, pid_namespace, start_ticks
@@ -54,7 +53,7 @@ KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
 
 @dataclass(frozen=True, slots=True)
 class SweepTask:
-    """What Hydra calls for each job: number n of the sweep is the run folder run_dirs[n]. kind: None in this process.
+    """What Hydra calls for each job: run=n is the run folder run_dirs[n]. kind: None in this process.
 
     gpus: CUDA_VISIBLE_DEVICES of each local job; submitit sets its own, the same for all of them, and hides all GPUs from a job that
     names none.
@@ -64,8 +63,8 @@ class SweepTask:
     kind: str | None
     gpus: tuple[str | None, ...]
 
-    def __call__(self, config: object) -> int:
-        number = HydraConfig.get().job.num
+    def __call__(self, config: Mapping[str, Any]) -> int:
+        number = config["run"]
         run_dir = self.run_dirs[number]
         if self.kind == "slurm":
             JobTask(run_dir)()  # leaves the process itself unless all went well: Hydra would turn a failure into success
@@ -94,21 +93,28 @@ def sweep(overrides: Sequence[str]) -> int:
     gpus = _local_gpus(launch, len(configs)) if kind == "local" else (None,) * len(configs)
     folder = Path(configs[0].runs_dir) / ".sweeps" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
     before, runs = _prepared(configs, kind, folder)
-    engine = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
+    engine = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
               f"hydra.job.name={CONFIG_NAME}", *engine_overrides, *settings]  # fmt: skip
     task = SweepTask(tuple(run.path.resolve() for run in runs), kind, gpus)
     log.info("%d runs with hydra/launcher=%s, job logs in %s", len(runs), launcher, folder)
-    try:
-        with submission_errors(launch) if kind == "slurm" else nullcontext():
-            # Numbers, not settings: Hydra would compose them again where the job runs, from a conf/ that may have changed.
-            _multirun(["+run=" + ",".join(map(str, range(len(runs)))), *engine], task)
-    except UncompletedJobError as error:
-        log.info("a job did not end well: %s", str(error).split("\n")[0])
-        _wait_for_others(folder, kind)  # Hydra looks no further than the first one of these
-    except ConfigError:
-        for run in runs:  # nothing waits anywhere
-            run.restore_status(before[run.path])
-        raise
+    size = slurm.max_array_size() if kind == "slurm" else len(runs)
+    for first in range(0, len(runs), size):
+        # Numbers, not settings: Hydra would compose them again where the job runs, from a conf/ that may have changed.
+        numbers = range(first, min(first + size, len(runs)))
+        if len(runs) > size:
+            log.info(
+                "runs %d to %d of %d: SLURM takes arrays of %d jobs (MaxArraySize)", first + 1, numbers.stop, len(runs), size
+            )
+        try:
+            with submission_errors(launch) if kind == "slurm" else nullcontext():
+                _multirun(["+run=" + ",".join(map(str, numbers)), *engine], task)
+        except UncompletedJobError as error:
+            log.info("a job did not end well: %s", str(error).split("\n")[0])
+            _wait_for_others(folder, kind)  # Hydra looks no further than the first one of these
+        except ConfigError:
+            for run in runs[first:]:  # nothing waits anywhere
+                run.restore_status(before[run.path])
+            raise
     return _summary(runs)
 
 
@@ -135,6 +141,7 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
         assert engine is not None
         try:
             parsed = OverridesParser.create(config_loader=engine.config_loader).parse_overrides(list(overrides))
+            require_countable(parsed)
             combinations = BasicSweeper.split_arguments(parsed, None)[0]
         except HydraException as error:
             raise ConfigError(f"{' '.join(str(error).split())} (settings are written key=value, a sweep key=a,b).") from error
@@ -250,9 +257,9 @@ def _launcher_settings(launch: LaunchConfig, kind: Any, given: Sequence[str]) ->
     for key, value in (shared_parameters(launch) | special).items():
         if any(o.lstrip("+").startswith(f"hydra.launcher.{key}=") for o in given):
             raise ConfigError(f"hydra.launcher.{key} is set from launch.*; set it there.")
-        yield f"hydra.launcher.{key}={_quoted(value)}"
+        yield f"hydra.launcher.{key}={quoted(value)}"
     if kind == "slurm":
-        yield from (f"+hydra.launcher.additional_parameters.{key}={_quoted(value)}" for key, value in ALWAYS_REQUEUED.items())
+        yield from (f"+hydra.launcher.additional_parameters.{key}={quoted(value)}" for key, value in ALWAYS_REQUEUED.items())
 
 
 def _local_gpus(launch: LaunchConfig, num_jobs: int) -> tuple[str | None, ...]:
@@ -277,17 +284,6 @@ def _wait_for_others(folder: Path, kind: str | None) -> None:
         slurm.is_queued(*jobs) if kind == "slurm" else any(t is not None and is_running(pid, t) for pid, t in started.items())
     ):
         time.sleep(_POLL_S)
-
-
-def _quoted(value: Any) -> str:
-    """A value in Hydra's grammar that means exactly itself."""
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_quoted, value)) + "]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    # Only backslashes before a quote, or at the end, mean something.
-    inner = re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
-    return '"' + inner.replace("${", "\\${") + '"'
 
 
 def _multirun(overrides: list[str], task: SweepTask) -> None:
