@@ -64,11 +64,14 @@ def test_changed_data_is_found(tmp_path: Path) -> None:
 
 
 def test_wandb_says_which_mode_and_never_the_key(tmp_path: Path) -> None:
-    none = {"NETRC": str(tmp_path / "none")}
+    none = {"NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)}
     assert "offline" in doctor._wandb(none).text and doctor._wandb(none).level == WARN
     found = doctor._wandb({**none, "WANDB_API_KEY": "secret"})
     assert found.level == OK and "secret" not in found.text
     assert doctor._wandb({**none, "WANDB_MODE": "disabled"}).level == WARN
+    found = doctor._wandb({**none, "WANDB_API_KEY": "secret", "WANDB_MODE": "DryRun"})
+    assert found.level == WARN and "settings say offline" in found.text
+    assert doctor._wandb({**none, "WANDB_MODE": "of"}).level == FAIL
 
 
 def test_gpus_without_nccl_cannot_train_together() -> None:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from arclab.metrics.wandb_run import wished_mode
+
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _TORCH_TIMEOUT_S = 120
 _SLURM_TIMEOUT_S = 20
@@ -127,10 +129,14 @@ def _wandb(environment: Mapping[str, str]) -> Finding:
     has_key = bool(environment.get("WANDB_API_KEY")) or (
         netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
     )
-    mode = environment.get("WANDB_MODE", "")
+    try:
+        mode = wished_mode(environment)
+    except ValueError as error:
+        return Finding(FAIL, "wandb", f"{found}, {error}", "unset it: wandb.mode= of the configuration decides")
     if mode:
+        fix = "unset WANDB_MODE and WANDB_DISABLED, or give: wandb online; then wandb.mode= of the configuration decides"
         return Finding(
-            WARN, "wandb", f"{found}, WANDB_MODE={mode} is set", "unset it: wandb.mode= of the configuration decides"
+            WARN, "wandb", f"{found}, W&B's own settings say {mode} (WANDB_MODE, WANDB_DISABLED or its settings file)", fix
         )
     if has_key:
         return Finding(OK, "wandb", f"{found}, a key is set: wandb.mode=auto is online")
