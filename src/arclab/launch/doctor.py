@@ -46,6 +46,9 @@ print(json.dumps(found))
 """
 
 
+_ASK_NUMBA = "from arclab.data.codec import paint; print(paint._cache.cache_path)"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line. fix: what to do, empty if nothing."""
@@ -57,7 +60,7 @@ class Finding:
 
 
 def examine(runs_dir: Path) -> list[Finding]:
-    return [_python(), *_torch(), _flash_attention(), _disk(runs_dir), _wandb(os.environ), *_data(), *_slurm()]
+    return [_python(), *_torch(), _flash_attention(), _numba(), _disk(runs_dir), _wandb(os.environ), *_data(), *_slurm()]
 
 
 def _python() -> Finding:
@@ -109,6 +112,19 @@ def _flash_attention() -> Finding:
             WARN, "flash-attn", f"{found} does not import", "build it for this torch, or keep decoder.attention=sdpa"
         )
     return Finding(OK, "flash-attn", f"{found}; use it with decoder.attention=flash")
+
+
+def _numba() -> Finding:
+    """Whether what feeds the training has to be compiled by every process anew."""
+    asked = _run([sys.executable, "-c", _ASK_NUMBA], _TORCH_TIMEOUT_S)
+    if asked is None or asked.returncode:
+        reason = "no answer" if asked is None else (asked.stderr.strip().splitlines() or ["no message"])[-1]
+        return Finding(FAIL, "numba", f"the painter of grids does not import: {reason}", "make install")
+    folder = asked.stdout.strip()
+    if folder == "None":
+        fix = "set NUMBA_CACHE_DIR to a folder that can be written"
+        return Finding(WARN, "numba", "no folder for its cache can be written: every process compiles anew (some seconds)", fix)
+    return Finding(OK, "numba", f"{_version('numba')}, compiled code in {folder}")
 
 
 def _disk(runs_dir: Path) -> Finding:
