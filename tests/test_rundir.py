@@ -49,7 +49,7 @@ def test_commits_keep_their_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("", "is damaged"), ("[]", "no JSON object"), ("{}", "does not say state, step and message")]
+    ("text", "words"), [("", "is damaged"), ("[]", "no JSON object"), ("{}", "does not say state, step, message")]
 )
 def test_a_damaged_file_is_named(tiny: Tiny, text: str, words: str) -> None:
     run = open_run(tiny())

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from arclab.config.compose import broken_rules, compose_evaluate, freeze, identity, thaw
+from arclab.config.compose import broken_rules, compose_evaluate, evaluate_command, freeze, identity, thaw
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.config.schema import (
@@ -55,7 +55,7 @@ from arclab.models.recursive import RecursiveModel, build_model
 from arclab.models.saved import WEIGHT_FILES, load_record, newest_checkpoint, read_state
 from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path, with_batch_size
-from arclab.runlock import locked
+from arclab.runlock import LostLock, keeper, locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.recursive import RecursiveSolver
 from arclab.solvers.store import VoteStore
@@ -180,12 +180,12 @@ class RecordFailure:
     cannot be written there, it goes on all the same, with a note that says so."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run = run
+        self._run, self._require_held = run, keeper(run)
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
+        if error is None or isinstance(error, LostLock):  # the folder is another process's now
             return
         try:
             self._record(error)
@@ -195,6 +195,7 @@ class RecordFailure:
     def _record(self, error: BaseException) -> None:
         if self._run.state in (State.failed, State.stopped):
             return
+        self._require_held()
         state, sentence = State.stopped if isinstance(error, UnhealthyRun) else State.failed, sentence_for(error)
         if sentence is not None:
             self._run.write_status(state, self._run.step, sentence, 2)
@@ -278,7 +279,7 @@ def _is_finished(config: ExperimentConfig, setting: Setting, run: RunDir, ranks:
         open_run(config, setting.split.notes)
         done = is_done(run, config)
         if done:
-            log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+            log.info("%s is DONE; evaluate it with: %s", run.path, evaluate_command(run.path))
         else:
             run.preempt.unlink(missing_ok=True)  # meant for an earlier process
             run.write_status(State.running, run.step)
@@ -312,6 +313,7 @@ def _train_and_record(
 ) -> State:  # fmt: skip
     """Train; DONE, or PREEMPTED if the run was told to end early. The status says so."""
     solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size)
+    require_held = keeper(run)
 
     def score_tasks() -> tuple[dict[str, float], list[Prediction]]:
         attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
@@ -328,12 +330,14 @@ def _train_and_record(
     training = train(config, model, setting.data, run, ranks, score=score_tasks, stamps=stamps, signals=signals)
     step = training.progress.step
     is_complete = step == config.trainer.steps
+    if ranks.is_main:
+        require_held()
     if not is_complete and ranks.is_main:
         run.write_status(State.preempted, step, f"saved at step {step} of {config.trainer.steps}; the same command continues")
         log.info("told to end: %s is saved at step %d; the same command continues", run.path, step)
     elif ranks.is_main:
         run.write_status(State.done, step, _judged(config, run))
-        log.info("done: %s; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+        log.info("done: %s; evaluate it with: %s", run.path, evaluate_command(run.path))
     return State.done if is_complete else State.preempted
 
 

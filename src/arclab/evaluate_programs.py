@@ -25,7 +25,7 @@ from arclab.llm.language_model import LanguageModel, Sampling
 from arclab.llm.models import load_language_model
 from arclab.llm.sandbox import Sandbox, open_sandbox
 from arclab.rundir import RunDir, provenance
-from arclab.runlock import locked
+from arclab.runlock import keeper, locked
 from arclab.solvers.base import Attempts, Budget
 from arclab.solvers.program_sampling import ProgramSampling, few_programs, few_programs_remedy
 from arclab.solvers.samples import SampleStore
@@ -53,6 +53,7 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
     with open_sandbox(config.sandbox) as sandbox:
         model = load_language_model(config.model)
         with locked(RunDir(folder)):
+            require_held = keeper(RunDir(folder))
             attempts = _solve(config, tasks, model, sandbox, store)
             if len(attempts.skipped) == len(tasks):
                 first = next(iter(attempts.skipped.values()))
@@ -63,6 +64,7 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
                 subject=programs_subject(config, sandbox, folder), tasks=tasks, attempts=attempts,
                 stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
             )  # fmt: skip
+            require_held()
             write_results(result, folder)
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])

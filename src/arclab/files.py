@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import GenericAlias, NoneType, TracebackType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 REMEDY = "restore it, or remove it"
 LINE_REMEDY = "correct that line, or remove it"
@@ -200,6 +200,8 @@ def is_kind(value: Any, kind: Kind) -> bool:
     """See require_kinds."""
     if isinstance(kind, UnionType):
         return any(is_kind(value, each) for each in get_args(kind))
+    if get_origin(kind) is Literal:
+        return type(value) is str and value in get_args(kind)
     if isinstance(kind, GenericAlias):
         items = value.values() if isinstance(value, dict) else value
         return type(value) is get_origin(kind) and all(is_kind(item, get_args(kind)[-1]) for item in items)
@@ -218,6 +220,8 @@ def is_encodable(text: str) -> bool:
 def _wanted(kind: Kind) -> str:
     if isinstance(kind, UnionType):
         return " or ".join(map(_wanted, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
     if isinstance(kind, GenericAlias):
         return f"{_NAMES[get_origin(kind)]} in which each value is {_wanted(get_args(kind)[-1])}"
     return _NAMES[kind]

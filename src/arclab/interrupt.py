@@ -4,16 +4,18 @@
         ...
         if signals.number is not None: save and leave with exit status interrupted_status(signals.number)
 
-SIGUSR2 (SLURM, before a time limit or a preemption), SIGTERM (scancel, kill) and SIGINT (Ctrl-C). A second SIGINT ends the process at once.
+SIGUSR2 (SLURM, before a time limit or a preemption), SIGTERM (scancel, kill), SIGINT (Ctrl-C) and SIGHUP (the terminal is closed, unless
+nohup has it ignored). A second SIGINT ends the process at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
@@ -24,7 +26,9 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        noted = [number for number in STOP_SIGNALS if not (is_nohup and number == signal.SIGHUP)]
+        self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -35,6 +39,19 @@ class StopSignals:
         if number == signal.SIGINT and self.number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = self.number or number
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
+
+
+def _leave_closed_terminal() -> None:
+    """Every write to a terminal that is gone fails, a progress bar's too, and would end the run before it has saved."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, stream)
+            os.close(nothing)
 
 
 def interrupted_status(number: int | None) -> int:

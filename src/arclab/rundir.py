@@ -28,7 +28,9 @@ from typing import Any
 
 from arclab.config.compose import ConfigError, differing, freeze, identity, thaw
 from arclab.config.schema import AUTO, ExperimentConfig
-from arclab.files import read_object, step_folders, write_atomically
+from arclab.files import DamagedFile, read_object, require_kinds, step_folders, write_atomically
+
+_STATUS_REMEDY = "remove it, and the run goes on from its last checkpoint"
 
 
 class State(Enum):
@@ -99,12 +101,15 @@ class RunDir:
             write_atomically(self.path / "status.json", json.dumps(status) + "\n")
 
     def read_status(self) -> dict[str, Any] | None:
+        """None before there is one. DamagedFile if it says no state, step and message."""
         path = self.path / "status.json"
-        status = read_object(path) if path.is_file() else None
-        if status is not None and not {"state", "step", "message"} <= status.keys():
-            raise ValueError(
-                f"{path} does not say state, step and message; remove it, and the run goes on from its last checkpoint."
-            )
+        if not path.is_file():
+            return None
+        status = read_object(path, remedy=_STATUS_REMEDY)
+        hints = {"state": str, "step": int, "message": str, **({"exit_status": int} if "exit_status" in status else {})}
+        require_kinds(status, hints, path, remedy=_STATUS_REMEDY)
+        if status["state"] not in {state.value for state in State} or status["step"] < 0:
+            raise DamagedFile(path, f"state={status['state'][:40]!r}, step={status['step']}", remedy=_STATUS_REMEDY)
         return status
 
 

@@ -44,6 +44,12 @@ def queue_states() -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
 
+def max_array_size() -> int:
+    """How many jobs one array can have."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(found[1])) if found else 1000
+
+
 def is_queued(*jobs: str) -> bool:
     """Is any of the jobs waiting, running or ending?"""
     return bool(queued(jobs))
@@ -56,6 +62,13 @@ def queued(jobs: Iterable[str]) -> list[str]:
         return []
     states = queue_states()
     return [job for job in jobs if states.get(job, over[0]) not in over]
+
+
+def end_job(job: str, *, may_save: bool) -> None:
+    """scancel. may_save: send SIGTERM alone, and leave the end to the job. ConfigError if SLURM refuses, or this is no number of a job."""
+    if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
+        raise ConfigError(f"{job[:40]!r} is no job of SLURM; nothing was cancelled.")
+    _ask("scancel", *(["--signal=TERM"] if may_save else []), job)
 
 
 def is_preempted() -> bool:

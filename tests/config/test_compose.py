@@ -116,6 +116,17 @@ BAD = [
     (["decoder_init.kind=frozen"], "decoder_init.path is empty but decoder_init.kind=frozen"),
     (["decoder_init.path=x"], "decoder_init.path=x is set but decoder_init.kind=scratch"),
     (["name=a/b"], "name='a/b' becomes a folder name"),
+    (["name='a=b'"], "name='a=b' becomes a folder name: it must be letters (a-z), digits, dots and _ + -"),
+    (["name='a,b'"], "name='a,b' becomes a folder name"),
+    (["experiment_name='a b'"], "experiment_name='a b' becomes a folder name"),
+    (["name='[a]'"], "name='[a]' becomes a folder name"),
+    (["name=-a"], "name='-a' becomes a folder name"),
+    (["name=.."], "name='..' becomes a folder name"),
+    (["name='é'"], "becomes a folder name"),
+    (["name=''"], "name='' becomes a folder name"),
+    (["name=" + 201 * "a"], "at most 200 of them"),
+    (["runs_dir=runs/%j"], "runs_dir='runs/%j' must be a path without percent signs (SLURM replaces them)"),
+    (["runs_dir=''"], "runs_dir='' must be a path"),
     (["encoder=puzzle_table", "dataset.regime=puzzle_id", "encoder/context=dense16"], "encoder/context does not go with the chosen encoder"),
     (["encoder=puzzle_table", "dataset.regime=puzzle_id", "+encoder.num_layers=1"], "encoder.num_layers is not a key of the chosen encoder"),
     (["trainer"], "settings are written key=value"),
@@ -153,6 +164,7 @@ def test_evaluate_settings() -> None:
     assert compose_evaluate(["checkpoint=x", "split=evaluation"]).split is SplitName.evaluation
     for overrides, words in (
         (["checkpoint=x", "splt=train"], "did you mean split?"),
+        (["checkpoint=x", "halting=early"], "unknown key halting; did you mean evaluation.halting?"),
         ([], "checkpoint is empty"),
         (["checkpoint=x", "batch_size=0"], "batch_size=0"),
     ):

@@ -36,14 +36,14 @@ def make_run(config: ExperimentConfig, exact: list[float], result: dict[str, Any
         (run.path / "criterion.json").write_text(json.dumps(result))
 
 
-def test_links_lead_to_names_with_signs_of_an_address(tiny: Tiny, tmp_path: Path) -> None:
-    config = tiny("name='50%_a#1'")
+def test_links_lead_to_folders_with_signs_of_an_address(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(f"runs_dir='{tmp_path}/a b#1'")
     make_run(config, [0.5], None)
     request = {"file": "jobs.txt", "sections": [
-        {"title": "t", "text": "", "criterion": "none", "runs": [reported(config, tmp_path / "runs", "RUNNING")]}]}  # fmt: skip
+        {"title": "t", "text": "", "criterion": "none", "runs": [reported(config, tmp_path / "a b#1", "RUNNING")]}]}  # fmt: skip
     write_queue_report(request, tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
-    assert 'href="../runs/quickstart/50%25_a%231/config.yaml"' in page
+    assert 'href="../a%20b%231/quickstart/t/config.yaml"' in page
 
 
 def row_of(page: str, name: str) -> str:

@@ -64,11 +64,31 @@ def test_changed_data_is_found(tmp_path: Path) -> None:
 
 
 def test_wandb_says_which_mode_and_never_the_key(tmp_path: Path) -> None:
-    none = {"NETRC": str(tmp_path / "none")}
+    none = {"NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)}
     assert "offline" in doctor._wandb(none).text and doctor._wandb(none).level == WARN
     found = doctor._wandb({**none, "WANDB_API_KEY": "secret"})
     assert found.level == OK and "secret" not in found.text
     assert doctor._wandb({**none, "WANDB_MODE": "disabled"}).level == WARN
+    found = doctor._wandb({**none, "WANDB_API_KEY": "secret", "WANDB_MODE": "DryRun"})
+    assert found.level == WARN and "settings say offline" in found.text
+    assert doctor._wandb({**none, "WANDB_MODE": "of"}).level == FAIL
+
+
+def test_an_install_that_cannot_be_written_works_and_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the package nor the home of the user takes numba's cache."""
+    assert doctor._numba().level == OK and "__pycache__" in doctor._numba().text
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator")
+    assert doctor._numba().level == WARN and "NUMBA_CACHE_DIR" in doctor._numba().fix
+    paint = (
+        "import numpy as np; from arclab.data.codec import paint; out = np.zeros((1, 16), np.uint8);"
+        "one = np.ones(1, np.int64); table = np.arange(-1, 10).astype(np.uint8)[None]; table[0, 0] = 0;"
+        "paint(np.full((1, 30, 30), 3, np.uint8), one, one, one - 1, table, np.zeros((1, 2), np.int64), 4, out); print(out[0, :6])"
+    )
+    done = subprocess.run([sys.executable, "-c", paint], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["[5", "1", "0", "0", "1", "0]"], done.stderr
+    assert done.stderr.count("set NUMBA_CACHE_DIR to such a folder") == 1 and "Traceback" not in done.stderr
 
 
 def test_gpus_without_nccl_cannot_train_together() -> None:

@@ -81,6 +81,9 @@ def test_a_line_names_its_runs_as_python_m_does(tmp_path: Path) -> None:
     ("pretrain_encoder.py name=a seed=$SEED", 33, "'$' means something to the shell"),
     ("pretrain_encoder.py name=a && rm x", 28, "'&' means something to the shell"),
     ("pretrain_encoder.py name=a seed=range(1,3)", 38, "'(' means something to the shell"),
+    ("pretrain_encoder.py name=a 'seed=range(0,1000000000)'", 28, "seed has 1,000,000,000 values, and the sweep would be 1,000,000,000 runs, more than the 10,000 allowed"),
+    ("pretrain_encoder.py name=a 'seed=range(0,1,0)'", 28, "seed has values without end, and the sweep would be endlessly many runs"),
+    ("pretrain_encoder.py name=a 'seed=range(0,101)' 'trainer.steps=range(0,100)'", 1, "seed has 101 values, and the sweep would be 10,100 runs"),
     ("pretrain_encoder.py name=a 'seed=[1,'", 28, "seed: "),
     ("pretrain_encoder.py name=a 'seed=interval(0,1)'", 28, "without fixed values"),
 ])  # fmt: skip

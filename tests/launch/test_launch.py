@@ -6,6 +6,9 @@ import io
 import json
 import os
 import pickle
+import pty
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +24,7 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 from submitit.slurm.slurm import SlurmExecutor
 
-from arclab.config.compose import ConfigError, compose
+from arclab.config.compose import ConfigError, compose, compose_evaluate, evaluate_command, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.interrupt import StopSignals
@@ -30,7 +33,7 @@ from arclab.launch import sweep as sweep_module
 from arclab.launch.cluster import JobTask, build_executor
 from arclab.launch.job import describe_kill, last_words, prepare_run
 from arclab.launch.process import tie_to
-from arclab.launch.sweep import SweepTask, _local_gpus, _quoted, run_name
+from arclab.launch.sweep import SweepTask, _local_gpus, compose_combinations, run_name
 from arclab.launch.torchrun import Node, torchrun_command, worker_environment
 from arclab.metrics.logger import read_rows
 from arclab.rundir import RunDir, State, open_run
@@ -45,6 +48,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def started(launch: LaunchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Everything that is started for a launch: the batch file, torchrun's command line, the workers' environment."""
     monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 2))
     executor = build_executor(launch, "slurm", tmp_path)
     batch: str = executor._executor._make_submission_file_text("COMMAND", "x")  # type: ignore[attr-defined]
@@ -138,7 +142,7 @@ def test_setup_lines_reach_hydra_unchanged() -> None:
         "ends with \\",
         r"a \" b",
     ]
-    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.launcher.setup={_quoted(lines)}"])
+    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.launcher.setup={quoted(lines)}"])
     assert [str(getattr(v, "text", v)) for v in parsed.value()] == lines  # type: ignore[union-attr]
 
 
@@ -161,17 +165,27 @@ def test_second_process_is_refused_and_told_who_holds_the_folder(tiny: Tiny, run
     assert read_holder(run) is None
 
 
+OLDER = {"start_ticks": None, "boot_id": "", "pid_namespace": ""}  # what a lock.json of an older version does not say
+
+
 @pytest.mark.parametrize(
     ("change", "queued", "alive"),
     [
         ({}, False, True),
         ({"pid": 2**22 + 1}, True, False),  # died on this host
-        ({"started": 1.0}, True, False),  # another process has its number now
-        ({"host": "elsewhere"}, False, True),  # cannot be looked up
-        ({"host": "elsewhere", "slurm_job": "7"}, True, True),
-        ({"host": "elsewhere", "slurm_job": "7"}, False, False),  # its job has left the queue
-        ({"host": "elsewhere", "slurm_job": "5", "incarnation": "0"}, True, False),  # this very job before its requeue
-        ({"host": "elsewhere", "slurm_job": "5", "incarnation": "1"}, True, True),
+        ({"start_ticks": 1}, True, False),  # another process has its number now
+        ({"started": 1.0}, False, True),  # the clock was set
+        ({"boot_id": "before"}, True, False),  # the machine was started again
+        ({**OLDER, "started": 1.0}, True, False),
+        (OLDER, False, True),
+        ({"host": "elsewhere", "boot_id": "there"}, False, True),  # cannot be looked up
+        ({"host": "elsewhere", "boot_id": "there", "slurm_job": "7"}, True, True),
+        ({"host": "elsewhere", "boot_id": "there", "slurm_job": "7"}, False, False),  # its job has left the queue
+        # this very job before its requeue
+        ({"host": "elsewhere", "boot_id": "there", "slurm_job": "5", "incarnation": "0"}, True, False),
+        ({"host": "elsewhere", "boot_id": "there", "slurm_job": "5", "incarnation": "1"}, True, True),
+        ({"pid_namespace": "pid:[1]"}, False, True),  # a container on this machine: cannot be looked up
+        ({"pid_namespace": "pid:[1]", "has_lock": True}, False, False),  # but the kernel would know
     ],
 )
 def test_only_a_living_holder_holds(change: dict[str, Any], queued: bool, alive: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -185,7 +199,8 @@ def test_only_a_living_holder_holds(change: dict[str, Any], queued: bool, alive:
             pass
     else:
         with locked(run):
-            assert read_holder(run) == Holder.me()
+            holder = read_holder(run)
+            assert holder is not None and holder.is_me and holder.has_lock
         assert read_holder(run) is None
 
 
@@ -212,8 +227,13 @@ def start_long_run(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[st
 
 @pytest.mark.parametrize(
     ("number", "overrides"),
-    [(signal.SIGINT, []), (signal.SIGTERM, ["trainer.num_workers=1"]), (signal.SIGUSR2, ["launch.cpus=2"])],
-    ids=["in_place_int", "in_place_term", "two_ranks_usr2"],
+    [
+        (signal.SIGINT, []),
+        (signal.SIGTERM, ["trainer.num_workers=1"]),
+        (signal.SIGUSR2, ["launch.cpus=2"]),
+        (signal.SIGHUP, ["launch.cpus=2"]),
+    ],
+    ids=["in_place_int", "in_place_term", "two_ranks_usr2", "two_ranks_hup"],
 )
 def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: list[str], tmp_path: Path) -> None:
     """The signal goes to every process of the run, as SLURM sends it."""
@@ -226,6 +246,40 @@ def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: 
     assert [p.name for p in run.checkpoints.iterdir()] == [f"step_{run.step:08d}"]
     assert [row["_step"] for row in read_rows(run.metrics)] == list(range(run.step + 1))
     assert read_holder(run) is None and not run.preempt.exists()
+
+
+def test_a_terminal_that_is_closed_lets_a_run_save(tmp_path: Path) -> None:
+    """Its shell is gone and writes to it fail, the progress bar's too."""
+    command = [sys.executable, "pretrain_encoder.py", *TINY, f"runs_dir={tmp_path}", "name=t", "trainer.steps=2000",
+               "trainer.checkpoint_every=2000", "trainer.num_workers=1"]  # fmt: skip
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, command, script_env())
+    run, deadline = RunDir(tmp_path / "quickstart/t"), time.monotonic() + 120
+    while len(read_rows(run.metrics)) < 5:
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP and run.state is State.preempted
+    assert [p.name for p in run.checkpoints.iterdir()] == [f"step_{run.step:08d}"]
+
+
+def test_nohup_stays_what_it_is() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.number is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.number == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_file_ends_a_run_too_but_not_the_next(tmp_path: Path) -> None:
@@ -310,12 +364,12 @@ def test_output_that_nobody_takes_does_not_hold_the_ranks(tmp_path: Path, tiny: 
 
 
 def test_torchrun_does_not_end_of_what_reaches_every_process_of_a_job(tiny: Tiny) -> None:
-    """SIGTERM and SIGUSR2 are ignored from its first moment, and it installs no handler of its own for them."""
+    """SIGTERM, SIGUSR2 and SIGHUP are ignored from its first moment, and it installs no handler of its own for them."""
     environment = worker_environment(tiny().launch)
-    read = "from torch.distributed.run import get_args_parser as p; print(getattr(p().parse_args(['x']), 'signals_to_handle', 'SIGHUP'))"
+    read = "from torch.distributed.run import get_args_parser as p; print(getattr(p().parse_args(['x']), 'signals_to_handle', 'SIGQUIT'))"
     done = subprocess.run([sys.executable, "-c", read], env=environment, capture_output=True, text=True)
-    assert done.stdout == "SIGHUP\n", done.stderr  # torchrun reads the variable
-    show = "import signal; print(signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN)"
+    assert done.stdout == "SIGQUIT\n", done.stderr  # torchrun reads the variable
+    show = "import signal as s; print({s.getsignal(n) for n in (s.SIGTERM, s.SIGUSR2, s.SIGHUP)} == {s.SIG_IGN})"
     done = subprocess.run([sys.executable, "-c", show], preexec_fn=tie_to(os.getpid()), capture_output=True, text=True)
     assert done.stdout == "True\n"
 
@@ -376,6 +430,7 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
     monkeypatch.setattr(sweep_module, "_POLL_S", 0)
     monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
     monkeypatch.setattr("arclab.slurm.is_queued", lambda job: job == "7_0" and queue.pop(0))
     assert (
         sweep_module.sweep(
@@ -387,6 +442,48 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
     assert first == "+run=0,1" and all(other.lstrip("+").startswith("hydra") for other in others)
     assert queue == [] if kind == "slurm" else process.poll() == 0
     assert [RunDir(tmp_path / f"runs/quickstart/seed-{n}").state for n in (0, 1)] == [State.submitted] * 2
+
+
+def test_a_sweep_is_split_into_arrays_that_slurm_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job finds its run by the number it was given, in whichever array; one that fails does not keep the next array back."""
+    given: list[str] = []
+    ran: list[Path] = []
+
+    def multirun(overrides: list[str], task: SweepTask) -> None:
+        given.append(overrides[0])
+        (folder,) = (override.partition("=")[2].strip('"') for override in overrides if override.startswith("hydra.sweep.dir="))
+        (Path(folder) / ".submitit").mkdir(exist_ok=True)
+        for number in overrides[0].removeprefix("+run=").split(","):
+            task({"run": int(number)})
+        raise UncompletedJobError("one failed")
+
+    monkeypatch.setattr(sweep_module, "_multirun", multirun)
+    monkeypatch.setattr(JobTask, "__call__", lambda task: ran.append(task.run_dir))
+    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.is_queued", lambda *_: False)
+    monkeypatch.setattr("arclab.slurm._ask", lambda *_: "MaxArraySize            = 2\nMaxMemPerNode = 1\n")
+    sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1,2,3,4", "hydra/launcher=submitit_slurm"])
+    assert given == ["+run=0,1", "+run=2,3", "+run=4"]
+    assert [path.name for path in ran] == [f"seed-{n}" for n in range(5)]
+
+
+def test_a_sweep_that_never_ends_is_refused_before_it_is_made() -> None:
+    for sweep in (
+        ["seed=range(0,1000000000)"],
+        ["seed=range(0,101)", "trainer.steps=range(1,101)"],
+        ["seed=range(0.0,1.0,1e-9)"],
+    ):
+        with pytest.raises(
+            ConfigError, match=r"has [\d,]+ values, and the sweep would be [\d,]+ runs, more than the 10,000 allowed"
+        ):
+            compose_combinations([*TINY, *sweep])
+
+
+def test_the_printed_command_is_one_word_of_the_shell_and_of_hydra() -> None:
+    assert evaluate_command(Path("runs/a_b-c+d.1")) == "python evaluate.py checkpoint=runs/a_b-c+d.1"
+    for path in ("my runs/a,b", "runs/it's=1", 'a"b/[c]{d}', "$HOME/é", "a\\"):
+        *_, word = shlex.split(evaluate_command(Path(path)))
+        assert compose_evaluate([word]).checkpoint == path
 
 
 def test_a_sweep_whose_jobs_still_wait_is_not_queued_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +501,7 @@ def test_a_sweep_whose_jobs_still_wait_is_not_queued_twice(tmp_path: Path, monke
 
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
     monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
     monkeypatch.setattr("arclab.slurm.queue_states", lambda: {"0_0": "PENDING"})
     again("0,1")
     again("2,3")

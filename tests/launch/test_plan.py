@@ -94,8 +94,8 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     folder = open_run(plan_of(tmp_path, "name=a").runs[0].config)
     folder.config.write_text("trainer: [")
-    ((_, text),) = problems(tmp_path, "name=a")
-    assert "cannot be read" in text and "is damaged" in text
+    first, second = plan_of(tmp_path, "name=a", "name=b seed=1").runs  # the fault of one run, not of the file
+    assert "cannot be read" in first.damage and "is damaged" in first.damage and not second.damage
 
 
 def test_only_leaves_the_mistakes_of_other_lines_alone(tmp_path: Path) -> None:
@@ -119,6 +119,26 @@ def test_a_run_waits_for_the_run_that_makes_its_checkpoint(tmp_path: Path) -> No
     assert plan_of(tmp_path, maker, user).runs[1].waits_for is not None
     folder.write_status(State.done, 10)
     assert plan_of(tmp_path, maker, user).runs[1].waits_for is None
+
+
+def test_lines_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
+    def line(name: str, maker: str) -> str:
+        return f"name={name} decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/{maker}"
+
+    found = problems(
+        tmp_path, line("a", "c"), line("b", "a"), line("c", "b/checkpoints/step_00000010"), line("d", "a") + " seed=1"
+    )
+    assert [number for number, _ in found] == [1, 2, 3]
+    assert (
+        "a waits for c (line 3), which waits for b (line 2), which waits for a (line 1): none of them can ever start"
+        in found[0][1]
+    )
+    ((number, text),) = problems(tmp_path, line("self", "self"))
+    assert number == 1 and "self waits for self (line 1): none of them can ever start" in text
+    folder = open_run(plan_of(tmp_path, "name=c encoder=puzzle_table dataset.regime=puzzle_id").runs[0].config)
+    folder.write_status(State.done, 10)
+    maker = "name=c encoder=puzzle_table dataset.regime=puzzle_id"
+    assert len(plan_of(tmp_path, line("a", "c"), line("b", "a"), maker).runs) == 3
 
 
 def test_a_group_that_a_line_sets_stays(tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from arclab.config.compose import ConfigError
 from arclab.config.schema import ExperimentConfig
+from arclab.launch.jobrecord import JobRecord, write_job
 from arclab.launch.jobsfile import Job, Section
 from arclab.launch.plan import PlannedRun
-from arclab.launch.progress import JobRecord, best_score, living_jobs, read_progress, read_state, steps_per_s, write_job
+from arclab.launch.progress import best_score, living_jobs, read_progress, read_state, steps_per_s
 from arclab.launch.submit import cancel, submit
 from arclab.launch.tables import duration
 from arclab.rundir import RunDir, State, open_run
@@ -39,7 +40,7 @@ def test_states_of_a_folder(tiny: Tiny) -> None:
     folder = open_run(run.config)
     folder.write_status(State.submitted, 0)
     assert state_of(run) == "NEW"  # the queue refused the job
-    write_job(folder, JobRecord(str(os.getpid()), "local", time.time()))
+    write_job(folder, JobRecord.of_process(os.getpid(), "local"))
     assert state_of(run) == "QUEUED"
     folder.write_status(State.running, 3)
     assert state_of(run) == "RUNNING"
@@ -51,10 +52,10 @@ def test_states_of_a_folder(tiny: Tiny) -> None:
         write_job(folder, JobRecord(str(DEAD_PID), "local", time.time()))
         folder.write_status(state, 3)
         assert state_of(run) == state.value
-    write_job(folder, JobRecord(str(os.getpid()), "local", time.time()))
+    write_job(folder, JobRecord.of_process(os.getpid(), "local"))
     assert state_of(run) == "REQUEUED"  # PREEMPTED, but its job is still there
     folder.write_status(State.done, 3)
-    write_job(folder, JobRecord(str(os.getpid()), "local", time.time(), is_cancelled=True))
+    write_job(folder, replace(JobRecord.of_process(os.getpid(), "local"), is_cancelled=True))
     assert state_of(run) == "DONE"
 
 
@@ -95,7 +96,7 @@ def test_numbers_of_a_running_run(tiny: Tiny) -> None:
     run = planned(tiny("trainer.steps=100"))
     folder = open_run(run.config)
     folder.write_status(State.running, 40, "step 40: STARVED ...")
-    write_job(folder, JobRecord(str(os.getpid()), "local", time.time()))
+    write_job(folder, JobRecord.of_process(os.getpid(), "local"))
     rows_into(folder, [
         {"_step": 10, "_runtime": 5.0, "health": "HEALTHY"},
         {"_step": 20, "_runtime": 10.0, "all.exact_accuracy": 0.5, "all.count": 20.0, "health": "STARVED"},

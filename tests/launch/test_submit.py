@@ -16,8 +16,9 @@ from filelock import FileLock
 from arclab.config.compose import ConfigError, thaw
 from arclab.launch import submit as submit_module
 from arclab.launch.cluster import JobTask
+from arclab.launch.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.plan import PlannedRun, read_plan
-from arclab.launch.progress import JobRecord, living_jobs, read_job, read_state, write_job
+from arclab.launch.progress import living_jobs, read_state
 from arclab.launch.submit import LocalTask, cancel, retry, submit
 from arclab.rundir import State
 

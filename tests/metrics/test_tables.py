@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import wandb
 
-from arclab.config.schema import WandbMode
 from arclab.data.tasks import COLORS
+from arclab.metrics import wandb_run
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.tables import Prediction, picture, wandb_table
-from arclab.metrics.wandb_run import start_wandb, wandb_mode
+from arclab.metrics.wandb_run import start_wandb, wished_mode
 
 from ..conftest import TINY, compose
 
@@ -60,11 +62,45 @@ def test_every_registered_metric_has_its_summary(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "wandb.json").read_text())["mode"] == "offline"
 
 
-@pytest.mark.parametrize(("variable", "expected"), [("disabled", "disabled"), ("offline", "offline"), ("", "offline")])
-def test_auto_is_what_the_environment_says(
-    variable: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("variables", "expected"), [
+    ({"WANDB_MODE": "disabled"}, "disabled"), ({"WANDB_MODE": "dryrun"}, "offline"), ({"WANDB_MODE": " Offline"}, "offline"),
+    ({"WANDB_MODE": "DISABLED"}, "disabled"), ({"WANDB_DISABLED": "true"}, "disabled"), ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled"),
+    ({"WANDB_DISABLED": "false"}, "online"), ({"WANDB_MODE": ""}, "online"), ({"WANDB_MODE": "run"}, "online"), ({"WANDB_API_KEY": ""}, "offline"),
+])  # fmt: skip
+def test_the_environment_keeps_a_run_from_the_network(
+    variables: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", variable)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert wandb_mode(WandbMode.auto) == expected and wandb_mode(WandbMode.disabled) == "disabled"
+    """A key is set, and what counts is what wandb.init is called with."""
+    given: list[str] = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: given.append(settings["mode"]) or MagicMock(url=""))
+    monkeypatch.setattr(wandb_run, "save_workspace", lambda *_: None)
+    for name, value in {
+        "WANDB_API_KEY": "secret",
+        "NETRC": str(tmp_path / "none"),
+        "WANDB_CONFIG_DIR": str(tmp_path),
+        **variables,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for mode, wished in (
+        ("auto", expected),
+        ("online", expected if variables.get("WANDB_API_KEY") != "" else "online"),
+        ("disabled", "disabled"),
+    ):
+        run = start_wandb(compose("pretrain_encoder", [*TINY, f"wandb.mode={mode}"]), tmp_path, "1")
+        assert (given.pop() if run is not None else "disabled") == wished
+        assert os.environ.get("WANDB_MODE", "online") in ("online", "offline", *variables.values())  # wandb reads it too
+
+
+def test_what_wandb_offline_has_written_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"WANDB_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path / "user")}
+    assert wished_mode(environment) is None
+    for folder, mode in (("user", "disabled"), ("wandb", "offline")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "settings").write_text(f"[default]\nmode = {mode}\n")
+        assert wished_mode(environment) == mode
+    assert wished_mode({**environment, "WANDB_MODE": "online"}) == "online"
+    (tmp_path / "wandb/settings").write_text("no section")
+    assert wished_mode(environment) == "disabled"
+    with pytest.raises(ValueError, match=r"WANDB_MODE=of is no mode of W&B; set it to online, offline or disabled"):
+        wished_mode({"WANDB_MODE": "of"})

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import sys
 import threading
@@ -164,7 +165,9 @@ def _unknown_key(key: str, root: Any) -> str:
     parent, _, leaf = key.rpartition(".")
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     near = [f"{parent}.{m}" if parent else m for m in difflib.get_close_matches(leaf, siblings, n=1)]
-    near = near or difflib.get_close_matches(key, [*known, *groups], n=1) or [k for k in known if k.endswith(f".{leaf}")][:1]
+    below = [k for k in known if k.endswith(f".{leaf}")][:1]
+    # A group of another script has the name of a key below (halting of evaluate.py): it must not be its own remedy.
+    near = near or (below if key in groups else difflib.get_close_matches(key, [*known, *groups], n=1)) or below
     remedy = f"did you mean {near[0]}?" if near else f"known top-level keys are {', '.join(k for k in known if '.' not in k)}."
     return f"unknown key {key}; {remedy}"
 
@@ -284,6 +287,24 @@ def differing(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
 
 def config_hash(config: ExperimentConfig) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def quoted(value: Any) -> str:
+    """A value in Hydra's grammar that means exactly itself."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(quoted, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    # Only backslashes before a quote, or at the end, mean something.
+    inner = re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
+    return '"' + inner.replace("${", "\\${") + '"'
+
+
+def evaluate_command(run: Path) -> str:
+    """The command that evaluates a run folder, to be pasted into a shell as it is."""
+    path = str(run)
+    plain = re.fullmatch(r"[\w./+-]+", path, re.ASCII)
+    return f"python evaluate.py {f'checkpoint={path}' if plain else shlex.quote(f'checkpoint={quoted(path)}')}"
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:

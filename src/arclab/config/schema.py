@@ -26,6 +26,7 @@ from arclab.config.encoder_schema import (
     VariationalEncoderConfig,
 )
 from arclab.config.launch_schema import LaunchConfig
+from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 
 CANVASES = (4, 6, 10, 15, 20, 30)  # sides; 4 is for generated grids of side 3
@@ -396,10 +397,8 @@ class ExperimentConfig:
     def check(self, path: str) -> list[str]:
         problems = sized("", 0, seed=self.seed)
         for key, value in (("name", self.name), ("experiment_name", self.experiment_name)):
-            if not value or any(c in value for c in "/\\ \t\n") or value.startswith("."):
-                problems.append(
-                    f"{key}={value!r} becomes a folder name: it must be non-empty, without spaces, slashes or a leading dot; rename it."
-                )
+            problems += broken_name(key, value)
+        problems += broken_path("runs_dir", self.runs_dir)
         is_table = isinstance(self.encoder, PuzzleTableConfig)
         if is_table != (self.dataset.regime is Regime.puzzle_id):
             problems.append(

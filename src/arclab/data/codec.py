@@ -11,11 +11,17 @@ cost of feeding a GPU. decode() is the official crop: the largest all-colour rec
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from arclab.data.tasks import MAX_SIDE, Grid
+
+log = logging.getLogger(__name__)
 
 PAD, EOS, FIRST_COLOR = 0, 1, 2
 VOCAB_SIZE = 12
@@ -68,7 +74,21 @@ def decode_anywhere(tokens: npt.NDArray[np.uint8], canvas: int) -> Grid | None:
     return decode(moved.ravel(), canvas)
 
 
-@numba.njit(cache=True, nogil=True)
+def _compiled(function: Callable[..., None]) -> Any:
+    """Compiled by numba and kept on disk; where no folder can be written (a read-only install and home), compiled anew by every process."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        log.warning(
+            "numba finds no folder that it can write its cache to, so every process compiles %s anew (some seconds); set NUMBA_CACHE_DIR to "
+            "such a folder", function.__name__,
+        )  # fmt: skip
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
 def paint(
     cells: npt.NDArray[np.uint8],
     heights: npt.NDArray[np.int64],

@@ -34,6 +34,7 @@ from arclab.evaluation.scoring import Share
 from arclab.files import write_atomically
 
 _CURVES = ("all.exact_accuracy", "train/exact_accuracy", "train/lm_loss", "grad/encoder_norm", "train/encoder_cross_sample_var")
+DAMAGED = "DAMAGED"  # the state of a run of which a file cannot be read, as the launcher says too
 _FINAL_SPLITS = ("evaluation", "validation", "train")
 
 
@@ -87,7 +88,7 @@ class SectionView:
 
 
 def write_queue_report(request: Mapping[str, Any], folder: Path) -> list[Path]:
-    """index.html first. ValueError: a run folder is damaged."""
+    """index.html first. A run of which a file is damaged is a row that says so."""
     folder.mkdir(parents=True, exist_ok=True)
     pages: list[Path] = []
     sections = [_section(number, entry, folder, pages) for number, entry in enumerate(request["sections"], start=1)]
@@ -105,7 +106,8 @@ def write_queue_report(request: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _section(number: int, entry: Mapping[str, Any], folder: Path, pages: list[Path]) -> SectionView:
     key = f"{number:02d}-{re.sub(r'[^a-z0-9]+', '-', entry['title'].split(':')[0].lower()).strip('-') or 'runs'}"
-    started = [Path(run["path"]) for run in entry["runs"] if (Path(run["path"]) / "config.yaml").is_file()]
+    damage = {Path(run["path"]): _damage(run) for run in entry["runs"] if (Path(run["path"]) / "config.yaml").is_file()}
+    started = [path for path, sentence in damage.items() if not sentence]
     runs = read_runs(started)
     by_path = dict(zip(started, runs, strict=True))
     comparison = ""
@@ -114,7 +116,10 @@ def _section(number: int, entry: Mapping[str, Any], folder: Path, pages: list[Pa
         comparison = f"{key}/compare.html"
     # Colours are numbered over the runs that have a folder, as in the section's comparison page.
     numbers = {path: i for i, path in enumerate(started)}
-    rows = tuple(_row(run, by_path.get(Path(run["path"])), numbers.get(Path(run["path"])), folder) for run in entry["runs"])
+    rows = tuple(
+        _row(_with_damage(run, damage), by_path.get(Path(run["path"])), numbers.get(Path(run["path"])), folder)
+        for run in entry["runs"]
+    )
     return SectionView(
         key,
         entry["title"] or "Runs without a hypothesis",
@@ -124,6 +129,22 @@ def _section(number: int, entry: Mapping[str, Any], folder: Path, pages: list[Pa
         tuple(overlay_svgs(runs, _CURVES)),
         comparison,
     )
+
+
+def _damage(entry: Mapping[str, Any]) -> str:
+    """Why a file of the run cannot be read, which does not keep the others from the page; "" if all can."""
+    if entry["state"] == DAMAGED:
+        return str(entry["message"])
+    try:
+        read_runs([Path(entry["path"])])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _with_damage(entry: Mapping[str, Any], damage: Mapping[Path, str]) -> Mapping[str, Any]:
+    sentence = damage.get(Path(entry["path"]))
+    return {**entry, "state": DAMAGED, "message": sentence} if sentence else entry
 
 
 def _row(entry: Mapping[str, Any], run: Run | None, number: int | None, folder: Path) -> Row:
@@ -139,7 +160,7 @@ def _row(entry: Mapping[str, Any], run: Run | None, number: int | None, folder: 
 
 def _message(entry: Mapping[str, Any]) -> str:
     """What went wrong, for a run that did not end well."""
-    return str(entry["message"]) if entry["state"] in ("FAILED", "STOPPED", "LOST") else ""
+    return str(entry["message"]) if entry["state"] in ("FAILED", "STOPPED", "LOST", DAMAGED) else ""
 
 
 def _scores(run: Run) -> list[Score]:

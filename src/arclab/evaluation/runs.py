@@ -28,7 +28,7 @@ from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
-from arclab.runlock import read_holder
+from arclab.runlock import living_holder, read_holder
 from arclab.solvers.base import Candidate, TestKey
 
 # Where a run lies and what it is called: no difference in what was done.
@@ -330,11 +330,10 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
 
 def _is_abandoned(run: RunDir) -> bool:
     """Killed without a word: it says RUNNING, and who held the folder is gone."""
-    holder = read_holder(run)
-    if run.state is not State.running or holder is None:
+    if run.state is not State.running or read_holder(run) is None:
         return False
     try:
-        return not holder.is_alive()
+        return living_holder(run) is None
     except ConfigError:
         return False  # a job of SLURM, which does not answer: its word counts
 

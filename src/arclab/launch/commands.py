@@ -31,23 +31,24 @@ def check_command(arguments: argparse.Namespace) -> int:
         show_matrix(plan.runs, columns)
     for note in plan.notes:
         say(f"note: {note.at(plan.path)}")
+    damaged = [f"{run.name}: {run.damage}" for run in plan.runs if run.damage]
+    for sentence in damaged:
+        say(f"damaged: {sentence}")
     say(
         f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was started."
     )
-    return 0
+    return 2 if damaged else 0
 
 
 def submit_command(arguments: argparse.Namespace) -> int:
     plan = read_plan(arguments.file, arguments.only)
     cluster = arguments.cluster or "slurm"
-    _show_actions(submit(plan.runs, cluster, dry_run=arguments.dry_run, places=_places(arguments)))
-    return 0
+    return _show_actions(submit(plan.runs, cluster, dry_run=arguments.dry_run, places=_places(arguments)))
 
 
 def retry_command(arguments: argparse.Namespace) -> int:
     plan = read_plan(arguments.file, arguments.only)
-    _show_actions(retry(plan.runs, arguments.cluster, dry_run=arguments.dry_run, places=_places(arguments)))
-    return 0
+    return _show_actions(retry(plan.runs, arguments.cluster, dry_run=arguments.dry_run, places=_places(arguments)))
 
 
 def _places(arguments: argparse.Namespace) -> int:
@@ -59,12 +60,13 @@ def _places(arguments: argparse.Namespace) -> int:
 
 
 def cancel_command(arguments: argparse.Namespace) -> int:
-    _show_actions(cancel(read_plan(arguments.file, arguments.only).runs))
-    return 0
+    return _show_actions(cancel(read_plan(arguments.file, arguments.only).runs))
 
 
-def _show_actions(actions: Sequence[Action]) -> None:
+def _show_actions(actions: Sequence[Action]) -> int:
+    """The exit status: 2 if something could not be done for a run; the others were taken care of all the same."""
     show(("run", "job", ""), [(a.run, a.job, a.what) for a in actions])
+    return 2 if any(action.is_error for action in actions) else 0
 
 
 def status_command(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from arclab.metrics.wandb_run import wished_mode
+
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _TORCH_TIMEOUT_S = 120
 _SLURM_TIMEOUT_S = 20
@@ -44,6 +46,9 @@ print(json.dumps(found))
 """
 
 
+_ASK_NUMBA = "from arclab.data.codec import paint; print(paint._cache.cache_path)"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line. fix: what to do, empty if nothing."""
@@ -55,7 +60,7 @@ class Finding:
 
 
 def examine(runs_dir: Path) -> list[Finding]:
-    return [_python(), *_torch(), _flash_attention(), _disk(runs_dir), _wandb(os.environ), *_data(), *_slurm()]
+    return [_python(), *_torch(), _flash_attention(), _numba(), _disk(runs_dir), _wandb(os.environ), *_data(), *_slurm()]
 
 
 def _python() -> Finding:
@@ -109,6 +114,19 @@ def _flash_attention() -> Finding:
     return Finding(OK, "flash-attn", f"{found}; use it with decoder.attention=flash")
 
 
+def _numba() -> Finding:
+    """Whether what feeds the training has to be compiled by every process anew."""
+    asked = _run([sys.executable, "-c", _ASK_NUMBA], _TORCH_TIMEOUT_S)
+    if asked is None or asked.returncode:
+        reason = "no answer" if asked is None else (asked.stderr.strip().splitlines() or ["no message"])[-1]
+        return Finding(FAIL, "numba", f"the painter of grids does not import: {reason}", "make install")
+    folder = asked.stdout.strip()
+    if folder == "None":
+        fix = "set NUMBA_CACHE_DIR to a folder that can be written"
+        return Finding(WARN, "numba", "no folder for its cache can be written: every process compiles anew (some seconds)", fix)
+    return Finding(OK, "numba", f"{_version('numba')}, compiled code in {folder}")
+
+
 def _disk(runs_dir: Path) -> Finding:
     """Of the nearest folder that exists: runs/ is made by the first run."""
     folder = next(p for p in (runs_dir.resolve(), *runs_dir.resolve().parents) if p.exists())
@@ -127,10 +145,14 @@ def _wandb(environment: Mapping[str, str]) -> Finding:
     has_key = bool(environment.get("WANDB_API_KEY")) or (
         netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
     )
-    mode = environment.get("WANDB_MODE", "")
+    try:
+        mode = wished_mode(environment)
+    except ValueError as error:
+        return Finding(FAIL, "wandb", f"{found}, {error}", "unset it: wandb.mode= of the configuration decides")
     if mode:
+        fix = "unset WANDB_MODE and WANDB_DISABLED, or give: wandb online; then wandb.mode= of the configuration decides"
         return Finding(
-            WARN, "wandb", f"{found}, WANDB_MODE={mode} is set", "unset it: wandb.mode= of the configuration decides"
+            WARN, "wandb", f"{found}, W&B's own settings say {mode} (WANDB_MODE, WANDB_DISABLED or its settings file)", fix
         )
     if has_key:
         return Finding(OK, "wandb", f"{found}, a key is set: wandb.mode=auto is online")

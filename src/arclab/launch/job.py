@@ -16,14 +16,14 @@ import signal
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from arclab.config.compose import thaw
+from arclab.config.compose import evaluate_command, thaw
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.torchrun import Node, Torchrun
 from arclab.rundir import RunDir, State, is_done, open_run, require_same, run_path
-from arclab.runlock import locked, require_free
+from arclab.runlock import keeper, locked, require_free
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.25
@@ -52,7 +52,7 @@ def run_job(run_dir: Path) -> int:
     held: AbstractContextManager[None] = locked(run) if node.number == 0 else nullcontext()
     with held, StopSignals() as signals:
         if is_done(run, config):
-            log.info("%s is DONE; evaluate it with: python evaluate.py checkpoint=%s", run.path, run.path)
+            log.info("%s is DONE; evaluate it with: %s", run.path, evaluate_command(run.path))
             return 0
         if node.number == 0:
             run.preempt.unlink(missing_ok=True)
@@ -61,6 +61,7 @@ def run_job(run_dir: Path) -> int:
 
 
 def _supervise(run: RunDir, launch: LaunchConfig, node: Node, signals: StopSignals) -> int:
+    require_held = keeper(run)
     torchrun = Torchrun(run, launch, node)
     try:
         while (code := torchrun.wait(_POLL_S)) is None:
@@ -71,6 +72,7 @@ def _supervise(run: RunDir, launch: LaunchConfig, node: Node, signals: StopSigna
         torchrun.close()
     if node.number != 0:  # the first node tells the tale
         return _status_of_other_node(code, signals)
+    require_held()
     run.preempt.unlink(missing_ok=True)
     return _outcome(run, code, torchrun.log_start, signals)
 

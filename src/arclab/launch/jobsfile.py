@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arclab.config.compose import ConfigError
+from arclab.launch.combinations import require_countable, require_few
 from arclab.launch.names import run_name
 
 SCRIPT = "pretrain_encoder.py"
@@ -157,6 +158,10 @@ def _jobs_of_line(line: str, number: int, section: Section) -> list[Job]:
     if not names or not names[0].text.partition("=")[2]:
         raise _AtColumn(script.column, "the run has no name, which is also its folder; add name=NAME.")
     choices = [_choices(word) for word in words]
+    try:
+        require_few({word.key: len(values) for word, values in zip(words, choices, strict=True)})
+    except ConfigError as error:
+        raise _AtColumn(script.column, str(error)) from error
     return [_job(number, script.column, section, words, choices, picked) for picked in itertools.product(*choices)]
 
 
@@ -225,6 +230,10 @@ def _values_by_hydra(word: Word) -> list[str]:
     except HydraException as error:
         reason = str(error).split("\n")[0]
         raise _AtColumn(word.column, f"{word.key}: {reason} (Hydra's grammar of values; see its page on overrides).") from error
+    try:
+        require_countable([override])
+    except ConfigError as error:
+        raise _AtColumn(word.column, str(error)) from error
     if not override.is_sweep_override():
         return [word.text.partition("=")[2]]
     if not (override.is_choice_sweep() or isinstance(override.value(), RangeSweep)):

@@ -20,6 +20,7 @@ from typing import Any
 from arclab.config.compose import ConfigError, differing, flat, identity
 from arclab.config.quick import QuickComposer
 from arclab.config.schema import ExperimentConfig
+from arclab.files import DamagedFile, sentence_of
 from arclab.launch.jobsfile import Job, JobsError, Problem, parse_jobs
 from arclab.launch.parameters import Parameters, count_parameters
 from arclab.rundir import RunDir, State, run_path
@@ -33,11 +34,13 @@ _LEADING_KEYS = ("experiment_name", "encoder.kind", "decoder_init.kind")
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run, typed. waits_for: the run of the same file that makes its checkpoint and is not DONE yet."""
+    """One run, typed. waits_for: the run of the same file that makes its checkpoint and is not DONE yet. damage: why the config.yaml of
+    its folder cannot be read; "" if it can."""
 
     job: Job
     config: ExperimentConfig
     waits_for: Path | None
+    damage: str = ""
 
     @property
     def name(self) -> str:
@@ -77,6 +80,7 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
             problems += _problems_of(job, error, only)
     wanted = [(job, config) for job, config in composed if _is_wanted(job, config, only)]
     problems += _same_runs(wanted) + _claimed_folders(wanted, composer) + _missing_checkpoints(wanted, composed)
+    problems += _circles(wanted, composed)
     if problems:
         raise JobsError(path, list(dict.fromkeys(problems)))
     if not wanted:
@@ -85,7 +89,7 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
             f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern."
         )
     makers = {run_path(config).resolve() for _, config in composed}
-    runs = tuple(PlannedRun(job, config, _waits_for(config, makers)) for job, config in wanted)
+    runs = tuple(PlannedRun(job, config, _waits_for(config, makers), _damage(config, composer)) for job, config in wanted)
     return Plan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
 
 
@@ -154,10 +158,8 @@ def _claimed_folders(runs: Sequence[tuple[Job, ExperimentConfig]], composer: Qui
 def _other_configuration(path: Path, config: ExperimentConfig, composer: QuickComposer) -> list[str]:
     try:
         held = composer.thaw(RunDir(path).config)
-    except ConfigError as error:
-        return [
-            f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0]}); choose another name."
-        ]
+    except ConfigError:
+        return []  # no fault of the line: see _damage
     different = differing(held, config)
     if not different:
         return []
@@ -166,6 +168,22 @@ def _other_configuration(path: Path, config: ExperimentConfig, composer: QuickCo
         f"the run folder {path} was made with {key}={before.get(key)}, this line says {key}={now.get(key)} "
         f"({len(different)} keys differ); choose another name, or remove the folder."
     ]
+
+
+def _damage(config: ExperimentConfig, composer: QuickComposer) -> str:
+    """Why the configuration in the run's folder cannot be read: the fault of that run alone, not of the file."""
+    path = run_path(config)
+    if not RunDir(path).config.exists():
+        return ""
+    try:
+        composer.thaw(RunDir(path).config)
+    except ConfigError as error:
+        return (
+            f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0]}); choose another name."
+        )
+    except OSError as error:
+        return sentence_of(error)
+    return ""
 
 
 def _checkpoint(config: ExperimentConfig) -> Path | None:
@@ -185,6 +203,27 @@ def _missing_checkpoints(
     return problems
 
 
+def _circles(runs: Iterable[tuple[Job, ExperimentConfig]], all_runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
+    """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
+    jobs = {run_path(config).resolve(): (job, config) for job, config in all_runs}
+    makers = set(jobs)
+    problems = []
+    for job, config in runs:
+        chain = [job]
+        path = _waits_for(config, makers)
+        while path is not None and (folder := _maker(path, makers)) is not None:
+            maker, its_config = jobs[folder]
+            if maker is job:
+                names = ", which waits for ".join(f"{j.name} (line {j.line})" for j in [*chain[1:], job])
+                text = f"decoder_init.path: {job.name} waits for {names}: none of them can ever start; take the checkpoint of another run."
+                problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
+            if maker in chain:
+                break
+            chain.append(maker)
+            path = _waits_for(its_config, makers)
+    return problems
+
+
 def _maker(path: Path, makers: set[Path]) -> Path | None:
     """The run folder among `makers` that the path is, or lies in."""
     return next((folder for folder in (path.resolve(), *path.resolve().parents) if folder in makers), None)
@@ -193,9 +232,15 @@ def _maker(path: Path, makers: set[Path]) -> Path | None:
 def _waits_for(config: ExperimentConfig, makers: set[Path]) -> Path | None:
     path = _checkpoint(config)
     maker = None if path is None else _maker(path, makers)
-    if path is None or maker is None or (RunDir(maker).read_status() or {}).get("state") == State.done.value:
-        return None
-    return path
+    return None if path is None or maker is None or _is_done(RunDir(maker)) else path
+
+
+def _is_done(run: RunDir) -> bool:
+    """Not if its status is damaged: that is said where the run itself is shown."""
+    try:
+        return run.state is State.done
+    except DamagedFile:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,12 +29,12 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def tie_to(parent: int) -> Callable[[], None]:
-    """What a child does between fork and exec. It also ignores the signals that SLURM sends to every process of a job and that torchrun
-    would die of; workers install their own handlers."""
+    """What a child does between fork and exec. It also ignores the signals that reach every process of a job (from SLURM, from a closed
+    terminal) and that torchrun would die of; workers install their own handlers, and leave SIGHUP to the parent, which tells them."""
 
     def prepare() -> None:
         die_with_parent(parent)
-        for number in (signal.SIGUSR2, signal.SIGTERM):
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
     return prepare

@@ -5,33 +5,29 @@
 
 Reads status.json, job.json, lock.json, metrics.jsonl and criterion.json, whoever wrote them and while they are written. It
 decides nothing. Beside the states of status.json there are NEW (no folder), QUEUED, REQUEUED (told to end, and will
-continue by itself), CANCELLED (by the command cancel) and LOST:
-the folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
+continue by itself), CANCELLED (by the command cancel), DAMAGED (a file of it cannot be read; the message says which) and LOST: the
+folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from arclab import slurm
 from arclab.config.compose import ConfigError
-from arclab.files import read_object, write_atomically
-from arclab.launch.cluster import Kind
+from arclab.files import DamagedFile, is_kind, parse_object, read_object, require_kinds, sentence_of
+from arclab.launch.jobrecord import JobRecord, read_job
 from arclab.launch.plan import PlannedRun
 from arclab.metrics.names import count_of
 from arclab.rundir import RunDir, State
-from arclab.runlock import read_holder
+from arclab.runlock import living_holder, read_holder
 
 log = logging.getLogger(__name__)
-NEW, QUEUED, REQUEUED, LOST, CANCELLED = "NEW", "QUEUED", "REQUEUED", "LOST", "CANCELLED"
+NEW, QUEUED, REQUEUED, LOST, CANCELLED, DAMAGED = "NEW", "QUEUED", "REQUEUED", "LOST", "CANCELLED", "DAMAGED"
 _RUNNING = State.running.value
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
@@ -75,38 +71,14 @@ class Progress:
         return (self.total_steps - self.step) / self.steps_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """job.json: the job last submitted for a run. submitted: seconds since 1970. host: the machine whose process a local job is."""
-
-    id: str
-    cluster: Kind
-    submitted: float
-    is_cancelled: bool = False
-    host: str = ""
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """A process of another machine: its number says nothing here."""
-        return self.cluster == "local" and self.host not in ("", socket.gethostname())
-
-
-def read_job(run: RunDir) -> JobRecord | None:
-    record = _read_object(run.path / "job.json")
-    return JobRecord(**record) if record else None
-
-
-def write_job(run: RunDir, job: JobRecord) -> None:
-    write_atomically(run.path / "job.json", json.dumps(asdict(job)) + "\n")
-
-
 def living_jobs(runs: Sequence[PlannedRun], *, must_know: bool = True) -> dict[Path, str]:
     """Folder -> QUEUED or RUNNING, for the runs that have a job in the queue or a process of this machine.
 
     Where SLURM is not installed (a machine that only sees the folders), or with must_know=False does not answer, the word of the
     folder counts for SLURM's jobs, as it does for processes of other machines. ConfigError if it must be known and SLURM does not answer.
     """
-    jobs = {run.folder.path: job for run in runs if (job := read_job(run.folder)) is not None}
+    whole = [run.folder for run in runs if not damage_of(run)]
+    jobs = {folder.path: job for folder in whole if (job := read_job(folder)) is not None}
     queue = _queue(must_know) if any(job.cluster == "slurm" for job in jobs.values()) else None
     states = {path: _job_state(RunDir(path), job, queue) for path, job in jobs.items()}
     return {path: state for path, state in states.items() if state is not None}
@@ -131,21 +103,10 @@ def _job_state(run: RunDir, job: JobRecord, queue: Mapping[str, str] | None) -> 
         return None if state is None or state in _ENDED else QUEUED if state in _WAITING else _RUNNING
     written = (run.read_status() or {}).get("state")
     is_unseen = job.cluster == "slurm" or job.is_elsewhere
-    is_alive = written in (State.submitted.value, _RUNNING) if is_unseen else _has_process(job)
+    is_open = written in (State.submitted.value, _RUNNING)
+    # The process of a debug job goes on after its run.
+    is_alive = is_open if is_unseen else job.is_running_here() and (is_open or job.cluster == "local")
     return None if not is_alive else QUEUED if written == State.submitted.value else _RUNNING
-
-
-def _has_process(job: JobRecord) -> bool:
-    return job.cluster == "local" and is_process(int(job.id), job.submitted)
-
-
-def is_process(pid: int, not_after: float) -> bool:
-    """Does this process run, and has it since that time? Numbers are used again."""
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() <= not_after + 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def read_state(run: RunDir, living: str | None) -> str:
@@ -155,8 +116,7 @@ def read_state(run: RunDir, living: str | None) -> str:
         return written
     if living is not None:
         return REQUEUED if written == State.preempted.value else living
-    holder = read_holder(run)
-    if holder is not None and holder.is_alive():
+    if living_holder(run) is not None:
         return _RUNNING
     job = read_job(run)
     if job is not None and job.is_cancelled:
@@ -166,19 +126,54 @@ def read_state(run: RunDir, living: str | None) -> str:
     return written or NEW
 
 
+def damage_of(run: PlannedRun) -> str:
+    """The sentence for what cannot be read of a run's records; "" if all of them can."""
+    if run.damage:
+        return run.damage
+    try:
+        run.folder.read_status()
+        read_job(run.folder)
+        read_holder(run.folder)
+    except DamagedFile as error:
+        return str(error)
+    except OSError as error:
+        return sentence_of(error)
+    return ""
+
+
 def read_progress(run: PlannedRun, living: str | None) -> Progress:
+    """DAMAGED, with the sentence as its message, if a file of the run cannot be read: the others of a list are shown all the same."""
+    damage = damage_of(run)
+    try:
+        if not damage:
+            return _progress(run, living)
+    except DamagedFile as error:
+        damage = str(error)
+    except OSError as error:
+        damage = sentence_of(error)
+    return Progress(DAMAGED, "", 0, run.config.trainer.steps, None, "", None, "", damage)
+
+
+def _progress(run: PlannedRun, living: str | None) -> Progress:
     folder = run.folder
     status, job = folder.read_status() or {}, read_job(folder)
     rows = _last_rows(folder.metrics)
     health = next((f"{row['health']} at {row['_step']:,}" for row in reversed(rows) if "health" in row), "")
-    criterion = _read_object(folder.path / "criterion.json") or {}
     metric = run.config.criterion.metric if run.config.criterion else _DEFAULT_METRIC
-    step = max([int(status.get("step", 0)), *(int(row["_step"]) for row in rows[-1:])])
+    step = max([status.get("step", 0), *(row["_step"] for row in rows[-1:])])
     return Progress(
         state=read_state(folder, living), job=job.id if job else "", step=step, total_steps=run.config.trainer.steps,
         steps_per_s=steps_per_s(rows), verdict=health, best=best_score(folder.metrics, metric),
-        result=str(criterion.get("result", "")), message=str(status.get("message", "")),
+        result=_result(folder.path / "criterion.json"), message=status.get("message", ""),
     )  # fmt: skip
+
+
+def _result(criterion: Path) -> str:
+    if not criterion.is_file():
+        return ""
+    found = read_object(criterion)
+    require_kinds(found, {"result": str}, criterion)
+    return found["result"]
 
 
 def steps_per_s(rows: list[dict[str, Any]]) -> float | None:
@@ -195,14 +190,17 @@ def best_score(metrics: Path, metric: str) -> Best | None:
     if not metrics.is_file():
         return None
     best: Best | None = None
-    with metrics.open(encoding="utf-8") as lines:
-        for line in lines:
-            if f'"{metric}"' not in line or not line.endswith("\n"):
+    name = f'"{metric}"'.encode()
+    with metrics.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if name not in line or not line.endswith(b"\n"):
                 continue
-            row = json.loads(line)
+            row = parse_object(line, metrics, line=number)
+            require_kinds(row, {metric: float | None, "_step": int}, metrics, line=number)
             value = row[metric]
             if value is not None and (best is None or value > best.value):
-                best = Best(metric, value, count_of(metric, row), row["_step"])
+                counts = {key: n for key, n in row.items() if is_kind(n, float)}
+                best = Best(metric, value, count_of(metric, counts), row["_step"])
     return best
 
 
@@ -215,8 +213,7 @@ def _last_rows(metrics: Path) -> list[dict[str, Any]]:
         file.seek(max(0, size - _TAIL_BYTES))
         lines = file.read().splitlines(keepends=True)
     complete = [line for line in lines if line.endswith(b"\n")]
-    return [json.loads(line) for line in (complete[1:] if size > _TAIL_BYTES else complete)]
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    return read_object(path) if path.is_file() else None
+    rows = [parse_object(line, metrics) for line in (complete[1:] if size > _TAIL_BYTES else complete)]
+    for row in rows:
+        require_kinds(row, {"_step": int, "_runtime": float, **({"health": str} if "health" in row else {})}, metrics)
+    return rows

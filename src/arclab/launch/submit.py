@@ -4,7 +4,7 @@
     actions = cancel(plan.runs)
     actions = retry(plan.runs, cluster=None)
 
-Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after adding lines. What
+Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after adding lines, or twice at once. What
 failed or was cancelled starts again only by retry. Before a job exists its folder has the frozen configuration and the status
 SUBMITTED; job.json names the job. On this machine (cluster local) jobs are processes that wait for a place, one after another
 unless more are allowed; debug runs them in this process and blocks. Every run continues from its last checkpoint.
@@ -15,36 +15,27 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from submitit.core.utils import DelayedSubmission
 
+from arclab import slurm
 from arclab.config.compose import ConfigError
-from arclab.files import write_atomically
+from arclab.files import DamagedFile, read_object, write_atomically
 from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.cluster import JobTask, Kind, build_executor, submission_errors
 from arclab.launch.job import prepare_run, run_job
+from arclab.launch.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.plan import PlannedRun
-from arclab.launch.progress import (
-    CANCELLED,
-    LOST,
-    NEW,
-    QUEUED,
-    JobRecord,
-    living_jobs,
-    read_job,
-    read_state,
-    write_job,
-)
+from arclab.launch.progress import CANCELLED, DAMAGED, LOST, NEW, QUEUED, damage_of, living_jobs, read_state
 from arclab.rundir import RunDir, State
+from arclab.runlock import queue_lock
 from arclab.slurm import require_installed
 
 # A year: jobs of this machine wait for each other, and no time limit is meant.
@@ -56,23 +47,47 @@ _RETRIED = (State.failed.value, CANCELLED, LOST)
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What was done for a run. job "": none was submitted or cancelled."""
+    """What was done for a run. job "": none was submitted or cancelled. is_error: it could not be done, and what says why."""
 
     run: str
     job: str
     what: str
+    is_error: bool = False
 
 
 def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, places: int = 1) -> list[Action]:
     """Submit every run that is new, lost or preempted. places: runs at a time on this machine."""
     if cluster == "slurm" and not dry_run:
         require_installed()
+    with _alone(runs, dry_run=dry_run):
+        actions = _for_each(runs, lambda run, state, _: _submit_or_say(run, state, cluster, dry_run, places))
+    return _with_ends(runs, actions)
+
+
+@contextmanager
+def _alone(runs: Sequence[PlannedRun], *, dry_run: bool = False) -> Iterator[None]:
+    """One command at a time looks at the runs of a runs_dir and changes their jobs: two at once would submit each run twice."""
+    with ExitStack() as stack:
+        if not dry_run:
+            for folder in sorted({Path(run.config.runs_dir).resolve() for run in runs}):
+                stack.enter_context(queue_lock(folder))
+        yield
+
+
+def _for_each(runs: Sequence[PlannedRun], act: Callable[[PlannedRun, str, str | None], Action]) -> list[Action]:
+    """act(run, its state, what living_jobs knows of it) for every run. A damaged file of one run does not stop the others."""
     living = living_jobs(runs)
     actions: list[Action] = []
     for run in runs:
-        state = read_state(run.folder, living.get(run.folder.path))
-        with _naming_what_was_started(actions):
-            actions.append(_submit_or_say(run, state, cluster, dry_run, places))
+        damage, known = damage_of(run), living.get(run.folder.path)
+        try:
+            if not damage:
+                with _naming_what_was_started(actions):
+                    actions.append(act(run, read_state(run.folder, known), known))
+        except DamagedFile as error:
+            damage = str(error)
+        if damage:
+            actions.append(Action(run.name, "", f"{DAMAGED}: {damage}", is_error=True))
     return actions
 
 
@@ -96,14 +111,20 @@ def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, pl
         return Action(run.name, _job_id(run), f"skipped: {state}{hint}")
     if dry_run:
         return Action(run.name, "", f"would be submitted to {cluster}" + ("" if state == NEW else f" (continues: {state})"))
-    return _started(run, cluster, places, "" if state == NEW else f" (continues: {state})")
+    return Action(run.name, _start(run, cluster, places), "submitted" + ("" if state == NEW else f" (continues: {state})"))
 
 
-def _started(run: PlannedRun, cluster: Kind, places: int, note: str) -> Action:
-    job = _start(run, cluster, places)
-    if cluster == "debug":
-        return Action(run.name, job, f"ended: {read_state(run.folder, None)}{note}")
-    return Action(run.name, job, f"submitted{note}")
+def _with_ends(runs: Sequence[PlannedRun], actions: Sequence[Action]) -> list[Action]:
+    """Run what was submitted to this process, now that nobody has to wait for it, and say how it ended."""
+    ended = []
+    for run, action in zip(runs, actions, strict=True):
+        job = read_job(run.folder) if action.what.startswith("submitted") else None
+        if job is None or job.cluster != "debug":
+            ended.append(action)
+            continue
+        run_job(run.folder.path)
+        ended.append(replace(action, what=action.what.replace("submitted", f"ended: {read_state(run.folder, None)}", 1)))
+    return ended
 
 
 def _job_id(run: PlannedRun) -> str:
@@ -119,8 +140,7 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
     folder.write_status(State.submitted, folder.step)
     (folder.path / "job.json").unlink(missing_ok=True)
     if cluster == "debug":
-        write_job(folder, JobRecord(str(os.getpid()), cluster, time.time()))
-        run_job(folder.path)
+        write_job(folder, JobRecord.of_process(os.getpid(), cluster))  # run by _with_ends
         return str(os.getpid())
     try:
         job = _submit_to_slurm(run) if cluster == "slurm" else _submit_here(run, places)
@@ -129,7 +149,7 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
         if job_before is not None:
             write_job(folder, job_before)  # it may say that the run was cancelled
         raise
-    write_job(folder, JobRecord(job, cluster, time.time(), host=socket.gethostname()))
+    write_job(folder, JobRecord.of_slurm(job) if cluster == "slurm" else JobRecord.of_process(int(job), cluster))
     return job
 
 
@@ -171,7 +191,7 @@ def _detached() -> Iterator[None]:
 
 def _record_command(folder: RunDir, run: PlannedRun) -> None:
     """provenance.json names the line that makes the run, not the command that submitted it."""
-    record = json.loads(folder.provenance.read_text(encoding="utf-8"))
+    record = read_object(folder.provenance)
     record["command"] = " ".join(["pretrain_encoder.py", *run.job.overrides])
     write_atomically(folder.provenance, json.dumps(record, indent=1) + "\n")
 
@@ -220,53 +240,57 @@ class LocalTask:
 
 def cancel(runs: Sequence[PlannedRun]) -> list[Action]:
     """End the jobs of queued and running runs; a running one saves first. Others are left as they are."""
-    living = living_jobs(runs)
-    actions = []
-    for run in runs:
-        job, state = read_job(run.folder), read_state(run.folder, living.get(run.folder.path))
-        if job is None or run.folder.path not in living or state == State.done.value:
-            note = " (not started by submit: stop it where it runs)" if state == State.running.value else ""
-            actions.append(Action(run.name, "", f"nothing to cancel: {state}{note}"))
-            continue
-        if job.is_elsewhere:
-            actions.append(Action(run.name, job.id, f"not cancelled: it is a process of {job.host}; give the command there"))
-            continue
-        if job.cluster == "slurm":
-            require_installed()
-        write_job(run.folder, replace(job, is_cancelled=True))
-        _end(job, is_running=living[run.folder.path] != QUEUED)
-        actions.append(Action(run.name, job.id, "cancelled" if living[run.folder.path] == QUEUED else "told to save and end"))
-    return actions
+    there = [run for run in runs if Path(run.config.runs_dir).is_dir()]
+    with _alone(there):
+        return _for_each(runs, _cancel)
+
+
+def _cancel(run: PlannedRun, state: str, living: str | None) -> Action:
+    job = read_job(run.folder)
+    if job is None or living is None or state == State.done.value:
+        note = " (not started by submit: stop it where it runs)" if state == State.running.value else ""
+        return Action(run.name, "", f"nothing to cancel: {state}{note}")
+    if job.is_elsewhere:
+        return Action(run.name, job.id, f"not cancelled: it is a process of {job.host}; give the command there")
+    if job.cluster != "slurm" and not job.is_certain:
+        why = f"job.json does not say which process {job.id} it means; look at it, and end it with: kill {job.id}"
+        return Action(run.name, job.id, f"not cancelled: {why}", is_error=True)
+    if job.cluster == "slurm":
+        require_installed()
+    write_job(run.folder, replace(job, is_cancelled=True))
+    try:
+        _end(job, is_running=living != QUEUED)
+    except ConfigError as error:
+        write_job(run.folder, job)
+        return Action(run.name, job.id, f"not cancelled: {error}", is_error=True)
+    return Action(run.name, job.id, "cancelled" if living == QUEUED else "told to save and end")
 
 
 def _end(job: JobRecord, *, is_running: bool) -> None:
     """A running job of SLURM gets the signal alone: scancel by itself would kill it KillWait seconds later, saved or not."""
     if job.cluster == "slurm":
-        only = ["--signal=TERM"] if is_running else []
-        subprocess.run(["scancel", *only, job.id], check=True, capture_output=True)
-        return
-    try:
-        os.kill(int(job.id), signal.SIGTERM)
-    except ProcessLookupError:
-        return  # ended by itself in this moment
+        slurm.end_job(job.id, may_save=is_running)
+    elif job.is_running_here():
+        try:
+            os.kill(int(job.id), signal.SIGTERM)
+        except ProcessLookupError:
+            return  # ended by itself in this moment
 
 
 def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = False, places: int = 1) -> list[Action]:
     """Submit failed, cancelled and lost runs again, each to where it was unless `cluster` says otherwise."""
-    living = living_jobs(runs)
-    actions = []
-    for run in runs:
-        state, job = read_state(run.folder, living.get(run.folder.path)), read_job(run.folder)
+
+    def act(run: PlannedRun, state: str, _: str | None) -> Action:
+        job = read_job(run.folder)
         if state not in _RETRIED:
-            actions.append(Action(run.name, "", f"skipped: {state}"))
-            continue
+            return Action(run.name, "", f"skipped: {state}")
         if run.waits_for is not None:
-            actions.append(Action(run.name, "", f"waits for {run.waits_for} to be DONE; retry again then"))
-            continue
+            return Action(run.name, "", f"waits for {run.waits_for} to be DONE; retry again then")
         kind: Kind = cluster or (job.cluster if job else "slurm")
         if dry_run:
-            actions.append(Action(run.name, "", f"would be submitted to {kind} again ({state})"))
-        else:
-            with _naming_what_was_started(actions):
-                actions.append(_started(run, kind, places, f" again ({state})"))
-    return actions
+            return Action(run.name, "", f"would be submitted to {kind} again ({state})")
+        return Action(run.name, _start(run, kind, places), f"submitted again ({state})")
+
+    with _alone(runs, dry_run=dry_run):
+        actions = _for_each(runs, act)
+    return _with_ends(runs, actions)

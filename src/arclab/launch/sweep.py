@@ -13,35 +13,36 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from submitit.core.utils import UncompletedJobError
 
 from arclab import slurm
-from arclab.config.compose import CONF_DIR, ConfigError, compose
+from arclab.config.compose import CONF_DIR, ConfigError, compose, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.console import setup_logging
-from arclab.files import write_atomically
+from arclab.files import read_json, write_atomically
 from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
+from arclab.launch.combinations import require_countable
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
-from arclab.launch.progress import is_process
+from arclab.process_id import boot_id, is_running, pid_namespace, start_ticks
+from arclab.records import as_record
 from arclab.rundir import RunDir, State, run_path
+from arclab.runlock import queue_lock
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "pretrain_encoder"
@@ -52,7 +53,7 @@ KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
 
 @dataclass(frozen=True, slots=True)
 class SweepTask:
-    """What Hydra calls for each job: number n of the sweep is the run folder run_dirs[n]. kind: None in this process.
+    """What Hydra calls for each job: run=n is the run folder run_dirs[n]. kind: None in this process.
 
     gpus: CUDA_VISIBLE_DEVICES of each local job; submitit sets its own, the same for all of them, and hides all GPUs from a job that
     names none.
@@ -62,8 +63,8 @@ class SweepTask:
     kind: str | None
     gpus: tuple[str | None, ...]
 
-    def __call__(self, config: object) -> int:
-        number = HydraConfig.get().job.num
+    def __call__(self, config: Mapping[str, Any]) -> int:
+        number = config["run"]
         run_dir = self.run_dirs[number]
         if self.kind == "slurm":
             JobTask(run_dir)()  # leaves the process itself unless all went well: Hydra would turn a failure into success
@@ -87,31 +88,33 @@ def sweep(overrides: Sequence[str]) -> int:
     launcher, engine_overrides = _launcher_of(overrides)
     configs = compose_combinations([o for o in overrides if not _is_hydra(o)])
     kind, launch = KINDS[launcher], configs[0].launch
-    _check_together(configs, kind)
+    _check_rules(configs, kind)
     settings = [] if kind is None else list(_launcher_settings(launch, kind, engine_overrides))
     gpus = _local_gpus(launch, len(configs)) if kind == "local" else (None,) * len(configs)
-    before = {run_path(config): RunDir(run_path(config)).read_status() for config in configs}
-    runs = [prepare_run(config) for config in configs]
-    for run, config in zip(runs, configs, strict=True):
-        if not (run.state is State.done or (run.state is State.stopped and config.trainer.stop_when_unhealthy)):
-            run.write_status(State.submitted, run.step)
     folder = Path(configs[0].runs_dir) / ".sweeps" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
-    engine = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
+    before, runs = _prepared(configs, kind, folder)
+    engine = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
               f"hydra.job.name={CONFIG_NAME}", *engine_overrides, *settings]  # fmt: skip
-    _record(folder, runs)
     task = SweepTask(tuple(run.path.resolve() for run in runs), kind, gpus)
     log.info("%d runs with hydra/launcher=%s, job logs in %s", len(runs), launcher, folder)
-    try:
-        with submission_errors(launch) if kind == "slurm" else nullcontext():
-            # Numbers, not settings: Hydra would compose them again where the job runs, from a conf/ that may have changed.
-            _multirun(["+run=" + ",".join(map(str, range(len(runs)))), *engine], task)
-    except UncompletedJobError as error:
-        log.info("a job did not end well: %s", str(error).split("\n")[0])
-        _wait_for_others(folder, kind, time.time())  # Hydra looks no further than the first one of these
-    except ConfigError:
-        for run in runs:  # nothing waits anywhere
-            run.restore_status(before[run.path])
-        raise
+    size = slurm.max_array_size() if kind == "slurm" else len(runs)
+    for first in range(0, len(runs), size):
+        # Numbers, not settings: Hydra would compose them again where the job runs, from a conf/ that may have changed.
+        numbers = range(first, min(first + size, len(runs)))
+        if len(runs) > size:
+            log.info(
+                "runs %d to %d of %d: SLURM takes arrays of %d jobs (MaxArraySize)", first + 1, numbers.stop, len(runs), size
+            )
+        try:
+            with submission_errors(launch) if kind == "slurm" else nullcontext():
+                _multirun(["+run=" + ",".join(map(str, numbers)), *engine], task)
+        except UncompletedJobError as error:
+            log.info("a job did not end well: %s", str(error).split("\n")[0])
+            _wait_for_others(folder, kind)  # Hydra looks no further than the first one of these
+        except ConfigError:
+            for run in runs[first:]:  # nothing waits anywhere
+                run.restore_status(before[run.path])
+            raise
     return _summary(runs)
 
 
@@ -138,6 +141,7 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
         assert engine is not None
         try:
             parsed = OverridesParser.create(config_loader=engine.config_loader).parse_overrides(list(overrides))
+            require_countable(parsed)
             combinations = BasicSweeper.split_arguments(parsed, None)[0]
         except HydraException as error:
             raise ConfigError(f"{' '.join(str(error).split())} (settings are written key=value, a sweep key=a,b).") from error
@@ -157,8 +161,28 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
     return configs
 
 
-def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
-    """Rules of the sweep as a whole, and of the folders it will use."""
+Before = dict[Path, dict[str, Any] | None]
+
+
+def _prepared(configs: list[ExperimentConfig], kind: str | None, folder: Path) -> tuple[Before, list[RunDir]]:
+    """(what the status files said, the prepared run folders), of which no other command can take one from now on."""
+    with ExitStack() as stack:
+        for runs_dir in sorted({Path(config.runs_dir).resolve() for config in configs}):
+            stack.enter_context(queue_lock(runs_dir))
+        for config in configs:
+            check_run(config)
+        _require_unclaimed(configs, kind)
+        before = {run_path(config): RunDir(run_path(config)).read_status() for config in configs}
+        runs = [prepare_run(config) for config in configs]
+        for run, config in zip(runs, configs, strict=True):
+            if not (run.state is State.done or (run.state is State.stopped and config.trainer.stop_when_unhealthy)):
+                run.write_status(State.submitted, run.step)
+        _record(folder, runs)
+    return before, runs
+
+
+def _check_rules(configs: list[ExperimentConfig], kind: str | None) -> None:
+    """Rules of the sweep as a whole."""
     folders = Counter(run_path(config) for config in configs)
     path, count = folders.most_common(1)[0]
     if count > 1:
@@ -173,31 +197,57 @@ def _check_together(configs: list[ExperimentConfig], kind: str | None) -> None:
         raise ConfigError(
             f"launch.nodes={configs[0].launch.nodes} needs SLURM; use hydra/launcher=submitit_slurm, or launch.nodes=1."
         )
-    for config in configs:
-        check_run(config)
-    if kind == "slurm":
-        _require_no_queued(configs)
 
 
 def _record(folder: Path, runs: Sequence[RunDir]) -> None:
-    """Which runs the jobs in this sweep's folder are for."""
+    """Which runs the jobs in this sweep's folder are for, and which process waits for them."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _RECORD, json.dumps([str(run.path.resolve()) for run in runs]) + "\n")
+    claim = Claim([str(run.path.resolve()) for run in runs], os.getpid(), start_ticks(os.getpid()), boot_id(), pid_namespace())
+    write_atomically(folder / _RECORD, json.dumps(asdict(claim)) + "\n")
 
 
-def _require_no_queued(configs: Sequence[ExperimentConfig]) -> None:
-    """ConfigError if an earlier sweep, whose command may be gone, still has jobs for these runs in the queue."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """runs.json of a sweep's folder. The process: see arclab.process_id; an older version wrote the runs alone."""
+
+    runs: list[str]
+    pid: int = 0
+    start_ticks: int | None = None
+    boot_id: str = ""
+    pid_namespace: str = ""
+
+    @property
+    def is_of_another(self) -> bool:
+        """Does another command of this machine still wait for its runs?"""
+        is_here = (self.boot_id, self.pid_namespace) == (boot_id(), pid_namespace()) and self.pid != os.getpid()
+        return is_here and self.start_ticks is not None and is_running(self.pid, self.start_ticks)
+
+
+def _read_claim(path: Path) -> Claim:
+    """DamagedFile if it is none."""
+    remedy = "remove it, if no job of that sweep is left"
+    found = read_json(path, remedy=remedy)
+    if not isinstance(found, dict):
+        found = {"runs": found}
+    return as_record(found, Claim, path, remedy=remedy)
+
+
+def _require_unclaimed(configs: Sequence[ExperimentConfig], kind: str | None) -> None:
+    """ConfigError if an earlier sweep over some of these runs goes on, or its command is gone and its jobs are in SLURM's queue."""
     mine = {str(run_path(config).resolve()) for config in configs}
     for record in sorted((Path(configs[0].runs_dir) / ".sweeps").glob(f"*/{_RECORD}")):
-        jobs = (
-            [path.name for path in (record.parent / ".submitit").glob("*")]
-            if mine & set(json.loads(record.read_text()))
-            else []
-        )
+        claim = _read_claim(record)
+        if not mine & set(claim.runs):
+            continue
+        if claim.is_of_another:
+            raise ConfigError(
+                f"an earlier sweep over these runs goes on (pid {claim.pid}, {record.parent}); wait for it, or end it first."
+            )
+        jobs = [path.name for path in (record.parent / ".submitit").glob("*")] if kind == "slurm" else []
         if jobs and (waiting := slurm.queued(jobs)):
             raise ConfigError(
-                f"jobs of an earlier sweep over these runs are still in SLURM's queue ({', '.join(sorted(waiting))}, {record.parent}); they go on without "
-                "its command: wait for them, or scancel them first."
+                f"jobs of an earlier sweep over these runs are still in SLURM's queue ({', '.join(sorted(waiting))}, {record.parent}); they go on "
+                "without its command: wait for them, or scancel them first."
             )
 
 
@@ -207,9 +257,9 @@ def _launcher_settings(launch: LaunchConfig, kind: Any, given: Sequence[str]) ->
     for key, value in (shared_parameters(launch) | special).items():
         if any(o.lstrip("+").startswith(f"hydra.launcher.{key}=") for o in given):
             raise ConfigError(f"hydra.launcher.{key} is set from launch.*; set it there.")
-        yield f"hydra.launcher.{key}={_quoted(value)}"
+        yield f"hydra.launcher.{key}={quoted(value)}"
     if kind == "slurm":
-        yield from (f"+hydra.launcher.additional_parameters.{key}={_quoted(value)}" for key, value in ALWAYS_REQUEUED.items())
+        yield from (f"+hydra.launcher.additional_parameters.{key}={quoted(value)}" for key, value in ALWAYS_REQUEUED.items())
 
 
 def _local_gpus(launch: LaunchConfig, num_jobs: int) -> tuple[str | None, ...]:
@@ -226,22 +276,14 @@ def _local_gpus(launch: LaunchConfig, num_jobs: int) -> tuple[str | None, ...]:
     return tuple(",".join(named[n * launch.gpus : (n + 1) * launch.gpus]) for n in range(num_jobs))
 
 
-def _wait_for_others(folder: Path, kind: str | None, now: float) -> None:
-    """Until no job is left of those whose files are in this sweep's folder: in SLURM's queue, or as processes that run since before now."""
+def _wait_for_others(folder: Path, kind: str | None) -> None:
+    """Until no job is left of those whose files are in this sweep's folder: in SLURM's queue, or as processes."""
     jobs = [path.name for path in (folder / ".submitit").iterdir()]
-    while slurm.is_queued(*jobs) if kind == "slurm" else any(is_process(int(job), now) for job in jobs):
+    started = {int(job): start_ticks(int(job)) for job in jobs} if kind != "slurm" else {}
+    while (
+        slurm.is_queued(*jobs) if kind == "slurm" else any(t is not None and is_running(pid, t) for pid, t in started.items())
+    ):
         time.sleep(_POLL_S)
-
-
-def _quoted(value: Any) -> str:
-    """A value in Hydra's grammar that means exactly itself."""
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_quoted, value)) + "]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    # Only backslashes before a quote, or at the end, mean something.
-    inner = re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
-    return '"' + inner.replace("${", "\\${") + '"'
 
 
 def _multirun(overrides: list[str], task: SweepTask) -> None:

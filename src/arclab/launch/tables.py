@@ -21,7 +21,7 @@ from arclab.launch.progress import Progress
 _PIPE_WIDTH = 400
 _COLORS = {
     "DONE": "green", "PASS": "green", "OK": "green", "HEALTHY": "green", "RUNNING": "cyan", "submitted": "cyan",
-    "FAIL": "red", "FAILED": "red", "LOST": "red", "STOPPED": "red", "PREEMPTED": "yellow", "REQUEUED": "yellow", "WARN": "yellow", "waits": "yellow",
+    "FAIL": "red", "FAILED": "red", "LOST": "red", "DAMAGED": "red", "DAMAGED:": "red", "STOPPED": "red", "PREEMPTED": "yellow", "REQUEUED": "yellow", "WARN": "yellow", "waits": "yellow",
 }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def show_progress(progress: Sequence[tuple[str, Progress]]) -> None:
     columns = ("run", "state", "job", "step", "steps/s", "ETA", "health", "best", "result")
     show(columns, [_progress_row(label, p) for label, p in progress], right=("step", "steps/s", "ETA"))
     for label, p in progress:
-        if p.state in ("FAILED", "STOPPED") and p.message:
+        if p.state in ("FAILED", "STOPPED", "DAMAGED") and p.message:
             say(f"\n{label}: {p.message}")
 
 

@@ -63,9 +63,9 @@ def torchrun_command(run: RunDir, launch: LaunchConfig, node: Node) -> list[str]
 def worker_environment(launch: LaunchConfig) -> dict[str, str]:
     """This process' environment with the threads of a rank; ranks on CPU cores see no GPU."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(launch.cpus_per_rank)}
-    # torchrun's own end is SIGHUP alone. SIGTERM reaches every process of a job: the ranks save, and torchrun must wait for them
-    # instead of killing them 30 s later. (The environment's form of --signals-to-handle: versions without it do not mind.)
-    environment["PET_SIGNALS_TO_HANDLE"] = "SIGHUP"
+    # torchrun's own end is SIGQUIT alone. SIGTERM and SIGHUP reach every process of a job: the ranks save, and torchrun must wait for
+    # them instead of killing them 30 s later. (The environment's form of --signals-to-handle: versions without it do not mind.)
+    environment["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     if launch.gpus == 0 and launch.cpus > 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

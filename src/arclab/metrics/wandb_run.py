@@ -1,9 +1,12 @@
-"""The W&B run of a training run: optional, offline without a key, the same id after every resume."""
+"""The W&B run of a training run: optional, offline without a key or where W&B's own settings say so, the same id after every resume."""
 
 from __future__ import annotations
 
+import configparser
 import json
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,61 @@ from arclab.files import write_atomically
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.workspace import save_workspace
 
+log = logging.getLogger(__name__)
+
+_SPELLINGS = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+_NO = ("", "0", "false", "no", "off", "n", "f")
+_STRICTNESS = ("online", "offline", "disabled")
+
 
 def wandb_mode(mode: WandbMode) -> str:
-    """online, offline or disabled. auto is what WANDB_MODE says, else online where a key is set."""
+    """online, offline or disabled: what the configuration says, but never more than wandb's own settings allow. auto is what those say,
+    else online where a key is set."""
+    wished = wished_mode(os.environ)
     if mode is not WandbMode.auto:
-        return mode.value
-    wished = os.environ.get("WANDB_MODE", "")
-    if wished in (WandbMode.online.value, WandbMode.offline.value, WandbMode.disabled.value):
-        return wished
+        stricter = max(mode.value, wished or mode.value, key=_STRICTNESS.index)
+        if stricter != mode.value:
+            log.warning("wandb.mode=%s, but W&B's own settings on this machine say %s, which counts", mode.value, stricter)
+        return stricter
     has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc_text()
-    return "online" if has_key else "offline"
+    return wished or ("online" if has_key else "offline")
+
+
+def wished_mode(environment: Mapping[str, str]) -> str | None:
+    """What WANDB_DISABLED and WANDB_MODE say, in any case of letters, else what `wandb offline` has written; None: nothing.
+    ValueError for another word."""
+    if environment.get("WANDB_DISABLED", "").strip().lower() not in _NO:
+        return "disabled"
+    word = environment.get("WANDB_MODE", "").strip().lower()
+    if word and word not in _SPELLINGS:
+        raise ValueError(
+            f"WANDB_MODE={environment['WANDB_MODE']} is no mode of W&B; set it to online, offline or disabled, or unset it."
+        )
+    return _SPELLINGS[word] if word else _written_mode(environment)
+
+
+def _written_mode(environment: Mapping[str, str]) -> str | None:
+    """The mode in W&B's settings files, the working folder's before the user's."""
+    own = Path(environment.get("WANDB_DIR", "."), "wandb")
+    of_user = Path(environment.get("WANDB_CONFIG_DIR", Path(environment.get("HOME", "~")).expanduser() / ".config/wandb"))
+    for folder in (own, of_user):
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read(folder / "settings", encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError, OSError) as error:
+            log.warning("%s cannot be read (%s); it counts as empty", folder / "settings", " ".join(str(error).split()))
+            continue
+        word = parser.get("default", "mode", fallback="").strip().lower()
+        if word in _SPELLINGS:
+            return _SPELLINGS[word]
+    return None
 
 
 def _netrc_text() -> str:
@@ -37,8 +85,8 @@ def start_wandb(config: ExperimentConfig, folder: Path, run_id: str) -> Any | No
         return None
     import wandb
 
-    if not os.environ.get("WANDB_MODE", "-"):
-        del os.environ["WANDB_MODE"]  # wandb refuses an empty one
+    if "WANDB_MODE" in os.environ:
+        os.environ["WANDB_MODE"] = mode  # wandb refuses an empty one and other spellings
     run = wandb.init(
         project=config.wandb.project, group=config.wandb.group, name=f"{config.experiment_name}/{config.name}", id=run_id,
         resume="allow" if mode == "online" else None, dir=folder, config=flat(config), mode=mode,  # pyright: ignore[reportArgumentType]

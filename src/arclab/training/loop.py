@@ -43,6 +43,7 @@ from arclab.models.losses import RowLosses, has_new_colors, row_losses
 from arclab.models.recursive import PART, RecursiveModel, StepOutput
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir, State
+from arclab.runlock import keeper
 from arclab.training.checkpoint import (
     CheckpointFolder,
     Progress,
@@ -304,12 +305,12 @@ def train(
     )  # fmt: skip
     logger = _open_logger(config, training.model, data, run, progress) if ranks.is_main else None
     monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
-    stop = StopRequest(run, ranks, signals)
+    stop, require_held = StopRequest(run, ranks, signals), keeper(run)
     bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
                mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
     try:
         with logger or _Nothing(), StepProfiler(config, run, ranks) as profiler:
-            _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, stop, bar, profiler)
+            _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, stop, bar, profiler, require_held)
     finally:
         bar.close()
     return training
@@ -337,7 +338,7 @@ def _loop(
     config: ExperimentConfig, training: Training, folder: CheckpointFolder,
     loader: torch.utils.data.DataLoader[tuple[Cursors, list[Batch]]], data: TrainingData, run: RunDir, ranks: Ranks,
     logger: MetricLogger | None, monitor: HealthMonitor | None, score: Score | None, stop: StopRequest, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
-    profiler: StepProfiler,
+    profiler: StepProfiler, require_held: Callable[[], None],
 ) -> None:  # fmt: skip
     trainer, progress = config.trainer, training.progress
     sums = StepSums(ranks.device)
@@ -365,6 +366,7 @@ def _loop(
             row |= _evaluate(training, score, data, logger)
             last_log_step, last_log_time = step, time.monotonic()
         if logger is not None and monitor is not None and row:
+            require_held()
             _log_row(row, step, logger, monitor, run)
         _require_finite(row, step)
         unhealthy, is_told = _stop_reason(config, monitor, step, ranks), stop.is_agreed(votes)
@@ -377,6 +379,7 @@ def _loop(
                     raise ValueError(
                         f"the run folder {run.path} was moved or emptied while the run trains; put it back and give the command again."
                     )
+                require_held()
                 progress.runtime_s = logger.runtime_s
             save_checkpoint(config, training, folder, ranks)
             if monitor is not None:
