@@ -268,7 +268,7 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, caps
     """A random model through the command: files, stamps and settings; a second call draws nothing."""
     command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
     app.evaluate(command)
-    names = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
     assert names == ["metrics.json", "predictions.jsonl", "report.html", "samples.jsonl", "submission.json"]
     record = json.loads((tmp_path / "out/metrics.json").read_text())
     assert record["scores"]["ARC/pass@2"]["N"] == 2 and record["statistics"]["programs/count"] == 4
