@@ -93,7 +93,6 @@ PARSED_ELSEWHERE = {
     "files.py": "the reader itself",
     "config/compose.py": "the reader of saved configurations, which are YAML",
     "llm/endpoint_answers.py": "the body of an answer",
-    "launch/progress.py": "", "launch/submit.py": "", "launch/sweep.py": "",
 }  # fmt: skip
 
 

@@ -26,14 +26,7 @@ import torch
 from arclab.config.compose import broken_rules, compose_evaluate, evaluate_command, freeze, identity, thaw
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EvaluateProgramsConfig
-from arclab.config.schema import (
-    AUTO,
-    CanvasRule,
-    ExperimentConfig,
-    Regime,
-    SplitName,
-    WeightsKind,
-)
+from arclab.config.schema import AUTO, CanvasRule, ExperimentConfig, Regime, SplitName, WeightsKind
 from arclab.console import setup_logging
 from arclab.data.augment import ViewRule
 from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of
