@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arclab.llm.execution import Status
+from arclab.programs.sandbox.execution import Status
 
 S = Status
 

@@ -24,10 +24,10 @@ from typing import Any
 
 from arclab.config.compose import run_main, thaw
 from arclab.config.schema import CanvasRule
-from arclab.evaluation.scoring import Share
 from arclab.files import read_object, write_atomically
 from arclab.metrics.logger import read_rows
-from arclab.rundir import provenance, short_commit
+from arclab.results.scoring import Share
+from arclab.runs.folder import provenance, short_commit
 from benchmarks.arguments import at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]

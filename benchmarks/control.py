@@ -36,26 +36,19 @@ from typing import Any
 
 from arclab.app import load_weights
 from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
-from arclab.config.encoder_schema import (
-    NUM_COLORS,
-    DemoLayout,
-    EncoderConfig,
-    LpnEncoderConfig,
-    Pooling,
-    StandardEncoderConfig,
-)
+from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import CANVASES, WeightsKind
 from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
-from arclab.evaluation.ablations import context_drop, swap_drop
-from arclab.evaluation.scoring import Share
 from arclab.files import read_object, write_atomically
+from arclab.methods.recursive.model import build_model
+from arclab.methods.recursive.probes.ablations import context_drop, swap_drop
+from arclab.methods.recursive.saved import newest_checkpoint
+from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.metrics.logger import read_rows
-from arclab.models.recursive import build_model
-from arclab.models.saved import newest_checkpoint
-from arclab.ranks import start_ranks
-from arclab.rundir import RunDir, State, provenance, run_path
-from arclab.solvers.recursive import RecursiveSolver
+from arclab.results.scoring import Share
+from arclab.runs.folder import RunDir, State, provenance, run_path
+from arclab.runs.ranks import start_ranks
 from benchmarks.arguments import above_0, at_least_0, at_least_1
 from benchmarks.control_table import learned_from, toy_settings, write_table
 

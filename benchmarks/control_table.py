@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from arclab.data.synthetic import parse_toy
-from arclab.evaluation.scoring import Share
 from arclab.files import read_object, write_atomically
-from arclab.rundir import short_commit
+from arclab.results.scoring import Share
+from arclab.runs.folder import short_commit
 
 MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
 SIMPLE, COMPOSED = "color_map", "dihedral_color"

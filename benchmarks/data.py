@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--batches", type=at_least_1, default=100)
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args(argv)
-    from arclab.rundir import provenance
+    from arclab.runs.folder import provenance
 
     result = {"readiness": readiness(), "throughput": throughput(arguments.batches), **provenance()}
     ready, speed = result["readiness"], result["throughput"]

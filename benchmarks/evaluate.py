@@ -44,18 +44,18 @@ from arclab.config.schema import (
 )
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask
-from arclab.evaluation.scoring import Share, score
 from arclab.files import write_atomically
-from arclab.models.compiled import compile_model
-from arclab.models.decoder import Latents
-from arclab.models.encoders import Demonstrations
-from arclab.models.encoders.demo_tokens import DemoTokens
-from arclab.models.recursive import Reading, RecursiveModel, build_model
-from arclab.models.saved import load_record, newest_checkpoint, read_state
-from arclab.ranks import Ranks, start_ranks
-from arclab.rundir import RunDir, provenance, run_path, short_commit
-from arclab.solvers.base import Attempts, Budget
-from arclab.training.checkpoint import load_weights
+from arclab.methods.recursive.compiled import compile_model
+from arclab.methods.recursive.decoder import Latents
+from arclab.methods.recursive.encoders import Demonstrations
+from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
+from arclab.methods.recursive.model import Reading, RecursiveModel, build_model
+from arclab.methods.recursive.saved import load_record, newest_checkpoint, read_state
+from arclab.methods.recursive.training.checkpoint import load_weights
+from arclab.results.attempts import Attempts, Budget
+from arclab.results.scoring import Share, score
+from arclab.runs.folder import RunDir, provenance, run_path, short_commit
+from arclab.runs.ranks import Ranks, start_ranks
 from benchmarks.arguments import at_least_0, at_least_1
 
 Rules = tuple[CanvasRule, EvalHalting, VotesRule]

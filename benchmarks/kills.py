@@ -31,7 +31,7 @@ import psutil
 from arclab.config.compose import run_main
 from arclab.files import step_folders
 from arclab.metrics.logger import read_rows
-from arclab.rundir import RunDir, State, provenance
+from arclab.runs.folder import RunDir, State, provenance
 from benchmarks.arguments import at_least_0, at_least_1
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def find(parent: psutil.Process, target: str) -> psutil.Process | None:
     torchrun = [c for c in parent.children() if "torch.distributed.run" in c.cmdline()]
     if target == "torchrun" or not torchrun:
         return torchrun[0] if torchrun else None
-    workers = [c for c in torchrun[0].children() if "arclab.worker" in c.cmdline()]
+    workers = [c for c in torchrun[0].children() if "arclab.launch.worker" in c.cmdline()]
     return random.choice(workers) if workers else None
 
 

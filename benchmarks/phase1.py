@@ -25,10 +25,10 @@ from typing import Any
 
 from arclab.config.compose import compose, run_main
 from arclab.config.encoder_schema import EncoderConfig, Pooling, StandardEncoderConfig, TaskEncoderConfig
-from arclab.evaluation.criterion import judge_criterion
 from arclab.files import read_json, write_atomically
 from arclab.metrics.logger import read_rows
-from arclab.rundir import RunDir, provenance, run_path, short_commit
+from arclab.results.criterion import judge_criterion
+from arclab.runs.folder import RunDir, provenance, run_path, short_commit
 from benchmarks.arguments import above_0, at_least_0, at_least_1
 from benchmarks.control import LAYOUTS, NO_LAYOUT, layout_overrides, pools_by_color
 

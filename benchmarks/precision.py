@@ -28,9 +28,9 @@ from arclab.config.schema import DeviceChoice
 from arclab.data.sampler import build_training_data, whole
 from arclab.data.splits import load_tasks
 from arclab.files import write_atomically
-from arclab.models import layers
-from arclab.ranks import start_ranks
-from arclab.rundir import provenance, short_commit
+from arclab.methods.recursive import layers
+from arclab.runs.folder import provenance, short_commit
+from arclab.runs.ranks import start_ranks
 from benchmarks.arguments import at_least_1
 from benchmarks.train_step import stepper
 

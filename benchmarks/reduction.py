@@ -27,13 +27,13 @@ from arclab.config.compose import compose, run_main
 from arclab.config.schema import DeviceChoice
 from arclab.data.sampler import Cursor, build_training_data, start_cursors, whole
 from arclab.data.tasks import ArcTask, Pair
-from arclab.models.ema import Ema
-from arclab.models.recursive import build_model
-from arclab.ranks import Ranks, start_ranks, stop_ranks
-from arclab.training.checkpoint import Progress
-from arclab.training.loop import StepSums, train_step
-from arclab.training.reduction import GradientReduction, start_reduction
-from arclab.training.state import Training, build_optimizer
+from arclab.methods.recursive.ema import Ema
+from arclab.methods.recursive.model import build_model
+from arclab.methods.recursive.training.checkpoint import Progress
+from arclab.methods.recursive.training.loop import StepSums, train_step
+from arclab.methods.recursive.training.state import Training, build_optimizer
+from arclab.runs.ranks import Ranks, start_ranks, stop_ranks
+from arclab.runs.reduction import GradientReduction, start_reduction
 from benchmarks.arguments import at_least_1
 
 _CANVAS, _DEMOS, _REPEATS = 10, 3, 15

@@ -35,9 +35,9 @@ import psutil
 from arclab.config.compose import run_main
 from arclab.data.tasks import load_source
 from arclab.files import write_atomically
-from arclab.llm.execution import Execution, Isolation, Limits, Status
-from arclab.llm.sandbox import Sandbox
-from arclab.rundir import provenance, short_commit
+from arclab.programs.sandbox.execution import Execution, Isolation, Limits, Status
+from arclab.programs.sandbox.pool import Sandbox
+from arclab.runs.folder import provenance, short_commit
 from benchmarks.arguments import at_least_0, at_least_1
 from benchmarks.attacks import ATTACKS, POISONS
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from arclab.config.compose import run_main
 from arclab.metrics.logger import read_rows
-from arclab.rundir import provenance, short_commit
+from arclab.runs.folder import provenance, short_commit
 from benchmarks.arguments import at_least_1
 
 from . import reduction
@@ -37,12 +37,12 @@ import numpy as np, torch
 from arclab.config.compose import compose
 from arclab.data.sampler import Cursor, build_training_data, start_cursors, whole
 from arclab.data.tasks import ArcTask, Pair
-from arclab.models.ema import Ema
-from arclab.models.recursive import build_model
-from arclab.ranks import Ranks
-from arclab.training.checkpoint import Progress
-from arclab.training.loop import StepSums, train_step
-from arclab.training.state import Training, build_optimizer
+from arclab.methods.recursive.ema import Ema
+from arclab.methods.recursive.model import build_model
+from arclab.runs.ranks import Ranks
+from arclab.methods.recursive.training.checkpoint import Progress
+from arclab.methods.recursive.training.loop import StepSums, train_step
+from arclab.methods.recursive.training.state import Training, build_optimizer
 
 point = json.loads(sys.argv[1])
 torch.set_num_threads(point["threads"])

@@ -29,15 +29,15 @@ import torch
 from arclab.config.compose import run_main
 from arclab.config.llm_schema import Dtype, GridFormat, HfModelConfig, LmAttention, PromptConfig
 from arclab.config.schema import DeviceChoice
-from arclab.console import setup_logging
 from arclab.data.tasks import load_source
 from arclab.files import read_object, write_atomically
-from arclab.llm.finetune import FinetuneSettings, finetune
-from arclab.llm.hf import load_hf
-from arclab.llm.prompts import render_prompt
-from arclab.llm.tiny import build_tiny
-from arclab.llm.toy_programs import solution
-from arclab.rundir import provenance
+from arclab.lm.hf import load_hf
+from arclab.lm.tiny import build_tiny
+from arclab.lm.training.finetune import FinetuneSettings, finetune
+from arclab.programs.prompts import render_prompt
+from arclab.programs.toy import solution
+from arclab.runs.console import setup_logging
+from arclab.runs.folder import provenance
 from benchmarks.arguments import at_least_0, at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,16 +35,16 @@ from arclab.config.schema import DeviceChoice, ExperimentConfig
 from arclab.data.buckets import bucketed
 from arclab.data.sampler import Batch, Cursor, Part, TrainingData, build_training_data, start_cursors, whole
 from arclab.data.splits import load_tasks
-from arclab.models.compiled import compile_model
-from arclab.models.ema import Ema
-from arclab.models.encoders.demo_tokens import DemoTokens
-from arclab.models.losses import row_losses
-from arclab.models.recursive import RecursiveModel, build_model
-from arclab.ranks import Ranks, start_ranks
-from arclab.rundir import provenance, short_commit
-from arclab.training.checkpoint import Progress
-from arclab.training.loop import StepSums, train_step
-from arclab.training.state import Training, build_optimizer
+from arclab.methods.recursive.compiled import compile_model
+from arclab.methods.recursive.ema import Ema
+from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
+from arclab.methods.recursive.losses import row_losses
+from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.training.checkpoint import Progress
+from arclab.methods.recursive.training.loop import StepSums, train_step
+from arclab.methods.recursive.training.state import Training, build_optimizer
+from arclab.runs.folder import provenance, short_commit
+from arclab.runs.ranks import Ranks, start_ranks
 from benchmarks.arguments import at_least_1
 
 SYSTEMS = {"TRM": ["encoder=puzzle_table", "dataset.regime=puzzle_id"], "ETRM": ["encoder=standard"]}

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from arclab.config.quick import QuickComposer
+from arclab.config.plain_composer import QuickComposer
 from arclab.config.schema import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
-# As arclab.config.compose.compose, without the quarter of a second that Hydra takes each time (tests/config/test_quick.py compares them).
+# As arclab.config.compose.compose, without the quarter of a second that Hydra takes each time (tests/config/test_plain_composer.py compares them).
 compose = QuickComposer().compose
 TINY = [
     "experiment=quickstart", "decoder.width=16", "decoder.num_heads=2", "trainer.batch_size=8",
@@ -73,7 +73,7 @@ TINY_LM_SIZES = {"num_layers": 2, "width": 32, "num_heads": 2, "context": 256, "
 @pytest.fixture(scope="session")
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small random language model. Copy it before you change it."""
-    from arclab.llm.tiny import build_tiny, default_texts  # seconds that most tests need not spend
+    from arclab.lm.tiny import build_tiny, default_texts  # seconds that most tests need not spend
 
     folder = tmp_path_factory.mktemp("lm") / "tiny"
     build_tiny(folder, texts=default_texts(), seed=0, **TINY_LM_SIZES)

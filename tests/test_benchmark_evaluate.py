@@ -14,10 +14,10 @@ from benchmarks import evaluate
 from arclab import app
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Pair
-from arclab.models.encoders.demo_tokens import DemoTokens
-from arclab.solvers.base import Attempts, Candidate
+from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
+from arclab.results.attempts import Attempts, Candidate
 
-from .models.common import setup
+from .methods.recursive.common import setup
 
 GRIDS = [np.full((2, 2), value, dtype=np.uint8) for value in range(3)]
 STATISTICS = {"all.count": 6.0, "eval/rerun_share": 0.5, "eval/rows_share": 0.25, "all.steps": 3.0}

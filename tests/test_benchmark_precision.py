@@ -9,7 +9,7 @@ import pytest
 from benchmarks import precision
 
 from arclab.config.schema import ExperimentConfig
-from arclab.models import layers
+from arclab.methods.recursive import layers
 
 
 def test_each_form_is_what_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:

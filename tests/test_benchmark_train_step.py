@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import build_training_data, whole
 from arclab.data.splits import load_tasks
-from arclab.models.recursive import RecursiveModel
-from arclab.ranks import Ranks
+from arclab.methods.recursive.model import RecursiveModel
+from arclab.runs.ranks import Ranks
 
 
 def test_operations_of_the_varlen_kernel_are_those_of_its_sequences() -> None:

@@ -16,7 +16,7 @@ from benchmarks.control_table import markdown, verdict, write_table
 
 from arclab import app
 from arclab.metrics.logger import read_rows
-from arclab.ranks import Ranks
+from arclab.runs.ranks import Ranks
 
 from .conftest import compose
 

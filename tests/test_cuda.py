@@ -16,19 +16,19 @@ from arclab import app
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice, ExperimentConfig, WeightsKind
 from arclab.data.sampler import Batch
-from arclab.llm.language_model import Message
-from arclab.llm.models import load_language_model
+from arclab.lm.language_model import Message
+from arclab.lm.models import load_language_model
+from arclab.methods.recursive.compiled import compile_model
+from arclab.methods.recursive.encoders import Demonstrations
+from arclab.methods.recursive.losses import row_losses
+from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.saved import newest_checkpoint
+from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
-from arclab.models.compiled import compile_model
-from arclab.models.encoders import Demonstrations
-from arclab.models.losses import row_losses
-from arclab.models.recursive import RecursiveModel, build_model
-from arclab.models.saved import newest_checkpoint
-from arclab.rundir import run_path
-from arclab.training.checkpoint import load_weights
+from arclab.runs.folder import run_path
 
-from .llm.conftest import sampling
-from .models.common import setup
+from .lm.conftest import sampling
+from .methods.recursive.common import setup
 
 Tiny = Callable[..., ExperimentConfig]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -24,16 +24,16 @@ from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import load_source
+from arclab.methods.recursive import decoder
+from arclab.methods.recursive.auxiliary import auxiliary_losses, auxiliary_weights
+from arclab.methods.recursive.model import RecursiveModel
+from arclab.methods.recursive.training import loop
+from arclab.methods.recursive.training.loop import noise_generator
 from arclab.metrics.logger import read_rows
-from arclab.models import decoder
-from arclab.models.auxiliary import auxiliary_losses, auxiliary_weights
-from arclab.models.recursive import RecursiveModel
-from arclab.ranks import Ranks
-from arclab.training import loop
-from arclab.training.loop import noise_generator
+from arclab.runs.ranks import Ranks
 
 from .conftest import TINY, TINY_TRM
-from .models.common import setup
+from .methods.recursive.common import setup
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 # The base run must be one in which every mechanism is at work.

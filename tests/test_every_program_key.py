@@ -1,7 +1,7 @@
 """What a config of evaluate.py solver=program_sampling says is what runs: changing any key changes what is asked or left behind.
 
 The language model is a recorder: it is built from the model group, and notes the prompts and settings that reach it. What the
-model's own keys do is in tests/llm/test_hf.py and test_endpoint.py, what the limits do in tests/llm/test_sandbox.py.
+model's own keys do is in tests/lm/test_hf.py and test_endpoint.py, what the limits do in tests/programs/sandbox/test_sandbox.py.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from arclab import app, evaluate_programs
+from arclab import app
 from arclab.config.compose import compose_evaluate, flat, known_keys
 from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation, ModelConfig, SandboxConfig
-from arclab.llm import sandbox as sandbox_module
-from arclab.llm.language_model import OnReply, Prompt, Reply, Sampling, ignore
-from arclab.llm.scripted import ScriptedModel
+from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
+from arclab.lm.scripted import ScriptedModel
+from arclab.methods.program_sampling import run as evaluate_programs
+from arclab.programs.sandbox import pool as sandbox_module
 
 TOY = "toy:color_map?tasks=4&side=4&colors=4&palette=6&demos=3"
 BASE = [
@@ -40,7 +41,7 @@ ALTERNATIVES: dict[str, Any] = {
 ELSEWHERE = {
     "solver.kind": "names the solver; there is one so far",
     "model.kind": "chooses between the groups of keys: test_compose.py",
-    **{f"model.{key}": "of model=endpoint: tests/llm/test_endpoint.py" for key in (
+    **{f"model.{key}": "of model=endpoint: tests/lm/test_endpoint.py" for key in (
         "base_url", "api_key_env", "timeout_s", "max_retries", "backoff_s", "num_parallel",
     )},
     **{f"dataset.{key}": "the same data code as for runs: test_every_key.py" for key in (
@@ -95,7 +96,7 @@ def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Pat
         patch.setattr(evaluate_programs, "load_language_model", load)
         patch.setattr(evaluate_programs, "open_sandbox", open_sandbox)
         patch.setattr(torch, "set_num_threads", lambda number: notes.append(("threads", number)))
-        patch.setattr("arclab.evaluation.report.render_report", lambda result: "")
+        patch.setattr("arclab.pages.report.render_report", lambda result: "")
         app.evaluate([*BASE, *overrides])
     return [*notes, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))]
 

@@ -31,7 +31,7 @@ from arclab.files import (
     sentence_for,
     write_atomically,
 )
-from arclab.rundir import RunDir, State, run_path
+from arclab.runs.folder import RunDir, State, run_path
 
 from .conftest import ROOT, script_env
 from .damage import REPEATED, damaged_bytes, damaged_json, outcome_or_sentence

@@ -11,9 +11,9 @@ import pytest
 
 from arclab.app import evaluate, pretrain
 from arclab.config.compose import thaw
-from arclab.evaluation.analyse import analyse
 from arclab.metrics.logger import read_rows
-from arclab.rundir import RunDir, State
+from arclab.pages.analyse import analyse
+from arclab.runs.folder import RunDir, State
 
 from .conftest import ROOT
 

@@ -124,7 +124,7 @@ def test_whoever_starts_runs_needs_no_torch() -> None:
         "arclab.launch." + path.stem for path in (ROOT / "src/arclab/launch").glob("*.py") if not path.stem.startswith("__")
     ]
     assert len(modules) > 4
-    script = f"import {', '.join(modules)}, sys; from arclab.rundir import provenance; provenance(); sys.exit('torch' in sys.modules)"
+    script = f"import {', '.join(modules)}, sys; from arclab.runs.folder import provenance; provenance(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 

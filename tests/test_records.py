@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arclab.files import DamagedFile, is_kind
-from arclab.launch.jobrecord import JobRecord, read_job
-from arclab.rundir import RunDir, State
-from arclab.runlock import Holder, read_holder
+from arclab.launch.queue.jobrecord import JobRecord, read_job
+from arclab.runs.folder import RunDir, State
+from arclab.runs.lock import Holder, read_holder
 
 JOB = JobRecord("4711_3", "slurm", 1.5e9, host="node-1")
 HOLDER = Holder(host="node-1", pid=7, started=1.5e9, slurm_job="5", incarnation="0", since="2026-01-01 00:00:00", start_ticks=9)

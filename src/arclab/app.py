@@ -27,35 +27,35 @@ from arclab.config.compose import broken_rules, compose_evaluate, evaluate_comma
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.config.schema import AUTO, CanvasRule, ExperimentConfig, Regime, SplitName, WeightsKind
-from arclab.console import setup_logging
 from arclab.data.augment import ViewRule
 from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, load_tasks, require_fit
 from arclab.data.tasks import ArcTask
-from arclab.evaluation.criterion import judge_criterion, require_answers, require_measurable, write_criterion
-from arclab.evaluation.encoder_health import HealthSettings, encoder_health
-from arclab.evaluation.results import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
-from arclab.evaluation.runs import FIT_STAMP, rules_stamp
-from arclab.evaluation.scoring import NEW_COLORS, score
 from arclab.files import sentence_for, step_folders, write_atomically
-from arclab.interrupt import StopSignals, interrupted_status
-from arclab.memory import advice_if_out_of_memory, memory_budget
+from arclab.methods.recursive.decoder_init import apply_decoder_init, held_out_overlap, other_cycles
+from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
+from arclab.methods.recursive.saved import WEIGHT_FILES, load_record, newest_checkpoint, read_state
+from arclab.methods.recursive.solver.solver import RecursiveSolver
+from arclab.methods.recursive.solver.store import VoteStore
+from arclab.methods.recursive.training.batch_size import find_batch_size
+from arclab.methods.recursive.training.checkpoint import load_weights, progress_from
+from arclab.methods.recursive.training.loop import train
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
-from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, other_cycles
-from arclab.models.recursive import RecursiveModel, build_model
-from arclab.models.saved import WEIGHT_FILES, load_record, newest_checkpoint, read_state
-from arclab.ranks import Ranks, start_ranks, stop_ranks
-from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path, with_batch_size
-from arclab.runlock import LostLock, keeper, locked
-from arclab.solvers.base import Attempts, Budget
-from arclab.solvers.recursive import RecursiveSolver
-from arclab.solvers.store import VoteStore
-from arclab.training.batch_size import find_batch_size
-from arclab.training.checkpoint import load_weights, progress_from
-from arclab.training.loop import train
-from arclab.training.monitor import UnhealthyRun
+from arclab.results.attempts import Attempts, Budget
+from arclab.results.criterion import judge_criterion, require_answers, require_measurable, write_criterion
+from arclab.results.reading import FIT_STAMP, rules_stamp
+from arclab.results.scoring import NEW_COLORS, score
+from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
+from arclab.runs.console import setup_logging
+from arclab.runs.folder import RunDir, State, add_notes, is_done, open_run, provenance, run_path, with_batch_size
+from arclab.runs.lock import LostLock, keeper, locked
+from arclab.runs.memory import advice_if_out_of_memory, memory_budget
+from arclab.runs.monitor import UnhealthyRun
+from arclab.runs.ranks import Ranks, start_ranks, stop_ranks
+from arclab.runs.signals import StopSignals, interrupted_status
 
 log = logging.getLogger(__name__)
 _TRACEBACK_LINES = 12
@@ -358,7 +358,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if wanted.num_threads is not None:
         torch.set_num_threads(wanted.num_threads)
     if isinstance(wanted, EvaluateProgramsConfig):
-        from arclab.evaluate_programs import evaluate_programs  # transformers takes seconds to import
+        from arclab.methods.program_sampling.run import evaluate_programs  # transformers takes seconds to import
 
         evaluate_programs(wanted)
         return

@@ -12,7 +12,7 @@ from arclab.config.compose import CONF_DIR, ConfigError, compose, compose_evalua
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EndpointModelConfig, EvaluateProgramsConfig, HfModelConfig
 from arclab.config.schema import SplitName
-from arclab.models.recursive import build_model
+from arclab.methods.recursive.model import build_model
 
 from ..conftest import compose as quick_compose
 

@@ -16,7 +16,7 @@ from arclab.data.codec import EOS, PAD
 from arclab.data.sampler import Cursor, TrainingData, build_training_data, next_cursors, start_cursors
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask, Grid, Pair
-from arclab.models.token_views import corner_cells
+from arclab.methods.recursive.token_views import corner_cells
 
 Tiny = Callable[..., ExperimentConfig]
 

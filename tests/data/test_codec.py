@@ -10,7 +10,7 @@ from arclab.data.augment import Augmentation, augmentation_table
 from arclab.data.codec import FIRST_COLOR, canvas_positions, decode, encode
 from arclab.data.sampler import PuzzleSpace
 from arclab.data.tasks import load_source
-from arclab.solvers.votes import shown_sides
+from arclab.methods.recursive.solver.votes import shown_sides
 
 
 def test_eos_row_and_column_but_not_the_corner() -> None:

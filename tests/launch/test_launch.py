@@ -27,7 +27,6 @@ from submitit.slurm.slurm import SlurmExecutor
 from arclab.config.compose import ConfigError, compose, compose_evaluate, evaluate_command, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
-from arclab.interrupt import StopSignals
 from arclab.launch import process, torchrun
 from arclab.launch import sweep as sweep_module
 from arclab.launch.cluster import JobTask, build_executor
@@ -36,8 +35,9 @@ from arclab.launch.process import tie_to
 from arclab.launch.sweep import SweepTask, _local_gpus, compose_combinations, run_name
 from arclab.launch.torchrun import Node, torchrun_command, worker_environment
 from arclab.metrics.logger import read_rows
-from arclab.rundir import RunDir, State, open_run
-from arclab.runlock import Holder, lock_path, locked, read_holder
+from arclab.runs.folder import RunDir, State, open_run
+from arclab.runs.lock import Holder, lock_path, locked, read_holder
+from arclab.runs.signals import StopSignals
 
 from ..conftest import ROOT, TINY, script_env
 
@@ -47,8 +47,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def started(launch: LaunchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Everything that is started for a launch: the batch file, torchrun's command line, the workers' environment."""
-    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
-    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
+    monkeypatch.setattr("arclab.runs.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.runs.slurm.max_array_size", lambda: 1000)
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 2))
     executor = build_executor(launch, "slurm", tmp_path)
     batch: str = executor._executor._make_submission_file_text("COMMAND", "x")  # type: ignore[attr-defined]
@@ -191,7 +191,7 @@ OLDER = {"start_ticks": None, "boot_id": "", "pid_namespace": ""}  # what a lock
 def test_only_a_living_holder_holds(change: dict[str, Any], queued: bool, alive: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    monkeypatch.setattr("arclab.slurm.is_queued", lambda job: queued)
+    monkeypatch.setattr("arclab.runs.slurm.is_queued", lambda job: queued)
     run = open_run(tiny())
     lock_path(run).write_text(json.dumps(asdict(replace(Holder.me(), **change))))
     if alive:
@@ -295,7 +295,7 @@ def test_a_file_ends_a_run_too_but_not_the_next(tmp_path: Path) -> None:
 def test_killed_parent_leaves_nobody_behind(tmp_path: Path) -> None:
     process, run = start_long_run(tmp_path, "launch.cpus=2")
     family = psutil.Process(process.pid).children(recursive=True)
-    assert sum("arclab.worker" in p.cmdline() for p in family) >= 2
+    assert sum("arclab.launch.worker" in p.cmdline() for p in family) >= 2
     process.kill()
     process.communicate()
     psutil.wait_procs(family, timeout=10)
@@ -391,7 +391,7 @@ def test_local_jobs_of_a_sweep_get_gpus_of_their_own(tiny: Tiny, monkeypatch: py
 def test_a_run_of_a_sweep_that_cannot_start_leaves_the_others_their_status(run_script: Run, tmp_path: Path) -> None:
     """The second run is taken by somebody else while the first one trains: it alone is not done."""
     other = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\nfrom arclab.rundir import RunDir\nfrom arclab.runlock import locked\n"
+        [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\nfrom arclab.runs.folder import RunDir\nfrom arclab.runs.lock import locked\n"
          "run = RunDir(Path(sys.argv[1]))\n"
          "while not (run.path / 'config.yaml').exists(): time.sleep(0.02)\n"
          "with locked(run): print('held', flush=True); time.sleep(600)", str(tmp_path / "runs/quickstart/seed-1")],
@@ -429,9 +429,9 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
     monkeypatch.setattr(sweep_module, "_POLL_S", 0)
-    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
-    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
-    monkeypatch.setattr("arclab.slurm.is_queued", lambda job: job == "7_0" and queue.pop(0))
+    monkeypatch.setattr("arclab.runs.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.runs.slurm.max_array_size", lambda: 1000)
+    monkeypatch.setattr("arclab.runs.slurm.is_queued", lambda job: job == "7_0" and queue.pop(0))
     assert (
         sweep_module.sweep(
             [*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1", "encoder.num_layers=1", f"hydra/launcher=submitit_{kind}"]
@@ -459,9 +459,9 @@ def test_a_sweep_is_split_into_arrays_that_slurm_takes(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
     monkeypatch.setattr(JobTask, "__call__", lambda task: ran.append(task.run_dir))
-    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
-    monkeypatch.setattr("arclab.slurm.is_queued", lambda *_: False)
-    monkeypatch.setattr("arclab.slurm._ask", lambda *_: "MaxArraySize            = 2\nMaxMemPerNode = 1\n")
+    monkeypatch.setattr("arclab.runs.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.runs.slurm.is_queued", lambda *_: False)
+    monkeypatch.setattr("arclab.runs.slurm._ask", lambda *_: "MaxArraySize            = 2\nMaxMemPerNode = 1\n")
     sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1,2,3,4", "hydra/launcher=submitit_slurm"])
     assert given == ["+run=0,1", "+run=2,3", "+run=4"]
     assert [path.name for path in ran] == [f"seed-{n}" for n in range(5)]
@@ -500,14 +500,14 @@ def test_a_sweep_whose_jobs_still_wait_is_not_queued_twice(tmp_path: Path, monke
         sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", f"seed={seeds}", "hydra/launcher=submitit_slurm"])
 
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
-    monkeypatch.setattr("arclab.slurm.is_installed", lambda: True)
-    monkeypatch.setattr("arclab.slurm.max_array_size", lambda: 1000)
-    monkeypatch.setattr("arclab.slurm.queue_states", lambda: {"0_0": "PENDING"})
+    monkeypatch.setattr("arclab.runs.slurm.is_installed", lambda: True)
+    monkeypatch.setattr("arclab.runs.slurm.max_array_size", lambda: 1000)
+    monkeypatch.setattr("arclab.runs.slurm.queue_states", lambda: {"0_0": "PENDING"})
     again("0,1")
     again("2,3")
     with pytest.raises(ConfigError, match=r"still in SLURM's queue \(0_0, .*sweep0.*\).*or scancel them first"):
         again("1,2")
-    monkeypatch.setattr("arclab.slurm.queue_states", lambda: {"0_0": "COMPLETED"})
+    monkeypatch.setattr("arclab.runs.slurm.queue_states", lambda: {"0_0": "COMPLETED"})
     again("1,2")
     assert len(seen) == 3
 

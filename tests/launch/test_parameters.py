@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from arclab.config.quick import QuickComposer
+from arclab.config.plain_composer import QuickComposer
 from arclab.launch.parameters import count_parameters
-from arclab.models.recursive import build_model
+from arclab.methods.recursive.model import build_model
 
 from ..conftest import ROOT
 

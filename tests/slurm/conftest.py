@@ -16,10 +16,10 @@ import pytest
 from arclab.launch.cluster import JobTask, build_executor, queue_states
 from arclab.launch.job import prepare_run
 from arclab.metrics.logger import read_rows
-from arclab.rundir import RunDir, State
+from arclab.runs.folder import RunDir, State
 
 from ..conftest import ROOT, TINY, compose, script_env
-from . import cluster
+from ..slurm import cluster
 from .cluster import Cluster
 
 STEPS = 60

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from arclab.launch.cluster import queue_states
-from arclab.launch.plan import PlannedRun, read_plan
-from arclab.launch.progress import living_jobs, read_job, read_state
+from arclab.launch.queue.plan import PlannedRun, read_plan
+from arclab.launch.queue.progress import living_jobs, read_job, read_state
 from arclab.metrics.logger import read_rows
-from arclab.rundir import State
+from arclab.runs.folder import State
 
 from ..conftest import ROOT, script_env
 from .cluster import Cluster

@@ -10,9 +10,9 @@ import numpy as np
 import psutil
 from benchmarks.attacks import ATTACKS
 
-from arclab.llm.execution import Execution, Isolation, Limits
-from arclab.llm.lockdown import locked_down
-from arclab.llm.sandbox import Sandbox
+from arclab.programs.sandbox.execution import Execution, Isolation, Limits
+from arclab.programs.sandbox.lockdown import locked_down
+from arclab.programs.sandbox.pool import Sandbox
 
 from ..conftest import ROOT
 from .cluster import Cluster

@@ -12,8 +12,8 @@ import pytest
 
 from arclab.launch.cluster import queue_states
 from arclab.metrics.logger import read_rows
-from arclab.rundir import RunDir, State
-from arclab.runlock import read_holder
+from arclab.runs.folder import RunDir, State
+from arclab.runs.lock import read_holder
 
 from ..conftest import refused
 from .cluster import Cluster
@@ -65,7 +65,7 @@ def processes(run: RunDir) -> dict[str, psutil.Process]:
     assert holder is not None
     parent = psutil.Process(holder.pid)
     (torchrun,) = [c for c in parent.children() if "torch.distributed.run" in c.cmdline()]
-    workers = [c for c in torchrun.children() if "arclab.worker" in c.cmdline()]
+    workers = [c for c in torchrun.children() if "arclab.launch.worker" in c.cmdline()]
     return {"parent": parent, "torchrun": torchrun, "worker": workers[-1]}
 
 

@@ -174,7 +174,7 @@ class PromptConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SandboxConfig:
-    """Limits of one program with all of its inputs; see arclab.llm.sandbox. num_workers: null: one for each core.
+    """Limits of one program with all of its inputs; see arclab.programs.sandbox.pool. num_workers: null: one for each core.
     min_isolation: refuse to run programs if the system allows less."""
 
     num_workers: Optional[int]

@@ -94,7 +94,7 @@ class EvalHalting(Enum):
 
 class VotesRule(Enum):
     """How many augmentations vote. all: every one. adaptive: until the order of a task's first two candidates is settled;
-    adaptive_first: until its first candidate is, whoever comes second (the test: arclab.solvers.stopping)."""
+    adaptive_first: until its first candidate is, whoever comes second (the test: arclab.methods.recursive.solver.stopping)."""
 
     all = "all"
     adaptive = "adaptive"
@@ -251,7 +251,7 @@ class CanvasRule(Enum):
 
 class OptimizerKind(Enum):
     """What moves encoder and decoder: adam_atan2, as published, or muon for the matrices of their linear layers (see
-    arclab.training.optim), with the same learning rates. A puzzle table has sign-SGD either way."""
+    arclab.methods.recursive.training.optim), with the same learning rates. A puzzle table has sign-SGD either way."""
 
     adam_atan2 = "adam_atan2"
     muon = "muon"
@@ -263,7 +263,7 @@ class TrainerConfig:
     that fits, found when the run starts and written into its config.yaml as a number. canvas: see CanvasRule.
 
     recompute: activations of blocks are computed again in the backward pass instead of being kept. profile: see
-    arclab.training.profile. The defaults are for runs that were made before these were keys.
+    arclab.runs.profile. The defaults are for runs that were made before these were keys.
     Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
     """
 

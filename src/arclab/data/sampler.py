@@ -29,7 +29,7 @@ from arclab.config.schema import DatasetConfig, QueryRule, Regime
 from arclab.data.augment import ViewRule, augmentation_table
 from arclab.data.codec import paint
 from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
-from arclab.interrupt import STOP_SIGNALS
+from arclab.runs.signals import STOP_SIGNALS
 
 IntArray = npt.NDArray[np.int64]
 # Number of rows -> the first and the end of those that a rank takes.

@@ -11,7 +11,7 @@
 
 FILE is jobs.txt unless given; --only takes runs whose name (or experiment/name) matches. The state of a run is in its folder,
 so every command can be repeated, from any machine that sees the folder. An error is one sentence and exit status 2. Nothing
-here imports torch; the page of report is written by arclab.evaluation.queue_report in a process of its own.
+here imports torch; the page of report is written by arclab.pages.queue_report in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import run_main
-from arclab.console import setup_logging
+from arclab.runs.console import setup_logging
 
 Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    from arclab.launch import commands  # after parsing: --help and a typo need no libraries
+    from arclab.launch.queue import commands  # after parsing: --help and a typo need no libraries
 
     setup_logging()
     command: Command = getattr(commands, f"{arguments.command}_command")

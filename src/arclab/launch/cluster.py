@@ -25,12 +25,12 @@ from typing import Any, Literal
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, UncompletedJobError
 
-from arclab import slurm
 from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import LaunchConfig
-from arclab.interrupt import interrupted_status
 from arclab.launch.job import run_job
-from arclab.slurm import queue_states
+from arclab.runs import slurm
+from arclab.runs.signals import interrupted_status
+from arclab.runs.slurm import queue_states
 
 __all__ = ["JobTask", "build_executor", "queue_states", "shared_parameters", "slurm_parameters", "submission_errors"]
 log = logging.getLogger(__name__)

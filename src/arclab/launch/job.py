@@ -19,11 +19,11 @@ from pathlib import Path
 from arclab.config.compose import evaluate_command, thaw
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
-from arclab.console import setup_logging
-from arclab.interrupt import StopSignals, interrupted_status
 from arclab.launch.torchrun import Node, Torchrun
-from arclab.rundir import RunDir, State, is_done, open_run, require_same, run_path
-from arclab.runlock import keeper, locked, require_free
+from arclab.runs.console import setup_logging
+from arclab.runs.folder import RunDir, State, is_done, open_run, require_same, run_path
+from arclab.runs.lock import keeper, locked, require_free
+from arclab.runs.signals import StopSignals, interrupted_status
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.25

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from arclab.config.encoder_schema import (
+from arclab.config.encoder_schema import (  # fmt: skip
     PREFIX_TOKENS,
     CrossAttentionEncoderConfig,
     DemoLayout,
@@ -31,7 +31,7 @@ from arclab.config.encoder_schema import (
     TaskEncoderConfig,
     TransformerEncoderConfig,
     VariationalEncoderConfig,
-)  # fmt: skip
+)
 from arclab.config.schema import DecoderConfig, ExperimentConfig, Positions
 
 VOCAB, SIDE, VIEWS = 12, 30, 8

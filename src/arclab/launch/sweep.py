@@ -29,20 +29,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from submitit.core.utils import UncompletedJobError
 
-from arclab import slurm
 from arclab.config.compose import CONF_DIR, ConfigError, compose, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
-from arclab.console import setup_logging
 from arclab.files import read_json, write_atomically
 from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
 from arclab.launch.combinations import require_countable
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
-from arclab.process_id import boot_id, is_running, pid_namespace, start_ticks
 from arclab.records import as_record
-from arclab.rundir import RunDir, State, run_path
-from arclab.runlock import queue_lock
+from arclab.runs import slurm
+from arclab.runs.console import setup_logging
+from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.lock import queue_lock
+from arclab.runs.process_id import boot_id, is_running, pid_namespace, start_ticks
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "pretrain_encoder"
@@ -208,7 +208,7 @@ def _record(folder: Path, runs: Sequence[RunDir]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """runs.json of a sweep's folder. The process: see arclab.process_id; an older version wrote the runs alone."""
+    """runs.json of a sweep's folder. The process: see arclab.runs.process_id; an older version wrote the runs alone."""
 
     runs: list[str]
     pid: int = 0

@@ -14,11 +14,11 @@ import threading
 from dataclasses import dataclass
 from typing import IO
 
-from arclab import slurm
 from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import LaunchConfig
 from arclab.launch.process import tie_to
-from arclab.rundir import RunDir
+from arclab.runs import slurm
+from arclab.runs.folder import RunDir
 
 _FIRST_PORT, _NUM_PORTS = 20000, 20000
 
@@ -57,7 +57,7 @@ def torchrun_command(run: RunDir, launch: LaunchConfig, node: Node) -> list[str]
         attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
         command += [f"--nnodes={launch.nodes}", f"--node-rank={node.number}", "--rdzv-backend=c10d",
                     f"--rdzv-endpoint={node.first_address}:{port}", f"--rdzv-id={node.job}.{attempt}"]  # fmt: skip
-    return [*command, "-m", "arclab.worker", str(run.path.resolve())]
+    return [*command, "-m", "arclab.launch.worker", str(run.path.resolve())]
 
 
 def worker_environment(launch: LaunchConfig) -> dict[str, str]:

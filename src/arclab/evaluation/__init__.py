@@ -1,1 +1,0 @@
-"""Scoring attempts of any solver, writing results and reports."""

@@ -1,0 +1,176 @@
+"""What the subcommands of python -m arclab.launch do: read the plan, act, write a table. See __main__.py for their options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from arclab.config.compose import ConfigError
+from arclab.launch import doctor
+from arclab.launch.queue.plan import Plan, PlannedRun, ablation_columns, by_section, read_plan
+from arclab.launch.queue.progress import QUEUED, REQUEUED, Progress, living_jobs, read_progress
+from arclab.launch.queue.submit import Action, cancel, retry, submit
+from arclab.launch.queue.tables import clear, labels, say, section_heading, show, show_matrix, show_plan, show_progress
+
+_FOLLOW_S = 0.5
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    plan = read_plan(arguments.file, arguments.only)
+    seconds = time.perf_counter() - start
+    show_plan(plan)
+    columns = ablation_columns(plan.runs, fold=not arguments.all_keys)
+    if columns:
+        show_matrix(plan.runs, columns)
+    for note in plan.notes:
+        say(f"note: {note.at(plan.path)}")
+    damaged = [f"{run.name}: {run.damage}" for run in plan.runs if run.damage]
+    for sentence in damaged:
+        say(f"damaged: {sentence}")
+    say(
+        f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was started."
+    )
+    return 2 if damaged else 0
+
+
+def submit_command(arguments: argparse.Namespace) -> int:
+    plan = read_plan(arguments.file, arguments.only)
+    cluster = arguments.cluster or "slurm"
+    return _show_actions(submit(plan.runs, cluster, dry_run=arguments.dry_run, places=_places(arguments)))
+
+
+def retry_command(arguments: argparse.Namespace) -> int:
+    plan = read_plan(arguments.file, arguments.only)
+    return _show_actions(retry(plan.runs, arguments.cluster, dry_run=arguments.dry_run, places=_places(arguments)))
+
+
+def _places(arguments: argparse.Namespace) -> int:
+    if arguments.places < 1:
+        raise ConfigError(
+            f"--places {arguments.places} must be at least 1; it is the number of runs at a time on this machine."
+        )
+    return arguments.places
+
+
+def cancel_command(arguments: argparse.Namespace) -> int:
+    return _show_actions(cancel(read_plan(arguments.file, arguments.only).runs))
+
+
+def _show_actions(actions: Sequence[Action]) -> int:
+    """The exit status: 2 if something could not be done for a run; the others were taken care of all the same."""
+    show(("run", "job", ""), [(a.run, a.job, a.what) for a in actions])
+    return 2 if any(action.is_error for action in actions) else 0
+
+
+def status_command(arguments: argparse.Namespace) -> int:
+    """Once, or with --watch until everything has ended or Ctrl-C."""
+    plan = read_plan(arguments.file, arguments.only)
+    while True:
+        progress = _progress(plan.runs)
+        if arguments.watch is not None:
+            clear()
+        _show_status(plan, progress)
+        if arguments.watch is None or not any(p.state in ("RUNNING", QUEUED, REQUEUED) for p in progress.values()):
+            return 0
+        try:
+            time.sleep(arguments.watch)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _progress(runs: Sequence[PlannedRun]) -> dict[Path, Progress]:
+    living = living_jobs(runs, must_know=False)
+    return {run.folder.path: read_progress(run, living.get(run.folder.path)) for run in runs}
+
+
+def _show_status(plan: Plan, progress: dict[Path, Progress]) -> None:
+    for section, runs in by_section(plan.runs):
+        section_heading(section)
+        show_progress([(label, progress[run.folder.path]) for label, run in zip(labels(runs), runs, strict=True)])
+    states = [p.state for p in progress.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    say(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {counts}")
+
+
+def tail_command(arguments: argparse.Namespace) -> int:
+    runs = read_plan(arguments.file, arguments.only).runs
+    if len(runs) != 1:
+        raise ConfigError(f"{arguments.only} matches {len(runs)} runs ({', '.join(labels(runs)[:8])}); name one of them.")
+    log = _log_of(runs[0])
+    with log.open(encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+        say("\n".join([f"==> {log} <==", *lines[-arguments.lines :]]))
+        if arguments.follow:
+            _follow(file)
+    return 0
+
+
+def _log_of(run: PlannedRun) -> Path:
+    """console.log; before a run has one, the newest log of its job that says anything."""
+    folder = run.folder
+    if folder.console.is_file() and folder.console.stat().st_size:
+        return folder.console
+    logs = [p for p in folder.path.glob("jobs/*_log.*") if p.stat().st_size]
+    if not logs:
+        raise ConfigError(f"{run.name} has written nothing yet (no {folder.console}); see python -m arclab.launch status.")
+    return max(logs, key=lambda path: path.stat().st_mtime)
+
+
+def _follow(file: TextIO) -> None:
+    """What is written from here on, until Ctrl-C."""
+    try:
+        while True:
+            sys.stdout.write(file.read())
+            sys.stdout.flush()
+            time.sleep(_FOLLOW_S)
+    except KeyboardInterrupt:
+        return
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    """The page is made where torch and matplotlib may be imported: in a process of its own."""
+    plan = read_plan(arguments.file, arguments.only)
+    output = arguments.output or Path(plan.runs[0].config.runs_dir) / "report"
+    command = [sys.executable, "-m", "arclab.pages.queue_report", "--output", str(output)]
+    done = subprocess.run(command, input=json.dumps(_report_request(plan)), text=True)
+    if done.returncode == 0:
+        say(f"report: {output / 'index.html'}")
+    return done.returncode
+
+
+def _report_request(plan: Plan) -> dict[str, Any]:
+    """What only the launcher knows: hypotheses, and the state of runs that have no folder yet."""
+    progress = _progress(plan.runs)
+    return {
+        "file": str(plan.path),
+        "sections": [
+            {
+                "title": section.title, "text": section.text, "criterion": section.criterion,
+                "runs": [_reported(run, progress[run.folder.path]) for run in runs],
+            }
+            for section, runs in by_section(plan.runs)
+        ],
+    }  # fmt: skip
+
+
+def _reported(run: PlannedRun, progress: Progress) -> dict[str, Any]:
+    return {
+        "name": run.name, "experiment": run.config.experiment_name, "path": str(run.folder.path), "state": progress.state,
+        "job": progress.job, "step": progress.step, "total_steps": progress.total_steps, "verdict": progress.verdict,
+        "message": progress.message, "parameters": run.parameters.total, "line": run.job.line,
+        "command": " ".join(["pretrain_encoder.py", *run.job.overrides]),
+    }  # fmt: skip
+
+
+def doctor_command(arguments: argparse.Namespace) -> int:
+    """1 if something is broken."""
+    findings = doctor.examine(Path("runs"))
+    show(("", "what", "found", "what to do"), [(f.level, f.subject, f.text, f.fix) for f in findings])
+    return int(any(f.level == doctor.FAIL for f in findings))

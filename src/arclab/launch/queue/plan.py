@@ -1,0 +1,295 @@
+"""A job file with its configurations: what every run is, what differs between runs, and whether all of it can be started.
+
+    plan = read_plan(Path("jobs.txt"), only="toy*")      # JobsError with every mistake, by line and column
+    columns = ablation_columns(plan.runs)                # what differs, a column for each independent key
+
+Refused are: keys and values that the schema refuses, two lines that build the same run, a run folder that two lines or another
+configuration claim, and a checkpoint that neither exists nor is made by a run of the file. It starts nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import ConfigError, differing, flat, identity
+from arclab.config.plain_composer import QuickComposer
+from arclab.config.schema import ExperimentConfig
+from arclab.files import DamagedFile, sentence_of
+from arclab.launch.parameters import Parameters, count_parameters
+from arclab.launch.queue.jobsfile import Job, JobsError, Problem, parse_jobs
+from arclab.runs.folder import RunDir, State, run_path
+
+CONFIG_NAME = "pretrain_encoder"
+# Where a run lies and how it is started: no difference in what is trained.
+LABEL_KEYS = ("name", "runs_dir", "wandb.", "launch.", "criterion")
+# Columns of the matrix that stand for all they decide and no line sets.
+_LEADING_KEYS = ("experiment_name", "encoder.kind", "decoder_init.kind")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One run, typed. waits_for: the run of the same file that makes its checkpoint and is not DONE yet. damage: why the config.yaml of
+    its folder cannot be read; "" if it can."""
+
+    job: Job
+    config: ExperimentConfig
+    waits_for: Path | None
+    damage: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def folder(self) -> RunDir:
+        return RunDir(run_path(self.config))
+
+    @property
+    def parameters(self) -> Parameters:
+        return count_parameters(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The runs of a file that --only leaves, in the file's order; num_runs counts those of the whole file.
+
+    notes: what is no mistake but may not be meant.
+    """
+
+    path: Path
+    runs: tuple[PlannedRun, ...]
+    num_runs: int
+    notes: tuple[Problem, ...]
+
+
+def read_plan(path: Path, only: str | None = None) -> Plan:
+    """The checked plan. JobsError: all mistakes of the file, or with `only` those of its lines and of the syntax."""
+    jobs, problems = parse_jobs(path)
+    composer = QuickComposer()
+    composed: list[tuple[Job, ExperimentConfig]] = []
+    for job in jobs:
+        try:
+            composed.append((job, _compose(composer, job)))
+        except ConfigError as error:
+            problems += _problems_of(job, error, only)
+    wanted = [(job, config) for job, config in composed if _is_wanted(job, config, only)]
+    problems += _same_runs(wanted) + _claimed_folders(wanted, composer) + _missing_checkpoints(wanted, composed)
+    problems += _circles(wanted, composed)
+    if problems:
+        raise JobsError(path, list(dict.fromkeys(problems)))
+    if not wanted:
+        names = ", ".join(job.name for job in jobs[:8])
+        raise ConfigError(
+            f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern."
+        )
+    makers = {run_path(config).resolve() for _, config in composed}
+    runs = tuple(PlannedRun(job, config, _waits_for(config, makers), _damage(config, composer)) for job, config in wanted)
+    return Plan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
+
+
+def _notes(job: Job, composer: QuickComposer) -> list[Problem]:
+    sentences = composer.overruled(CONFIG_NAME, job.overrides)
+    return [Problem(job.line, job.column_of(sentence.partition("=")[0]), sentence) for sentence in sentences]
+
+
+def _compose(composer: QuickComposer, job: Job) -> ExperimentConfig:
+    config = composer.compose(CONFIG_NAME, job.overrides)
+    if config.wandb.group is None and job.section.title:
+        config.wandb.group = job.section.title
+    return config
+
+
+def _is_wanted(job: Job, config: ExperimentConfig, only: str | None) -> bool:
+    return only is None or fnmatchcase(job.name, only) or fnmatchcase(f"{config.experiment_name}/{job.name}", only)
+
+
+def _problems_of(job: Job, error: ConfigError, only: str | None) -> list[Problem]:
+    """One for every sentence. Without its experiment's name a broken line is matched by name alone."""
+    if only is not None and not fnmatchcase(job.name, only.rpartition("/")[2]):
+        return []
+    return [Problem(job.line, job.column_of(sentence), sentence) for sentence in str(error).splitlines()]
+
+
+def _same_runs(runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
+    """Two lines that train the same thing, whatever they are called."""
+    seen: dict[str, Job] = {}
+    problems = []
+    for job, config in runs:
+        keys = {k: v for k, v in identity(config).items() if k not in ("name", "experiment_name")}
+        first = seen.setdefault(json.dumps(keys, sort_keys=True), job)
+        if first is not job:
+            problems.append(
+                Problem(
+                    job.line,
+                    job.column,
+                    f"{job.name} builds the same run as {first.name} (line {first.line}); change a setting or drop one.",
+                )
+            )
+    return problems
+
+
+def _claimed_folders(runs: Sequence[tuple[Job, ExperimentConfig]], composer: QuickComposer) -> list[Problem]:
+    """Run folders that two lines share, or that hold a run of another configuration."""
+    seen: dict[Path, Job] = {}
+    problems = []
+    for job, config in runs:
+        path = run_path(config)
+        first = seen.setdefault(path.resolve(), job)
+        column = job.column_of("name")
+        if first is not job:
+            problems.append(
+                Problem(
+                    job.line,
+                    column,
+                    f"name={job.name} is also the name in line {first.line}, so both have the folder {path}; rename one.",
+                )
+            )
+        elif RunDir(path).config.is_file():
+            problems += [Problem(job.line, column, text) for text in _other_configuration(path, config, composer)]
+    return problems
+
+
+def _other_configuration(path: Path, config: ExperimentConfig, composer: QuickComposer) -> list[str]:
+    try:
+        held = composer.thaw(RunDir(path).config)
+    except ConfigError:
+        return []  # no fault of the line: see _damage
+    different = differing(held, config)
+    if not different:
+        return []
+    key, before, now = different[0], identity(held), identity(config)
+    return [
+        f"the run folder {path} was made with {key}={before.get(key)}, this line says {key}={now.get(key)} "
+        f"({len(different)} keys differ); choose another name, or remove the folder."
+    ]
+
+
+def _damage(config: ExperimentConfig, composer: QuickComposer) -> str:
+    """Why the configuration in the run's folder cannot be read: the fault of that run alone, not of the file."""
+    path = run_path(config)
+    if not RunDir(path).config.exists():
+        return ""
+    try:
+        composer.thaw(RunDir(path).config)
+    except ConfigError as error:
+        return (
+            f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0]}); choose another name."
+        )
+    except OSError as error:
+        return sentence_of(error)
+    return ""
+
+
+def _checkpoint(config: ExperimentConfig) -> Path | None:
+    return Path(config.decoder_init.path) if config.decoder_init.path else None
+
+
+def _missing_checkpoints(
+    runs: Iterable[tuple[Job, ExperimentConfig]], all_runs: Sequence[tuple[Job, ExperimentConfig]]
+) -> list[Problem]:
+    makers = {run_path(config).resolve() for _, config in all_runs}
+    problems = []
+    for job, config in runs:
+        path = _checkpoint(config)
+        if path is not None and not path.exists() and _maker(path, makers) is None:
+            text = f"decoder_init.path={path} does not exist and no line of this file makes it; give a run folder or a file that is there."
+            problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
+    return problems
+
+
+def _circles(runs: Iterable[tuple[Job, ExperimentConfig]], all_runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
+    """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
+    jobs = {run_path(config).resolve(): (job, config) for job, config in all_runs}
+    makers = set(jobs)
+    problems = []
+    for job, config in runs:
+        chain = [job]
+        path = _waits_for(config, makers)
+        while path is not None and (folder := _maker(path, makers)) is not None:
+            maker, its_config = jobs[folder]
+            if maker is job:
+                names = ", which waits for ".join(f"{j.name} (line {j.line})" for j in [*chain[1:], job])
+                text = f"decoder_init.path: {job.name} waits for {names}: none of them can ever start; take the checkpoint of another run."
+                problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
+            if maker in chain:
+                break
+            chain.append(maker)
+            path = _waits_for(its_config, makers)
+    return problems
+
+
+def _maker(path: Path, makers: set[Path]) -> Path | None:
+    """The run folder among `makers` that the path is, or lies in."""
+    return next((folder for folder in (path.resolve(), *path.resolve().parents) if folder in makers), None)
+
+
+def _waits_for(config: ExperimentConfig, makers: set[Path]) -> Path | None:
+    path = _checkpoint(config)
+    maker = None if path is None else _maker(path, makers)
+    return None if path is None or maker is None or _is_done(RunDir(maker)) else path
+
+
+def _is_done(run: RunDir) -> bool:
+    """Not if its status is damaged: that is said where the run itself is shown."""
+    try:
+        return run.state is State.done
+    except DamagedFile:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A key with its value in every run ("" where a run does not have it). decided: keys that follow from it."""
+
+    key: str
+    values: tuple[str, ...]
+    decided: tuple[str, ...]
+
+
+def ablation_columns(runs: Sequence[PlannedRun], *, fold: bool = True) -> list[Column]:
+    """A column for every key that is not the same in all runs.
+
+    With fold, a key that no line sets stands behind the column that decides it: the experiment, the encoder kind, the decoder
+    init, or any column it always changes together with.
+    """
+    settings = [flat(run.config) for run in runs]
+    keys = [k for k in dict.fromkeys(k for s in settings for k in s) if not k.startswith(LABEL_KEYS)]
+    values = {key: tuple(_text(s[key]) if key in s else "" for s in settings) for key in keys}
+    differing = {key: row for key, row in values.items() if len(set(row)) > 1}
+    if not fold:
+        return [Column(key, row, ()) for key, row in differing.items()]
+    return _folded(differing, {word.key for run in runs for word in run.job.words})
+
+
+def _folded(differing: dict[str, tuple[str, ...]], set_by_lines: set[str]) -> list[Column]:
+    leading = [key for key in _LEADING_KEYS if key in differing]
+    columns: dict[str, list[str]] = {key: [] for key in leading}
+    for key in differing:
+        owner = None if key in set_by_lines else next((k for k in columns if k != key and _decides(k, key, differing)), None)
+        if owner is None:
+            columns[key] = []
+        elif key not in columns:
+            columns[owner].append(key)
+    return [Column(key, differing[key], tuple(decided)) for key, decided in columns.items()]
+
+
+def _decides(owner: str, key: str, rows: dict[str, tuple[str, ...]]) -> bool:
+    """Equal values of the owner never come with different values of the key; of an ordinary owner, nor the other way round."""
+    num_pairs = len(set(zip(rows[owner], rows[key], strict=True)))
+    return num_pairs == len(set(rows[owner])) and (owner in _LEADING_KEYS or num_pairs == len(set(rows[key])))
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def by_section(runs: Sequence[PlannedRun]) -> list[tuple[Any, list[PlannedRun]]]:
+    """(section, its runs) in the order of the file."""
+    grouped = itertools.groupby(runs, key=lambda run: run.job.section)
+    return [(section, list(members)) for section, members in grouped]

@@ -1,0 +1,24 @@
+"""One rank of a run: python -m arclab.launch.worker RUN_FOLDER, started by torchrun, which arclab.launch.job started.
+
+It reads the frozen configuration of the folder and never imports Hydra; it dies with the torchrun that started it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from arclab.config.compose import run_main
+from arclab.launch.process import die_with_parent
+from arclab.runs.folder import RunDir
+
+
+def main(argv: Sequence[str]) -> int:
+    die_with_parent()
+    from arclab.app import pretrain_prepared  # takes seconds to import; the parent may die meanwhile
+
+    return pretrain_prepared(RunDir(Path(argv[0])))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Language models: one interface, local models of transformers, servers, and small ones for tests."""

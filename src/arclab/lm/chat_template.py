@@ -1,0 +1,114 @@
+"""A conversation as the text and the tokens that a model reads, by the chat template of its tokenizer.
+
+    text = conversation_text(tokenizer, "models/tiny", prompt, thinking=None, add_generation_prompt=True)
+    ids = conversation_ids(tokenizer, "models/tiny", prompt, thinking=None)
+
+Templates are programs of others. One that expects a list of parts writes nothing where it gets a string, without an error, so every
+message is looked for in what was written. Messages are text only: nothing in them becomes a special token, and no images are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from arclab.lm.language_model import Message, Prompt
+
+_PROBE = "0 1 2\n3 4 5\n\n6|7|8\n\n[[9, 0], [1, 2]]\n    return"  # how grids and programs are written
+
+_MASK = "\ue000"  # a character that means nothing
+
+
+class RefusedPromptError(ValueError):
+    """The chat template raises an error for these messages."""
+
+
+def conversation_text(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None, add_generation_prompt: bool) -> str:
+    """thinking: passed on as enable_thinking, unless None. ValueError: a template that refuses the messages, or does not write
+    what is in them, given as strings and as lists of parts."""
+    given = {} if thinking is None else {"enable_thinking": thinking}
+    refusal: Exception | None = None
+    num_written = 0
+    for as_parts in (False, True):
+        messages = [
+            {"role": message.role, "content": [{"type": "text", "text": message.content}] if as_parts else message.content}
+            for message in prompt
+        ]
+        try:
+            text = _rendered(tokenizer, messages, add_generation_prompt, given)
+        except RefusedPromptError as error:
+            refusal = refusal or error
+            continue
+        if not (lost := [message.role for message in prompt if _must_stand(message.role, message.content) not in text]):
+            return text
+        num_written += 1
+    if refusal is not None and not num_written:
+        raise RefusedPromptError(
+            f"the chat template of model.name={name} refuses a prompt with the roles {[m.role for m in prompt]} ({refusal}); "
+            "give it other roles, for example one user message."
+        ) from refusal
+    raise ValueError(
+        f"the chat template of model.name={name} does not write what the {lost[0]} message holds ({len(prompt)} messages, as strings and as "
+        "lists of text parts), so the model would not see it; use a model whose chat_template writes message content as it is."
+    )
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], add_generation_prompt: bool, given: dict[str, bool]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given)
+    # What a template does with a value of another kind than it expects ends in an error of Python.
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        lines = str(error).splitlines()
+        raise RefusedPromptError(lines[0] if lines else type(error).__name__) from error
+
+
+def _must_stand(role: str, content: str) -> str:
+    """What of a message the text must hold. Templates strip it, and leave out the thinking of earlier replies."""
+    return (content.rpartition("</think>")[2] if role == "assistant" else content).strip()
+
+
+def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> list[int]:
+    """The tokens of conversation_text() up to where the reply begins. A special token's name within a message stays text, so that
+    no message can end its turn, or begin another. ValueError: see there."""
+    text = conversation_text(tokenizer, name, prompt, thinking=thinking, add_generation_prompt=True)
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    held = sorted({n for n in names for message in prompt if n in message.content}, key=len, reverse=True)
+    if not held:
+        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    masked = tuple(Message(message.role, _masked(message.content, held)) for message in prompt)
+    other = conversation_text(tokenizer, name, masked, thinking=thinking, add_generation_prompt=True)
+    if len(other) != len(text):
+        raise ValueError(
+            f"a message holds {held[0]}, a special token of model.name={name}, which its chat template does not write as other text; "
+            "leave it out of the message."
+        )
+    ids: list[int] = []
+    for is_name, places in groupby(range(len(text)), key=lambda at: text[at] != other[at]):
+        piece = "".join(text[at] for at in places)
+        ids += plain_ids(tokenizer, piece) if is_name else tokenizer.encode(piece, add_special_tokens=False, verbose=False)
+    return ids
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that holds no special tokens, whatever is written in it."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+
+def _masked(text: str, names: Sequence[str]) -> str:
+    """With other characters, as many, in place of names."""
+    for name in names:
+        text = text.replace(name, _MASK * len(name))
+    return text
+
+
+def require_lossless(tokenizer: Any, name: str) -> None:
+    """ValueError: a tokenizer that does not keep a grid as it is written (one that folds white space, for example)."""
+    read = tokenizer.decode(plain_ids(tokenizer, _PROBE), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if read.strip() != _PROBE:
+        raise ValueError(
+            f"the tokenizer of model.name={name} does not keep text as it is: {_PROBE!r} comes back as {read!r}, so the model would see "
+            "other grids; use a model whose tokenizer keeps digits and white space."
+        )

@@ -1,0 +1,212 @@
+"""One request to a server that speaks OpenAI's protocol, sent until it is answered, refused, or has failed too often.
+
+    server = Server(config, connect(config.base_url, key))
+    answer = server.ask(prompt, first=0, count=8, sampling=sampling, dialect=DIALECTS[0])
+
+A field that the server says it does not know is left out from then on, with a warning. Which dialect it speaks, and how samples
+are dealt out to requests, is decided in endpoint.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from arclab.config.llm_schema import EndpointModelConfig
+from arclab.lm.endpoint.answers import Answer, Filtered, code_of, is_about_filter, parsed, read_answer, words_of
+from arclab.lm.endpoint.dialects import OPTIONAL, Dialect, not_sent, request_fields, unknown_fields
+from arclab.lm.endpoint.http import Connection, EndpointError, NoReply, Response, fetch
+from arclab.lm.language_model import Prompt, Sampling
+
+_LONGEST_WAIT_S = 300.0
+# An answer: so much for what is around the replies, so much for a token (with its log-probability and escapes), never more than this.
+_BYTES_AROUND, _BYTES_PER_TOKEN, _MAX_BYTES = 2**20, 512, 2**28
+_TOO_LONG = re.compile(
+    r"context.?(length|size|window)|maximum.{0,30}(length|tokens)|(prompt|input).{0,30}too long|longer than the", re.I
+)
+# A reply longer than the server allows: the same for every prompt.
+_REPLY_TOO_LONG = re.compile(r"max_(completion_|new_)?tokens\W{0,3}\s*(must|should|cannot|may not)", re.I)
+_NO_SUCH_PARAMETER = (400, 422)
+_FILTER_REFUSES = (400, 403, 422, 451)
+_MAY_PASS = (408, 409, 425, 429)  # and 500 upwards
+log = logging.getLogger(__name__)
+
+
+class Refused(EndpointError):
+    """Status 400 or 422: perhaps only because of a parameter, or of this prompt."""
+
+
+class Server:
+    """May be asked by several threads at once. giving_up: what waits to be sent again is not. stopped: what is under way is cut off."""
+
+    def __init__(self, config: EndpointModelConfig, connection: Connection) -> None:
+        self.config, self._connection = config, connection
+        self.giving_up, self.stopped = threading.Event(), threading.Event()
+        self._unknown: frozenset[str] = frozenset()  # fields that it refuses
+        self._warned: set[str] = set()
+        self._lock = threading.Lock()
+
+    def ask(self, prompt: Prompt, first: int, count: int, sampling: Sampling, dialect: Dialect) -> Answer:
+        """At least one of `count` samples, from the sample `first` on, or why the prompt gets none. EndpointError: refused, or failed
+        too often."""
+        num_attempts = 0
+        while True:
+            try:
+                return self._attempt(prompt, first, count, sampling, dialect)
+            except NoReply as error:
+                wait_s = min(max(self.config.backoff_s * 2**num_attempts, error.wait_s), _LONGEST_WAIT_S)
+                num_attempts += 1
+                if num_attempts > self.config.max_retries or self.giving_up.wait(wait_s):
+                    return self._failed(error, num_attempts)
+                log.info("%s: %s; it is asked again", self.config.base_url, self._hidden(str(error)))
+
+    def _failed(self, error: NoReply, num_attempts: int) -> Answer:
+        """A prompt whose every reply is filtered is no error."""
+        url, reason = f"{self.config.base_url}{self._connection.route}", self._hidden(str(error))
+        if isinstance(error, Filtered):
+            return Answer((), None, refused=f"the filter of the server {url} keeps every reply to the prompt back ({reason}).")
+        remedy = error.remedy or (
+            f"check that it runs and keeps up, or raise model.max_retries={self.config.max_retries} or model.timeout_s"
+        )
+        raise EndpointError(f"the server {url} failed {num_attempts} times, at last with: {reason}; {remedy}.") from error
+
+    def _attempt(self, prompt: Prompt, first: int, count: int, sampling: Sampling, dialect: Dialect) -> Answer:
+        max_bytes = min(_BYTES_AROUND + _BYTES_PER_TOKEN * count * sampling.max_new_tokens, _MAX_BYTES)
+        while True:
+            unknown = self._unknown
+            fields = request_fields(
+                self.config.name, prompt, first=first, count=count, sampling=sampling, dialect=dialect, unknown=unknown,
+                thinking=self.config.thinking,
+            )  # fmt: skip
+            response = fetch(
+                self._connection, "/chat/completions", fields, timeout_s=self.config.timeout_s, max_bytes=max_bytes, stop=self.stopped,
+            )  # fmt: skip
+            if 200 <= response.status < 300:
+                answer = read_answer(response.body, count, sampling, self.config.thinking)
+                return replace(self._within_context(answer, sampling), not_sent=not_sent(dialect, unknown))
+            if not self._learns(response, fields):
+                return self._refused(response)
+
+    def _within_context(self, answer: Answer, sampling: Sampling) -> Answer:
+        if any(completion.opened for completion in answer.completions):
+            self.warn(
+                "thought",
+                "%s wrote a whole reply into message.reasoning_content and no answer behind it: the reply ended inside its thinking (raise "
+                "sampling.max_new_tokens), or the server takes answers for thinking (model.thinking=false, or its reasoning parser off).",
+                self.config.base_url,
+            )
+        num_prompt, limit = answer.num_prompt_tokens, self.config.max_context
+        if limit is None or num_prompt is None or num_prompt + sampling.max_new_tokens <= limit:
+            return answer
+        problem = (
+            f"the prompt has {num_prompt} tokens, which with {sampling.max_new_tokens} for the reply is more than "
+            f"model.max_context={limit}; shorten the prompt or lower sampling.max_new_tokens."
+        )
+        return Answer((), num_prompt, problem)
+
+    def _learns(self, response: Response, fields: Mapping[str, Any]) -> bool:
+        """Whether the refusal names fields that can be left out. Each is sent no more."""
+        if response.status not in (*_NO_SUCH_PARAMETER, 403):
+            return False
+        found = unknown_fields(words_of(response.body, 4000), fields)
+        for name in sorted(found):
+            self.warn(
+                name, "%s takes no %s (%s): %s.", self.config.base_url, name, self._said(response), OPTIONAL[name],
+            )  # fmt: skip
+        with self._lock:
+            self._unknown |= found
+        return bool(found)
+
+    def warn(self, topic: str, message: str, *arguments: object) -> None:
+        """Once for a topic."""
+        with self._lock:
+            is_new = topic not in self._warned
+            self._warned.add(topic)
+        if is_new:
+            log.warning(message, *arguments)
+
+    def _refused(self, response: Response) -> Answer:
+        """What asking again would not change, but for NoReply. A prompt that is too long, or filtered, is no error."""
+        status, said = response.status, self._said(response)
+        where = f"{self.config.base_url}{self._connection.route}"
+        if status in _MAY_PASS or status >= 500:
+            raise NoReply(f"status {status}: {said}", wait_s=_retry_after_s(response))
+        if status < 400:
+            raise EndpointError(
+                f"the server {where} redirects to {_place(response)} (status {status}), which is not followed because it would get the key "
+                "and the prompts; give that address as model.base_url if it is the right one."
+            )
+        if status in _NO_SUCH_PARAMETER and _REPLY_TOO_LONG.search(said):
+            raise EndpointError(f"the server {where} allows no reply of sampling.max_new_tokens ({said}); lower it.")
+        if status in (400, 413, 422) and (code_of(response.body) == "context_length_exceeded" or _TOO_LONG.search(said)):
+            problem = f"the server {where} refused the prompt ({said}); shorten it or lower sampling.max_new_tokens."
+            return Answer((), None, too_long=problem)
+        if status in _FILTER_REFUSES and is_about_filter(parsed(response.body)):
+            return Answer((), None, refused=f"the filter of the server {where} refused the prompt ({said}).")
+        if status in (401, 403):
+            named = self.config.api_key_env
+            remedy = f"check the key in ${named}" if named else "name the variable that holds its key as model.api_key_env"
+            raise EndpointError(f"the server {where} denies access (status {status}: {said}); {remedy}.")
+        if status == 404:
+            raise EndpointError(
+                f"the server {where} has no model.name={self.config.name} (status 404: {said}); {self._offered()}."
+            )
+        kind = Refused if status in _NO_SUCH_PARAMETER else EndpointError
+        raise kind(
+            f"the server {where} refuses the request (status {status}: {said}); check model.name and the sampling settings."
+        )
+
+    def _said(self, response: Response) -> str:
+        """The server's own words, on one line."""
+        return self._hidden(words_of(response.body)) or "it says nothing"
+
+    def _hidden(self, text: str) -> str:
+        """Some servers repeat the key."""
+        key = self._connection.key
+        return text.replace(key, "***") if key else text
+
+    def _offered(self) -> str:
+        """The list is only a help, and may be anything."""
+        try:
+            response = fetch(
+                self._connection, "/models", timeout_s=self.config.timeout_s, max_bytes=_BYTES_AROUND, stop=self.stopped
+            )
+        except NoReply:
+            response = None
+        listed = parsed(response.body) if response is not None and response.status == 200 else None
+        models = listed.get("data") if isinstance(listed, dict) else None
+        ids = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+        names = sorted(name[:100] for name in ids if isinstance(name, str) and name.isprintable())
+        return f"it offers {', '.join(names[:20])}" if names else "check model.name and model.base_url, which often ends in /v1"
+
+
+def _place(response: Response) -> str:
+    """Where a redirect points to, without what may be secret in it."""
+    try:
+        parts = urlsplit(response.headers.get("location", ""))
+        host = parts.hostname
+    except ValueError:
+        return "an address that is none"
+    port = parts.netloc.rpartition("@")[2].removeprefix(host or "")
+    place = (f"{parts.scheme}://{host}{port}" if host else "") + parts.path
+    return place[:200] if place.isprintable() and place else "nowhere"
+
+
+def _retry_after_s(response: Response) -> float:
+    """Retry-After as seconds or as a date; 0 if there is none."""
+    value = response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return 0.0

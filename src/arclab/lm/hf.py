@@ -1,0 +1,294 @@
+"""A language model that transformers runs in this process, on one device.
+
+    model = load_hf(config)                                       # conf/model/tiny.yaml, qwen3_0_6b.yaml
+    replies = model.generate(prompts, num_samples=8, sampling=sampling)
+    with model.adapter(folder): ...                               # a LoRA adapter, in this block only
+    with model.new_adapter(rank=8, alpha=16) as trainable: ...    # a fresh one to train; the base stays as it is
+
+Prompts go through the chat template of the tokenizer, and are sorted by length and padded on the left in batches. All settings
+come from Sampling; the model's own generation_config is only read for its end tokens. A token is drawn with one number that
+belongs to (seed, prompt, sample, position), so a sample does not depend on what else is in the batch - up to the rounding of
+logits, which differs with the padding: in bfloat16 two nearly equal candidates may change places.
+
+It does not share the prompt's pass between samples, does not spread a model over devices, and does not run code from the hub.
+
+Shapes: B sequences of a batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from arclab.config.llm_schema import HfModelConfig
+from arclab.files import naming
+from arclab.lm.adapters import fresh_adapter, loaded_adapter, merge_adapter
+from arclab.lm.chat_template import conversation_ids, conversation_text, plain_ids
+from arclab.lm.drawing import Drawing, Ending
+from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
+from arclab.lm.language_model import Completion, OnReply, Prompt, Reply, Sampling, ignore
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def load_hf(config: HfModelConfig) -> HfModel:
+    """ValueError, in one sentence: what cannot be had as the configuration asks for it."""
+    tokenizer = load_tokenizer(config)
+    model = load_model(config)
+    if config.adapter is not None:
+        model = merge_adapter(model, Path(config.adapter))
+    return HfModel(config, model, tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A sample to be generated: which prompt's, which one, and its tokens."""
+
+    prompt: int
+    sample: int
+    ids: list[int]
+
+
+class HfModel:
+    """See LanguageModel. model: eval mode, no parameter needs a gradient."""
+
+    def __init__(self, config: HfModelConfig, model: Any, tokenizer: Any) -> None:
+        from transformers import GenerationConfig
+
+        self.config, self.tokenizer = config, tokenizer
+        self._model = model.requires_grad_(False).eval()
+        self._end = turn_end(config, tokenizer)
+        self._ends = end_tokens(model, tokenizer) | {self._end}
+        self._pad = self._end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)  # masked: any token does
+        # generate() fills what a request leaves open from here: with nothing in it, nothing is inherited.
+        model.generation_config = GenerationConfig()
+        limits = [config.max_context, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
+        self.max_context: int | None = min((limit for limit in limits if limit is not None), default=None)
+        self._forward_takes = set(inspect.signature(model.forward).parameters)
+        self._adapted = False
+        self.was_trained = False  # its weights are no longer those of config.name
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def num_prompts(self, num_samples: int) -> int:
+        return max(1, self.config.batch_size // num_samples)
+
+    @property
+    def pad_id(self) -> int:
+        return self._pad
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The prompt as the chat template writes it, up to where the reply begins."""
+        return conversation_ids(self.tokenizer, self.name, prompt, thinking=self.config.thinking)
+
+    def opened(self, prompt: Prompt) -> str:
+        """The <think> and what follows it, if the chat template itself opens the thinking of the reply; else empty."""
+        whole, without = (
+            conversation_text(self.tokenizer, self.name, prompt, thinking=self.config.thinking, add_generation_prompt=flag)
+            for flag in (True, False)
+        )
+        _, mark, after = whole[len(without) :].rpartition("<think>")
+        return mark + after if mark and "</think>" not in after else ""
+
+    def reply_ids(self, text: str) -> list[int]:
+        """A reply and its end mark."""
+        return [*plain_ids(self.tokenizer, text), self._end]
+
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+    ) -> list[Reply]:
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        too_long = [self._too_long(len(tokens), sampling.max_new_tokens) for tokens in ids]
+        wanted = [
+            _Sequence(prompt, sample, tokens)
+            for prompt, tokens in enumerate(ids)
+            if not too_long[prompt]
+            for sample in range(num_samples)
+        ]
+        wanted.sort(key=lambda sequence: -len(sequence.ids))  # the longest first: what does not fit into memory shows at once
+        opened = [self.opened(prompt) for prompt in prompts]
+        drawn: list[dict[int, Completion]] = [{} for _ in prompts]
+        replies = {number: Reply((), len(ids[number]), problem) for number, problem in enumerate(too_long) if problem}
+        for number, reply in replies.items():
+            on_reply(number, reply)
+        for start in range(0, len(wanted), self.config.batch_size):
+            batch = wanted[start : start + self.config.batch_size]
+            for sequence, completion in zip(batch, self._generate_batch(batch, sampling), strict=True):
+                drawn[sequence.prompt][sequence.sample] = replace(completion, opened=opened[sequence.prompt])
+            for number in dict.fromkeys(sequence.prompt for sequence in batch):
+                if len(drawn[number]) == num_samples:
+                    completions = tuple(drawn[number][sample] for sample in range(num_samples))
+                    replies[number] = Reply(completions, len(ids[number]))
+                    on_reply(number, replies[number])
+        return [replies[number] for number in range(len(prompts))]
+
+    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+        """The end mark's log-probability comes last, so that the sum is the reply's as a whole. ValueError: one does not fit."""
+        pairs = [(self.prompt_ids(prompt), self.reply_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
+        for number, (prompt, reply) in enumerate(pairs):
+            if problem := self._too_long(len(prompt), len(reply)):
+                raise ValueError(f"prompt {number} with its reply: {problem}")
+        order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0] + pairs[number][1]))
+        result: list[list[float]] = [[] for _ in pairs]
+        for start in range(0, len(order), self.config.batch_size):
+            batch = order[start : start + self.config.batch_size]
+            for number, values in zip(batch, self._score_batch([pairs[number] for number in batch]), strict=True):
+                result[number] = values
+        return result
+
+    @contextmanager
+    def trainable(self) -> Iterator[Any]:
+        """The transformers model with all of its weights open to training, inside the block only; what it learned stays."""
+        assert not self._adapted, "an adapter is in place; leave its block first"
+        self.was_trained = True
+        try:
+            yield self._model.requires_grad_(True).train()
+        finally:
+            self._model.requires_grad_(False).eval()
+
+    def save(self, folder: Path) -> None:
+        """Weights and tokenizer as an ordinary model folder. Nothing of sampling is written down with them."""
+        with naming(folder):
+            self._model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    @contextmanager
+    def adapter(self, folder: Path) -> Iterator[None]:
+        """A LoRA adapter from its folder, applied inside the block only."""
+        with self._one_at_a_time(), loaded_adapter(self._model, folder):
+            yield
+
+    @contextmanager
+    def new_adapter(
+        self, *, rank: int, alpha: float, target_modules: str | Sequence[str] = "all-linear", dropout: float = 0.0, seed: int = 0
+    ) -> Iterator[PeftModel]:  # fmt: skip
+        """A fresh LoRA adapter, applied inside the block only. Only its parameters need a gradient; at first it changes nothing.
+
+        Train what is yielded; generate() and logprobs() use it as it then is, trainable.save_pretrained(folder) keeps it.
+        """
+        targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+        with self._one_at_a_time(), fresh_adapter(self._model, rank, alpha, targets, dropout, seed) as trainable:
+            yield trainable
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        assert not self._adapted, "an adapter is in place already; leave its block first"
+        self._adapted = True
+        try:
+            yield
+        finally:
+            self._adapted = False
+            self._model.requires_grad_(False).eval()
+
+    def _too_long(self, num_prompt: int, num_reply: int) -> str:
+        if self.max_context is None or num_prompt + num_reply <= self.max_context:
+            return ""
+        return (
+            f"the prompt has {num_prompt} tokens, which with {num_reply} for the reply is more than the context of {self.max_context} "
+            f"tokens (model.max_context={self.config.max_context}, name={self.name}); shorten the prompt or lower sampling.max_new_tokens."
+        )
+
+    def _padded(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        """Tokens and mask (B, T), padded on the left so that the last token of every row is real."""
+        longest = max(map(len, rows))
+        ids_BT = torch.tensor([[self._pad] * (longest - len(row)) + row for row in rows], device=self.device)
+        mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return {"input_ids": ids_BT, "attention_mask": mask_BT}
+
+    @torch.no_grad()
+    def _generate_batch(self, batch: Sequence[_Sequence], sampling: Sampling) -> list[Completion]:
+        inputs = self._padded([sequence.ids for sequence in batch])
+        num_prompt = inputs["input_ids"].shape[1]
+        seeds = [draw_seed(sampling.seed, sequence.ids, sequence.sample) for sequence in batch]
+        drawing = Drawing(sampling, seeds)
+        ending = Ending(self.tokenizer, sampling, self._ends, num_prompt, len(batch))
+        with self._inference():
+            tokens_BT = self._model.generate(
+                **inputs, **self._read_once(batch, inputs), generation_config=self._greedy(sampling), logits_processor=[drawing],
+                stopping_criteria=[ending],
+            )[:, num_prompt:]  # fmt: skip
+        logprobs_BT = torch.stack(drawing.logprobs, dim=1).tolist()
+        if any(math.isnan(value) for row in logprobs_BT for value in row):
+            raise ValueError(
+                f"model.name={self.name} in model.dtype={self.config.dtype.value} computed what is not a number; use model.dtype=bfloat16 or "
+                "float32, or check its weights."
+            )
+        return [
+            ending.completion(row, tokens, logprobs)
+            for row, (tokens, logprobs) in enumerate(zip(tokens_BT.tolist(), logprobs_BT, strict=True))
+        ]
+
+    def _read_once(self, batch: Sequence[_Sequence], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The cache of all prompts but their last token, each prompt computed once however many samples it has in the batch."""
+        first = {sequence.prompt: row for row, sequence in reversed(list(enumerate(batch)))}
+        num_known = inputs["input_ids"].shape[1] - 1
+        if len(first) == len(batch) or num_known == 0:
+            return {}
+        rows = list(first.values())
+        prompts = {name: value[rows] for name, value in inputs.items()}
+        optional = {"position_ids": (prompts["attention_mask"].cumsum(1) - 1).clamp(min=0)[:, :num_known], "logits_to_keep": 1}
+        optional = {name: value for name, value in optional.items() if name in self._forward_takes}
+        shown = {name: value[:, :num_known] for name, value in prompts.items()}
+        cache = self._model(**shown, **optional, use_cache=True).past_key_values
+        place = {row: number for number, row in enumerate(rows)}
+        cache.batch_select_indices(torch.tensor([place[first[sequence.prompt]] for sequence in batch], device=self.device))
+        return {"past_key_values": cache}
+
+    def _greedy(self, sampling: Sampling) -> Any:
+        """transformers takes the best token; Drawing has made it the drawn one. Nothing else of generate() is in use."""
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens, min_new_tokens=0, do_sample=False, num_beams=1, num_return_sequences=1,
+            repetition_penalty=1.0, use_cache=True, pad_token_id=self._pad, eos_token_id=None, bos_token_id=None,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _score_batch(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        inputs = self._padded([prompt + reply for prompt, reply in pairs])
+        num_kept = max(len(reply) for _, reply in pairs)
+        optional = {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0), "logits_to_keep": num_kept + 1}
+        inputs |= {name: value for name, value in optional.items() if name in self._forward_takes}
+        with self._inference():
+            logits_BTV = self._model(**inputs, use_cache=False).logits[:, -num_kept - 1 : -1]
+        targets_BT = inputs["input_ids"][:, -num_kept:]
+        result = []
+        for logits_TV, target_T, (_, reply) in zip(logits_BTV, targets_BT, pairs, strict=True):  # a row at a time: V is large
+            logprobs_TV = logits_TV[-len(reply) :].float().log_softmax(-1)
+            result.append(logprobs_TV.gather(1, target_T[-len(reply) :, None])[:, 0].tolist())
+        return result
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No dropout, also between two steps of training an adapter."""
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{str(error).splitlines()[0]} Lower model.batch_size={self.config.batch_size}, or shorten the prompts."
+            ) from error
+        finally:
+            self._model.train(was_training)
+
+
+def draw_seed(seed: int, prompt_ids: Sequence[int], sample: int) -> int:
+    """What a sample's draws begin with."""
+    digest = hashlib.sha256(repr((seed, sample, list(prompt_ids))).encode()).digest()
+    return int.from_bytes(digest[:16], "little")

@@ -1,0 +1,82 @@
+"""A language model for tests that says what it was told to say.
+
+    ScriptedModel(lambda prompt, sample: f"reply {sample}")
+    ScriptedModel(["first sample", "second sample"])                    # the same for every prompt, in turn
+    ScriptedModel({"task_1": "reply", "task_2": ["one", "two"]})        # by a word of the prompt's last message
+
+It has no tokens: what a reply is split into by white space counts as such, plus one for its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from arclab.lm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Sampling, cut_after_stop, ignore
+
+Script = Callable[[Prompt, int], str] | Mapping[str, str | Sequence[str]] | Sequence[str]
+
+
+class ScriptedModel:
+    """calls: the prompts of every call of generate. finish_reason: of all replies, or what decides it for a prompt and sample.
+
+    too_long: prompts for which it is true get no reply. logprobs: what logprobs() answers for a prompt and a text.
+    """
+
+    def __init__(
+        self, replies: Script, *, name: str = "scripted",
+        finish_reason: FinishReason | Callable[[Prompt, int], FinishReason] = FinishReason.stop,
+        too_long: Callable[[Prompt], bool] = lambda prompt: False, logprobs: Callable[[Prompt, str], list[float]] | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self._replies, self._finish_reason, self._is_too_long, self._logprobs = (
+            name,
+            replies,
+            finish_reason,
+            too_long,
+            logprobs,
+        )
+        self.calls: list[tuple[Prompt, ...]] = []
+        self.num_completions = 0
+
+    def num_prompts(self, num_samples: int) -> int:
+        return 1
+
+    @property
+    def num_calls(self) -> int:
+        return len(self.calls)
+
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+    ) -> list[Reply]:
+        self.calls.append(tuple(prompts))
+        replies = [self._reply(prompt, num_samples, sampling) for prompt in prompts]
+        for number, reply in enumerate(replies):
+            on_reply(number, reply)
+        return replies
+
+    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+        assert self._logprobs is not None, "this ScriptedModel was given no logprobs"
+        return [self._logprobs(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def _reply(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Reply:
+        num_tokens = sum(len(message.content.split()) for message in prompt)
+        if self._is_too_long(prompt):
+            return Reply((), num_tokens, f"the prompt has {num_tokens} tokens, more than the script allows; shorten it.")
+        self.num_completions += num_samples
+        return Reply(tuple(self._completion(prompt, sample, sampling) for sample in range(num_samples)), num_tokens)
+
+    def _completion(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
+        text, _ = cut_after_stop(self._text(prompt, sample), sampling.stop)
+        reason = self._finish_reason
+        return Completion(
+            text, reason if isinstance(reason, FinishReason) else reason(prompt, sample), len(text.split()) + 1, None
+        )
+
+    def _text(self, prompt: Prompt, sample: int) -> str:
+        script = self._replies
+        if callable(script):
+            return script(prompt, sample)
+        if isinstance(script, Mapping):
+            found = [reply for word, reply in script.items() if word in prompt[-1].content]
+            assert found, f"the script has no reply for {prompt[-1].content[:200]!r}"
+            script = found[0]
+        return script if isinstance(script, str) else script[sample % len(script)]

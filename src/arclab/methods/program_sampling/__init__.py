@@ -1,0 +1,1 @@
+"""Draw programs from a language model, run them, let them vote."""

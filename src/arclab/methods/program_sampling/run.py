@@ -1,0 +1,155 @@
+"""evaluate.py for methods without a checkpoint: configuration -> model, sandbox, solver -> results.
+
+    python evaluate.py solver=program_sampling model=tiny dataset=toy
+
+Replies are kept in the output folder as they come (samples.jsonl): the same command goes on after a kill. One process at
+a time works in that folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import ConfigError, flat
+from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation
+from arclab.config.schema import SplitName
+from arclab.data.splits import load_tasks
+from arclab.data.tasks import ArcTask
+from arclab.lm.hf_loading import model_identity
+from arclab.lm.language_model import LanguageModel, Sampling
+from arclab.lm.models import load_language_model
+from arclab.methods.program_sampling.samples import SampleStore
+from arclab.methods.program_sampling.solver import ProgramSampling, few_programs, few_programs_remedy
+from arclab.programs.sandbox.pool import Sandbox, open_sandbox
+from arclab.results.attempts import Attempts, Budget
+from arclab.results.reading import FIT_STAMP
+from arclab.results.writing import Evaluation, Subject, require_no_larger, write_results
+from arclab.runs.folder import RunDir, provenance
+from arclab.runs.lock import keeper, locked
+
+log = logging.getLogger(__name__)
+_NAMED_TASKS = 20  # on the console; the report has them all
+# Cannot change a reply: an evaluation goes on with other values of these. Prompts are compared by themselves.
+_FREE = (
+    "output_dir", "max_tasks", "split", "dataset.", "sandbox.", "num_threads", "solver.prompt.", "model.device", "model.batch_size", "model.base_url",
+    "model.api_key_env", "model.timeout_s", "model.max_retries", "model.backoff_s", "model.num_parallel",
+)  # fmt: skip
+
+
+def evaluate_programs(config: EvaluateProgramsConfig) -> None:
+    """Score the solver and write metrics.json, predictions.jsonl, submission.json, report.html beside samples.jsonl."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"solver={config.solver.kind} runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without torchrun."
+        )
+    tasks, notes = scored_tasks(config)
+    folder = output_folder(config)
+    store = SampleStore(folder, reply_settings(config))
+    store.check()  # refuses other settings before a model is loaded
+    require_no_larger(folder, len(tasks), 0)
+    with open_sandbox(config.sandbox) as sandbox:
+        model = load_language_model(config.model)
+        with locked(RunDir(folder)):
+            require_held = keeper(RunDir(folder))
+            attempts = _solve(config, tasks, model, sandbox, store)
+            if len(attempts.skipped) == len(tasks):
+                first = next(iter(attempts.skipped.values()))
+                raise ConfigError(
+                    f"none of the {len(tasks)} tasks could be tried, so there is no result; the first one: {first}"
+                )
+            result = Evaluation(
+                subject=programs_subject(config, sandbox, folder), tasks=tasks, attempts=attempts,
+                stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
+            )  # fmt: skip
+            require_held()
+            write_results(result, folder)
+    for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
+        log.info("%s %s", name, result.shares[name])
+    log.info("report: %s", folder / "report.html")
+    if few := few_programs(attempts.statistics):
+        remedy = few_programs_remedy(attempts.statistics, config.solver.sampling.max_new_tokens)
+        log.warning("%s; %s. The replies are in %s.", few, remedy, store.path)
+
+
+def _solve(
+    config: EvaluateProgramsConfig, tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, store: SampleStore
+) -> Attempts:
+    num_known = store.load()
+    if num_known:
+        log.info("going on: %s holds the replies of %d tasks", store.path, num_known)
+    sampling = config.solver.sampling
+    solver = ProgramSampling(
+        model, sandbox, prompt=config.solver.prompt, store=store, show_progress=True,
+        sampling=Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed),
+    )  # fmt: skip
+    attempts = solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
+    for task_id, why in list(attempts.skipped.items())[:_NAMED_TASKS]:
+        log.warning("%s was not tried: %s", task_id, why)
+    if len(attempts.skipped) > _NAMED_TASKS:
+        log.warning("%d more tasks were not tried; the report names them", len(attempts.skipped) - _NAMED_TASKS)
+    return attempts
+
+
+def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], tuple[str, ...]]:
+    """The tasks of the split and the notes on the data. ValueError if there are none."""
+    split = load_tasks(config.dataset)
+    tasks = split.named(config.split.value)[: config.max_tasks]
+    if not tasks:
+        raise ConfigError(f"split={config.split.value} has no tasks in dataset={config.dataset.name}; choose another split.")
+    return tasks, split.notes
+
+
+def output_folder(config: EvaluateProgramsConfig) -> Path:
+    if config.output_dir:
+        return Path(config.output_dir)
+    model = Path(config.model.name).name
+    return Path("runs") / config.solver.kind / model / f"{config.dataset.name}_{config.split.value}"
+
+
+def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:
+    """Everything but the prompt that decides a reply, the bytes of a local model included."""
+    settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
+    for key in ("model.name", "model.adapter"):
+        if settings.get(key):
+            settings[f"{key} (content)"] = model_identity(settings[key])
+    return settings
+
+
+def programs_subject(config: EvaluateProgramsConfig, sandbox: Sandbox, folder: Path) -> Subject:
+    solver, settings = config.solver, flat(config)
+    facts = {
+        "dataset": f"{config.dataset.name} / {config.split.value}",
+        "programs per task": str(solver.num_samples),
+        "temperature": f"{solver.sampling.temperature:g}",
+        "isolation": sandbox.isolation.name,
+        "seed": str(config.seed),
+    }
+    record = {
+        "split": config.split.value,
+        "dataset": config.dataset.name,
+        "solver": solver.kind,
+        "model": config.model.name,
+        "num_samples": solver.num_samples,
+        "isolation": sandbox.isolation.name,
+        "seed": config.seed,
+    }
+    return Subject((solver.kind, Path(config.model.name).name), facts, {"folder": str(folder)}, record, settings)
+
+
+def stamps(config: EvaluateProgramsConfig, sandbox: Sandbox, attempts: Attempts, num_tasks: int) -> tuple[str, ...]:
+    found = [FIT_STAMP] if config.split is SplitName.train else []
+    if sandbox.isolation.value < Isolation.seccomp.value:
+        found.append(f"programs ran with isolation={sandbox.isolation.name} only: they could have read files")
+    if attempts.skipped:
+        found.append(
+            f"{len(attempts.skipped)} of {num_tasks} tasks were not tried (prompt longer than the context, or refused) and count as wrong"
+        )
+    if attempts.not_sent:
+        each = ", ".join(f"{setting} ({count} tasks)" for setting, count in sorted(attempts.not_sent.items()))
+        found.append(f"settings that the server takes no value of, so that its own apply: {each}")
+    if few := few_programs(attempts.statistics):
+        found.append(few)
+    return tuple(found)

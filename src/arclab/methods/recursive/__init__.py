@@ -1,0 +1,1 @@
+"""TRM and ETRM: the recursive model, its encoders, training, probes and solver."""

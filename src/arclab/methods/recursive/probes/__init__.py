@@ -1,0 +1,1 @@
+"""What an encoder's context says and does: health, ablations, representations."""

@@ -1,0 +1,100 @@
+"""Does the decoder use the context? Accuracy lost when demonstrations are swapped between tasks, or the context is zero.
+
+    drop = swap_drop(model, batches, swapped)            # Drop; drop.exact, drop.cells: intact minus swapped
+    drop = zero_context_drop(model, batches)
+
+Both predict the same queries twice with model.predict; only the conditioning changes. The model is left as it was. It does
+not choose tasks: batches, one for each canvas, are rendered elsewhere (encoder_health.py).
+Shapes: B rows, S canvas cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from arclab.data.sampler import Batch
+from arclab.methods.recursive.encoders import Memory, TaskContext
+from arclab.methods.recursive.losses import row_losses
+from arclab.methods.recursive.model import RecursiveModel
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Over `rows` labelled rows: share of grids exactly right, and mean share of cells right; nan without rows."""
+
+    exact: float
+    cells: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The same rows with their own conditioning (intact) and with the changed one (swapped, or zeroed)."""
+
+    intact: Accuracy
+    swapped: Accuracy
+
+    @property
+    def exact(self) -> float:
+        return self.intact.exact - self.swapped.exact
+
+    @property
+    def cells(self) -> float:
+        return self.intact.cells - self.swapped.cells
+
+
+def swap_drop(
+    model: RecursiveModel, batches: Sequence[Batch], swapped: Sequence[Batch], *, chunk_rows: int | None = None
+) -> Drop:
+    """The same queries with their own demonstrations and with those of others; chunk_rows limits the rows predicted at once."""
+    return Drop(_accuracy(model, batches, chunk_rows), _accuracy(model, swapped, chunk_rows))
+
+
+def zero_context_drop(model: RecursiveModel, batches: Sequence[Batch], *, chunk_rows: int | None = None) -> Drop:
+    """Every query is answered with whatever the encoder gives replaced by zeros. Only for models with an encoder."""
+    intact = _accuracy(model, batches, chunk_rows)
+    with zeroed_context(model):
+        return Drop(intact, _accuracy(model, batches, chunk_rows))
+
+
+@contextmanager
+def zeroed_context(model: RecursiveModel) -> Iterator[None]:
+    """While it is open, the encoder writes zeros: context and memory; masks and its own state keep their values."""
+    encoder = model.encoder
+    if encoder is None:
+        raise ValueError("this model has no encoder whose context could be set to zero; use a few_shot run.")
+    original, outer = encoder.write, encoder.__dict__.get("write")  # outer: one that is already replaced on this instance
+
+    def write_zeros(memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
+        context = original(memory, state, noise)
+        blank = (
+            None if context.memory is None else replace(context.memory, tokens_BMD=torch.zeros_like(context.memory.tokens_BMD))
+        )
+        return replace(context, tokens_BTD=torch.zeros_like(context.tokens_BTD), memory=blank)
+
+    encoder.write = write_zeros
+    try:
+        yield
+    finally:
+        del encoder.write
+        if outer is not None:
+            encoder.write = outer
+
+
+def _accuracy(model: RecursiveModel, batches: Sequence[Batch], chunk_rows: int | None) -> Accuracy:
+    exact, cells, rows = 0.0, 0.0, 0
+    for batch in batches:
+        size = chunk_rows or len(batch)
+        for start in range(0, len(batch), size):
+            part = batch.rows(start, start + size)
+            losses = row_losses(*model.predict(part), part.labels_BS)
+            counted = losses.has_labels
+            exact += float(losses.exact[counted].double().sum())
+            cells += float(losses.accuracy[counted].double().sum())
+            rows += int(counted.sum())
+    return Accuracy(exact / rows, cells / rows, rows) if rows else Accuracy(float("nan"), float("nan"), 0)

@@ -1,0 +1,1 @@
+"""The recursive model as a solver: votes over augmented views."""

@@ -1,0 +1,1 @@
+"""Training the recursive model: the loop, its state, checkpoints and optimisers."""

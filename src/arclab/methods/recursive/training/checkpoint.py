@@ -1,0 +1,208 @@
+"""Checkpoints that survive a kill at any moment and from which a run continues bit for bit.
+
+A checkpoint is a folder checkpoints/step_00001234:
+    model.safetensors      raw weights, puzzle table included      ema.safetensors    averaged parameters
+    optimizer.safetensors  moments by parameter name               carry_rank0.safetensors ...   rows in flight (optional)
+    tasks.json             the training tasks (arclab.data.record)
+    state.json             step, data cursor, counts, settings, stamps, and the size and digest of every file
+It is written under a temporary name, synced and renamed, so a folder with its real name is complete; the previous one is
+removed only afterwards. Random draws are functions of (seed, step), so there is no generator state to keep.
+arclab.methods.recursive.saved reads them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from arclab.config.schema import WeightsKind
+from arclab.data.sampler import Batch, Cursor, Share
+from arclab.files import step_folders
+from arclab.methods.recursive.decoder import Latents
+from arclab.methods.recursive.model import Carry, RecursiveModel
+from arclab.methods.recursive.saved import OLDER, STATE_FILE, WEIGHT_FILES, file_digest, load_tensors, read_state, sealed
+
+_TEMPORARY = ".writing_"
+
+
+@dataclass(slots=True)
+class Progress:
+    """Everything of a checkpoint that is not a tensor. best: validation score of the best checkpoint so far, and its step.
+
+    stamps: sentences that every result of these weights must carry. run_id: the W&B run. settings: what makes the run this
+    experiment (config.compose.identity), None in checkpoints that kept a hash of it alone.
+    """
+
+    step: int
+    cursors: tuple[Cursor, ...]
+    ema_updates: int
+    runtime_s: float
+    run_id: str
+    settings: dict[str, Any] | None
+    stamps: list[str]
+    best_score: float | None
+    best_step: int | None
+
+
+def carry_tensors(carries: list[Carry], num_parts: int) -> dict[str, Tensor]:
+    """Flat tensors of a rank's carries: the micro-batches of one part of the batch after those of another, as "part.name"."""
+    size = len(carries) // num_parts
+    tensors = {}
+    for part in range(num_parts):
+        rows = [_flat_carry(carry) for carry in carries[part * size : (part + 1) * size]]
+        tensors |= {f"{part}.{name}": torch.cat([row[name] for row in rows]).contiguous() for name in rows[0]}
+    return tensors
+
+
+def _flat_carry(carry: Carry) -> dict[str, Tensor]:
+    flat = {"z_H": carry.latents.z_H, "z_L": carry.latents.z_L, "steps": carry.steps_B, "halted": carry.halted_B}
+    flat |= {f"data.{f.name}": getattr(carry.data, f.name) for f in fields(Batch)}
+    return flat if carry.encoder_state is None else flat | {"encoder_state": carry.encoder_state}
+
+
+def split_carry(files: list[dict[str, Tensor]], share: Share, num_micro: int, device: torch.device) -> list[Carry]:
+    """One rank's carries, num_micro for each part of the batch, from the files of all ranks that saved them."""
+    carries = []
+    for part in range(len({name.split(".")[0] for name in files[0]})):
+        names = [name.removeprefix(f"{part}.") for name in files[0] if name.startswith(f"{part}.")]
+        merged = {name: torch.cat([file[f"{part}.{name}"] for file in files]) for name in names}
+        rows = slice(*share(len(merged["steps"])))
+        chunks = {name: tensor[rows].to(device).chunk(num_micro) for name, tensor in merged.items()}
+        carries += [_carry({name: chunk[i] for name, chunk in chunks.items()}) for i in range(num_micro)]
+    return carries
+
+
+def _carry(flat: dict[str, Tensor]) -> Carry:
+    data = Batch(**{f.name: flat[f"data.{f.name}"] for f in fields(Batch)})
+    return Carry(Latents(flat["z_H"], flat["z_L"]), flat["steps"], flat["halted"], data, flat.get("encoder_state"))
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: save, find, load, thin out."""
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder, self.keep_last = folder, keep_last
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def steps(self) -> list[int]:
+        return [int(path.name.removeprefix("step_")) for path in step_folders(self.folder)]
+
+    def begin(self, step: int) -> Path:
+        """An empty temporary folder for a new checkpoint; leftovers of killed writers are removed."""
+        for leftover in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover)
+        temporary = self.folder / f"{_TEMPORARY}{step:08d}"
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def commit(self, temporary: Path, progress: Progress) -> None:
+        """Write state.json, make everything durable and give the folder its name; then drop what is no longer kept."""
+        files = sorted(temporary.iterdir())
+        sizes, digests = ({p.name: f(p) for p in files} for f in (lambda p: p.stat().st_size, file_digest))
+        state = sealed({**asdict(progress), "files": sizes, "digests": digests})
+        (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            _sync(file)
+        final = self.path(progress.step)
+        assert not final.exists(), f"step {progress.step} is saved twice"
+        os.replace(temporary, final)
+        _sync(self.folder)
+        for step in self.steps()[: -self.keep_last]:
+            if step != progress.best_step:
+                self._remove(self.path(step))
+
+    def _remove(self, path: Path) -> None:
+        """Take its name away first: a kill while its files go must not leave a part of it that looks whole."""
+        doomed = path.with_name(f"{_TEMPORARY}{path.name}")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write tensors; ValueError with the remedy if the disk is full."""
+    try:
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, file)
+    except (SafetensorError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "StorageFull" in str(error):
+            raise ValueError(
+                f"the disk is full: {file.parent.parent} has no room for a checkpoint; free space and run the same command again "
+                "(the previous checkpoint is intact)."
+            ) from error
+        raise
+
+
+def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
+    """Raw or averaged weights of a checkpoint folder into a model of the same configuration."""
+    state = read_state(checkpoint)
+    raw, averaged = WEIGHT_FILES
+    tensors = load_tensors(checkpoint, raw, state)
+    if weights is WeightsKind.ema:
+        tensors |= load_tensors(checkpoint, averaged, state)
+    fill_model(model, tensors, checkpoint)
+
+
+def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    """Copy the tensors of a checkpoint into a model; ValueError if it is of another shape."""
+    own = model.state_dict()
+    table = "puzzle_table.weight"
+    if table in own and table in tensors and len(own[table]) != len(tensors[table]):
+        raise ValueError(
+            f"the puzzle table of checkpoint {checkpoint} has {len(tensors[table])} vectors, and the tasks that load now need {len(own[table])}; "
+            "put the tasks back as they were when it was trained."
+        )
+    wrong = [
+        n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with."
+        )
+    model.load_state_dict(tensors)
+
+
+def progress_from(state: dict[str, Any]) -> Progress:
+    """The progress in a state.json. ValueError if it was written by a version that kept less, or holds other kinds of values."""
+    values = {"settings": None, **state}
+    missing = [f.name for f in fields(Progress) if f.name not in values]
+    if missing:
+        raise ValueError(
+            f"the checkpoint at step {state['step']} was written by an older version (its state.json has no {missing[0]}) and cannot be "
+            "continued, only evaluated; start the run under another name."
+        )
+    try:
+        cursors = tuple(Cursor(**cursor) for cursor in values["cursors"])
+    except TypeError:
+        cursors = ()
+    number, whole = (int, float), (int,)
+    kinds = {
+        "ema_updates": whole, "runtime_s": number, "run_id": (str,), "settings": (dict, type(None)),
+        "best_score": (*number, type(None)), "best_step": (*whole, type(None)),
+    }  # fmt: skip
+    wrong = [key for key, kind in kinds.items() if type(values[key]) not in kind]
+    if not cursors or any(type(value) is not int for cursor in cursors for value in asdict(cursor).values()):
+        wrong.append("cursors")
+    if wrong:
+        raise ValueError(
+            f"state.json of the checkpoint at step {state['step']} is damaged ({wrong[0]} is not what it should be); {OLDER}."
+        )
+    return Progress(**{**{f.name: values[f.name] for f in fields(Progress)}, "cursors": cursors})
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

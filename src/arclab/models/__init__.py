@@ -1,1 +1,0 @@
-"""Recursive models: the TRM decoder, what conditions it, halting, losses and loading weights."""

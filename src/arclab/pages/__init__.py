@@ -1,0 +1,1 @@
+"""All pages and sheets that people look at: report, comparison, queue."""

@@ -1,0 +1,56 @@
+"""From run folders to a comparison page and one tracking sheet per run.
+
+    python -m arclab.pages.report RUN [RUN ...] [--output DIR]
+
+Writes DIR/compare.html and DIR/<experiment>-<name>.md; DIR is <first run>/analysis unless given. The first run is the
+baseline of the others. Runs that have not finished are reported with what there is; a folder that is no run is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from arclab.files import write_atomically
+from arclab.pages.compare import render_comparison
+from arclab.pages.tracking import tracking_sheet
+from arclab.results.reading import Run, read_runs
+from arclab.runs.console import setup_logging
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m arclab.pages.report", description="Compare run folders.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first one is the baseline")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <first RUN>/analysis)")
+    arguments = parser.parse_args(argv)
+    setup_logging()
+    for path in analyse(arguments.runs, arguments.output or arguments.runs[0] / "analysis"):
+        log.info("wrote %s", path)
+
+
+def analyse(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Write the page and the sheets into `folder`; returns their paths, the page first. ValueError: a path is no run."""
+    runs = read_runs(paths)
+    pages = {folder / "compare.html": render_comparison(runs)}
+    pages |= {folder / name: tracking_sheet(run, runs[0] if i else None) for i, (run, name) in enumerate(_sheet_names(runs))}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in pages.items():
+        write_atomically(path, text)
+    return list(pages)
+
+
+def _sheet_names(runs: Sequence[Run]) -> list[tuple[Run, str]]:
+    """<experiment>-<name>.md, with a number where two runs share that."""
+    named: list[tuple[Run, str]] = []
+    for run in runs:
+        stem = re.sub(
+            r"[^\w.-]", "_", f"{run.settings.get('experiment_name', 'run')}-{run.settings.get('name', run.path.name)}"
+        )
+        number = sum(re.fullmatch(rf"{re.escape(stem)}(-\d+)?\.md", name) is not None for _, name in named)
+        named.append((run, f"{stem}-{number + 1}.md" if number else f"{stem}.md"))
+    return named

@@ -1,0 +1,1 @@
+"""Attempts at tasks, their scores, and result folders: written, read, compared."""

@@ -1,0 +1,403 @@
+"""A run folder as plain records: settings, metric rows, status, evaluations. What the comparison and the tracking sheet read.
+
+    runs = read_runs([Path("runs/quickstart/a"), Path("runs/quickstart/b")])
+
+Reads files only and needs no model. Settings are read as they were written, not against today's schema, so that runs of an
+older version stay comparable. Anything but config.yaml may be missing: a killed or running run is reported with what there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from arclab.config.compose import ConfigError, read_config
+from arclab.data.tasks import parse_grid
+from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require_kinds, step_folders
+from arclab.metrics.logger import read_rows
+from arclab.metrics.names import count_of
+from arclab.results.attempts import Candidate, TestKey
+from arclab.results.criterion import read_criterion
+from arclab.results.scoring import Share
+from arclab.runs.folder import RunDir, State
+from arclab.runs.lock import living_holder, read_holder
+
+# Where a run lies and what it is called: no difference in what was done.
+LABEL_KEYS = ("experiment_name", "name", "runs_dir", "wandb")
+CONVERGED = 0.9  # train/exact_accuracy of criterion 1 (overfitting)
+_ATTEMPTS = 2
+_AGAIN = "run evaluate.py again"
+# What the files must hold for their numbers to be shown; those that not every version wrote are looked at where they are there.
+_SETTINGS: dict[str, Kind] = {
+    "trainer.steps": int, "experiment_name": str, "name": str, "evaluation.split": str, "halting.halt_max_steps": int,
+    **dict.fromkeys(("dataset.train_sources", "dataset.validation_sources", "dataset.eval_sources"), list[str]),
+}  # fmt: skip
+_PROVENANCE: dict[str, Kind] = {"command": str, "commit": str, "started": str, "notes": list[str], "earlier": list[dict]}
+_SCORED: dict[str, Kind] = {"split": str, "scores": dict[str, dict], "statistics": dict[str, float]}
+_SCORED_TOO: dict[str, Kind] = {
+    "step": int, "num_tasks": int, "num_augmentations": int, "weights": str, "stamps": list[str], "config": dict, "tasks_digest": str | None, "predictions_sha256": str,
+}  # fmt: skip
+_PREDICTED: dict[str, Kind] = {
+    "task": str,
+    "test": int,
+    "candidates": list[dict],
+    "num_candidates": int,
+    "truth_rank": int | None,
+}
+_CANDIDATE: dict[str, Kind] = {"grid": list | None, "votes": int, "confidence": float}
+FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
+_PUBLISHED_RULES = {"evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full"}
+
+
+_CONDITIONS = {"step": "trained steps", "weights": "weights", "num_augmentations": "augmented copies voted"}
+
+
+def unlike(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> tuple[str, ...]:
+    """How two evaluations were made differently, in words: other numbers may come from that."""
+
+    def conditions(split: ScoredSplit) -> dict[str, Any]:
+        settings = split.record.get("config") or {}
+        rules = {key: settings.get(key, published) for key, published in _PUBLISHED_RULES.items()}
+        return {what: split.record.get(key) for key, what in _CONDITIONS.items()} | rules
+
+    ours, theirs = conditions(a), conditions(b)
+    return tuple(
+        f"{what}: {ours[what]} for {first}, {theirs[what]} for {second}" for what in ours if ours[what] != theirs[what]
+    )
+
+
+def rules_stamp(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which rules of the evaluation are not the published ones. settings: dotted key -> value."""
+    other = [f"{key}={settings[key]}" for key, rule in _PUBLISHED_RULES.items() if str(settings.get(key, rule)) != rule]
+    return (f"not the published evaluation: {', '.join(other)}",) if other else ()
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedTest:
+    """One line of predictions.jsonl. truth_rank: 0-based place of the right grid, None where it is absent."""
+
+    candidates: tuple[Candidate, ...]
+    num_candidates: int
+    truth_rank: int | None
+
+    @property
+    def is_right(self) -> bool:
+        return self.truth_rank is not None and self.truth_rank < _ATTEMPTS
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Exactly right copies of test inputs. Copies of one task are no independent trials: the interval counts tasks."""
+
+    copies: Share
+    num_tasks: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return Share(self.copies.value * self.num_tasks, self.num_tasks).interval
+
+
+@dataclass(frozen=True)
+class ScoredSplit:
+    """One folder below evaluation/: its metrics.json as it is, and its predictions (empty if the file is missing)."""
+
+    name: str
+    record: dict[str, Any]
+    predictions: dict[TestKey, PredictedTest]
+
+    @property
+    def split(self) -> str:
+        return str(self.record["split"])
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        return {name: Share(entry["n"], entry["N"]) for name, entry in self.record["scores"].items()}
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        return self.record["statistics"]
+
+    @property
+    def task_ids(self) -> list[str]:
+        return list(dict.fromkeys(task for task, _ in self.predictions))
+
+    @property
+    def has_hidden_answers(self) -> bool:
+        """Some task was not scored: predictions.jsonl does not tell a hidden answer from a wrong one."""
+        return self.shares["ARC/solved@2"].total != len(self.task_ids)
+
+    @cached_property
+    def solved(self) -> dict[str, bool]:
+        """Task id -> every test input right within two attempts (the rule of ARC/solved@2)."""
+        solved = dict.fromkeys(self.task_ids, True)
+        for (task, _), test in self.predictions.items():
+            solved[task] = solved[task] and test.is_right
+        return solved
+
+    @property
+    def exact(self) -> Exact | None:
+        """all.exact_accuracy as n/N of augmented copies, with the number of tasks behind them."""
+        share = _share_of(self.statistics, "all.exact_accuracy")
+        return None if share is None else Exact(share, self.shares["ARC/solved@2"].total)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. settings: dotted key -> value; status None: the run never wrote one.
+
+    weight_stamps: what the newest checkpoint says that every result of its weights must carry.
+    """
+
+    path: Path
+    label: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    status: dict[str, Any] | None
+    provenance: dict[str, Any]
+    is_abandoned: bool
+    criterion: dict[str, Any] | None
+    wandb: dict[str, Any]
+    weight_stamps: tuple[str, ...]
+    splits: tuple[ScoredSplit, ...]
+
+    @property
+    def is_partial(self) -> bool:
+        return self.status is None or self.status.get("state") != State.done.value
+
+    @property
+    def step(self) -> int:
+        """The last step anything is known of."""
+        return max([int((self.status or {}).get("step", 0)), *(int(row["_step"]) for row in self.rows[-1:])])
+
+    @property
+    def state(self) -> str:
+        """One line: DONE at step 1,800, or what is missing and why."""
+        total = self.settings.get("trainer.steps")
+        where = f"step {self.step:,}" + (f" of {total:,}" if self.is_partial and total is not None else "")
+        if not self.is_partial:
+            return f"DONE at {where}"
+        state, message = (self.status or {}).get("state", "no status.json"), (self.status or {}).get("message", "")
+        if self.is_abandoned:
+            state = f"{state}, but its process is gone"
+        message = "" if state == State.running.value else message  # the verdict of health, which stands elsewhere
+        return f"PARTIAL: {state}, {where}" + (f" ({message})" if message else "")
+
+    @property
+    def health(self) -> str | None:
+        """The newest health verdict: step 100: COLLAPSED ...; None if none was made."""
+        row = next((r for r in reversed(self.rows) if r.get("health_note")), None)
+        return None if row is None else f"step {row['_step']:,}: {row['health_note']}"
+
+    @property
+    def verdict(self) -> str:
+        """PASS or FAIL by the criterion the run was started with (criterion.json), else "no criterion"."""
+        return "no criterion" if self.criterion is None else str(self.criterion.get("result", "undecided"))
+
+    @property
+    def stamps(self) -> list[str]:
+        """Sentences that must stand beside the run's numbers, those of its own evaluation during training included."""
+        found = [*self.weight_stamps, *(stamp for split in self.splits for stamp in split.record.get("stamps", ()))]
+        return list(dict.fromkeys([*found, *self.own_stamps]))
+
+    @property
+    def own_stamps(self) -> tuple[str, ...]:
+        """The stamps of own_scores, which carries none itself."""
+        if self.own_scores is None:
+            return self.weight_stamps
+        fit = (FIT_STAMP,) if self.own_scores[1] == "train" else ()
+        return (*self.weight_stamps, *fit, *rules_stamp(self.settings))
+
+    def split(self, *names: str) -> ScoredSplit | None:
+        """The evaluation of the first of these splits that there is; of several the one in the folder of that name, else of the newest step."""
+        for name in names:
+            found = [split for split in self.splits if split.split == name]
+            if found:
+                return max(found, key=lambda split: (split.name == name, split.record.get("step", 0)))
+        return None
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) wherever the metric was logged and finite."""
+        return [(row["_step"], row[name]) for row in self.rows if row.get(name) is not None]
+
+    def last(self, name: str) -> float | None:
+        series = self.series(name)
+        return series[-1][1] if series else None
+
+    def late_mean(self, name: str) -> float | None:
+        """Mean over the last tenth of the steps trained so far, weighted by train/count."""
+        rows = [r for r in self.rows if r.get(name) is not None and r["_step"] > 0.9 * self.rows[-1]["_step"]]
+        weights = [r.get("train/count", 1.0) for r in rows]
+        total = sum(weights)
+        return sum(w * r[name] for w, r in zip(weights, rows, strict=True)) / total if total else None
+
+    @property
+    def train_exact(self) -> Share | None:
+        """train/exact_accuracy of the last row that has it: exactly right rows of those that halted since the row before."""
+        row = next((r for r in reversed(self.rows) if r.get("train/exact_accuracy") is not None), None)
+        return None if row is None else _share_of(row, "train/exact_accuracy")
+
+    @property
+    def steps_to_converge(self) -> int | None:
+        """First logged step with train/exact_accuracy of at least 0.9."""
+        return next((step for step, value in self.series("train/exact_accuracy") if value >= CONVERGED), None)
+
+    @property
+    def own_scores(self) -> tuple[int, str, dict[str, Share]] | None:
+        """(step, split, shares) of the newest evaluation that training itself made, or None."""
+        row = next((r for r in reversed(self.rows) if r.get("ARC/tasks")), None)
+        if row is None:
+            return None
+        names = [n for n in row if n.startswith(("ARC/pass@", "ARC/solved@")) and row[n] is not None]
+        shares = {n: share for n in names if (share := _share_of(row, n)) is not None}
+        return row["_step"], str(self.settings.get("evaluation.split", "?")), shares
+
+
+def own_exact(run: Run) -> Exact | None:
+    """all.exact_accuracy of the newest evaluation that training itself made."""
+    row = next((r for r in reversed(run.rows) if r.get("ARC/tasks")), {})
+    share = _share_of(row, "all.exact_accuracy")
+    return None if share is None else Exact(share, int(row["ARC/tasks"]))
+
+
+def _share_of(record: dict[str, Any], name: str) -> Share | None:
+    value, total = record.get(name), count_of(name, record)
+    if value is None or total is None or not math.isfinite(value):
+        return None
+    return Share(round(value * total, 6), total)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """All runs, labelled by the shortest name that tells them apart. ValueError: a folder that is no run, or given twice."""
+    resolved = [path.resolve() for path in paths]
+    twice = [path for path, count in zip(paths, map(Counter(resolved).get, resolved), strict=True) if count != 1]
+    if twice:
+        raise ValueError(f"the run folder {twice[0]} was given twice; give each run once.")
+    settings = [_read_settings(path) for path in paths]
+    labels = _labels(paths, settings)
+    return [_read_run(*parts) for parts in zip(paths, labels, settings, strict=True)]
+
+
+def _labels(paths: Sequence[Path], settings: Sequence[dict[str, Any]]) -> list[str]:
+    """name, else experiment/name, else the folder, whichever is different for every run."""
+    names = [str(s.get("name", path.name)) for s, path in zip(settings, paths, strict=True)]
+    longer = [f"{s.get('experiment_name', path.parent.name)}/{n}" for s, n, path in zip(settings, names, paths, strict=True)]
+    return next((c for c in (names, longer) if len(set(c)) == len(c)), [str(path) for path in paths])
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    file = RunDir(path).config
+    if not file.is_file():
+        reason = "has no config.yaml" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} is not a run folder (it {reason}); give a folder runs/<experiment_name>/<name>.")
+    try:
+        plain = OmegaConf.to_container(read_config(file), resolve=True)
+    except OmegaConfBaseException as error:
+        raise DamagedFile(file, str(error).splitlines()[0]) from error
+    if not isinstance(plain, dict) or not isinstance(plain.get("trainer"), dict):
+        raise ValueError(
+            f"{path} is not a run folder (its config.yaml has no trainer); give a folder runs/<experiment_name>/<name>."
+        )
+    settings = dict(_flat(plain, ""))
+    require_kinds(settings, _SETTINGS, file, may_lack=True)
+    return settings
+
+
+def _flat(node: Any, prefix: str) -> list[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        return [(prefix.rstrip("."), node)]
+    return [item for key, value in node.items() for item in _flat(value, f"{prefix}{key}.")]
+
+
+def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
+    run = RunDir(path)
+    folders = sorted(p.parent for p in (path / "evaluation").glob("*/metrics.json"))
+    return Run(
+        path, label, settings, read_rows(run.metrics),
+        status=run.read_status(), provenance=_read_present(run.provenance, _PROVENANCE),
+        is_abandoned=_is_abandoned(run), criterion=read_criterion(run), wandb=_read_present(path / "wandb.json", {}), weight_stamps=_weight_stamps(run),
+        splits=tuple(_read_split(folder) for folder in folders),
+    )  # fmt: skip
+
+
+def _is_abandoned(run: RunDir) -> bool:
+    """Killed without a word: it says RUNNING, and who held the folder is gone."""
+    if run.state is not State.running or read_holder(run) is None:
+        return False
+    try:
+        return living_holder(run) is None
+    except ConfigError:
+        return False  # a job of SLURM, which does not answer: its word counts
+
+
+def _weight_stamps(run: RunDir) -> tuple[str, ...]:
+    steps = step_folders(run.checkpoints)
+    return tuple(_read_present(steps[-1] / "state.json", {"stamps": list[str]}).get("stamps", ())) if steps else ()
+
+
+def _read_present(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """The object in a file that a run may not have (yet), or that an older version wrote with fewer keys."""
+    record = read_object(path) if path.is_file() else {}
+    require_kinds(record, kinds, path, may_lack=True)
+    return record
+
+
+def _read_split(folder: Path) -> ScoredSplit:
+    path = folder / "metrics.json"
+    record = read_object(path, _SCORED, remedy=_AGAIN)
+    require_kinds(record, _SCORED_TOO, path, may_lack=True, remedy=_AGAIN)
+    for name, entry in record["scores"].items():
+        require_kinds(entry, {"n": float, "N": int}, path, remedy=_AGAIN)
+        if not 0 <= entry["n"] <= entry["N"]:
+            raise DamagedFile(path, f"{name} is {entry['n']} of {entry['N']}", remedy=_AGAIN)
+    missing = [name for name in ("ARC/pass@2", "ARC/solved@2") if name not in record["scores"]]
+    if missing:
+        raise DamagedFile(path, f"it has no {missing[0]}", remedy=_AGAIN)
+    predictions = folder / "predictions.jsonl"
+    if not predictions.is_file():
+        return ScoredSplit(folder.name, record, {})
+    found = _read_predictions(predictions)
+    # First the lines, whose faults have a place. Older versions wrote no checksum.
+    if record.get("predictions_sha256", digest := hashlib.sha256(predictions.read_bytes()).hexdigest()) != digest:
+        raise DamagedFile(predictions, "it is not the one that metrics.json beside it was made with", remedy=_AGAIN)
+    return ScoredSplit(folder.name, record, found)
+
+
+def _read_predictions(path: Path) -> dict[TestKey, PredictedTest]:
+    found: dict[TestKey, PredictedTest] = {}
+    for line, entry in numbered_lines(path, _PREDICTED, is_log=False, remedy=_AGAIN):
+        key = (entry["task"], entry["test"])
+        if key in found:
+            raise DamagedFile(path, f"test input {key[1]} of task {key[0]} stands twice", line=line, remedy=_AGAIN)
+        candidates = tuple(_read_candidate(candidate, path, line) for candidate in entry["candidates"])
+        found[key] = PredictedTest(candidates, entry["num_candidates"], entry["truth_rank"])
+    return found
+
+
+def _read_candidate(record: dict[str, Any], path: Path, line: int) -> Candidate:
+    require_kinds(record, _CANDIDATE, path, line=line, remedy=_AGAIN)
+    rows = record["grid"]
+    try:
+        grid = None if rows is None else parse_grid(rows, "candidates")
+    except ValueError as error:
+        raise DamagedFile(path, str(error).rstrip("."), line=line, remedy=_AGAIN) from error
+    return Candidate(grid, record["votes"], record["confidence"])
+
+
+def settings_difference(*settings: dict[str, Any]) -> dict[str, list[str]]:
+    """Dotted key -> its value in each, for the keys that differ. A key that one does not have is "not set" there."""
+    keys = dict.fromkeys(key for each in settings for key in each if key.split(".")[0] not in LABEL_KEYS)
+    texts = {key: [_text(each[key]) if key in each else "not set" for each in settings] for key in keys}
+    return {key: values for key, values in texts.items() if len(set(values)) > 1}
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

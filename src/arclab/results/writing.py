@@ -1,0 +1,226 @@
+"""What an evaluation leaves behind: metrics.json, predictions.jsonl, submission.json and report.html in one folder.
+
+All files are first written beside their place and then renamed, so that an interrupted evaluation leaves the old results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import flat
+from arclab.config.schema import ExperimentConfig
+from arclab.data.tasks import ArcTask, Grid
+from arclab.files import naming, read_object, require_kinds
+from arclab.metrics.names import REGISTRY
+from arclab.results.attempts import Attempts, Candidate
+from arclab.results.scoring import Share, score, truth_ranks
+from arclab.runs.folder import RunDir
+
+# Kaggle wants two attempts for every test input; a missing one is this grid.
+_NO_ATTEMPT = [[0]]
+_KEPT_CANDIDATES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was scored, in the words of its method. title: two parts. facts: shown at the top of the report. origin: where it
+    lies. record: its own fields of metrics.json. settings: every key of its configuration."""
+
+    title: tuple[str, str]
+    facts: dict[str, str]
+    origin: dict[str, str]
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    training: TrainingCurves | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCurves:
+    """The metrics.jsonl of the run, and the step of the scored checkpoint."""
+
+    metrics: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One scored subject. stamps: sentences that must stand beside every number; notes: what happened to the data."""
+
+    subject: Subject
+    tasks: Sequence[ArcTask]
+    attempts: Attempts
+    stamps: tuple[str, ...]
+    notes: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    @cached_property
+    def shares(self) -> dict[str, Share]:
+        return score(self.tasks, self.attempts)
+
+    @cached_property
+    def truth_ranks(self) -> dict[str, list[int | None]]:
+        """Task id -> 0-based place of the right grid per test input, None where it is absent."""
+        return truth_ranks(self.tasks, self.attempts)
+
+
+def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, step: int, weights: str) -> Subject:
+    """A trained recursive model. weights: ema or raw."""
+    evaluation, dataset = config.evaluation, config.dataset
+    facts = {
+        "dataset": f"{dataset.name} / {evaluation.split.value}",
+        "step": f"{step:,}",
+        "weights": weights,
+        "augmentations": str(evaluation.num_augmentations),
+        "encoder": config.encoder.kind,
+        "seed": str(config.seed),
+    }
+    record = {
+        "split": evaluation.split.value,
+        "dataset": dataset.name,
+        "num_augmentations": evaluation.num_augmentations,
+        "checkpoint": str(checkpoint),
+        "step": step,
+        "weights": weights,
+        "seed": config.seed,
+    }
+    origin = {"checkpoint": str(checkpoint), "run folder": str(run.path)}
+    title = (config.experiment_name, config.name)
+    return Subject(title, facts, origin, record, flat(config), TrainingCurves(run.metrics, step))
+
+
+def write_results(result: Evaluation, folder: Path) -> None:
+    """All files, or none of them: an error leaves the earlier results as they were. OSError names a file of the folder."""
+    from arclab.pages.report import render_report
+
+    predictions = "".join(json.dumps(r) + "\n" for r in prediction_records(result))
+    record = {**metrics_record(result), "predictions_sha256": hashlib.sha256(predictions.encode()).hexdigest()}
+    texts = {  # all are made, and lie on the disk, before the first takes its place; metrics.json is what makes them an evaluation
+        "report.html": render_report(result),
+        "submission.json": json.dumps(submission(result.tasks, result.attempts)) + "\n",
+        "predictions.jsonl": predictions,
+        "metrics.json": json.dumps(record, indent=1) + "\n",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as beside:
+        for name, text in texts.items():
+            with naming(folder / name):
+                (Path(beside) / name).write_text(text, encoding="utf-8")
+        _replace_together(Path(beside), folder, list(texts))
+
+
+def _replace_together(beside: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move the files beside into the folder; if one of them cannot be moved, all are as before. A kill in between leaves some of
+    both: metrics.json comes last and has the checksum of its predictions, by which readers notice."""
+    for name in names:
+        if (folder / name).is_file():
+            with naming(folder / name):
+                shutil.copyfile(folder / name, beside / f"{name}.earlier")
+    with ExitStack() as undo:
+        for name in names:
+            earlier = beside / f"{name}.earlier"
+            if earlier.is_file():
+                undo.callback(os.replace, earlier, folder / name)
+            else:
+                undo.callback((folder / name).unlink, missing_ok=True)
+            os.replace(beside / name, folder / name)
+        undo.pop_all()
+
+
+def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> None:
+    """ValueError if the folder holds an evaluation of more tasks, or of more copies of each: a quick look must not replace it."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={folder} is a file; give a folder.")
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return
+    held = {"num_tasks": 0, "num_augmentations": 0, **read_object(path)}  # sampled programs have no copies
+    require_kinds(held, {"num_tasks": int, "num_augmentations": int}, path)
+    tasks, copies = held["num_tasks"], held["num_augmentations"]
+    if tasks > num_tasks or copies > num_augmentations:
+        raise ValueError(
+            f"{folder} holds the results of {tasks} tasks with {copies} augmented copies of each, which these of {num_tasks} tasks with {num_augmentations} "
+            "would replace; give another output_dir=, or remove that folder first."
+        )
+
+
+def tasks_digest(tasks: Sequence[ArcTask]) -> str:
+    """Names the scored tasks by their ids and all of their grids."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(task.id.encode())
+        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
+            digest.update(str(grid.shape).encode() + grid.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def metrics_record(result: Evaluation) -> dict[str, Any]:
+    """Every metric, shares as n, N, value and interval, with what is needed to trace them."""
+    statistics = {name: value for name, value in result.attempts.statistics.items() if math.isfinite(value)}
+    assert statistics.keys() <= REGISTRY.keys() and result.shares.keys() <= REGISTRY.keys()
+    shares = {
+        name: {"n": s.n, "N": s.total, "value": s.value if s.total else None, "interval95": list(s.interval)}
+        for name, s in result.shares.items()
+    }
+    return {
+        "tasks_digest": tasks_digest(result.tasks),
+        "num_tasks": len(result.tasks),
+        "stamps": list(result.stamps),
+        "notes": list(result.notes),
+        **result.subject.record,
+        "scores": shares,
+        "statistics": statistics,
+        "provenance": result.provenance,
+        "config": result.subject.settings,
+    }
+
+
+def _rows(grid: Grid | None) -> list[list[int]] | None:
+    return None if grid is None else grid.tolist()
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {"grid": _rows(candidate.grid), "votes": candidate.votes, "confidence": round(candidate.confidence, 6)}
+
+
+def prediction_records(result: Evaluation) -> list[dict[str, Any]]:
+    """One record per test input: its best candidates with votes, how many there were, and where the truth stands."""
+    records = []
+    for task in result.tasks:
+        for number in range(len(task.tests)):
+            candidates = result.attempts.candidates[task.id, number]
+            places = result.truth_ranks.get(task.id)
+            records.append(
+                {
+                    "task": task.id,
+                    "test": number,
+                    "candidates": [_candidate(c) for c in candidates[:_KEPT_CANDIDATES]],
+                    "num_candidates": len(candidates),
+                    "truth_rank": None if places is None else places[number],
+                }
+            )
+    return records
+
+
+def submission(tasks: Sequence[ArcTask], attempts: Attempts) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Kaggle format: for every task a list, per test input, of attempt_1 and attempt_2."""
+
+    def attempt(task_id: str, number: int, place: int) -> list[list[int]]:
+        candidates = attempts.candidates[task_id, number]
+        grid = candidates[place].grid if place < len(candidates) else None
+        return _rows(grid) or _NO_ATTEMPT
+
+    return {
+        task.id: [{f"attempt_{k + 1}": attempt(task.id, n, k) for k in (0, 1)} for n in range(len(task.tests))]
+        for task in tasks
+    }

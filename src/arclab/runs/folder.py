@@ -1,0 +1,208 @@
+"""One folder per run: <runs_dir>/<experiment_name>/<name>, without timestamps, so that the same command resumes in place.
+
+config.yaml        the resolved configuration        provenance.json   command, commit, machine, versions, data notes
+status.json        state, step, message, exit status metrics.jsonl     one row per logged step
+lock.json          who works here (arclab.runs.lock)   console.log       output of a torchrun job (arclab.launch.job)
+PREEMPT            asks the run to save and end      run_id            the W&B run, the same after every resume
+criterion.json     PASS or FAIL, if the run has one
+checkpoints/       see arclab.methods.recursive.training.checkpoint    evaluation/       results of evaluate.py
+
+This module imports no torch: whoever starts a run does not need it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, replace
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import ConfigError, differing, freeze, identity, thaw
+from arclab.config.schema import AUTO, ExperimentConfig
+from arclab.files import DamagedFile, read_object, require_kinds, step_folders, write_atomically
+
+_STATUS_REMEDY = "remove it, and the run goes on from its last checkpoint"
+
+
+class State(Enum):
+    submitted = "SUBMITTED"  # waits in a queue
+    running = "RUNNING"
+    done = "DONE"
+    failed = "FAILED"
+    stopped = "STOPPED"  # by trainer.stop_when_unhealthy
+    preempted = "PREEMPTED"  # told to end: saved, and the same command continues
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def preempt(self) -> Path:
+        return self.path / "PREEMPT"
+
+    @property
+    def console(self) -> Path:
+        return self.path / "console.log"
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run at W&B: made once."""
+        path = self.path / "run_id"
+        if not path.is_file():
+            write_atomically(path, uuid.uuid4().hex[:12] + "\n")
+        return path.read_text(encoding="utf-8").strip()
+
+    @property
+    def step(self) -> int:
+        """The step that status.json names; 0 before there is one."""
+        return (self.read_status() or {"step": 0})["step"]
+
+    @property
+    def state(self) -> State | None:
+        status = self.read_status()
+        return None if status is None else State(status["state"])
+
+    def write_status(self, state: State, step: int, message: str = "", exit_status: int = 0) -> None:
+        """exit_status: what the process returns (of FAILED and STOPPED: 2 if the user can mend it, 1 for a crash)."""
+        status = {"state": state.value, "step": step, "message": message, "exit_status": exit_status, "time": time.time()}
+        write_atomically(self.path / "status.json", json.dumps(status) + "\n")
+
+    def restore_status(self, status: dict[str, Any] | None) -> None:
+        """Put back what read_status() said earlier."""
+        if status is None:
+            (self.path / "status.json").unlink(missing_ok=True)
+        else:
+            write_atomically(self.path / "status.json", json.dumps(status) + "\n")
+
+    def read_status(self) -> dict[str, Any] | None:
+        """None before there is one. DamagedFile if it says no state, step and message."""
+        path = self.path / "status.json"
+        if not path.is_file():
+            return None
+        status = read_object(path, remedy=_STATUS_REMEDY)
+        hints = {"state": str, "step": int, "message": str, **({"exit_status": int} if "exit_status" in status else {})}
+        require_kinds(status, hints, path, remedy=_STATUS_REMEDY)
+        if status["state"] not in {state.value for state in State} or status["step"] < 0:
+            raise DamagedFile(path, f"state={status['state'][:40]!r}, step={status['step']}", remedy=_STATUS_REMEDY)
+        return status
+
+
+def short_commit(record: dict[str, Any]) -> str:
+    """The commit of a provenance record, short; "+changes" is kept."""
+    commit, plus, changes = str(record.get("commit", "not recorded")).partition("+")
+    return (commit if " " in commit else commit[:10]) + plus + changes
+
+
+def run_path(config: ExperimentConfig) -> Path:
+    return Path(config.runs_dir) / config.experiment_name / config.name
+
+
+def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
+    """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one.
+
+    A run that is DONE is left as it is: what it was made with must not become what looked at it. Where checkpoints go on, provenance.json
+    also keeps how they were made ("earlier"). trainer.batch_size=auto does not replace the number that they were made with.
+    """
+    run = RunDir(run_path(config))
+    require_same(run, config)
+    if run.state is State.done:
+        return run
+    if config.trainer.batch_size == AUTO and run.config.is_file() and step_folders(run.checkpoints):
+        config = with_batch_size(config, thaw(run.config).trainer.batch_size)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.config, freeze(config))
+    record = {**provenance(), "notes": list(notes)}
+    if step_folders(run.checkpoints) and run.provenance.is_file():
+        before = read_object(run.provenance)
+        start = {key: before[key] for key in ("command", "commit", "machine", "torch", "started") if key in before}
+        record["earlier"] = [*before.get("earlier", []), {**start, "to_step": run.step}]
+    write_atomically(run.provenance, json.dumps(record, indent=1) + "\n")
+    return run
+
+
+def with_batch_size(config: ExperimentConfig, batch_size: int | str) -> ExperimentConfig:
+    return replace(config, trainer=replace(config.trainer, batch_size=batch_size))
+
+
+def add_notes(run: RunDir, notes: tuple[str, ...]) -> None:
+    """Put what was learned from the data into provenance.json."""
+    record = read_object(run.provenance)
+    write_atomically(run.provenance, json.dumps({**record, "notes": list(notes)}, indent=1) + "\n")
+
+
+def is_done(run: RunDir, config: ExperimentConfig) -> bool:
+    """Is there nothing left to do? ConfigError for a run that was stopped as unhealthy and would only be stopped again."""
+    status = run.read_status() or {"state": "", "message": ""}
+    if status["state"] == State.stopped.value and config.trainer.stop_when_unhealthy:
+        raise ConfigError(f"{status['message']}; {run.path} goes on from there with trainer.stop_when_unhealthy=false.")
+    return status["state"] == State.done.value
+
+
+def require_same(run: RunDir, config: ExperimentConfig) -> None:
+    """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to nobody."""
+    if run.state is None or not run.config.is_file():
+        return
+    held = thaw(run.config)
+    different = differing(held, config)
+    if different:
+        key, before, now = different[0], identity(held), identity(config)
+        raise ConfigError(
+            f"the run folder {run.path} was made with {key}={before.get(key)}, now {key}={now.get(key)} "
+            f"({len(different)} keys differ); choose another name=, or remove the folder."
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """What a number needs to be traced: command, commit, machine and versions."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _git_commit(),
+        "machine": ", ".join([platform.machine(), f"{os.cpu_count()} cores", *_gpu_names()]),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _gpu_names() -> list[str]:
+    """One name for each kind of GPU here; none without the NVIDIA driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return sorted(set(asked.stdout.splitlines())) if asked.returncode == 0 else []
+
+
+def _git_commit() -> str:
+    root = Path(__file__).resolve().parents[3]
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed.strip() else "")

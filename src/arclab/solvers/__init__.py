@@ -1,1 +1,0 @@
-"""Every method that answers tasks, behind one call: solve(tasks, budget) -> Attempts."""

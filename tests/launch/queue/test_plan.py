@@ -1,0 +1,192 @@
+"""Plans: what is refused, with line and column and all at once; what differs; how fast; without torch."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arclab.config.compose import ConfigError, freeze
+from arclab.launch.queue.jobsfile import JobsError
+from arclab.launch.queue.plan import Plan, ablation_columns, read_plan
+from arclab.runs.folder import State, open_run
+
+from ...conftest import ROOT
+
+PREFIX = "pretrain_encoder.py experiment=quickstart"
+
+
+def plan_of(tmp_path: Path, *lines: str, only: str | None = None) -> Plan:
+    path = tmp_path / "jobs.txt"
+    path.write_text("".join(f"{PREFIX} runs_dir={tmp_path}/runs {line}\n" for line in lines))
+    return read_plan(path, only)
+
+
+def problems(tmp_path: Path, *lines: str, only: str | None = None) -> list[tuple[int, str]]:
+    """(line, the word at the column and what follows, with the message) of everything that is wrong."""
+    with pytest.raises(JobsError) as caught:
+        plan_of(tmp_path, *lines, only=only)
+    text = (tmp_path / "jobs.txt").read_text().splitlines()
+    return [(p.line, f"{text[p.line - 1][p.column - 1 :].split()[0]} | {p.message}") for p in caught.value.problems]
+
+
+def test_the_shipped_queue_composes_and_types() -> None:
+    plan = read_plan(ROOT / "jobs.txt")
+    assert plan.num_runs == len(plan.runs) >= 40 and len({run.folder.path for run in plan.runs}) == len(plan.runs)
+    assert {run.config.experiment_name for run in plan.runs} == {"toy_queue", "phase1_overfit", "phase2_generalise", "trm_arc1"}
+    assert all(run.config.wandb.group == run.job.section.title for run in plan.runs)
+    by_name = {f"{run.config.experiment_name}/{run.name}": run for run in plan.runs}
+    assert by_name["phase1_overfit/baseline"].config.halting.halt_exploration_prob == 0.5
+    assert by_name["phase1_overfit/pretrained_encoder-context-trm_compat"].waits_for == Path("runs/trm_arc1/decoder")
+    kinds = {run.config.encoder.kind for run in plan.runs if run.config.experiment_name == "phase1_overfit"}
+    assert {"standard", "variational", "lpn", "hybrid", "recurrent", "recurrent_trm", "cross_attention"} <= kinds
+    assert not plan.notes
+    toys = read_plan(ROOT / "jobs.txt", "toy*").runs
+    assert len(toys) == 4 and all(run.config.launch.gpus == 0 for run in toys)
+
+
+def test_checking_the_shipped_queue_takes_no_torch_no_hydra_and_less_than_two_seconds() -> None:
+    """Processor time, so that a busy machine does not fail the test; no Hydra: every shipped line is composed the quick way."""
+    code = (
+        "import sys; from arclab.launch.__main__ import main; main(['check', 'jobs.txt']); "
+        "assert not {'torch', 'hydra', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "retest_encoder-lpn_halting-short8" in done.stdout
+        and "17,335,299" in done.stdout
+        and "nothing was started" in done.stdout
+    )
+    seconds = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+    assert seconds < 2.0, f"{seconds:.2f} s of processor time"
+
+
+def test_everything_that_is_wrong_is_shown_at_once(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path, "name=a encoder.widht=3", "name=b halting=papr", "name=c seed=-1 trainer.steps=0", "name=d", "name=e",
+        "seed=1 name=d", "name=f decoder_init=pretrained decoder_init.path=runs/nowhere", "name=g encoder.widht=1,2", "name=h seed=five",
+    )  # fmt: skip
+    assert [line for line, _ in found] == [1, 2, 3, 3, 5, 6, 7, 8, 9]
+    for (_, text), (word, words) in zip(found, [
+        ("encoder.widht=3", "unknown key encoder.widht; did you mean encoder.width?"), ("halting=papr", "halting=papr is not an option"),
+        ("seed=-1", "seed=-1 must be at least 0"), ("trainer.steps=0", "trainer.steps=0 must be at least 1"),
+        ("pretrain_encoder.py", "e builds the same run as d (line 4)"), ("name=d", "name=d is also the name in line 4"),
+        ("decoder_init.path=runs/nowhere", "decoder_init.path=runs/nowhere does not exist and no line"),
+        ("encoder.widht=1,2", "unknown key encoder.widht"), ("seed=five", "seed: "),
+    ], strict=True):  # fmt: skip
+        assert text.startswith(f"{word} | ") and words in text
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    open_run(plan_of(tmp_path, "name=a seed=1").runs[0].config)
+    assert plan_of(tmp_path, "name=a seed=1 trainer.log_every=7").runs  # a key that does not change the weights
+    ((line, text),) = problems(tmp_path, "name=a seed=2")
+    assert line == 1 and text.startswith("name=a | ") and "was made with seed=1, this line says seed=2 (1 keys differ)" in text
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    folder = open_run(plan_of(tmp_path, "name=a").runs[0].config)
+    folder.config.write_text("trainer: [")
+    first, second = plan_of(tmp_path, "name=a", "name=b seed=1").runs  # the fault of one run, not of the file
+    assert "cannot be read" in first.damage and "is damaged" in first.damage and not second.damage
+
+
+def test_only_leaves_the_mistakes_of_other_lines_alone(tmp_path: Path) -> None:
+    lines = ("name=toy-a", "name=toy-b seed=1", "name=big encoder.widht=3")
+    plan = plan_of(tmp_path, *lines, only="toy*")
+    assert [run.name for run in plan.runs] == ["toy-a", "toy-b"]
+    assert [run.name for run in plan_of(tmp_path, *lines, only="quickstart/*-b").runs] == ["toy-b"]
+    assert [line for line, _ in problems(tmp_path, *lines, only="b*")] == [3]
+    with pytest.raises(ConfigError, match="--only 'none' matches none of the 3 runs"):
+        plan_of(tmp_path, *lines, only="none")
+
+
+def test_a_run_waits_for_the_run_that_makes_its_checkpoint(tmp_path: Path) -> None:
+    maker = "name=m encoder=puzzle_table dataset.regime=puzzle_id"
+    user = f"name=u decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"
+    first, second = plan_of(tmp_path, maker, user).runs
+    assert first.waits_for is None and second.waits_for == first.folder.path
+    assert plan_of(tmp_path, maker, f"{user}/checkpoints/step_00000010").runs[1].waits_for is not None
+    folder = open_run(first.config)
+    folder.write_status(State.running, 5)
+    assert plan_of(tmp_path, maker, user).runs[1].waits_for is not None
+    folder.write_status(State.done, 10)
+    assert plan_of(tmp_path, maker, user).runs[1].waits_for is None
+
+
+def test_lines_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
+    def line(name: str, maker: str) -> str:
+        return f"name={name} decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/{maker}"
+
+    found = problems(
+        tmp_path, line("a", "c"), line("b", "a"), line("c", "b/checkpoints/step_00000010"), line("d", "a") + " seed=1"
+    )
+    assert [number for number, _ in found] == [1, 2, 3]
+    assert (
+        "a waits for c (line 3), which waits for b (line 2), which waits for a (line 1): none of them can ever start"
+        in found[0][1]
+    )
+    ((number, text),) = problems(tmp_path, line("self", "self"))
+    assert number == 1 and "self waits for self (line 1): none of them can ever start" in text
+    folder = open_run(plan_of(tmp_path, "name=c encoder=puzzle_table dataset.regime=puzzle_id").runs[0].config)
+    folder.write_status(State.done, 10)
+    maker = "name=c encoder=puzzle_table dataset.regime=puzzle_id"
+    assert len(plan_of(tmp_path, line("a", "c"), line("b", "a"), maker).runs) == 3
+
+
+def test_a_group_that_a_line_sets_stays(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.txt"
+    path.write_text(
+        f"## T\n## Criterion: c\n{PREFIX} name=a\n{PREFIX} name=b seed=1 wandb.group=mine\n{PREFIX} seed=2 name=c wandb.group=null\n"
+    )
+    assert [run.config.wandb.group for run in read_plan(path).runs] == ["T", "mine", "T"]
+    assert "group: T" in freeze(read_plan(path).runs[0].config)
+
+
+def test_the_matrix_has_a_column_for_everything_that_differs(tmp_path: Path) -> None:
+    runs = plan_of(tmp_path, "name=a", "name=b encoder=lpn", "name=c encoder=lpn encoder.num_layers=3", "name=d seed=4").runs
+    columns = {column.key: column for column in ablation_columns(runs)}
+    assert list(columns) == ["encoder.kind", "seed", "encoder.num_layers"]
+    assert (
+        columns["encoder.kind"].values == ("standard", "lpn", "lpn", "standard")
+        and "encoder.width" in columns["encoder.kind"].decided
+    )
+    assert columns["encoder.num_layers"].values == ("1", "2", "3", "1")
+    assert columns["seed"].values == ("0", "0", "0", "4")
+    every = {column.key: column.values for column in ablation_columns(runs, fold=False)}
+    assert every.keys() == columns.keys() | set(columns["encoder.kind"].decided)
+    assert every["encoder.pooling"] == ("mean", "", "", "mean")
+
+
+def test_a_key_that_a_line_sets_never_hides_behind_another(tmp_path: Path) -> None:
+    runs = plan_of(tmp_path, "name=a", "name=b encoder=lpn trainer.grad_accumulation=2").runs
+    assert [column.key for column in ablation_columns(runs)] == ["encoder.kind", "trainer.grad_accumulation"]
+
+
+def test_check_fails_with_exit_status_two(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.txt"
+    path.write_text(f"{PREFIX} name=a encoder.widht=3\n")
+    done = subprocess.run([sys.executable, "-m", "arclab.launch", "check", str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {path}:1:50: unknown key encoder.widht")
+    assert json.dumps(done.stdout) == '""'
+
+
+def test_a_group_option_that_an_experiment_overrules_is_noted(tmp_path: Path) -> None:
+    """experiment=quickstart sets dataset keys of its own, so dataset=arc2 alone would not count."""
+    note = plan_of(tmp_path, "name=a dataset=arc2").notes[1]
+    assert "dataset=arc2 says dataset.canvas=30, but the run has dataset.canvas=6" in note.message
+    assert (tmp_path / "jobs.txt").read_text()[note.column - 1 :].startswith("dataset=arc2")
+    for line in (
+        "name=a halting=short8",
+        "name=b halting=short8 halting.halt_max_steps=6",
+        "name=c encoder=lpn encoder/context=trm_compat",
+        "name=d encoder=lpn_variational decoder=trm",
+    ):
+        assert not plan_of(tmp_path, line).notes

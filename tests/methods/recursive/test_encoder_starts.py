@@ -1,0 +1,64 @@
+"""How a fresh encoder begins: several tokens, little noise, and cells that can be told apart by their input colour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from arclab.config.schema import ExperimentConfig
+from arclab.methods.recursive.encoders import Demonstrations
+from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
+from arclab.methods.recursive.model import RecursiveModel, build_model
+
+from .common import ROWS, setup
+from .test_encoders import config_of, noise
+
+Tiny = Callable[..., ExperimentConfig]
+
+
+def fresh(config: ExperimentConfig) -> RecursiveModel:
+    torch.manual_seed(0)
+    return build_model(config, 1)
+
+
+def spread(model: RecursiveModel, demos: Demonstrations) -> float:
+    """Mean square distance of a context's tokens from their mean."""
+    assert model.encoder is not None
+    with torch.no_grad():
+        tokens_BTD = model.encoder(demos, torch.float32).tokens_BTD
+    return (tokens_BTD - tokens_BTD.mean(1, keepdim=True)).square().mean().item()
+
+
+def test_the_token_vectors_keep_the_tokens_of_recurrent_trm_several(tiny: Tiny) -> None:
+    config = config_of(tiny, "recurrent_trm")
+    demos, model = Demonstrations.from_batch(setup(config)[2]), fresh(config)
+    several = spread(model, demos)
+    with torch.no_grad():
+        model.encoder.token.zero_()  # type: ignore[union-attr]
+    assert several > 0.1 and several > 2 * spread(model, demos)
+
+
+@pytest.mark.parametrize("kind", ["variational", "hybrid_variational"])
+def test_the_noise_of_a_fresh_latent_is_smaller_than_what_tasks_differ_by(tiny: Tiny, kind: str) -> None:
+    config = config_of(tiny, kind)
+    demos, model = Demonstrations.from_batch(setup(config)[2]), fresh(config)
+    assert model.encoder is not None
+    with torch.no_grad():
+        sampled, mean = (model.encoder(demos, torch.float32, noise=n).tokens_BTD for n in (noise(), None))
+    assert 0 < (sampled - mean).square().mean() < (mean - mean.mean(0)).square().mean()
+
+
+@pytest.mark.parametrize("layout", ["aligned", "symmetry"])
+def test_the_input_cell_has_half_of_a_joined_token(tiny: Tiny, layout: str) -> None:
+    config = config_of(tiny, "standard", "decoder.width=64", layout=layout)
+    batch, model = setup(config)[2], fresh(config)
+    demos = Demonstrations.from_batch(batch)
+    (tokens,) = [m for m in model.modules() if isinstance(m, DemoTokens)]
+    with torch.no_grad():
+        cells = tokens.cells(demos.inputs_NS, demos.outputs_NS)
+        whole = tokens(cells, torch.float32)[cells.used_GL].square().mean().item()
+        tokens.embed_output.weight.zero_()
+        alone = tokens(cells, torch.float32)[cells.used_GL].square().mean().item()
+    assert alone == pytest.approx(0.5, abs=0.1) and whole > 1.3 * alone and len(batch) == ROWS
