@@ -30,8 +30,9 @@ from arclab.data.tasks import ArcTask, Pair
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.training.checkpoint import Progress
-from arclab.methods.recursive.training.loop import StepSums, train_step
 from arclab.methods.recursive.training.state import Training, build_optimizer
+from arclab.methods.recursive.training.step import train_step
+from arclab.methods.recursive.training.sums import StepSums
 from arclab.runs.ranks import Ranks, start_ranks, stop_ranks
 from arclab.runs.reduction import GradientReduction, start_reduction
 from benchmarks.arguments import at_least_1
@@ -74,7 +75,7 @@ def _rank_main(given: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     ranks = start_ranks(DeviceChoice.cpu)
     step, optimizer = _build(given.width, given.rows, ranks)
-    overlapped = start_reduction(optimizer, ranks)
+    overlapped = start_reduction([group["params"] for group in optimizer.param_groups], ranks)
     seconds: dict[str, list[float]] = {"plain": [], "overlapped": []}
     for repeat in range(given.repeats + 1):
         for name, reduction in (("plain", None), ("overlapped", overlapped)):

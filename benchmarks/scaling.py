@@ -41,7 +41,8 @@ from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.model import build_model
 from arclab.runs.ranks import Ranks
 from arclab.methods.recursive.training.checkpoint import Progress
-from arclab.methods.recursive.training.loop import StepSums, train_step
+from arclab.methods.recursive.training.step import train_step
+from arclab.methods.recursive.training.sums import StepSums
 from arclab.methods.recursive.training.state import Training, build_optimizer
 
 point = json.loads(sys.argv[1])

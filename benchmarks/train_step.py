@@ -41,8 +41,9 @@ from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.training.checkpoint import Progress
-from arclab.methods.recursive.training.loop import StepSums, train_step
 from arclab.methods.recursive.training.state import Training, build_optimizer
+from arclab.methods.recursive.training.step import train_step
+from arclab.methods.recursive.training.sums import StepSums
 from arclab.runs.folder import provenance, short_commit
 from arclab.runs.ranks import Ranks, start_ranks
 from benchmarks.arguments import at_least_1

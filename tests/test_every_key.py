@@ -27,8 +27,8 @@ from arclab.data.tasks import load_source
 from arclab.methods.recursive import decoder
 from arclab.methods.recursive.auxiliary import auxiliary_losses, auxiliary_weights
 from arclab.methods.recursive.model import RecursiveModel
-from arclab.methods.recursive.training import loop
-from arclab.methods.recursive.training.loop import noise_generator
+from arclab.methods.recursive.training import trainer
+from arclab.methods.recursive.training.step import noise_generator
 from arclab.metrics.logger import read_rows
 from arclab.runs.ranks import Ranks
 
@@ -251,7 +251,7 @@ def test_evaluation_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, threads = [], []
-    monkeypatch.setattr(loop, "compile_model", compiled.append)  # what it does: models/test_compiled.py
+    monkeypatch.setattr(trainer, "compile_model", compiled.append)  # what it does: models/test_compiled.py
     run(["trainer.compile=true"], tmp_path)
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -262,13 +262,13 @@ def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_workers_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, str]) -> None:
     seen = []
-    original = loop.batch_loader
+    original = trainer.batch_loader
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         seen.append(kwargs["num_workers"])
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "batch_loader", spy)
+    monkeypatch.setattr(trainer, "batch_loader", spy)
     assert run(["trainer.num_workers=2"], tmp_path) == base  # as promised: workers change nothing but speed
     assert seen == [2]
 

@@ -41,9 +41,10 @@ from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.methods.recursive.training.batch_size import find_batch_size
 from arclab.methods.recursive.training.checkpoint import load_weights, progress_from
-from arclab.methods.recursive.training.loop import train
+from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
+from arclab.pages.report import render_report
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.results.reading import FIT_STAMP, rules_stamp
@@ -399,7 +400,7 @@ def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
         stamps=(*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *_rules_stamp(config)),
         notes=(*setting.split.notes, *notes), provenance=provenance(),
     )  # fmt: skip
-    write_results(result, folder)
+    write_results(result, folder, {"report.html": render_report(result)})
     store.remove()
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])

@@ -524,7 +524,7 @@ def test_labels_are_as_long_as_they_must_be(folder: Path, tmp_path: Path) -> Non
 
 
 def test_command_writes_page_and_sheets(folder: Path, run_script: Any, tmp_path: Path) -> None:
-    arguments = ("arclab.pages.report", f"{folder}/a", f"{folder}/b", "--output", f"{tmp_path}/out")
+    arguments = ("arclab.pages", f"{folder}/a", f"{folder}/b", "--output", f"{tmp_path}/out")
     done = run_script("-m", *arguments)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.html", "quickstart-a.md", "quickstart-b.md"]
@@ -539,7 +539,7 @@ def test_command_writes_page_and_sheets(folder: Path, run_script: Any, tmp_path:
     ],
 )
 def test_what_is_no_run_is_one_sentence_and_status_2(folder: Path, run_script: Any, arguments: list[str], message: str) -> None:
-    done = run_script("-m", "arclab.pages.report", *(a.format(folder) for a in arguments))
+    done = run_script("-m", "arclab.pages", *(a.format(folder) for a in arguments))
     assert done.returncode == 2 and re.search(message, done.stderr) and "Traceback" not in done.stderr
 
 

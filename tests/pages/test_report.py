@@ -94,7 +94,7 @@ def num_outlined(html: str) -> int:
 def test_a_disk_that_fills_up_leaves_the_old_evaluation_whole(
     result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_results(result, tmp_path / "out")
+    write_results(result, tmp_path / "out", {"report.html": render_report(result)})
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     write, written = Path.write_text, []
 
@@ -107,7 +107,7 @@ def test_a_disk_that_fills_up_leaves_the_old_evaluation_whole(
     other = replace(result, stamps=("another",))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
         patch.setattr(Path, "write_text", fills_up)
-        write_results(other, tmp_path / "out")
+        write_results(other, tmp_path / "out", {"report.html": render_report(other)})
     assert caught.value.filename == str(tmp_path / "out" / "predictions.jsonl")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
@@ -120,9 +120,9 @@ def test_a_disk_that_fills_up_leaves_the_old_evaluation_whole(
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os, "replace", stops)
-            write_results(other, tmp_path / folder)
+            write_results(other, tmp_path / folder, {"report.html": render_report(other)})
         assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == (before if folder == "out" else {})
-    write_results(other, tmp_path / "out")
+    write_results(other, tmp_path / "out", {"report.html": render_report(other)})
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["stamps"] == ["another"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == before.keys()
 
@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up_leaves_the_old_evaluation_whole(
 def test_a_smaller_evaluation_does_not_replace_a_larger_one(result: Evaluation, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     require_no_larger(folder, 1, 0)
-    write_results(result, folder)
+    write_results(result, folder, {"report.html": render_report(result)})
     held = json.loads((folder / "metrics.json").read_text())
     tasks, copies = len(result.tasks), held["num_augmentations"]
     assert held["num_tasks"] == tasks and copies > 0
@@ -208,7 +208,7 @@ def test_results_are_written_together_or_not_at_all(
 
     monkeypatch.setattr(report, "render_report", fail)
     with pytest.raises(RuntimeError):
-        write_results(result, tmp_path / "out")
+        write_results(result, tmp_path / "out", {"report.html": render_report(result)})
     assert not (tmp_path / "out").exists()
 
 

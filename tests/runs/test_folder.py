@@ -66,9 +66,9 @@ def test_a_run_folder_that_is_moved_while_it_trains_is_noticed(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is saved from then on would lie in a new folder, without its configuration and its past."""
-    from arclab.methods.recursive.training import loop
+    from arclab.methods.recursive.training import trainer
 
-    step = loop.train_step
+    step = trainer.train_step
 
     def moved(*arguments: object) -> object:
         run = RunDir(run_path(config))
@@ -76,7 +76,7 @@ def test_a_run_folder_that_is_moved_while_it_trains_is_noticed(
             run.path.rename(tmp_path / "elsewhere")
         return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "train_step", moved)
+    monkeypatch.setattr(trainer, "train_step", moved)
     config = tiny()
     with pytest.raises((ValueError, FileNotFoundError), match="was moved or emptied"):
         run_training(config)

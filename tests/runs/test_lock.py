@@ -140,9 +140,9 @@ def test_whoever_cannot_look_at_the_lock_believes_the_record(tmp_path: Path, mon
 @pytest.mark.parametrize("how", ["taken over", "removed"])
 def test_a_run_that_has_lost_its_lock_writes_nothing_more(how: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is never DONE: the folder is another process's, whose status and checkpoints stay."""
-    from arclab.methods.recursive.training import loop
+    from arclab.methods.recursive.training import trainer
 
-    step, run = loop.train_step, RunDir(run_path(config := tiny()))
+    step, run = trainer.train_step, RunDir(run_path(config := tiny()))
 
     def lose(*arguments: object) -> object:
         if run.metrics.is_file() and '"_step": 1,' in run.metrics.read_text():
@@ -153,7 +153,7 @@ def test_a_run_that_has_lost_its_lock_writes_nothing_more(how: str, tiny: Tiny, 
             run.write_status(State.preempted, 77, "of the other process")
         return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "train_step", lose)
+    monkeypatch.setattr(trainer, "train_step", lose)
     with pytest.raises(LostLock, match=r"lock\.json no longer names pid .* the same command continues"):
         app.pretrain(config)
     status = run.read_status() or {}

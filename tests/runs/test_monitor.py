@@ -17,7 +17,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive import decoder
 from arclab.methods.recursive.encoders.base import TaskContext
 from arclab.methods.recursive.encoders.standard import StandardEncoder
-from arclab.metrics.health import Kind
+from arclab.methods.recursive.health import Kind
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.runs.folder import open_run
 from arclab.runs.monitor import HealthMonitor, UnhealthyRun

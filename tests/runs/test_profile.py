@@ -29,7 +29,7 @@ def test_profile_says_where_a_step_goes(tiny: Tiny) -> None:
     parts = {name: float(share) for name, share in re.findall(r"\| ([a-z ]+) \| [0-9.]+ \| ([0-9.-]+) % \|", page)}
     assert {"encoder forward", "decoder forward", "losses", "backward", "gradients and optimiser", "averages"} <= parts.keys()
     assert parts["backward"] > 5 and parts["decoder forward"] > 5 and sum(parts.values()) < 101
-    assert re.search(r"GFLOP/s here \(fp32\)", page) and "Peak memory" in page
+    assert re.search(r"GFLOP/s here \(float32\)", page) and "Peak memory" in page
 
 
 def test_without_the_key_nothing_is_recorded(tiny: Tiny) -> None:
@@ -56,12 +56,12 @@ def test_out_of_memory_names_the_settings_to_change() -> None:
 
 
 def test_a_run_out_of_memory_ends_with_that_sentence(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arclab.methods.recursive.training import loop
+    from arclab.methods.recursive.training import trainer
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr(loop, "train_step", full)
+    monkeypatch.setattr(trainer, "train_step", full)
     config = tiny(*SIX)
     with pytest.raises(ValueError, match=r"trainer\.grad_accumulation=1 .*trainer\.canvas=bucketed.*trainer\.batch_size=8"):
         pretrain(config)

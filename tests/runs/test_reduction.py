@@ -18,8 +18,8 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import TrainingData
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.training import state
-from arclab.methods.recursive.training.loop import train
 from arclab.methods.recursive.training.optim import AdamATan2
+from arclab.methods.recursive.training.trainer import train
 from arclab.runs.folder import RunDir
 from arclab.runs.ranks import Ranks
 from arclab.runs.reduction import GradientReduction, fixed_buckets, start_reduction
@@ -156,5 +156,5 @@ def test_buckets_go_from_the_last_parameter_to_the_first_and_keep_groups_and_dty
 def test_one_rank_hooks_nothing() -> None:
     p = nn.Parameter(torch.zeros(2))
     optimizer = AdamATan2([{"params": [p], "name": "decoder"}], lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
-    assert start_reduction(optimizer, Ranks(0, 1, torch.device("cpu"))) is None
+    assert start_reduction([group["params"] for group in optimizer.param_groups], Ranks(0, 1, torch.device("cpu"))) is None
     assert p._post_accumulate_grad_hooks is None  # pyright: ignore[reportAttributeAccessIssue]

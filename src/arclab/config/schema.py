@@ -28,6 +28,7 @@ from arclab.config.encoder_schema import (
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
+from arclab.config.run import MIN_PROFILED_STEPS
 
 CANVASES = (4, 6, 10, 15, 20, 30)  # sides; 4 is for generated grids of side 3
 
@@ -237,7 +238,6 @@ class DatasetConfig:
         return problems
 
 
-MIN_PROFILED_STEPS = 6
 AUTO = "auto"  # trainer.batch_size: see TrainerConfig
 
 
@@ -264,7 +264,7 @@ class TrainerConfig:
 
     recompute: activations of blocks are computed again in the backward pass instead of being kept. profile: see
     arclab.runs.profile. The defaults are for runs that were made before these were keys.
-    Health is judged at steps 10 and 100 and every health_every steps (see arclab.metrics.health).
+    Health is judged at steps 10 and 100 and every health_every steps (see arclab.methods.recursive.health).
     """
 
     steps: int

@@ -14,7 +14,6 @@ puzzle_id: every visit gives as many pairs of one augmented puzzle as still fit 
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
@@ -29,7 +28,6 @@ from arclab.config.schema import DatasetConfig, QueryRule, Regime
 from arclab.data.augment import ViewRule, augmentation_table
 from arclab.data.codec import paint
 from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
-from arclab.runs.signals import STOP_SIGNALS
 
 IntArray = npt.NDArray[np.int64]
 # Number of rows -> the first and the end of those that a rank takes.
@@ -376,23 +374,27 @@ class _BatchDataset(torch.utils.data.Dataset[tuple[Cursors, list[Batch]]]):
         return next_cursors(self.parts, cursors), batches
 
 
-def _leave_stop_signals_to_the_run(worker: int) -> None:
-    """SLURM signals every process of a job: a loader that obeys on its own would take the run down before it has saved."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def batch_loader(
-    parts: Sequence[Part], start: Cursors, share: Share, *, num_batches: int, num_workers: int, pin_memory: bool = False
+    parts: Sequence[Part],
+    start: Cursors,
+    share: Share,
+    *,
+    num_batches: int,
+    num_workers: int,
+    pin_memory: bool = False,
+    worker_init: Callable[[int], None] | None = None,
 ) -> torch.utils.data.DataLoader[tuple[Cursors, list[Batch]]]:
-    """Iterates (cursors after the batch, this rank's rows of each part). The order does not depend on num_workers."""
+    """Iterates (cursors after the batch, this rank's rows of each part). The order does not depend on num_workers.
+
+    worker_init: called with its number in each worker process.
+    """
     return torch.utils.data.DataLoader(
         _BatchDataset(parts, share),
         sampler=_CursorStream(parts, start, num_batches),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_leave_stop_signals_to_the_run,
+        worker_init_fn=worker_init,
         persistent_workers=False,
         pin_memory=pin_memory,
     )

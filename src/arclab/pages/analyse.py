@@ -1,6 +1,6 @@
 """From run folders to a comparison page and one tracking sheet per run.
 
-    python -m arclab.pages.report RUN [RUN ...] [--output DIR]
+    python -m arclab.pages RUN [RUN ...] [--output DIR]
 
 Writes DIR/compare.html and DIR/<experiment>-<name>.md; DIR is <first run>/analysis unless given. The first run is the
 baseline of the others. Runs that have not finished are reported with what there is; a folder that is no run is refused.
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m arclab.pages.report", description="Compare run folders.")
+    parser = argparse.ArgumentParser(prog="python -m arclab.pages", description="Compare run folders.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first one is the baseline")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <first RUN>/analysis)")
     arguments = parser.parse_args(argv)

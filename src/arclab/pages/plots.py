@@ -1,7 +1,6 @@
-"""Small drawings on matplotlib axes, for notebooks: a grid, a whole task, points coloured by task or rule.
+"""Small drawings on matplotlib axes, for notebooks: a grid, a whole task, tokens.
 
     figure, axes = plt.subplots(2, 4); draw_task(axes, task)
-    scatter_tasks(plt.gca(), pca(contexts.vectors)[0], contexts)
 
 It opens no window and saves nothing; the pages of report.py and compare.py draw grids as SVG themselves.
 """
@@ -10,13 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
 from arclab.data.codec import EOS, FIRST_COLOR, PAD
 from arclab.data.tasks import COLORS, NUM_COLORS, ArcTask, Grid
-from arclab.methods.recursive.probes.representations import Contexts
 
 _GRIDS = ListedColormap(COLORS)
 _TOKENS = ListedColormap(["#f4f4f4", "#c9a6ff", *COLORS])
@@ -53,20 +50,3 @@ def draw_task(axes: npt.NDArray[np.object_], task: ArcTask) -> None:
             if grid is not None:
                 ax.set_axis_on()
                 draw_grid(ax, grid, title)
-
-
-def scatter_tasks(
-    axes: Axes, points: npt.NDArray[np.float64], contexts: Contexts, title: str = "", *, by_rule: bool = False
-) -> None:
-    """(V, 2) points, one colour a task or a rule; large: all demonstrations of the task as it is; small: augmented or one left out."""
-    names = sorted(set(contexts.rules)) if by_rule else contexts.task_ids
-    group_V = contexts.rule_V if by_rule else contexts.task_V
-    colors = colormaps["tab20"](np.arange(len(names)) % 20)
-    is_plain = (contexts.augmentation_V == 0) & (contexts.left_out_V < 0)
-    for group, name in enumerate(names):
-        mine = group_V == group
-        for chosen, size, label in ((mine & ~is_plain, 14, None), (mine & is_plain, 70, name)):
-            axes.scatter(*points[chosen].T, s=size, color=colors[group], alpha=0.85, linewidths=0, label=label)
-    axes.set_title(title, fontsize=10)
-    axes.set_xticks([])
-    axes.set_yticks([])

@@ -1,7 +1,7 @@
 """One HTML page per evaluation: scores with intervals, training curves, the predicted grids, and how it was made.
 
     html = render_report(result)                                     # write_results() saves it as report.html
-    python -m arclab.pages.report RUN [RUN ...] [--output DIR]    # other pages: see analyse.py
+    python -m arclab.pages RUN [RUN ...] [--output DIR]    # other pages: see analyse.py
 
 The page is a single file: style, grids and curves are inline, nothing is fetched, so that it can be mailed or archived.
 Stamps stay on screen while the page is scrolled, because they belong to every number on it. Text is escaped by jinja2; only
@@ -400,10 +400,3 @@ def attempt_view(candidate: Candidate, truth: Grid | None, num_votes: int, cell:
     wrong = grid != truth
     remark = f"{wrong.sum()} of {wrong.size} cells wrong" if wrong.any() else ""
     return AttemptView(grid_svg(grid, cell, wrong), not wrong.any(), (support, confidence), remark)
-
-
-if __name__ == "__main__":
-    from arclab.config.compose import run_main
-    from arclab.pages.analyse import main
-
-    run_main(main)

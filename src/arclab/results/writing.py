@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, predictions.jsonl, submission.json and report.html in one folder.
+"""What an evaluation leaves behind: metrics.json, predictions.jsonl, submission.json and its page in one folder.
 
 All files are first written beside their place and then renamed, so that an interrupted evaluation leaves the old results.
 """
@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,14 +99,15 @@ def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, 
     return Subject(title, facts, origin, record, flat(config), TrainingCurves(run.metrics, step))
 
 
-def write_results(result: Evaluation, folder: Path) -> None:
-    """All files, or none of them: an error leaves the earlier results as they were. OSError names a file of the folder."""
-    from arclab.pages.report import render_report
+def write_results(result: Evaluation, folder: Path, pages: Mapping[str, str]) -> None:
+    """All files, or none of them: an error leaves the earlier results as they were. OSError names a file of the folder.
 
+    pages: {file name: text} of what people look at (arclab.pages.report), written together with the results.
+    """
     predictions = "".join(json.dumps(r) + "\n" for r in prediction_records(result))
     record = {**metrics_record(result), "predictions_sha256": hashlib.sha256(predictions.encode()).hexdigest()}
     texts = {  # all are made, and lie on the disk, before the first takes its place; metrics.json is what makes them an evaluation
-        "report.html": render_report(result),
+        **pages,
         "submission.json": json.dumps(submission(result.tasks, result.attempts)) + "\n",
         "predictions.jsonl": predictions,
         "metrics.json": json.dumps(record, indent=1) + "\n",

@@ -1,10 +1,10 @@
 """trainer.profile=true: where the time of a few training steps goes, as a trace and as a page.
 
-    with StepProfiler(config, run, ranks) as profiler:
+    with StepProfiler(run.path / "profile", ranks, is_on=True, rows_per_rank=96, dtype=torch.float32) as profiler:
         ...
         profiler.step()          # after every optimiser step
 
-Rank 0 records _RECORDED_STEPS steps after _WARM_UP_STEPS and writes to <run>/profile: trace.json (open it at ui.perfetto.dev) and
+Rank 0 records _RECORDED_STEPS steps after _WARM_UP_STEPS and writes to that folder: trace.json (open it at ui.perfetto.dev) and
 profile.md with seconds and share of a step by part, the largest operators, floating-point operations per second against the rate of one large
 matrix product measured there, and peak memory. The recorded steps are slower than others; shares are what to read.
 """
@@ -14,17 +14,17 @@ from __future__ import annotations
 import resource
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from arclab.config.schema import MIN_PROFILED_STEPS, ExperimentConfig, Precision
+from arclab.config.run import MIN_PROFILED_STEPS
 from arclab.files import write_atomically
-from arclab.methods.recursive.model import DTYPES, PART
-from arclab.runs.folder import RunDir
 from arclab.runs.ranks import Ranks
 
+PART = "arclab."  # how parts of a step are named: record_function(PART + "losses")
 # Steps before the record: caches, allocator and compiled kernels settle.
 _WARM_UP_STEPS = 3
 _RECORDED_STEPS = 3
@@ -33,12 +33,12 @@ _TOP_OPERATORS = 12
 
 
 class StepProfiler:
-    """Does nothing unless trainer.profile is set, and on ranks other than 0."""
+    """Does nothing unless is_on, and on ranks other than 0."""
 
-    def __init__(self, config: ExperimentConfig, run: RunDir, ranks: Ranks) -> None:
-        self.is_on = config.trainer.profile and ranks.is_main
-        self.folder, self.device = run.path / "profile", ranks.device
-        self.precision, self.rows = config.trainer.precision, config.trainer.num_rows // ranks.world_size
+    def __init__(self, folder: Path, ranks: Ranks, *, is_on: bool, rows_per_rank: int, dtype: torch.dtype) -> None:
+        """dtype: of the matrix products that the step's rate is compared with."""
+        self.is_on = is_on and ranks.is_main
+        self.folder, self.device, self.dtype, self.rows = folder, ranks.device, dtype, rows_per_rank
         self.done, self.started_at = 0, 0.0
         on_gpu = [ProfilerActivity.CUDA] if ranks.device.type == "cuda" else []
         self.profile = profile(activities=[ProfilerActivity.CPU, *on_gpu], with_flops=True) if self.is_on else None
@@ -85,9 +85,9 @@ class StepProfiler:
         lines += [f"| {name} | {s:.4f} | {100 * s / seconds:.1f} % |" for name, s in sorted(parts.items(), key=lambda p: -p[1])]
         rest = seconds - sum(parts.values())
         lines += [f"| rest (data, logging, waiting) | {rest:.4f} | {100 * rest / seconds:.1f} % |", ""]
-        rate = _matmul_rate(self.device, self.precision)
+        rate = _matmul_rate(self.device, self.dtype)
         lines += [f"Counted products: {flops / 1e9:.2f} GFLOP a step, {flops / seconds / 1e9:.1f} GFLOP/s; one large matrix product reaches "
-                  f"{rate / 1e9:.1f} GFLOP/s here ({self.precision.name}): {100 * flops / seconds / rate:.0f} % of it.",
+                  f"{rate / 1e9:.1f} GFLOP/s here ({str(self.dtype).removeprefix('torch.')}): {100 * flops / seconds / rate:.0f} % of it.",
                   f"Peak memory: {_peak_mib(self.device):.0f} MiB ({'device' if on_gpu else 'process'}).", ""]  # fmt: skip
         key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         operators = sorted((e for e in events if not e.key.startswith(PART)), key=lambda e: -getattr(e, key))[:_TOP_OPERATORS]
@@ -98,10 +98,9 @@ class StepProfiler:
         return "\n".join([*lines, ""])
 
 
-def _matmul_rate(device: torch.device, precision: Precision) -> float:
+def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 1024
-    dtype = DTYPES[precision]
     a = torch.ones(size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(3):

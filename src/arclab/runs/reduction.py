@@ -1,6 +1,6 @@
 """Gradients summed over ranks in buckets, while the backward pass still goes on.
 
-    reduction = start_reduction(optimizer, ranks)      # None: the sum comes after the backward pass, in one message
+    reduction = start_reduction(groups, ranks)         # None: the sum comes after the backward pass, in one message
     reduction.begin()                                  # before the last backward pass of a step; earlier ones only accumulate
     loss.backward()                                    # a bucket is sent off as soon as its gradients and those before it are there
     reduction.finish()                                 # the other buckets too; every gradient is now the sum over ranks
@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from arclab.methods.recursive.training.optim import AdamATan2
 from arclab.runs.ranks import Ranks
 
 _BUCKET_BYTES = 4 * 2**20
@@ -91,9 +90,11 @@ class GradientReduction:
             self._under_way.append((grads, flat, work))
 
 
-def start_reduction(optimizer: AdamATan2, ranks: Ranks, bucket_bytes: int = _BUCKET_BYTES) -> GradientReduction | None:
-    """None with one rank: nothing is hooked to its parameters."""
+def start_reduction(
+    groups: Sequence[Sequence[Tensor]], ranks: Ranks, bucket_bytes: int = _BUCKET_BYTES
+) -> GradientReduction | None:
+    """groups: see GradientReduction. None with one rank: nothing is hooked to its parameters."""
     # Used with gloo too: on two CPU ranks benchmarks/reduction.py finds no difference to the plain sum beyond noise.
     if ranks.world_size == 1:
         return None
-    return GradientReduction([group["params"] for group in optimizer.param_groups], bucket_bytes)
+    return GradientReduction(groups, bucket_bytes)

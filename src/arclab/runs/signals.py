@@ -54,6 +54,13 @@ def _leave_closed_terminal() -> None:
             os.close(nothing)
 
 
+def ignore_stop_signals(_worker: int = 0) -> None:
+    """In a data loader's worker: SLURM signals every process of a job, and a worker that obeys on its own would take the run down
+    before it has saved."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def interrupted_status(number: int | None) -> int:
     """128 + the signal, as shells count; SIGTERM stands for a request that came without one (the file PREEMPT)."""
     return 128 + (number or signal.SIGTERM)

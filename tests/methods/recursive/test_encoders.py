@@ -22,7 +22,7 @@ from arclab.methods.recursive.encoders.standard import StandardEncoder
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.token_views import dihedral_views
-from arclab.methods.recursive.training.loop import noise_generator
+from arclab.methods.recursive.training.step import noise_generator
 
 from ...conftest import compose
 from .common import ROWS, setup

@@ -7,7 +7,7 @@ import torch
 from arclab.data.codec import EOS, FIRST_COLOR, PAD
 from arclab.methods.recursive.losses import RowLosses, has_new_colors
 from arclab.methods.recursive.model import StepOutput
-from arclab.methods.recursive.training.loop import StepSums
+from arclab.methods.recursive.training.sums import StepSums
 from arclab.runs.ranks import start_ranks
 
 

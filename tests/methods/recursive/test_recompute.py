@@ -10,7 +10,7 @@ from torch import Tensor
 
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive.losses import row_losses
-from arclab.methods.recursive.training.loop import noise_generator
+from arclab.methods.recursive.training.step import noise_generator
 
 from .common import setup
 

@@ -11,7 +11,7 @@ from arclab.data.codec import FIRST_COLOR, encode
 from arclab.methods.recursive.auxiliary import augmented
 from arclab.methods.recursive.encoders import Demonstrations
 from arclab.methods.recursive.token_views import dihedral_views, recolored
-from arclab.methods.recursive.training.loop import noise_generator
+from arclab.methods.recursive.training.step import noise_generator
 
 from .common import setup
 from .test_encoders import CPU, Tiny, config_of

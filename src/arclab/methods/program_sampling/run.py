@@ -23,6 +23,7 @@ from arclab.lm.language_model import LanguageModel, Sampling
 from arclab.lm.models import load_language_model
 from arclab.methods.program_sampling.samples import SampleStore
 from arclab.methods.program_sampling.solver import ProgramSampling, few_programs, few_programs_remedy
+from arclab.pages.report import render_report
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP
@@ -65,7 +66,7 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
                 stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
             )  # fmt: skip
             require_held()
-            write_results(result, folder)
+            write_results(result, folder, {"report.html": render_report(result)})
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])
     log.info("report: %s", folder / "report.html")

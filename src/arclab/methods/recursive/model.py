@@ -25,8 +25,8 @@ from arclab.methods.recursive.decoder import Decoder, Latents
 from arclab.methods.recursive.encoders import Demonstrations, Memory, TaskContext, TaskEncoder, build_encoder
 from arclab.methods.recursive.halting import halts
 from arclab.methods.recursive.layers import Recomputable
+from arclab.runs.profile import PART
 
-PART = "arclab."  # how parts of a step are named in a profile
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 

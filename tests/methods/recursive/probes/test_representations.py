@@ -21,6 +21,7 @@ from arclab.methods.recursive.probes.representations import (
     task_contexts,
     tsne,
 )
+from arclab.methods.recursive.probes.scatter import scatter_tasks
 from arclab.pages import plots
 from arclab.runs.ranks import Ranks
 
@@ -133,7 +134,7 @@ def test_points_are_coloured_by_task_or_by_rule() -> None:
     points = np.arange(12.0).reshape(6, 2)
     for by_rule, names in ((False, ["x", "y", "z"]), (True, ["map", "turn"])):
         ax = Figure().subplots()
-        plots.scatter_tasks(ax, points, contexts, by_rule=by_rule)
+        scatter_tasks(ax, points, contexts, by_rule=by_rule)
         handles, labels = ax.get_legend_handles_labels()
         assert labels == names and len({tuple(h.get_facecolor()[0]) for h in handles}) == len(names)
         groups = {label: sorted(handle.get_offsets()[:, 0].tolist()) for handle, label in zip(handles, labels, strict=True)}
@@ -152,6 +153,6 @@ def test_drawings_show_every_pair_and_every_task(runs: Path) -> None:
     assert sum(shown) == 2 * len(task.pairs) and axes[0, 0].images[0].get_array().tolist() == task.demos[0].input.tolist()
     contexts = task_contexts(runs / "moved")
     ax = Figure().subplots()
-    plots.scatter_tasks(ax, pca(contexts.vectors)[0], contexts)
+    scatter_tasks(ax, pca(contexts.vectors)[0], contexts)
     assert ax.get_legend_handles_labels()[1] == list(contexts.task_ids)
     assert sum(len(c.get_offsets()) for c in ax.collections) == len(contexts.vectors)

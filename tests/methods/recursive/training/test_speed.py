@@ -15,7 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Batch
-from arclab.methods.recursive.training import loop
+from arclab.methods.recursive.training import trainer
 from arclab.methods.recursive.training.optim import AdamATan2, sign_sgd_rows
 
 from ..common import setup
@@ -67,7 +67,7 @@ def test_a_step_asks_the_device_twice_at_most(
     """How many demonstrations there are, and how their tokens are laid out; a puzzle table asks nothing."""
     is_trm = overrides == ["trm"]
     config = tiny("trainer.steps=2", *([] if is_trm else overrides), trm=is_trm)
-    original, tolist, seen = loop.train_step, torch.Tensor.tolist, []
+    original, tolist, seen = trainer.train_step, torch.Tensor.tolist, []
 
     def watched(*args: Any) -> dict[str, torch.Tensor]:
         with Questions() as counted, monkeypatch.context() as patch:
@@ -80,7 +80,7 @@ def test_a_step_asks_the_device_twice_at_most(
         seen.append(counted.asked)
         return stats
 
-    monkeypatch.setattr(loop, "train_step", watched)
+    monkeypatch.setattr(trainer, "train_step", watched)
     run_training(config)
     assert seen == [questions, questions]
 
@@ -125,8 +125,8 @@ def test_puzzle_rows_that_repeat_are_summed_before_the_sign() -> None:
 
 def test_batches_are_page_locked_by_the_loader(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the loader's own function makes of its items, with a stand-in for page-locking; on a CPU nothing is locked."""
-    asked, original = [], loop.batch_loader
-    monkeypatch.setattr(loop, "batch_loader", lambda *a, **how: (asked.append(how["pin_memory"]), original(*a, **how))[1])
+    asked, original = [], trainer.batch_loader
+    monkeypatch.setattr(trainer, "batch_loader", lambda *a, **how: (asked.append(how["pin_memory"]), original(*a, **how))[1])
     run_training(tiny("trainer.steps=1", "trainer.checkpoint_every=1"))
     assert asked == [False]
     _, _, batch = setup(tiny())

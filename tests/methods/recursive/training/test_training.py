@@ -29,11 +29,11 @@ from arclab.methods.recursive.halting import draw_min_steps
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.training import checkpoint as checkpoint_module
-from arclab.methods.recursive.training import loop
-from arclab.methods.recursive.training.loop import train
+from arclab.methods.recursive.training import step as step_module
 from arclab.methods.recursive.training.optim import lr_factor
 from arclab.methods.recursive.training.parts import batch_parts
 from arclab.methods.recursive.training.state import Training, _require_same_parts, averaged_weights
+from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import Prediction
 from arclab.results.criterion import require_answers
@@ -360,7 +360,7 @@ def test_divergence_stops_with_the_reason(tiny: Tiny) -> None:
 
 def test_a_diverged_step_is_not_saved_though_no_row_is_logged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tenth step is logged and every one saved: the last good checkpoints must outlive the bad step."""
-    apply = loop._apply_gradients
+    apply = step_module._apply_gradients
 
     def poisoned(config: ExperimentConfig, training: Training, *rest: Any) -> dict[str, torch.Tensor]:
         if training.progress.step == 2:
@@ -368,7 +368,7 @@ def test_a_diverged_step_is_not_saved_though_no_row_is_logged(tiny: Tiny, monkey
                 p.grad = torch.full_like(p, float("nan"))
         return apply(config, training, *rest)
 
-    monkeypatch.setattr(loop, "_apply_gradients", poisoned)
+    monkeypatch.setattr(step_module, "_apply_gradients", poisoned)
     config = tiny("trainer.steps=8", "trainer.log_every=10", "trainer.checkpoint_every=1")
     with pytest.raises(ValueError, match=r"training diverged: grad/total_norm is nan at step 3"):
         run_training(config)
@@ -380,12 +380,13 @@ def test_the_spread_of_contexts_does_not_depend_on_the_rows_of_a_micro_batch() -
     rows_BTD = torch.randn(4096, 2, 3)
     spreads = {
         size: statistics.fmean(
-            loop.encoder_stats([TaskContext(rows)])["train/encoder_cross_sample_var"].item() for rows in rows_BTD.split(size)
+            step_module.encoder_stats([TaskContext(rows)])["train/encoder_cross_sample_var"].item()
+            for rows in rows_BTD.split(size)
         )
         for size in (2, 16)
     }
     assert spreads[2] == pytest.approx(1, abs=0.05) and spreads[16] == pytest.approx(1, abs=0.05)
-    assert loop.encoder_stats([TaskContext(rows_BTD[:1])])["train/encoder_cross_sample_var"] == 0
+    assert step_module.encoder_stats([TaskContext(rows_BTD[:1])])["train/encoder_cross_sample_var"] == 0
 
 
 def test_losses_that_divide_demonstrations_need_two(tiny: Tiny) -> None:

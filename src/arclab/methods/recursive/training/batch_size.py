@@ -32,9 +32,10 @@ from arclab.data.sampler import TrainingData, next_cursors, start_cursors
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.model import RecursiveModel
 from arclab.methods.recursive.training.checkpoint import Progress
-from arclab.methods.recursive.training.loop import StepSums, train_step
 from arclab.methods.recursive.training.parts import batch_parts, is_large_enough
 from arclab.methods.recursive.training.state import Training, build_optimizer
+from arclab.methods.recursive.training.step import train_step
+from arclab.methods.recursive.training.sums import StepSums
 from arclab.runs.folder import with_batch_size
 from arclab.runs.ranks import Ranks
 

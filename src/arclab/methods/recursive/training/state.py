@@ -100,8 +100,8 @@ def start_training(
     assert run_id is not None
     progress = Progress(0, start_cursors(parts, config.seed), 0, 0.0, run_id, identity(config), stamps, None, None)
     optimizer = build_optimizer(config, model)
-    reduction, record = start_reduction(optimizer, ranks), record_of(parts[0].data)
-    training = Training(parts, model, optimizer, ema, None, progress, reduction, record)
+    reduction = start_reduction([group["params"] for group in optimizer.param_groups], ranks)
+    training = Training(parts, model, optimizer, ema, None, progress, reduction, record_of(parts[0].data))
     steps = folder.steps()
     if steps:
         _restore(training, folder.path(steps[-1]), config, ranks)

@@ -1,11 +1,11 @@
-"""Is a run healthy? Verdicts from its rows of metrics, by the rules of the experiment guide, as pure functions.
+"""Is a run of the recursive model healthy? Verdicts from its rows, by the rules of the experiment guide, as pure functions.
 
     facts = RunFacts.of(config, rows_per_rank=...)
     verdict = judge(rows, facts)                       # the gravest one, HEALTHY if there is nothing to say
-    print(f"step 10: {verdict}")                       # step 10: STARVED grad/encoder_norm 0.02 < 0.05: ...
+    f"step 10: {verdict}"                              # step 10: STARVED grad/encoder_norm 0.02 < 0.05: ...
 
-`rows` are rows of metrics.jsonl, oldest first (a missing name is unknown, null is not finite); the last facts.window_steps steps
-are enough. A verdict is `bad` (what the guide stops a run for) or a `warning` (below its failure limit, or too early to be sure). Its
+RecursiveRules binds the facts, for arclab.runs.monitor. `rows` are rows of metrics.jsonl, oldest first (a missing name is unknown, null is
+not finite); the last facts.window_steps steps are enough. A verdict is `bad` (what the guide stops a run for) or a `warning` (below its failure limit, or too early to be sure). Its
 targets beyond that (variance above 0.3, encoder gradients above 0.2 after the first 100 steps, halting accuracy) are the healthy ranges
 of the registry, which pages and sheets compare with: a sound run passes through them. Limits are below and nowhere else. Stopping a run is decided by
 `stop_reason`; nothing here reads files or talks to anyone. Verdicts on the encoder do not apply to a puzzle table.
@@ -14,17 +14,15 @@ of the registry, which pages and sheets compare with: a sound run passes through
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import median
-from typing import Any
 
 from arclab.config.encoder_schema import ContextConfig, InContextEncoderConfig
 from arclab.config.schema import ExperimentConfig, PuzzleTableConfig
 from arclab.metrics.names import REGISTRY
-
-Row = Mapping[str, Any]
+from arclab.metrics.verdicts import Level, Row, Verdict
 
 WINDOW_STEPS = 1000
 EARLY_STEPS = 100  # the guide's quick check: before this, gradients are those of an untrained output layer
@@ -68,12 +66,6 @@ class Kind(Enum):
 _LASTING = (Kind.starved, Kind.collapsed)
 
 
-class Level(Enum):
-    ok = "ok"
-    warning = "warning"
-    bad = "bad"
-
-
 _ADVICE = {
     Kind.diverged: "lower the learning rates or set trainer.clip_norm=1.0; a diverged run does not come back",
     Kind.starved: "gradient starvation does not fix itself; check encoder architecture and loss computation (is the context detached, gated or scaled away?)",
@@ -84,27 +76,6 @@ _ADVICE = {
     Kind.stuck: "no progress; at 35-50 % check gradients and data, at 70-80 % try other hyperparameters or a stronger architecture",
     Kind.healthy: "nothing needs a look",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """value against threshold for one metric (or a quotient of two); the sentence says which way it should be."""
-
-    kind: Kind
-    metric: str
-    value: float
-    threshold: float
-    advice: str
-    level: Level
-
-    def __str__(self) -> str:
-        if not math.isfinite(self.value):
-            compared = f"{self.value} is not finite"
-        else:
-            sign = "<" if self.value < self.threshold else ">" if self.value > self.threshold else "="
-            compared = f"{self.value:.3g} {sign} {self.threshold:.3g}"
-        warning = "warning, " if self.level is Level.warning else ""
-        return f"{warning}{self.kind.value} {self.metric} {compared}: {self.advice}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +127,34 @@ class RunFacts:
             halting.single_steps,
             compresses,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RecursiveRules:
+    """arclab.metrics.verdicts.HealthRules of the recursive model."""
+
+    facts: RunFacts
+    finite = _DIVERGING
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, *, rows_per_rank: int, rows: Sequence[Row]) -> RecursiveRules:
+        """rows: what the run logged so far. The gain that it starts with may not be that of the configuration."""
+        facts = RunFacts.of(config, rows_per_rank=rows_per_rank)
+        gain = next((row["context_gain"] for row in rows if "context_gain" in row), facts.context_gain)
+        return cls(replace(facts, context_gain=gain))
+
+    @property
+    def window_steps(self) -> int:
+        return self.facts.window_steps
+
+    def judge(self, rows: Sequence[Row]) -> Verdict:
+        return judge(rows, self.facts)
+
+    def stop_reason(self, now: Verdict, before: str | None) -> str | None:
+        return stop_reason(now, None if before is None else Kind(before))
+
+    def outlives_window(self, row: Row) -> bool:
+        return "encoder/swap_drop" in row
 
 
 def judge(rows: Sequence[Row], facts: RunFacts) -> Verdict:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from arclab.metrics.health import Kind, Level, RunFacts, Verdict, judge, stop_reason, verdicts
+from arclab.methods.recursive.health import Kind, RunFacts, judge, stop_reason, verdicts
+from arclab.metrics.verdicts import Level, Verdict
 
-from ..conftest import compose
+from ...conftest import compose
 
 ETRM = RunFacts(has_encoder=True, halt_max_steps=16, warmup_steps=0, rows_per_rank=32, context_gain=1.0)
 TRM = RunFacts(has_encoder=False, halt_max_steps=16, warmup_steps=0, rows_per_rank=32, context_gain=1.0)
