@@ -18,6 +18,7 @@ from arclab.config.compose import flat
 from arclab.data.tasks import ArcTask, Grid, Pair, load_source
 from arclab.pages import report
 from arclab.pages.report import COLORS, cell_px, curve_svgs, gallery, grid_svg, interval_svg, render_report, statistic_rows
+from arclab.results import writing
 from arclab.results.attempts import Attempts, Candidate, WrittenProgram
 from arclab.results.scoring import Share
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, write_results
@@ -203,12 +204,12 @@ def write_rows(result: Evaluation, num_rows: int) -> None:
 def test_results_are_written_together_or_not_at_all(
     result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(result: Evaluation) -> str:
+    def fail(*_: object) -> str:
         raise RuntimeError
 
-    monkeypatch.setattr(report, "render_report", fail)
+    monkeypatch.setattr(writing, "submission", fail)
     with pytest.raises(RuntimeError):
-        write_results(result, tmp_path / "out", {"report.html": render_report(result)})
+        write_results(result, tmp_path / "out", {"report.html": "page"})
     assert not (tmp_path / "out").exists()
 
 

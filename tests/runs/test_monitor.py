@@ -17,9 +17,8 @@ from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive import decoder
 from arclab.methods.recursive.encoders.base import TaskContext
 from arclab.methods.recursive.encoders.standard import StandardEncoder
-from arclab.methods.recursive.health import Kind
+from arclab.methods.recursive.health import Kind, RecursiveRules
 from arclab.metrics.logger import MetricLogger, read_rows
-from arclab.runs.folder import open_run
 from arclab.runs.monitor import HealthMonitor, UnhealthyRun
 from arclab.runs.ranks import Ranks
 
@@ -210,7 +209,8 @@ def test_forced_halts_are_those_against_the_halt_logit(tiny: Tiny, monkeypatch: 
 def test_the_monitor_keeps_the_rows_that_a_long_run_is_judged_by(tiny: Tiny) -> None:
     """A window of the first phase's length would hold nothing to compare the newest steps with."""
     config = tiny("trainer.steps=100000", "trainer.batch_size=32")
-    monitor = HealthMonitor(config, open_run(config), CPU, 0)
+    rules = RecursiveRules.of(config, rows_per_rank=32, rows=[])
+    monitor = HealthMonitor(rules, config.trainer.health_every, [], 0)
     said = {}
     for step in range(100, 20_001, 100):
         row = {"train/exact_accuracy": min(step, 12_000) / 24_000, "train/accuracy": 0.9, "train/lm_loss": 0.5, "train/count": 32.0, "train/steps": 2.0,

@@ -16,10 +16,10 @@ from arclab import app
 from arclab.config.compose import compose_evaluate
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive.decoder_init import apply_decoder_init, held_out_overlap
+from arclab.methods.recursive.health import RecursiveRules
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import RunDir, State
-from arclab.runs.monitor import HealthMonitor
 from arclab.runs.ranks import Ranks
 
 from ...conftest import TINY, TINY_TRM, compose
@@ -111,8 +111,10 @@ def test_a_run_continues_when_its_source_is_gone(trm_runs: Path, tmp_path: Path)
         stamps = json.loads((last / "state.json").read_text())["stamps"]
         ends[killed] = (stamps, {name: tensor.tolist() for name, tensor in load_file(last / "model.safetensors").items()})
     assert ends[True] == ends[False] and "transductive" in ends[True][0][0]
-    gain = next(row["context_gain"] for row in read_rows(run.metrics) if "context_gain" in row)
-    assert gain == HealthMonitor(compose("pretrain_encoder", common), run, CPU, step=2).facts.context_gain < 0.1
+    rows = read_rows(run.metrics)
+    gain = next(row["context_gain"] for row in rows if "context_gain" in row)
+    rules = RecursiveRules.of(compose("pretrain_encoder", common), rows_per_rank=2, rows=rows)
+    assert gain == rules.facts.context_gain < 0.1
 
 
 def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
