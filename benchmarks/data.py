@@ -21,7 +21,7 @@ from benchmarks.arguments import at_least_1
 _READY = """
 import json, resource, sys, time
 import torch
-from arclab.data.tasks import load_source
+from arclab.data.sources import load_source
 before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = time.perf_counter()
 from arclab.data.sampler import PuzzleSpace

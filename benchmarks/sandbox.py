@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 
 from arclab.config.compose import run_main
-from arclab.data.tasks import load_source
+from arclab.data.sources import load_source
 from arclab.files import write_atomically
 from arclab.programs.sandbox.execution import Execution, Isolation, Limits, Status
 from arclab.programs.sandbox.pool import Sandbox

@@ -23,7 +23,7 @@ from arclab.config.compose import compose, compose_evaluate, flat, freeze, known
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig
-from arclab.data.tasks import load_source
+from arclab.data.sources import load_source
 from arclab.methods.recursive import decoder
 from arclab.methods.recursive.auxiliary import auxiliary_losses, auxiliary_weights
 from arclab.methods.recursive.model import RecursiveModel

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from arclab.data.augment import NUM_DIHEDRAL, Augmentation, ViewRule, augmentation_table, dihedral
-from arclab.data.tasks import ArcTask, Pair, load_source
+from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask, Pair
 
 
 def test_inverse_round_trips_for_all_views_and_random_permutations() -> None:

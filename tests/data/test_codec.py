@@ -9,7 +9,7 @@ from arclab.config.schema import CANVASES
 from arclab.data.augment import Augmentation, augmentation_table
 from arclab.data.codec import FIRST_COLOR, canvas_positions, decode, encode
 from arclab.data.sampler import PuzzleSpace
-from arclab.data.tasks import load_source
+from arclab.data.sources import load_source
 from arclab.methods.recursive.solver.votes import shown_sides
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from arclab.config.schema import ExperimentConfig
 from arclab.data.augment import Augmentation, augmentation_table
+from arclab.data.sources import load_source
 from arclab.data.splits import assert_disjoint, canonical_pair, find_overlaps, load_id_list, load_tasks
-from arclab.data.tasks import ArcTask, Pair, load_source
+from arclab.data.tasks import ArcTask, Pair
 
 from ..conftest import compose
 

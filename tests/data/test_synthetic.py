@@ -11,9 +11,10 @@ import pytest
 from arclab.config.schema import ExperimentConfig
 from arclab.data import synthetic
 from arclab.data.augment import dihedral
+from arclab.data.sources import load_source
 from arclab.data.splits import assert_disjoint, find_overlaps, load_tasks
 from arclab.data.synthetic import BLANK, FAMILIES, anchor, crop_box, crop_window, draw_lines, load_toy, shift, view
-from arclab.data.tasks import ArcTask, Grid, load_source
+from arclab.data.tasks import ArcTask, Grid
 
 from ..conftest import compose
 

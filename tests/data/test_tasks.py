@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from arclab.data.sources import load_source
 from arclab.data.splits import load_id_list
-from arclab.data.tasks import ArcTask, load_source
+from arclab.data.tasks import ArcTask
 
 from ..damage import REPEATED, damaged_json, outcome_or_sentence
 

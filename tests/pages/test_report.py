@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from arclab.config.compose import flat
-from arclab.data.tasks import ArcTask, Grid, Pair, load_source
+from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask, Grid, Pair
 from arclab.pages import report
 from arclab.pages.report import COLORS, cell_px, curve_svgs, gallery, grid_svg, interval_svg, render_report, statistic_rows
 from arclab.results import writing

@@ -13,7 +13,8 @@ import pytest
 
 from arclab.config.llm_schema import GridFormat, Isolation, PromptConfig
 from arclab.config.schema import SplitName
-from arclab.data.tasks import ArcTask, Grid, Pair, load_source
+from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask, Grid, Pair
 from arclab.lm.language_model import Completion, FinishReason, Message
 from arclab.programs.environment import DynamicEnv, Environment, StaticEnv, StepResult, step_all
 from arclab.programs.outcomes import Job, run_jobs

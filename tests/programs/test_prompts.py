@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from arclab.config.llm_schema import GridFormat, PromptConfig
-from arclab.data.tasks import ArcTask, Pair, load_source
+from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask, Pair
 from arclab.lm.language_model import FinishReason
 from arclab.programs.prompts import MODULES, Parsed, ParseProblem, format_grid, parse_program, render_prompt
 

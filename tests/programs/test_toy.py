@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from arclab.data.sources import load_source
 from arclab.data.synthetic import FAMILIES
-from arclab.data.tasks import load_source
 from arclab.programs.toy import solution
 
 

@@ -22,8 +22,9 @@ import numpy as np
 
 from arclab.config.schema import DatasetConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral, relabelled
+from arclab.data.sources import load_source
 from arclab.data.synthetic import has_unseen_rules
-from arclab.data.tasks import ArcTask, Pair, load_source
+from arclab.data.tasks import ArcTask, Pair
 from arclab.files import read_text
 
 ID_LISTS = Path(__file__).parent / "id_lists"

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from arclab.config.compose import run_main
-from arclab.data.tasks import load_source
+from arclab.data.sources import load_source
 from arclab.files import naming
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"

@@ -18,7 +18,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from arclab.data.tasks import ArcTask, Grid, load_source
+from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask, Grid
 from arclab.files import sentence_for
 from arclab.metrics.names import REGISTRY
 from arclab.pages.report import (  # fmt: skip

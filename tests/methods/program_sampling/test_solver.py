@@ -16,7 +16,8 @@ import pytest
 from arclab import app
 from arclab.config.compose import ConfigError, compose_evaluate
 from arclab.config.llm_schema import EvaluateProgramsConfig, GridFormat, Isolation, PromptConfig
-from arclab.data.tasks import ArcTask, Pair, load_source
+from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask, Pair
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Completion, FinishReason, Message, OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel

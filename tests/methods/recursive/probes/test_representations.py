@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from arclab import app
-from arclab.data.tasks import load_source
+from arclab.data.sources import load_source
 from arclab.methods.recursive.probes.representations import (
     ALL_DEMOS,
     Contexts,

