@@ -1,7 +1,7 @@
-"""Score a checkpoint: python evaluate.py checkpoint=runs/quickstart/demo (see README.md)."""
+"""Score a checkpoint or a solver: python evaluate.py checkpoint=runs/quickstart/demo (see README.md)."""
 
-from arclab.app import evaluate
 from arclab.config.compose import run_main
+from arclab.launch.start import evaluate
 
 if __name__ == "__main__":
     run_main(evaluate)

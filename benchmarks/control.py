@@ -34,7 +34,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arclab.app import load_weights
 from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import CANVASES, WeightsKind
@@ -45,6 +44,7 @@ from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.probes.ablations import context_drop, swap_drop
 from arclab.methods.recursive.saved import newest_checkpoint
 from arclab.methods.recursive.solver.solver import RecursiveSolver
+from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 from arclab.results.scoring import Share
 from arclab.runs.folder import RunDir, State, provenance, run_path

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arclab import app
 from arclab.config.compose import broken_rules, compose, run_main, thaw
 from arclab.config.encoder_schema import DemoAttention, TransformerEncoderConfig
 from arclab.config.schema import (
@@ -49,8 +48,11 @@ from arclab.methods.recursive.compiled import compile_model
 from arclab.methods.recursive.decoder import Latents
 from arclab.methods.recursive.encoders import Demonstrations
 from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
+from arclab.methods.recursive.evaluation import build_solver
 from arclab.methods.recursive.model import Reading, RecursiveModel, build_model
+from arclab.methods.recursive.run import pretrain
 from arclab.methods.recursive.saved import load_record, newest_checkpoint, read_state
+from arclab.methods.recursive.setting import Setting, as_trained, build_setting, scored_tasks, view_rule
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.scoring import Share, score
@@ -134,20 +136,20 @@ def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
                  f"dataset.num_augmentations={augmentations}", f"trainer.steps={steps}", f"trainer.eval_every={steps}", f"seed={seed}",
                  "wandb.mode=disabled"]  # fmt: skip
     config = compose("pretrain_encoder", overrides)
-    app.pretrain(config)
+    pretrain(config)
     return run_path(config)
 
 
 def load(
     folder: Path, ranks: Ranks, paths: Sequence[str], compiled: bool
-) -> tuple[ExperimentConfig, app.Setting, dict[str, RecursiveModel]]:
+) -> tuple[ExperimentConfig, Setting, dict[str, RecursiveModel]]:
     """The run with its averaged weights: path -> model. That of first_etrm, made only where it is asked for, knows no sequences of
     different lengths."""
     checkpoint = newest_checkpoint(folder)
     config = thaw(RunDir(checkpoint.parent.parent).config)
     record = load_record(checkpoint, read_state(checkpoint))
-    setting = app.build_setting(config, app.view_rule(record))
-    setting, _, _ = app.as_trained(config, setting, record, checkpoint)
+    setting = build_setting(config, view_rule(record))
+    setting, _, _ = as_trained(config, setting, record, checkpoint)
 
     def build(of: ExperimentConfig) -> RecursiveModel:
         model = build_model(of, setting.record.num_puzzles)
@@ -171,11 +173,11 @@ def load(
 
 
 def measure(
-    name: str, config: ExperimentConfig, setting: app.Setting, models: dict[str, RecursiveModel], ranks: Ranks,
+    name: str, config: ExperimentConfig, setting: Setting, models: dict[str, RecursiveModel], ranks: Ranks,
     tasks: list[ArcTask],
 ) -> Measured:  # fmt: skip
     config.evaluation.canvas, config.evaluation.halting, config.evaluation.votes = PATHS[name]
-    solver = app.build_solver(config, setting, models[name], ranks, config.evaluation.batch_size)
+    solver = build_solver(config, setting, models[name], ranks, config.evaluation.batch_size)
     if ranks.device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -236,7 +238,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     evaluation.max_tasks = arguments.tasks
     if problems := list(broken_rules(config)):  # a puzzle table has no vectors for other views
         raise ValueError(" ".join(problems))
-    tasks = list(app.scored_tasks(setting.split, config))
+    tasks = list(scored_tasks(setting.split, config))
     measure("published", config, setting, models, ranks, tasks[:1])  # compiles the renderer
     names = sorted({"published", *arguments.paths}, key=list(PATHS).index)
     measured = [measure(name, config, setting, models, ranks, tasks) for name in names]

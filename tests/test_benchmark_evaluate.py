@@ -11,10 +11,11 @@ import pytest
 import torch
 from benchmarks import evaluate
 
-from arclab import app
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Pair
 from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
+from arclab.methods.recursive.evaluation import rules_stamps
+from arclab.methods.recursive.run import pretrain
 from arclab.results.attempts import Attempts, Candidate
 
 from .methods.recursive.common import setup
@@ -41,7 +42,7 @@ def test_small_run_on_a_tiny_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., ExperimentConfig]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--tasks", "1", "--augmentations", "1"])
-    app.pretrain(tiny("trainer.steps=1"))
+    pretrain(tiny("trainer.steps=1"))
     parsed = evaluate.parse(
         ["--checkpoint", f"{tmp_path}/runs/quickstart/t", "--tasks", "1", "--augmentations", "1", "--paths", "fast"]
     )
@@ -54,7 +55,7 @@ def test_small_run_on_a_tiny_model(
 def test_compile_reaches_the_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., ExperimentConfig]
 ) -> None:
-    app.pretrain(tiny("trainer.steps=1"))
+    pretrain(tiny("trainer.steps=1"))
     compiled: list[object] = []
     monkeypatch.setattr(evaluate, "compile_model", compiled.append)
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--compile", "--save", "other"])
@@ -66,8 +67,8 @@ def test_compile_reaches_the_models(
 
 
 def test_results_name_rules_that_are_not_the_published_ones(tiny: Callable[..., ExperimentConfig]) -> None:
-    assert app._rules_stamp(tiny()) == ()
-    (stamp,) = app._rules_stamp(tiny("evaluation.halting=early", "evaluation.canvas=bucketed"))
+    assert rules_stamps(tiny()) == ()
+    (stamp,) = rules_stamps(tiny("evaluation.halting=early", "evaluation.canvas=bucketed"))
     assert stamp == "not the published evaluation: evaluation.halting=early, evaluation.canvas=bucketed"
 
 
@@ -94,7 +95,7 @@ def test_first_etrm_is_refused_where_it_means_nothing(
     tmp_path: Path, tiny: Callable[..., ExperimentConfig], encoder: str, regime: str
 ) -> None:
     config = tiny(f"encoder={encoder}", f"dataset.regime={regime}", "trainer.steps=1")
-    app.pretrain(config)
+    pretrain(config)
     parsed = evaluate.parse(["--checkpoint", f"{tmp_path}/runs/quickstart/t", "--tasks", "1", "--paths", "first_etrm"])
     with pytest.raises(
         ValueError, match=f"first_etrm is for encoders without a state of their own, and this run has {encoder}"

@@ -14,7 +14,9 @@ from benchmarks import control
 from benchmarks.control import Cell
 from benchmarks.control_table import markdown, verdict, write_table
 
-from arclab import app
+from arclab.methods.recursive.model import build_model
+from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 from arclab.runs.ranks import Ranks
 
@@ -34,7 +36,7 @@ def test_a_tiny_model_learns_unseen_colour_maps(tmp_path: Path) -> None:
         "dataset.validation_sources=[]", "evaluation.split=evaluation", "decoder.num_layers=1", "decoder.l_cycles=1", "trainer.batch_size=32",
         "trainer.steps=240", "trainer.eval_every=240", "trainer.lr_min_ratio=1.0", "wandb.mode=disabled",
     ])  # fmt: skip
-    app._pretrain(config, Ranks(0, 1, torch.device("cpu")))
+    pretrain_in_ranks(config, Ranks(0, 1, torch.device("cpu")))
     rows = read_rows(tmp_path / "toy_control/default/metrics.jsonl")
     last = next(r for r in reversed(rows) if "ARC/pass@1" in r)
     assert last["ARC/pass@1"] > 0.15
@@ -58,7 +60,7 @@ def test_a_killed_table_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             trained.append("killed")
             raise KeyboardInterrupt
         trained.append(config.name)
-        app._pretrain(config, Ranks(0, 1, torch.device("cpu")))
+        pretrain_in_ranks(config, Ranks(0, 1, torch.device("cpu")))
 
     monkeypatch.setattr(control, "train", train)
     with pytest.raises(KeyboardInterrupt):
@@ -88,10 +90,10 @@ def test_the_frozen_twin_keeps_its_random_encoder(tmp_path: Path) -> None:
     for frozen in (False, True):
         config = compose("pretrain_encoder", control.cell_overrides(table, Cell("standard_tiny", "aligned", frozen), 3))
         torch.manual_seed(config.seed)
-        start = app.build_model(config, 1).state_dict()
-        app._pretrain(config, Ranks(0, 1, torch.device("cpu")))
-        model = app.build_model(config, 1)
-        app.load_weights(model, control.newest_checkpoint(control.run_path(config)), control.WeightsKind.raw)
+        start = build_model(config, 1).state_dict()
+        pretrain_in_ranks(config, Ranks(0, 1, torch.device("cpu")))
+        model = build_model(config, 1)
+        load_weights(model, control.newest_checkpoint(control.run_path(config)), control.WeightsKind.raw)
         weights[frozen] = {n: bool((p != start[n]).any()) for n, p in model.state_dict().items()}
     moved = {frozen: {n.split(".")[0] for n, m in changed.items() if m} for frozen, changed in weights.items()}
     assert "encoder" in moved[False] and moved[True] == {"decoder"}
@@ -138,7 +140,7 @@ def test_a_failed_cell_is_named_and_the_table_goes_on(tmp_path: Path, monkeypatc
     def train(overrides: list[str]) -> None:
         if "encoder.optim.freeze_steps=0" in overrides:
             raise control.subprocess.CalledProcessError(2, "pretrain_encoder.py")
-        app._pretrain(compose("pretrain_encoder", overrides), Ranks(0, 1, torch.device("cpu")))
+        pretrain_in_ranks(compose("pretrain_encoder", overrides), Ranks(0, 1, torch.device("cpu")))
 
     monkeypatch.setattr(control, "train", train)
     with pytest.raises(SystemExit, match=r"1 of 2 cells failed: dihedral.color_map-standard_tiny-aligned-trained"):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from arclab import app
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.schema import DeviceChoice, ExperimentConfig, WeightsKind
 from arclab.data.sampler import Batch
@@ -22,7 +21,9 @@ from arclab.methods.recursive.compiled import compile_model
 from arclab.methods.recursive.encoders import Demonstrations
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.run import pretrain
 from arclab.methods.recursive.saved import newest_checkpoint
+from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import run_path
@@ -113,7 +114,7 @@ def test_training_learns_on_a_gpu(tiny: Tiny, overrides: list[str]) -> None:
         "trainer.checkpoint_every=20",
         *overrides,
     )
-    app.pretrain(config)
+    pretrain(config)
     losses = [row["train/lm_loss"] for row in read_rows(run_path(config) / "metrics.jsonl") if "train/lm_loss" in row]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -127,8 +128,8 @@ def test_predictions_in_fp32_are_those_of_the_cpu(tiny: Tiny) -> None:
 
 def test_the_table_of_puzzles_learns_on_a_gpu(tiny: Tiny) -> None:
     config = tiny("trainer.device=cuda", trm=True)
-    app.pretrain(config)
-    setting = app.build_setting(config)
+    pretrain(config)
+    setting = build_setting(config)
     model = build_model(config, setting.data.space.num_puzzles)
     load_weights(model, newest_checkpoint(run_path(config)), WeightsKind.ema)
     assert model.puzzle_table is not None and model.puzzle_table.weight.any()

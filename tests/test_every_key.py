@@ -18,7 +18,6 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from arclab import app
 from arclab.config.compose import compose, compose_evaluate, flat, freeze, known_keys, thaw, to_typed
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
@@ -26,7 +25,10 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.sources import load_source
 from arclab.methods.recursive import decoder
 from arclab.methods.recursive.auxiliary import auxiliary_losses, auxiliary_weights
+from arclab.methods.recursive.evaluation import apply_wishes, evaluate_in_ranks
 from arclab.methods.recursive.model import RecursiveModel
+from arclab.methods.recursive.run import pretrain, pretrain_in_ranks
+from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training import trainer
 from arclab.methods.recursive.training.step import noise_generator
 from arclab.metrics.logger import read_rows
@@ -152,7 +154,7 @@ def summarise(config: ExperimentConfig, root: Path) -> dict[str, str]:
 
 def run(overrides: list[str], root: Path, *, trm: bool = False) -> dict[str, str]:
     config = compose("pretrain_encoder", [*(TINY_TRM if trm else TINY), *BASE, "runs_dir=" + str(root / "runs"), *overrides])
-    app._pretrain(config, CPU)
+    pretrain_in_ranks(config, CPU)
     return summarise(config, root)
 
 
@@ -194,7 +196,7 @@ def test_task_keys() -> None:
 
     def tasks(*overrides: str) -> tuple[list[str], list[str], list[str], list[str]]:
         config = compose("pretrain_encoder", ["dataset=arc1", *overrides])
-        setting = app.build_setting(config)
+        setting = build_setting(config)
         ids = [
             [t.id for t in ts]
             for ts in (setting.split.train, setting.split.validation, setting.split.evaluation, setting.scored)
@@ -211,8 +213,8 @@ def test_task_keys() -> None:
 
 def test_label_keys_reach_the_report(tmp_path: Path) -> None:
     config = compose("pretrain_encoder", [*TINY, *BASE, f"runs_dir={tmp_path}/runs", "dataset.name=my_tasks"])
-    app._pretrain(config, CPU)
-    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/runs/quickstart/default"]), CPU)
+    pretrain_in_ranks(config, CPU)
+    evaluate_in_ranks(compose_evaluate([f"checkpoint={tmp_path}/runs/quickstart/default"]), CPU)
     record = json.loads((tmp_path / "runs/quickstart/default/evaluation/train/metrics.json").read_text())
     assert record["dataset"] == "my_tasks"
     assert "my_tasks" in (tmp_path / "runs/quickstart/default/evaluation/train/report.html").read_text()
@@ -255,8 +257,8 @@ def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.Monkey
     run(["trainer.compile=true"], tmp_path)
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(app, "start_ranks", lambda choice: CPU)
-    app.pretrain(compose("pretrain_encoder", [*TINY, *BASE, f"runs_dir={tmp_path}/r", "trainer.num_threads=3"]))
+    monkeypatch.setattr("arclab.methods.recursive.run.start_ranks", lambda choice: CPU)
+    pretrain(compose("pretrain_encoder", [*TINY, *BASE, f"runs_dir={tmp_path}/r", "trainer.num_threads=3"]))
     assert threads == [3]
 
 
@@ -294,7 +296,7 @@ def test_criterion_keys(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
 def test_device_is_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="device=cuda was asked for but torch sees no CUDA device"):
-        app.pretrain(compose("pretrain_encoder", [*TINY, f"runs_dir={tmp_path}", "trainer.device=cuda"]))
+        pretrain(compose("pretrain_encoder", [*TINY, f"runs_dir={tmp_path}", "trainer.device=cuda"]))
 
 
 def test_wandb_settings_reach_the_run(tmp_path: Path) -> None:
@@ -342,12 +344,12 @@ def test_evaluate_keys_change_the_result(tmp_path: Path) -> None:
     runs = f"runs_dir={tmp_path}/runs"
     # A canvas of 900 cells is slow, and no key tested here depends on how deep the model is.
     shallow = ["decoder.num_layers=1", "decoder.h_cycles=1", "decoder.l_cycles=1", "trainer.eval_every=0"]
-    app._pretrain(compose("pretrain_encoder", [*TINY, *BASE, runs, "dataset.validation_ids=quickstart", "dataset.train_ids=overfit32", "dataset.canvas=30", "dataset.max_train_tasks=2", "trainer.batch_size=2", "dataset.max_demos=2", *shallow, "name=e"]), CPU)  # fmt: skip
+    pretrain_in_ranks(compose("pretrain_encoder", [*TINY, *BASE, runs, "dataset.validation_ids=quickstart", "dataset.train_ids=overfit32", "dataset.canvas=30", "dataset.max_train_tasks=2", "trainer.batch_size=2", "dataset.max_demos=2", *shallow, "name=e"]), CPU)  # fmt: skip
     checkpoint = f"checkpoint={tmp_path}/runs/quickstart/e"
 
     def result(*overrides: str) -> dict[str, Any]:
         folder = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-        app._evaluate(compose_evaluate([checkpoint, f"output_dir={folder}", *overrides]), CPU)
+        evaluate_in_ranks(compose_evaluate([checkpoint, f"output_dir={folder}", *overrides]), CPU)
         record = json.loads((folder / "metrics.json").read_text())
         return {k: record[k] for k in ("scores", "statistics", "split", "num_augmentations")} | {
             "files": sorted(p.name for p in folder.iterdir())
@@ -360,7 +362,7 @@ def test_evaluate_keys_change_the_result(tmp_path: Path) -> None:
     for key in ("halting", "votes", "canvas"):  # what they do: test_evaluation_rules
         config = thaw(tmp_path / "runs/quickstart/e/config.yaml")
         other = EVALUATE_ALTERNATIVES[f"evaluation.{key}"]
-        app._apply_wishes(config, compose_evaluate([checkpoint, f"evaluation.{key}={other}"]))
+        apply_wishes(config, compose_evaluate([checkpoint, f"evaluation.{key}={other}"]))
         assert flat(config)[f"evaluation.{key}"] == other
     assert result("max_tasks=2")["split"] == "train" != base["split"]
     assert base["files"] == ["metrics.json", "predictions.jsonl", "report.html", "submission.json"]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from arclab import app
 from arclab.config.compose import compose_evaluate, flat, known_keys
 from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation, ModelConfig, SandboxConfig
+from arclab.launch.start import evaluate
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.program_sampling import run as evaluate_programs
@@ -97,7 +97,7 @@ def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Pat
         patch.setattr(evaluate_programs, "open_sandbox", open_sandbox)
         patch.setattr(torch, "set_num_threads", lambda number: notes.append(("threads", number)))
         patch.setattr("arclab.pages.report.render_report", lambda result: "")
-        app.evaluate([*BASE, *overrides])
+        evaluate([*BASE, *overrides])
     return [*notes, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))]
 
 

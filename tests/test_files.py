@@ -17,7 +17,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arclab.app import RecordFailure, pretrain
 from arclab.config.compose import run_main
 from arclab.config.schema import ExperimentConfig
 from arclab.files import (
@@ -31,7 +30,9 @@ from arclab.files import (
     sentence_for,
     write_atomically,
 )
+from arclab.methods.recursive.run import pretrain
 from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.lifecycle import RecordFailure
 
 from .conftest import ROOT, script_env
 from .damage import REPEATED, damaged_bytes, damaged_json, outcome_or_sentence
@@ -244,7 +245,7 @@ def test_a_folder_that_is_moved_while_it_trains(
         run.path.rename(run.path.with_name("moved"))
         return {}
 
-    monkeypatch.setattr("arclab.app.context_metrics", move)
+    monkeypatch.setattr("arclab.methods.recursive.run.context_metrics", move)
     lines = told(lambda _: pretrain(config), capsys)
     assert lines[0].startswith(f"error: {run.path}") and "it was moved or removed" in lines[0]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from arclab.app import evaluate, pretrain
 from arclab.config.compose import thaw
+from arclab.launch.start import evaluate
+from arclab.methods.recursive.run import pretrain
 from arclab.metrics.logger import read_rows
 from arclab.pages.analyse import analyse
 from arclab.runs.folder import RunDir, State

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from arclab import app
 from arclab.config.compose import compose_evaluate
 from arclab.files import write_atomically
+from arclab.methods.recursive.evaluation import evaluate_in_ranks
+from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
 from arclab.pages.analyse import analyse
@@ -56,8 +57,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "evaluation.max_tasks=4",
             "trainer.eval_every=4",
         ]
-        app._pretrain(compose("pretrain_encoder", [*TINY, *overrides]), CPU)
-        app._evaluate(compose_evaluate([f"checkpoint={root}/quickstart/{name}"]), CPU)
+        pretrain_in_ranks(compose("pretrain_encoder", [*TINY, *overrides]), CPU)
+        evaluate_in_ranks(compose_evaluate([f"checkpoint={root}/quickstart/{name}"]), CPU)
     return root / "quickstart"
 
 

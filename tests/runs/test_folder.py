@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from arclab import app
 from arclab.config.schema import ExperimentConfig
+from arclab.methods.recursive.run import pretrain
 from arclab.runs.folder import RunDir, State, open_run, run_path, short_commit
 from arclab.runs.lock import lock_path, read_holder
 
@@ -20,9 +20,9 @@ Tiny = Callable[..., ExperimentConfig]
 
 def test_looking_at_a_finished_run_changes_nothing(tiny: Tiny) -> None:
     run = RunDir(run_path(config := tiny("trainer.steps=2")))
-    assert app.pretrain(config) == 0 and run.state is State.done
+    assert pretrain(config) == 0 and run.state is State.done
     before = (run.provenance.read_text(), run.config.read_text())
-    assert app.pretrain(tiny("trainer.steps=2", "trainer.log_every=7")) == 0
+    assert pretrain(tiny("trainer.steps=2", "trainer.log_every=7")) == 0
     assert (run.provenance.read_text(), run.config.read_text()) == before
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from arclab import app
 from arclab.config.compose import ConfigError
 from arclab.config.schema import ExperimentConfig
 from arclab.files import write_atomically
+from arclab.methods.recursive.run import pretrain
 from arclab.runs import lock as runlock
 from arclab.runs.folder import RunDir, State, run_path
 from arclab.runs.lock import LostLock, keeper, living_holder, lock_path, locked, read_holder, require_free
@@ -155,7 +155,7 @@ def test_a_run_that_has_lost_its_lock_writes_nothing_more(how: str, tiny: Tiny, 
 
     monkeypatch.setattr(trainer, "train_step", lose)
     with pytest.raises(LostLock, match=r"lock\.json no longer names pid .* the same command continues"):
-        app.pretrain(config)
+        pretrain(config)
     status = run.read_status() or {}
     assert (status["state"], status["step"], status["message"]) == ("PREEMPTED", 77, "of the other process")
     assert not list(run.checkpoints.glob("step_*")) and '"_step": 2,' not in run.metrics.read_text()

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from arclab import app
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive import decoder
 from arclab.methods.recursive.encoders.base import TaskContext
 from arclab.methods.recursive.encoders.standard import StandardEncoder
 from arclab.methods.recursive.health import Kind, RecursiveRules
+from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.runs.monitor import HealthMonitor, UnhealthyRun
 from arclab.runs.ranks import Ranks
@@ -63,7 +63,7 @@ def test_a_broken_encoder_is_named_at_step_10(
     monkeypatch.setattr(StandardEncoder, "forward", forward)
     config = tiny(*SHORT, "trainer.log_every=7")
     with caplog.at_level("INFO", logger="arclab"):
-        app._pretrain(config, CPU)
+        pretrain_in_ranks(config, CPU)
     (row,) = [r for r in rows_of(config) if r["_step"] == 10]  # judged at step 10 whatever log_every is
     assert (row["health"], row["health_level"]) == (kind.value, "bad")
     assert row["health_note"] in next(
@@ -76,7 +76,7 @@ def test_a_broken_encoder_is_named_at_step_10(
 
 def test_an_intact_encoder_is_neither(tiny: Tiny) -> None:
     """The control: the same run without the fault has no bad verdict."""
-    app._pretrain(config := tiny(*SHORT), CPU)
+    pretrain_in_ranks(config := tiny(*SHORT), CPU)
     judged = [r for r in rows_of(config) if "health" in r]
     assert [r["_step"] for r in judged] == [10, 20] and all(r["health_level"] != "bad" for r in judged)
 
@@ -95,7 +95,7 @@ def test_verdicts_reach_status_and_alerts(tiny: Tiny, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(HealthMonitor, "observe", spy)
     config = tiny(*SHORT, "trainer.checkpoint_every=5")
-    app._pretrain(config, CPU)
+    pretrain_in_ranks(config, CPU)
     assert messages[-1].startswith("step 10: STARVED grad/encoder_norm 0 < 0.05: ")
     ((title, text, is_bad),) = alerts
     assert title == "quickstart/t: STARVED" and text.startswith("step 10: STARVED") and is_bad
@@ -105,7 +105,7 @@ def test_wandb_gets_the_alert(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> No
     """Through the real client, offline: the alert, the verdict in the summary, and the dashboard's file."""
     monkeypatch.setattr(StandardEncoder, "forward", detached)
     config = tiny(*SHORT, "wandb.mode=offline")
-    app._pretrain(config, CPU)
+    pretrain_in_ranks(config, CPU)
     (file,) = folder_of(config).glob("wandb/offline-run-*/run-*.wandb")
     written = file.read_bytes()
     for text in ("quickstart/t: STARVED", "health_level", "workspace.json"):
@@ -117,17 +117,17 @@ def test_stop_when_unhealthy_is_what_stops(tiny: Tiny, monkeypatch: pytest.Monke
     """Starved at two checks in a row: stopped at the second with a checkpoint; without the setting the run goes on."""
     monkeypatch.setattr(StandardEncoder, "forward", detached)
     long = (*SHORT, "trainer.steps=40")
-    app._pretrain(config := tiny(*long, "name=goes_on"), CPU)
+    pretrain_in_ranks(config := tiny(*long, "name=goes_on"), CPU)
     assert status_of(config)["state"] == "DONE"
     config = tiny(*long, "trainer.stop_when_unhealthy=true")
     for _ in range(2):  # the same command again says the same and trains nothing
         with pytest.raises(ValueError, match=r"step 20: STARVED grad/encoder_norm 0 < 0.05: .*stopped by trainer.stop_when"):
-            app._pretrain(config, CPU)
+            pretrain_in_ranks(config, CPU)
         status = status_of(config)
         assert (status["state"], status["step"]) == ("STOPPED", 20) and status["message"].startswith("step 20: STARVED")
         assert rows_of(config)[-1]["_step"] == 20
         assert (folder_of(config) / "checkpoints" / "step_00000020").is_dir()
-    app._pretrain(tiny(*long), CPU)
+    pretrain_in_ranks(tiny(*long), CPU)
     assert status_of(config)["state"] == "DONE" and rows_of(config)[-1]["_step"] == 40
 
 
@@ -144,13 +144,12 @@ def test_a_resumed_run_remembers_its_last_verdict(tiny: Tiny, monkeypatch: pytes
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(HealthMonitor, "observe", killed)
-        app._pretrain(config, CPU)
+        pretrain_in_ranks(config, CPU)
     with pytest.raises(UnhealthyRun, match="step 20: STARVED"):
-        app._pretrain(config, CPU)
+        pretrain_in_ranks(config, CPU)
 
 
 STOPPING_SCRIPT = """
-from arclab.app import pretrain
 from arclab.config.compose import compose, run_main
 from arclab.methods.recursive.encoders.base import TaskContext
 from arclab.methods.recursive.encoders.standard import StandardEncoder
@@ -190,7 +189,7 @@ def test_divergence_is_a_verdict_and_a_failure(tiny: Tiny, monkeypatch: pytest.M
         decoder.Decoder, "forward", lambda self, *args: (lambda z, x, q: (z, x * float("nan"), q))(*original(self, *args))
     )
     with pytest.raises(ValueError, match="training diverged"):
-        app._pretrain(config := tiny("trainer.steps=3"), CPU)
+        pretrain_in_ranks(config := tiny("trainer.steps=3"), CPU)
     (row,) = [r for r in rows_of(config) if r["_step"] == 1]
     assert (row["health"], row["train/lm_loss"]) == ("DIVERGED", None)
     assert status_of(config)["state"] == "FAILED" and "training diverged" in status_of(config)["message"]
@@ -201,7 +200,7 @@ def test_forced_halts_are_those_against_the_halt_logit(tiny: Tiny, monkeypatch: 
     shares = {}
     for bias in (-5.0, 50.0):
         monkeypatch.setattr(decoder, "_Q_BIAS", bias)
-        app._pretrain(config := tiny("halting.halt_exploration_prob=0.0", "trainer.steps=4", f"name=q{bias:.0f}"), CPU)
+        pretrain_in_ranks(config := tiny("halting.halt_exploration_prob=0.0", "trainer.steps=4", f"name=q{bias:.0f}"), CPU)
         shares[bias] = [r["train/forced_halt_share"] for r in rows_of(config) if "train/forced_halt_share" in r]
     assert set(shares[-5.0]) == {1.0} and set(shares[50.0]) == {0.0}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from arclab.app import pretrain
 from arclab.config.compose import ConfigError
 from arclab.config.schema import ExperimentConfig
+from arclab.methods.recursive.run import pretrain
 from arclab.runs.memory import advice_if_out_of_memory
 
 Tiny = Callable[..., ExperimentConfig]

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from arclab.app import build_setting
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import TrainingData
 from arclab.methods.recursive.model import build_model
+from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training import state
 from arclab.methods.recursive.training.optim import AdamATan2
 from arclab.methods.recursive.training.trainer import train

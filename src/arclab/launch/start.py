@@ -1,6 +1,7 @@
-"""What pretrain_encoder.py does with its command line: run in place, start torchrun, or hand a sweep to Hydra's launcher.
+"""What the entry scripts do with their command lines.
 
-    start(sys.argv[1:], in_place=...) -> exit status
+    start("pretrain_encoder", sys.argv[1:]) -> exit status      # run in place, start torchrun, or hand a sweep to Hydra's launcher
+    evaluate(sys.argv[1:])                                      # score a checkpoint, or a solver that has none
 
 In place: one rank, or RANK is set because torchrun was started by hand. Otherwise arclab.launch.job is the parent. With -m (or
 --multirun) every combination is composed, typed and frozen in its run folder before the first job is started.
@@ -9,23 +10,30 @@ In place: one rank, or RANK is set because torchrun was started by hand. Otherwi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from arclab.config.compose import ConfigError, compose
-from arclab.config.schema import ExperimentConfig
+from arclab.config.compose import ConfigError, compose, compose_evaluate
+from arclab.config.llm_schema import EvaluateProgramsConfig
+from arclab.entries import ENTRIES, load
 from arclab.launch.job import prepare_run, run_job
 
-CONFIG_NAME = "pretrain_encoder"
 
-
-def start(argv: Sequence[str], in_place: Callable[[ExperimentConfig], int]) -> int:
+def start(name: str, argv: Sequence[str]) -> int:
     if {"-m", "--multirun"} & set(argv):
         from arclab.launch.sweep import sweep  # needs Hydra's launchers
 
         return sweep([a for a in argv if a not in ("-m", "--multirun")])
     if hydra := [a for a in argv if a.lstrip("+~").startswith("hydra")]:
         raise ConfigError(f"{hydra[0]} has an effect in sweeps only; add -m, or drop it.")
-    config = compose(CONFIG_NAME, argv)
+    entry = ENTRIES[name]
+    config = compose(entry.config, argv)
     if "RANK" in os.environ or config.launch.num_ranks == 1:
-        return in_place(config)
+        return load(entry.run)(config)
     return run_job(prepare_run(config).path)
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """The method is chosen by solver=; without one it is that of the checkpoint."""
+    wanted = compose_evaluate(argv)
+    name = "evaluate_programs" if isinstance(wanted, EvaluateProgramsConfig) else "evaluate"
+    load(ENTRIES[name].run)(wanted)

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arclab.config.compose import run_main
+from arclab.entries import ENTRIES, load
 from arclab.launch.process import die_with_parent
 from arclab.runs.folder import RunDir
 
 
 def main(argv: Sequence[str]) -> int:
     die_with_parent()
-    from arclab.app import pretrain_prepared  # takes seconds to import; the parent may die meanwhile
-
-    return pretrain_prepared(RunDir(Path(argv[0])))
+    prepared = ENTRIES["pretrain_encoder"].prepared
+    assert prepared is not None
+    return load(prepared)(RunDir(Path(argv[0])))  # takes seconds to import; the parent may die meanwhile
 
 
 if __name__ == "__main__":

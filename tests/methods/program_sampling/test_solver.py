@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arclab import app
 from arclab.config.compose import ConfigError, compose_evaluate
 from arclab.config.llm_schema import EvaluateProgramsConfig, GridFormat, Isolation, PromptConfig
 from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, Pair
+from arclab.launch.start import evaluate
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Completion, FinishReason, Message, OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
@@ -269,7 +269,7 @@ def composed(*overrides: str) -> EvaluateProgramsConfig:
 def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A random model through the command: files, stamps and settings; a second call draws nothing."""
     command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
-    app.evaluate(command)
+    evaluate(command)
     names = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
     assert names == ["metrics.json", "predictions.jsonl", "report.html", "samples.jsonl", "submission.json"]
     record = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -280,7 +280,7 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, caps
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "hold no program" in line]
     assert "4 of 4 replies hold no program (cut 4); raise solver.sampling.max_new_tokens=8." in warning
     samples = (tmp_path / "out/samples.jsonl").read_text()
-    app.evaluate([*command[:-1], "max_tasks=3"])
+    evaluate([*command[:-1], "max_tasks=3"])
     grown = (tmp_path / "out/samples.jsonl").read_text()
     assert grown.startswith(samples) and grown.count("\n") == samples.count("\n") + 1
     page = (tmp_path / "out/report.html").read_text()
@@ -291,17 +291,17 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, caps
         and "6 of 6 replies hold no program (cut 6)" in page
         and not re.search(r'id="curves"', page)
     )
-    app.evaluate([*command[:-1], "max_tasks=3"])
+    evaluate([*command[:-1], "max_tasks=3"])
     assert "timing/replies_per_s" not in json.loads((tmp_path / "out/metrics.json").read_text())["statistics"]
     with locked(RunDir(tmp_path / "out")), pytest.raises(ConfigError, match="is in use by pid"):
-        app.evaluate([*command[:-1], "max_tasks=3"])
+        evaluate([*command[:-1], "max_tasks=3"])
     with pytest.raises(
         ValueError,
         match=r"out holds the results of 3 tasks .* which these of 2 tasks .* would replace; give another output_dir=",
     ):
-        app.evaluate(command)
+        evaluate(command)
     with pytest.raises(ConfigError, match=r"solver\.sampling\.temperature=0\.8, now solver\.sampling\.temperature=0\.5"):
-        app.evaluate([*command, "solver.sampling.temperature=0.5"])
+        evaluate([*command, "solver.sampling.temperature=0.5"])
 
 
 def test_which_settings_make_other_replies(tmp_path: Path, tiny_lm: Path) -> None:
@@ -361,7 +361,7 @@ def test_no_result_where_no_task_could_be_tried(tmp_path: Path, tiny_lm: Path) -
         ConfigError,
         match=r"none of the 2 tasks could be tried, so there is no result; the first one: the prompt has \d+ tokens",
     ):
-        app.evaluate([*command, "solver.sampling.max_new_tokens=100000"])
+        evaluate([*command, "solver.sampling.max_new_tokens=100000"])
     assert not (tmp_path / "out/metrics.json").exists() and not (tmp_path / "out/samples.jsonl").exists()
 
 
@@ -422,10 +422,10 @@ def test_what_a_server_does_not_do_is_said_of_the_result(
     monkeypatch.setattr(evaluate_programs, "open_sandbox", lambda config: nullcontext(sandbox))
     command += ["model=endpoint", "model.name=m", f"model.base_url={server.url}", f"output_dir={tmp_path}"]
     try:
-        app.evaluate(command)
+        evaluate(command)
         record, page = json.loads((tmp_path / "metrics.json").read_text()), (tmp_path / "report.html").read_text()
         seeds = ["seed" in body for body in server.bodies]
-        app.evaluate(command)
+        evaluate(command)
     finally:
         server.close()
     assert {body["messages"][-1]["content"] for body in server.bodies[len(seeds) :]} == set(refused)

@@ -12,12 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arclab import app
 from arclab.config.compose import compose_evaluate
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive.decoder_init import apply_decoder_init, held_out_overlap
+from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.health import RecursiveRules
 from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.saved import newest_checkpoint
+from arclab.methods.recursive.setting import build_setting
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
@@ -40,7 +43,7 @@ def trm_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.steps=2",
     ]
     for name, extra in (("clean", []), ("leaky", [*small, "evaluation.split=validation", "evaluation.max_tasks=1"])):
-        app._pretrain(compose("pretrain_encoder", [*TINY_TRM, f"runs_dir={root}", f"name={name}", *extra]), CPU)
+        pretrain_in_ranks(compose("pretrain_encoder", [*TINY_TRM, f"runs_dir={root}", f"name={name}", *extra]), CPU)
     return root / "quickstart"
 
 
@@ -57,7 +60,7 @@ def test_our_checkpoint_loads_completely(tiny: Tiny, trm_runs: Path) -> None:
     assert (len(report.expected), len(report.loaded), report.missing) == (14, 14, ())  # type: ignore[attr-defined]
     assert report.dropped == ("puzzle_table.weight",) and not report.transductive  # type: ignore[attr-defined]
     assert "14 tensors expected, 14 loaded, 0 missing, 1 dropped (puzzle_table.weight)" in str(report)
-    source = app.newest_checkpoint(trm_runs / "clean")
+    source = newest_checkpoint(trm_runs / "clean")
     averaged = load_file(source / "ema.safetensors")
     for name, tensor in model.decoder.state_dict().items():
         if f"decoder.{name}" in averaged:
@@ -69,7 +72,7 @@ def test_our_checkpoint_loads_completely(tiny: Tiny, trm_runs: Path) -> None:
 
 
 def test_gain_is_matched_to_the_trained_puzzle_vectors(tiny: Tiny, trm_runs: Path) -> None:
-    table = load_file(app.newest_checkpoint(trm_runs / "clean") / "model.safetensors")["puzzle_table.weight"]
+    table = load_file(newest_checkpoint(trm_runs / "clean") / "model.safetensors")["puzzle_table.weight"]
     expected = table[table.abs().sum(1) > 0].square().mean().sqrt()
     overrides = ["decoder_init=pretrained", f"decoder_init.path={trm_runs}/clean", "encoder/context=trm_compat"]
     model, _ = initialised(tiny(*overrides, "encoder.context.match_gain=true"))
@@ -84,8 +87,8 @@ def test_a_transductive_source_is_stamped_on_every_result(trm_runs: Path, tmp_pa
     for name in ("clean", "leaky"):
         source = trm_runs / name
         extra = ["dataset.canvas=6"] if name == "clean" else []
-        app._pretrain(compose("pretrain_encoder", [*common, *extra, f"name={name}", f"decoder_init.path={source}"]), CPU)
-        app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/{name}"]), CPU)
+        pretrain_in_ranks(compose("pretrain_encoder", [*common, *extra, f"name={name}", f"decoder_init.path={source}"]), CPU)
+        evaluate_in_ranks(compose_evaluate([f"checkpoint={tmp_path}/quickstart/{name}"]), CPU)
         folder = tmp_path / "quickstart" / name / "evaluation" / "train"
         stamps[name] = json.loads((folder / "metrics.json").read_text())["stamps"]
         assert all(stamp in (folder / "report.html").read_text() for stamp in stamps[name])
@@ -107,7 +110,7 @@ def test_a_run_continues_when_its_source_is_gone(trm_runs: Path, tmp_path: Path)
             shutil.rmtree(source)
             shutil.rmtree(last)
             (run.path / "status.json").unlink()
-        assert app._pretrain(compose("pretrain_encoder", common), CPU) is State.done
+        assert pretrain_in_ranks(compose("pretrain_encoder", common), CPU) is State.done
         stamps = json.loads((last / "state.json").read_text())["stamps"]
         ends[killed] = (stamps, {name: tensor.tolist() for name, tensor in load_file(last / "model.safetensors").items()})
     assert ends[True] == ends[False] and "transductive" in ends[True][0][0]
@@ -118,14 +121,14 @@ def test_a_run_continues_when_its_source_is_gone(trm_runs: Path, tmp_path: Path)
 
 
 def test_transductive_trm_says_so(trm_runs: Path, tmp_path: Path) -> None:
-    app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", f"output_dir={tmp_path}"]), CPU)
+    evaluate_in_ranks(compose_evaluate([f"checkpoint={trm_runs}/leaky", f"output_dir={tmp_path}"]), CPU)
     assert any(s.startswith("transductive:") for s in json.loads((tmp_path / "metrics.json").read_text())["stamps"])
     with pytest.raises(ValueError, match="puzzle table has no vectors for"):
-        app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "split=evaluation", "max_tasks=2"]), CPU)
+        evaluate_in_ranks(compose_evaluate([f"checkpoint={trm_runs}/leaky", "split=evaluation", "max_tasks=2"]), CPU)
     with pytest.raises(ValueError, match="use max_tasks=1, as many as it was trained with"):
-        app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "max_tasks=2"]), CPU)
+        evaluate_in_ranks(compose_evaluate([f"checkpoint={trm_runs}/leaky", "max_tasks=2"]), CPU)
     with pytest.raises(ValueError, match=r"num_augmentations=9 is more than dataset\.num_augmentations=1: a puzzle table"):
-        app._evaluate(compose_evaluate([f"checkpoint={trm_runs}/leaky", "num_augmentations=9"]), CPU)
+        evaluate_in_ranks(compose_evaluate([f"checkpoint={trm_runs}/leaky", "num_augmentations=9"]), CPU)
 
 
 def test_a_source_with_other_cycles_is_stamped(trm_runs: Path, tmp_path: Path) -> None:
@@ -134,11 +137,11 @@ def test_a_source_with_other_cycles_is_stamped(trm_runs: Path, tmp_path: Path) -
         name = f"c{cycles}"
         common = [*TINY, f"runs_dir={tmp_path}", f"name={name}", f"decoder_init.path={trm_runs}/clean", "decoder_init=pretrained", "trainer.steps=1",
                   "trainer.checkpoint_every=1", f"decoder.l_cycles={cycles}", "dataset.max_train_tasks=2", "evaluation.max_tasks=1"]  # fmt: skip
-        app._pretrain(compose("pretrain_encoder", common), CPU)
+        pretrain_in_ranks(compose("pretrain_encoder", common), CPU)
         state = json.loads((tmp_path / "quickstart" / name / "checkpoints/step_00000001/state.json").read_text())
         stamps[cycles] = [stamp for stamp in state["stamps"] if "h_cycles x l_cycles" in stamp]
     assert sorted(map(len, stamps.values())) in ([0, 1], [1, 1]) and stamps[1] != stamps[2]
-    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/c1"]), CPU)
+    evaluate_in_ranks(compose_evaluate([f"checkpoint={tmp_path}/quickstart/c1"]), CPU)
     record = json.loads((tmp_path / "quickstart/c1/evaluation/train/metrics.json").read_text())
     assert "the first 1 of the 2 tasks of this split were scored" in record["stamps"]
 
@@ -156,15 +159,15 @@ def test_a_source_that_trained_on_held_out_tasks_is_stamped(trm_runs: Path, tmp_
     config = compose("pretrain_encoder", [*common, "dataset.train_ids=overfit32", "dataset.validation_ids=quickstart",
                                           "dataset.canvas=30", "trainer.batch_size=2", "evaluation.split=validation", "dataset.max_train_tasks=2",
                                           "evaluation.num_augmentations=0", "evaluation.max_tasks=1", "evaluation.health_tasks=0"])  # fmt: skip
-    held_out = {"validation": app.build_setting(config).scored}
+    held_out = {"validation": build_setting(config).scored}
     assert len(held_out["validation"]) == 1
     assert "was trained on 1 of 1 validation tasks" in held_out_overlap(trm_runs / "clean", held_out)
     (task,) = held_out["validation"]
     renamed, other = replace(task, id="other"), replace(task, demos=task.demos[1:])
     assert "1 of 1 validation" in held_out_overlap(trm_runs / "clean", {"validation": [renamed]})
     assert held_out_overlap(trm_runs / "clean", {"validation": [other]}) == ""
-    app._pretrain(config, CPU)
-    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/quickstart/t"]), CPU)
+    pretrain_in_ranks(config, CPU)
+    evaluate_in_ranks(compose_evaluate([f"checkpoint={tmp_path}/quickstart/t"]), CPU)
     stamps = json.loads((tmp_path / "quickstart/t/evaluation/validation/metrics.json").read_text())["stamps"]
     assert any("of 12 validation tasks" in stamp for stamp in stamps)
 
@@ -220,7 +223,7 @@ def test_what_trains_in_each_phase(trm_runs: Path, tmp_path: Path, kind: str, de
         *(["decoder_init.freeze_steps=2"] if kind == "staged" else []),
     ]
     steps = ["trainer.steps=4", "trainer.checkpoint_every=1", "trainer.keep_last=9"]
-    app._pretrain(compose("pretrain_encoder", [*TINY, *overrides, *steps, f"runs_dir={tmp_path}", "name=p"]), CPU)
+    pretrain_in_ranks(compose("pretrain_encoder", [*TINY, *overrides, *steps, f"runs_dir={tmp_path}", "name=p"]), CPU)
     at = {s: load_file(tmp_path / f"quickstart/p/checkpoints/step_{s:08d}/model.safetensors") for s in (1, 2, 3, 4)}
     for (a, b), moves in zip(((1, 2), (3, 4)), decoder_moves, strict=True):
         for name in at[1]:
@@ -229,5 +232,5 @@ def test_what_trains_in_each_phase(trm_runs: Path, tmp_path: Path, kind: str, de
                 assert not same, name
             elif "start_" not in name and "q_head" not in name:
                 assert same is not moves, name
-    source = load_file(app.newest_checkpoint(trm_runs / "clean") / "ema.safetensors")["decoder.lm_head.weight"]
+    source = load_file(newest_checkpoint(trm_runs / "clean") / "ema.safetensors")["decoder.lm_head.weight"]
     assert torch.equal(at[4]["decoder.lm_head.weight"], source) is (kind == "frozen")

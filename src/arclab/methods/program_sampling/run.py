@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arclab.config.compose import ConfigError, flat
 from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation
 from arclab.config.schema import SplitName
@@ -28,6 +30,7 @@ from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP
 from arclab.results.writing import Evaluation, Subject, require_no_larger, write_results
+from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, provenance
 from arclab.runs.lock import keeper, locked
 
@@ -42,6 +45,9 @@ _FREE = (
 
 def evaluate_programs(config: EvaluateProgramsConfig) -> None:
     """Score the solver and write metrics.json, predictions.jsonl, submission.json, report.html beside samples.jsonl."""
+    setup_logging()
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"solver={config.solver.kind} runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without torchrun."

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from arclab import app
 from arclab.config.schema import CanvasRule, ExperimentConfig
 from arclab.data.codec import FIRST_COLOR, VOCAB_SIZE
 from arclab.data.sampler import Batch
 from arclab.methods.recursive.encoders.base import TaskContext
+from arclab.methods.recursive.evaluation import context_metrics
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.probes import encoder_health as module
 from arclab.methods.recursive.probes.context_ablations import zero_context_drop
@@ -26,6 +26,7 @@ from arclab.methods.recursive.probes.encoder_health import (
     spread_sample,
     view_spread,
 )
+from arclab.methods.recursive.setting import Setting, build_setting
 from arclab.metrics.names import REGISTRY
 from arclab.runs.ranks import Ranks
 
@@ -69,8 +70,8 @@ def test_retrieval_accuracy() -> None:
     assert retrieval_accuracy(ORTHOGONAL, half_known) == 0.5
 
 
-def setting_of(config: ExperimentConfig) -> tuple[app.Setting, RecursiveModel, list[Batch], HealthSettings]:
-    setting = app.build_setting(config)
+def setting_of(config: ExperimentConfig) -> tuple[Setting, RecursiveModel, list[Batch], HealthSettings]:
+    setting = build_setting(config)
     torch.manual_seed(0)
     model = build_model(config, 1)
     settings = HealthSettings(64, config.dataset.canvas, config.evaluation.canvas, 0, config.dataset.max_demos, 5, CPU.device)
@@ -157,7 +158,7 @@ def test_no_numbers_without_an_encoder_or_tasks(tiny: Tiny) -> None:
     setting, model, _, settings = setting_of(tiny())
     assert encoder_health(model, setting.split.train[:1], settings) == {}
     config = tiny(trm=True)
-    table = build_model(config, app.build_setting(config).data.space.num_puzzles)
+    table = build_model(config, build_setting(config).data.space.num_puzzles)
     assert encoder_health(table, setting.split.train, settings) == {}
     assert [t.id for t in spread_sample(setting.split.train, 3)] == [setting.split.train[i].id for i in (0, 6, 11)]
     assert spread_sample(setting.split.train, 0) == []
@@ -167,9 +168,9 @@ def test_scored_and_training_tasks_are_told_apart(tiny: Tiny) -> None:
     """On a held-out split both samples are measured; where training tasks are scored there is one."""
     config = tiny("dataset.canvas=30", "dataset.max_train_tasks=3", "dataset.validation_ids=arc1_validation",
                   "evaluation.split=validation", "evaluation.max_tasks=2", "halting.halt_max_steps=2", "decoder.h_cycles=1")  # fmt: skip
-    setting = app.build_setting(config)
-    metrics = app.context_metrics(config, setting, build_model(config, 1), CPU)
+    setting = build_setting(config)
+    metrics = context_metrics(config, setting, build_model(config, 1), CPU)
     assert metrics["encoder/tasks"] == 2 and metrics["train_encoder/tasks"] == 3
     fit = tiny()
-    metrics = app.context_metrics(fit, app.build_setting(fit), build_model(fit, 1), CPU)
+    metrics = context_metrics(fit, build_setting(fit), build_model(fit, 1), CPU)
     assert metrics["encoder/tasks"] == 2 and not any(n.startswith("train_encoder/") for n in metrics)

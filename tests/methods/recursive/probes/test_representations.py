@@ -10,7 +10,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from arclab import app
 from arclab.data.sources import load_source
 from arclab.methods.recursive.probes.representations import (
     ALL_DEMOS,
@@ -22,6 +21,7 @@ from arclab.methods.recursive.probes.representations import (
     tsne,
 )
 from arclab.methods.recursive.probes.scatter import scatter_tasks
+from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.pages import plots
 from arclab.runs.ranks import Ranks
 
@@ -35,8 +35,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a trained run, one whose encoder was frozen, and a puzzle table."""
     root = tmp_path_factory.mktemp("runs")
     for name, *overrides in (("moved",), ("frozen", "encoder.optim.freeze_steps=4"), ("few", "dataset.max_demos=2")):
-        app._pretrain(compose("pretrain_encoder", [*TINY, f"runs_dir={root}", f"name={name}", *overrides]), CPU)
-    app._pretrain(compose("pretrain_encoder", [*TINY_TRM, f"runs_dir={root}", "name=table"]), CPU)
+        pretrain_in_ranks(compose("pretrain_encoder", [*TINY, f"runs_dir={root}", f"name={name}", *overrides]), CPU)
+    pretrain_in_ranks(compose("pretrain_encoder", [*TINY_TRM, f"runs_dir={root}", "name=table"]), CPU)
     return root / "quickstart"
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from arclab import app
 from arclab.config.schema import EvalHalting, ExperimentConfig
 from arclab.data.sampler import Batch
 from arclab.methods.recursive.encoders import Demonstrations
+from arclab.methods.recursive.evaluation import build_solver
 from arclab.methods.recursive.model import Reading, RecursiveModel, build_model
+from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.solver.continuous_batching import Ready, fly
 from arclab.results.attempts import Budget
 from arclab.runs.ranks import Ranks
@@ -126,10 +127,10 @@ def test_rows_that_end_make_room_at_once(tiny: Tiny, monkeypatch: pytest.MonkeyP
 def test_mean_of_steps_is_reported_and_early_ends_sooner(tiny: Tiny) -> None:
     config = tiny("halting.halt_max_steps=6", "evaluation.max_tasks=4")
     model, _, _ = setup(config)
-    setting = app.build_setting(config)
-    full = app.build_solver(config, setting, model, CPU, batch_size=5).solve(setting.scored, Budget(2))
+    setting = build_setting(config)
+    full = build_solver(config, setting, model, CPU, batch_size=5).solve(setting.scored, Budget(2))
     config.evaluation.halting = EvalHalting.early
-    early = app.build_solver(config, setting, model, CPU, batch_size=5).solve(setting.scored, Budget(2))
+    early = build_solver(config, setting, model, CPU, batch_size=5).solve(setting.scored, Budget(2))
     assert full.statistics["all.steps"] == 6 and 1 <= early.statistics["all.steps"] < 6
     assert early.statistics["all.count"] == full.statistics["all.count"]
 
@@ -137,7 +138,7 @@ def test_mean_of_steps_is_reported_and_early_ends_sooner(tiny: Tiny) -> None:
 def test_demonstrations_are_read_once_per_augmented_puzzle(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a task with several test inputs, and for any batch size."""
     config = tiny("evaluation.max_tasks=null")
-    setting = app.build_setting(config)
+    setting = build_setting(config)
     assert any(len(task.tests) > 1 for task in setting.scored)
     model = build_model(config, 1)
     read: list[int] = []
@@ -148,5 +149,5 @@ def test_demonstrations_are_read_once_per_augmented_puzzle(tiny: Tiny, monkeypat
         return original(self, data)
 
     monkeypatch.setattr(RecursiveModel, "read", spy)
-    attempts = app.build_solver(config, setting, model, CPU, batch_size=3).solve(setting.scored, Budget(2))
+    attempts = build_solver(config, setting, model, CPU, batch_size=3).solve(setting.scored, Budget(2))
     assert sum(read) == 3 * len(setting.scored) < attempts.statistics["all.count"]

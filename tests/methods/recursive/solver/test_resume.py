@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from arclab import app
 from arclab.config.compose import compose_evaluate, thaw
 from arclab.config.schema import CanvasRule, EvalHalting, ExperimentConfig, VotesRule
+from arclab.methods.recursive.evaluation import apply_wishes, evaluate_in_ranks, votes_key
 from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.saved import newest_checkpoint
+from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import Tally, VoteStore
 from arclab.pages import report
@@ -162,7 +164,7 @@ def test_the_command_goes_on_and_nothing_else_reuses_its_votes(
 ) -> None:
     """The results are those of a command that was never killed; other weights, tasks or settings have another key."""
     config = tiny("trainer.steps=1", "evaluation.max_tasks=3", "evaluation.health_tasks=0")
-    app._pretrain(config, CPU)
+    pretrain_in_ranks(config, CPU)
     checkpoint = newest_checkpoint(tmp_path / "runs/quickstart/t")
     command = [f"checkpoint={checkpoint}", "num_augmentations=3", "batch_size=2"]
     monkeypatch.setattr(report, "render_report", lambda result: "")
@@ -171,7 +173,7 @@ def test_the_command_goes_on_and_nothing_else_reuses_its_votes(
     )
 
     def evaluate(folder: str) -> None:
-        app._evaluate(compose_evaluate([*command, f"output_dir={tmp_path}/{folder}"]), CPU)
+        evaluate_in_ranks(compose_evaluate([*command, f"output_dir={tmp_path}/{folder}"]), CPU)
 
     evaluate("whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -183,12 +185,12 @@ def test_the_command_goes_on_and_nothing_else_reuses_its_votes(
     for name in ("predictions.jsonl", "submission.json"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
-    scored = app.build_setting(config).scored
+    scored = build_setting(config).scored
 
     def key(*overrides: str, tasks: int = 3) -> str:
         wanted, applied = compose_evaluate([*command, *overrides]), thaw(tmp_path / "runs/quickstart/t/config.yaml")
-        app._apply_wishes(applied, wanted)
-        return app.votes_key(applied, scored[:tasks], checkpoint, wanted.weights)
+        apply_wishes(applied, wanted)
+        return votes_key(applied, scored[:tasks], checkpoint, wanted.weights)
 
     assert key() == key("batch_size=5") and kept.name.split("_")[1] == key()
     keys = [key(o) for o in ("weights=raw", "num_augmentations=2", "evaluation.halting=early", "evaluation.votes=adaptive")]

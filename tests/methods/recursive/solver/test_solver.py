@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from arclab import app
 from arclab.config.compose import compose_evaluate
 from arclab.config.schema import ExperimentConfig
 from arclab.data.codec import FIRST_COLOR
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask, Pair
+from arclab.methods.recursive.evaluation import build_solver, evaluate_in_ranks
 from arclab.methods.recursive.model import Reading, RecursiveModel, build_model
+from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.setting import Setting, build_setting
 from arclab.methods.recursive.solver.continuous_batching import Ready
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.metrics.names import count_of
@@ -32,10 +34,10 @@ Tiny = Callable[..., ExperimentConfig]
 CPU = Ranks(0, 1, torch.device("cpu"))
 
 
-def solver_of(config: ExperimentConfig) -> tuple[RecursiveSolver, app.Setting, RecursiveModel]:
-    setting = app.build_setting(config)
+def solver_of(config: ExperimentConfig) -> tuple[RecursiveSolver, Setting, RecursiveModel]:
+    setting = build_setting(config)
     model = build_model(config, setting.data.space.num_puzzles)
-    return app.build_solver(config, setting, model, CPU, batch_size=7), setting, model
+    return build_solver(config, setting, model, CPU, batch_size=7), setting, model
 
 
 def test_a_perfect_model_scores_everything_with_all_votes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +192,8 @@ def test_submission_has_two_attempts_for_every_test_input() -> None:
 
 def test_files_of_an_evaluation_agree(tiny: Tiny, tmp_path: Path) -> None:
     """metrics.json, predictions.jsonl and submission.json tell the same story and name their making."""
-    app._pretrain(tiny("trainer.steps=1", "evaluation.max_tasks=3"), CPU)
-    app._evaluate(compose_evaluate([f"checkpoint={tmp_path}/runs/quickstart/t", "num_augmentations=1"]), CPU)
+    pretrain_in_ranks(tiny("trainer.steps=1", "evaluation.max_tasks=3"), CPU)
+    evaluate_in_ranks(compose_evaluate([f"checkpoint={tmp_path}/runs/quickstart/t", "num_augmentations=1"]), CPU)
     folder = tmp_path / "runs/quickstart/t/evaluation/train"
     record = json.loads((folder / "metrics.json").read_text())
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arclab import app
 from arclab.config.compose import ConfigError, thaw
 from arclab.config.plain_composer import QuickComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.job import prepare_run
 from arclab.launch.queue.plan import _other_configuration
 from arclab.methods.recursive.model import build_model
+from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training.batch_size import Cost, batch_sizes, by_steps, find_batch_size, measure
 from arclab.runs.folder import RunDir, State, run_path
 from arclab.runs.memory import available_bytes, memory_budget
@@ -32,7 +33,7 @@ AUTO = "trainer.batch_size=auto"
 def test_the_number_grows_with_the_budget_and_fits(tiny: Tiny) -> None:
     small = (AUTO, "dataset.max_train_tasks=8", "decoder.h_cycles=1")
     config = tiny(*small)
-    setting = app.build_setting(config)
+    setting = build_setting(config)
     model = build_model(config, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     budgets = (5_000_000, 20_000_000)
@@ -51,7 +52,7 @@ def test_the_number_grows_with_the_budget_and_fits(tiny: Tiny) -> None:
 
 def test_sizes_are_those_that_ranks_pieces_and_canvases_allow(tiny: Tiny) -> None:
     config = tiny(AUTO, "trainer.grad_accumulation=2", "trainer.canvas=bucketed")
-    data = app.build_setting(config).data
+    data = build_setting(config).data
     queries = int((data.trainable_T * data.space.num_augmentations_T).sum())
     sizes = batch_sizes(config, data, 2)
     assert sizes[0] == 4 and all(size % 2 == 0 for size in sizes)  # two canvases
@@ -70,7 +71,7 @@ class OfTwo(Ranks):
 
 def test_every_rank_takes_what_fits_on_all(tiny: Tiny) -> None:
     config = tiny(AUTO, trm=True)
-    setting = app.build_setting(config)
+    setting = build_setting(config)
     model = build_model(config, setting.data.space.num_puzzles)
     assert find_batch_size(config, model, setting.data, OfTwo(0, 2, CPU.device), 2**30) == 6
 
@@ -97,8 +98,8 @@ def test_the_search_by_steps_ends_at_the_edge(budget: int, spread: float) -> Non
 
 
 def trained(config: ExperimentConfig, budget: int, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, torch.Tensor], RunDir]:
-    monkeypatch.setattr(app, "memory_budget", lambda device, num_local_ranks: budget)
-    app._pretrain(config, CPU)
+    monkeypatch.setattr("arclab.methods.recursive.run.memory_budget", lambda device, num_local_ranks: budget)
+    pretrain_in_ranks(config, CPU)
     run = RunDir(run_path(config))
     return load_file(run.checkpoints / "step_00000004" / "model.safetensors"), run
 
@@ -118,15 +119,15 @@ def test_the_run_is_that_of_the_number_and_keeps_it(tiny: Tiny, monkeypatch: pyt
     assert all(torch.equal(again[name], explicit[name]) for name in explicit)
     assert thaw(run.config).trainer.batch_size == number
     with pytest.raises(ConfigError, match=rf"was made with trainer\.batch_size={number}, now trainer\.batch_size={number + 1}"):
-        app._pretrain(tiny(f"trainer.batch_size={number + 1}", trm=True), CPU)
+        pretrain_in_ranks(tiny(f"trainer.batch_size={number + 1}", trm=True), CPU)
 
 
 def test_a_prepared_folder_says_auto_until_its_run_has_found_the_number(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(AUTO, trm=True)
     run = prepare_run(config)
     assert thaw(run.config).trainer.batch_size == "auto"
-    monkeypatch.setattr(app, "memory_budget", lambda device, num_local_ranks: 10_000_000)
-    app._pretrain(thaw(run.config), CPU, prepared=run)
+    monkeypatch.setattr("arclab.methods.recursive.run.memory_budget", lambda device, num_local_ranks: 10_000_000)
+    pretrain_in_ranks(thaw(run.config), CPU, prepared=run)
     number = thaw(run.config).trainer.batch_size
     assert isinstance(number, int)
     assert thaw(prepare_run(config).config).trainer.batch_size == number  # submitted again

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from arclab import app
 from arclab.config.compose import compose_evaluate, config_hash
 from arclab.config.schema import ExperimentConfig
 from arclab.data.augment import ViewRule
 from arclab.data.record import NO_RECORD
 from arclab.files import step_folders
+from arclab.methods.recursive.evaluation import evaluate_in_ranks
+from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.saved import read_state, sealed
+from arclab.methods.recursive.setting import build_setting
 from arclab.runs.folder import RunDir, State, run_path
 from arclab.runs.ranks import Ranks
 
@@ -66,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks_in(root / "tasks")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        app._pretrain(configured(), CPU)
+        pretrain_in_ranks(configured(), CPU)
     return root
 
 
@@ -82,7 +84,7 @@ def scores(root: Path, *wishes: str) -> dict[str, str]:
     """Task -> everything that the evaluation says of it, candidates and confidences too."""
     output = root / "scored"
     shutil.rmtree(output, ignore_errors=True)
-    app._evaluate(compose_evaluate([f"checkpoint={root}/runs/quickstart/t", f"output_dir={output}", *wishes]), CPU)
+    evaluate_in_ranks(compose_evaluate([f"checkpoint={root}/runs/quickstart/t", f"output_dir={output}", *wishes]), CPU)
     records = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
     return {record["task"]: json.dumps(record) for record in records}
 
@@ -166,7 +168,7 @@ def test_rows_of_a_puzzle_table_are_found_by_task(
     unfinished(root)
     config = (root / "runs/quickstart/t/checkpoints/step_00000003/model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=rf"training tasks are not those of checkpoint .*: {continued}.*; put the tasks back"):
-        app._pretrain(configured(), CPU)
+        pretrain_in_ranks(configured(), CPU)
     assert [p.name for p in step_folders(root / "runs/quickstart/t/checkpoints")] == ["step_00000003"]
     assert config == (root / "runs/quickstart/t/checkpoints/step_00000003/model.safetensors").read_bytes()
 
@@ -187,19 +189,19 @@ def test_a_checkpoint_without_a_record_goes_on_and_says_so(root: Path, caplog: p
         scores(root)  # a table by the newer rule
     unfinished(root)
     with pytest.raises(ValueError, match="has 82 vectors, and the tasks that load now need 85"):
-        app._pretrain(configured(), CPU)
+        pretrain_in_ranks(configured(), CPU)
     shutil.rmtree(root / "runs")
-    build = app.build_setting
+    build = build_setting
     with pytest.MonkeyPatch.context() as patch:  # a run of the older version
-        patch.setattr(app, "build_setting", lambda config, rule: build(config, ViewRule.action))
-        app._pretrain(configured(), CPU)
+        patch.setattr("arclab.methods.recursive.run.build_setting", lambda config, rule: build(config, ViewRule.action))
+        pretrain_in_ranks(configured(), CPU)
     as_before_there_were_records(root)
     old = scores(root)
     assert set(old) == set(with_record) and notes(root)[-1] == NO_RECORD
     whole = torch_bytes(root)
     unfinished(root)
     with caplog.at_level(logging.WARNING):
-        assert app._pretrain(configured(), CPU) is State.done
+        assert pretrain_in_ranks(configured(), CPU) is State.done
     assert NO_RECORD in caplog.text and torch_bytes(root) == whole and scores(root) == old
     record = json.loads((root / "runs/quickstart/t/checkpoints/step_00000006/tasks.json").read_text())
     assert record["views"] == "action" and [task["num_views"] for task in record["tasks"]] == [21] * 4
@@ -219,7 +221,7 @@ def test_an_encoder_is_scored_on_other_training_tasks_with_a_note_and_never_cont
     few_shot = configured('dataset.validation_sources=["folder:held_out"]', trm=False)
     (tmp_path / "held_out").mkdir()
     write_task(tmp_path / "held_out/h1.json", 9)
-    app._pretrain(few_shot, CPU)
+    pretrain_in_ranks(few_shot, CPU)
     scores(tmp_path, "split=validation")
     assert not any("training tasks of today" in note for note in notes(tmp_path))
     shutil.move(tmp_path / "tasks/a/t1.json", tmp_path / "held_out/t1.json")
@@ -229,7 +231,7 @@ def test_an_encoder_is_scored_on_other_training_tasks_with_a_note_and_never_cont
     assert "1 of the 2 scored tasks were trained on (task t1)" in stamps
     unfinished(tmp_path)
     with pytest.raises(ValueError, match=r"training tasks are not those of checkpoint .*task t1 is missing"):
-        app._pretrain(few_shot, CPU)
+        pretrain_in_ranks(few_shot, CPU)
 
 
 @pytest.mark.parametrize("key", ["seed=1", "name=other", "experiment_name=elsewhere", "trainer.warmup_steps=2"])
@@ -250,7 +252,7 @@ def test_a_checkpoint_of_another_run_is_not_continued(root: Path, key: str, is_o
     name = key.partition("=")[0]
     words = f"made with {name}=.* now {name}=" if not is_old or name == "seed" else "belongs to the W&B run"
     with pytest.raises(ValueError, match=rf"step_00000003 .*{words}.*it is of another run; continue that run, or remove"):
-        app._pretrain(other, CPU)
+        pretrain_in_ranks(other, CPU)
     assert [p.name for p in step_folders(moved / "checkpoints")] == ["step_00000003"]
 
 
@@ -266,7 +268,7 @@ def test_a_run_goes_on_with_free_keys_and_with_keys_that_are_new(root: Path, is_
         edit_state(checkpoint, settings={k: v for k, v in settings.items() if k != "trainer.profile"} | {"gone": 1})
     unfinished(root)
     if not is_old:
-        assert app._pretrain(configured("trainer.log_every=3", "trainer.num_workers=1"), CPU) is State.done
+        assert pretrain_in_ranks(configured("trainer.log_every=3", "trainer.num_workers=1"), CPU) is State.done
 
 
 def test_a_moved_run_has_the_id_of_its_folder(root: Path) -> None:
@@ -275,7 +277,7 @@ def test_a_moved_run_has_the_id_of_its_folder(root: Path) -> None:
     copy = root / "elsewhere/quickstart/t"
     shutil.copytree(root / "runs/quickstart/t/checkpoints", copy / "checkpoints")
     old = read_state(copy / "checkpoints/step_00000003")["run_id"]
-    app._pretrain(configured("runs_dir=elsewhere"), CPU)
+    pretrain_in_ranks(configured("runs_dir=elsewhere"), CPU)
     assert read_state(copy / "checkpoints/step_00000006")["run_id"] == RunDir(copy).run_id != old
 
 
@@ -287,6 +289,6 @@ def test_a_folder_that_was_set_aside_is_left_alone(root: Path) -> None:
     (checkpoints / "step_00000046").write_text("no folder")
     assert scores(root) == before
     unfinished(root)
-    assert app._pretrain(configured(), CPU) is State.done
+    assert pretrain_in_ranks(configured(), CPU) is State.done
     names = {path.name for path in checkpoints.iterdir()}
     assert names == {"step_00000003", "step_00000006", "step_00000045.bad", "step_old", "step_00000046"}

@@ -19,8 +19,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arclab import app
-from arclab.app import build_setting
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Cursor
 from arclab.data.tasks import Pair
@@ -28,6 +26,8 @@ from arclab.methods.recursive.encoders import TaskContext
 from arclab.methods.recursive.halting import draw_min_steps
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import build_model
+from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training import checkpoint as checkpoint_module
 from arclab.methods.recursive.training import step as step_module
 from arclab.methods.recursive.training.optim import lr_factor
@@ -106,7 +106,7 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
     """kill -9 at two moments, then the same command until it is done: the weights of an uninterrupted run."""
     common = [*overrides, "trainer.steps=24", "trainer.checkpoint_every=3", f"runs_dir={tmp_path}"]
     # Nothing is killed in the whole run, so it needs no process of its own.
-    app._pretrain(compose("pretrain_encoder", [*common, "name=whole"]), CPU)
+    pretrain_in_ranks(compose("pretrain_encoder", [*common, "name=whole"]), CPU)
     command = [sys.executable, "pretrain_encoder.py", *common, "name=killed"]
     log = tmp_path / "quickstart" / "killed" / "metrics.jsonl"
     for kill_after_step in (4, 13):
@@ -130,7 +130,7 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
 def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Path) -> None:
     """2 ranks x 4 rows under torchrun against 1 rank x 8 rows: same norms, losses and counts at every step."""
     common = [*overrides, "dataset.num_augmentations=2", f"runs_dir={tmp_path}", "trainer.checkpoint_every=4"]
-    app._pretrain(compose("pretrain_encoder", [*common, "name=one"]), CPU)
+    pretrain_in_ranks(compose("pretrain_encoder", [*common, "name=one"]), CPU)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [*torchrun, "pretrain_encoder.py", *common, "name=two"], cwd=ROOT, env=script_env(), check=True, capture_output=True

@@ -1,0 +1,162 @@
+"""evaluate.py of a checkpoint: score a trained recursive model.
+
+    evaluate(compose_evaluate(["checkpoint=runs/quickstart/demo"]))      # metrics.json, predictions.jsonl, submission.json, report.html
+
+It works in one process and under torchrun; rank 0 writes. The same command goes on where it was killed: votes are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from arclab.config.compose import broken_rules, identity, thaw
+from arclab.config.evaluate_schema import EvaluateConfig
+from arclab.config.schema import ExperimentConfig, Regime, SplitName, WeightsKind
+from arclab.data.tasks import ArcTask
+from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
+from arclab.methods.recursive.saved import WEIGHT_FILES, load_record, newest_checkpoint, read_state
+from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, scored_tasks, view_rule
+from arclab.methods.recursive.solver.solver import RecursiveSolver
+from arclab.methods.recursive.solver.store import VoteStore
+from arclab.methods.recursive.training.checkpoint import load_weights
+from arclab.pages.report import render_report
+from arclab.results.attempts import Budget
+from arclab.results.reading import FIT_STAMP, rules_stamp
+from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
+from arclab.runs.console import setup_logging
+from arclab.runs.folder import RunDir, provenance
+from arclab.runs.memory import advice_if_out_of_memory
+from arclab.runs.ranks import Ranks, start_ranks, stop_ranks
+
+log = logging.getLogger(__name__)
+_TALLY_VERSION = 3  # what the votes and the sums kept with them mean
+
+
+def evaluate(wanted: EvaluateConfig) -> None:
+    """Score a checkpoint and write the results. ValueError: nothing was written."""
+    setup_logging()
+    if wanted.num_threads is not None:
+        torch.set_num_threads(wanted.num_threads)
+    ranks = start_ranks(wanted.device)
+    try:
+        with advice_if_out_of_memory(
+            "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
+        ):
+            evaluate_in_ranks(wanted, ranks)
+    finally:
+        stop_ranks()
+
+
+def evaluate_in_ranks(wanted: EvaluateConfig, ranks: Ranks) -> None:
+    checkpoint = newest_checkpoint(Path(wanted.checkpoint))
+    run = RunDir(checkpoint.parent.parent)
+    config = thaw(run.config)
+    state = read_state(checkpoint)
+    record = load_record(checkpoint, state)
+    setting = build_setting(config, view_rule(record))
+    apply_wishes(config, wanted)
+    setting = replace(setting, scored=scored_tasks(setting.split, config))
+    setting, notes, overlap = as_trained(config, setting, record, checkpoint)
+    require_trained_rows(config, setting)
+    model = build_model(config, setting.record.num_puzzles)
+    load_weights(model, checkpoint, wanted.weights)
+    model.to(ranks.device)
+    folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value
+    require_no_larger(folder, len(setting.scored), config.evaluation.num_augmentations)
+    store = VoteStore(folder, votes_key(config, setting.scored, checkpoint, wanted.weights))
+    solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store)
+    attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+    attempts.statistics |= context_metrics(config, setting, model, ranks)
+    if not ranks.is_main:
+        return
+    result = Evaluation(
+        subject=checkpoint_subject(config, run, checkpoint, state["step"], wanted.weights.value), tasks=setting.scored, attempts=attempts,
+        stamps=(*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config)),
+        notes=(*setting.split.notes, *notes), provenance=provenance(),
+    )  # fmt: skip
+    write_results(result, folder, {"report.html": render_report(result)})
+    store.remove()
+    for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
+        log.info("%s %s", name, result.shares[name])
+    log.info("report: %s", folder / "report.html")
+
+
+def build_solver(
+    config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int,
+    store: VoteStore | None = None,
+) -> RecursiveSolver:  # fmt: skip
+    """store: where an evaluation that can be continued keeps its votes."""
+    evaluation = config.evaluation
+    return RecursiveSolver(
+        model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
+        max_demos=config.dataset.max_demos, show_progress=True,
+        puzzle_rows=setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None,
+        halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
+        view_rule=setting.data.space.rule,
+    )  # fmt: skip
+
+
+def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
+    """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored ones."""
+    samples = {"encoder": setting.scored}
+    if config.evaluation.split is not SplitName.train:
+        samples["train_encoder"] = setting.split.train
+    settings = HealthSettings(
+        max_tasks=config.evaluation.health_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas,
+        seed=config.seed, max_demos=config.dataset.max_demos, chunk_rows=config.evaluation.batch_size, device=ranks.device,
+    )  # fmt: skip
+    return {
+        f"{prefix}/{name}": value
+        for prefix, tasks in samples.items()
+        for name, value in encoder_health(model, tasks, settings).items()
+    }
+
+
+def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
+    """Settings given to evaluate.py replace those of the run."""
+    evaluation = config.evaluation
+    evaluation.split = wanted.split or evaluation.split
+    for key in ("num_augmentations", "batch_size", "max_tasks"):
+        value = getattr(wanted, key)
+        if value is not None:
+            setattr(evaluation, key, value)
+    for key in ("halting", "votes", "canvas"):
+        value = getattr(wanted.evaluation, key)
+        if value is not None:
+            setattr(evaluation, key, value)
+    problems = list(broken_rules(config))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def votes_key(config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Path, weights: WeightsKind) -> str:
+    """Names everything that decides the votes of an evaluation: settings, scored tasks, and the bytes of the weights."""
+    digest = hashlib.sha256(json.dumps([_TALLY_VERSION, identity(config), weights.value], sort_keys=True).encode())
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        if path.name in WEIGHT_FILES:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(tasks_digest(tasks).encode())
+    return digest.hexdigest()[:16]
+
+
+def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
+    return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
+
+
+def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
+    total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
+    return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
+
+
+def rules_stamps(config: ExperimentConfig) -> tuple[str, ...]:
+    rules = config.evaluation
+    return rules_stamp({f"evaluation.{key}": getattr(rules, key).name for key in ("halting", "votes", "canvas")})

@@ -1,0 +1,122 @@
+"""The tasks of a run of the recursive model: what it is trained on, what is scored, and what a checkpoint remembers of them.
+
+setting = build_setting(config)                                           # a new run
+setting = build_setting(config, view_rule(record))                        # one that goes on, or is scored
+setting, notes, stamps = as_trained(config, setting, record, checkpoint)  # refuses tasks that changed since
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from arclab.config.schema import ExperimentConfig, Regime, SplitName
+from arclab.data.augment import ViewRule
+from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of
+from arclab.data.sampler import TrainingData, build_training_data
+from arclab.data.splits import TaskSplit, load_tasks, require_fit
+from arclab.data.tasks import ArcTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The tasks of a run and its training data. scored: the tasks of evaluation.split. record: of the tasks that the weights are
+    trained on, with their rows in a puzzle table."""
+
+    split: TaskSplit
+    data: TrainingData
+    scored: tuple[ArcTask, ...]
+    record: DataRecord
+
+    @property
+    def puzzle_rows(self) -> dict[str, int]:
+        """Task id -> its first row in the puzzle table."""
+        return {task.id: task.first_row for task in self.record.tasks}
+
+
+def build_setting(config: ExperimentConfig, rule: ViewRule = ViewRule.content) -> Setting:
+    """Load tasks and prepare training data. In the puzzle_id regime the scored tasks' demonstrations are training data.
+    rule: the one of the checkpoint that goes on or is scored (view_rule)."""
+    split = load_tasks(config.dataset)
+    scored = scored_tasks(split, config)
+    is_transductive = config.dataset.regime is Regime.puzzle_id and config.evaluation.split is not SplitName.train
+    trained = {task.id for task in split.train}
+    shared = [task.id for task in scored if task.id in trained] if is_transductive else []
+    if shared:
+        raise ValueError(
+            f"dataset.regime=puzzle_id keeps one vector for each task id, and {shared[0]} is both a training task and one of the scored tasks "
+            f"({len(shared)} ids are); rename the tasks of one source."
+        )
+    data = build_training_data(split.train, scored if is_transductive else (), config.dataset, config.seed, rule)
+    return Setting(split, data, scored, record_of(data))
+
+
+def view_rule(record: DataRecord | None) -> ViewRule:
+    """The rule by which the augmentations of a checkpoint's tasks were told apart. record: None for an older checkpoint."""
+    return ViewRule.action if record is None else record.rule
+
+
+def scored_tasks(split: TaskSplit, config: ExperimentConfig) -> tuple[ArcTask, ...]:
+    """The tasks of evaluation.split. ValueError if there are none or one does not fit on the canvas."""
+    name = config.evaluation.split.value
+    scored = split.named(name)[: config.evaluation.max_tasks]
+    if not scored:
+        raise ValueError(f"evaluation.split={name} has no tasks in dataset={config.dataset.name}; choose another split.")
+    require_fit(scored, config.dataset.canvas, name)
+    return scored
+
+
+def protocol_stamps(config: ExperimentConfig) -> list[str]:
+    """Sentences that every result of the run must carry."""
+    if config.dataset.regime is Regime.puzzle_id and config.evaluation.split is not SplitName.train:
+        return ["transductive: the demonstrations of the scored tasks are training data"]
+    return []
+
+
+def as_trained(
+    config: ExperimentConfig, setting: Setting, record: DataRecord | None, checkpoint: Path
+) -> tuple[Setting, list[str], list[str]]:
+    """The setting with the record of the checkpoint, notes on the data, and stamps if an encoder was trained on scored tasks.
+
+    ValueError if a puzzle table was trained on other tasks than those that load now: its vectors would answer for others.
+    """
+    if record is None:
+        log.warning("note: %s", NO_RECORD)
+        return setting, [NO_RECORD], []
+    why = changed_task(record, setting.record)
+    if why and config.dataset.regime is Regime.puzzle_id:
+        raise ValueError(
+            f"the puzzle table of checkpoint {checkpoint} was trained on other tasks than those that load now: {why}; put the tasks back "
+            "as they were when it was trained."
+        )
+    notes = [f"the training tasks of today are not those that the checkpoint was trained on: {why}"] if why else []
+    stamps = []
+    if config.dataset.regime is Regime.few_shot and config.evaluation.split is not SplitName.train:
+        trained = {task.demos for task in record.tasks}
+        known = [task.id for task in setting.scored if demos_digest(task) in trained]
+        if known:
+            stamps = [f"{len(known)} of the {len(setting.scored)} scored tasks were trained on (task {known[0]})"]
+    for note in (*notes, *stamps):
+        log.warning("note: %s", note)
+    return replace(setting, record=record), notes, stamps
+
+
+def require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
+    if config.dataset.regime is not Regime.puzzle_id:
+        return
+    untrained = [task.id for task in setting.scored if task.id not in setting.puzzle_rows]
+    if untrained:
+        trained = len(setting.scored) - len(untrained)
+        if trained and all(task.id in setting.puzzle_rows for task in setting.scored[:trained]):
+            remedy = f"use max_tasks={trained}, as many as it was trained with"
+        elif trained:
+            remedy = "take what was added since out of its source"
+        else:
+            remedy = f"score the split it was trained with, or train with evaluation.split={config.evaluation.split.value}"
+        raise ValueError(
+            f"split={config.evaluation.split.value}: this checkpoint's puzzle table has no vectors for {len(untrained)} of "
+            f"{len(setting.scored)} tasks ({untrained[0]}, ...); {remedy}."
+        )
