@@ -1,16 +1,23 @@
-# make demo | test | install | bench | bench-gpu | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
+# make demo | test-fast | test | test-slow | install | bench | bench-gpu | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test install bench bench-gpu bench-control bench-kills lint
+.PHONY: demo test-fast test test-slow install bench bench-gpu bench-control bench-kills lint
 
 demo: .venv/installed
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
 	$(BIN)/python evaluate.py checkpoint=runs/quickstart/demo
 
+# Three lanes: rules in under a minute; all but the long checks; and those (SLURM, kills, notebooks, learning). CI runs the last two.
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -m fast -n 2 --dist worksteal
+
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --durations=10
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal --durations=10
 
 install: .venv/installed
 

@@ -15,6 +15,13 @@ from arclab.config.plain_composer import QuickComposer
 from arclab.config.schema import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
+# What `make test-fast` runs, but for tests that are marked slow: rules that hold without a model, in under a minute.
+FAST = (
+    "config/", "metrics/", "results/test_scoring.py", "results/test_criterion.py", "programs/test_prompts.py", "programs/test_rewards.py",
+    "programs/test_voting.py", "programs/test_code_blocks.py", "data/test_augment.py", "data/test_codec.py", "data/test_tasks.py",
+    "launch/queue/test_jobsfile.py", "launch/queue/test_plan.py", "launch/queue/test_tables.py", "test_project.py", "test_records.py",
+    "methods/recursive/test_health.py",
+)  # fmt: skip
 # As arclab.config.compose.compose, without the quarter of a second that Hydra takes each time (tests/config/test_plain_composer.py compares them).
 compose = QuickComposer().compose
 TINY = [
@@ -24,6 +31,13 @@ TINY = [
     "wandb.mode=disabled", "trainer.device=cpu",
 ]  # fmt: skip
 TINY_TRM = [*TINY, "encoder=puzzle_table", "dataset.regime=puzzle_id"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(ROOT / "tests").as_posix()
+        if place.startswith(FAST) and item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -84,6 +84,7 @@ def test_a_finished_run_is_not_repeated(run_script: Run, trained: Path) -> None:
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_missing_and_truncated_checkpoints(run_script: Run, trained: Path, tmp_path: Path) -> None:
     refused(run_script("evaluate.py", f"checkpoint={tmp_path}/none"), "has no checkpoints/step_*")
     copy = tmp_path / "copy"
@@ -120,6 +121,7 @@ def test_batch_not_divisible_by_ranks(run_script: Run, tmp_path: Path) -> None:
     assert "trainer.batch_size=7 must be divisible by ranks x trainer.grad_accumulation = 2 x 1" in result.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_under_torchrun_equals_one_process(run_script: Run, trained: Path, tmp_path: Path) -> None:
     for name, launcher in (("one", ()), ("two", TORCHRUN)):
         result = run_script(

@@ -27,6 +27,7 @@ TABLE = ["--steps", "3", "--encoders", "standard_tiny", "--layouts", "aligned", 
          "--test-tasks", "12", "--settings", "side=3&colors=3"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_unseen_colour_maps(tmp_path: Path) -> None:
     """Of 120 maps a fifth is held out: guessing stays below 1 %, and so do a blind decoder and a memory of the training maps."""
     settings = "side=3&colors=3&palette=6"
@@ -99,6 +100,7 @@ def test_the_frozen_twin_keeps_its_random_encoder(tmp_path: Path) -> None:
     assert "encoder" in moved[False] and moved[True] == {"decoder"}
 
 
+@pytest.mark.slow
 def test_cells_come_from_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     _, given = control.parse(["--steps", "5"])
     cells = list(control.list_cells(given.encoders, given.layouts))

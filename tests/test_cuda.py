@@ -32,7 +32,7 @@ from .lm.conftest import sampling
 from .methods.recursive.common import setup
 
 Tiny = Callable[..., ExperimentConfig]
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = torch.device("cuda")
 ENCODERS = (
     "standard", "variational", "lpn", "lpn_variational", "hybrid", "hybrid_variational", "recurrent", "recurrent_trm",

@@ -251,6 +251,7 @@ def test_evaluation_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(set(seen)) == 4, seen
 
 
+@pytest.mark.slow
 def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, threads = [], []
     monkeypatch.setattr(trainer, "compile_model", compiled.append)  # what it does: models/test_compiled.py
@@ -262,6 +263,7 @@ def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.Monkey
     assert threads == [3]
 
 
+@pytest.mark.slow
 def test_workers_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, str]) -> None:
     seen = []
     original = trainer.batch_loader
@@ -408,6 +410,7 @@ def encoder_summary(base: ExperimentConfig, changes: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("kind", sorted(k for k, s in ENCODER_SCHEMAS.items() if issubclass(s, TaskEncoderConfig)))
+@pytest.mark.slow
 def test_every_key_of_every_encoder(kind: str) -> None:
     """For every encoder and every option it has: another value builds or computes something else."""
     schema = ENCODER_SCHEMAS[kind]

@@ -28,6 +28,7 @@ def test_outputs_are_stripped(path: Path) -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_cells(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_run(path: Path, tmp_path: Path) -> None:
     program = "\n\n".join("".join(cell["source"]) for cell in code_cells(path))

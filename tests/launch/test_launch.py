@@ -235,6 +235,7 @@ def start_long_run(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[st
     ],
     ids=["in_place_int", "in_place_term", "two_ranks_usr2", "two_ranks_hup"],
 )
+@pytest.mark.slow
 def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: list[str], tmp_path: Path) -> None:
     """The signal goes to every process of the run, as SLURM sends it."""
     process, run = start_long_run(tmp_path, *overrides)
@@ -333,6 +334,7 @@ def test_how_a_run_ended_is_read_from_what_is_left() -> None:
 # ---- sweeps
 
 
+@pytest.mark.slow
 def test_a_local_sweep_says_how_each_run_ended(run_script: Run, tmp_path: Path) -> None:
     """One run of two has a folder with a damaged log: the other is DONE, and the sweep is not a success."""
     broken = prepare_run(compose("pretrain_encoder", [*TINY, f"runs_dir={tmp_path}", "seed=1", "name=s_seed-1"]))

@@ -162,6 +162,7 @@ run_main(lambda argv: pretrain(compose("pretrain_encoder", argv)))
 @pytest.mark.parametrize(
     "launcher", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")], ids=["one", "two"]
 )
+@pytest.mark.slow
 def test_a_stopped_run_exits_non_zero(tmp_path: Path, launcher: tuple[str, ...]) -> None:
     """One sentence and a non-zero exit; under torchrun every rank stops at the same step, none hangs."""
     script = tmp_path / "stopping.py"

@@ -90,6 +90,7 @@ def _train(
             "num_params": len(list(model.parameters()))}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_overlapped_sums_have_the_bits_of_plain_ones_and_leave_before_the_backward_pass_ends(
     by_rank: list[dict[str, Any]],
 ) -> None:

@@ -20,6 +20,8 @@ from ..conftest import ROOT, script_env
 from .cluster import Cluster
 from .conftest import RUN, STEPS, has_reached, wait_until
 
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 # A line sets a key once: the last value of each counts.
 _VALUES = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 from benchmarks.attacks import ATTACKS
 
 from arclab.programs.sandbox.execution import Execution, Isolation, Limits
@@ -16,6 +17,8 @@ from arclab.programs.sandbox.pool import Sandbox
 
 from ..conftest import ROOT
 from .cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 NAMES = (
     "infinite loop", "10 GB at once", "fork bomb", "thread bomb", "orphan in a session of its own", "os._exit", "kill the parent", "kill everybody",

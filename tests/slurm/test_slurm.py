@@ -19,6 +19,8 @@ from ..conftest import refused
 from .cluster import Cluster
 from .conftest import assert_like, has_reached, prepared, submit, wait_for_end, wait_until, weights
 
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
 Whole = tuple[subprocess.CompletedProcess[str], RunDir]
 

@@ -78,6 +78,7 @@ def test_queued_cancelled_again_done_and_then_left_alone(tmp_path: Path) -> None
     assert cancel(runs)[0].what == "nothing to cancel: DONE"
 
 
+@pytest.mark.slow
 def test_a_running_job_saves_when_it_is_cancelled_and_goes_on_from_there(tmp_path: Path) -> None:
     line = "name=long trainer.steps=100000 trainer.checkpoint_every=100000"
     runs = plan_of(tmp_path, line)
@@ -120,6 +121,7 @@ def test_a_job_of_this_machine_sees_the_gpus_that_the_user_sees(
     assert seen == [gpus]
 
 
+@pytest.mark.slow
 def test_failed_runs_are_only_started_again_by_retry(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_text("no weights")
     runs = plan_of(tmp_path, f"name=bad trainer.steps=2 decoder_init=pretrained decoder_init.path={tmp_path}/broken.pt")
@@ -129,6 +131,7 @@ def test_failed_runs_are_only_started_again_by_retry(tmp_path: Path) -> None:
     assert retry(runs, None)[0].what == "ended: FAILED again (FAILED)"
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_its_checkpoint(tmp_path: Path) -> None:
     maker = "name=m trainer.steps=2 encoder=puzzle_table dataset.regime=puzzle_id"
     user = f"name=u trainer.steps=2 decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"

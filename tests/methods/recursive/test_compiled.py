@@ -28,6 +28,7 @@ def train_once(model: RecursiveModel, batch: Batch) -> dict[str, torch.Tensor]:
     return {"logits": output.logits_BSV.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
 
+@pytest.mark.slow
 def test_the_compiled_model_computes_the_same_without_a_graph_break(tiny: Tiny) -> None:
     """On two canvases with other numbers of demonstrations: two more graphs for the decoder's layers, with and without gradient, none for
     the encoder's."""

@@ -40,6 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "quickstart"
 
 
+@pytest.mark.slow
 def test_training_moves_contexts_and_a_frozen_encoder_keeps_them(runs: Path) -> None:
     before, after = (task_contexts(runs / "moved", trained=trained) for trained in (False, True))
     assert (before.step, after.step) == (0, 4)

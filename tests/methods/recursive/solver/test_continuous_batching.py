@@ -89,6 +89,7 @@ def flown(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_every_row_gets_what_the_published_loop_gives(tiny: Tiny, kind: str) -> None:
     """all_steps: the logits of the last step. early: those of the first step with a positive halt logit."""
     model, batch = setup_kind(tiny, kind)

@@ -159,6 +159,7 @@ def test_a_kill_while_going_on_counts_nothing_twice(tmp_path: Path) -> None:
     assert VoteStore(tmp_path, "other").load(keys) is None
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_and_nothing_else_reuses_its_votes(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ CPU = Ranks(0, 1, torch.device("cpu"))
 AUTO = "trainer.batch_size=auto"
 
 
+@pytest.mark.slow
 def test_the_number_grows_with_the_budget_and_fits(tiny: Tiny) -> None:
     small = (AUTO, "dataset.max_train_tasks=8", "decoder.h_cycles=1")
     config = tiny(*small)
@@ -104,6 +105,7 @@ def trained(config: ExperimentConfig, budget: int, monkeypatch: pytest.MonkeyPat
     return load_file(run.checkpoints / "step_00000004" / "model.safetensors"), run
 
 
+@pytest.mark.slow
 def test_the_run_is_that_of_the_number_and_keeps_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = 10_000_000
     weights, run = trained(tiny(AUTO, trm=True), budget, monkeypatch)

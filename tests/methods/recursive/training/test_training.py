@@ -102,6 +102,7 @@ def test_without_the_saved_carry_the_continued_run_differs(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("overrides", [[*TINY, "trainer.canvas=bucketed"]], ids=["bucketed"])
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], tmp_path: Path) -> None:
     """kill -9 at two moments, then the same command until it is done: the weights of an uninterrupted run."""
     common = [*overrides, "trainer.steps=24", "trainer.checkpoint_every=3", f"runs_dir={tmp_path}"]
@@ -127,6 +128,7 @@ def test_killed_at_any_moment_the_same_command_continues(overrides: list[str], t
 
 
 @pytest.mark.parametrize("overrides", [TINY_TRM, [*TINY, "trainer.canvas=bucketed"]], ids=["trm", "bucketed"])
+@pytest.mark.slow
 def test_two_ranks_make_the_gradients_of_one(overrides: list[str], tmp_path: Path) -> None:
     """2 ranks x 4 rows under torchrun against 1 rank x 8 rows: same norms, losses and counts at every step."""
     common = [*overrides, "dataset.num_augmentations=2", f"runs_dir={tmp_path}", "trainer.checkpoint_every=4"]
@@ -499,6 +501,7 @@ def test_unregistered_metric_is_refused(tmp_path: Path) -> None:
         log.write(1, {"train/lm_los": 1.0})
 
 
+@pytest.mark.slow
 def test_training_learns(tiny: Tiny) -> None:
     """The real thing in small: three tasks, the loss falls well below its start."""
     config = tiny("dataset.max_train_tasks=3", "dataset.num_augmentations=0", "halting.halt_exploration_prob=0.1", "trainer.steps=120",
