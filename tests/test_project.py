@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
 import yaml
 
 from .conftest import ROOT
@@ -162,10 +163,32 @@ def test_constraints_pin_every_direct_requirement() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
+PAGES = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "LOG.md")]
+
+
+def test_readme_is_one_page() -> None:
+    assert (ROOT / "README.md").read_text().count("\n") <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_documents_name_is_there(page: Path) -> None:
+    """Links between files, source files, and modules that are started with -m or named."""
+    text = page.read_text()
+    links = {page.parent / link.split("#")[0] for link in re.findall(r"\]\(([^):]+)\)", text)}
+    files = {ROOT / path for path in re.findall(r"`(src/arclab/[\w/.]+)`", text)}
+    files |= {
+        ROOT / "src/arclab" / path for path in re.findall(r"`((?:config|data|runs|metrics|results|methods)/[\w/]+\.py)`", text)
+    }
+    assert not {str(path) for path in links | files if not path.exists()}
+    for name in set(re.findall(r"\barclab(?:\.[a-z_]+)+", text)):
+        place = ROOT / "src" / name.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").is_file(), name
+
+
 def test_readme_commands_exist() -> None:
-    """Every make target and script that README names is there."""
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"`make (\w+)`", readme))
+    """Every make target and script that the documents name is there."""
+    readme, makefile = "".join(page.read_text() for page in PAGES), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"`make ([\w-]+)`", readme))
     assert {"demo", "test"} <= targets and all(f"\n{t}:" in makefile for t in targets)
     for script in set(re.findall(r"python (\w+\.py)", readme)):
         assert (ROOT / script).is_file()
