@@ -130,7 +130,8 @@ _METRICS = [
     Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
     Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
     Metric("train/forced_halt_share", "share", "none", f"halted by the step limit and not by their halt logit, {_HALTED}"),
-    Metric("train/lr", "1/step", "none", "learning rate of the decoder"),
+    Metric("train/decoder_lr", "1/step", "none", "learning rate of the decoder"),
+    Metric("train/lr", "1/step", "none", "the same, under the name of the experiment guide"),
     Metric("train/encoder_lr", "1/step", "none", "learning rate of the encoder or puzzle table"),
     Metric("train/count", "rows", "none", "labelled rows that halted since the last log"),
     Metric("train/decoder_frozen", "0 or 1", "none", "1 while the decoder stands still"),
@@ -152,7 +153,8 @@ _METRICS = [
     Metric(
         "grad/adapter_norm", "L2", "none", "gradient norm of the context adapter, which a starved encoder cannot hide behind"
     ),
-    Metric("grad/inner_norm", "L2", "none", "gradient norm of the decoder, measured at the same place"),
+    Metric("grad/decoder_norm", "L2", "none", "gradient norm of the decoder, measured at the same place"),
+    Metric("grad/inner_norm", "L2", "none", "the same, under the name of the experiment guide"),
     Metric("grad/puzzle_norm", "L2", "none", "gradient norm of the looked-up puzzle rows"),
     Metric(
         "grad/total_norm", "L2", "none", "gradient norm of encoder, adapter and decoder (of those that train), before clipping"

@@ -175,6 +175,7 @@ def test_bucketed_training_has_the_gradient_of_its_rows_on_their_own_canvases(ti
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.decoder.parameters() if p.grad is not None])
     (row,) = [r for r in read_rows(Path(config.runs_dir) / "quickstart" / "t" / "metrics.jsonl") if r["_step"] == 1]
     assert row["grad/inner_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert (row["grad/decoder_norm"], row["train/decoder_lr"]) == (row["grad/inner_norm"], row["train/lr"])
     assert row["train/lm_loss"] == pytest.approx(loss, rel=1e-4)  # metrics weigh rows as the loss does
 
 

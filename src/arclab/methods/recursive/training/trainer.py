@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 # Metrics of the scored tasks (registered names) and a few predictions for eval_predictions.
 Score = Callable[[], tuple[dict[str, float], list[Prediction]]]
 SELECTION_METRIC = "all.exact_accuracy"
+# Names that say whose number it is, beside those of the experiment guide, under which dashboards know them.
+_CLEAR_NAMES = {"grad/decoder_norm": "grad/inner_norm", "train/decoder_lr": "train/lr"}
 
 
 class RecursiveTrainer:
@@ -89,7 +91,8 @@ class RecursiveTrainer:
         self._ranks.sum_(encoder_values)
         metrics |= {n: v.item() / self._ranks.world_size for n, v in zip(encoder_names, encoder_values, strict=True)}
         metrics |= {name: value.item() for name, value in self._stats.items() if name.startswith("grad/")}
-        return metrics | self._schedule()
+        metrics |= self._schedule()
+        return metrics | {clear: metrics[guide] for clear, guide in _CLEAR_NAMES.items() if guide in metrics}
 
     def _schedule(self) -> dict[str, float]:
         metrics = {}
