@@ -29,7 +29,7 @@ from arclab.data.sampler import Cursor, build_training_data, start_cursors, whol
 from arclab.data.tasks import ArcTask, Pair
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.model import build_model
-from arclab.methods.recursive.training.checkpoint import Progress
+from arclab.methods.recursive.training.checkpoint import TrainingProgress
 from arclab.methods.recursive.training.state import Training, build_optimizer
 from arclab.methods.recursive.training.step import train_step
 from arclab.methods.recursive.training.sums import StepSums
@@ -59,7 +59,7 @@ def _build(width: int, rows: int, ranks: Ranks) -> Any:
     parts = whole(data, rows)
     torch.manual_seed(0)
     model = build_model(config, data.space.num_puzzles)
-    progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "b", None, [], None, None)
+    progress = TrainingProgress(0, start_cursors(parts, 0), 0, 0.0, "b", None, [], None, None)
     training = Training(parts, model, build_optimizer(config, model), Ema(model, 0.999, warmup=True), None, progress)
     batch = data.batch(Cursor.first(0), rows, *ranks.rows(rows))
 

@@ -40,7 +40,7 @@ from arclab.data.tasks import ArcTask, Pair
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.model import build_model
 from arclab.runs.ranks import Ranks
-from arclab.methods.recursive.training.checkpoint import Progress
+from arclab.methods.recursive.training.checkpoint import TrainingProgress
 from arclab.methods.recursive.training.step import train_step
 from arclab.methods.recursive.training.sums import StepSums
 from arclab.methods.recursive.training.state import Training, build_optimizer
@@ -56,7 +56,7 @@ data = build_training_data([task], (), config.dataset, 0)
 parts = whole(data, point["rows"])
 torch.manual_seed(0)
 model = build_model(config, data.space.num_puzzles)
-progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "b", None, [], None, None)
+progress = TrainingProgress(0, start_cursors(parts, 0), 0, 0.0, "b", None, [], None, None)
 ranks = Ranks(0, 1, torch.device("cpu"))
 training = Training(parts, model, build_optimizer(config, model), Ema(model, 0.999, warmup=True), None, progress)
 batch = data.batch(Cursor.first(0), point["rows"], 0, point["rows"])

@@ -40,7 +40,7 @@ from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel, build_model
-from arclab.methods.recursive.training.checkpoint import Progress
+from arclab.methods.recursive.training.checkpoint import TrainingProgress
 from arclab.methods.recursive.training.state import Training, build_optimizer
 from arclab.methods.recursive.training.step import train_step
 from arclab.methods.recursive.training.sums import StepSums
@@ -104,7 +104,7 @@ def stepper(
     if given.compile:
         compile_model(model)
     parts = [part]
-    progress = Progress(0, start_cursors(parts, 0), 0, 0.0, "benchmark", None, [], None, None)
+    progress = TrainingProgress(0, start_cursors(parts, 0), 0, 0.0, "benchmark", None, [], None, None)
     ema = Ema(model, config.trainer.ema_decay, warmup=config.trainer.ema_warmup)
     training = Training(parts, model, build_optimizer(config, model), ema, None, progress)
     config.trainer.batch_size = part.num_rows

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arclab.config.plain_composer import QuickComposer
+from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ FAST = (
     "methods/recursive/test_health.py",
 )  # fmt: skip
 # As arclab.config.compose.compose, without the quarter of a second that Hydra takes each time (tests/config/test_plain_composer.py compares them).
-compose = QuickComposer().compose
+compose = PlainComposer().compose
 TINY = [
     "experiment=quickstart", "decoder.width=16", "decoder.num_heads=2", "trainer.batch_size=8",
     "trainer.steps=4", "trainer.warmup_steps=0", "trainer.eval_every=0", "trainer.checkpoint_every=2", "trainer.log_every=1",

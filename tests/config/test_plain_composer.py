@@ -10,7 +10,7 @@ import pytest
 
 from arclab.config import compose as slow
 from arclab.config.compose import ConfigError, freeze
-from arclab.config.plain_composer import NotPlain, QuickComposer, parse_plain, split_override, type_node
+from arclab.config.plain_composer import NotPlain, PlainComposer, parse_plain, split_override, type_node
 from arclab.launch.queue.jobsfile import read_jobs
 
 from ..conftest import ROOT
@@ -28,7 +28,7 @@ OVERRIDES = [
 
 def quickly(overrides: list[str]) -> slow.ExperimentConfig:
     """By the quick path alone."""
-    return type_node(QuickComposer()._compose("pretrain_encoder", overrides))
+    return type_node(PlainComposer()._compose("pretrain_encoder", overrides))
 
 
 def options() -> Iterator[list[str]]:
@@ -49,7 +49,7 @@ def test_a_key_that_stands_twice_is_refused_by_both(tmp_path: Path, monkeypatch:
     shutil.copytree(ROOT / "conf", conf)
     (conf / "experiment/mine.yaml").write_text("# @package _global_\ntrainer:\n  steps: 7\ntrainer:\n  warmup_steps: 3\n")
     monkeypatch.setattr(slow, "CONF_DIR", conf)
-    for composer in (QuickComposer(conf).compose, slow.compose):
+    for composer in (PlainComposer(conf).compose, slow.compose):
         with pytest.raises(ConfigError, match=r"duplicate key trainer .*mine\.yaml.*; correct that file of conf/"):
             composer("pretrain_encoder", ["experiment=mine"])
 
@@ -78,8 +78,8 @@ def test_hydra_writes_the_message() -> None:
     for override, message in (("encoder.widht=3", "did you mean encoder.width"), ("seed=-1", "must be at least 0"),
                               ("halting=papr", "choose deterministic")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            QuickComposer().compose("pretrain_encoder", [override])
-    assert QuickComposer().compose("pretrain_encoder", ["name='a'"]).name == "a"
+            PlainComposer().compose("pretrain_encoder", [override])
+    assert PlainComposer().compose("pretrain_encoder", ["name='a'"]).name == "a"
 
 
 @pytest.mark.parametrize(("text", "value"), [
@@ -99,9 +99,9 @@ def test_frozen_configurations_come_back(tmp_path: Path) -> None:
     config = quickly([PHASE, "encoder=variational", "encoder.kl.weight=0.5", "trainer.lr_min_ratio=1"])
     path = tmp_path / "config.yaml"
     path.write_text(freeze(config))
-    assert QuickComposer().thaw(path) == config == slow.thaw(path)
+    assert PlainComposer().thaw(path) == config == slow.thaw(path)
     with pytest.raises(ConfigError, match="does not exist"):
-        QuickComposer().thaw(tmp_path / "none.yaml")
+        PlainComposer().thaw(tmp_path / "none.yaml")
 
 
 def test_settings_of_one_machine_count_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_settings_of_one_machine_count_the_same(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "conf/local/default.yaml").write_text(local)
     monkeypatch.setattr(slow, "CONF_DIR", tmp_path / "conf")
     for overrides in ([PHASE, "launch=slurm_gpu"], [PHASE, "halting=short8", "trainer.log_every=5"]):
-        config = type_node(QuickComposer(tmp_path / "conf")._compose("pretrain_encoder", overrides))
+        config = type_node(PlainComposer(tmp_path / "conf")._compose("pretrain_encoder", overrides))
         assert config == slow.compose("pretrain_encoder", overrides)
         assert (config.launch.gpus, config.launch.partition) == (1, "night")
     assert (config.halting.halt_max_steps, config.trainer.log_every) == (8, 5)

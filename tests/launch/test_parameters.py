@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from arclab.config.plain_composer import QuickComposer
+from arclab.config.plain_composer import PlainComposer
 from arclab.launch.parameters import count_parameters
 from arclab.methods.recursive.model import build_model
 
 from ..conftest import ROOT
 
 SMALL = ["decoder.width=32", "decoder.num_heads=2", "dataset.canvas=6", "trainer.precision=fp32"]
-QUICK = QuickComposer()
+QUICK = PlainComposer()
 ENCODERS = sorted(path.stem for path in (ROOT / "conf/encoder").glob("*.yaml"))
 OPTIONS = [
     ["encoder.pooling=attention", "encoder.tokens_per_demo=3"], ["encoder.pooling=weighted", "encoder.tokens_per_demo=2"],

@@ -17,7 +17,7 @@ from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, Grid, Pair
 from arclab.lm.language_model import Completion, FinishReason, Message
 from arclab.programs.environment import DynamicEnv, Environment, StaticEnv, StepResult, step_all
-from arclab.programs.outcomes import Job, run_jobs
+from arclab.programs.outcomes import ProgramRun, run_jobs
 from arclab.programs.prompts import MODULES, ParseProblem, format_grid, render_prompt
 from arclab.programs.rewards import RewardKind, reward, score_tests
 from arclab.programs.sandbox.execution import Execution, Limits, Result, Status
@@ -156,12 +156,12 @@ def test_jobs_of_other_tasks_entries_and_seeds_are_told_apart(sandbox: Recorder)
     draw = "import random\ndef solve(I): return [[random.randrange(10) for _ in range(9)]]\ndef other(I): return [[1]]"
     twin = small_task([[1]])
     jobs = [
-        Job(FLIPPED, draw, "solve", False),
-        Job(FLIPPED, draw, "solve", False, 1),
-        Job(FLIPPED, draw, "other", False),
-        Job(twin, draw, "solve", True),
-        Job(FLIPPED, None, "solve", True),
-        Job(twin, draw, "solve", False),
+        ProgramRun(FLIPPED, draw, "solve", False),
+        ProgramRun(FLIPPED, draw, "solve", False, 1),
+        ProgramRun(FLIPPED, draw, "other", False),
+        ProgramRun(twin, draw, "solve", True),
+        ProgramRun(FLIPPED, None, "solve", True),
+        ProgramRun(twin, draw, "solve", False),
     ]
     outcomes = run_jobs(sandbox, jobs)
     assert [len(o.demos) for o in outcomes] == [3, 3, 3, 1, 0, 1] and [len(o.answers) for o in outcomes] == [0, 0, 0, 1, 0, 0]
@@ -169,7 +169,7 @@ def test_jobs_of_other_tasks_entries_and_seeds_are_told_apart(sandbox: Recorder)
     assert np.array_equal(drawn[1], drawn[2]) and not np.array_equal(drawn[0], drawn[1])  # pyright: ignore[reportArgumentType]
     shown = [[None if d.grid is None else d.grid.tolist() for d in o.demos] for o in outcomes]
     assert shown[0] != shown[1] and shown[2] == [[[1]]] * 3
-    assert run_jobs(sandbox, [Job(FLIPPED, draw, "other", False)])[0].source == draw
+    assert run_jobs(sandbox, [ProgramRun(FLIPPED, draw, "other", False)])[0].source == draw
 
 
 def test_refinement(sandbox: Recorder) -> None:
@@ -209,7 +209,7 @@ def test_it_ends_at_max_turns_with_the_best(sandbox: Recorder) -> None:
 
 
 def test_delta_is_against_the_turn_before(sandbox: Recorder) -> None:
-    start = run_jobs(sandbox, [Job(FLIPPED, "def solve(I): return 0", "solve", True)])[0]
+    start = run_jobs(sandbox, [ProgramRun(FLIPPED, "def solve(I): return 0", "solve", True)])[0]
     env = dynamic(FLIPPED, sandbox, RewardKind.delta, parent=start, max_turns=3)
     texts = [reply(ECHO), "nothing", reply(FLIP)]
     worth = [0.1, *[reward(RewardKind.smooth, static(FLIPPED, sandbox).step([text])[0].outcome).value for text in texts]]

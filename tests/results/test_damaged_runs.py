@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arclab.config.compose import ConfigError, freeze, read_config, thaw
-from arclab.config.plain_composer import QuickComposer
+from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.pages.compare import commits, render_comparison
@@ -249,7 +249,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_configurations_that_are_none(tmp_path: Path, content: bytes, fault: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    for read in (thaw, QuickComposer().thaw):
+    for read in (thaw, PlainComposer().thaw):
         with pytest.raises(ConfigError) as error:
             read(path)
         assert str(path) in str(error.value) and fault in str(error.value) and "\n" not in str(error.value)
@@ -257,7 +257,7 @@ def test_configurations_that_are_none(tmp_path: Path, content: bytes, fault: str
 
 def test_damaged_configurations_are_read_or_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    readers: tuple[Callable[[Path], Any], ...] = (thaw, QuickComposer().thaw, read_config)
+    readers: tuple[Callable[[Path], Any], ...] = (thaw, PlainComposer().thaw, read_config)
 
     @given(content=damaged_bytes(CONFIG.encode()))
     @REPEATED
@@ -269,6 +269,6 @@ def test_damaged_configurations_are_read_or_named(tmp_path: Path) -> None:
 
     check()
     path.write_text("﻿" + CONFIG)
-    assert thaw(path) == QuickComposer().thaw(path) == compose("pretrain_encoder", TINY)
+    assert thaw(path) == PlainComposer().thaw(path) == compose("pretrain_encoder", TINY)
     with pytest.raises(ConfigError, match="does not exist"):
         thaw(tmp_path / "none")

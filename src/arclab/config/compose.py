@@ -48,8 +48,19 @@ RECURSIVE_SOLVER = "recursive"  # what evaluate.py does unless solver= says othe
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Keys that cannot change the trained weights: a run may be resumed with other values of these.
 FREE_KEYS = (
-    "launch.", "wandb.", "criterion", "trainer.health_every", "trainer.stop_when_unhealthy", "evaluation.health_tasks", "evaluation.batch_size", "trainer.num_workers", "trainer.recompute", "trainer.log_every", "trainer.keep_last", "trainer.checkpoint_every",
-)  # fmt: skip
+    "launch.",
+    "wandb.",
+    "criterion",
+    "trainer.health_every",
+    "trainer.stop_when_unhealthy",
+    "evaluation.health_tasks",
+    "evaluation.batch_size",
+    "trainer.num_workers",
+    "trainer.recompute",
+    "trainer.log_every",
+    "trainer.keep_last",
+    "trainer.checkpoint_every",
+)
 _MAX_DEPTH = 20  # of a saved configuration; the deepest key has 4 parts
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it

@@ -1,8 +1,8 @@
 """Composing and typing in about a millisecond, for lists of jobs: the plain part of Hydra's language, without Hydra.
 
-    quick = QuickComposer()
-    config = quick.compose("pretrain_encoder", ["experiment=phase1_overfit", "encoder=lpn", "name=a"])
-    config = quick.thaw(Path("runs/phase1_overfit/a/config.yaml"))
+    composer = PlainComposer()
+    config = composer.compose("pretrain_encoder", ["experiment=phase1_overfit", "encoder=lpn", "name=a"])
+    config = composer.thaw(Path("runs/phase1_overfit/a/config.yaml"))
 
 Hydra needs a quarter of a second for one configuration. What the files in conf/ use of it is little: groups, `_self_`,
 `override`, `optional`, `# @package _global_`, `${absolute.key}`, and overrides key=plain_value. Anything else, and anything
@@ -78,7 +78,7 @@ class _Source:
     body: Node
 
 
-class QuickComposer:
+class PlainComposer:
     """Composes configurations of one conf folder; every file is read once."""
 
     def __init__(self, conf_dir: Path = slow.CONF_DIR) -> None:

@@ -31,7 +31,7 @@ from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
 
 IntArray = npt.NDArray[np.int64]
 # Number of rows -> the first and the end of those that a rank takes.
-Share = Callable[[int], tuple[int, int]]
+RowsOfRank = Callable[[int], tuple[int, int]]
 BLANK_PUZZLE = 0  # row 0 of a puzzle table stands for "no puzzle"
 
 
@@ -85,7 +85,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchPlan:
     """What each row of a batch shows, before rendering: pairs are numbers into the store, -1 is an empty slot.
 
     rows: task_B, augmentation_B, query_B, demos_BK; offsets_P2 per pair slot with the query first: (B, 1 + K, 2).
@@ -97,8 +97,8 @@ class Plan:
     demos_BK: IntArray
     offsets_BP2: IntArray
 
-    def rows(self, start: int, stop: int) -> Plan:
-        return Plan(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+    def rows(self, start: int, stop: int) -> BatchPlan:
+        return BatchPlan(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
 
 class GridStore:
@@ -161,7 +161,7 @@ class PuzzleSpace:
     def puzzle_ids(self, task_B: IntArray, augmentation_B: IntArray) -> IntArray:
         return 1 + self.first_augmentation_T[task_B] + augmentation_B
 
-    def render(self, plan: Plan, *, with_puzzle_ids: bool, canvas: int | None = None) -> Batch:
+    def render(self, plan: BatchPlan, *, with_puzzle_ids: bool, canvas: int | None = None) -> Batch:
         """Tokens for every row of a plan, on a canvas that must hold them (the space's own unless another is given)."""
         canvas = canvas or self.canvas
         rows, num_demos = plan.demos_BK.shape
@@ -266,14 +266,14 @@ class TrainingData:
             rng = np.random.default_rng([seed, 3, visit.epoch, visit.task])
         return rng.permutation(self.trainable_T[visit.task])[visit.first : visit.first + visit.count]
 
-    def plan(self, cursor: Cursor, batch_size: int) -> Plan:
+    def plan(self, cursor: Cursor, batch_size: int) -> BatchPlan:
         """All rows of the batch at `cursor`: a pure function of its arguments."""
         rng = np.random.default_rng([cursor.seed, 2, cursor.batch, *([self.canvas] if self._is_part else [])])
         return (
             self._plan_few_shot(cursor, batch_size, rng) if self.is_few_shot else self._plan_puzzle_id(cursor, batch_size, rng)
         )
 
-    def _plan_few_shot(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> Plan:
+    def _plan_few_shot(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> BatchPlan:
         stream = self._task_stream(cursor)
         task_B = np.array([next(stream)[0] for _ in range(batch_size)], dtype=np.int64)
         store = self.space.store
@@ -294,9 +294,9 @@ class TrainingData:
         demos_BK = np.where(np.arange(self.max_demos)[None] < size_B[:, None], demos_BK + first_B[:, None], -1)
         query_B = query_B + first_B
         offsets = self._offsets(np.concatenate([query_B[:, None], demos_BK], axis=1), task_B, augmentation_B, rng)
-        return Plan(task_B, augmentation_B, query_B, demos_BK, offsets)
+        return BatchPlan(task_B, augmentation_B, query_B, demos_BK, offsets)
 
-    def _plan_puzzle_id(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> Plan:
+    def _plan_puzzle_id(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> BatchPlan:
         visits = self._visits(cursor, batch_size)
         tasks, counts = [v.task for v in visits], [v.count for v in visits]
         task_B = np.repeat(np.array(tasks, dtype=np.int64), counts)
@@ -305,7 +305,7 @@ class TrainingData:
         query_B = query_B + self.space.store.first_pair_T[task_B]
         augmentation_B = np.repeat(augmentation_V, counts)
         offsets = self._offsets(query_B[:, None], task_B, augmentation_B, rng)
-        return Plan(task_B, augmentation_B, query_B, np.zeros((batch_size, 0), dtype=np.int64), offsets)
+        return BatchPlan(task_B, augmentation_B, query_B, np.zeros((batch_size, 0), dtype=np.int64), offsets)
 
     def _offsets(self, pairs_BP: IntArray, task_B: IntArray, augmentation_B: IntArray, rng: np.random.Generator) -> IntArray:
         """One random place per pair for its input and output alike; of n pairs that are trained on, one in n stays in the corner.
@@ -365,7 +365,7 @@ class _CursorStream(torch.utils.data.Sampler[Cursors]):
 
 
 class _BatchDataset(torch.utils.data.Dataset[tuple[Cursors, list[Batch]]]):
-    def __init__(self, parts: Sequence[Part], share: Share) -> None:
+    def __init__(self, parts: Sequence[Part], share: RowsOfRank) -> None:
         self.parts, self.share = parts, share
 
     def __getitem__(self, cursors: Cursors) -> tuple[Cursors, list[Batch]]:
@@ -377,7 +377,7 @@ class _BatchDataset(torch.utils.data.Dataset[tuple[Cursors, list[Batch]]]):
 def batch_loader(
     parts: Sequence[Part],
     start: Cursors,
-    share: Share,
+    share: RowsOfRank,
     *,
     num_batches: int,
     num_workers: int,

@@ -70,7 +70,7 @@ def _supervise(run: RunDir, launch: LaunchConfig, node: Node, signals: StopSigna
                 run.preempt.touch()
     finally:
         torchrun.close()
-    if node.number != 0:  # the first node tells the tale
+    if node.number != 0:  # only the first node reports
         return _status_of_other_node(code, signals)
     require_held()
     run.preempt.unlink(missing_ok=True)

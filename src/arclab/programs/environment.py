@@ -22,7 +22,7 @@ from arclab.config.schema import SplitName
 from arclab.data.tasks import ArcTask
 from arclab.lm.language_model import Completion, FinishReason, Message, Prompt
 from arclab.programs.feedback import feedback
-from arclab.programs.outcomes import Job, Outcome, run_jobs
+from arclab.programs.outcomes import Outcome, ProgramRun, run_jobs
 from arclab.programs.prompts import Parsed, parse_program, render_prompt
 from arclab.programs.rewards import Reward, RewardKind, check_use_tests, solves, training_reward
 from arclab.programs.sandbox.pool import Sandbox
@@ -95,8 +95,8 @@ class Environment:
             return Episode(0.0, 0, None)
         return Episode(self._best.reward.program, _num_solved(self._best), self._best)
 
-    def _job(self, parsed: Parsed) -> Job:
-        return Job(self.task, parsed.source, self.prompt_config.entry, with_tests=True, seed=self.seed)
+    def _job(self, parsed: Parsed) -> ProgramRun:
+        return ProgramRun(self.task, parsed.source, self.prompt_config.entry, with_tests=True, seed=self.seed)
 
     def _take(self, texts: list[str], parsed: list[Parsed], outcomes: list[Outcome]) -> list[StepResult]:
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Run programs on a task: what each answered for every demonstration and test input, and where it was right.
 
-    outcomes = run_jobs(sandbox, [Job(task, source, entry="solve", with_tests=True), ...])   # source None: the reply had no program
+    outcomes = run_jobs(sandbox, [ProgramRun(task, source, entry="solve", with_tests=True), ...])   # source None: the reply had no program
 
 A program whose answers depend on where its objects are in memory (the order of a set of objects does) answers the same in every worker
 whose addresses are fixed. Where the system forbids that, programs that reproduce every demonstration run once more, at other addresses:
@@ -69,7 +69,7 @@ def compare(result: GridResult, truth: Grid) -> PairOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ProgramRun:
     """A program and the task it is run on. source None: the reply had no program."""
 
     task: ArcTask
@@ -79,7 +79,7 @@ class Job:
     seed: int = 0
 
 
-def run_jobs(sandbox: Sandbox, jobs: Sequence[Job]) -> list[Outcome]:
+def run_jobs(sandbox: Sandbox, jobs: Sequence[ProgramRun]) -> list[Outcome]:
     """The outcomes in order, of programs of any number of tasks; equal programs of one task run once.
 
     Demonstrations run first, so that a crash on a test input costs none of them.
@@ -119,7 +119,7 @@ def _are_equal(first: Result, second: Result) -> bool:
     )
 
 
-def _outcome(job: Job, result: Result) -> Outcome:
+def _outcome(job: ProgramRun, result: Result) -> Outcome:
     num_demos, demos = len(job.task.demos), []
     for answer, pair in zip(result.grids[:num_demos], job.task.demos, strict=True):
         assert pair.output is not None

@@ -12,7 +12,7 @@ import pytest
 
 from arclab.config.compose import ConfigError, freeze
 from arclab.launch.queue.jobsfile import JobsError
-from arclab.launch.queue.plan import Plan, ablation_columns, read_plan
+from arclab.launch.queue.plan import JobsPlan, ablation_columns, read_plan
 from arclab.runs.folder import State, open_run
 
 from ...conftest import ROOT
@@ -20,7 +20,7 @@ from ...conftest import ROOT
 PREFIX = "pretrain_encoder.py experiment=quickstart"
 
 
-def plan_of(tmp_path: Path, *lines: str, only: str | None = None) -> Plan:
+def plan_of(tmp_path: Path, *lines: str, only: str | None = None) -> JobsPlan:
     path = tmp_path / "jobs.txt"
     path.write_text("".join(f"{PREFIX} runs_dir={tmp_path}/runs {line}\n" for line in lines))
     return read_plan(path, only)

@@ -14,7 +14,7 @@ import pytest
 from arclab.config.compose import ConfigError
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.queue.jobrecord import JobRecord, write_job
-from arclab.launch.queue.jobsfile import Job, Section
+from arclab.launch.queue.jobsfile import JobLine, Section
 from arclab.launch.queue.plan import PlannedRun
 from arclab.launch.queue.progress import best_score, living_jobs, read_progress, read_state, steps_per_s
 from arclab.launch.queue.submit import cancel, submit
@@ -27,7 +27,7 @@ DEAD_PID = 2**22 + 1  # above the kernel's largest
 
 
 def planned(config: ExperimentConfig) -> PlannedRun:
-    return PlannedRun(Job(1, 1, Section("", "", "", 0), config.name, (), ()), config, None)
+    return PlannedRun(JobLine(1, 1, Section("", "", "", 0), config.name, (), ()), config, None)
 
 
 def state_of(run: PlannedRun) -> str:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from arclab.config.plain_composer import QuickComposer
-from arclab.launch.queue.plan import Plan, ablation_columns, read_plan
-from arclab.launch.queue.progress import Best, Progress
+from arclab.config.plain_composer import PlainComposer
+from arclab.launch.queue.plan import JobsPlan, ablation_columns, read_plan
+from arclab.launch.queue.progress import Best, RunProgress
 from arclab.launch.queue.tables import labels, resources, show_matrix, show_plan, show_progress
 
 PREFIX = "pretrain_encoder.py experiment=quickstart"
 
 
-def plan_of(tmp_path: Path, *lines: str) -> Plan:
+def plan_of(tmp_path: Path, *lines: str) -> JobsPlan:
     path = tmp_path / "jobs.txt"
     path.write_text("".join(f"{PREFIX} {line} runs_dir={tmp_path}\n" for line in lines))
     return read_plan(path)
@@ -25,7 +25,7 @@ def plan_of(tmp_path: Path, *lines: str) -> Plan:
     (["launch=slurm_cpu", "launch.timeout_min=90"], "2 CPU, 90 min"),
 ])  # fmt: skip
 def test_resources(overrides: list[str], text: str) -> None:
-    assert resources(QuickComposer().compose("pretrain_encoder", overrides)) == text
+    assert resources(PlainComposer().compose("pretrain_encoder", overrides)) == text
 
 
 def test_the_plan_and_its_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,8 +42,8 @@ def test_the_plan_and_its_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_progress_shows_the_last_words_of_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:
     best = Best("all.exact_accuracy", 0.5, 20, 100)
-    running = Progress("RUNNING", "12", 100, 1000, 2.0, "HEALTHY", best, "", "step 100: HEALTHY")
-    failed = Progress("FAILED", "13", 5, 1000, 2.0, "", None, "", "Traceback\nKeyError: 'x'")
+    running = RunProgress("RUNNING", "12", 100, 1000, 2.0, "HEALTHY", best, "", "step 100: HEALTHY")
+    failed = RunProgress("FAILED", "13", 5, 1000, 2.0, "", None, "", "Traceback\nKeyError: 'x'")
     show_progress([("a", running), ("b", failed)])
     out = capsys.readouterr().out
     assert "RUNNING  12   100/1,000     2.00  7 min 30 s  HEALTHY  all.exact_accuracy 50.0 % (10/20) at 100" in out

@@ -21,14 +21,14 @@ from arclab.data.record import TASKS_FILE, DataRecord, TaskRecord
 from arclab.data.sampler import Cursor
 from arclab.methods.recursive.saved import load_record, load_tensors, newest_checkpoint, read_state, sealed
 from arclab.methods.recursive.solver.store import Tally, VoteStore
-from arclab.methods.recursive.training.checkpoint import CheckpointFolder, Progress, progress_from
+from arclab.methods.recursive.training.checkpoint import CheckpointFolder, TrainingProgress, progress_from
 
 QUICK = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 KEYS = [("a", 0), ("a", 1)]
 RECORD = DataRecord(ViewRule.content, (TaskRecord("t", "d" * 16, "e" * 16, True, "f" * 16, 3, 1),))
-PROGRESS = Progress(7, (Cursor(0, 1, 2, 7, 3),), 7, 1.5, "id", {"seed": 0}, ["a stamp"], 0.25, 6)
+PROGRESS = TrainingProgress(7, (Cursor(0, 1, 2, 7, 3),), 7, 1.5, "id", {"seed": 0}, ["a stamp"], 0.25, 6)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder.path(7)
 
 
-def everything(checkpoint: Path) -> tuple[Progress, list[float], DataRecord | None]:
+def everything(checkpoint: Path) -> tuple[TrainingProgress, list[float], DataRecord | None]:
     state = read_state(newest_checkpoint(checkpoint.parent.parent))
     tensors: dict[str, Tensor] = load_tensors(checkpoint, "model.safetensors", state)
     return progress_from(state), tensors["w"].tolist(), load_record(checkpoint, state)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.attacks import ATTACKS
 
 from arclab.data.tasks import ArcTask, Pair
-from arclab.programs.outcomes import Job, run_jobs
+from arclab.programs.outcomes import ProgramRun, run_jobs
 from arclab.programs.sandbox.execution import Execution, Isolation, Limits, Result, Status
 from arclab.programs.sandbox.pool import Sandbox
 
@@ -106,7 +106,7 @@ def test_without_fixed_addresses_what_is_right_runs_twice(monkeypatch: pytest.Mo
         "    return [[cells.index(cell) % 10 for cell in set(cells)]]"
     )
     wrong = "def solve(I): return [[id(object()) // 16 % 10]]"
-    jobs = [Job(task, source, "solve", with_tests=True) for source in (by_address, FLIP, wrong, None)]
+    jobs = [ProgramRun(task, source, "solve", with_tests=True) for source in (by_address, FLIP, wrong, None)]
     asked: list[Execution] = []
     run = Sandbox.run
     monkeypatch.setattr(Sandbox, "run", lambda self, executions: (asked.extend(executions), run(self, executions))[1])

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 from arclab.config.compose import ConfigError
 from arclab.launch import doctor
-from arclab.launch.queue.plan import Plan, PlannedRun, ablation_columns, by_section, read_plan
-from arclab.launch.queue.progress import QUEUED, REQUEUED, Progress, living_jobs, read_progress
+from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_section, read_plan
+from arclab.launch.queue.progress import QUEUED, REQUEUED, RunProgress, living_jobs, read_progress
 from arclab.launch.queue.submit import Action, cancel, retry, submit
 from arclab.launch.queue.tables import clear, labels, say, section_heading, show, show_matrix, show_plan, show_progress
 
@@ -85,12 +85,12 @@ def status_command(arguments: argparse.Namespace) -> int:
             return 0
 
 
-def _progress(runs: Sequence[PlannedRun]) -> dict[Path, Progress]:
+def _progress(runs: Sequence[PlannedRun]) -> dict[Path, RunProgress]:
     living = living_jobs(runs, must_know=False)
     return {run.folder.path: read_progress(run, living.get(run.folder.path)) for run in runs}
 
 
-def _show_status(plan: Plan, progress: dict[Path, Progress]) -> None:
+def _show_status(plan: JobsPlan, progress: dict[Path, RunProgress]) -> None:
     for section, runs in by_section(plan.runs):
         section_heading(section)
         show_progress([(label, progress[run.folder.path]) for label, run in zip(labels(runs), runs, strict=True)])
@@ -145,7 +145,7 @@ def report_command(arguments: argparse.Namespace) -> int:
     return done.returncode
 
 
-def _report_request(plan: Plan) -> dict[str, Any]:
+def _report_request(plan: JobsPlan) -> dict[str, Any]:
     """What only the launcher knows: hypotheses, and the state of runs that have no folder yet."""
     progress = _progress(plan.runs)
     return {
@@ -160,7 +160,7 @@ def _report_request(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _reported(run: PlannedRun, progress: Progress) -> dict[str, Any]:
+def _reported(run: PlannedRun, progress: RunProgress) -> dict[str, Any]:
     return {
         "name": run.name, "experiment": run.config.experiment_name, "path": str(run.folder.path), "state": progress.state,
         "job": progress.job, "step": progress.step, "total_steps": progress.total_steps, "verdict": progress.verdict,

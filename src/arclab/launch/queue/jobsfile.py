@@ -77,7 +77,7 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class JobLine:
     """One run: a line, or one combination of a line's sweeps. words: what the line says, overrides: what this run gets."""
 
     line: int
@@ -93,7 +93,7 @@ class Job:
         return max(named, key=lambda word: len(word.key)).column if named else self.column
 
 
-def read_jobs(path: Path) -> list[Job]:
+def read_jobs(path: Path) -> list[JobLine]:
     """Every run of the file, in its order. JobsError if anything is wrong."""
     jobs, problems = parse_jobs(path)
     if problems:
@@ -101,12 +101,12 @@ def read_jobs(path: Path) -> list[Job]:
     return jobs
 
 
-def parse_jobs(path: Path) -> tuple[list[Job], list[Problem]]:
+def parse_jobs(path: Path) -> tuple[list[JobLine], list[Problem]]:
     """(runs, mistakes): the runs of lines without a mistake."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give a job file, for example jobs.txt.")
     lines = path.read_text(encoding="utf-8").splitlines()
-    jobs: list[Job] = []
+    jobs: list[JobLine] = []
     problems: list[Problem] = []
     section = Section("", "", "", 0)
     for number, line in enumerate(lines, start=1):
@@ -145,7 +145,7 @@ def _section(lines: list[str], number: int, problems: list[Problem]) -> Section:
     return Section(title, text, criteria[0][len(_CRITERION) :].strip() if criteria else "", number)
 
 
-def _jobs_of_line(line: str, number: int, section: Section) -> list[Job]:
+def _jobs_of_line(line: str, number: int, section: Section) -> list[JobLine]:
     script, *words = _words(line)
     if script.text != SCRIPT:
         raise _AtColumn(script.column, f"a run starts with {SCRIPT}, not with {script.text!r}; evaluations are made by hand.")
@@ -167,7 +167,7 @@ def _jobs_of_line(line: str, number: int, section: Section) -> list[Job]:
 
 def _job(
     number: int, column: int, section: Section, words: list[Word], choices: list[list[str]], picked: tuple[str, ...]
-) -> Job:
+) -> JobLine:
     """picked: the value of every word. A swept name is taken as it is; else the other swept values go into it."""
     keys = [word.key for word in words]
     swept = {key: value for key, value, values in zip(keys, picked, choices, strict=True) if len(values) > 1}
@@ -175,7 +175,7 @@ def _job(
     name = base if "name" in swept else run_name(base, swept)
     settled = [word.text.partition("=")[0] + "=" + value for word, value in zip(words, picked, strict=True)]
     settled[keys.index("name")] = f"name={name}"
-    return Job(number, column, section, name, tuple(words), tuple(settled))
+    return JobLine(number, column, section, name, tuple(words), tuple(settled))
 
 
 def _words(line: str) -> list[Word]:

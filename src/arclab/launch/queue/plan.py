@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, differing, flat, identity
-from arclab.config.plain_composer import QuickComposer
+from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.files import DamagedFile, sentence_of
 from arclab.launch.parameters import Parameters, count_parameters
-from arclab.launch.queue.jobsfile import Job, JobsError, Problem, parse_jobs
+from arclab.launch.queue.jobsfile import JobLine, JobsError, Problem, parse_jobs
 from arclab.runs.folder import RunDir, State, run_path
 
 CONFIG_NAME = "pretrain_encoder"
@@ -37,7 +37,7 @@ class PlannedRun:
     """One run, typed. waits_for: the run of the same file that makes its checkpoint and is not DONE yet. damage: why the config.yaml of
     its folder cannot be read; "" if it can."""
 
-    job: Job
+    job: JobLine
     config: ExperimentConfig
     waits_for: Path | None
     damage: str = ""
@@ -56,7 +56,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class JobsPlan:
     """The runs of a file that --only leaves, in the file's order; num_runs counts those of the whole file.
 
     notes: what is no mistake but may not be meant.
@@ -68,11 +68,11 @@ class Plan:
     notes: tuple[Problem, ...]
 
 
-def read_plan(path: Path, only: str | None = None) -> Plan:
+def read_plan(path: Path, only: str | None = None) -> JobsPlan:
     """The checked plan. JobsError: all mistakes of the file, or with `only` those of its lines and of the syntax."""
     jobs, problems = parse_jobs(path)
-    composer = QuickComposer()
-    composed: list[tuple[Job, ExperimentConfig]] = []
+    composer = PlainComposer()
+    composed: list[tuple[JobLine, ExperimentConfig]] = []
     for job in jobs:
         try:
             composed.append((job, _compose(composer, job)))
@@ -90,35 +90,35 @@ def read_plan(path: Path, only: str | None = None) -> Plan:
         )
     makers = {run_path(config).resolve() for _, config in composed}
     runs = tuple(PlannedRun(job, config, _waits_for(config, makers), _damage(config, composer)) for job, config in wanted)
-    return Plan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
+    return JobsPlan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
 
 
-def _notes(job: Job, composer: QuickComposer) -> list[Problem]:
+def _notes(job: JobLine, composer: PlainComposer) -> list[Problem]:
     sentences = composer.overruled(CONFIG_NAME, job.overrides)
     return [Problem(job.line, job.column_of(sentence.partition("=")[0]), sentence) for sentence in sentences]
 
 
-def _compose(composer: QuickComposer, job: Job) -> ExperimentConfig:
+def _compose(composer: PlainComposer, job: JobLine) -> ExperimentConfig:
     config = composer.compose(CONFIG_NAME, job.overrides)
     if config.wandb.group is None and job.section.title:
         config.wandb.group = job.section.title
     return config
 
 
-def _is_wanted(job: Job, config: ExperimentConfig, only: str | None) -> bool:
+def _is_wanted(job: JobLine, config: ExperimentConfig, only: str | None) -> bool:
     return only is None or fnmatchcase(job.name, only) or fnmatchcase(f"{config.experiment_name}/{job.name}", only)
 
 
-def _problems_of(job: Job, error: ConfigError, only: str | None) -> list[Problem]:
+def _problems_of(job: JobLine, error: ConfigError, only: str | None) -> list[Problem]:
     """One for every sentence. Without its experiment's name a broken line is matched by name alone."""
     if only is not None and not fnmatchcase(job.name, only.rpartition("/")[2]):
         return []
     return [Problem(job.line, job.column_of(sentence), sentence) for sentence in str(error).splitlines()]
 
 
-def _same_runs(runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
+def _same_runs(runs: Sequence[tuple[JobLine, ExperimentConfig]]) -> list[Problem]:
     """Two lines that train the same thing, whatever they are called."""
-    seen: dict[str, Job] = {}
+    seen: dict[str, JobLine] = {}
     problems = []
     for job, config in runs:
         keys = {k: v for k, v in identity(config).items() if k not in ("name", "experiment_name")}
@@ -134,9 +134,9 @@ def _same_runs(runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
     return problems
 
 
-def _claimed_folders(runs: Sequence[tuple[Job, ExperimentConfig]], composer: QuickComposer) -> list[Problem]:
+def _claimed_folders(runs: Sequence[tuple[JobLine, ExperimentConfig]], composer: PlainComposer) -> list[Problem]:
     """Run folders that two lines share, or that hold a run of another configuration."""
-    seen: dict[Path, Job] = {}
+    seen: dict[Path, JobLine] = {}
     problems = []
     for job, config in runs:
         path = run_path(config)
@@ -155,7 +155,7 @@ def _claimed_folders(runs: Sequence[tuple[Job, ExperimentConfig]], composer: Qui
     return problems
 
 
-def _other_configuration(path: Path, config: ExperimentConfig, composer: QuickComposer) -> list[str]:
+def _other_configuration(path: Path, config: ExperimentConfig, composer: PlainComposer) -> list[str]:
     try:
         held = composer.thaw(RunDir(path).config)
     except ConfigError:
@@ -170,7 +170,7 @@ def _other_configuration(path: Path, config: ExperimentConfig, composer: QuickCo
     ]
 
 
-def _damage(config: ExperimentConfig, composer: QuickComposer) -> str:
+def _damage(config: ExperimentConfig, composer: PlainComposer) -> str:
     """Why the configuration in the run's folder cannot be read: the fault of that run alone, not of the file."""
     path = run_path(config)
     if not RunDir(path).config.exists():
@@ -191,7 +191,7 @@ def _checkpoint(config: ExperimentConfig) -> Path | None:
 
 
 def _missing_checkpoints(
-    runs: Iterable[tuple[Job, ExperimentConfig]], all_runs: Sequence[tuple[Job, ExperimentConfig]]
+    runs: Iterable[tuple[JobLine, ExperimentConfig]], all_runs: Sequence[tuple[JobLine, ExperimentConfig]]
 ) -> list[Problem]:
     makers = {run_path(config).resolve() for _, config in all_runs}
     problems = []
@@ -203,7 +203,9 @@ def _missing_checkpoints(
     return problems
 
 
-def _circles(runs: Iterable[tuple[Job, ExperimentConfig]], all_runs: Sequence[tuple[Job, ExperimentConfig]]) -> list[Problem]:
+def _circles(
+    runs: Iterable[tuple[JobLine, ExperimentConfig]], all_runs: Sequence[tuple[JobLine, ExperimentConfig]]
+) -> list[Problem]:
     """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
     jobs = {run_path(config).resolve(): (job, config) for job, config in all_runs}
     makers = set(jobs)

@@ -51,7 +51,7 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """state: see read_state. verdict: of the last health check, and its step. result: PASS or FAIL, "" without one."""
 
     state: str
@@ -141,7 +141,7 @@ def damage_of(run: PlannedRun) -> str:
     return ""
 
 
-def read_progress(run: PlannedRun, living: str | None) -> Progress:
+def read_progress(run: PlannedRun, living: str | None) -> RunProgress:
     """DAMAGED, with the sentence as its message, if a file of the run cannot be read: the others of a list are shown all the same."""
     damage = damage_of(run)
     try:
@@ -151,17 +151,17 @@ def read_progress(run: PlannedRun, living: str | None) -> Progress:
         damage = str(error)
     except OSError as error:
         damage = sentence_of(error)
-    return Progress(DAMAGED, "", 0, run.config.trainer.steps, None, "", None, "", damage)
+    return RunProgress(DAMAGED, "", 0, run.config.trainer.steps, None, "", None, "", damage)
 
 
-def _progress(run: PlannedRun, living: str | None) -> Progress:
+def _progress(run: PlannedRun, living: str | None) -> RunProgress:
     folder = run.folder
     status, job = folder.read_status() or {}, read_job(folder)
     rows = _last_rows(folder.metrics)
     health = next((f"{row['health']} at {row['_step']:,}" for row in reversed(rows) if "health" in row), "")
     metric = run.config.criterion.metric if run.config.criterion else _DEFAULT_METRIC
     step = max([status.get("step", 0), *(row["_step"] for row in rows[-1:])])
-    return Progress(
+    return RunProgress(
         state=read_state(folder, living), job=job.id if job else "", step=step, total_steps=run.config.trainer.steps,
         steps_per_s=steps_per_s(rows), verdict=health, best=best_score(folder.metrics, metric),
         result=_result(folder.path / "criterion.json"), message=status.get("message", ""),

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.queue.jobsfile import Section
-from arclab.launch.queue.plan import Column, Plan, PlannedRun, by_section
-from arclab.launch.queue.progress import Progress
+from arclab.launch.queue.plan import Column, JobsPlan, PlannedRun, by_section
+from arclab.launch.queue.progress import RunProgress
 
 _PIPE_WIDTH = 400
 _COLORS = {
@@ -59,7 +59,7 @@ def section_heading(section: Section) -> None:
         out.print(Text(f"criterion: {section.criterion}", style="dim"))
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: JobsPlan) -> None:
     """Every run below its section: resources, parameters, steps, folder."""
     for section, runs in by_section(plan.runs):
         section_heading(section)
@@ -115,7 +115,7 @@ def labels(runs: Sequence[PlannedRun]) -> list[str]:
     return [f"{r.config.experiment_name}/{r.name}" if names.count(r.name) > 1 else r.name for r in runs]
 
 
-def show_progress(progress: Sequence[tuple[str, Progress]]) -> None:
+def show_progress(progress: Sequence[tuple[str, RunProgress]]) -> None:
     """A row a run, and below the table the last words of runs that went wrong."""
     columns = ("run", "state", "job", "step", "steps/s", "ETA", "health", "best", "result")
     show(columns, [_progress_row(label, p) for label, p in progress], right=("step", "steps/s", "ETA"))
@@ -124,7 +124,7 @@ def show_progress(progress: Sequence[tuple[str, Progress]]) -> None:
             say(f"\n{label}: {p.message}")
 
 
-def _progress_row(label: str, p: Progress) -> tuple[str, ...]:
+def _progress_row(label: str, p: RunProgress) -> tuple[str, ...]:
     step = f"{p.step:,}/{p.total_steps:,}" if p.step or p.state != "NEW" else ""
     rate = f"{p.steps_per_s:.2f}" if p.steps_per_s and p.state == "RUNNING" else ""
     return label, p.state, p.job, step, rate, duration(p.eta_s), p.verdict, str(p.best or ""), p.result

@@ -24,7 +24,7 @@ from arclab.data.tasks import ArcTask
 from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling
 from arclab.methods.program_sampling.samples import SampleStore
 from arclab.metrics.names import PASS_KS
-from arclab.programs.outcomes import Job, Outcome, run_jobs
+from arclab.programs.outcomes import Outcome, ProgramRun, run_jobs
 from arclab.programs.prompts import ParseProblem, parse_program, render_prompt
 from arclab.programs.rewards import RewardKind, reward, score_tests, solves
 from arclab.programs.sandbox.pool import Sandbox
@@ -110,7 +110,7 @@ class ProgramSampling:
     def _run(self, task: ArcTask, reply: Reply) -> list[Written]:
         entry = self._prompt.entry
         parsed = [parse_program(c.whole, entry=entry, finish_reason=c.finish_reason) for c in reply.completions]
-        outcomes = run_jobs(self._sandbox, [Job(task, one.source, entry=entry, with_tests=True) for one in parsed])
+        outcomes = run_jobs(self._sandbox, [ProgramRun(task, one.source, entry=entry, with_tests=True) for one in parsed])
         return [
             Written(completion, one.problem, outcome)
             for completion, one, outcome in zip(reply.completions, parsed, outcomes, strict=True)

@@ -14,7 +14,7 @@ from arclab.data.sampler import Batch
 from arclab.methods.recursive.decoder import Latents
 from arclab.methods.recursive.model import Reading, RecursiveModel
 from arclab.methods.recursive.solver import solver as recursive
-from arclab.methods.recursive.solver.continuous_batching import Landed, Ready
+from arclab.methods.recursive.solver.continuous_batching import FinishedRows, ReadyRows
 
 
 def sure_of(tokens_BS: Tensor) -> Tensor:
@@ -24,16 +24,18 @@ def sure_of(tokens_BS: Tensor) -> Tensor:
 
 def answer_labels(
     monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Ready], Tensor] = lambda ready: ready.labels_BS,
-    halt: Callable[[Ready], Tensor] = lambda ready: torch.ones(len(ready.rows_B)),
+    change: Callable[[ReadyRows], Tensor] = lambda ready: ready.labels_BS,
+    halt: Callable[[ReadyRows], Tensor] = lambda ready: torch.ones(len(ready.rows_B)),
 ) -> None:
     """Every row lands at once with the right answer, or the tokens that `change` gives, and the halt logits of `halt`; no
     demonstration is read."""
 
-    def fly(model: RecursiveModel, take: Callable[[], Ready | None], num_rows: int, *, early: bool) -> Iterator[Landed]:
+    def fly(
+        model: RecursiveModel, take: Callable[[], ReadyRows | None], num_rows: int, *, early: bool
+    ) -> Iterator[FinishedRows]:
         while (ready := take()) is not None:
             steps = np.full(len(ready.rows_B), model.halting.halt_max_steps)
-            yield Landed(ready.rows_B, ready.labels_BS, sure_of(change(ready)), halt(ready), steps)
+            yield FinishedRows(ready.rows_B, ready.labels_BS, sure_of(change(ready)), halt(ready), steps)
 
     monkeypatch.setattr(RecursiveModel, "read", lambda self, data: Reading(0))
     monkeypatch.setattr(recursive, "fly", fly)

@@ -13,7 +13,7 @@ from torch import Tensor
 from arclab.config.schema import VotesRule
 from arclab.data.synthetic import load_toy
 from arclab.methods.recursive.model import RecursiveModel, build_model
-from arclab.methods.recursive.solver.continuous_batching import Ready
+from arclab.methods.recursive.solver.continuous_batching import ReadyRows
 from arclab.methods.recursive.solver.pending_rows import visiting_order
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.results.attempts import Attempts, Budget
@@ -54,11 +54,11 @@ def first_grids(attempts: Attempts, places: int) -> list[list[bytes]]:
     return [[c.grid.tobytes() for c in cs[:places] if c.grid is not None] for cs in attempts.candidates.values()]
 
 
-def mixture(*shares: float) -> Callable[[Ready], Tensor]:
+def mixture(*shares: float) -> Callable[[ReadyRows], Tensor]:
     """Answers with the label, the input, or the label with one cell made black, by these shares of rows."""
     bounds = np.cumsum(shares)
 
-    def change(ready: Ready) -> Tensor:
+    def change(ready: ReadyRows) -> Tensor:
         draw = np.array([np.random.default_rng(row).random() for row in ready.rows_B])
         which = torch.from_numpy(np.searchsorted(bounds, draw))[:, None]
         blank = torch.where(ready.labels_BS >= 2, 2, ready.labels_BS)  # every colour becomes 0, in all views alike
@@ -95,7 +95,7 @@ def test_accuracy_over_rows_counts_every_task_alike(model: RecursiveModel, monke
     """Easy tasks end after a round and hard ones go on: over all rows that were predicted, the hard ones would decide."""
     half = mixture(0.5, 0.5)
 
-    def change(ready: Ready) -> Tensor:
+    def change(ready: ReadyRows) -> Tensor:
         easy = torch.from_numpy(ready.rows_B // VIEWS < 3)[:, None]
         return torch.where(easy, ready.labels_BS, half(ready))
 

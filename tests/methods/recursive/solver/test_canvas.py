@@ -83,9 +83,9 @@ def landed_logits(
     seen: dict[tuple[int, int], Tensor] = {}
     original = RecursiveSolver._count
 
-    def spy(self: RecursiveSolver, job: Any, landed: Any, canvas: int) -> None:
-        seen.update({(row, canvas): landed.logits_BSV[b] for b, row in enumerate(landed.rows_B.tolist())})
-        original(self, job, landed, canvas)
+    def spy(self: RecursiveSolver, job: Any, finished: Any, canvas: int) -> None:
+        seen.update({(row, canvas): finished.logits_BSV[b] for b, row in enumerate(finished.rows_B.tolist())})
+        original(self, job, finished, canvas)
 
     with monkeypatch.context() as patch:
         patch.setattr(RecursiveSolver, "_count", spy)
@@ -133,14 +133,14 @@ def test_reruns_are_counted_once_if_an_evaluation_is_killed(monkeypatch: pytest.
     """A row that was postponed before the kill starts again on its first canvas."""
     answer_labels(monkeypatch)
     tasks = [task("fits", 3, 3), task("grows", 3, 8), task("grows too", 3, 9)]
-    model, landed = model_on(15), 0
+    model, finished = model_on(15), 0
     count = RecursiveSolver._count
 
     def killed(self: RecursiveSolver, *args: object) -> None:
-        nonlocal landed
+        nonlocal finished
         count(self, *args)  # pyright: ignore[reportArgumentType]
-        landed += 1
-        if landed == 3:
+        finished += 1
+        if finished == 3:
             raise KeyboardInterrupt
 
     def solve() -> float:

@@ -15,7 +15,7 @@ from arclab.methods.recursive.encoders import Demonstrations
 from arclab.methods.recursive.evaluation import build_solver
 from arclab.methods.recursive.model import Reading, RecursiveModel, build_model
 from arclab.methods.recursive.setting import build_setting
-from arclab.methods.recursive.solver.continuous_batching import Ready, fly
+from arclab.methods.recursive.solver.continuous_batching import ReadyRows, run_rows
 from arclab.results.attempts import Budget
 from arclab.runs.ranks import Ranks
 
@@ -71,20 +71,20 @@ def flown(
     """Row -> logits, halt logit and steps, with the rows read in chunks."""
     chunks = iter(range(0, len(batch), chunk))
 
-    def take() -> Ready | None:
+    def take() -> ReadyRows | None:
         start = next(chunks, None)
         if start is None:
             return None
         part = batch.rows(start, start + chunk)
         rows = np.arange(start, start + len(part))
-        return Ready(rows, part.inputs_BS, part.labels_BS, model.read(part), torch.arange(len(part)))
+        return ReadyRows(rows, part.inputs_BS, part.labels_BS, model.read(part), torch.arange(len(part)))
 
     results = {}
-    for landed in fly(model, take, num_rows, early=early):
-        assert len(landed.rows_B) <= num_rows
-        for place, row in enumerate(landed.rows_B.tolist()):
-            assert row not in results and torch.equal(landed.labels_BS[place], batch.labels_BS[row])
-            results[row] = (landed.logits_BSV[place], landed.q_halt_B[place], int(landed.steps_B[place]))
+    for finished in run_rows(model, take, num_rows, early=early):
+        assert len(finished.rows_B) <= num_rows
+        for place, row in enumerate(finished.rows_B.tolist()):
+            assert row not in results and torch.equal(finished.labels_BS[place], batch.labels_BS[row])
+            results[row] = (finished.logits_BSV[place], finished.q_halt_B[place], int(finished.steps_B[place]))
     return results
 
 

@@ -102,7 +102,7 @@ def test_killed_twice_and_continued(
     counted: list[int] = []
     original = RecursiveSolver._count
     monkeypatch.setattr(
-        RecursiveSolver, "_count", lambda self, job, landed, canvas: (counted.append(len(landed.rows_B)), original(self, job, landed, canvas))[1]
+        RecursiveSolver, "_count", lambda self, job, finished, canvas: (counted.append(len(finished.rows_B)), original(self, job, finished, canvas))[1]
     )  # fmt: skip
     store = VoteStore(tmp_path, "key")
     same(whole, solve(model, store, **rules))

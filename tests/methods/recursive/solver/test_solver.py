@@ -20,7 +20,7 @@ from arclab.methods.recursive.evaluation import build_solver, evaluate_in_ranks
 from arclab.methods.recursive.model import Reading, RecursiveModel, build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.setting import Setting, build_setting
-from arclab.methods.recursive.solver.continuous_batching import Ready
+from arclab.methods.recursive.solver.continuous_batching import ReadyRows
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.metrics.names import count_of
 from arclab.results.attempts import Attempts, Budget, Candidate
@@ -72,7 +72,7 @@ def test_sure_votes_are_ordered_by_their_confidence_in_fp64(tiny: Tiny, monkeypa
     rng = np.random.default_rng(0)
     drawn: dict[int, tuple[int, float]] = {}
 
-    def change(ready: Ready) -> torch.Tensor:
+    def change(ready: ReadyRows) -> torch.Tensor:
         for row in ready.rows_B.tolist():
             drawn[row] = int(rng.integers(4)), float(np.float32(rng.normal(20, 4)))
         black = torch.where(ready.labels_BS >= FIRST_COLOR, FIRST_COLOR, ready.labels_BS)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from arclab.config.compose import ConfigError, thaw
-from arclab.config.plain_composer import QuickComposer
+from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.job import prepare_run
 from arclab.launch.queue.plan import _other_configuration
@@ -133,8 +133,8 @@ def test_a_prepared_folder_says_auto_until_its_run_has_found_the_number(tiny: Ti
     number = thaw(run.config).trainer.batch_size
     assert isinstance(number, int)
     assert thaw(prepare_run(config).config).trainer.batch_size == number  # submitted again
-    assert not _other_configuration(run.path, config, QuickComposer())
-    assert _other_configuration(run.path, tiny("trainer.batch_size=7", trm=True), QuickComposer())
+    assert not _other_configuration(run.path, config, PlainComposer())
+    assert _other_configuration(run.path, tiny("trainer.batch_size=7", trm=True), PlainComposer())
     # Without a checkpoint there is nothing to keep the number for: memory may have been the reason.
     shutil.rmtree(run.checkpoints)
     run.write_status(State.failed, 0)

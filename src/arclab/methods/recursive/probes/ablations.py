@@ -26,7 +26,7 @@ from arclab.results.scoring import Share, score
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class ScoreDrop:
     """ARC/pass@1 of the same tasks as they are and ablated."""
 
     intact: Share
@@ -68,16 +68,16 @@ def _partners(group: list[ArcTask], rng: np.random.Generator) -> Iterator[tuple[
         yield task, partner
 
 
-def swap_drop(solver: Solver, tasks: Sequence[ArcTask], *, budget: Budget | None = None, seed: int = 0) -> Drop:
+def swap_drop(solver: Solver, tasks: Sequence[ArcTask], *, budget: Budget | None = None, seed: int = 0) -> ScoreDrop:
     """What the solver loses when every task gets the demonstrations of another one."""
-    return Drop(_pass_at_1(solver, tasks, budget), _pass_at_1(solver, swap_demonstrations(tasks, seed), budget))
+    return ScoreDrop(_pass_at_1(solver, tasks, budget), _pass_at_1(solver, swap_demonstrations(tasks, seed), budget))
 
 
-def context_drop(solver: Solver, model: RecursiveModel, tasks: Sequence[ArcTask], *, budget: Budget | None = None) -> Drop:
+def context_drop(solver: Solver, model: RecursiveModel, tasks: Sequence[ArcTask], *, budget: Budget | None = None) -> ScoreDrop:
     """What the solver loses when the context of its model, which must have an encoder, is all zeros."""
     intact = _pass_at_1(solver, tasks, budget)
     with zeroed_context(model):
-        return Drop(intact, _pass_at_1(solver, tasks, budget))
+        return ScoreDrop(intact, _pass_at_1(solver, tasks, budget))
 
 
 def _pass_at_1(solver: Solver, tasks: Sequence[ArcTask], budget: Budget | None) -> Share:

@@ -1,6 +1,6 @@
 """Does the decoder use the context? Accuracy lost when demonstrations are swapped between tasks, or the context is zero.
 
-    drop = swap_drop(model, batches, swapped)            # Drop; drop.exact, drop.cells: intact minus swapped
+    drop = swap_drop(model, batches, swapped)            # ContextDrop; drop.exact, drop.cells: intact minus swapped
     drop = zero_context_drop(model, batches)
 
 Both predict the same queries twice with model.predict; only the conditioning changes. The model is left as it was. It does
@@ -33,7 +33,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class ContextDrop:
     """The same rows with their own conditioning (intact) and with the changed one (swapped, or zeroed)."""
 
     intact: Accuracy
@@ -50,16 +50,16 @@ class Drop:
 
 def swap_drop(
     model: RecursiveModel, batches: Sequence[Batch], swapped: Sequence[Batch], *, chunk_rows: int | None = None
-) -> Drop:
+) -> ContextDrop:
     """The same queries with their own demonstrations and with those of others; chunk_rows limits the rows predicted at once."""
-    return Drop(_accuracy(model, batches, chunk_rows), _accuracy(model, swapped, chunk_rows))
+    return ContextDrop(_accuracy(model, batches, chunk_rows), _accuracy(model, swapped, chunk_rows))
 
 
-def zero_context_drop(model: RecursiveModel, batches: Sequence[Batch], *, chunk_rows: int | None = None) -> Drop:
+def zero_context_drop(model: RecursiveModel, batches: Sequence[Batch], *, chunk_rows: int | None = None) -> ContextDrop:
     """Every query is answered with whatever the encoder gives replaced by zeros. Only for models with an encoder."""
     intact = _accuracy(model, batches, chunk_rows)
     with zeroed_context(model):
-        return Drop(intact, _accuracy(model, batches, chunk_rows))
+        return ContextDrop(intact, _accuracy(model, batches, chunk_rows))
 
 
 @contextmanager

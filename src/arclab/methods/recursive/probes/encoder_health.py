@@ -21,7 +21,7 @@ from torch import Tensor
 
 from arclab.config.schema import CanvasRule
 from arclab.data.buckets import smallest_canvas
-from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
+from arclab.data.sampler import Batch, BatchPlan, IntArray, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel
 from arclab.methods.recursive.probes.context_ablations import swap_drop, zero_context_drop
@@ -153,7 +153,7 @@ def _render(
     offsets = np.zeros((len(task_B), 1 + demos_NK.shape[1], 2), dtype=np.int64)
     augmentation = np.zeros(len(task_B), dtype=np.int64) if augmentation_N is None else augmentation_N[task_B]
     query_B = (space.store.first_pair_T + space.store.num_demos_T)[task_B]
-    plan = Plan(task_B, augmentation, query_B, demos_NK[task_B], offsets)
+    plan = BatchPlan(task_B, augmentation, query_B, demos_NK[task_B], offsets)
     return space.render(plan, with_puzzle_ids=False, canvas=canvas).to(settings.device)
 
 

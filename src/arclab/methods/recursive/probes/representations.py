@@ -22,7 +22,7 @@ import torch
 
 from arclab.config.compose import thaw
 from arclab.config.schema import ExperimentConfig, WeightsKind
-from arclab.data.sampler import Plan, PuzzleSpace
+from arclab.data.sampler import BatchPlan, PuzzleSpace
 from arclab.data.splits import load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel, build_model
@@ -124,7 +124,7 @@ def _encode(model: RecursiveModel, space: PuzzleSpace, views: Ints, max_demos: i
     demos_VK = np.where(np.take_along_axis(shown, order, axis=1), first_V1 + order, -1)
     query_V = store.first_pair_T[task_V] + store.num_demos_T[task_V]
     offsets = np.zeros((len(views), 1 + slots.shape[1], 2), dtype=np.int64)
-    batch = space.render(Plan(task_V, augmentation_V, query_V, demos_VK, offsets), with_puzzle_ids=False)
+    batch = space.render(BatchPlan(task_V, augmentation_V, query_V, demos_VK, offsets), with_puzzle_ids=False)
     context = model.condition(batch).context
     assert context is not None
     return context.summary_BTD.flatten(1).double().numpy()

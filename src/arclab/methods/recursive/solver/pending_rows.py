@@ -79,7 +79,7 @@ def next_canvas(canvas: int, full: int) -> int:
     return next((c for c in CANVASES if canvas < c < full), full)
 
 
-class Agenda:
+class PendingRows:
     """take() rows, predict them, then finish() them (they were counted in one of `boxes`) or postpone() them to a larger canvas.
 
     done_R: rows counted before; it is kept up to date. num_rows, num_done, num_saved: of this rank, all rows, those counted,

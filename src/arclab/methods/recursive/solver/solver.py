@@ -5,7 +5,7 @@
 Votes are those of the published TRM: one vote per augmented copy, grouped by identical grid, ranked by (votes, mean sigmoid
 of the halt logit). What costs less than that, and what it changes: `halting` (rows end at a positive halt logit), `votes`
 (a task's augmentations end when its ranking is settled) and `canvas_rule` (rows on the smallest canvas that holds what is
-shown; see config.schema). Rows are refined in continuous batches (flight.py) and demonstrations are encoded once per augmented
+shown; see config.schema). Rows are refined in continuous batches (continuous_batching.py) and demonstrations are encoded once per augmented
 puzzle and canvas. Counting starts anew with every call of solve, or where an evaluation with the same `store` was killed.
 Shapes: B rows (task, augmentation, test input), P augmented puzzles, S canvas cells, R all rows of the evaluation.
 """
@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from arclab.config.schema import CANVASES, CanvasRule, EvalHalting, VotesRule
 from arclab.data.augment import ViewRule
-from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
+from arclab.data.sampler import Batch, BatchPlan, IntArray, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel
-from arclab.methods.recursive.solver.continuous_batching import Landed, Ready, fly
-from arclab.methods.recursive.solver.pending_rows import Agenda, RowTable, row_table, sampled_rows
+from arclab.methods.recursive.solver.continuous_batching import FinishedRows, ReadyRows, run_rows
+from arclab.methods.recursive.solver.pending_rows import PendingRows, RowTable, row_table, sampled_rows
 from arclab.methods.recursive.solver.store import Tally, VoteStore
 from arclab.methods.recursive.solver.votes import VoteBox, restore_grids, shown_sides
 from arclab.methods.recursive.token_views import corner_cells
@@ -58,7 +58,7 @@ class _Job:
     sampled_R: npt.NDArray[np.bool_]
     tally: Tally
     earlier: Tally | None
-    agenda: Agenda
+    pending: PendingRows
     bar: tqdm
 
 
@@ -85,8 +85,8 @@ class RecursiveSolver:
         """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known."""
         job = self._job(tasks, budget)
         start = saved = time.monotonic()
-        for landed, canvas in self._landings(job):
-            self._count(job, landed, canvas)
+        for finished, canvas in self._landings(job):
+            self._count(job, finished, canvas)
             if self.store is not None and time.monotonic() - saved >= self.save_every_s:
                 self.store.save(self.ranks.rank, job.table.keys, job.tally)
                 saved = time.monotonic()
@@ -106,40 +106,42 @@ class RecursiveSolver:
             self.store.join(generation)
         boxes = [tally.box] if earlier is None else [tally.box, earlier.box]
         done_R = tally.done_R.copy() if earlier is None else earlier.done_R.copy()
-        agenda = Agenda(space, table, boxes, done_R, rule=self.votes, seed=self.seed, rank=self.ranks.rank,
+        pending = PendingRows(space, table, boxes, done_R, rule=self.votes, seed=self.seed, rank=self.ranks.rank,
                         world_size=self.ranks.world_size)  # fmt: skip
         if earlier is not None and self.ranks.is_main:
             log.info("going on: %d of %d predictions were made before", done_R.sum(), len(done_R))
         bar = tqdm(
-            total=agenda.num_rows - agenda.num_saved, initial=agenda.num_done, desc="evaluating", unit="grid",
+            total=pending.num_rows - pending.num_saved, initial=pending.num_done, desc="evaluating", unit="grid",
             disable=not (self.show_progress and self.ranks.is_main), mininterval=0.5 if sys.stderr.isatty() else 20.0,
         )  # fmt: skip
-        return _Job(space, table, sampled_rows(space, table, self.votes, self.seed), tally, earlier, agenda, bar)
+        return _Job(space, table, sampled_rows(space, table, self.votes, self.seed), tally, earlier, pending, bar)
 
-    def _landings(self, job: _Job) -> Iterator[tuple[Landed, int]]:
+    def _landings(self, job: _Job) -> Iterator[tuple[FinishedRows, int]]:
         """Ended rows with their canvas, one canvas after the other until nothing waits on any."""
-        while (canvas := job.agenda.canvas()) is not None:
+        while (canvas := job.pending.canvas()) is not None:
             small = copy(job.space)  # the same grids and augmentations, rendered on another canvas
             small.canvas = canvas
             is_early = self.halting is EvalHalting.early
-            for landed in fly(self.model, partial(self._ready, job, small), self.batch_size, early=is_early):
-                yield landed, canvas
+            for finished in run_rows(self.model, partial(self._ready, job, small), self.batch_size, early=is_early):
+                yield finished, canvas
 
-    def _ready(self, job: _Job, small: PuzzleSpace) -> Ready | None:
+    def _ready(self, job: _Job, small: PuzzleSpace) -> ReadyRows | None:
         """The next rows of this canvas, their demonstrations read once per augmented puzzle; None if no row waits."""
-        rows_B, table = job.agenda.take(small.canvas, self.batch_size), job.table
+        rows_B, table = job.pending.take(small.canvas, self.batch_size), job.table
         if len(rows_B) == 0:
             return None
         task_B, augmentation_B = table.task_R[rows_B], table.augmentation_R[rows_B]
         _, first_P, puzzle_B = np.unique(job.space.puzzle_ids(task_B, augmentation_B), return_index=True, return_inverse=True)
         nothing_P2 = np.zeros((len(rows_B), 1, 2), dtype=np.int64)
-        queries = Plan(task_B, augmentation_B, table.query_R[rows_B], np.zeros((len(rows_B), 0), dtype=np.int64), nothing_P2)
+        queries = BatchPlan(
+            task_B, augmentation_B, table.query_R[rows_B], np.zeros((len(rows_B), 0), dtype=np.int64), nothing_P2
+        )
         shown = job.space.render(queries, with_puzzle_ids=False)
         # Also labels are cut, not rendered, to the smaller canvas: an answer may be too large for it.
         cells = corner_cells(small.canvas, self.canvas)
         device = self.ranks.device
         reading = self.model.read(self._demonstrations(small, task_B[first_P], augmentation_B[first_P]).to(device))
-        return Ready(
+        return ReadyRows(
             rows_B, shown.inputs_BS[:, cells].to(device), shown.labels_BS[:, cells].to(device), reading,
             torch.from_numpy(puzzle_B.reshape(-1)).to(device),
         )  # fmt: skip
@@ -150,29 +152,29 @@ class RecursiveSolver:
         slots = np.arange(min(self.max_demos, int(store.num_demos_T.max())) if self.puzzle_rows is None else 0)[None]
         demos_PK = np.where(slots < store.num_demos_T[task_P][:, None], store.first_pair_T[task_P][:, None] + slots, -1)
         offsets = np.zeros((len(task_P), 1 + slots.shape[1], 2), dtype=np.int64)
-        plan = Plan(task_P, augmentation_P, np.full(len(task_P), -1), demos_PK, offsets)
+        plan = BatchPlan(task_P, augmentation_P, np.full(len(task_P), -1), demos_PK, offsets)
         batch = space.render(plan, with_puzzle_ids=False)
         if self.puzzle_rows is not None:
             first = np.array([self.puzzle_rows[space.tasks[t].id] for t in task_P])
             batch.puzzle_id_B = torch.from_numpy(first + augmentation_P)
         return batch
 
-    def _count(self, job: _Job, landed: Landed, canvas: int) -> None:
+    def _count(self, job: _Job, finished: FinishedRows, canvas: int) -> None:
         """Votes and statistics of ended rows; those that may not have had the room are predicted again instead."""
-        tokens_BS = landed.logits_BSV.argmax(-1).to(torch.uint8).cpu().numpy()
-        sums_BN = _numerators(landed)
+        tokens_BS = finished.logits_BSV.argmax(-1).to(torch.uint8).cpu().numpy()
+        sums_BN = _numerators(finished)
         counted_B = np.ones(len(tokens_BS), dtype=bool)
         if canvas < self.canvas:
             heights_B, widths_B = shown_sides(tokens_BS, canvas)
             counted_B = (heights_B > 0) & (heights_B < canvas) & (widths_B < canvas)
-            job.agenda.postpone(landed.rows_B[~counted_B])
-        rows_B, table, space = landed.rows_B[counted_B], job.table, job.space
+            job.pending.postpone(finished.rows_B[~counted_B])
+        rows_B, table, space = finished.rows_B[counted_B], job.table, job.space
         if len(rows_B) == 0:
             return
         augmentations = space.table[space.first_augmentation_T[table.task_R[rows_B]] + table.augmentation_R[rows_B]]
         grids = restore_grids(tokens_BS[counted_B], augmentations, canvas)
         # In fp64, as published: in fp32 every logit above 17 is exactly 1. On the host, because not every device has fp64.
-        confidence_B = landed.q_halt_B.cpu().double().sigmoid().numpy()[counted_B]
+        confidence_B = finished.q_halt_B.cpu().double().sigmoid().numpy()[counted_B]
         job.tally.box.count(table.keys, table.test_R[rows_B], grids, confidence_B)
         sums_BN = sums_BN[counted_B]
         sums_BN[:, :-1] *= job.sampled_R[rows_B, None]
@@ -181,8 +183,8 @@ class RecursiveSolver:
         # Of counted rows only: a row that was postponed before a kill starts again on its first canvas.
         job.tally.sums[-1] += int((np.searchsorted(CANVASES, canvas) - np.searchsorted(CANVASES, table.canvas_R[rows_B])).sum())
         job.tally.done_R[rows_B] = True
-        job.agenda.finish(rows_B)
-        job.bar.total = job.agenda.num_rows - job.agenda.num_saved
+        job.pending.finish(rows_B)
+        job.bar.total = job.pending.num_rows - job.pending.num_saved
         job.bar.update(len(rows_B))
 
     def _combine(self, job: _Job, seconds: float) -> Attempts:
@@ -204,10 +206,10 @@ class RecursiveSolver:
         return Attempts({key: total.ranked(key) for key in job.table.keys}, statistics)
 
 
-def _numerators(landed: Landed) -> np.ndarray:
+def _numerators(finished: FinishedRows) -> np.ndarray:
     """(B, N): what each row adds to the statistics over rows with known answers, their number, and the steps of all rows."""
-    losses = row_losses(landed.logits_BSV, landed.q_halt_B, landed.labels_BS)
+    losses = row_losses(finished.logits_BSV, finished.q_halt_B, finished.labels_BS)
     known_B = losses.has_labels.double()
     values = [losses.accuracy, losses.exact, losses.q_halt_correct, losses.lm, losses.q_halt]
     columns = [torch.where(losses.has_labels, value.double(), 0.0) for value in values]
-    return np.column_stack([torch.stack([*columns, known_B], dim=1).cpu().numpy(), landed.steps_B])
+    return np.column_stack([torch.stack([*columns, known_B], dim=1).cpu().numpy(), finished.steps_B])

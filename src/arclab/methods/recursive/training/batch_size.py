@@ -31,7 +31,7 @@ from arclab.data.buckets import task_canvases
 from arclab.data.sampler import TrainingData, next_cursors, start_cursors
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.model import RecursiveModel
-from arclab.methods.recursive.training.checkpoint import Progress
+from arclab.methods.recursive.training.checkpoint import TrainingProgress
 from arclab.methods.recursive.training.parts import batch_parts, is_large_enough
 from arclab.methods.recursive.training.state import Training, build_optimizer
 from arclab.methods.recursive.training.step import train_step
@@ -150,7 +150,7 @@ def _run_steps(config: ExperimentConfig, model: RecursiveModel, data: TrainingDa
     parts = batch_parts(config, data, alone)
     cursors = start_cursors(parts, config.seed)
     # As if after the last step: whatever is frozen for a while or weighted in slowly takes part by then.
-    progress = Progress(trainer.steps, cursors, 0, 0.0, "", None, [], None, None)
+    progress = TrainingProgress(trainer.steps, cursors, 0, 0.0, "", None, [], None, None)
     with _peak_bytes(device) as peak:
         model = copy.deepcopy(model).to(device)
         ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arclab.config.schema import WeightsKind
-from arclab.data.sampler import Batch, Cursor, Share
+from arclab.data.sampler import Batch, Cursor, RowsOfRank
 from arclab.files import step_folders
 from arclab.methods.recursive.decoder import Latents
 from arclab.methods.recursive.model import Carry, RecursiveModel
@@ -36,7 +36,7 @@ _TEMPORARY = ".writing_"
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingProgress:
     """Everything of a checkpoint that is not a tensor. best: validation score of the best checkpoint so far, and its step.
 
     stamps: sentences that every result of these weights must carry. run_id: the W&B run. settings: what makes the run this
@@ -70,7 +70,7 @@ def _flat_carry(carry: Carry) -> dict[str, Tensor]:
     return flat if carry.encoder_state is None else flat | {"encoder_state": carry.encoder_state}
 
 
-def split_carry(files: list[dict[str, Tensor]], share: Share, num_micro: int, device: torch.device) -> list[Carry]:
+def split_carry(files: list[dict[str, Tensor]], share: RowsOfRank, num_micro: int, device: torch.device) -> list[Carry]:
     """One rank's carries, num_micro for each part of the batch, from the files of all ranks that saved them."""
     carries = []
     for part in range(len({name.split(".")[0] for name in files[0]})):
@@ -107,7 +107,7 @@ class CheckpointFolder:
         temporary.mkdir(parents=True)
         return temporary
 
-    def commit(self, temporary: Path, progress: Progress) -> None:
+    def commit(self, temporary: Path, progress: TrainingProgress) -> None:
         """Write state.json, make everything durable and give the folder its name; then drop what is no longer kept."""
         files = sorted(temporary.iterdir())
         sizes, digests = ({p.name: f(p) for p in files} for f in (lambda p: p.stat().st_size, file_digest))
@@ -172,10 +172,10 @@ def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Pa
     model.load_state_dict(tensors)
 
 
-def progress_from(state: dict[str, Any]) -> Progress:
+def progress_from(state: dict[str, Any]) -> TrainingProgress:
     """The progress in a state.json. ValueError if it was written by a version that kept less, or holds other kinds of values."""
     values = {"settings": None, **state}
-    missing = [f.name for f in fields(Progress) if f.name not in values]
+    missing = [f.name for f in fields(TrainingProgress) if f.name not in values]
     if missing:
         raise ValueError(
             f"the checkpoint at step {state['step']} was written by an older version (its state.json has no {missing[0]}) and cannot be "
@@ -197,7 +197,7 @@ def progress_from(state: dict[str, Any]) -> Progress:
         raise ValueError(
             f"state.json of the checkpoint at step {state['step']} is damaged ({wrong[0]} is not what it should be); {OLDER}."
         )
-    return Progress(**{**{f.name: values[f.name] for f in fields(Progress)}, "cursors": cursors})
+    return TrainingProgress(**{**{f.name: values[f.name] for f in fields(TrainingProgress)}, "cursors": cursors})
 
 
 def _sync(path: Path) -> None:

@@ -27,7 +27,7 @@ from arclab.methods.recursive.model import Carry, RecursiveModel
 from arclab.methods.recursive.saved import load_record, load_tensors, read_state
 from arclab.methods.recursive.training.checkpoint import (  # fmt: skip
     CheckpointFolder,
-    Progress,
+    TrainingProgress,
     carry_tensors,
     fill_model,
     progress_from,
@@ -53,7 +53,7 @@ class Training:
     optimizer: AdamATan2
     ema: Ema
     carries: list[Carry] | None
-    progress: Progress
+    progress: TrainingProgress
     reduction: GradientReduction | None = None
     record: DataRecord | None = None
 
@@ -98,7 +98,7 @@ def start_training(
     ema = Ema(model, trainer.ema_decay, warmup=trainer.ema_warmup)
     run_id = ranks.gather_objects(run.run_id if ranks.is_main else None)[0]
     assert run_id is not None
-    progress = Progress(0, start_cursors(parts, config.seed), 0, 0.0, run_id, identity(config), stamps, None, None)
+    progress = TrainingProgress(0, start_cursors(parts, config.seed), 0, 0.0, run_id, identity(config), stamps, None, None)
     optimizer = build_optimizer(config, model)
     reduction = start_reduction([group["params"] for group in optimizer.param_groups], ranks)
     training = Training(parts, model, optimizer, ema, None, progress, reduction, record_of(parts[0].data))

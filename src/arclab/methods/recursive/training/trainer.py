@@ -26,7 +26,7 @@ from arclab.data.tasks import Grid
 from arclab.methods.recursive.compiled import compile_model, uncompiled
 from arclab.methods.recursive.health import RecursiveRules
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
-from arclab.methods.recursive.training.checkpoint import CheckpointFolder, Progress
+from arclab.methods.recursive.training.checkpoint import CheckpointFolder, TrainingProgress
 from arclab.methods.recursive.training.parts import batch_parts
 from arclab.methods.recursive.training.state import Training, averaged_weights, save_checkpoint, start_training
 from arclab.methods.recursive.training.step import table_schedule, train_step
@@ -181,7 +181,7 @@ def _monitor(config: ExperimentConfig, run: RunDir, ranks: Ranks, step: int) -> 
 
 
 def _open_logger(
-    config: ExperimentConfig, model: RecursiveModel, data: TrainingData, run: RunDir, progress: Progress
+    config: ExperimentConfig, model: RecursiveModel, data: TrainingData, run: RunDir, progress: TrainingProgress
 ) -> MetricLogger:
     """A log that begins with what the run starts from."""
     wandb_run = start_wandb(config, run.path, progress.run_id)
