@@ -25,7 +25,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -200,13 +200,13 @@ def locked(run: RunDir) -> Iterator[None]:
         except (OSError, ConfigError):
             os.close(descriptor)
             raise
+    has_ended_well = False
     try:
         yield
-    except BaseException:
-        with suppress(OSError):  # of two errors the first one says what happened
+        has_ended_well = True
+    finally:
+        with nullcontext() if has_ended_well else suppress(OSError):  # of two errors the first one says what happened
             _release(run, me, descriptor)
-        raise
-    _release(run, me, descriptor)
 
 
 def _release(run: RunDir, me: Holder, descriptor: int) -> None:
