@@ -13,7 +13,6 @@ Shapes: B rows (task, augmentation, test input), P augmented puzzles, S canvas c
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -26,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from arclab.config.schema import CANVASES, CanvasRule, EvalHalting, VotesRule
+from arclab.console import progress_bar
 from arclab.data.augment import ViewRule
 from arclab.data.sampler import Batch, IntArray, Plan, PuzzleSpace
 from arclab.data.tasks import ArcTask
@@ -110,9 +110,9 @@ class RecursiveSolver:
                         world_size=self.ranks.world_size)  # fmt: skip
         if earlier is not None and self.ranks.is_main:
             log.info("going on: %d of %d predictions were made before", done_R.sum(), len(done_R))
-        bar = tqdm(
+        bar = progress_bar(
             total=agenda.num_rows - agenda.num_saved, initial=agenda.num_done, desc="evaluating", unit="grid",
-            disable=not (self.show_progress and self.ranks.is_main), mininterval=0.5 if sys.stderr.isatty() else 20.0,
+            disable=not (self.show_progress and self.ranks.is_main),
         )  # fmt: skip
         return _Job(space, table, sampled_rows(space, table, self.votes, self.seed), tally, earlier, agenda, bar)
 

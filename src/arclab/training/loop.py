@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from arclab.config.encoder_schema import TaskEncoderConfig
 from arclab.config.schema import ExperimentConfig
+from arclab.console import progress_bar
 from arclab.data.codec import decode_anywhere
 from arclab.data.sampler import Batch, Cursors, Part, TrainingData, batch_loader
 from arclab.data.tasks import Grid
@@ -306,8 +306,7 @@ def train(
     logger = _open_logger(config, training.model, data, run, progress) if ranks.is_main else None
     monitor = HealthMonitor(config, run, ranks, progress.step) if ranks.is_main else None
     stop, require_held = StopRequest(run, ranks, signals), keeper(run)
-    bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
-               mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
+    bar = progress_bar(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main)
     try:
         with logger or _Nothing(), StepProfiler(config, run, ranks) as profiler:
             _loop(config, training, folder, loader, data, run, ranks, logger, monitor, score, stop, bar, profiler, require_held)

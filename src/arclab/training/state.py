@@ -21,6 +21,7 @@ from arclab.config.compose import config_hash, identity
 from arclab.config.schema import ExperimentConfig, OptimizerKind
 from arclab.data.record import NO_RECORD, TASKS_FILE, DataRecord, record_of, require_same_data
 from arclab.data.sampler import Part, start_cursors
+from arclab.files import naming
 from arclab.models.ema import Ema
 from arclab.models.layers import Linear
 from arclab.models.recursive import Carry, RecursiveModel
@@ -191,7 +192,8 @@ def save_checkpoint(config: ExperimentConfig, training: Training, folder: Checkp
         save_tensors(training.ema.shadow, temporary / "ema.safetensors")
         save_tensors(_moments(training), temporary / "optimizer.safetensors")
         assert training.record is not None
-        (temporary / TASKS_FILE).write_text(training.record.text(), encoding="utf-8")
+        with naming(temporary / TASKS_FILE):
+            (temporary / TASKS_FILE).write_text(training.record.text(), encoding="utf-8")
         folder.commit(temporary, training.progress)
     ranks.barrier()
 
