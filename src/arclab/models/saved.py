@@ -97,13 +97,14 @@ def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
 
 
 def config_of(checkpoint: Path) -> ExperimentConfig:
-    """The configuration in the run folder of a checkpoint. ValueError if the checkpoint was made with another one: with other cycles,
-    heads or seed its weights would be scored as something that they were not trained to be."""
+    """The configuration in the run folder of a checkpoint. ValueError if the checkpoint was made with another one: with other
+    cycles, heads or seed its weights would be scored as something that they were not trained to be."""
     path = checkpoint.parent.parent / "config.yaml"
     config = thaw(path)
     if why := other_settings(read_state(checkpoint), config):
         raise ValueError(
-            f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run folder, or restore that file."
+            f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run folder, or "
+            "restore that file."
         )
     return config
 
