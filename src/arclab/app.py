@@ -45,7 +45,7 @@ from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.models.decoder_init import apply_decoder_init, held_out_overlap, other_cycles
 from arclab.models.recursive import RecursiveModel, build_model
-from arclab.models.saved import WEIGHT_FILES, load_record, newest_checkpoint, read_state
+from arclab.models.saved import WEIGHT_FILES, config_of, load_record, newest_checkpoint, read_state
 from arclab.ranks import Ranks, start_ranks, stop_ranks
 from arclab.rundir import RunDir, State, add_notes, is_done, open_run, provenance, run_path, with_batch_size
 from arclab.runlock import LostLock, keeper, locked
@@ -375,8 +375,7 @@ def evaluate(argv: Sequence[str]) -> None:
 def _evaluate(wanted: EvaluateConfig, ranks: Ranks) -> None:
     checkpoint = newest_checkpoint(Path(wanted.checkpoint))
     run = RunDir(checkpoint.parent.parent)
-    config = thaw(run.config)
-    state = read_state(checkpoint)
+    config, state = config_of(checkpoint), read_state(checkpoint)
     record = load_record(checkpoint, state)
     setting = build_setting(config, view_rule(record))
     _apply_wishes(config, wanted)

@@ -189,7 +189,7 @@ def progress_from(state: dict[str, Any]) -> Progress:
         cursors = ()
     number, whole = (int, float), (int,)
     kinds = {
-        "ema_updates": whole, "runtime_s": number, "run_id": (str,), "settings": (dict, type(None)),
+        "ema_updates": whole, "runtime_s": number, "run_id": (str,),
         "best_score": (*number, type(None)), "best_step": (*whole, type(None)),
     }  # fmt: skip
     wrong = [key for key, kind in kinds.items() if type(values[key]) not in kind]

@@ -6,7 +6,6 @@ save_checkpoint(config, training, folder, ranks)
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from arclab.files import naming
 from arclab.models.ema import Ema
 from arclab.models.layers import Linear
 from arclab.models.recursive import Carry, RecursiveModel
-from arclab.models.saved import load_record, load_tensors, read_state
+from arclab.models.saved import load_record, load_tensors, other_settings, read_state
 from arclab.ranks import Ranks
 from arclab.rundir import RunDir
 from arclab.training.checkpoint import (
@@ -145,10 +144,8 @@ def _require_same_run(path: Path, state: dict[str, Any], config: ExperimentConfi
     Keys that the checkpoint does not have were added since: config.yaml of the folder answers for them. An older checkpoint has a
     hash of its settings alone, which changes with every new key: then the seed of its cursors and its run_id tell.
     """
-    now, saved = json.loads(json.dumps(identity(config))), state.get("settings")
-    if saved is not None:
-        different = [key for key in sorted(saved.keys() & now.keys()) if saved[key] != now[key]]
-        why = f"was made with {different[0]}={saved[different[0]]}, now {different[0]}={now[different[0]]} ({len(different)} keys differ)" if different else ""  # fmt: skip
+    if state.get("settings") is not None:
+        why = other_settings(state, config)
     elif state.get("config_hash") == config_hash(config):
         why = ""
     elif (seed := state["cursors"][0]["seed"]) != config.seed:
