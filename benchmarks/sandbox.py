@@ -144,7 +144,7 @@ def _worker_mb(supervisor: psutil.Process) -> float:
 def _bare_forks(count: int) -> float:
     """Forks a second of a process that has loaded what a worker has, whose children do nothing but end."""
     script = (
-        "import os, time\nos.register_at_fork = lambda **hooks: None\nfrom arclab.llm import child, zygote\nchild.preload(), zygote.locked_down()\n"
+        "import os, time\nos.register_at_fork = lambda **hooks: None\nfrom arclab.programs.sandbox import child, zygote\nchild.preload(), zygote.locked_down()\n"
         f"import gc; gc.freeze()\nbegun = time.perf_counter()\nfor _ in range({count}):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n"
         f"    os.waitpid(pid, 0)\nprint({count} / (time.perf_counter() - begun))"
     )

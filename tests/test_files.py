@@ -33,6 +33,7 @@ from arclab.files import (
 from arclab.methods.recursive.run import pretrain
 from arclab.runs.folder import RunDir, State, run_path
 from arclab.runs.lifecycle import RecordFailure
+from arclab.runs.lock import lock_path, locked
 
 from .conftest import ROOT, script_env
 from .damage import REPEATED, damaged_bytes, damaged_json, outcome_or_sentence
@@ -235,19 +236,37 @@ def test_runs_where_nothing_can_be_written(
     assert words in line and where.format(tmp_path) in line
 
 
+@pytest.mark.parametrize("during", ["run.context_metrics", "training.state._moments"])
 def test_a_folder_that_is_moved_while_it_trains(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, during: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nothing is made anew where it was. The second one is between two files of a checkpoint."""
     config = tiny("trainer.eval_every=1")
     run = RunDir(run_path(config))
 
     def move(*_: object) -> dict[str, Any]:
         run.path.rename(run.path.with_name("moved"))
-        return {}
+        return {"x": torch.zeros(1)}
 
-    monkeypatch.setattr("arclab.methods.recursive.run.context_metrics", move)
+    monkeypatch.setattr(f"arclab.methods.recursive.{during}", move)
     lines = told(lambda _: pretrain(config), capsys)
     assert lines[0].startswith(f"error: {run.path}") and "it was moved or removed" in lines[0]
+    assert not run.path.exists()
+
+
+def test_a_lock_that_cannot_be_given_back_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that has become read-only."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "lock.json")
+
+    with pytest.raises(ValueError, match="what happened"), locked(RunDir(tmp_path)):
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise ValueError("what happened")
+    monkeypatch.undo()
+    lock_path(RunDir(tmp_path)).unlink()
+    with pytest.raises(OSError, match=r"lock\.json"), locked(RunDir(tmp_path)):
+        monkeypatch.setattr(Path, "unlink", refuse)
 
 
 @pytest.mark.parametrize(
@@ -285,10 +304,13 @@ def test_output_that_cannot_be_written() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_terminal_that_has_gone_does_not_end_a_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EPIPE])
+def test_a_console_that_takes_nothing_does_not_end_a_run(tiny: Tiny, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that has gone, a log on a full disk, a reader that has ended; for log lines and for the bar."""
+
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(sys, "stderr", Gone())
     assert pretrain(tiny()) == 0

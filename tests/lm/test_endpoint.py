@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from arclab.lm.endpoint.answers import words_of
 from arclab.lm.endpoint.model import EndpointError, EndpointModel
 from arclab.lm.language_model import FinishReason, Message, Reply
 
@@ -398,6 +400,7 @@ def test_a_server_of_other_parameters(server: FakeServer, caplog: pytest.LogCapt
 def test_a_server_without_a_seed(server: FakeServer, words: str, caplog: pytest.LogCaptureFixture) -> None:
     server.answer = lambda number, body: refuse(422, words) if "seed" in body else said(body)
     (reply,) = endpoint(server.url).generate(PROMPTS[:1], 1, sampling())
+    assert words_of(json.dumps([refuse(400, words)[1]]).encode()) == words.rstrip(".")  # Gemini's error is in a list
     assert "seed" not in server.bodies[-1] and server.bodies[-1]["top_k"] == -1 and len(server.bodies) == 2
     assert reply.not_sent == ("seed",) and "takes no seed" in caplog.text and "cannot be drawn again" in caplog.text
 

@@ -15,7 +15,7 @@ from arclab.data.tasks import COLORS
 from arclab.metrics import wandb_run
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.tables import Prediction, picture, wandb_table
-from arclab.metrics.wandb_run import start_wandb, wished_mode
+from arclab.metrics.wandb_run import has_key, start_wandb, wished_mode
 
 from ..conftest import TINY, compose
 
@@ -92,7 +92,7 @@ def test_the_environment_keeps_a_run_from_the_network(
         assert os.environ.get("WANDB_MODE", "online") in ("online", "offline", *variables.values())  # wandb reads it too
 
 
-def test_what_wandb_offline_has_written_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_wandb_offline_has_written_counts_and_where_a_key_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"WANDB_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path / "user")}
     assert wished_mode(environment) is None
     for folder, mode in (("user", "disabled"), ("wandb", "offline")):
@@ -102,5 +102,14 @@ def test_what_wandb_offline_has_written_counts(tmp_path: Path, monkeypatch: pyte
     assert wished_mode({**environment, "WANDB_MODE": "online"}) == "online"
     (tmp_path / "wandb/settings").write_text("no section")
     assert wished_mode(environment) == "disabled"
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user who has no home
+    assert (
+        wished_mode({"WANDB_DIR": str(tmp_path / "none")}) is None and not has_key({}) and not has_key({"NETRC": str(tmp_path)})
+    )
+    with pytest.raises(ValueError, match="export HOME"):
+        start_wandb(compose("pretrain_encoder", [*TINY, "wandb.mode=offline"]), tmp_path, "1")
+    (tmp_path / "netrc").write_bytes(b"machine api.wandb.ai login user password \xff")
+    assert has_key({"NETRC": str(tmp_path / "netrc")}) and has_key({"WANDB_API_KEY": "secret"})
     with pytest.raises(ValueError, match=r"WANDB_MODE=of is no mode of W&B; set it to online, offline or disabled"):
         wished_mode({"WANDB_MODE": "of"})

@@ -48,9 +48,7 @@ def test_commits_keep_their_changes() -> None:
     assert short_commit({}) == "not recorded"
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [("", "is damaged"), ("[]", "no JSON object"), ("{}", "does not say state, step, message")]
-)
+@pytest.mark.parametrize(("text", "words"), [("", "is damaged"), ("[]", "no JSON object"), ("{}", "it has no state")])
 def test_a_damaged_file_is_named(tiny: Tiny, text: str, words: str) -> None:
     run = open_run(tiny())
     (run.path / "status.json").write_text(text)

@@ -153,6 +153,7 @@ STOPPING_SCRIPT = """
 from arclab.config.compose import compose, run_main
 from arclab.methods.recursive.encoders.base import TaskContext
 from arclab.methods.recursive.encoders.standard import StandardEncoder
+from arclab.methods.recursive.run import pretrain
 original = StandardEncoder.forward
 StandardEncoder.forward = lambda self, *args: TaskContext(original(self, *args).tokens_BTD.detach())
 run_main(lambda argv: pretrain(compose("pretrain_encoder", argv)))

@@ -113,13 +113,14 @@ def test_a_job_time_limit_requeues_as_often_as_allowed(limited: tuple[str, RunDi
     assert log.count("told to end by SIGUSR2") == 2 and "timed-out too many times" in log
 
 
-def test_a_crash_is_failed_with_its_traceback(runs_dir: Path, slurm: Cluster) -> None:
-    run = prepared(runs_dir, "crashed")
-    run.metrics.write_text('{"not": "a row"}\n')
+def test_a_crash_is_failed_with_its_traceback(runs_dir: Path, slurm: Cluster, tmp_path: Path) -> None:
+    code = "import sys\nif 'worker' in ' '.join(sys.orig_argv):\n    import safetensors.torch\n    safetensors.torch.save_file = {}.__getitem__\n"
+    (tmp_path / "sitecustomize.py").write_text(code)  # a bug that the first checkpoint meets
+    run = prepared(runs_dir, "crashed", f'launch.setup=["export PYTHONPATH={tmp_path}"]')
     assert wait_for_end(submit(run)) == "FAILED"
     status = run.read_status() or {}
     assert (status["state"], status["exit_status"]) == ("FAILED", 1)
-    assert status["message"].endswith("KeyError: '_step'") and "logger.py" in status["message"]
+    assert status["message"].splitlines()[-1].startswith("TypeError: ") and "checkpoint.py" in status["message"]
 
 
 def test_two_nodes_train_like_two_ranks_on_one(whole: Whole, runs_dir: Path, slurm: Cluster) -> None:

@@ -240,7 +240,7 @@ def read_config(path: Path) -> DictConfig:
     remedy = "restore it, or remove the run folder"
     text = read_text(path, remedy=remedy)
     try:
-        _require_plain(text)
+        require_plain(text)
         node = OmegaConf.load(io.StringIO(text))
     except OSError as error:  # OmegaConf's word for a number or a sentence where keys belong
         raise DamagedFile(path, "no keys", remedy=remedy) from error
@@ -251,7 +251,7 @@ def read_config(path: Path) -> DictConfig:
     return node
 
 
-def _require_plain(text: str) -> None:
+def require_plain(text: str) -> None:
     """ValueError for what freeze() never writes and what would cost minutes or all memory to read: aliases, each of which
     OmegaConf replaces by a copy of what it stands for, and endless nesting."""
     depth = 0

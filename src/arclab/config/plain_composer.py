@@ -95,8 +95,10 @@ class PlainComposer:
     def thaw(self, path: Path) -> ExperimentConfig:
         """As arclab.config.compose.thaw."""
         try:
-            return type_node(yaml.load(path.read_text(encoding="utf-8"), _Loader))
-        except (NotPlain, OSError, yaml.YAMLError, UnicodeDecodeError):
+            text = path.read_text(encoding="utf-8")
+            slow.require_plain(text)  # first: libyaml's tree of 100,000 levels ends the process
+            return type_node(yaml.load(text, _Loader))
+        except (NotPlain, OSError, yaml.YAMLError, ValueError):  # UnicodeDecodeError is a ValueError
             return slow.thaw(path)
 
     def overruled(self, config_name: str, overrides: Sequence[str]) -> list[str]:

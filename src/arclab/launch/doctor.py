@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from arclab.metrics.wandb_run import wished_mode
+from arclab.metrics.wandb_run import has_key, wished_mode
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _TORCH_TIMEOUT_S = 120
@@ -141,10 +141,6 @@ def _disk(runs_dir: Path) -> Finding:
 
 def _wandb(environment: Mapping[str, str]) -> Finding:
     found = _version("wandb")
-    netrc = Path(environment.get("NETRC", Path.home() / ".netrc"))
-    has_key = bool(environment.get("WANDB_API_KEY")) or (
-        netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
-    )
     try:
         mode = wished_mode(environment)
     except ValueError as error:
@@ -154,7 +150,7 @@ def _wandb(environment: Mapping[str, str]) -> Finding:
         return Finding(
             WARN, "wandb", f"{found}, W&B's own settings say {mode} (WANDB_MODE, WANDB_DISABLED or its settings file)", fix
         )
-    if has_key:
+    if has_key(environment):
         return Finding(OK, "wandb", f"{found}, a key is set: wandb.mode=auto is online")
     fix = "wandb login, or export WANDB_API_KEY; until then upload with: wandb sync RUN_FOLDER/wandb/offline-*"
     return Finding(WARN, "wandb", f"{found}, no key: wandb.mode=auto is offline", fix)

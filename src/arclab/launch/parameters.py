@@ -2,7 +2,7 @@
 
     count = count_parameters(config)                 # count.decoder, count.encoder, count.total
 
-Follows the modules of arclab.models line by line, as they say in their constructors; a test builds the model of every encoder
+Follows the modules of arclab.methods.recursive line by line, as they say in their constructors; a test builds the model of every encoder
 and option and compares. A puzzle table is not counted: its size depends on the data, and its vectors are no parameters there
 either.
 """

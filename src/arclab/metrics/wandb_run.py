@@ -39,8 +39,22 @@ def wandb_mode(mode: WandbMode) -> str:
         if stricter != mode.value:
             log.warning("wandb.mode=%s, but W&B's own settings on this machine say %s, which counts", mode.value, stricter)
         return stricter
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc_text()
-    return wished or ("online" if has_key else "offline")
+    return wished or ("online" if has_key(os.environ) else "offline")
+
+
+def has_key(environment: Mapping[str, str]) -> bool:
+    """Whether wandb finds a key: in the environment, or in a netrc file that may be read."""
+    if environment.get("WANDB_API_KEY"):
+        return True
+    try:
+        return b"api.wandb.ai" in Path(environment.get("NETRC") or _home(environment) / ".netrc").read_bytes()
+    except OSError:
+        return False
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    """A path that is nowhere for a user who has no home (a container run under a number that it does not know)."""
+    return Path(environment.get("HOME") or os.path.expanduser("~"))  # Path.home() raises RuntimeError there
 
 
 def wished_mode(environment: Mapping[str, str]) -> str | None:
@@ -59,7 +73,7 @@ def wished_mode(environment: Mapping[str, str]) -> str | None:
 def _written_mode(environment: Mapping[str, str]) -> str | None:
     """The mode in W&B's settings files, the working folder's before the user's."""
     own = Path(environment.get("WANDB_DIR", "."), "wandb")
-    of_user = Path(environment.get("WANDB_CONFIG_DIR", Path(environment.get("HOME", "~")).expanduser() / ".config/wandb"))
+    of_user = Path(environment.get("WANDB_CONFIG_DIR") or _home(environment) / ".config/wandb")
     for folder in (own, of_user):
         parser = configparser.ConfigParser(interpolation=None)
         try:
@@ -73,16 +87,15 @@ def _written_mode(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def _netrc_text() -> str:
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
 def start_wandb(config: ExperimentConfig, folder: Path, run_id: str) -> Any | None:
     """The started run, or None if disabled. Every registered metric is defined with its direction."""
     mode = wandb_mode(config.wandb.mode)
     if mode == "disabled":
         return None
+    if os.path.expanduser("~") == "~":
+        raise ValueError(
+            "W&B keeps its settings in a home folder and this user has none; export HOME, or use wandb.mode=disabled."
+        )
     import wandb
 
     if "WANDB_MODE" in os.environ:

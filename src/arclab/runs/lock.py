@@ -25,7 +25,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -200,15 +200,24 @@ def locked(run: RunDir) -> Iterator[None]:
         except (OSError, ConfigError):
             os.close(descriptor)
             raise
+    has_ended_well = False
     try:
         yield
+        has_ended_well = True
     finally:
-        try:
+        with nullcontext() if has_ended_well else suppress(OSError):  # of two errors the first one says what happened
+            _release(run, me, descriptor)
+
+
+def _release(run: RunDir, me: Holder, descriptor: int) -> None:
+    """Of a folder that was moved away meanwhile nothing is made again where it was."""
+    try:
+        if run.path.is_dir():
             with _exclusive(run.path / ".lock", is_said=True):
                 if not _is_of_another(run, me):
-                    path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+                    lock_path(run).unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def _take(descriptor: int, run: RunDir) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import multiprocessing
 import os
@@ -93,6 +94,34 @@ def test_a_damaged_file_of_one_run_does_not_stop_the_queue(
     submitted = on_file(file, cluster="slurm", dry_run=True, places=1)
     assert commands.submit_command(submitted) == (2 if is_of_queue else 0)
     assert "would be submitted to slurm" in capsys.readouterr().out
+
+
+def test_a_folder_whose_links_go_round_in_a_circle(file: Path) -> None:
+    folder = plan_of(file)[0].folder.path
+    folder.rename(folder.with_name("before"))
+    folder.symlink_to(folder)
+    first, second = submit(plan_of(file), "local", dry_run=True)
+    assert first.is_error and "its links go round in a circle" in first.what and second.what.startswith("would be submitted")
+
+
+def test_a_full_disk_in_the_middle_of_a_submission(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the job: as if nothing had been tried. After it: the job is named, since job.json does not name it."""
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = plan_of(file)[0]
+    before = run.folder.read_status()
+    write_job(run.folder, JobRecord("77", "local", 1.0, is_cancelled=True))
+    monkeypatch.setattr(submit_module, "_submit_here", full)
+    with pytest.raises(OSError, match="jobs"):
+        retry([run], "local")
+    assert run.folder.read_status() == before and read_job(run.folder) == JobRecord("77", "local", 1.0, is_cancelled=True)
+    monkeypatch.setattr(submit_module, "_submit_here", lambda *_: "4711")
+    monkeypatch.setattr(submit_module, "write_job", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        retry([run], "local")
+    assert "job 4711, which nothing names now; end it with: kill 4711" in caught.value.__notes__[0]
 
 
 def test_the_page_of_a_queue_has_the_others_too(file: Path, tmp_path: Path) -> None:

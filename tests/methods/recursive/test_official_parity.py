@@ -19,7 +19,7 @@ from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import PuzzleTable, RecursiveModel
 from arclab.methods.recursive.training.optim import AdamATan2, lr_factor, sign_sgd_rows
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "official_trm.safetensors"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "official_trm.safetensors"
 PREFIX = "_orig_mod.model.inner."
 HALTING = HaltingConfig(halt_max_steps=16, halt_exploration_prob=0.0, halt_loss_weight=0.5)
 

@@ -153,3 +153,15 @@ def test_a_flipped_bit_among_the_weights_is_found(checkpoint: Path) -> None:
     state = {k: v for k, v in json.loads((checkpoint / "state.json").read_text()).items() if k not in ("digest", "digests")}
     (checkpoint / "state.json").write_text(json.dumps(state))
     assert len(load_tensors(checkpoint, "model.safetensors", read_state(checkpoint))["w"]) == 6
+
+
+def test_no_byte_of_the_state_can_change(checkpoint: Path) -> None:
+    """A digit that becomes another one is still JSON of the right types: a step, a seed or a count that never was."""
+    file = checkpoint / "state.json"
+    whole, right = file.read_bytes(), progress_from(read_state(checkpoint))
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert progress_from(read_state(checkpoint)) == right, place
+        except ValueError as error:
+            assert "state.json is damaged" in str(error)

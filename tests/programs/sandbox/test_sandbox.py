@@ -32,7 +32,7 @@ from arclab.programs.sandbox.lockdown import locked_down
 from arclab.programs.sandbox.pool import Sandbox, SandboxError, open_sandbox
 from arclab.programs.sandbox.wire import Header, unpack_header
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GRID = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
 FLIP = "def solve(I): return I[::-1]"
 LIMITS = Limits(cpu_s=1, wall_s=3.0, memory_mb=256)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -88,7 +89,7 @@ def read_plan(path: Path, only: str | None = None) -> JobsPlan:
         raise ConfigError(
             f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern."
         )
-    makers = {run_path(config).resolve() for _, config in composed}
+    makers = {_real(run_path(config)) for _, config in composed}
     runs = tuple(PlannedRun(job, config, _waits_for(config, makers), _damage(config, composer)) for job, config in wanted)
     return JobsPlan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
 
@@ -140,7 +141,7 @@ def _claimed_folders(runs: Sequence[tuple[JobLine, ExperimentConfig]], composer:
     problems = []
     for job, config in runs:
         path = run_path(config)
-        first = seen.setdefault(path.resolve(), job)
+        first = seen.setdefault(_real(path), job)
         column = job.column_of("name")
         if first is not job:
             problems.append(
@@ -186,6 +187,11 @@ def _damage(config: ExperimentConfig, composer: PlainComposer) -> str:
     return ""
 
 
+def _real(path: Path) -> Path:
+    """Without links; as it is where they go round in a circle, which Path.resolve answers with a RuntimeError."""
+    return Path(os.path.realpath(path))
+
+
 def _checkpoint(config: ExperimentConfig) -> Path | None:
     return Path(config.decoder_init.path) if config.decoder_init.path else None
 
@@ -193,7 +199,7 @@ def _checkpoint(config: ExperimentConfig) -> Path | None:
 def _missing_checkpoints(
     runs: Iterable[tuple[JobLine, ExperimentConfig]], all_runs: Sequence[tuple[JobLine, ExperimentConfig]]
 ) -> list[Problem]:
-    makers = {run_path(config).resolve() for _, config in all_runs}
+    makers = {_real(run_path(config)) for _, config in all_runs}
     problems = []
     for job, config in runs:
         path = _checkpoint(config)
@@ -207,7 +213,7 @@ def _circles(
     runs: Iterable[tuple[JobLine, ExperimentConfig]], all_runs: Sequence[tuple[JobLine, ExperimentConfig]]
 ) -> list[Problem]:
     """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
-    jobs = {run_path(config).resolve(): (job, config) for job, config in all_runs}
+    jobs = {_real(run_path(config)): (job, config) for job, config in all_runs}
     makers = set(jobs)
     problems = []
     for job, config in runs:
@@ -228,7 +234,7 @@ def _circles(
 
 def _maker(path: Path, makers: set[Path]) -> Path | None:
     """The run folder among `makers` that the path is, or lies in."""
-    return next((folder for folder in (path.resolve(), *path.resolve().parents) if folder in makers), None)
+    return next((folder for folder in (_real(path), *_real(path).parents) if folder in makers), None)
 
 
 def _waits_for(config: ExperimentConfig, makers: set[Path]) -> Path | None:

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from submitit.core.utils import DelayedSubmission
 
 from arclab.config.compose import ConfigError
-from arclab.files import DamagedFile, read_object, write_atomically
+from arclab.files import DamagedFile, naming, read_object, write_atomically
 from arclab.launch.cluster import JobTask, Kind, build_executor, submission_errors
 from arclab.launch.job import prepare_run, run_job
 from arclab.launch.queue.jobrecord import JobRecord, read_job, write_job
@@ -96,9 +96,11 @@ def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
     """A refusal in the middle of a list also says what waits in the queue by then."""
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         started = [action.run for action in actions if action.what.startswith("submitted")]
-        if not started:
+        if started and isinstance(error, OSError):
+            error.add_note(f"note: submitted before it: {', '.join(started)}; the same command leaves these alone")
+        if not started or isinstance(error, OSError):
             raise
         raise ConfigError(f"{error} Submitted before it: {', '.join(started)}; the same command leaves these alone.") from error
 
@@ -143,13 +145,20 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
         write_job(folder, JobRecord.of_process(os.getpid(), cluster))  # run by _with_ends
         return str(os.getpid())
     try:
-        job = _submit_to_slurm(run) if cluster == "slurm" else _submit_here(run, places)
-    except ConfigError:
-        folder.restore_status(before)  # nothing waits anywhere
-        if job_before is not None:
-            write_job(folder, job_before)  # it may say that the run was cancelled
+        with naming(folder.path / "jobs"):
+            job = _submit_to_slurm(run) if cluster == "slurm" else _submit_here(run, places)
+    except (ConfigError, OSError):
+        with suppress(OSError):  # of two errors the first one says what happened
+            folder.restore_status(before)  # nothing waits anywhere
+            if job_before is not None:
+                write_job(folder, job_before)  # it may say that the run was cancelled
         raise
-    write_job(folder, JobRecord.of_slurm(job) if cluster == "slurm" else JobRecord.of_process(int(job), cluster))
+    try:
+        write_job(folder, JobRecord.of_slurm(job) if cluster == "slurm" else JobRecord.of_process(int(job), cluster))
+    except OSError as error:
+        end = f"scancel {job}" if cluster == "slurm" else f"kill {job}"
+        error.add_note(f"note: {run.name} was submitted as job {job}, which nothing names now; end it with: {end}")
+        raise
     return job
 
 

@@ -84,6 +84,8 @@ def words_of(body: bytes, limit: int = 300) -> str:
     said = parsed(body)
     if said is None:
         said = body[: 4 * limit].decode("utf-8", "replace")
+    if isinstance(said, list) and len(said) == 1:  # Gemini's
+        said = said[0]
     for key in ("error", "message", "detail"):
         said = (said.get(key) or said) if isinstance(said, dict) else said
     return _line(said, limit).rstrip(".")

@@ -130,7 +130,7 @@ def fetch(
     try:
         return asyncio.run(_bounded(_exchange(connection, path, fields, max_bytes), timeout_s, stop))
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as error:
-        raise NoReply(f"no connection{connection.route}: {_root_of(error)}") from error
+        raise NoReply(f"no connection: {_root_of(error)}") from error
 
 
 async def _bounded(exchange: Coroutine[Any, Any, Response], timeout_s: float, stop: threading.Event) -> Response:

@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from arclab.config.llm_schema import Dtype
@@ -33,6 +31,7 @@ from arclab.files import DamagedFile, naming, read_object, write_atomically
 from arclab.lm.hf import HfModel
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import Prompt
+from arclab.runs.console import progress_bar
 
 log = logging.getLogger(__name__)
 IGNORED = -100  # label of a token without loss
@@ -105,10 +104,7 @@ class _Report(TrainerCallback):
     """A bar with the time left, and losses as log lines; Trainer's own would be printed."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        interval_s = 0.5 if sys.stderr.isatty() else 20.0
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step", mininterval=interval_s
-        )
+        self._bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update(state.global_step - self._bar.n)

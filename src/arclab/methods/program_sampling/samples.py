@@ -84,7 +84,7 @@ class SampleStore:
         opened = record.get("opened", "")  # where earlier versions wrote it, for all samples of a prompt
         completions = tuple(self._completion(drawn, opened, number) for drawn in record["completions"])
         not_sent = record.get("not_sent", [])
-        if not is_kind(not_sent, list) or not all(is_kind(name, str) for name in not_sent):
+        if not is_kind(not_sent, list[str]):
             raise self._damaged(number, "not_sent is no list of names")
         reply = Reply(completions, record["num_prompt_tokens"], record["too_long"], not_sent=tuple(not_sent))
         return record["task"], (record["prompt"], reply)
@@ -100,8 +100,6 @@ class SampleStore:
         logprob = drawn.get("logprob")
         if not (logprob is None or type(logprob) is float or is_kind(logprob, int)):  # minus infinity is one
             raise self._damaged(number, "logprob is no number")
-        if not _is_text(drawn["text"] + drawn["opened"]):
-            raise self._damaged(number, "text holds half a surrogate pair")
         return Completion(drawn["text"], ends[drawn["finish_reason"]], drawn["num_tokens"], logprob, drawn["opened"])
 
     def _record(self, line: bytes, number: int, remedy: str) -> dict[str, Any]:
@@ -131,7 +129,7 @@ class SampleStore:
         return reply if digest == prompt_digest(prompt) else None
 
     def add(self, task_id: str, prompt: Prompt, reply: Reply) -> None:
-        assert all(isinstance(c.text, str) and _is_text(c.text) for c in reply.completions), task_id
+        assert all(is_kind(c.text, str) for c in reply.completions), task_id
         completions = [{**asdict(c), "finish_reason": c.finish_reason.value} for c in reply.completions]
         record = {
             "task": task_id,
@@ -159,11 +157,6 @@ def _line(record: dict[str, Any]) -> str:
 def _checksum(record: dict[str, Any]) -> int:
     """Of what the line says, however it is written."""
     return zlib.crc32(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON may hold half a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def prompt_digest(prompt: Prompt) -> str:

@@ -10,7 +10,6 @@ is refused by a server's filter, is not tried, is counted, and is wrong. Test ou
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from arclab.programs.rewards import RewardKind, reward, score_tests, solves
 from arclab.programs.sandbox.pool import Sandbox
 from arclab.programs.voting import Group, pass_at_k, vote
 from arclab.results.attempts import Attempts, Budget, Candidate, WrittenProgram
+from arclab.runs.console import progress_bar
 
 _KEPT_PROGRAMS = 10
 _WITHOUT = "programs/without_program_"
@@ -79,10 +79,7 @@ class ProgramSampling:
     def _replies(self, tasks: Sequence[ArcTask], num_samples: int) -> Iterator[tuple[ArcTask, Reply]]:
         """Every task with its reply, drawn for as many tasks at once as keep the model busy."""
         chunk = self._model.num_prompts(num_samples)
-        with tqdm(
-            total=len(tasks), desc="sampling programs", unit="task", disable=not self._show_progress,
-            mininterval=0.5 if sys.stderr.isatty() else 20.0,
-        ) as bar:  # fmt: skip
+        with progress_bar(total=len(tasks), desc="sampling programs", unit="task", disable=not self._show_progress) as bar:
             for start in range(0, len(tasks), chunk):
                 part = tasks[start : start + chunk]
                 yield from zip(part, self._drawn(part, num_samples, bar), strict=True)

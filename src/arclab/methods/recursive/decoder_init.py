@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from arclab.config.compose import thaw
 from arclab.config.encoder_schema import TaskEncoderConfig
 from arclab.config.schema import DecoderInitConfig, InitKind, Regime, SplitName
 from arclab.data.record import demos_digest
@@ -29,7 +28,7 @@ from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.decoder import Decoder
 from arclab.methods.recursive.model import ContextAdapter, RecursiveModel
-from arclab.methods.recursive.saved import WEIGHT_FILES, load_record, load_tensors, newest_checkpoint, read_state
+from arclab.methods.recursive.saved import WEIGHT_FILES, config_of, load_record, load_tensors, newest_checkpoint, read_state
 
 _WRAPPERS = ("_orig_mod.", "module.", "model.", "inner.")
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive, or a pickle as older versions wrote it
@@ -131,7 +130,7 @@ def _read_source(path: Path) -> tuple[dict[str, Tensor], bool]:
     checkpoint = newest_checkpoint(path)
     saved = read_state(checkpoint)
     state = {name: t for file in WEIGHT_FILES for name, t in load_tensors(checkpoint, file, saved).items()}
-    source = thaw(checkpoint.parent.parent / "config.yaml")
+    source = config_of(checkpoint)
     saw_scored = source.dataset.regime is Regime.puzzle_id and source.evaluation.split is not SplitName.train
     return state, saw_scored or bool(saved["stamps"])
 
@@ -173,7 +172,7 @@ def _require_same_attention(decoder: Decoder, path: Path) -> None:
     """ValueError if the source, a run of ours, computes something else with tensors of the same shapes."""
     if not path.is_dir():
         return
-    source, own = thaw(newest_checkpoint(path).parent.parent / "config.yaml").decoder, decoder.config
+    source, own = config_of(newest_checkpoint(path)).decoder, decoder.config
     for key in ("num_heads", "positions"):
         theirs, ours = getattr(source, key), getattr(own, key)
         if theirs != ours:
@@ -187,7 +186,7 @@ def other_cycles(path: Path, decoder: Decoder) -> str:
     """A stamp if the source, a run of ours, was trained with other cycles: the same weights, worked through more or less often."""
     if not path.is_dir():
         return ""
-    source, own = thaw(newest_checkpoint(path).parent.parent / "config.yaml").decoder, decoder.config
+    source, own = config_of(newest_checkpoint(path)).decoder, decoder.config
     theirs, ours = (f"{c.h_cycles} x {c.l_cycles}" for c in (source, own))
     return (
         f"decoder initialised from {path}, trained with h_cycles x l_cycles = {theirs}, here {ours}" if theirs != ours else ""
@@ -206,7 +205,7 @@ def held_out_overlap(path: Path, held_out: Mapping[str, Sequence[ArcTask]]) -> s
     record = load_record(checkpoint, read_state(checkpoint))
     if record is None:
         try:
-            trained = load_tasks(thaw(checkpoint.parent.parent / "config.yaml").dataset).train
+            trained = load_tasks(config_of(checkpoint).dataset).train
         except ValueError as error:
             return f"decoder initialised from {path}, whose training tasks cannot be read ({error})"
         seen = {demos_digest(task) for task in trained}

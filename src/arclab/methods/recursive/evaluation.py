@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from arclab.config.compose import broken_rules, identity, thaw
+from arclab.config.compose import broken_rules, identity
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, Regime, SplitName, WeightsKind
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
-from arclab.methods.recursive.saved import WEIGHT_FILES, load_record, newest_checkpoint, read_state
+from arclab.methods.recursive.saved import WEIGHT_FILES, config_of, load_record, newest_checkpoint, read_state
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, scored_tasks, view_rule
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
@@ -58,8 +58,7 @@ def evaluate(wanted: EvaluateConfig) -> None:
 def evaluate_in_ranks(wanted: EvaluateConfig, ranks: Ranks) -> None:
     checkpoint = newest_checkpoint(Path(wanted.checkpoint))
     run = RunDir(checkpoint.parent.parent)
-    config = thaw(run.config)
-    state = read_state(checkpoint)
+    config, state = config_of(checkpoint), read_state(checkpoint)
     record = load_record(checkpoint, state)
     setting = build_setting(config, view_rule(record))
     apply_wishes(config, wanted)

@@ -1,7 +1,8 @@
-"""Reading checkpoint folders: the newest one of a run, its state.json, its tensors and its record of the training tasks.
+"""Reading checkpoint folders: the newest one of a run, its state.json, configuration, tensors and record of the training tasks.
 
     checkpoint = newest_checkpoint(folder)                     # of a run folder, or the folder itself
     state = read_state(checkpoint)
+    config = config_of(checkpoint)                             # of its run folder, if it was made with that
     tensors = load_tensors(checkpoint, "model.safetensors", state)
 
 Whatever is missing, cut short or changed by so much as a bit is a ValueError that names the file. state.json has the size and
@@ -20,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from arclab.config.compose import identity, thaw
+from arclab.config.schema import ExperimentConfig
 from arclab.data.record import TASKS_FILE, DataRecord, parse_record
 from arclab.files import DamagedFile, read_object, step_folders
 
@@ -67,6 +70,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         "step": type(state.get("step")) is int and state["step"] >= 0,
         "files": _maps_names_to(int, state.get("files")),
         "digests": _maps_names_to(str, state["digests"]),
+        "settings": isinstance(state.get("settings"), dict | None),
         "stamps": isinstance(state["stamps"], list) and all(isinstance(stamp, str) for stamp in state["stamps"]),
     }
     wrong = [key for key, value in is_right.items() if not value]
@@ -77,6 +81,32 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def _maps_names_to(kind: type, value: Any) -> bool:
     return isinstance(value, dict) and all(type(v) is kind for v in value.values())
+
+
+def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
+    """Where the settings that a checkpoint was made with are not those of config; empty if they are, or were not kept.
+
+    Keys that only one of them has were added or dropped by a newer version, and tell nothing.
+    """
+    now, saved = json.loads(json.dumps(identity(config))), state.get("settings") or {}
+    different = [key for key in sorted(saved.keys() & now.keys()) if saved[key] != now[key]]
+    if not different:
+        return ""
+    key = different[0]
+    return f"was made with {key}={saved[key]}, now {key}={now[key]} ({len(different)} keys differ)"
+
+
+def config_of(checkpoint: Path) -> ExperimentConfig:
+    """The configuration in the run folder of a checkpoint. ValueError if the checkpoint was made with another one: with other
+    cycles, heads or seed its weights would be scored as something that they were not trained to be."""
+    path = checkpoint.parent.parent / "config.yaml"
+    config = thaw(path)
+    if why := other_settings(read_state(checkpoint), config):
+        raise ValueError(
+            f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run folder, or "
+            "restore that file."
+        )
+    return config
 
 
 def _checked(checkpoint: Path, name: str, state: dict[str, Any]) -> Path:

@@ -34,8 +34,12 @@ _CLOCKS = {
     os: ("times",),
     resource: ("getrusage",),
 }  # fmt: skip
-# Of datetime, whose classes cannot be changed, and of numpy.datetime64("now"); and C functions, of which nobody knows what they read.
-_UNNOTICED = frozenset({"now", "utcnow", "today", "ctypes", "_ctypes"})
+# Of datetime, whose classes cannot be changed, and of numpy.datetime64("now"); C functions, of which nobody knows what they read; and
+# what is made in C: the generator below random.Random, which takes the time for its seed, uuid1(), os.times() under its other name, and
+# the clocks behind those that are noticed.
+_UNNOTICED = frozenset(
+    {"now", "utcnow", "today", "ctypes", "_ctypes", "_random", "uuid1", "_uuid", "_generate_time_safe", "posix", "__wrapped__"}
+)
 _BLOCK_BYTES = 64  # of blake2b
 _SHIFTED_BYTES, _SHIFTED_EACH = 2048, 40
 _kept: list[object] = []  # by shift_addresses(), to the end of the process

@@ -161,6 +161,11 @@ class Server:
         end = End(verdict, message, cpu_s, time.monotonic() - begun, self._shared[CLOCK_AT] != 0)
         return end, answer[: header.answer_bytes]
 
+    def close(self) -> None:
+        """End the zygote and wait for it: nobody else would."""
+        self._zygote.kill()
+        self._zygote.wait()
+
 
 def _moved(file: int) -> int:
     """The same file under a number from _FIRST_OWN."""
@@ -185,9 +190,12 @@ def main() -> int:
     fix_addresses()
     try:
         server = Server(sys.orig_argv[:-1])
-        write_frame(answers, server.hello)
-        while (body := read_frame(requests)) is not None:
-            write_frame(answers, pack_end(*server.serve(body)))
+        try:
+            write_frame(answers, server.hello)
+            while (body := read_frame(requests)) is not None:
+                write_frame(answers, pack_end(*server.serve(body)))
+        finally:
+            server.close()
     except (ChildProcessError, BrokenPipeError):  # the zygote is lost, and has said why; or whoever asked is
         return 1
     return 0

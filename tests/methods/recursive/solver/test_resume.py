@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from arclab.config.compose import compose_evaluate, thaw
 from arclab.config.schema import CanvasRule, EvalHalting, ExperimentConfig, VotesRule
+from arclab.files import sentence_for
 from arclab.methods.recursive.evaluation import apply_wishes, evaluate_in_ranks, votes_key
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
@@ -199,3 +202,14 @@ def test_the_command_goes_on_and_nothing_else_reuses_its_votes(
     weights = checkpoint / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
     assert len({*keys, key()}) == 7
+
+
+def test_votes_on_a_full_disk_leave_nothing_and_name_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("arclab.methods.recursive.solver.store._packed", lambda *_: b"votes")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="votes_key") as caught:
+        VoteStore(tmp_path, "key").save(0, [], None)  # pyright: ignore[reportArgumentType]
+    assert sentence_for(caught.value) and not list(tmp_path.iterdir())

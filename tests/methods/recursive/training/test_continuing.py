@@ -177,6 +177,7 @@ def test_rows_belong_to_augmentations_too(root: Path) -> None:
     """Row first + n is that of augmentation n, which another seed draws differently."""
     saved = root / "runs/quickstart/t/config.yaml"
     saved.write_text(saved.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+    edit_state(root / "runs/quickstart/t/checkpoints/step_00000006", settings=None)  # which say so first
     with pytest.raises(ValueError, match=r"task t1 has other augmentations \(4 of 4 differ\)"):
         scores(root)
 
@@ -257,18 +258,41 @@ def test_a_checkpoint_of_another_run_is_not_continued(root: Path, key: str, is_o
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_a_run_goes_on_with_free_keys_and_with_keys_that_are_new(root: Path, is_old: bool) -> None:
+def test_a_run_goes_on_with_free_keys_and_with_keys_that_are_new(
+    root: Path, is_old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A key that the schema gained since is missing from what a checkpoint keeps, and changes the hash that older ones keep."""
+    run = RunDir(root / "runs/quickstart/t")
+    whole, run_id = torch_bytes(root), read_state(run.checkpoints / "step_00000006")["run_id"]
     checkpoint = root / "runs/quickstart/t/checkpoints/step_00000003"
     if is_old:
         as_before_there_were_records(root)
         edit_state(checkpoint, "digest", config_hash="0123456789abcdef")
+        monkeypatch.setattr(
+            "arclab.methods.recursive.run.view_rule", lambda record: ViewRule.content
+        )  # by which this table was made
     else:
         settings = read_state(checkpoint)["settings"]
         edit_state(checkpoint, settings={k: v for k, v in settings.items() if k != "trainer.profile"} | {"gone": 1})
     unfinished(root)
-    if not is_old:
-        assert pretrain_in_ranks(configured("trainer.log_every=3", "trainer.num_workers=1"), CPU) is State.done
+    assert pretrain_in_ranks(configured("trainer.log_every=3", "trainer.num_workers=1"), CPU) is State.done
+    assert torch_bytes(root) == whole and read_state(run.checkpoints / "step_00000006")["run_id"] == run.run_id == run_id
+
+
+def test_a_checkpoint_in_the_folder_of_another_run_is_not_used(root: Path) -> None:
+    """Its weights would be scored, or start a decoder, as another function: here of other cycles."""
+    saved, before = root / "runs/quickstart/t/config.yaml", scores(root)
+    checkpoint = saved.parent / "checkpoints/step_00000006"
+    saved.write_text(saved.read_text().replace("l_cycles: 2", "l_cycles: 1"))
+    words = r"step_00000006 was made with decoder.l_cycles=2, now decoder.l_cycles=1 .*: it is not of the run that .*config\.yaml describes"
+    with pytest.raises(ValueError, match=words):
+        scores(root)
+    other = configured("name=other", "decoder.l_cycles=1", "decoder_init=pretrained", f"decoder_init.path={saved.parent}")
+    with pytest.raises(ValueError, match=words):
+        pretrain_in_ranks(other, CPU)
+    state = read_state(checkpoint)
+    edit_state(checkpoint, settings={k: v for k, v in state["settings"].items() if k != "decoder.l_cycles"} | {"gone": 1})
+    assert set(scores(root)) == set(before)  # of another version: nothing that both know differs
 
 
 def test_a_moved_run_has_the_id_of_its_folder(root: Path) -> None:

@@ -20,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arclab.config.compose import thaw
 from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.sampler import BatchPlan, PuzzleSpace
 from arclab.data.splits import load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel, build_model
-from arclab.methods.recursive.saved import newest_checkpoint, read_state
+from arclab.methods.recursive.saved import config_of, newest_checkpoint, read_state
 from arclab.methods.recursive.training.checkpoint import load_weights
 
 Floats = npt.NDArray[np.float64]
@@ -76,7 +75,7 @@ def task_contexts(
     no tasks, or a task does not fit on the run's canvas.
     """
     checkpoint = newest_checkpoint(run)
-    config = thaw(checkpoint.parent.parent / "config.yaml")
+    config = config_of(checkpoint)
     tasks = load_tasks(config.dataset).named(split)[:max_tasks]
     if not tasks:
         raise ValueError(f"split={split} has no tasks in dataset={config.dataset.name}; choose another split.")

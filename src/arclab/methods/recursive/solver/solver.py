@@ -13,7 +13,6 @@ Shapes: B rows (task, augmentation, test input), P augmented puzzles, S canvas c
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -37,6 +36,7 @@ from arclab.methods.recursive.solver.store import Tally, VoteStore
 from arclab.methods.recursive.solver.votes import VoteBox, restore_grids, shown_sides
 from arclab.methods.recursive.token_views import corner_cells
 from arclab.results.attempts import Attempts, Budget
+from arclab.runs.console import progress_bar
 from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ class RecursiveSolver:
                         world_size=self.ranks.world_size)  # fmt: skip
         if earlier is not None and self.ranks.is_main:
             log.info("going on: %d of %d predictions were made before", done_R.sum(), len(done_R))
-        bar = tqdm(
+        bar = progress_bar(
             total=pending.num_rows - pending.num_saved, initial=pending.num_done, desc="evaluating", unit="grid",
-            disable=not (self.show_progress and self.ranks.is_main), mininterval=0.5 if sys.stderr.isatty() else 20.0,
+            disable=not (self.show_progress and self.ranks.is_main),
         )  # fmt: skip
         return _Job(space, table, sampled_rows(space, table, self.votes, self.seed), tally, earlier, pending, bar)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from arclab.files import DamagedFile
+from arclab.files import DamagedFile, naming
 from arclab.methods.recursive.solver.votes import GridKey, VoteBox
 from arclab.results.attempts import TestKey
 
@@ -101,11 +102,15 @@ class VoteStore:
         path = self._folder / f"votes_{self._key}_{self._generation}_{part}.npz"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         content = _packed(keys, tally)
-        with temporary.open("wb") as file:
-            file.write(content + hashlib.sha256(content).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with naming(path), temporary.open("wb") as file:
+                file.write(content + hashlib.sha256(content).digest())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # a part of it must not keep a full disk full
+                temporary.unlink(missing_ok=True)
 
 
 def _packed(keys: Sequence[TestKey], tally: Tally) -> bytes:

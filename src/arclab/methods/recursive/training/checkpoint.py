@@ -27,7 +27,7 @@ from torch import Tensor
 
 from arclab.config.schema import WeightsKind
 from arclab.data.sampler import Batch, Cursor, RowsOfRank
-from arclab.files import step_folders
+from arclab.files import naming, step_folders
 from arclab.methods.recursive.decoder import Latents
 from arclab.methods.recursive.model import Carry, RecursiveModel
 from arclab.methods.recursive.saved import OLDER, STATE_FILE, WEIGHT_FILES, file_digest, load_tensors, read_state, sealed
@@ -112,7 +112,8 @@ class CheckpointFolder:
         files = sorted(temporary.iterdir())
         sizes, digests = ({p.name: f(p) for p in files} for f in (lambda p: p.stat().st_size, file_digest))
         state = sealed({**asdict(progress), "files": sizes, "digests": digests})
-        (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        with naming(temporary / STATE_FILE):
+            (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _sync(file)
         final = self.path(progress.step)
@@ -131,9 +132,10 @@ class CheckpointFolder:
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write tensors; ValueError with the remedy if the disk is full."""
+    """Write tensors; ValueError with the remedy if the disk is full, OSError that names the file for anything else of the kind."""
     try:
-        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, file)
+        with naming(file):
+            save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, file)
     except (SafetensorError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "StorageFull" in str(error):
             raise ValueError(
@@ -187,7 +189,7 @@ def progress_from(state: dict[str, Any]) -> TrainingProgress:
         cursors = ()
     number, whole = (int, float), (int,)
     kinds = {
-        "ema_updates": whole, "runtime_s": number, "run_id": (str,), "settings": (dict, type(None)),
+        "ema_updates": whole, "runtime_s": number, "run_id": (str,),
         "best_score": (*number, type(None)), "best_step": (*whole, type(None)),
     }  # fmt: skip
     wrong = [key for key, kind in kinds.items() if type(values[key]) not in kind]

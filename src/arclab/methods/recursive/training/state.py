@@ -6,7 +6,6 @@ save_checkpoint(config, training, folder, ranks)
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,12 @@ from arclab.config.compose import config_hash, identity
 from arclab.config.schema import ExperimentConfig, OptimizerKind
 from arclab.data.record import NO_RECORD, TASKS_FILE, DataRecord, record_of, require_same_data
 from arclab.data.sampler import Part, start_cursors
+from arclab.files import naming
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.layers import Linear
 from arclab.methods.recursive.model import Carry, RecursiveModel
-from arclab.methods.recursive.saved import load_record, load_tensors, read_state
-from arclab.methods.recursive.training.checkpoint import (  # fmt: skip
+from arclab.methods.recursive.saved import load_record, load_tensors, other_settings, read_state
+from arclab.methods.recursive.training.checkpoint import (
     CheckpointFolder,
     TrainingProgress,
     carry_tensors,
@@ -144,10 +144,8 @@ def _require_same_run(path: Path, state: dict[str, Any], config: ExperimentConfi
     Keys that the checkpoint does not have were added since: config.yaml of the folder answers for them. An older checkpoint has a
     hash of its settings alone, which changes with every new key: then the seed of its cursors and its run_id tell.
     """
-    now, saved = json.loads(json.dumps(identity(config))), state.get("settings")
-    if saved is not None:
-        different = [key for key in sorted(saved.keys() & now.keys()) if saved[key] != now[key]]
-        why = f"was made with {different[0]}={saved[different[0]]}, now {different[0]}={now[different[0]]} ({len(different)} keys differ)" if different else ""  # fmt: skip
+    if state.get("settings") is not None:
+        why = other_settings(state, config)
     elif state.get("config_hash") == config_hash(config):
         why = ""
     elif (seed := state["cursors"][0]["seed"]) != config.seed:
@@ -191,7 +189,8 @@ def save_checkpoint(config: ExperimentConfig, training: Training, folder: Checkp
         save_tensors(training.ema.shadow, temporary / "ema.safetensors")
         save_tensors(_moments(training), temporary / "optimizer.safetensors")
         assert training.record is not None
-        (temporary / TASKS_FILE).write_text(training.record.text(), encoding="utf-8")
+        with naming(temporary / TASKS_FILE):
+            (temporary / TASKS_FILE).write_text(training.record.text(), encoding="utf-8")
         folder.commit(temporary, training.progress)
     ranks.barrier()
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from arclab.config.schema import ExperimentConfig
 from arclab.data.codec import decode_anywhere
@@ -34,6 +32,7 @@ from arclab.methods.recursive.training.sums import StepSums
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
+from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir
 from arclab.runs.loop import Loop
 from arclab.runs.monitor import HealthMonitor
@@ -152,8 +151,7 @@ def train(
     logger = _open_logger(config, training.model, data, run, progress) if ranks.is_main else None
     monitor = _monitor(config, run, ranks, progress.step) if ranks.is_main else None
     recursive = RecursiveTrainer(config, training, folder, iter(loader), data, ranks, score)
-    bar = tqdm(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main,
-               mininterval=0.5 if sys.stderr.isatty() else 20.0)  # fmt: skip
+    bar = progress_bar(total=trainer.steps, initial=progress.step, desc=config.name, unit="step", disable=not ranks.is_main)
     profiler = StepProfiler(
         run.path / "profile", ranks, is_on=trainer.profile, rows_per_rank=trainer.num_rows // ranks.world_size,
         dtype=DTYPES[trainer.precision],
