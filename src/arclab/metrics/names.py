@@ -90,7 +90,7 @@ _PROGRAMS = {
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
 }
 
-# Components of llm/rewards.py: means over the programs (replies) of a step.
+# Components of programs/rewards.py: means over the programs (replies) of a step.
 _REWARD = {
     "value": ("", "up", "reward, by the kind that is trained on"),
     "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta"),

@@ -51,7 +51,7 @@ def test_a_worker_that_is_stopped_is_replaced(
 ) -> None:
     others = processes()
     with pool:
-        others -= set(family := [p for p in others if "llm/" in " ".join(p.cmdline())][-2:])
+        others -= set(family := [p for p in others if "sandbox/" in " ".join(p.cmdline())][-2:])
         victim(family).send_signal(signal.SIGSTOP)
         begun = time.monotonic()
         assert status(pool, "def solve(I): return I #" + "x" * padding) is Status.ok
@@ -61,7 +61,7 @@ def test_a_worker_that_is_stopped_is_replaced(
 
 
 def test_a_worker_that_is_stopped_does_not_keep_the_sandbox_open(pool: Sandbox) -> None:
-    family = [p for p in processes() if "llm/" in " ".join(p.cmdline())]
+    family = [p for p in processes() if "sandbox/" in " ".join(p.cmdline())]
     for process in family:
         process.send_signal(signal.SIGSTOP)
     begun = time.monotonic()
