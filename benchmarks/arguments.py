@@ -1,4 +1,5 @@
-"""Types of command line arguments, which refuse what a benchmark could not run with: parser.add_argument("--jobs", type=at_least_1)."""
+"""Types of command line arguments, which refuse what a benchmark could not run with: parser.add_argument("--jobs",
+type=at_least_1)."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@
     python -m benchmarks.bucketing --seeds 1 --set trainer.steps=200
     python -m benchmarks.bucketing --jobs 8 --set trainer.num_threads=1       # on a machine with many cores
 
-quickstart: twelve real tasks, scored on themselves. toy_control: unseen colour maps on grids of side 3 and 5, which bucketing puts on
-canvases 4 and 6. Every run is pretrain_encoder.py and then evaluate.py in processes of their own; the same command continues what was
-stopped. Prints a table and writes benchmarks/results/bucketing.{json,md} with --save: final exact accuracy (all.exact_accuracy, n/N over
-augmented test inputs, Wilson interval), ARC/pass@1, first step with 90 % train exact, and training time (which says little while other
-runs share the machine). Speed by itself: benchmarks/train_step.py.
+quickstart: twelve real tasks, scored on themselves. toy_control: unseen colour maps on grids of side 3 and 5, which bucketing
+puts on canvases 4 and 6. Every run is pretrain_encoder.py and then evaluate.py in processes of their own; the same command
+continues what was stopped. Prints a table and writes benchmarks/results/bucketing.{json,md} with --save: final exact accuracy
+(all.exact_accuracy, n/N over augmented test inputs, Wilson interval), ARC/pass@1, first step with 90 % train exact, and
+training time (which says little while other runs share the machine). Speed by itself: benchmarks/train_step.py.
 """
 
 from __future__ import annotations
@@ -54,9 +54,19 @@ def run(experiment: str, rule: str, seed: int, given: argparse.Namespace) -> dic
     """Train and evaluate one run, or read what an earlier call of it left."""
     name = f"{experiment}-{rule}-seed{seed}"
     folder = Path(given.runs_dir) / "bucketing" / name
-    command = [f"experiment={experiment}", "experiment_name=bucketing", f"name={name}", f"runs_dir={given.runs_dir}", f"seed={seed}",
-               f"trainer.canvas={rule}", f"evaluation.canvas={rule}", "trainer.eval_every=0", "wandb.mode=disabled",
-               *EXPERIMENTS[experiment], *given.set]  # fmt: skip
+    command = [
+        f"experiment={experiment}",
+        "experiment_name=bucketing",
+        f"name={name}",
+        f"runs_dir={given.runs_dir}",
+        f"seed={seed}",
+        f"trainer.canvas={rule}",
+        f"evaluation.canvas={rule}",
+        "trainer.eval_every=0",
+        "wandb.mode=disabled",
+        *EXPERIMENTS[experiment],
+        *given.set,
+    ]
     subprocess.run([sys.executable, str(ROOT / "pretrain_encoder.py"), *command], check=True)
     config = thaw(folder / "config.yaml")
     metrics = folder / "evaluation" / config.evaluation.split.value / "metrics.json"
@@ -67,10 +77,16 @@ def run(experiment: str, rule: str, seed: int, given: argparse.Namespace) -> dic
     total = round(statistics["all.count"])
     fitted = [r["_step"] for r in rows if r.get("train/exact_accuracy", 0.0) >= _NEARLY_ALL]
     return {
-        "experiment": experiment, "rule": rule, "seed": seed, "exact": {"n": round(statistics["all.exact_accuracy"] * total), "N": total},
-        "pass1": {"n": passed["n"], "N": passed["N"]}, "first_90": fitted[0] if fitted else None, "steps": config.trainer.steps,
-        "seconds": rows[-1]["_runtime"], **provenance(),
-    }  # fmt: skip
+        "experiment": experiment,
+        "rule": rule,
+        "seed": seed,
+        "exact": {"n": round(statistics["all.exact_accuracy"] * total), "N": total},
+        "pass1": {"n": passed["n"], "N": passed["N"]},
+        "first_90": fitted[0] if fitted else None,
+        "steps": config.trainer.steps,
+        "seconds": rows[-1]["_runtime"],
+        **provenance(),
+    }
 
 
 def share(record: dict[str, Any]) -> Share:
@@ -84,12 +100,14 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         group = [r for r in runs if r["rule"] == rule.value]
         for r in group:
             lines.append(
-                f"| {rule.value} | {r['seed']} | {share(r['exact'])} | {share(r['pass1'])} | {r['first_90']} | {r['seconds']:.0f} |"
+                f"| {rule.value} | {r['seed']} | {share(r['exact'])} | {share(r['pass1'])} | {r['first_90']} | "
+                f"{r['seconds']:.0f} |"
             )
         if group:
             pooled = [Share(sum(r[key]["n"] for r in group), sum(r[key]["N"] for r in group)) for key in ("exact", "pass1")]
             lines.append(
-                f"| {rule.value} | all | {pooled[0]} | {pooled[1]} | | {sum(r['seconds'] for r in group) / len(group):.0f} (mean) |"
+                f"| {rule.value} | all | {pooled[0]} | {pooled[1]} | | {sum(r['seconds'] for r in group) / len(group):.0f} "
+                "(mean) |"
             )
     return "\n".join(lines)
 

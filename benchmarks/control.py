@@ -3,15 +3,17 @@ r"""The control table: which encoder and layout learn to read a rule from demons
     python -m benchmarks.control --steps 600                                             # every encoder and layout
     python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
     python -m benchmarks.control --steps 5000 --jobs 8 --set trainer.device=cuda trainer.num_threads=1     # on a GPU
-    python -m benchmarks.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 trainer.precision=bf16 \
-        trainer.compile=true                                                             # on two cores with units for bf16 (AMX)
+    python -m benchmarks.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 trainer.precision=bf16
+    \
+        trainer.compile=true                                                            # on two cores with units for bf16 (AMX)
     python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
 
 A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout
-(symmetry+colors: with encoder.pooling=colors, for encoders that pool), and trained or frozen (encoder.optim.freeze_steps: the decoder alone learns). It learns all --families together and is scored on
-held-out tasks of each: exact answers with a Wilson interval, what is lost with swapped demonstrations and with an empty
-context. Easy families in the mixture are a curriculum: compositions of all eight views alone give no signal for long. --seconds measures the
-speed of an encoder once and turns it into steps; trained and frozen twins get the same number of steps.
+(symmetry+colors: with encoder.pooling=colors, for encoders that pool), and trained or frozen (encoder.optim.freeze_steps: the
+decoder alone learns). It learns all --families together and is scored on held-out tasks of each: exact answers with a Wilson
+interval, what is lost with swapped demonstrations and with an empty context. Easy families in the mixture are a curriculum:
+compositions of all eight views alone give no signal for long. --seconds measures the speed of an encoder once and turns it into
+steps; trained and frozen twins get the same number of steps.
 
 The same command continues a killed table, also on another machine: cells recorded in benchmarks/results/control.json are
 done, a started one resumes from its checkpoint, and the record and control.md are written after each cell. For a table of
@@ -35,8 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
+from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
-from arclab.config.schema import CANVASES, WeightsKind
+from arclab.config.schema import WeightsKind
 from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
 from arclab.files import read_object, write_atomically
@@ -110,7 +113,8 @@ class Table:
         return f"toy:{'+'.join(self.families)}?tasks={tasks}&{self.settings}&split={split}&seed={self.seed}"
 
     def recorded(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's record in the results. ValueError if it was made from other tasks (of the same settings) or with other overrides."""
+        """The cell's record in the results. ValueError if it was made from other tasks (of the same settings) or with other
+        overrides."""
         path = self.results / "control.json"
         records = read_object(path, {"cells": list[dict]})["cells"] if path.is_file() else []
         source = self.source(self.train_tasks, "train")
@@ -119,7 +123,8 @@ class Table:
         mine = (source, learned_from(self.overrides))
         if record is not None and (record["train_source"], learned_from(record["overrides"])) != mine:
             raise ValueError(
-                f"{path} has a cell {record['name']} made from {record['train_source']} with {record['overrides']}; give another --results."
+                f"{path} has a cell {record['name']} made from {record['train_source']} with {record['overrides']}; give "
+                "another --results."
             )
         return record
 
@@ -130,13 +135,26 @@ def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
     canvas = next(c for c in CANVASES if c > side)
     layout = layout_overrides(cell.layout)
     return [
-        "experiment=toy_control", f"encoder={cell.encoder}", *toy_sizes(cell.encoder), *layout, "experiment_name=control", f"name={table.cell_name(cell)}",
-        f"runs_dir={table.runs_dir}", f"seed={table.seed}", "dataset.name=toy", f"dataset.canvas={canvas}",
+        "experiment=toy_control",
+        f"encoder={cell.encoder}",
+        *toy_sizes(cell.encoder),
+        *layout,
+        "experiment_name=control",
+        f"name={table.cell_name(cell)}",
+        f"runs_dir={table.runs_dir}",
+        f"seed={table.seed}",
+        "dataset.name=toy",
+        f"dataset.canvas={canvas}",
         f'dataset.train_sources=["{table.source(table.train_tasks, "train")}"]',
-        f'dataset.eval_sources=["{table.source(table.test_tasks, "test")}"]', "dataset.validation_sources=[]", "evaluation.split=evaluation",
-        f"trainer.steps={steps}", f"encoder.optim.freeze_steps={steps if cell.frozen else 0}", "trainer.eval_every=0", "wandb.mode=disabled",
+        f'dataset.eval_sources=["{table.source(table.test_tasks, "test")}"]',
+        "dataset.validation_sources=[]",
+        "evaluation.split=evaluation",
+        f"trainer.steps={steps}",
+        f"encoder.optim.freeze_steps={steps if cell.frozen else 0}",
+        "trainer.eval_every=0",
+        "wandb.mode=disabled",
         *table.overrides,
-    ]  # fmt: skip
+    ]
 
 
 def layout_overrides(layout: str) -> list[str]:
@@ -152,7 +170,8 @@ def pools_by_color(encoder: EncoderConfig) -> bool:
 
 
 def toy_sizes(encoder: str) -> list[str]:
-    """Overrides that bring an encoder of conf/encoder to the size of the toy tasks. ConfigError if it reads no demonstrations."""
+    """Overrides that bring an encoder of conf/encoder to the size of the toy tasks. ConfigError if it reads no
+    demonstrations."""
     wide = compose("pretrain_encoder", ["experiment=toy_control", f"encoder={encoder}", "decoder.width=512"]).encoder
     keys = set(known_keys(type(wide)))
     sizes = {"context.gain": _TOY_SIZES["context.gain"]} if isinstance(wide, LpnEncoderConfig) else dict(_TOY_SIZES)
@@ -178,7 +197,8 @@ def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Seque
 
 
 def cell_steps(table: Table, cell: Cell) -> int:
-    """The optimiser steps of a cell. With --seconds: measured once per encoder, layout and settings, and written down, for both twins."""
+    """The optimiser steps of a cell. With --seconds: measured once per encoder, layout and settings, and written down, for both
+    twins."""
     if table.steps is not None:
         return table.steps
     assert table.seconds is not None
@@ -209,7 +229,8 @@ def train(overrides: Sequence[str]) -> None:
 
 
 def run_cell(table: Table, cell: Cell) -> dict[str, Any]:
-    """The cell's record; trained and scored only as far as that is not done yet. ValueError if its run folder is another run's."""
+    """The cell's record; trained and scored only as far as that is not done yet. ValueError if its run folder is another
+    run's."""
     recorded = table.recorded(cell)
     if recorded is not None:
         return recorded
@@ -244,12 +265,22 @@ def score_cell(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
                           "zero_context": share_record(blank.ablated)}  # fmt: skip
     seconds = read_rows(folder / "metrics.jsonl")[-1]["_runtime"]
     return {
-        "name": table.cell_name(cell), "encoder": cell.encoder, "layout": cell.layout, "twin": cell.twin, "scores": scores,
-        "parameters": sum(p.numel() for p in model.parameters()), "steps": config.trainer.steps, "batch_size": config.trainer.num_rows,
-        "steps_per_s": config.trainer.steps / seconds, "seconds": seconds, "seed": config.seed,
-        "train_source": table.source(table.train_tasks, "train"), "test_source": table.source(table.test_tasks, "test"),
-        "overrides": list(table.overrides), "provenance": provenance(),
-    }  # fmt: skip
+        "name": table.cell_name(cell),
+        "encoder": cell.encoder,
+        "layout": cell.layout,
+        "twin": cell.twin,
+        "scores": scores,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": config.trainer.steps,
+        "batch_size": config.trainer.num_rows,
+        "steps_per_s": config.trainer.steps / seconds,
+        "seconds": seconds,
+        "seed": config.seed,
+        "train_source": table.source(table.train_tasks, "train"),
+        "test_source": table.source(table.test_tasks, "test"),
+        "overrides": list(table.overrides),
+        "provenance": provenance(),
+    }
 
 
 def share_record(share: Share) -> dict[str, Any]:
@@ -290,8 +321,13 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["color_map", "mirror_color", "flips_color", "dihedral_color"],
-                        help="learned together, scored one by one")  # fmt: skip
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        choices=list(FAMILIES),
+        default=["color_map", "mirror_color", "flips_color", "dihedral_color"],
+        help="learned together, scored one by one",
+    )
     parser.add_argument(
         "--settings", default="side=3&colors=3&palette=10&demos=3", help="of the toy tasks, as in a source string"
     )

@@ -4,8 +4,8 @@
 
 An encoder is done if, with its best layout, it answers at least 90 % of unseen colour maps, loses at least 50 points there
 when demonstrations are swapped, and beats its frozen random twin by at least 20 points on compositions of a dihedral view
-and a colour map. in_context compresses nothing, so its twin reads demonstrations as well as it does: it is the baseline of the others
-and never done. It trains and scores nothing: benchmarks/control.py does.
+and a colour map. in_context compresses nothing, so its twin reads demonstrations as well as it does: it is the baseline of the
+others and never done. It trains and scores nothing: benchmarks/control.py does.
 """
 
 from __future__ import annotations
@@ -114,12 +114,16 @@ def _verdicts(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def verdict(trained: dict[str, Any], frozen: dict[str, Any], is_baseline: bool = False) -> str:
-    """DONE, or OPEN with every number that falls short. What compresses nothing is BASELINE: all but the distance from its twin counts."""
+    """DONE, or OPEN with every number that falls short. What compresses nothing is BASELINE: all but the distance from its twin
+    counts."""
     simple, swap = share(trained[SIMPLE]["exact"]).value, drop(trained[SIMPLE], "swapped")
     ours, theirs = trained[COMPOSED]["exact"], frozen[COMPOSED]["exact"]
     over_twin = (ours["n"] - theirs["n"]) / ours["N"]  # of the same tasks: exact at the limit
-    measured = ((simple, MIN_COLOR_MAP, "% of unseen colour maps"), (swap, MIN_SWAP_DROP, "points lost to swapped demonstrations"),
-                (over_twin, MIN_OVER_TWIN, "points over the frozen twin on compositions"))  # fmt: skip
+    measured = (
+        (simple, MIN_COLOR_MAP, "% of unseen colour maps"),
+        (swap, MIN_SWAP_DROP, "points lost to swapped demonstrations"),
+        (over_twin, MIN_OVER_TWIN, "points over the frozen twin on compositions"),
+    )
     needed = measured[:-1] if is_baseline else measured
     short = [f"{100 * value:.1f} {what} (needs {100 * least:.0f})" for value, least, what in needed if value < least]
     reached = ", ".join(f"{100 * value:.1f} {what}" for value, _, what in measured)

@@ -76,10 +76,12 @@ def main(argv: Sequence[str]) -> None:
     result = {"readiness": readiness(), "throughput": throughput(arguments.batches), **provenance()}
     ready, speed = result["readiness"], result["throughput"]
     print(
-        f"{ready['tasks']} tasks, {ready['puzzles']} augmented puzzles ready in {ready['ready_s']} s, {ready['resident_mib']} MiB resident"
+        f"{ready['tasks']} tasks, {ready['puzzles']} augmented puzzles ready in {ready['ready_s']} s, {ready['resident_mib']} "
+        "MiB resident"
     )
     print(
-        f"{speed['batches_per_s']} batches/s of {speed['queries']} queries ({speed['demonstrations_per_query']} demonstrations each) on one core"
+        f"{speed['batches_per_s']} batches/s of {speed['queries']} queries ({speed['demonstrations_per_query']} "
+        "demonstrations each) on one core"
     )
     print(json.dumps(result))
     if arguments.save:

@@ -4,14 +4,14 @@
     python -m benchmarks.evaluate --checkpoint runs/etrm_arc1/full --split evaluation --augmentations 1000 --save
 
 Prints a table and one JSON line; --save writes both to benchmarks/results/evaluate.{md,json}, --save NAME to NAME.{md,json}.
---compile compiles the layers of every path's model; rows that are left over when tasks end are further sizes to compile, which a
-short run pays for. published: full canvas, all
-steps, all votes; fast and fast_first: bucketed canvas, early halting, adaptive votes (until two places are settled, or one). early,
-bucketed and adaptive change one rule each; early_first is fast_first on the full canvas, for a model that was trained on it.
-first_etrm, for encoders, has the rules of published and computes what the first ETRM did: every demonstration slot on the whole canvas, empty
-ones too, again at every step. Its answers are those of published; if it is among --paths, it is what the others are compared with.
-Without --checkpoint the quickstart's ETRM is trained on its twelve real tasks (minutes), in runs/benchmark_evaluate, where a finished one
-is used again; in that case it says nothing about unseen tasks.
+--compile compiles the layers of every path's model; rows that are left over when tasks end are further sizes to compile, which
+a short run pays for. published: full canvas, all steps, all votes; fast and fast_first: bucketed canvas, early halting,
+adaptive votes (until two places are settled, or one). early, bucketed and adaptive change one rule each; early_first is
+fast_first on the full canvas, for a model that was trained on it. first_etrm, for encoders, has the rules of published and
+computes what the first ETRM did: every demonstration slot on the whole canvas, empty ones too, again at every step. Its answers
+are those of published; if it is among --paths, it is what the others are compared with. Without --checkpoint the quickstart's
+ETRM is trained on its twelve real tasks (minutes), in runs/benchmark_evaluate, where a finished one is used again; in that case
+it says nothing about unseen tasks.
 """
 
 from __future__ import annotations
@@ -30,17 +30,9 @@ import torch
 from torch import Tensor
 
 from arclab.config.compose import broken_rules, compose, run_main, thaw
+from arclab.config.dataset_schema import Regime
 from arclab.config.encoder_schema import DemoAttention, TransformerEncoderConfig
-from arclab.config.schema import (
-    CanvasRule,
-    DeviceChoice,
-    EvalHalting,
-    ExperimentConfig,
-    Regime,
-    SplitName,
-    VotesRule,
-    WeightsKind,
-)
+from arclab.config.schema import CanvasRule, DeviceChoice, EvalHalting, ExperimentConfig, SplitName, VotesRule, WeightsKind
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask
 from arclab.files import write_atomically
@@ -103,8 +95,8 @@ class _Unread(Reading):
 
 
 class FirstEtrm:
-    """A model as the evaluation sees it, with what the first ETRM computed for the same answers: all max_demos slots are encoded on
-    the whole canvas, in every row, at every step."""
+    """A model as the evaluation sees it, with what the first ETRM computed for the same answers: all max_demos slots are
+    encoded on the whole canvas, in every row, at every step."""
 
     def __init__(self, model: RecursiveModel, max_demos: int) -> None:
         self.model, self.max_demos, self.halting, self.start = model, max_demos, model.halting, model.start
@@ -132,9 +124,17 @@ class FirstEtrm:
 def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
     """The run folder of a small ETRM on real tasks; trained now unless it is there."""
     name = f"canvas{canvas}_steps{steps}_augmentations{augmentations}_seed{seed}"
-    overrides = ["experiment=quickstart", "experiment_name=benchmark_evaluate", f"name={name}", f"dataset.canvas={canvas}",
-                 f"dataset.num_augmentations={augmentations}", f"trainer.steps={steps}", f"trainer.eval_every={steps}", f"seed={seed}",
-                 "wandb.mode=disabled"]  # fmt: skip
+    overrides = [
+        "experiment=quickstart",
+        "experiment_name=benchmark_evaluate",
+        f"name={name}",
+        f"dataset.canvas={canvas}",
+        f"dataset.num_augmentations={augmentations}",
+        f"trainer.steps={steps}",
+        f"trainer.eval_every={steps}",
+        f"seed={seed}",
+        "wandb.mode=disabled",
+    ]
     config = compose("pretrain_encoder", overrides)
     pretrain(config)
     return run_path(config)
@@ -143,8 +143,8 @@ def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
 def load(
     folder: Path, ranks: Ranks, paths: Sequence[str], compiled: bool
 ) -> tuple[ExperimentConfig, Setting, dict[str, RecursiveModel]]:
-    """The run with its averaged weights: path -> model. That of first_etrm, made only where it is asked for, knows no sequences of
-    different lengths."""
+    """The run with its averaged weights: path -> model. That of first_etrm, made only where it is asked for, knows no sequences
+    of different lengths."""
     checkpoint = newest_checkpoint(folder)
     config = thaw(RunDir(checkpoint.parent.parent).config)
     record = load_record(checkpoint, read_state(checkpoint))
@@ -163,7 +163,8 @@ def load(
     if FIRST_ETRM in paths:
         if config.dataset.regime is not Regime.few_shot or config.encoder.kind.startswith("recurrent"):
             raise ValueError(
-                f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}; leave it out."
+                f"--paths {FIRST_ETRM} is for encoders without a state of their own, and this run has {config.encoder.kind}; "
+                "leave it out."
             )
         dense = deepcopy(config)
         if isinstance(dense.encoder, TransformerEncoderConfig):
@@ -208,18 +209,21 @@ def record(measured: Measured, baseline: Measured, tasks: list[ArcTask]) -> dict
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        f"Evaluation rules on {result['tasks']} tasks ({result['test_inputs']} test inputs), {result['augmentations']} augmentations, "
-        f"{'compiled layers, ' if result['compiled'] else ''}canvas {result['canvas']}, at most {result['max_steps']} steps. {result['machine']}, commit {short_commit(result)}.",
+        f"Evaluation rules on {result['tasks']} tasks ({result['test_inputs']} test inputs), {result['augmentations']} "
+        f"augmentations, {'compiled layers, ' if result['compiled'] else ''}canvas {result['canvas']}, at most "
+        f"{result['max_steps']} steps. {result['machine']}, commit {short_commit(result)}.",
         "",
-        f"`python -m benchmarks.{result['command'].partition(' --save')[0].replace('evaluate.py', 'evaluate')}` on {result['checkpoint']}",
+        f"`python -m benchmarks.{result['command'].partition(' --save')[0].replace('evaluate.py', 'evaluate')}` on "
+        f"{result['checkpoint']}",
         "",
-        "| rules | seconds | times faster | predictions | again on a larger canvas | mean steps | same first grid | pass@1 | pass@2 |",
+        "| rules | seconds | times faster | predictions | again on a larger canvas | mean steps | same first grid | pass@1 | "
+        "pass@2 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["paths"]:
         lines.append(
-            f"| {row['path']} | {row['seconds']} | {row['times_faster']} | {row['rows']} | {row['reruns']} | {row['mean_steps']} | "
-            f"{row['same_first']['text']} | {row['pass@1']['text']} | {row['pass@2']['text']} |"
+            f"| {row['path']} | {row['seconds']} | {row['times_faster']} | {row['rows']} | {row['reruns']} | "
+            f"{row['mean_steps']} | {row['same_first']['text']} | {row['pass@1']['text']} | {row['pass@2']['text']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -243,11 +247,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = sorted({"published", *arguments.paths}, key=list(PATHS).index)
     measured = [measure(name, config, setting, models, ranks, tasks) for name in names]
     return {
-        "tasks": len(tasks), "test_inputs": sum(len(t.tests) for t in tasks), "augmentations": arguments.augmentations,
-        "split": evaluation.split.value, "canvas": config.dataset.canvas, "max_steps": config.halting.halt_max_steps,
-        "batch_size": arguments.batch_size, "compiled": arguments.compile, "checkpoint": str(folder), "device": ranks.device.type,
-        "paths": [record(m, measured[0], tasks) for m in measured], **provenance(),
-    }  # fmt: skip
+        "tasks": len(tasks),
+        "test_inputs": sum(len(t.tests) for t in tasks),
+        "augmentations": arguments.augmentations,
+        "split": evaluation.split.value,
+        "canvas": config.dataset.canvas,
+        "max_steps": config.halting.halt_max_steps,
+        "batch_size": arguments.batch_size,
+        "compiled": arguments.compile,
+        "checkpoint": str(folder),
+        "device": ranks.device.type,
+        "paths": [record(m, measured[0], tasks) for m in measured],
+        **provenance(),
+    }
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,4 +1,5 @@
-"""Does a killed run end like one that was left alone? Twenty runs on two ranks, each hit once at a random moment, then started again.
+"""Does a killed run end like one that was left alone? Twenty runs on two ranks, each hit once at a random moment, then started
+again.
 
     python -m benchmarks.kills                 # about ten minutes on two cores; writes results/kills.json and kills.md
     python -m benchmarks.kills --trials 4 --steps 40
@@ -38,9 +39,18 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TARGETS = ("worker", "torchrun", "parent", "parent, SIGUSR2")
 SETTINGS = [
-    "experiment=quickstart", "decoder.width=16", "decoder.num_heads=2", "trainer.batch_size=8", "trainer.warmup_steps=0",
-    "trainer.eval_every=0", "trainer.checkpoint_every=3", "trainer.log_every=1", "evaluation.max_tasks=2", "wandb.mode=disabled", "launch.cpus=2",
-]  # fmt: skip
+    "experiment=quickstart",
+    "decoder.width=16",
+    "decoder.num_heads=2",
+    "trainer.batch_size=8",
+    "trainer.warmup_steps=0",
+    "trainer.eval_every=0",
+    "trainer.checkpoint_every=3",
+    "trainer.log_every=1",
+    "evaluation.max_tasks=2",
+    "wandb.mode=disabled",
+    "launch.cpus=2",
+]
 
 
 def command(folder: Path, name: str, steps: int) -> list[str]:
@@ -69,7 +79,8 @@ def find(parent: psutil.Process, target: str) -> psutil.Process | None:
 
 
 def hit(process: subprocess.Popen[bytes], run: RunDir, target: str, after_s: float, in_training: bool) -> bool:
-    """Hit the target a while after the start (or after the first row), or as soon as it exists. False if the run ended before."""
+    """Hit the target a while after the start (or after the first row), or as soon as it exists. False if the run ended
+    before."""
     parent = psutil.Process(process.pid)
     while in_training and not read_rows(run.metrics) and process.poll() is None:
         time.sleep(0.02)
@@ -97,9 +108,16 @@ def trial(number: int, name: str, folder: Path, steps: int, training_s: float, r
     family_left = _left_behind(run)
     rows, status = read_rows(run.metrics), run.read_status() or {"state": "not started"}
     record = {
-        "trial": number, "target": target, "after_s": round(after_s, 2), "in_training": in_training, "hit": was_hit, "exit_status": exit_status,
-        "step": rows[-1]["_step"] if rows else 0, "state": status["state"], "left_behind": family_left,
-    }  # fmt: skip
+        "trial": number,
+        "target": target,
+        "after_s": round(after_s, 2),
+        "in_training": in_training,
+        "hit": was_hit,
+        "exit_status": exit_status,
+        "step": rows[-1]["_step"] if rows else 0,
+        "state": status["state"],
+        "left_behind": family_left,
+    }
     starts = 1
     while run.state is not State.done and starts < 4:
         start(folder, run.path.name, steps).wait(300)
@@ -129,21 +147,26 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Kill table",
         "",
-        f"{good}/{len(trials)} runs that were hit once end with the bits of the uninterrupted run ({result['steps']} steps on two ranks, "
-        f"{result['files']} files of the last checkpoint, a checkpoint every third step), have each step once and leave no process behind.",
+        f"{good}/{len(trials)} runs that were hit once end with the bits of the uninterrupted run ({result['steps']} steps on "
+        f"two ranks, {result['files']} files of the last checkpoint, a checkpoint every third step), have each step once and "
+        "leave no process behind.",
         "",
-        f"{len(resumed)} of them had to be continued ({sum(t['step'] == 0 for t in resumed)} were hit before their first step); the others were "
-        f"hit when training was already over (status DONE). {result['missed']} runs had ended before their moment came and were drawn again.",
+        f"{len(resumed)} of them had to be continued ({sum(t['step'] == 0 for t in resumed)} were hit before their first "
+        f"step); the others were hit when training was already over (status DONE). {result['missed']} runs had ended before "
+        "their moment came and were drawn again.",
         "",
-        f"`{origin['command']}` at commit {origin['commit']}, {origin['machine']}, torch {origin['torch']}, {origin['started']}, seed {result['seed']}",
+        f"`{origin['command']}` at commit {origin['commit']}, {origin['machine']}, torch {origin['torch']}, "
+        f"{origin['started']}, seed {result['seed']}",
         "",
-        "| trial | hit | after | at step | exit status | status.json then | starts | bit-identical | each step once | left behind |",
+        "| trial | hit | after | at step | exit status | status.json then | starts | bit-identical | each step once | left "
+        "behind |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for t in trials:
         lines.append(
-            f"| {t['trial']} | {t['target']} | {t['after_s']:.1f} s of {'training' if t['in_training'] else 'the start'} | {t['step']} | {t['exit_status']} | "
-            f"{t['state']} | {t['starts']} | {'yes' if t['identical'] else '**no**'} | {'yes' if t['each_step_once'] else '**no**'} | {t['left_behind']} |"
+            f"| {t['trial']} | {t['target']} | {t['after_s']:.1f} s of {'training' if t['in_training'] else 'the start'} | "
+            f"{t['step']} | {t['exit_status']} | {t['state']} | {t['starts']} | {'yes' if t['identical'] else '**no**'} | "
+            f"{'yes' if t['each_step_once'] else '**no**'} | {t['left_behind']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -171,9 +194,15 @@ def main(argv: Sequence[str]) -> int:
             else:
                 missed += 1
     result = {
-        "trials": trials, "steps": arguments.steps, "seed": arguments.seed, "training_s": round(training_s, 1), "files": len(reference), "missed": missed,
-        "settings": SETTINGS, "provenance": {**provenance(), "command": " ".join(["python -m benchmarks.kills", *sys.argv[1:]])},
-    }  # fmt: skip
+        "trials": trials,
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+        "training_s": round(training_s, 1),
+        "files": len(reference),
+        "missed": missed,
+        "settings": SETTINGS,
+        "provenance": {**provenance(), "command": " ".join(["python -m benchmarks.kills", *sys.argv[1:]])},
+    }
     (RESULTS / "kills.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "kills.md").write_text(markdown(result))
     print(markdown(result))

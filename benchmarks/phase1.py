@@ -5,9 +5,10 @@
     python -m benchmarks.phase1 --steps 20 --encoders standard --set trainer.device=cpu decoder.width=64 trainer.batch_size=8
 
 Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL by its last evaluation.
---minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps: the
-learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first call). Prints a
-table; --save [NAME] writes it to benchmarks/results/NAME.{json,md} (phase1). It compares encoders under one budget; it does not tune any of them.
+--minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps:
+the learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first
+call). Prints a table; --save [NAME] writes it to benchmarks/results/NAME.{json,md} (phase1). It compares encoders under one
+budget; it does not tune any of them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from benchmarks.control import LAYOUTS, NO_LAYOUT, layout_overrides, pools_by_co
 ROOT = Path(__file__).resolve().parents[1]
 ENCODERS = ("standard", "hybrid_variational", "recurrent_trm")
 _SPEED_STEPS = 90
-# Of the minutes; the rest is for starting, compiling and evaluations, and runs beside each other train more slowly than they begin.
+# Of the minutes; the rest is for starting, compiling and evaluations, and runs beside each other train more slowly than they
+# begin.
 _TRAINING_SHARE = 0.7
 _EVALUATIONS = 4
 _CURVE_POINTS = 8
@@ -47,8 +49,18 @@ def overrides(encoder: str, given: argparse.Namespace, steps: int, runs_dir: str
     A layout with +colors is for encoders that pool; the others take its grids alone.
     """
     name = encoder if given.layout is None else f"{encoder}-{given.layout}"
-    common = ["experiment=phase1_small", f"encoder={encoder}", "experiment_name=phase1", f"name={name}", f"runs_dir={runs_dir}",
-              f"seed={given.seed}", f"trainer.steps={steps}", f"trainer.eval_every={math.ceil(steps / _EVALUATIONS)}", "wandb.mode=disabled", *given.set]  # fmt: skip
+    common = [
+        "experiment=phase1_small",
+        f"encoder={encoder}",
+        "experiment_name=phase1",
+        f"name={name}",
+        f"runs_dir={runs_dir}",
+        f"seed={given.seed}",
+        f"trainer.steps={steps}",
+        f"trainer.eval_every={math.ceil(steps / _EVALUATIONS)}",
+        "wandb.mode=disabled",
+        *given.set,
+    ]
     config = compose("pretrain_encoder", [c for c in common if not c.startswith("encoder")])
     if "variational" in encoder:  # its default is that of width 512
         common.append(f"encoder.latent_dim={config.decoder.width // 2}")
@@ -77,7 +89,8 @@ def steps_per_second(encoder: str, given: argparse.Namespace) -> float | None:
 
 
 def planned_steps(given: argparse.Namespace) -> dict[str, int]:
-    """Encoder -> optimiser steps: as given, as first measured in this folder, or measured now with all encoders beside each other."""
+    """Encoder -> optimiser steps: as given, as first measured in this folder, or measured now with all encoders beside each
+    other."""
     if given.steps is not None:
         return {encoder: int(given.steps) for encoder in given.encoders}
     note = Path(given.runs_dir) / "phase1" / "steps.json"
@@ -104,11 +117,19 @@ def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] |
     every = max(1, len(trained) // _CURVE_POINTS)
     scored = next(r for r in reversed(rows) if "all.exact_accuracy" in r)
     return {
-        "encoder": encoder, "layout": layout_of(config.encoder), "steps": steps, "last_step": rows[-1]["_step"], "seconds": rows[-1]["_runtime"], "is_done": status == 0, "criterion": str(judge_criterion(config.criterion, rows)),
+        "encoder": encoder,
+        "layout": layout_of(config.encoder),
+        "steps": steps,
+        "last_step": rows[-1]["_step"],
+        "seconds": rows[-1]["_runtime"],
+        "is_done": status == 0,
+        "criterion": str(judge_criterion(config.criterion, rows)),
         "pass@1": {"n": round(scored["ARC/pass@1"] * scored["ARC/tasks"], 2), "N": int(scored["ARC/tasks"])},
-        "mean_steps": scored["all.steps"], "curve": {r["_step"]: round(r["train/exact_accuracy"], 4) for r in trained[every - 1 :: every]},
-        "overrides": arguments, **provenance(),
-    }  # fmt: skip
+        "mean_steps": scored["all.steps"],
+        "curve": {r["_step"]: round(r["train/exact_accuracy"], 4) for r in trained[every - 1 :: every]},
+        "overrides": arguments,
+        **provenance(),
+    }
 
 
 def layout_of(encoder: EncoderConfig) -> str:
@@ -121,10 +142,13 @@ def layout_of(encoder: EncoderConfig) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        "# Phase 1: 32 small tasks", "",
-        f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, seed {result['seed']}", "",
-        "| encoder | layout | criterion | ARC/pass@1 | steps | s | exact in training at step |", "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "# Phase 1: 32 small tasks",
+        "",
+        f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, seed {result['seed']}",
+        "",
+        "| encoder | layout | criterion | ARC/pass@1 | steps | s | exact in training at step |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for r in result["runs"]:
         curve = ", ".join(f"{step}: {value:.2f}" for step, value in r["curve"].items())
         passed = f"{r['pass@1']['n']:g}/{r['pass@1']['N']}"
@@ -152,7 +176,8 @@ def main(argv: Sequence[str]) -> int:
     for encoder in (e for e in given.encoders if e not in steps):
         note = Path(given.runs_dir) / "phase1" / "steps.json"
         print(
-            f"encoder={encoder} is left out: {note} has no steps for it (it failed, or others were measured); remove that file to measure again."
+            f"encoder={encoder} is left out: {note} has no steps for it (it failed, or others were measured); remove that "
+            "file to measure again."
         )
     with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
         records = list(pool.map(lambda encoder: run(encoder, steps[encoder], given), [e for e in given.encoders if e in steps]))

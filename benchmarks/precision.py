@@ -3,10 +3,10 @@
     python -m benchmarks.precision                 # one thread, a few minutes (compiling takes half a minute a form)
     python -m benchmarks.precision --experiments toy_control --threads 2 --save
 
-For the models of experiment=toy_control and quickstart each form takes the same rows; the ratio is to fp32, not compiled. attention in bf16 is
-what torch does with a bf16 model if it is left to it, and what arclab does not do on a CPU. bf16 pays on CPUs that multiply it (AMX or
-AVX-512 BF16: printed); others emulate it. Prints a table and one JSON line; --save writes benchmarks/results/precision.{md,json}. It says
-nothing about GPUs (benchmarks/train_step.py does) nor about what is learned.
+For the models of experiment=toy_control and quickstart each form takes the same rows; the ratio is to fp32, not compiled.
+attention in bf16 is what torch does with a bf16 model if it is left to it, and what arclab does not do on a CPU. bf16 pays on
+CPUs that multiply it (AMX or AVX-512 BF16: printed); others emulate it. Prints a table and one JSON line; --save writes
+benchmarks/results/precision.{md,json}. It says nothing about GPUs (benchmarks/train_step.py does) nor about what is learned.
 """
 
 from __future__ import annotations
@@ -36,10 +36,16 @@ from benchmarks.train_step import stepper
 
 # experiment -> what it is measured with: rows as these models are trained with.
 EXPERIMENTS = {
-    "toy_control": ["encoder.demo_layout=symmetry", "encoder.pooling=colors", "encoder.tokens_per_demo=10", "trainer.batch_size=256",
-                    'dataset.train_sources=["toy:dihedral_color?tasks=2000&side=3&colors=3&palette=10&demos=3"]', "dataset.canvas=4"],
+    "toy_control": [
+        "encoder.demo_layout=symmetry",
+        "encoder.pooling=colors",
+        "encoder.tokens_per_demo=10",
+        "trainer.batch_size=256",
+        'dataset.train_sources=["toy:dihedral_color?tasks=2000&side=3&colors=3&palette=10&demos=3"]',
+        "dataset.canvas=4",
+    ],
     "quickstart": ["trainer.batch_size=128"],
-}  # fmt: skip
+}
 # form -> precision, compiled, attention as torch would do it
 FORMS = {
     "fp32": ("fp32", False, False),
@@ -58,8 +64,16 @@ def attention_as_given(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
 def step_of(experiment: str, form: str) -> tuple[Callable[[], Any], int]:
     """One training step on always the same rows, and how many."""
     precision, is_compiled, as_given = FORMS[form]
-    config = compose("pretrain_encoder", [f"experiment={experiment}", *EXPERIMENTS[experiment], f"trainer.precision={precision}",
-                     "name=benchmark", "wandb.mode=disabled"])  # fmt: skip
+    config = compose(
+        "pretrain_encoder",
+        [
+            f"experiment={experiment}",
+            *EXPERIMENTS[experiment],
+            f"trainer.precision={precision}",
+            "name=benchmark",
+            "wandb.mode=disabled",
+        ],
+    )
     rows = config.trainer.num_rows
     data = build_training_data(load_tasks(config.dataset).train, (), config.dataset, 0)
     step = stepper(
@@ -106,8 +120,8 @@ def bf16_units() -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, {result['threads']} thread(s), units for bf16: "
-        f"{result['bf16_units']}, torch {result['torch']}, median of {result['repeats']} steps by turns.",
+        f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, {result['threads']} thread(s), units for "
+        f"bf16: {result['bf16_units']}, torch {result['torch']}, median of {result['repeats']} steps by turns.",
         "", "| experiment | rows a step | form | rows/s | times fp32 |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for run in result["runs"]:

@@ -3,9 +3,9 @@
     python -m benchmarks.reduction                # ETRM at width 512 on two CPU ranks of one thread each, about two minutes
     python -m benchmarks.reduction --width 128 --rows 8
 
-Both ways train the same model on the same rows; "plain / overlapped" above 1 means that overlapping pays. Two ranks on one CPU share
-its memory and exchange messages with gloo, whose threads take time from the cores: this says nothing about NCCL. Prints one JSON line;
-benchmarks/scaling.py records it.
+Both ways train the same model on the same rows; "plain / overlapped" above 1 means that overlapping pays. Two ranks on one CPU
+share its memory and exchange messages with gloo, whose threads take time from the cores: this says nothing about NCCL. Prints
+one JSON line; benchmarks/scaling.py records it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,19 @@ def _build(width: int, rows: int, ranks: Ranks) -> Any:
     rng = np.random.default_rng(0)
     pairs = [Pair(*rng.integers(0, 10, (2, _CANVAS, _CANVAS), dtype=np.uint8)) for _ in range(_DEMOS + 1)]
     task = ArcTask("made", tuple(pairs[:-1]), (pairs[-1],), "made")
-    config = compose("pretrain_encoder", ["dataset=arc1", "name=b", f"decoder.width={width}", f"dataset.canvas={_CANVAS}", "trainer.precision=fp32",
-                     "dataset.query_rule=test_pairs", "dataset.num_augmentations=0", f"trainer.batch_size={rows}"])  # fmt: skip
+    config = compose(
+        "pretrain_encoder",
+        [
+            "dataset=arc1",
+            "name=b",
+            f"decoder.width={width}",
+            f"dataset.canvas={_CANVAS}",
+            "trainer.precision=fp32",
+            "dataset.query_rule=test_pairs",
+            "dataset.num_augmentations=0",
+            f"trainer.batch_size={rows}",
+        ],
+    )
     data = build_training_data([task], (), config.dataset, 0)
     parts = whole(data, rows)
     torch.manual_seed(0)

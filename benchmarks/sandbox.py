@@ -1,16 +1,18 @@
-"""Does the sandbox hold, and how many programs a second does it run? Attacks first, then speed beside a fresh interpreter per program.
+"""Does the sandbox hold, and how many programs a second does it run? Attacks first, then speed beside a fresh interpreter per
+program.
 
     python -m benchmarks.sandbox                    # as the user who starts it
-    python -m benchmarks.sandbox --user nobody      # attacks once more as somebody else (needs root, and a Python that they may run: --python)
+    python -m benchmarks.sandbox --user nobody      # attacks as somebody else too (needs root, a Python for them: --python)
     python -m benchmarks.sandbox --programs 100000  # does anything build up?
 
-Prints tables and one JSON line; --save writes both to benchmarks/results/sandbox.{md,json}. Speed: short numpy programs, each run on the
-demonstrations of one real ARC-AGI-1 training task, one worker, one process a program, no cache, and all of it (who asks, the worker and
-its children) on one core. The fresh interpreter imports numpy and does the same, without limits. Programs per CPU second leave out the
-time that other processes of the machine took. Programs of models are often slower than these; their own time comes on top.
+Prints tables and one JSON line; --save writes both to benchmarks/results/sandbox.{md,json}. Speed: short numpy programs, each
+run on the demonstrations of one real ARC-AGI-1 training task, one worker, one process a program, no cache, and all of it (who
+asks, the worker and its children) on one core. The fresh interpreter imports numpy and does the same, without limits. Programs
+per CPU second leave out the time that other processes of the machine took. Programs of models are often slower than these;
+their own time comes on top.
 
-The mixture: honest programs whose answers are computed here, without a sandbox, and hostile ones that must end as they do when they run
-alone in a sandbox of their own; all shuffled, on two workers.
+The mixture: honest programs whose answers are computed here, without a sandbox, and hostile ones that must end as they do when
+they run alone in a sandbox of their own; all shuffled, on two workers.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def real_programs(first: int, end: int) -> list[Execution]:
 
 
 def speed(count: int, fresh_count: int) -> dict[str, Any]:
-    """Programs a second of both ways, in turns, so that a busy machine is busy for both; and what the worker and this process hold."""
+    """Programs a second of both ways, in turns, so that a busy machine is busy for both; and what the worker and this process
+    hold."""
     own, cores = psutil.Process(), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
     children, sizes = len(own.children(recursive=True)), [count * n // fresh_count for n in range(fresh_count + 1)]
@@ -111,10 +114,18 @@ def speed(count: int, fresh_count: int) -> dict[str, Any]:
             # A worker that was replaced in this turn took its times with it.
             cpu_s = _cpu_s(own, supervisor) - cpu_s if renewed == supervisor else None
             assert all(grid.status is Status.ok for result in results for grid in result.grids)
-            turns.append({
-                "programs": end - first, "wall_s": wall_s, "cpu_s": cpu_s, "worker_mb": _worker_mb(renewed), "worker_files": renewed.num_fds(),
-                "own_mb": own.memory_info().rss / 2**20, "own_files": own.num_fds(), "processes": len(own.children(recursive=True)) - children,
-            })  # fmt: skip
+            turns.append(
+                {
+                    "programs": end - first,
+                    "wall_s": wall_s,
+                    "cpu_s": cpu_s,
+                    "worker_mb": _worker_mb(renewed),
+                    "worker_files": renewed.num_fds(),
+                    "own_mb": own.memory_info().rss / 2**20,
+                    "own_files": own.num_fds(),
+                    "processes": len(own.children(recursive=True)) - children,
+                }
+            )
             begun = time.perf_counter()
             _fresh(programs[0])
             fresh_s += time.perf_counter() - begun
@@ -123,10 +134,16 @@ def speed(count: int, fresh_count: int) -> dict[str, Any]:
     counted = [turn for turn in turns if turn["cpu_s"] is not None]
     rate, fresh_rate = count / sum(turn["wall_s"] for turn in turns), fresh_count / fresh_s
     return {
-        "programs": count, "programs_per_s": rate, "fresh_programs": fresh_count, "fresh_programs_per_s": fresh_rate, "ratio": rate / fresh_rate,
-        "programs_per_cpu_s": sum(turn["programs"] for turn in counted) / sum(turn["cpu_s"] for turn in counted), "bare_forks_per_s": floor,
-        "left_behind": len(own.children(recursive=True)) - children, "turns": turns,
-    }  # fmt: skip
+        "programs": count,
+        "programs_per_s": rate,
+        "fresh_programs": fresh_count,
+        "fresh_programs_per_s": fresh_rate,
+        "ratio": rate / fresh_rate,
+        "programs_per_cpu_s": sum(turn["programs"] for turn in counted) / sum(turn["cpu_s"] for turn in counted),
+        "bare_forks_per_s": floor,
+        "left_behind": len(own.children(recursive=True)) - children,
+        "turns": turns,
+    }
 
 
 def _cpu_s(own: psutil.Process, supervisor: psutil.Process) -> float:
@@ -144,9 +161,10 @@ def _worker_mb(supervisor: psutil.Process) -> float:
 def _bare_forks(count: int) -> float:
     """Forks a second of a process that has loaded what a worker has, whose children do nothing but end."""
     script = (
-        "import os, time\nos.register_at_fork = lambda **hooks: None\nfrom arclab.programs.sandbox import child, zygote\nchild.preload(), zygote.locked_down()\n"
-        f"import gc; gc.freeze()\nbegun = time.perf_counter()\nfor _ in range({count}):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n"
-        f"    os.waitpid(pid, 0)\nprint({count} / (time.perf_counter() - begun))"
+        "import os, time\nos.register_at_fork = lambda **hooks: None\nfrom arclab.programs.sandbox import child, "
+        "zygote\nchild.preload(), zygote.locked_down()\nimport gc; gc.freeze()\nbegun = time.perf_counter()\nfor _ in "
+        f"range({count}):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n    os.waitpid(pid, 0)\nprint({count} / "
+        "(time.perf_counter() - begun))"
     )
     environment = {
         "PATH": os.environ["PATH"],
@@ -198,9 +216,16 @@ def mixture(count: int, share: float, seed: int) -> dict[str, Any]:
             equal += all(a.grid is not None and np.array_equal(a.grid, b) for a, b in zip(result.grids, grids, strict=True))
     after = own.num_fds(), len(own.children(recursive=True))
     return {
-        "programs": count, "hostile": sum(grids is None for grids in oracle), "seed": seed, "equal": equal, "seconds": time.perf_counter() - begun,
-        "left_in_workers": leaked, "files_left": after[0] - before[0], "processes_left": after[1] - before[1], "file_written": WRITTEN.exists(),
-    }  # fmt: skip
+        "programs": count,
+        "hostile": sum(grids is None for grids in oracle),
+        "seed": seed,
+        "equal": equal,
+        "seconds": time.perf_counter() - begun,
+        "left_in_workers": leaked,
+        "files_left": after[0] - before[0],
+        "processes_left": after[1] - before[1],
+        "file_written": WRITTEN.exists(),
+    }
 
 
 def _honest(request: Execution) -> list[np.ndarray]:
@@ -221,8 +246,16 @@ def as_user(name: str, python: str) -> dict[str, Any]:
         "NUMBA_CACHE_DIR": "/tmp",
     }
     done = subprocess.run(
-        [python, "-c", script], user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, check=True,
-    )  # fmt: skip
+        [python, "-c", script],
+        user=user.pw_uid,
+        group=user.pw_gid,
+        extra_groups=[],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -230,12 +263,18 @@ def tables(record: dict[str, Any]) -> str:
     rate = record["speed"]
     machine = record["provenance"]
     lines = [
-        f"`python -m benchmarks.sandbox {' '.join(record['arguments'])}`, commit {short_commit(machine)}, {machine['machine']}, Python {machine['python']}, {machine['started']}", "",
-        f"{rate['programs']} programs on real ARC-AGI-1 demonstrations, one worker, a process each, all on one core: {rate['programs_per_s']:.0f} programs/s "
-        f"({rate['programs_per_cpu_s']:.0f} per CPU second); a fresh interpreter each ({rate['fresh_programs']}): {rate['fresh_programs_per_s']:.1f} programs/s; "
-        f"ratio {rate['ratio']:.1f}. A worker that only forked and reaped would reach {rate['bare_forks_per_s']:.0f}/s. {rate['left_behind']} processes left.", "",
-        "| programs so far | programs/s | worker MB | worker files | own MB | own files | processes |", "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        f"`python -m benchmarks.sandbox {' '.join(record['arguments'])}`, commit {short_commit(machine)}, "
+        f"{machine['machine']}, Python {machine['python']}, {machine['started']}",
+        "",
+        f"{rate['programs']} programs on real ARC-AGI-1 demonstrations, one worker, a process each, all on one core: "
+        f"{rate['programs_per_s']:.0f} programs/s ({rate['programs_per_cpu_s']:.0f} per CPU second); a fresh interpreter each "
+        f"({rate['fresh_programs']}): {rate['fresh_programs_per_s']:.1f} programs/s; "
+        f"ratio {rate['ratio']:.1f}. A worker that only forked and reaped would reach "
+        f"{rate['bare_forks_per_s']:.0f}/s. {rate['left_behind']} processes left.",
+        "",
+        "| programs so far | programs/s | worker MB | worker files | own MB | own files | processes |",
+        "|---|---|---|---|---|---|---|",
+    ]
     done = 0
     for number, turn in enumerate(rate["turns"]):
         done += turn["programs"]
@@ -247,15 +286,17 @@ def tables(record: dict[str, Any]) -> str:
             lines.append(f"| {done} | " + " | ".join(f"{value:.0f}" for value in columns) + " |")
     if mixed := record["mixture"]:
         lines += ["", (
-            f"{mixed['equal']}/{mixed['programs']} programs ({mixed['hostile']} of them hostile, seed {mixed['seed']}) in {mixed['seconds']:.0f} s on two workers answered what a "
-            f"serial oracle says; left: {mixed['processes_left']} processes, {mixed['files_left']} descriptors here, {mixed['left_in_workers']} in the workers, "
+            f"{mixed['equal']}/{mixed['programs']} programs ({mixed['hostile']} of them hostile, seed {mixed['seed']}) in "
+            f"{mixed['seconds']:.0f} s on two workers answered what a serial oracle says; left: {mixed['processes_left']} "
+            f"processes, {mixed['files_left']} descriptors here, {mixed['left_in_workers']} in the workers, "
             f"{'a' if mixed['file_written'] else 'no'} written file."
         )]  # fmt: skip
     lines.append("")
     for table in record["attacks"]:
         right = sum(row[2] for row in table["rows"])
         lines += [
-            f"## As {table['user']}, isolation {table['isolation']}: {right}/{len(table['rows'])} ended as they should, {table['left_behind']} processes left",
+            f"## As {table['user']}, isolation {table['isolation']}: {right}/{len(table['rows'])} ended as they should, "
+            f"{table['left_behind']} processes left",
             "",
         ]
         lines += ["| attack | status | as it should | seconds | message |", "|---|---|---|---|---|"]

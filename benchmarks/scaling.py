@@ -3,11 +3,11 @@
     python -m benchmarks.scaling                  # ETRM at width 128 on the CPU, a few minutes
     python -m benchmarks.scaling --width 512 --save
 
-One quantity at a time is varied around --rows rows on a canvas of side 15 with 3 demonstrations, every grid as large as the canvas allows (the
-worst case). Each point is a process of its own, because peak memory never goes down; memory is what the steps added to it. Two ranks
-against one: the same rows a step with one thread each (the work is equal, the cores are two). Two ranks with gradients summed after the
-backward pass against during it: benchmarks/reduction.py. Prints a table and one JSON line; --save writes
-benchmarks/results/scaling.{json,md,png}.
+One quantity at a time is varied around --rows rows on a canvas of side 15 with 3 demonstrations, every grid as large as the
+canvas allows (the worst case). Each point is a process of its own, because peak memory never goes down; memory is what the
+steps added to it. Two ranks against one: the same rows a step with one thread each (the work is equal, the cores are two). Two
+ranks with gradients summed after the backward pass against during it: benchmarks/reduction.py. Prints a table and one JSON
+line; --save writes benchmarks/results/scaling.{json,md,png}.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ torch.set_num_threads(point["threads"])
 rng = np.random.default_rng(0)
 pair = lambda: Pair(*rng.integers(0, 10, (2, point["canvas"], point["canvas"]), dtype=np.uint8))
 task = ArcTask("made", tuple(pair() for _ in range(point["demonstrations"])), (pair(),), "made")
-config = compose("pretrain_encoder", ["dataset=arc1", "name=b", f"decoder.width={point['width']}", f"dataset.canvas={point['canvas']}",
-    "dataset.query_rule=test_pairs", "dataset.num_augmentations=0", "trainer.precision=fp32", f"trainer.batch_size={point['rows']}"])
+config = compose("pretrain_encoder", ["dataset=arc1", "name=b", f"decoder.width={point['width']}",
+    f"dataset.canvas={point['canvas']}", "dataset.query_rule=test_pairs", "dataset.num_augmentations=0",
+    "trainer.precision=fp32", f"trainer.batch_size={point['rows']}"])
 data = build_training_data([task], (), config.dataset, 0)
 parts = whole(data, point["rows"])
 torch.manual_seed(0)
@@ -84,8 +85,16 @@ def ranks_compared(given: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for num_ranks in (1, 2):
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-            overrides = ["experiment=quickstart", f"name=ranks{num_ranks}", f"runs_dir={folder}", "trainer.steps=60", "trainer.log_every=20",
-                         "trainer.eval_every=0", "trainer.num_threads=1", "wandb.mode=disabled"]  # fmt: skip
+            overrides = [
+                "experiment=quickstart",
+                f"name=ranks{num_ranks}",
+                f"runs_dir={folder}",
+                "trainer.steps=60",
+                "trainer.log_every=20",
+                "trainer.eval_every=0",
+                "trainer.num_threads=1",
+                "wandb.mode=disabled",
+            ]
             command = [sys.executable, *launcher, str(ROOT / "pretrain_encoder.py"), *overrides]
             subprocess.run(command, check=True, capture_output=True)
             rows = read_rows(Path(folder) / "quickstart" / f"ranks{num_ranks}" / "metrics.jsonl")
@@ -99,11 +108,22 @@ def table(result: dict[str, Any]) -> str:
         lines += [f"| {name} | {p[name]} | {p['seconds']:.3f} | {p['mib']} |" for p in points]
     ranks, sums = result["ranks"], result["reduction"]
     low, high = sums["quartiles_of_ratio"]
-    overlap = f"Gradients summed after the backward pass against during it, two ranks at width {sums['width']} ({sums['gradients_mib']:.0f} MiB " \
-              f"of gradients): {sums['plain_s']:.3f} s and {sums['overlapped_s']:.3f} s a step, plain / overlapped = {sums['plain_vs_overlapped']:.2f} " \
-              f"(quartiles of pairs {low:.2f} to {high:.2f})."  # fmt: skip
-    return "\n".join([*lines, "", f"Two ranks against one (quickstart, one thread each, the same batch): {ranks['two_vs_one']:.2f} times the rows a "
-                      f"second ({ranks['rows_per_s_1']:.0f} and {ranks['rows_per_s_2']:.0f}).", "", overlap])  # fmt: skip
+    overlap = (
+        f"Gradients summed after the backward pass against during it, two ranks at width {sums['width']} "
+        f"({sums['gradients_mib']:.0f} MiB of gradients): {sums['plain_s']:.3f} s and {sums['overlapped_s']:.3f} s a step, "
+        f"plain / overlapped = {sums['plain_vs_overlapped']:.2f} (quartiles of pairs {low:.2f} to {high:.2f})."
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Two ranks against one (quickstart, one thread each, the same batch): {ranks['two_vs_one']:.2f} "
+            "times the rows a "
+            f"second ({ranks['rows_per_s_1']:.0f} and {ranks['rows_per_s_2']:.0f}).",
+            "",
+            overlap,
+        ]
+    )
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
@@ -121,7 +141,8 @@ def draw(result: dict[str, Any], file: Path) -> None:
             axes[row, 0].set_ylabel(label)
         axes[1, column].set_xlabel("side of the canvas" if name == "canvas" else name)
     figure.suptitle(
-        f"A training step of ETRM at width {result['width']}: {result['rows']} rows, canvas {_CANVAS}, {_DEMOS} demonstrations, one varied"
+        f"A training step of ETRM at width {result['width']}: {result['rows']} rows, canvas {_CANVAS}, {_DEMOS} "
+        "demonstrations, one varied"
     )
     figure.savefig(file, dpi=120)
 
@@ -149,7 +170,10 @@ def main(argv: Sequence[str]) -> None:
     if given.save:
         results = Path(__file__).parent / "results"
         (results / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-        header = f"# Time and memory of a training step\n\n`{command}`, commit {short_commit(result)}, {result['machine']}\n\n![plot](scaling.png)"
+        header = (
+            f"# Time and memory of a training step\n\n`{command}`, commit {short_commit(result)}, "
+            f"{result['machine']}\n\n![plot](scaling.png)"
+        )
         (results / "scaling.md").write_text(f"{header}\n\n{table(result)}\n")
         draw(result, results / "scaling.png")
 

@@ -1,12 +1,12 @@
 """Does the whole path work: a tiny language model learns to write programs, and solves toy tasks with rules that it never saw?
 
-    python -m benchmarks.toy_programs                        # minutes a twin on two cores; goes on where it was stopped; other settings: another --folder
+    python -m benchmarks.toy_programs                        # minutes a twin on two cores; goes on where it was stopped
     python -m benchmarks.toy_programs --steps 300 --families color_map --twins trained --folder models/quick
 
-Builds a tiny model, trains it on the solutions of toy tasks (prompt: the demonstrations, reply: the program), and scores it with
-evaluate.py solver=program_sampling on tasks of the test split: other rules, other grids. Beside it two controls: `shuffled` was trained
-on the same prompts and the same programs in random order, and knows what programs look like but nothing about tasks;
-`untrained` is the model before training. A plumbing check with a positive control, not a result about ARC.
+Builds a tiny model, trains it on the solutions of toy tasks (prompt: the demonstrations, reply: the program), and scores it
+with evaluate.py solver=program_sampling on tasks of the test split: other rules, other grids. Beside it two controls:
+`shuffled` was trained on the same prompts and the same programs in random order, and knows what programs look like but nothing
+about tasks; `untrained` is the model before training. A plumbing check with a positive control, not a result about ARC.
 
 --save writes benchmarks/results/toy_programs.{md,json}.
 """
@@ -54,7 +54,8 @@ STATISTICS = (
 
 
 def source(arguments: argparse.Namespace, families: str, split: str, tasks: int) -> str:
-    return f"toy:{families}?tasks={tasks}&side={arguments.side}&colors={arguments.colors}&palette={arguments.palette}&demos=3&split={split}"
+    sizes = f"side={arguments.side}&colors={arguments.colors}&palette={arguments.palette}&demos=3"
+    return f"toy:{families}?tasks={tasks}&{sizes}&split={split}"
 
 
 def training_rows(arguments: argparse.Namespace, twin: str) -> list[Any]:
@@ -68,9 +69,16 @@ def training_rows(arguments: argparse.Namespace, twin: str) -> list[Any]:
 
 def model_config(folder: Path) -> HfModelConfig:
     return HfModelConfig(
-        kind="hf", name=str(folder), max_context=None, thinking=None, adapter=None, dtype=Dtype.float32, attention=LmAttention.sdpa,
-        device=DeviceChoice.cpu, batch_size=64,
-    )  # fmt: skip
+        kind="hf",
+        name=str(folder),
+        max_context=None,
+        thinking=None,
+        adapter=None,
+        dtype=Dtype.float32,
+        attention=LmAttention.sdpa,
+        device=DeviceChoice.cpu,
+        batch_size=64,
+    )
 
 
 def train_twin(arguments: argparse.Namespace, twin: str) -> tuple[Path, float]:
@@ -83,8 +91,15 @@ def train_twin(arguments: argparse.Namespace, twin: str) -> tuple[Path, float]:
         build_tiny(base, texts=texts, seed=arguments.seed, num_layers=3, width=64, num_heads=4, context=512, vocab_size=320)
     if twin != "untrained":
         settings = FinetuneSettings(
-            steps=arguments.steps, batch_size=32, lr=2e-3, warmup_steps=50, weight_decay=0.01, save_every=500, log_every=100, seed=arguments.seed,
-        )  # fmt: skip
+            steps=arguments.steps,
+            batch_size=32,
+            lr=2e-3,
+            warmup_steps=50,
+            weight_decay=0.01,
+            save_every=500,
+            log_every=100,
+            seed=arguments.seed,
+        )
         finetune(load_hf(model_config(base)), folder, rows, settings)
     return folder, time.monotonic() - begun
 
@@ -96,12 +111,27 @@ def evaluate_twin(arguments: argparse.Namespace, folder: Path, family: str) -> d
         source(arguments, family, split, tasks) for split, tasks in (("train", arguments.tasks), ("test", arguments.test_tasks))
     )
     command = [
-        sys.executable, "evaluate.py", "solver=program_sampling", "model=tiny", f"model.name={folder}", "dataset=toy", f'dataset.train_sources=["{train}"]',
-        f'dataset.eval_sources=["{test}"]', "dataset.validation_sources=[]", f"output_dir={output}", f"solver.num_samples={arguments.samples}",
-        "solver.sampling.temperature=1.0", "solver.sampling.top_p=1.0", "solver.sampling.max_new_tokens=100", "solver.prompt.grid_format=digits",
-        "solver.prompt.instructions=false", "solver.prompt.show_tests=false", "solver.prompt.show_shapes=false", f"seed={arguments.seed}",
+        sys.executable,
+        "evaluate.py",
+        "solver=program_sampling",
+        "model=tiny",
+        f"model.name={folder}",
+        "dataset=toy",
+        f'dataset.train_sources=["{train}"]',
+        f'dataset.eval_sources=["{test}"]',
+        "dataset.validation_sources=[]",
+        f"output_dir={output}",
+        f"solver.num_samples={arguments.samples}",
+        "solver.sampling.temperature=1.0",
+        "solver.sampling.top_p=1.0",
+        "solver.sampling.max_new_tokens=100",
+        "solver.prompt.grid_format=digits",
+        "solver.prompt.instructions=false",
+        "solver.prompt.show_tests=false",
+        "solver.prompt.show_shapes=false",
+        f"seed={arguments.seed}",
         f"num_threads={arguments.threads}",
-    ]  # fmt: skip
+    ]
     subprocess.run(command, cwd=ROOT, check=True)
     record = read_object(output / "metrics.json", {"scores": dict, "statistics": dict, "isolation": str})
     scores = {name: record["scores"][name] for name in SCORES}
@@ -110,14 +140,15 @@ def evaluate_twin(arguments: argparse.Namespace, folder: Path, family: str) -> d
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"| model | unseen tasks | pass@1 (voted) | pass@2 (voted) | 95 % of pass@2 | one program right | replies that are programs | right on demonstrations |\n|{'---|' * 8}"
+        "| model | unseen tasks | pass@1 (voted) | pass@2 (voted) | 95 % of pass@2 | one program right | replies that are "
+        f"programs | right on demonstrations |\n|{'---|' * 8}"
     ]
     for row in rows:
         one, two = row["scores"]["ARC/pass@1"], row["scores"]["ARC/pass@2"]
         low, high = two["interval95"]
         lines.append(
-            f"| {row['twin']} | {row['family']} | {one['n']:g}/{one['N']} | {two['n']:g}/{two['N']} | {low:.3f} to {high:.3f} | "
-            f"{row['programs/pass@1']:.3f} | {row['reward/code']:.3f} | {row['reward/solved']:.3f} |"
+            f"| {row['twin']} | {row['family']} | {one['n']:g}/{one['N']} | {two['n']:g}/{two['N']} | {low:.3f} to {high:.3f} "
+            f"| {row['programs/pass@1']:.3f} | {row['reward/code']:.3f} | {row['reward/solved']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -161,10 +192,10 @@ def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     settings = {key: value for key, value in vars(arguments).items() if key != "folder"}
     trained_s = {row["twin"]: row["train_s"] for row in rows}
     head = (
-        "# A tiny language model that writes programs\n\n"
-        f"`{made['command']}`, commit {made['commit']}, {made['machine']}, Python {made['python']}, torch {made['torch']}, seed {arguments.seed}.\n"
-        f"{arguments.steps} steps of 32 tasks, {arguments.samples} programs for each test task at temperature 1, isolation {rows[0]['isolation']}. "
-        f"Seconds of training in this call: {', '.join(f'{twin} {seconds}' for twin, seconds in trained_s.items())}.\n\n"
+        f"# A tiny language model that writes programs\n\n`{made['command']}`, commit {made['commit']}, {made['machine']}, "
+        f"Python {made['python']}, torch {made['torch']}, seed {arguments.seed}.\n{arguments.steps} steps of 32 tasks, "
+        f"{arguments.samples} programs for each test task at temperature 1, isolation {rows[0]['isolation']}. Seconds of "
+        f"training in this call: {', '.join(f'{twin} {seconds}' for twin, seconds in trained_s.items())}.\n\n"
     )
     results = ROOT / "benchmarks/results"
     write_atomically(results / "toy_programs.md", head + table(rows) + "\n")

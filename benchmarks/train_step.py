@@ -3,15 +3,16 @@
     python -m benchmarks.train_step                          # width 512, fp32, CPU: some minutes
     python -m benchmarks.train_step --device cuda --precision bf16 --tokens 345600 --compile --forms full bucketed --save
 
-For TRM (puzzle table) and ETRM (encoder=standard) a full training step (forward, backward, clipping, AdamATan2, averages) is timed on
-each canvas with about --tokens canvas cells; seconds a row, weighted by how many of the training rows that canvas has, give the bucketed
-figure. The references: full is dataset.canvas with demonstrations packed; padded is full with every one of the max_demos slots encoded
-on the whole canvas, as the first ETRM did. Floating-point operations are those of matrix products (torch's counter, over some of the rows in
-an uncompiled model); their share of the measured matmul rate stands beside each form, and the hours that the published number of steps
-would take. predictions/s are those of the published evaluation (all supervision steps, all votes, demonstrations read once, not
-compiled), and the hours what the 400 evaluation tasks would take with 1000 views each; bucketed: by the canvases of the training tasks,
-of which evaluation tasks need larger ones. Prints a table and one JSON line; --save writes benchmarks/results/train_step.json, on a GPU train_step_<its name>[_compiled].json. It does
-not ask what is learned: benchmarks/bucketing.py does.
+For TRM (puzzle table) and ETRM (encoder=standard) a full training step (forward, backward, clipping, AdamATan2, averages) is
+timed on each canvas with about --tokens canvas cells; seconds a row, weighted by how many of the training rows that canvas has,
+give the bucketed figure. The references: full is dataset.canvas with demonstrations packed; padded is full with every one of
+the max_demos slots encoded on the whole canvas, as the first ETRM did. Floating-point operations are those of matrix products
+(torch's counter, over some of the rows in an uncompiled model); their share of the measured matmul rate stands beside each
+form, and the hours that the published number of steps would take. predictions/s are those of the published evaluation (all
+supervision steps, all votes, demonstrations read once, not compiled), and the hours what the 400 evaluation tasks would take
+with 1000 views each; bucketed: by the canvases of the training tasks, of which evaluation tasks need larger ones. Prints a
+table and one JSON line; --save writes benchmarks/results/train_step.json, on a GPU train_step_<its name>[_compiled].json. It
+does not ask what is learned: benchmarks/bucketing.py does.
 """
 
 from __future__ import annotations
@@ -67,19 +68,32 @@ class Timing:
 
     def figures(self) -> dict[str, float]:
         return {
-            "queries_per_s": self.rows / self.seconds, "seconds": self.seconds, "rows": self.rows, "flops_per_row": self.flops / self.rows,
-            "flops_per_s": self.flops / self.seconds, "peak_gib": self.peak_bytes / 2**30,
+            "queries_per_s": self.rows / self.seconds,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "flops_per_row": self.flops / self.rows,
+            "flops_per_s": self.flops / self.seconds,
+            "peak_gib": self.peak_bytes / 2**30,
             "predictions_per_s": self.rows / self.prediction_seconds,
-        }  # fmt: skip
+        }
 
 
 def build(system: str, given: argparse.Namespace) -> tuple[ExperimentConfig, TrainingData]:
     config = compose(
         "pretrain_encoder",
-        [f"dataset={given.dataset}", f"dataset.num_augmentations={_AUGMENTATIONS}", "halting=paper", "name=benchmark", "wandb.mode=disabled",
-         f"decoder.width={given.width}", f"trainer.precision={given.precision}", f"trainer.device={given.device}", *SYSTEMS[system],
-         *([f"encoder.demo_attention={given.demo_attention}"] if system == "ETRM" else [])],
-    )  # fmt: skip
+        [
+            f"dataset={given.dataset}",
+            f"dataset.num_augmentations={_AUGMENTATIONS}",
+            "halting=paper",
+            "name=benchmark",
+            "wandb.mode=disabled",
+            f"decoder.width={given.width}",
+            f"trainer.precision={given.precision}",
+            f"trainer.device={given.device}",
+            *SYSTEMS[system],
+            *([f"encoder.demo_attention={given.demo_attention}"] if system == "ETRM" else []),
+        ],
+    )
     return config, build_training_data(load_tasks(config.dataset).train, (), config.dataset, 0)
 
 
@@ -124,7 +138,8 @@ def fill_slots(batch: Batch) -> Batch:
 
 
 def count_flops(config: ExperimentConfig, part: Part, ranks: Ranks, *, padded: bool) -> float:
-    """Of forward and backward of a step, from some of its rows in an uncompiled model: the counter does not see into compiled graphs."""
+    """Of forward and backward of a step, from some of its rows in an uncompiled model: the counter does not see into compiled
+    graphs."""
     num_rows = min(part.num_rows, max(1, _COUNTED_CELLS // part.data.canvas**2))
     model, rows = model_and_batch(config, replace(part, num_rows=num_rows), ranks, padded=padded)
     counter = FlopCounterMode(display=False, custom_mapping=_varlen_formulas())
@@ -152,9 +167,7 @@ def _varlen_formulas() -> dict[Any, Callable[..., float]]:
     return {operators._varlen_attn: formula(2), operators._varlen_attn_backward: formula(5)}
 
 
-def timed(
-    config: ExperimentConfig, part: Part, ranks: Ranks, given: argparse.Namespace, *, padded: bool = False
-) -> Timing:  # fmt: skip
+def timed(config: ExperimentConfig, part: Part, ranks: Ranks, given: argparse.Namespace, *, padded: bool = False) -> Timing:
     """Median of --repeats steps after two that warm up (compile, allocate, settle); peak memory is that of all of them."""
     flops = count_flops(config, part, ranks, padded=padded)
     if given.compile:
@@ -171,8 +184,8 @@ def timed(
 
 
 def prediction_seconds(config: ExperimentConfig, part: Part, ranks: Ranks, given: argparse.Namespace, *, padded: bool) -> float:
-    """Of predictions by the published rules, as evaluate.py makes them (not compiled): demonstrations read once, then halt_max_steps
-    supervision steps, of which one is timed."""
+    """Of predictions by the published rules, as evaluate.py makes them (not compiled): demonstrations read once, then
+    halt_max_steps supervision steps, of which one is timed."""
     model, batch = model_and_batch(config, part, ranks, padded=padded)
     reading = model.read(batch)
     latents = model.start(batch.inputs_BS, reading)
@@ -227,7 +240,8 @@ def measure(system: str, ranks: Ranks, given: argparse.Namespace) -> dict[str, A
 
 
 def measure_bucketed(config: ExperimentConfig, data: TrainingData, ranks: Ranks, given: argparse.Namespace) -> dict[str, Any]:
-    """Every canvas by itself; a query's seconds and operations are the mean over canvases, weighted by their rows in a batch."""
+    """Every canvas by itself; a query's seconds and operations are the mean over canvases, weighted by their rows in a
+    batch."""
     canvases, expected = {}, []
     for part in bucketed(data, _BATCH_SIZE, 1):
         rows = max(1, given.tokens // part.data.canvas**2)
@@ -244,9 +258,13 @@ def measure_bucketed(config: ExperimentConfig, data: TrainingData, ranks: Ranks,
     flops = mean(c["flops_per_row"] for c in canvases.values())
     peak = max(c["peak_gib"] for c in canvases.values())
     return {
-        "queries_per_s": 1 / seconds, "flops_per_row": flops, "flops_per_s": flops / seconds, "peak_gib": peak, "canvases": canvases,
+        "queries_per_s": 1 / seconds,
+        "flops_per_row": flops,
+        "flops_per_s": flops / seconds,
+        "peak_gib": peak,
+        "canvases": canvases,
         "predictions_per_s": 1 / prediction_seconds,
-    }  # fmt: skip
+    }
 
 
 def matmul_rate(given: argparse.Namespace) -> float:
@@ -267,7 +285,8 @@ def matmul_rate(given: argparse.Namespace) -> float:
 def table(result: dict[str, Any]) -> str:
     steps = f"{_PUBLISHED_STEPS:,} steps of {_BATCH_SIZE}"
     lines = [
-        f"| system | form | queries/s | bucketed is faster by | peak memory | {steps} | predictions/s | 400 tasks x 1000 views |",
+        f"| system | form | queries/s | bucketed is faster by | peak memory | {steps} | predictions/s | 400 tasks x 1000 "
+        "views |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for system, forms in result["systems"].items():
@@ -325,9 +344,10 @@ def main(argv: Sequence[str]) -> None:
     ranks = start_ranks(DeviceChoice(given.device))
     result: dict[str, Any] = {
         **provenance(),
-        "command": f"python -m benchmarks.train_step --dataset {given.dataset} --width {given.width} --tokens {given.tokens} --repeats {given.repeats} "
-        f"--device {given.device} --precision {given.precision} --systems {' '.join(given.systems)} --forms {' '.join(given.forms)} "
-        f"--demo-attention {given.demo_attention}{' --compile' if given.compile else ''}"
+        "command": f"python -m benchmarks.train_step --dataset {given.dataset} --width {given.width} --tokens "
+            f"{given.tokens} --repeats {given.repeats} --device {given.device} --precision {given.precision} --systems "
+            f"{' '.join(given.systems)} --forms {' '.join(given.forms)} --demo-attention "
+            f"{given.demo_attention}{' --compile' if given.compile else ''}"
         + (f" --threads {given.threads}" if given.threads is not None else ""),
         "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu", "torch": torch.__version__,
         "precision": given.precision, "threads": torch.get_num_threads(), "matmul_flops_per_s": matmul_rate(given),

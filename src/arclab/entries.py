@@ -15,8 +15,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """References are "module:name". config: the root in conf/. run: called with the typed configuration in this process. prepared:
-    called with the RunDir as a rank that a parent started; None: it runs in one process only."""
+    """References are "module:name". config: the root in conf/. run: called with the typed configuration in this process.
+    prepared: called with the RunDir as a rank that a parent started; None: it runs in one process only."""
 
     config: str
     schema: str

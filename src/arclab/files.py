@@ -25,8 +25,8 @@ from typing import Any, Literal, get_args, get_origin
 
 REMEDY = "restore it, or remove it"
 LINE_REMEDY = "correct that line, or remove it"
-# What a value in a file can be: int, float (also a whole number), str, bool, list, dict, a list or object whose values are of one
-# kind (list[str], dict[str, float]), or several of these (float | None).
+# What a value in a file can be: int, float (also a whole number), str, bool, list, dict, a list or object whose values are of
+# one kind (list[str], dict[str, float]), or several of these (float | None).
 Kind = type | UnionType | GenericAlias
 _STEP = re.compile(r"step_[0-9]{8,}")
 
@@ -52,8 +52,14 @@ _REMEDIES = {
 }
 _MAX_INT = 2**63  # whole numbers beyond it are no counts, and overflow wherever they go
 _NAMES = {
-    int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "an object", NoneType: "null",
-}  # fmt: skip
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    NoneType: "null",
+}
 
 
 class DamagedFile(ValueError):
@@ -184,11 +190,17 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_kinds(
-    record: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path, *, may_lack: bool = False, line: int | None = None, remedy: str | None = None
-) -> None:  # fmt: skip
+    record: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    path: Path,
+    *,
+    may_lack: bool = False,
+    line: int | None = None,
+    remedy: str | None = None,
+) -> None:
     """DamagedFile unless every key of kinds is there with a value of its kind. Numbers must be finite and below 2^63; true and
-    false are none. Text must be encodable. A kind with None (int | None) may be null, not absent. may_lack: any key may be absent,
-    as in files that older versions wrote."""
+    false are none. Text must be encodable. A kind with None (int | None) may be null, not absent. may_lack: any key may be
+    absent, as in files that older versions wrote."""
     for key, kind in kinds.items():
         if key not in record and not may_lack:
             raise DamagedFile(path, f"it has no {key}", line=line, remedy=remedy)
@@ -234,7 +246,8 @@ def short(value: Any) -> str:
 
 
 def step_folders(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a run's folder of checkpoints (step_ and at least eight digits), the oldest first. What else lies there is left alone."""
+    """The checkpoints in a run's folder of checkpoints (step_ and at least eight digits), the oldest first. What else lies
+    there is left alone."""
     found = (path for path in checkpoints.glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 

@@ -2,8 +2,8 @@
 
     holder = read_record(path, Holder)        # a dataclass of str, int, float, bool, Literal, None and lists
 
-Keys that the dataclass does not have are left out (a newer version wrote them), and those with a default may be missing (an older
-one did). Plain dictionaries: arclab.files.require_kinds.
+Keys that the dataclass does not have are left out (a newer version wrote them), and those with a default may be missing (an
+older one did). Plain dictionaries: arclab.files.require_kinds.
 """
 
 from __future__ import annotations

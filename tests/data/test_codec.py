@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arclab.config.schema import CANVASES
+from arclab.config.dataset_schema import CANVASES
 from arclab.data.augment import Augmentation, augmentation_table
 from arclab.data.codec import FIRST_COLOR, canvas_positions, decode, encode
 from arclab.data.sampler import PuzzleSpace

@@ -319,9 +319,9 @@ def evaluate_command(run: Path) -> str:
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run main(argv) and exit with what it returns. What the user can mend (see sentence_for) is one sentence on stderr and exit
-    status 2, followed by the notes that were added to the error; bugs keep their traceback. If nobody reads what is printed
-    any more (`... | head`), it ends in silence with the status that SIGPIPE would give."""
+    """Run main(argv) and exit with what it returns. What the user can mend (see sentence_for) is one sentence on stderr and
+    exit status 2, followed by the notes that were added to the error; bugs keep their traceback. If nobody reads what is
+    printed any more (`... | head`), it ends in silence with the status that SIGPIPE would give."""
     try:
         status = main(sys.argv[1:])
         with naming("standard output"):  # now, while it can still be told: Python's own flush at the end ignores errors

@@ -27,8 +27,8 @@ class DemoLayout(Enum):
 
 
 class DemoAttention(Enum):
-    """How the tokens of demonstrations of different sizes are laid out. dense: groups on canvases that hold them. varlen: end to end,
-    without padding. auto: varlen where its kernel runs (a GPU in bf16), else dense. All give the same to rounding."""
+    """How the tokens of demonstrations of different sizes are laid out. dense: groups on canvases that hold them. varlen: end
+    to end, without padding. auto: varlen where its kernel runs (a GPU in bf16), else dense. All give the same to rounding."""
 
     auto = "auto"
     dense = "dense"
@@ -81,8 +81,8 @@ class ContextConfig:
     """How an encoder's output enters the decoder's 16 prefix tokens.
 
     num_tokens tokens carry the context, the rest are zeros (registers). gain is the initial RMS of a context token before
-    the decoder's sqrt(width) scale and is learned; null: that of a token's embedding, 1/sqrt(width). With match_gain it is not read: the
-    RMS comes from the vectors of decoder_init's puzzle table where there is one, else from the embedding.
+    the decoder's sqrt(width) scale and is learned; null: that of a token's embedding, 1/sqrt(width). With match_gain it is not
+    read: the RMS comes from the vectors of decoder_init's puzzle table where there is one, else from the embedding.
     """
 
     num_tokens: int
@@ -152,8 +152,8 @@ class KlConfig:
         ]
         if self.weight == 0 and not self.allow_zero_weight:
             problems.append(
-                f"{path}.weight=0.0 leaves a variational encoder without its prior; set a weight above 0, or {path}.allow_zero_weight=true "
-                "to train it as a noisy autoencoder on purpose."
+                f"{path}.weight=0.0 leaves a variational encoder without its prior; set a weight above 0, or "
+                f"{path}.allow_zero_weight=true to train it as a noisy autoencoder on purpose."
             )
         return problems
 
@@ -219,11 +219,13 @@ class StandardEncoderConfig(TransformerEncoderConfig):
         problems += sized(path, 1, set_layers=self.set_layers, tokens_per_demo=self.tokens_per_demo)
         if self.pooling not in self.poolings():
             problems.append(
-                f"{path}.pooling={self.pooling.name} is not what encoder={self.kind} has; choose {', '.join(p.name for p in self.poolings())}."
+                f"{path}.pooling={self.pooling.name} is not what encoder={self.kind} has; choose "
+                f"{', '.join(p.name for p in self.poolings())}."
             )
         if self.tokens_per_demo > 1 and self.pooling not in _MANY_TOKENS:
             problems.append(
-                f"{path}.tokens_per_demo={self.tokens_per_demo} needs {path}.pooling=attention or weighted ({self.pooling.name} gives one token); change one."
+                f"{path}.tokens_per_demo={self.tokens_per_demo} needs {path}.pooling=attention or weighted "
+                f"({self.pooling.name} gives one token); change one."
             )
         if self.pooling is Pooling.colors:
             for key, value, is_right in (
@@ -232,8 +234,8 @@ class StandardEncoderConfig(TransformerEncoderConfig):
             ):
                 if not is_right:
                     problems.append(
-                        f"{path}.{key}={value} does not go with {path}.pooling=colors, which keeps a token for each of {NUM_COLORS} colours; "
-                        f"set {path}.{key}={NUM_COLORS}."
+                        f"{path}.{key}={value} does not go with {path}.pooling=colors, which keeps a token for each of "
+                        f"{NUM_COLORS} colours; set {path}.{key}={NUM_COLORS}."
                     )
         return problems
 
@@ -282,7 +284,8 @@ class LpnVariationalEncoderConfig(LpnEncoderConfig):
         problems = LpnEncoderConfig.check(self, path)
         if not 1 <= self.latent_dim <= self.width:
             problems.append(
-                f"{path}.latent_dim={self.latent_dim} must be between 1 and the encoder's width {self.width}; choose a value in that range."
+                f"{path}.latent_dim={self.latent_dim} must be between 1 and the encoder's width {self.width}; choose a value "
+                "in that range."
             )
         return problems
 

@@ -1,6 +1,7 @@
 """What evaluate.py takes: a checkpoint, and wishes that replace settings of its run (whose schema is schema.py).
 
-Rules as in schema.py: fields have no defaults (values live in conf/evaluate.yaml), check(path) returns broken rules as sentences.
+Rules as in schema.py: fields have no defaults (values live in conf/evaluate.yaml), check(path) returns broken rules as
+sentences.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from arclab.config.schema import CanvasRule, DeviceChoice, EvalHalting, SplitNam
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationWishes:
-    """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that name)."""
+    """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that
+    name)."""
 
     halting: Optional[EvalHalting]
     votes: Optional[VotesRule]

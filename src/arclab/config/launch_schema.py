@@ -53,19 +53,21 @@ class LaunchConfig:
         ]
         if self.gpus > 0 and self.cpus > 0:
             problems.append(
-                f"{path}.gpus={self.gpus} does not go with {path}.cpus={self.cpus}: ranks run on GPUs or on CPU cores; set one of them to 0 "
-                f"(cores of a rank are {path}.cpus_per_rank)."
+                f"{path}.gpus={self.gpus} does not go with {path}.cpus={self.cpus}: ranks run on GPUs or on CPU cores; set "
+                f"one of them to 0 (cores of a rank are {path}.cpus_per_rank)."
             )
         if self.signal_delay_s >= self.timeout_min * 60 > 0:
             problems.append(
-                f"{path}.timeout_min={self.timeout_min} is {self.timeout_min * 60} s, not longer than {path}.signal_delay_s={self.signal_delay_s}: "
-                "the job would be told to save before it starts; raise the limit or lower the delay."
+                f"{path}.timeout_min={self.timeout_min} is {self.timeout_min * 60} s, not longer than "
+                f"{path}.signal_delay_s={self.signal_delay_s}: the job would be told to save before it starts; raise the "
+                "limit or lower the delay."
             )
-        # submitit takes a signal for a time limit in the last fifth of the job or its last ten minutes; SLURM may send it a minute early.
+        # submitit takes a signal for a time limit in the last fifth of the job or its last ten minutes; SLURM may send it a
+        # minute early.
         longest_s = max(600, 12 * self.timeout_min) - 60
         if longest_s < self.signal_delay_s < self.timeout_min * 60:
             problems.append(
-                f"{path}.signal_delay_s={self.signal_delay_s} of {path}.timeout_min={self.timeout_min} comes so early that it would pass for a preemption, and "
-                f"max_requeues would never be reached; use at most {longest_s}."
+                f"{path}.signal_delay_s={self.signal_delay_s} of {path}.timeout_min={self.timeout_min} comes so early that it "
+                f"would pass for a preemption, and max_requeues would never be reached; use at most {longest_s}."
             )
         return problems

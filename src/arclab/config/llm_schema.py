@@ -12,8 +12,9 @@ from keyword import iskeyword
 from typing import Optional
 from urllib.parse import urlsplit
 
+from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.rules import at_least, sized, within
-from arclab.config.schema import DatasetConfig, DeviceChoice, SplitName
+from arclab.config.schema import DeviceChoice, SplitName
 
 
 class Isolation(Enum):
@@ -87,9 +88,9 @@ class HfModelConfig(ModelConfig):
 class EndpointModelConfig(ModelConfig):
     """A server that speaks OpenAI's protocol (vLLM, SGLang, transformers serve). name: as the server calls the model.
 
-    api_key_env: environment variable with the key; null: no key. timeout_s: for a whole request, from connecting to the last byte.
-    A request that fails for a reason that may pass is sent again up to max_retries times, after backoff_s, 2 backoff_s, 4 backoff_s, ...;
-    num_parallel: requests in flight.
+    api_key_env: environment variable with the key; null: no key. timeout_s: for a whole request, from connecting to the last
+    byte. A request that fails for a reason that may pass is sent again up to max_retries times, after backoff_s, 2 backoff_s, 4
+    backoff_s, ...; num_parallel: requests in flight.
     """
 
     base_url: str
@@ -106,8 +107,8 @@ class EndpointModelConfig(ModelConfig):
             problems.append(f"{path}.base_url{wrong}.")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             problems.append(  # not shown: it may be the key itself
-                f"{path}.api_key_env must be the name of an environment variable (letters, digits and _), not a key; export the key as "
-                f"LM_KEY, say, and give {path}.api_key_env=LM_KEY."
+                f"{path}.api_key_env must be the name of an environment variable (letters, digits and _), not a key; export "
+                f"the key as LM_KEY, say, and give {path}.api_key_env=LM_KEY."
             )
         return problems
 
@@ -123,7 +124,10 @@ def _wrong_with_address(url: str) -> str:
     if "@" in url:
         return " holds a user name or a password, which would stand in the results; leave it out, and give a key by api_key_env"
     if "?" in url or "#" in url:
-        return " has a query or a fragment (? or #), which is not sent and may hold a key; leave it out, and give a key by api_key_env"
+        return (
+            " has a query or a fragment (? or #), which is not sent and may hold a key; leave it out, and give "
+            "a key by api_key_env"
+        )
     if parts.scheme not in ("http", "https") or not host or " " in url or not url.isprintable():
         return f"={ascii(url)[1:-1]} must start with http:// or https:// and a host; give the server's address"
     return ""
@@ -156,7 +160,8 @@ class SamplingConfig:
 @dataclass(kw_only=True, slots=True)
 class PromptConfig:
     """How a task is shown. instructions: whether the rules of the game are spelled out (a model trained on the bare grids needs
-    none). show_tests: whether test inputs are shown. show_shapes: rows x columns beside every grid. entry: the function asked for."""
+    none). show_tests: whether test inputs are shown. show_shapes: rows x columns beside every grid. entry: the function asked
+    for."""
 
     grid_format: GridFormat
     instructions: bool
@@ -208,8 +213,8 @@ class ProgramSamplingConfig:
             problems.append(f"{path}.kind={self.kind} is not known; choose {PROGRAM_SAMPLING}.")
         if self.sampling.temperature == 0 and self.num_samples > 1:
             problems.append(
-                f"{path}.num_samples={self.num_samples} does not go with {path}.sampling.temperature=0: all samples would be equal; set "
-                f"{path}.num_samples=1 or a temperature above 0."
+                f"{path}.num_samples={self.num_samples} does not go with {path}.sampling.temperature=0: all samples would be "
+                f"equal; set {path}.num_samples=1 or a temperature above 0."
             )
         return problems
 

@@ -1,4 +1,5 @@
-"""What may be the name of a folder of runs: it also stands in commands, in Hydra's grammar, in SLURM's patterns and in addresses.
+"""What may be the name of a folder of runs: it also stands in commands, in Hydra's grammar, in SLURM's patterns and in
+addresses.
 
 list(broken_name("name", "a=b"))        # a sentence
 """
@@ -16,8 +17,8 @@ def broken_name(key: str, value: str) -> Iterator[str]:
     if len(value) > _MAX_LENGTH or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", value):
         shown = value if len(value) <= 60 else f"{value[:60]}..."
         yield (
-            f"{key}={shown!r} becomes a folder name: it must be letters (a-z), digits, dots and _ + - (the first one a letter, a digit or _), "
-            f"at most {_MAX_LENGTH} of them; rename it."
+            f"{key}={shown!r} becomes a folder name: it must be letters (a-z), digits, dots and _ + - (the first one a "
+            f"letter, a digit or _), at most {_MAX_LENGTH} of them; rename it."
         )
 
 

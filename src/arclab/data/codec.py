@@ -38,7 +38,8 @@ def encode(grid: Grid, canvas: int, row: int = 0, column: int = 0) -> npt.NDArra
     height, width = grid.shape
     if row + height > canvas or column + width > canvas:
         raise ValueError(
-            f"a {height}x{width} grid at offset ({row}, {column}) does not fit on a canvas of side {canvas}; use a larger dataset.canvas."
+            f"a {height}x{width} grid at offset ({row}, {column}) does not fit on a canvas of side {canvas}; use a larger "
+            "dataset.canvas."
         )
     tokens = np.zeros((canvas, canvas), dtype=np.uint8)
     tokens[row : row + height, column : column + width] = grid + FIRST_COLOR
@@ -75,14 +76,16 @@ def decode_anywhere(tokens: npt.NDArray[np.uint8], canvas: int) -> Grid | None:
 
 
 def _compiled(function: Callable[..., None]) -> Any:
-    """Compiled by numba and kept on disk; where no folder can be written (a read-only install and home), compiled anew by every process."""
+    """Compiled by numba and kept on disk; where no folder can be written (a read-only install and home), compiled anew by every
+    process."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
         log.warning(
-            "numba finds no folder that it can write its cache to, so every process compiles %s anew (some seconds); set NUMBA_CACHE_DIR to "
+            "numba finds no folder that it can write its cache to, so every process compiles %s anew (some seconds); set "
+            "NUMBA_CACHE_DIR to "
             "such a folder", function.__name__,
         )  # fmt: skip
         return numba.njit(nogil=True)(function)

@@ -1,4 +1,5 @@
-"""What a checkpoint keeps of its training tasks: their ids and order, digests of their content, and their rows in a puzzle table.
+"""What a checkpoint keeps of its training tasks: their ids and order, digests of their content, and their rows in a puzzle
+table.
 
     record = record_of(data)                                        # record.text() goes into tasks.json of every checkpoint
     record = parse_record(checkpoint / "tasks.json")
@@ -27,8 +28,8 @@ from arclab.files import DamagedFile, read_object
 
 TASKS_FILE = "tasks.json"
 NO_RECORD = (
-    "this checkpoint was written before checkpoints kept a record of their training tasks, so that nobody can check that the tasks "
-    "are the same ones in the same order as when it was trained"
+    "this checkpoint was written before checkpoints kept a record of their training tasks, so that nobody can check that the "
+    "tasks are the same ones in the same order as when it was trained"
 )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arclab.config.schema import DatasetConfig, QueryRule, Regime
+from arclab.config.dataset_schema import DatasetConfig, QueryRule, Regime
 from arclab.data.augment import ViewRule, augmentation_table
 from arclab.data.codec import paint
 from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
@@ -37,8 +37,8 @@ BLANK_PUZZLE = 0  # row 0 of a puzzle table stands for "no puzzle"
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where the next batch starts: task number `index` of epoch `epoch`, of whose pairs `taken` were in the last batch; `batch` counts
-    batches from 0."""
+    """Where the next batch starts: task number `index` of epoch `epoch`, of whose pairs `taken` were in the last batch; `batch`
+    counts batches from 0."""
 
     seed: int
     epoch: int
@@ -249,8 +249,9 @@ class TrainingData:
             epoch, index = epoch + 1, 0
 
     def _visits(self, cursor: Cursor, batch_size: int) -> list[_Visit]:
-        """puzzle_id: the tasks of this batch with the pairs that each gives; the last one gives what fits. As published, its other pairs
-        wait for the next epoch. The small batches of a part would cut tasks with many pairs too often: there the next one goes on with them."""
+        """puzzle_id: the tasks of this batch with the pairs that each gives; the last one gives what fits. As published, its
+        other pairs wait for the next epoch. The small batches of a part would cut tasks with many pairs too often: there the
+        next one goes on with them."""
         visits, free, first = [], batch_size, cursor.taken
         for task, epoch in self._task_stream(cursor):
             count = min(int(self.trainable_T[task]) - first, free)
@@ -308,7 +309,8 @@ class TrainingData:
         return BatchPlan(task_B, augmentation_B, query_B, np.zeros((batch_size, 0), dtype=np.int64), offsets)
 
     def _offsets(self, pairs_BP: IntArray, task_B: IntArray, augmentation_B: IntArray, rng: np.random.Generator) -> IntArray:
-        """One random place per pair for its input and output alike; of n pairs that are trained on, one in n stays in the corner.
+        """One random place per pair for its input and output alike; of n pairs that are trained on, one in n stays in the
+        corner.
 
         Drawn at every visit; the published data build draws once which pair of a view stays, and where the others go."""
         draws = rng.random((*pairs_BP.shape, 3))

@@ -26,7 +26,8 @@ _SOURCE_HELP = (
 
 
 def load_source(source: str) -> list[ArcTask]:
-    """All tasks of one source string, sorted by id (toy tasks: families in turn). ValueError names the source and what to write instead."""
+    """All tasks of one source string, sorted by id (toy tasks: families in turn). ValueError names the source and what to write
+    instead."""
     if not is_encodable(source):  # it stands beside every task in reports
         raise ValueError(f"dataset source {source!a} is no UTF-8 text; rename the folder or file.")
     kind, _, rest = source.partition(":")
@@ -86,7 +87,8 @@ def _load_kaggle(challenges_path: Path, solutions_path: Path | None) -> list[Arc
     missing = [] if solutions is None else sorted(set(challenges) - set(solutions))
     if missing:
         raise ValueError(
-            f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching file."
+            f"solutions file {solutions_path} has no entry for task {missing[0]} ({len(missing)} missing); use the matching "
+            "file."
         )
     tasks = []
     for task_id in sorted(challenges):

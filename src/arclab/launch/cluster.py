@@ -4,8 +4,9 @@
     job = executor.submit(JobTask(run_dir))            # does not block
     queue_states()                                     # {"12": "RUNNING"}
 
-kind "local" runs jobs as processes of this machine, "debug" in this process. Told to end by SIGUSR2 (time limit, preemption), or by the
-SIGTERM of a preemption with GraceTime, a job saves, is requeued by submitit and continues; after any other end it keeps its exit status, so that SLURM says FAILED.
+kind "local" runs jobs as processes of this machine, "debug" in this process. Told to end by SIGUSR2 (time limit, preemption),
+or by the SIGTERM of a preemption with GraceTime, a job saves, is requeued by submitit and continues; after any other end it
+keeps its exit status, so that SLURM says FAILED.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def submission_errors(launch: LaunchConfig) -> Iterator[None]:
             raise  # not sbatch: a job that ran and failed
         words = " ".join(str(error).split())
         raise ConfigError(
-            f"SLURM refused the job: {words} (launch.partition={launch.partition}; partitions here: {', '.join(slurm.partitions())}); "
-            "change launch.* and submit again."
+            f"SLURM refused the job: {words} (launch.partition={launch.partition}; partitions here: "
+            f"{', '.join(slurm.partitions())}); change launch.* and submit again."
         ) from error
 
 
@@ -115,7 +116,8 @@ def leave(status: int) -> None:
 
 
 def _is_preempted() -> bool:
-    """Did SLURM's SIGTERM mean a preemption with GraceTime? A job that ends by itself in that time would not be queued again."""
+    """Did SLURM's SIGTERM mean a preemption with GraceTime? A job that ends by itself in that time would not be queued
+    again."""
     if slurm.job_id() is None:
         return False
     try:

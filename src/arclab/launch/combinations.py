@@ -32,7 +32,8 @@ def require_few(counts: dict[str, float]) -> None:
         values = f"{counts[largest]:,.0f} values" if math.isfinite(counts[largest]) else "values without end"
         runs = f"{total:,.0f}" if math.isfinite(total) else "endlessly many"
         raise ConfigError(
-            f"{largest} has {values}, and the sweep would be {runs} runs, more than the {MAX_COMBINATIONS:,} allowed; sweep fewer values."
+            f"{largest} has {values}, and the sweep would be {runs} runs, more than the {MAX_COMBINATIONS:,} allowed; sweep "
+            "fewer values."
         )
 
 

@@ -211,8 +211,13 @@ def slurm_settings(config: str) -> Iterator[Finding]:
         yield Finding(WARN, "slurm preemption", f"PreemptMode={mode}: a preempted job is not started again",
                       "submit again after a preemption: python -m arclab.launch submit continues the run")  # fmt: skip
     elif "preempt_send_user_signal" not in values.get("SlurmctldParameters", ""):
-        yield Finding(WARN, "slurm preemption", f"PreemptMode={mode}: the job is told before in partitions with a GraceTime only",
-                      "ask for a GraceTime or SlurmctldParameters=preempt_send_user_signal; without them a preempted run loses up to trainer.checkpoint_every steps")  # fmt: skip
+        yield Finding(
+            WARN,
+            "slurm preemption",
+            f"PreemptMode={mode}: the job is told before in partitions with a GraceTime only",
+            "ask for a GraceTime or SlurmctldParameters=preempt_send_user_signal; without them a preempted run loses up to "
+            "trainer.checkpoint_every steps",
+        )
     else:
         yield Finding(OK, "slurm preemption", f"PreemptMode={mode}, the job is told before (preempt_send_user_signal)")
     requeue = values.get("JobRequeue", "unknown")

@@ -2,9 +2,9 @@
 
     count = count_parameters(config)                 # count.decoder, count.encoder, count.total
 
-Follows the modules of arclab.methods.recursive line by line, as they say in their constructors; a test builds the model of every encoder
-and option and compares. A puzzle table is not counted: its size depends on the data, and its vectors are no parameters there
-either.
+Follows the modules of arclab.methods.recursive line by line, as they say in their constructors; a test builds the model of
+every encoder and option and compares. A puzzle table is not counted: its size depends on the data, and its vectors are no
+parameters there either.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def tie_to(parent: int) -> Callable[[], None]:
-    """What a child does between fork and exec. It also ignores the signals that reach every process of a job (from SLURM, from a closed
-    terminal) and that torchrun would die of; workers install their own handlers, and leave SIGHUP to the parent, which tells them."""
+    """What a child does between fork and exec. It also ignores the signals that reach every process of a job (from SLURM, from
+    a closed terminal) and that torchrun would die of; workers install their own handlers, and leave SIGHUP to the parent, which
+    tells them."""
 
     def prepare() -> None:
         die_with_parent(parent)

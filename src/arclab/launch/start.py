@@ -1,6 +1,6 @@
 """What the entry scripts do with their command lines.
 
-    start("pretrain_encoder", sys.argv[1:]) -> exit status      # run in place, start torchrun, or hand a sweep to Hydra's launcher
+    start("pretrain_encoder", sys.argv[1:]) -> exit status      # run in place, start torchrun, or sweep
     evaluate(sys.argv[1:])                                      # score a checkpoint, or a solver that has none
 
 In place: one rank, or RANK is set because torchrun was started by hand. Otherwise arclab.launch.job is the parent. With -m (or

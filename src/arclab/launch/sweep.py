@@ -3,9 +3,9 @@
     sweep(["encoder=standard,lpn", "halting=paper,short8", "hydra/launcher=submitit_slurm", "launch=slurm_cpu"])
 
 A run's name is what was swept ("encoder-lpn_halting-short8", after the name if one is given), unless name itself is swept. All
-combinations are composed, typed and frozen before anything starts: a job runs what was checked, even if conf/ has changed since.
-Resources come from launch.* (arclab.launch.cluster), so hydra.launcher.* has only what launch.* does not know. Launchers:
-basic (one after the other, the default), submitit_local, submitit_slurm. It waits; see jobs.txt for what should not.
+combinations are composed, typed and frozen before anything starts: a job runs what was checked, even if conf/ has changed
+since. Resources come from launch.* (arclab.launch.cluster), so hydra.launcher.* has only what launch.* does not know.
+Launchers: basic (one after the other, the default), submitit_local, submitit_slurm. It waits; see jobs.txt for what should not.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
 class SweepTask:
     """What Hydra calls for each job: run=n is the run folder run_dirs[n]. kind: None in this process.
 
-    gpus: CUDA_VISIBLE_DEVICES of each local job; submitit sets its own, the same for all of them, and hides all GPUs from a job that
-    names none.
+    gpus: CUDA_VISIBLE_DEVICES of each local job; submitit sets its own, the same for all of them, and hides all GPUs from a job
+    that names none.
     """
 
     run_dirs: tuple[Path, ...]
@@ -233,7 +233,8 @@ def _read_claim(path: Path) -> Claim:
 
 
 def _require_unclaimed(configs: Sequence[ExperimentConfig], kind: str | None) -> None:
-    """ConfigError if an earlier sweep over some of these runs goes on, or its command is gone and its jobs are in SLURM's queue."""
+    """ConfigError if an earlier sweep over some of these runs goes on, or its command is gone and its jobs are in SLURM's
+    queue."""
     mine = {str(run_path(config).resolve()) for config in configs}
     for record in sorted((Path(configs[0].runs_dir) / ".sweeps").glob(f"*/{_RECORD}")):
         claim = _read_claim(record)
@@ -246,8 +247,8 @@ def _require_unclaimed(configs: Sequence[ExperimentConfig], kind: str | None) ->
         jobs = [path.name for path in (record.parent / ".submitit").glob("*")] if kind == "slurm" else []
         if jobs and (waiting := slurm.queued(jobs)):
             raise ConfigError(
-                f"jobs of an earlier sweep over these runs are still in SLURM's queue ({', '.join(sorted(waiting))}, {record.parent}); they go on "
-                "without its command: wait for them, or scancel them first."
+                f"jobs of an earlier sweep over these runs are still in SLURM's queue ({', '.join(sorted(waiting))}, "
+                f"{record.parent}); they go on without its command: wait for them, or scancel them first."
             )
 
 
@@ -270,8 +271,9 @@ def _local_gpus(launch: LaunchConfig, num_jobs: int) -> tuple[str | None, ...]:
     named = [name for name in (visible or "").split(",") if name]
     if len(named) < launch.gpus * num_jobs:
         raise ConfigError(
-            f"hydra/launcher=submitit_local starts {num_jobs} jobs together, and launch.gpus={launch.gpus} for each is more than the {len(named)} GPUs of "
-            f"CUDA_VISIBLE_DEVICES={visible or ''}; name enough of them there, or run one after another without that launcher."
+            f"hydra/launcher=submitit_local starts {num_jobs} jobs together, and launch.gpus={launch.gpus} for each is more "
+            f"than the {len(named)} GPUs of CUDA_VISIBLE_DEVICES={visible or ''}; name enough of them there, or run one after "
+            "another without that launcher."
         )
     return tuple(",".join(named[n * launch.gpus : (n + 1) * launch.gpus]) for n in range(num_jobs))
 

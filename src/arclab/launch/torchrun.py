@@ -39,8 +39,9 @@ class Node:
         given = int(os.environ.get("SLURM_JOB_NUM_NODES", "0"))
         if given != launch.nodes or "SLURM_NODEID" not in os.environ:
             raise ConfigError(
-                f"launch.nodes={launch.nodes} needs a SLURM job with as many nodes, and here are {given or 'none'}; send the run to SLURM "
-                "(hydra/launcher=submitit_slurm with -m), or start torchrun on every node yourself with launch.nodes=1."
+                f"launch.nodes={launch.nodes} needs a SLURM job with as many nodes, and here are {given or 'none'}; send the "
+                "run to SLURM (hydra/launcher=submitit_slurm with -m), or start torchrun on every node yourself with "
+                "launch.nodes=1."
             )
         from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -63,8 +64,9 @@ def torchrun_command(run: RunDir, launch: LaunchConfig, node: Node) -> list[str]
 def worker_environment(launch: LaunchConfig) -> dict[str, str]:
     """This process' environment with the threads of a rank; ranks on CPU cores see no GPU."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(launch.cpus_per_rank)}
-    # torchrun's own end is SIGQUIT alone. SIGTERM and SIGHUP reach every process of a job: the ranks save, and torchrun must wait for
-    # them instead of killing them 30 s later. (The environment's form of --signals-to-handle: versions without it do not mind.)
+    # torchrun's own end is SIGQUIT alone. SIGTERM and SIGHUP reach every process of a job: the ranks save, and torchrun must
+    # wait for them instead of killing them 30 s later. (The environment's form of --signals-to-handle: versions without it do
+    # not mind.)
     environment["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     if launch.gpus == 0 and launch.cpus > 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -78,16 +80,22 @@ class Torchrun:
         self._log = run.console.open("a", encoding="utf-8")
         self.log_start = self._log.tell()
         self.process = subprocess.Popen(
-            torchrun_command(run, launch, node), env=worker_environment(launch), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", start_new_session=True, preexec_fn=tie_to(os.getpid()),
-        )  # fmt: skip
+            torchrun_command(run, launch, node),
+            env=worker_environment(launch),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=tie_to(os.getpid()),
+        )
         assert self.process.stdout is not None
         self._copier = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
         self._copier.start()
 
     def _copy(self, output: IO[str]) -> None:
-        """Until the ranks are gone: nobody else empties the pipe, and a full one would hold them. A target that takes no more (a closed
-        terminal, a full disk) is left out from then on."""
+        """Until the ranks are gone: nobody else empties the pipe, and a full one would hold them. A target that takes no more
+        (a closed terminal, a full disk) is left out from then on."""
         targets: list[IO[str]] = [self._log, sys.stderr]
         for line in output:
             for target in list(targets):

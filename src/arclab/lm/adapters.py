@@ -1,7 +1,7 @@
 """LoRA adapters on a transformers model, through peft: for good, or inside a block after which the model is as before.
 
-peft puts its layers into the model itself and takes them out again with unload(): the base weights are never written to, so what
-follows a block is bit-identical to what came before it. merge_adapter does write to them.
+peft puts its layers into the model itself and takes them out again with unload(): the base weights are never written to, so
+what follows a block is bit-identical to what came before it. merge_adapter does write to them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 _COPY = "copy the whole folder again"
 # peft takes anything, and fails on it far from here.
 _KINDS: dict[str, Kind] = {
-    "r": int, "lora_alpha": float, "lora_dropout": float, "target_modules": str | list[str] | None, "rank_pattern": dict[str, int], "alpha_pattern": dict[str, float],
-}  # fmt: skip
+    "r": int,
+    "lora_alpha": float,
+    "lora_dropout": float,
+    "target_modules": str | list[str] | None,
+    "rank_pattern": dict[str, int],
+    "alpha_pattern": dict[str, float],
+}
 
 
 @contextmanager

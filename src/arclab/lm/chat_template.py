@@ -3,8 +3,9 @@
     text = conversation_text(tokenizer, "models/tiny", prompt, thinking=None, add_generation_prompt=True)
     ids = conversation_ids(tokenizer, "models/tiny", prompt, thinking=None)
 
-Templates are programs of others. One that expects a list of parts writes nothing where it gets a string, without an error, so every
-message is looked for in what was written. Messages are text only: nothing in them becomes a special token, and no images are sent.
+Templates are programs of others. One that expects a list of parts writes nothing where it gets a string, without an error, so
+every message is looked for in what was written. Messages are text only: nothing in them becomes a special token, and no images
+are sent.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def conversation_text(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bo
             "give it other roles, for example one user message."
         ) from refusal
     raise ValueError(
-        f"the chat template of model.name={name} does not write what the {lost[0]} message holds ({len(prompt)} messages, as strings and as "
-        "lists of text parts), so the model would not see it; use a model whose chat_template writes message content as it is."
+        f"the chat template of model.name={name} does not write what the {lost[0]} message holds ({len(prompt)} messages, as "
+        "strings and as lists of text parts), so the model would not see it; use a model whose chat_template writes message "
+        "content as it is."
     )
 
 
@@ -71,8 +73,8 @@ def _must_stand(role: str, content: str) -> str:
 
 
 def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> list[int]:
-    """The tokens of conversation_text() up to where the reply begins. A special token's name within a message stays text, so that
-    no message can end its turn, or begin another. ValueError: see there."""
+    """The tokens of conversation_text() up to where the reply begins. A special token's name within a message stays text, so
+    that no message can end its turn, or begin another. ValueError: see there."""
     text = conversation_text(tokenizer, name, prompt, thinking=thinking, add_generation_prompt=True)
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     held = sorted({n for n in names for message in prompt if n in message.content}, key=len, reverse=True)
@@ -82,8 +84,8 @@ def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: boo
     other = conversation_text(tokenizer, name, masked, thinking=thinking, add_generation_prompt=True)
     if len(other) != len(text):
         raise ValueError(
-            f"a message holds {held[0]}, a special token of model.name={name}, which its chat template does not write as other text; "
-            "leave it out of the message."
+            f"a message holds {held[0]}, a special token of model.name={name}, which its chat template does not write as "
+            "other text; leave it out of the message."
         )
     ids: list[int] = []
     for is_name, places in groupby(range(len(text)), key=lambda at: text[at] != other[at]):
@@ -109,6 +111,6 @@ def require_lossless(tokenizer: Any, name: str) -> None:
     read = tokenizer.decode(plain_ids(tokenizer, _PROBE), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if read.strip() != _PROBE:
         raise ValueError(
-            f"the tokenizer of model.name={name} does not keep text as it is: {_PROBE!r} comes back as {read!r}, so the model would see "
-            "other grids; use a model whose tokenizer keeps digits and white space."
+            f"the tokenizer of model.name={name} does not keep text as it is: {_PROBE!r} comes back as {read!r}, so the model "
+            "would see other grids; use a model whose tokenizer keeps digits and white space."
         )

@@ -19,7 +19,8 @@ from arclab.lm.language_model import Completion, FinishReason, Sampling, cut_aft
 
 
 class Drawing:
-    """A logits processor that leaves one token standing in each row, and keeps its log-probability (of the logits as they are)."""
+    """A logits processor that leaves one token standing in each row, and keeps its log-probability (of the logits as they
+    are)."""
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
         self._sampling = sampling

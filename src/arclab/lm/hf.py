@@ -138,7 +138,8 @@ class HfModel:
         return [replies[number] for number in range(len(prompts))]
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
-        """The end mark's log-probability comes last, so that the sum is the reply's as a whole. ValueError: one does not fit."""
+        """The end mark's log-probability comes last, so that the sum is the reply's as a whole. ValueError: one does not
+        fit."""
         pairs = [(self.prompt_ids(prompt), self.reply_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
         for number, (prompt, reply) in enumerate(pairs):
             if problem := self._too_long(len(prompt), len(reply)):
@@ -175,9 +176,16 @@ class HfModel:
 
     @contextmanager
     def new_adapter(
-        self, *, rank: int, alpha: float, target_modules: str | Sequence[str] = "all-linear", dropout: float = 0.0, seed: int = 0
-    ) -> Iterator[PeftModel]:  # fmt: skip
-        """A fresh LoRA adapter, applied inside the block only. Only its parameters need a gradient; at first it changes nothing.
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        target_modules: str | Sequence[str] = "all-linear",
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[PeftModel]:
+        """A fresh LoRA adapter, applied inside the block only. Only its parameters need a gradient; at first it changes
+        nothing.
 
         Train what is yielded; generate() and logprobs() use it as it then is, trainable.save_pretrained(folder) keeps it.
         """
@@ -199,8 +207,9 @@ class HfModel:
         if self.max_context is None or num_prompt + num_reply <= self.max_context:
             return ""
         return (
-            f"the prompt has {num_prompt} tokens, which with {num_reply} for the reply is more than the context of {self.max_context} "
-            f"tokens (model.max_context={self.config.max_context}, name={self.name}); shorten the prompt or lower sampling.max_new_tokens."
+            f"the prompt has {num_prompt} tokens, which with {num_reply} for the reply is more than the context of "
+            f"{self.max_context} tokens (model.max_context={self.config.max_context}, name={self.name}); shorten the prompt "
+            "or lower sampling.max_new_tokens."
         )
 
     def _padded(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
@@ -219,14 +228,17 @@ class HfModel:
         ending = Ending(self.tokenizer, sampling, self._ends, num_prompt, len(batch))
         with self._inference():
             tokens_BT = self._model.generate(
-                **inputs, **self._read_once(batch, inputs), generation_config=self._greedy(sampling), logits_processor=[drawing],
+                **inputs,
+                **self._read_once(batch, inputs),
+                generation_config=self._greedy(sampling),
+                logits_processor=[drawing],
                 stopping_criteria=[ending],
-            )[:, num_prompt:]  # fmt: skip
+            )[:, num_prompt:]
         logprobs_BT = torch.stack(drawing.logprobs, dim=1).tolist()
         if any(math.isnan(value) for row in logprobs_BT for value in row):
             raise ValueError(
-                f"model.name={self.name} in model.dtype={self.config.dtype.value} computed what is not a number; use model.dtype=bfloat16 or "
-                "float32, or check its weights."
+                f"model.name={self.name} in model.dtype={self.config.dtype.value} computed what is not a number; use "
+                "model.dtype=bfloat16 or float32, or check its weights."
             )
         return [
             ending.completion(row, tokens, logprobs)

@@ -38,8 +38,8 @@ def load_tokenizer(config: HfModelConfig) -> Any:
         tokenizer: Any = AutoTokenizer.from_pretrained(_source(config.name), padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"model.name={config.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), which says "
-            "how a conversation is written; use the instruction-tuned model, or add that file."
+            f"model.name={config.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), "
+            "which says how a conversation is written; use the instruction-tuned model, or add that file."
         )
     require_lossless(tokenizer, config.name)
     if config.thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
@@ -57,13 +57,16 @@ def load_model(config: HfModelConfig) -> Any:
     _check_attention(config, device)
     with _one_sentence(config):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _source(config.name), dtype=getattr(torch, config.dtype.value), attn_implementation=config.attention.value, output_loading_info=True
-        )  # fmt: skip
+            _source(config.name),
+            dtype=getattr(torch, config.dtype.value),
+            attn_implementation=config.attention.value,
+            output_loading_info=True,
+        )
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"model.name={config.name} has no weights for {missing[0]} ({len(missing)} missing); it is incomplete, or not a language "
-            "model: download it again, or name another."
+            f"model.name={config.name} has no weights for {missing[0]} ({len(missing)} missing); it is incomplete, or not a "
+            "language model: download it again, or name another."
         )
     return model.to(device)
 
@@ -80,7 +83,8 @@ def _check_name(name: str) -> None:
             raise ValueError(f"model.name={name} is not a folder; make it with: python -m arclab.lm.tiny {name}")
         if not _HUB_NAME.fullmatch(name) or name.startswith(".") or folder.exists():
             raise ValueError(
-                f"model.name={name} is not a folder; give the folder of a model, or a name on the Hugging Face hub such as Qwen/Qwen3-0.6B."
+                f"model.name={name} is not a folder; give the folder of a model, or a name on the Hugging Face hub such as "
+                "Qwen/Qwen3-0.6B."
             )
         return
     if not (folder / "config.json").is_file():
@@ -157,8 +161,8 @@ def turn_end(config: HfModelConfig, tokenizer: Any) -> int:
         return after[0]
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"model.name={config.name} has no end token: neither its chat template nor its tokenizer names one; set eos_token in "
-            "tokenizer_config.json."
+            f"model.name={config.name} has no end token: neither its chat template nor its tokenizer names one; set eos_token "
+            "in tokenizer_config.json."
         )
     return int(tokenizer.eos_token_id)
 
@@ -170,7 +174,8 @@ def model_identity(name: str) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Names a model folder's content: every byte of every file counts, which reads gigabytes that are read again for the model."""
+    """Names a model folder's content: every byte of every file counts, which reads gigabytes that are read again for the
+    model."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

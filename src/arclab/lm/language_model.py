@@ -1,7 +1,7 @@
 """What a language model is to the rest of the project: prompts in, replies out, with how each one ended.
 
-    replies = model.generate([(Message("user", "..."),)], num_samples=8, sampling=Sampling(max_new_tokens=256, temperature=1.0, ...))
-    replies[0].completions[3].text
+    replies = model.generate([(Message("user", "..."),)], num_samples=8, sampling=Sampling(max_new_tokens=256, temperature=1.0,
+    ...)) replies[0].completions[3].text
 
 Kinds: hf.py (transformers, in this process), endpoint.py (a server), scripted.py (tests). A prompt that leaves no room for
 max_new_tokens in the context is not cut, one that a server's filter refuses is not rewritten: their replies have no completions
@@ -38,8 +38,8 @@ class FinishReason(Enum):
 class Sampling:
     """Every setting of one generation, none with a default: nothing is taken from a model's own generation_config.
 
-    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep every token. seed: with the prompt and the sample's number it decides
-    the draws, whatever else is in the batch. stop: strings that end a reply (and stand at its end).
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep every token. seed: with the prompt and the sample's number it
+    decides the draws, whatever else is in the batch. stop: strings that end a reply (and stand at its end).
     """
 
     max_new_tokens: int
@@ -54,8 +54,8 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """num_tokens: generated, the end mark included. logprob: sum of the log-probabilities of these tokens under the model at
-    temperature 1, untruncated (nats). Both None where a server does not tell. opened: what stands before the text and is not in it: a <think>
-    that the chat template wrote, or that a server cut off."""
+    temperature 1, untruncated (nats). Both None where a server does not tell. opened: what stands before the text and is not in
+    it: a <think> that the chat template wrote, or that a server cut off."""
 
     text: str
     finish_reason: FinishReason
@@ -71,8 +71,9 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context, refused: one if the server's filter
-    refuses it; then there are none. not_sent: names of settings that the server takes no value of, so that its own apply."""
+    """All samples of one prompt. too_long: a sentence if the prompt does not fit into the context, refused: one if the server's
+    filter refuses it; then there are none. not_sent: names of settings that the server takes no value of, so that its own
+    apply."""
 
     completions: tuple[Completion, ...]
     num_prompt_tokens: int | None
@@ -104,8 +105,9 @@ class LanguageModel(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
     ) -> list[Reply]:
-        """A reply for every prompt, in order. on_reply: told of each (the prompt's number, its reply) as soon as it is whole, in the calling
-        thread. ValueError: a model or server that cannot be used, in one sentence; replies told of until then are good."""
+        """A reply for every prompt, in order. on_reply: told of each (the prompt's number, its reply) as soon as it is whole,
+        in the calling thread. ValueError: a model or server that cannot be used, in one sentence; replies told of until then
+        are good."""
         ...
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:

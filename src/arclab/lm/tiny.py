@@ -105,8 +105,11 @@ def _save_tokenizer(folder: Path, texts: Sequence[str], context: int, vocab_size
     )
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, additional_special_tokens=[START], padding_side="left",
@@ -122,11 +125,20 @@ def _save_model(folder: Path, seed: int, num_layers: int, width: int, num_heads:
 
     end, pad = SPECIAL.index(END), SPECIAL.index(PAD)  # special tokens have the first ids
     config = Qwen3Config(
-        vocab_size=num_tokens, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=num_layers,
-        num_attention_heads=num_heads, num_key_value_heads=num_heads, head_dim=width // num_heads, max_position_embeddings=context,
+        vocab_size=num_tokens,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        head_dim=width // num_heads,
+        max_position_embeddings=context,
         initializer_range=width**-0.5,  # so that what it says depends on what it was told
-        tie_word_embeddings=True, eos_token_id=end, pad_token_id=pad, bos_token_id=None,
-    )  # fmt: skip
+        tie_word_embeddings=True,
+        eos_token_id=end,
+        pad_token_id=pad,
+        bos_token_id=None,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)

@@ -77,7 +77,8 @@ class MetricLogger:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics.jsonl (a kill can leave a part of the last one). DamagedFile names a line that is no row."""
+    """All complete rows of a metrics.jsonl (a kill can leave a part of the last one). DamagedFile names a line that is no
+    row."""
     if not path.is_file():
         return []
     rows = []

@@ -241,7 +241,8 @@ def count_of(metric: str, row: Mapping[str, Any]) -> int | None:
 
 
 def is_counted_share(metric: str) -> bool:
-    """A share of rows, copies or tasks of which more is better: what a criterion can ask for, and what an interval is given for."""
+    """A share of rows, copies or tasks of which more is better: what a criterion can ask for, and what an interval is given
+    for."""
     entry = REGISTRY.get(metric)
     return (
         entry is not None

@@ -55,7 +55,8 @@ def table_record(step: int, predictions: Sequence[Prediction]) -> dict[str, Any]
 
 
 def picture(prediction: Prediction) -> npt.NDArray[np.uint8]:
-    """(height, width, 3) uint8: input, truth and prediction side by side in the official colours; a missing grid is blank, of the input's size."""
+    """(height, width, 3) uint8: input, truth and prediction side by side in the official colours; a missing grid is blank, of
+    the input's size."""
     grids = (prediction.input, prediction.truth, prediction.predicted)
     blank = np.full((*prediction.input.shape, 3), _BACKGROUND, dtype=np.uint8)
     tiles = [(blank if g is None else _RGB[g]).repeat(_CELL_PX, 0).repeat(_CELL_PX, 1) for g in grids]

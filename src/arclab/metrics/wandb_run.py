@@ -1,4 +1,5 @@
-"""The W&B run of a training run: optional, offline without a key or where W&B's own settings say so, the same id after every resume."""
+"""The W&B run of a training run: optional, offline without a key or where W&B's own settings say so, the same id after every
+resume."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ _STRICTNESS = ("online", "offline", "disabled")
 
 
 def wandb_mode(mode: WandbMode) -> str:
-    """online, offline or disabled: what the configuration says, but never more than wandb's own settings allow. auto is what those say,
-    else online where a key is set."""
+    """online, offline or disabled: what the configuration says, but never more than wandb's own settings allow. auto is what
+    those say, else online where a key is set."""
     wished = wished_mode(os.environ)
     if mode is not WandbMode.auto:
         stricter = max(mode.value, wished or mode.value, key=_STRICTNESS.index)
@@ -101,10 +102,16 @@ def start_wandb(config: ExperimentConfig, folder: Path, run_id: str) -> Any | No
     if "WANDB_MODE" in os.environ:
         os.environ["WANDB_MODE"] = mode  # wandb refuses an empty one and other spellings
     run = wandb.init(
-        project=config.wandb.project, group=config.wandb.group, name=f"{config.experiment_name}/{config.name}", id=run_id,
-        resume="allow" if mode == "online" else None, dir=folder, config=flat(config), mode=mode,  # pyright: ignore[reportArgumentType]
+        project=config.wandb.project,
+        group=config.wandb.group,
+        name=f"{config.experiment_name}/{config.name}",
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        dir=folder,
+        config=flat(config),
+        mode=mode,  # pyright: ignore[reportArgumentType]
         settings=wandb.Settings(silent=True),
-    )  # fmt: skip
+    )
     for metric in REGISTRY.values():
         summary = {"up": "max", "down": "min"}.get(metric.direction)
         # A dot would name a key within another: "all.steps" is a metric of its own.

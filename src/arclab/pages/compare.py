@@ -29,13 +29,28 @@ from arclab.runs.folder import short_commit
 
 _HEADLINES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
 _STATISTICS = (
-    "all.exact_accuracy", "all.accuracy", "all.q_halt_accuracy", "ARC/undecodable", "encoder/swap_drop", "encoder/zero_context_drop",
-    "encoder/retrieval_accuracy", "encoder/retrieval_chance", "encoder/between_task_share", "train_encoder/swap_drop",
-)  # fmt: skip
+    "all.exact_accuracy",
+    "all.accuracy",
+    "all.q_halt_accuracy",
+    "ARC/undecodable",
+    "encoder/swap_drop",
+    "encoder/zero_context_drop",
+    "encoder/retrieval_accuracy",
+    "encoder/retrieval_chance",
+    "encoder/between_task_share",
+    "train_encoder/swap_drop",
+)
 _CURVES = (
-    "train/exact_accuracy", "train/new_colors_exact", "train/accuracy", "all.exact_accuracy", "train/lm_loss", "train/q_halt_loss", "grad/encoder_norm",
-    "grad/total_norm", "train/encoder_cross_sample_var",
-)  # fmt: skip
+    "train/exact_accuracy",
+    "train/new_colors_exact",
+    "train/accuracy",
+    "all.exact_accuracy",
+    "train/lm_loss",
+    "train/q_halt_loss",
+    "grad/encoder_norm",
+    "grad/total_norm",
+    "train/encoder_cross_sample_var",
+)
 _SPLITS = ("train", "validation", "evaluation")
 
 
@@ -168,7 +183,10 @@ def _score_column(index: int, run: Run, split: str) -> ScoreColumn:
 
 def _source_of(split: ScoredSplit) -> str:
     record = split.record
-    return f"step {record.get('step', 0):,}, {record.get('weights')} weights, up to {record.get('num_augmentations')} augmented copies vote"
+    return (
+        f"step {record.get('step', 0):,}, {record.get('weights')} weights, up to "
+        f"{record.get('num_augmentations')} augmented copies vote"
+    )
 
 
 def paired_tests(runs: Sequence[Run]) -> list[Paired]:

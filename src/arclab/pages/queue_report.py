@@ -3,9 +3,10 @@
     python -m arclab.launch report jobs.txt        # calls this module in a process of its own, with the request on stdin
     pages = write_queue_report(request, Path("runs/report"))      # index.html, and a comparison page for each section
 
-The request has the sections and the state of every run as the launcher knows them (see arclab.launch.queue.commands); everything
-measured is read from the run folders. A number is shown with n/N, a 95 % interval, where it was taken, and the stamps that
-belong to it. PASS and FAIL are those of the runs (criterion.json); whether a hypothesis holds is for the reader to say.
+The request has the sections and the state of every run as the launcher knows them (see arclab.launch.queue.commands);
+everything measured is read from the run folders. A number is shown with n/N, a 95 % interval, where it was taken, and the
+stamps that belong to it. PASS and FAIL are those of the runs (criterion.json); whether a hypothesis holds is for the reader to
+say.
 """
 
 from __future__ import annotations
@@ -203,9 +204,13 @@ def _score(metric: str, counted: Share, independent: Share, unit: str, source: s
     """The interval is that of `independent`: copies of one task are no independent trials."""
     low, high = independent.interval
     return Score(
-        metric, f"{100 * counted.value:.1f} %", f"{round(counted.n, 2):g}/{counted.total} {unit}", f"[{100 * low:.1f}, {100 * high:.1f}] %",
-        interval_svg(independent), source,
-    )  # fmt: skip
+        metric,
+        f"{100 * counted.value:.1f} %",
+        f"{round(counted.n, 2):g}/{counted.total} {unit}",
+        f"[{100 * low:.1f}, {100 * high:.1f}] %",
+        interval_svg(independent),
+        source,
+    )
 
 
 def _links(run: Run, folder: Path) -> list[tuple[str, str]]:

@@ -242,7 +242,8 @@ def cell_px(side: int, size: tuple[int, int, int]) -> int:
 
 
 def grid_svg(grid: Grid, cell: int, wrong: Mask | None = None) -> Markup:
-    """A (H, W) grid, `cell` px a cell: the commonest colour below, runs of the others on it, thin lines, wrong cells outlined."""
+    """A (H, W) grid, `cell` px a cell: the commonest colour below, runs of the others on it, thin lines, wrong cells
+    outlined."""
     height, width = grid.shape
     background = int(np.bincount(grid.ravel()).argmax())
     parts = [f'<rect width="{width}" height="{height}" fill="{COLORS[background]}"/>']
@@ -253,7 +254,8 @@ def grid_svg(grid: Grid, cell: int, wrong: Mask | None = None) -> Markup:
         outline = "".join(f"M{x} {y}h1v1h-1z" for y, x in np.argwhere(wrong))
         parts += [f'<path class="halo" d="{outline}"/>', f'<path class="wrong" d="{outline}"/>']
     return Markup(
-        f'<svg class="g{" fine" if cell < 9 else ""}" viewBox="0 0 {width} {height}" width="{width * cell}" height="{height * cell}" role="img" '
+        f'<svg class="g{" fine" if cell < 9 else ""}" viewBox="0 0 {width} {height}" '
+        f'width="{width * cell}" height="{height * cell}" role="img" '
         f'aria-label="grid {height}x{width}">{"".join(parts)}</svg>'
     )
 
@@ -358,7 +360,10 @@ def _card(task: ArcTask, result: Evaluation) -> TaskCard:
 
 def _program_view(program: WrittenProgram) -> ProgramView:
     plural = "" if program.votes == 1 else "s"
-    caption = f"{program.votes} program{plural} answer{'' if plural else 's'} so; {100 * program.demo_share:.0f} % of the demonstrations right"
+    caption = (
+        f"{program.votes} program{plural} answer{'' if plural else 's'} so; {100 * program.demo_share:.0f} "
+        "% of the demonstrations right"
+    )
     return ProgramView(caption, program.source)
 
 

@@ -2,7 +2,8 @@
 
     html = sheet_html(tracking_sheet(run, baseline=None))
 
-One heading, quotes (warnings), list items and plain lines; **bold**, `code` and the line to fill in. Everything is escaped first.
+One heading, quotes (warnings), list items and plain lines; **bold**, `code` and the line to fill in. Everything is escaped
+first.
 """
 
 from __future__ import annotations

@@ -27,10 +27,26 @@ _NOT_EVALUATED = "not evaluated"
 _LATE_ROWS = 20
 _COLOR_GAP = 0.25  # far beyond what chance leaves between two groups of some hundred rows
 _HYPERPARAMETERS = (
-    "seed", "decoder.width", "decoder.num_layers", "decoder.h_cycles", "decoder.l_cycles", "decoder.optim.lr", "encoder.optim.lr",
-    "trainer.steps", "trainer.batch_size", "trainer.precision", "trainer.clip_norm", "trainer.ema_decay", "halting.halt_loss_weight",
-    "dataset.name", "dataset.regime", "dataset.train_ids", "dataset.max_train_tasks", "dataset.canvas", "dataset.num_augmentations",
-)  # fmt: skip
+    "seed",
+    "decoder.width",
+    "decoder.num_layers",
+    "decoder.h_cycles",
+    "decoder.l_cycles",
+    "decoder.optim.lr",
+    "encoder.optim.lr",
+    "trainer.steps",
+    "trainer.batch_size",
+    "trainer.precision",
+    "trainer.clip_norm",
+    "trainer.ema_decay",
+    "halting.halt_loss_weight",
+    "dataset.name",
+    "dataset.regime",
+    "dataset.train_ids",
+    "dataset.max_train_tasks",
+    "dataset.canvas",
+    "dataset.num_augmentations",
+)
 
 
 def tracking_sheet(run: Run, baseline: Run | None) -> str:
@@ -101,7 +117,8 @@ def _pretrained(settings: dict[str, Any]) -> str:
 
 
 def percent(share: Share | None, num_tasks: float | None = None) -> str:
-    """x% (n/N, 95 % interval), or that it was not evaluated. num_tasks: of which the N are copies, which are no independent trials."""
+    """x% (n/N, 95 % interval), or that it was not evaluated. num_tasks: of which the N are copies, which are no independent
+    trials."""
     if share is None or share.total == 0:
         return _NOT_EVALUATED
     independent = share.total if num_tasks is None else min(share.total, round(num_tasks))
@@ -179,9 +196,11 @@ def issues(run: Run) -> list[str]:
 
 
 def color_gap(run: Run) -> list[str]:
-    """A sentence if, over the last rows, answers whose colours only demonstrations tell lag far behind the others; else nothing.
+    """A sentence if, over the last rows, answers whose colours only demonstrations tell lag far behind the others; else
+    nothing.
 
-    Health cannot see it: gradients flow and swapped demonstrations cost everything, while little more than which task it is gets through.
+    Health cannot see it: gradients flow and swapped demonstrations cost everything, while little more than which task it is
+    gets through.
     """
     needed = ("train/new_colors_exact", "train/new_colors_count", "train/exact_accuracy", "train/count")
     rows = [r for r in run.rows if all(r.get(name) is not None for name in needed)][-_LATE_ROWS:]
@@ -198,8 +217,8 @@ def color_gap(run: Run) -> list[str]:
     other = {"trainer.optimizer": "muon", "encoder.pooling": "colors"}
     remedies = [f"{k}={v}" for k, v in other.items() if run.settings.get(k) not in (None, v, Pooling.cls.value)]
     return [
-        f"train/new_colors_exact ended at {share:.3g}, other rows at {others:.3g}: colours that only demonstrations show are missing; "
-        f"give it more steps{''.join(f', {r}' for r in remedies)}"
+        f"train/new_colors_exact ended at {share:.3g}, other rows at {others:.3g}: colours that only demonstrations show are "
+        f"missing; give it more steps{''.join(f', {r}' for r in remedies)}"
     ]
 
 

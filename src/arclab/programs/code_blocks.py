@@ -3,8 +3,8 @@
     reading = Reading(text, is_program)         # reading.blocks, reading.bare(); is_program: whether a syntax tree is a program
 
 Fences and thinking tags are also characters that a program may hold in a string or a comment, so where the code up to the first
-fence or tag is no Python, later ones are tried: the syntax tree decides. A reply may be anything. It is read line by line, without
-regular expressions that try again, and what is parsed has a limit for a whole reply. Nothing is executed.
+fence or tag is no Python, later ones are tried: the syntax tree decides. A reply may be anything. It is read line by line,
+without regular expressions that try again, and what is parsed has a limit for a whole reply. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _BREAKS = re.compile(r"\n|</?think>")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Code. tree None: it is no Python, or (was_parsed False) too long or too deep to be looked at. ends_in_string: within a string
-    of several lines, which is all that can hold a line that looks like a fence."""
+    """Code. tree None: it is no Python, or (was_parsed False) too long or too deep to be looked at. ends_in_string: within a
+    string of several lines, which is all that can hold a line that looks like a fence."""
 
     code: str
     is_closed: bool
@@ -76,8 +76,8 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Where a block may end. stop: of its code, in the text. next_row: where reading goes on. is_certain: if the code up to here is
-    Python, then this is the end. (What stands at the end of a line of code may be in a comment.)"""
+    """Where a block may end. stop: of its code, in the text. next_row: where reading goes on. is_certain: if the code up to
+    here is Python, then this is the end. (What stands at the end of a line of code may be in a comment.)"""
 
     stop: int
     next_row: int
@@ -104,7 +104,8 @@ class Reading:
         return self.parser.block(code if code.startswith(_BARE_STARTS) else "", is_closed=end < len(self._spoken))
 
     def between_fences(self) -> list[Block]:
-        """What else stands between two neighbouring fences: for replies with one fence too many, whose blocks are the wrong ones."""
+        """What else stands between two neighbouring fences: for replies with one fence too many, whose blocks are the wrong
+        ones."""
         fences = [(i, found[1]) for i, text in enumerate(self._spoken) if (found := _fence(text))]
         codes = [
             _dedented("\n".join(self._spoken[start + 1 : end]))
@@ -148,7 +149,8 @@ class Reading:
         return behind
 
     def _python(self, at: int, marks: str) -> tuple[Block, int]:
-        """The block that row `at` opens, and the row behind it: up to the first end at which it is Python, else up to the first."""
+        """The block that row `at` opens, and the row behind it: up to the first end at which it is Python, else up to the
+        first."""
         start = self._rows[at + 1].start if at + 1 < len(self._rows) else len(self._text)
         first: tuple[Block, _End] | _End | None = None
         num_uncertain = 0
@@ -170,8 +172,8 @@ class Reading:
         return first[0], first[1].next_row
 
     def _ends(self, at: int, marks: str) -> Iterator[_End]:
-        """As in CommonMark, but forgiving: a closing fence may stand at the end of a line of code or before text, and an opening
-        fence of Python ends an open block."""
+        """As in CommonMark, but forgiving: a closing fence may stand at the end of a line of code or before text, and an
+        opening fence of Python ends an open block."""
         for number in range(at + 1, len(self._rows)):
             row = self._rows[number]
             if row.is_tag:

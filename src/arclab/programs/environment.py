@@ -8,8 +8,8 @@
     env.result().reward
     step_all(envs, replies)                                # one call of the sandbox for many environments of any kind
 
-Prompts, feedback and rewards know demonstrations only. Programs answer test inputs, too (result.outcome.answers, for voting); who
-wants to report whether they are right asks rewards.score_tests. It does not generate, train or search.
+Prompts, feedback and rewards know demonstrations only. Programs answer test inputs, too (result.outcome.answers, for voting);
+who wants to report whether they are right asks rewards.score_tests. It does not generate, train or search.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Episode:
 class Environment:
     """What both kinds have in common. ValueError: use_tests where test outputs may not be known.
 
-    use_tests: test pairs count as demonstrations in rewards (not in prompts, feedback or done). parent: the program that the first
-    reply is an edit of, for RewardKind.delta. seed: of random numbers in programs.
+    use_tests: test pairs count as demonstrations in rewards (not in prompts, feedback or done). parent: the program that the
+    first reply is an edit of, for RewardKind.delta. seed: of random numbers in programs.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class StaticEnv(Environment):
 class DynamicEnv(Environment):
     """Up to max_turns replies, one a step, until a program reproduces every demonstration.
 
-    The prompt of a later turn is the whole conversation: earlier replies as they were written, and what was wrong with each. For
-    RewardKind.delta a program's parent is that of the turn before.
+    The prompt of a later turn is the whole conversation: earlier replies as they were written, and what was wrong with each.
+    For RewardKind.delta a program's parent is that of the turn before.
     """
 
     def __init__(

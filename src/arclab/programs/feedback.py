@@ -2,8 +2,8 @@
 
     text = feedback(task, parsed, outcome, config)
 
-It knows the demonstrations' outputs, which the prompt shows anyway, and what the program answered to them. Answers to test inputs
-and what was printed are not looked at, and test outputs are never touched.
+It knows the demonstrations' outputs, which the prompt shows anyway, and what the program answered to them. Answers to test
+inputs and what was printed are not looked at, and test outputs are never touched.
 """
 
 from __future__ import annotations

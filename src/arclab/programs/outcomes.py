@@ -1,10 +1,11 @@
 """Run programs on a task: what each answered for every demonstration and test input, and where it was right.
 
-    outcomes = run_jobs(sandbox, [ProgramRun(task, source, entry="solve", with_tests=True), ...])   # source None: the reply had no program
+    outcomes = run_jobs(sandbox, [ProgramRun(task, source, entry="solve", with_tests=True)])   # source None: no program
 
-A program whose answers depend on where its objects are in memory (the order of a set of objects does) answers the same in every worker
-whose addresses are fixed. Where the system forbids that, programs that reproduce every demonstration run once more, at other addresses:
-only their answers are submitted or rewarded in full. Running all of them twice would halve the speed for programs that are wrong anyway.
+A program whose answers depend on where its objects are in memory (the order of a set of objects does) answers the same in every
+worker whose addresses are fixed. Where the system forbids that, programs that reproduce every demonstration run once more, at
+other addresses: only their answers are submitted or rewarded in full. Running all of them twice would halve the speed for
+programs that are wrong anyway.
 
 Comparison happens here, never in the sandbox. `demos` says which demonstrations are reproduced; `answers` are the grids for the
 test inputs, which nobody has compared with anything.

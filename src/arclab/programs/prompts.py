@@ -3,9 +3,10 @@
     prompt = render_prompt(task, config)                       # demonstrations and test inputs; never a test output
     parsed = parse_program(reply.text, entry="solve", finish_reason=reply.finish_reason)      # parsed.source or parsed.problem
 
-With config.instructions=false the prompt is the bare task, for models that are trained on it: a line ">" between an input and its
-output, an empty line between pairs, and a test input ends with its ">". `format_grid` is how a grid looks everywhere, feedback
-included. What is code in a reply is for code_blocks.py; nothing is executed here: what a program does is the sandbox's to find out.
+With config.instructions=false the prompt is the bare task, for models that are trained on it: a line ">" between an input and
+its output, an empty line between pairs, and a test input ends with its ">". `format_grid` is how a grid looks everywhere,
+feedback included. What is code in a reply is for code_blocks.py; nothing is executed here: what a program does is the sandbox's
+to find out.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def _instructed(task: ArcTask, config: PromptConfig) -> str:
         return f"{title}{shape}:\n{format_grid(grid, config.grid_format)}"
 
     parts = [
-        "Every example below is a pair of grids. One hidden rule turns each input into its output. Find the rule and write it as a Python "
-        "program. The cells of a grid are colours, written as whole numbers 0 to 9."
+        "Every example below is a pair of grids. One hidden rule turns each input into its output. Find the rule and write "
+        "it as a Python program. The cells of a grid are colours, written as whole numbers 0 to 9."
     ]
     for number, demo in enumerate(task.demos, 1):
         parts.append(f"## Example {number}\n\n{block('Input', demo.input)}\n\n{block('Output', _answer(demo))}")
@@ -70,11 +71,11 @@ def _instructed(task: ArcTask, config: PromptConfig) -> str:
         parts += [f"## Test {number}\n\n{block('Input', test.input)}" for number, test in enumerate(task.tests, 1)]
     tests = " and then to the test inputs, whose outputs you are not shown" if config.show_tests else " and to new inputs"
     parts.append(
-        f"## Your task\n\nWrite a function {config.entry}(grid). It gets a grid as a list of rows, each a list of whole numbers, and returns the "
-        f"output in the same form, with at most 30 rows and columns. It is applied to every example{tests}, so it must follow the rule and "
-        f"not know the answers by heart. It may import {', '.join(MODULES)}. Think first if you like; end "
-        "with the whole program, imports and helper functions included, in one block:\n\n"
-        f"```python\ndef {config.entry}(grid):\n    ...\n```"
+        f"## Your task\n\nWrite a function {config.entry}(grid). It gets a grid as a list of rows, each a list of whole "
+        "numbers, and returns the output in the same form, with at most 30 rows and columns. It is applied to every "
+        f"example{tests}, so it must follow the rule and not know the answers by heart. It may import {', '.join(MODULES)}. "
+        "Think first if you like; end with the whole program, imports and helper functions included, in one "
+        f"block:\n\n```python\ndef {config.entry}(grid):\n    ...\n```"
     )
     return "\n\n".join(parts)
 
@@ -87,9 +88,9 @@ def _answer(demo: Pair) -> Grid:
 class ParseProblem(Enum):
     """What is wrong with a reply. unclosed_fence and cut may come with a program all the same.
 
-    empty: nothing but white space. no_code: no block and no bare code. no_entry: code, but nothing defines the function asked for.
-    unclosed_thinking: it ended before its thinking did. unclosed_fence: the block is not closed, although the model ended its turn.
-    cut: the reply ran into max_new_tokens, in its program or before it.
+    empty: nothing but white space. no_code: no block and no bare code. no_entry: code, but nothing defines the function asked
+    for. unclosed_thinking: it ended before its thinking did. unclosed_fence: the block is not closed, although the model ended
+    its turn. cut: the reply ran into max_new_tokens, in its program or before it.
     """
 
     none = "none"
@@ -122,12 +123,12 @@ class _Defines(IntEnum):
 def parse_program(reply: str, *, entry: str, finish_reason: FinishReason) -> Parsed:
     """The last program of the reply, thinking left out.
 
-    That is the last closed block that defines the entry function, or an unclosed one behind it if it parses and defines it (but a
-    cut reply's closed program goes before its cut one); what parses goes before what does not, and a function with a body before
-    one without. Blocks in other languages are no code. Where it uses names that it does not define, the earlier blocks that do are
-    put before it whole: models like to send helpers first. Without any program in a block, text that starts like Python, parses up
-    to the first fence and defines the entry function is one, then what else stands between two fences. For all this the work is bounded,
-    whatever the reply: see code_blocks.py.
+    That is the last closed block that defines the entry function, or an unclosed one behind it if it parses and defines it (but
+    a cut reply's closed program goes before its cut one); what parses goes before what does not, and a function with a body
+    before one without. Blocks in other languages are no code. Where it uses names that it does not define, the earlier blocks
+    that do are put before it whole: models like to send helpers first. Without any program in a block, text that starts like
+    Python, parses up to the first fence and defines the entry function is one, then what else stands between two fences. For
+    all this the work is bounded, whatever the reply: see code_blocks.py.
     """
     is_cut = finish_reason is FinishReason.length
     reading = Reading(reply.replace("\r\n", "\n").replace("\r", "\n"), lambda tree: _in_tree(tree, entry) > _Defines.no)

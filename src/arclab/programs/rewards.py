@@ -26,13 +26,13 @@ MAX_COST, COST_CHARS = 0.02, 10_000
 class RewardKind(Enum):
     """binary: 1 if every demonstration is reproduced, else 0.
 
-    percent_correct: 1 likewise, else half of the share of right cells (none where the shape is wrong): partial credit never comes
-    near a solution. smooth: for each demonstration 0.1 for a program that compiles, 0.1 for the right shape and
-    0.7 (share of right cells)^10, which is steep at the last cells; 1 for a program that is right everywhere, less a cost of
-    at most 0.02 for its length. delta: smooth, less that of the parent program; from -1 to 1.
+    percent_correct: 1 likewise, else half of the share of right cells (none where the shape is wrong): partial credit never
+    comes near a solution. smooth: for each demonstration 0.1 for a program that compiles, 0.1 for the right shape and 0.7
+    (share of right cells)^10, which is steep at the last cells; 1 for a program that is right everywhere, less a cost of at
+    most 0.02 for its length. delta: smooth, less that of the parent program; from -1 to 1.
 
-    Only programs that are right everywhere pay for their length. If wrong ones did, a short crash could beat a long answer of the
-    right shape, and no program at all would beat a syntax error, which teaches silence.
+    Only programs that are right everywhere pay for their length. If wrong ones did, a short crash could beat a long answer of
+    the right shape, and no program at all would beat a syntax error, which teaches silence.
     """
 
     binary = "binary"
@@ -87,7 +87,8 @@ def training_reward(
     use_tests: bool = False,
     parent: Outcome | None = None,
 ) -> Reward:
-    """The reward that weights may be trained on: demonstrations only; use_tests: a training task's test pairs count as such, too.
+    """The reward that weights may be trained on: demonstrations only; use_tests: a training task's test pairs count as such,
+    too.
 
     ValueError: test pairs of another split, or with hidden answers.
     """
@@ -101,8 +102,8 @@ def check_use_tests(task: ArcTask, split: SplitName, use_tests: bool) -> None:
     """ValueError, in one sentence, if the test pairs of this task may not be part of a reward."""
     if use_tests and split is not SplitName.train:
         raise ValueError(
-            f"use_tests=True needs split=train, but task {task.id} is of split={split.value}: a reward must not know the answers that its "
-            "policy is scored by; set use_tests=False."
+            f"use_tests=True needs split=train, but task {task.id} is of split={split.value}: a reward must not know the "
+            "answers that its policy is scored by; set use_tests=False."
         )
     if use_tests and any(test.output is None for test in task.tests):
         raise ValueError(f"use_tests=True needs the test outputs of task {task.id}, which are hidden; set use_tests=False.")
@@ -127,7 +128,8 @@ def solves(outcome: Outcome) -> bool:
 
 
 def cost(outcome: Outcome) -> float:
-    """What a right program pays (kinds smooth and delta): for characters, which are the same on every machine; seconds are not."""
+    """What a right program pays (kinds smooth and delta): for characters, which are the same on every machine; seconds are
+    not."""
     return MAX_COST * min(1.0, len(outcome.source or "") / COST_CHARS) if solves(outcome) else 0.0
 
 

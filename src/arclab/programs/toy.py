@@ -2,8 +2,8 @@
 
     solution(task)      # "def solve(I):\n    I = I[::-1]\n    return [[[4, 3, 0][c] for c in r] for r in I]\n"
 
-One line for each step of the rule (view, shift, crop, lines, colour map), in plain Python, without helpers. It exists for tasks of
-arclab.data.synthetic only: a task without a rule is refused, for no program of a real task is known here.
+One line for each step of the rule (view, shift, crop, lines, colour map), in plain Python, without helpers. It exists for tasks
+of arclab.data.synthetic only: a task without a rule is refused, for no program of a real task is known here.
 """
 
 from __future__ import annotations

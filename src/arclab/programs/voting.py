@@ -20,8 +20,8 @@ from arclab.programs.outcomes import Outcome
 class Group:
     """Programs with the same answers. answers: by test input, None where they have none. members: their indices.
 
-    demo_share: demonstrations that the best of them reproduces. num_leaders: members that reproduce as many. source: the shortest
-    of the leaders, the first among equals.
+    demo_share: demonstrations that the best of them reproduces. num_leaders: members that reproduce as many. source: the
+    shortest of the leaders, the first among equals.
     """
 
     answers: tuple[Grid | None, ...]
@@ -36,8 +36,9 @@ def vote(outcomes: Sequence[Outcome], num_tests: int) -> list[Group]:
     """All groups, best first: by demo_share, leaders, members, mean length of the leaders' sources, first member.
 
     So groups that reproduce every demonstration come before partial ones, which follow for tasks with fewer than two of those.
-    Leaders are counted before members, because a crowd that fails on the demonstrations says little about a rule. A program without an
-    answer to any test input is in no group; one that answers only some is in a group with those that answer the same ones alike.
+    Leaders are counted before members, because a crowd that fails on the demonstrations says little about a rule. A program
+    without an answer to any test input is in no group; one that answers only some is in a group with those that answer the same
+    ones alike.
     """
     members: dict[tuple[tuple[tuple[int, ...], bytes] | None, ...], list[int]] = {}
     for index, outcome in enumerate(outcomes):

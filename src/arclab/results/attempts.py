@@ -26,8 +26,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """num_augmentations: views of each task that vote, beside the original. num_samples: replies drawn for each task, by methods
-    that sample."""
+    """num_augmentations: views of each task that vote, beside the original. num_samples: replies drawn for each task, by
+    methods that sample."""
 
     num_augmentations: int = 0
     num_samples: int = 1
@@ -35,7 +35,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class WrittenProgram:
-    """A program that a method wrote for a task. votes: programs that answer as it does. demo_share: demonstrations reproduced."""
+    """A program that a method wrote for a task. votes: programs that answer as it does. demo_share: demonstrations
+    reproduced."""
 
     source: str
     votes: int

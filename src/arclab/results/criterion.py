@@ -53,8 +53,8 @@ class CriterionResult:
         low, high = self.interval95
         certain = not low <= self.criterion.threshold <= high
         return (
-            f"{'PASS' if self.passed else 'FAIL'} ({self.criterion.phase}): {self.criterion.metric} "
-            f"{self.n:g}/{self.N} {self.counted} = {100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] over {self.num_independent} "
+            f"{'PASS' if self.passed else 'FAIL'} ({self.criterion.phase}): {self.criterion.metric} {self.n:g}/{self.N} "
+            f"{self.counted} = {100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] over {self.num_independent} "
             f"{self.independent}, {'at least' if self.passed else 'below'} {100 * self.criterion.threshold:g} %"
             + ("" if certain else " (the interval contains the threshold)")
         )
@@ -68,7 +68,8 @@ def require_measurable(config: ExperimentConfig) -> None:
     if not is_counted_share(name):
         known = ", ".join(("train/exact_accuracy", "all.exact_accuracy", "ARC/pass@1", "ARC/pass@2", "ARC/solved@2"))
         raise ValueError(
-            f"criterion.metric={name} is not a share of rows or tasks that a run measures and that should be high; use one of {known}."
+            f"criterion.metric={name} is not a share of rows or tasks that a run measures and that should be high; use one of "
+            f"{known}."
         )
     if not name.startswith("train/") and config.trainer.eval_every == 0:
         raise ValueError(
@@ -111,11 +112,19 @@ def write_criterion(result: CriterionResult, run: RunDir) -> None:
     """criterion.json: the criterion, PASS or FAIL, n, N, value, interval and the step it was measured at."""
     measured = result.N > 0
     record = {
-        "result": "PASS" if result.passed else "FAIL", "phase": result.criterion.phase, "metric": result.criterion.metric,
-        "threshold": result.criterion.threshold, "value": result.value if measured else None, "n": result.n, "N": result.N,
-        "counted": result.counted, "interval95": list(result.interval95), "interval_over": f"{result.num_independent} {result.independent}",
-        "step": result.step, "sentence": str(result),
-    }  # fmt: skip
+        "result": "PASS" if result.passed else "FAIL",
+        "phase": result.criterion.phase,
+        "metric": result.criterion.metric,
+        "threshold": result.criterion.threshold,
+        "value": result.value if measured else None,
+        "n": result.n,
+        "N": result.N,
+        "counted": result.counted,
+        "interval95": list(result.interval95),
+        "interval_over": f"{result.num_independent} {result.independent}",
+        "step": result.step,
+        "sentence": str(result),
+    }
     write_atomically(run.path / "criterion.json", json.dumps(record, indent=1) + "\n")
 
 
@@ -126,8 +135,8 @@ _KINDS: dict[str, Kind] = {
 
 
 def read_criterion(run: RunDir) -> dict[str, Any] | None:
-    """What write_criterion wrote, with num_independent, the number that interval_over begins with; None if there is none. DamagedFile
-    if it is not that."""
+    """What write_criterion wrote, with num_independent, the number that interval_over begins with; None if there is none.
+    DamagedFile if it is not that."""
     path = run.path / "criterion.json"
     if not path.is_file():
         return None

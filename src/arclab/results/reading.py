@@ -44,8 +44,15 @@ _SETTINGS: dict[str, Kind] = {
 _PROVENANCE: dict[str, Kind] = {"command": str, "commit": str, "started": str, "notes": list[str], "earlier": list[dict]}
 _SCORED: dict[str, Kind] = {"split": str, "scores": dict[str, dict], "statistics": dict[str, float]}
 _SCORED_TOO: dict[str, Kind] = {
-    "step": int, "num_tasks": int, "num_augmentations": int, "weights": str, "stamps": list[str], "config": dict, "tasks_digest": str | None, "predictions_sha256": str,
-}  # fmt: skip
+    "step": int,
+    "num_tasks": int,
+    "num_augmentations": int,
+    "weights": str,
+    "stamps": list[str],
+    "config": dict,
+    "tasks_digest": str | None,
+    "predictions_sha256": str,
+}
 _PREDICTED: dict[str, Kind] = {
     "task": str,
     "test": int,
@@ -217,7 +224,8 @@ class Run:
         return (*self.weight_stamps, *fit, *rules_stamp(self.settings))
 
     def split(self, *names: str) -> ScoredSplit | None:
-        """The evaluation of the first of these splits that there is; of several the one in the folder of that name, else of the newest step."""
+        """The evaluation of the first of these splits that there is; of several the one in the folder of that name, else of the
+        newest step."""
         for name in names:
             found = [split for split in self.splits if split.split == name]
             if found:
@@ -321,11 +329,18 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
     run = RunDir(path)
     folders = sorted(p.parent for p in (path / "evaluation").glob("*/metrics.json"))
     return Run(
-        path, label, settings, read_rows(run.metrics),
-        status=run.read_status(), provenance=_read_present(run.provenance, _PROVENANCE),
-        is_abandoned=_is_abandoned(run), criterion=read_criterion(run), wandb=_read_present(path / "wandb.json", {}), weight_stamps=_weight_stamps(run),
+        path,
+        label,
+        settings,
+        read_rows(run.metrics),
+        status=run.read_status(),
+        provenance=_read_present(run.provenance, _PROVENANCE),
+        is_abandoned=_is_abandoned(run),
+        criterion=read_criterion(run),
+        wandb=_read_present(path / "wandb.json", {}),
+        weight_stamps=_weight_stamps(run),
         splits=tuple(_read_split(folder) for folder in folders),
-    )  # fmt: skip
+    )
 
 
 def _is_abandoned(run: RunDir) -> bool:

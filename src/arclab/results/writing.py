@@ -106,7 +106,8 @@ def write_results(result: Evaluation, folder: Path, pages: Mapping[str, str]) ->
     """
     predictions = "".join(json.dumps(r) + "\n" for r in prediction_records(result))
     record = {**metrics_record(result), "predictions_sha256": hashlib.sha256(predictions.encode()).hexdigest()}
-    texts = {  # all are made, and lie on the disk, before the first takes its place; metrics.json is what makes them an evaluation
+    # all are made, and lie on the disk, before the first takes its place; metrics.json is what makes them an evaluation
+    texts = {
         **pages,
         "submission.json": json.dumps(submission(result.tasks, result.attempts)) + "\n",
         "predictions.jsonl": predictions,
@@ -121,8 +122,8 @@ def write_results(result: Evaluation, folder: Path, pages: Mapping[str, str]) ->
 
 
 def _replace_together(beside: Path, folder: Path, names: Sequence[str]) -> None:
-    """Move the files beside into the folder; if one of them cannot be moved, all are as before. A kill in between leaves some of
-    both: metrics.json comes last and has the checksum of its predictions, by which readers notice."""
+    """Move the files beside into the folder; if one of them cannot be moved, all are as before. A kill in between leaves some
+    of both: metrics.json comes last and has the checksum of its predictions, by which readers notice."""
     for name in names:
         if (folder / name).is_file():
             with naming(folder / name):
@@ -139,7 +140,8 @@ def _replace_together(beside: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> None:
-    """ValueError if the folder holds an evaluation of more tasks, or of more copies of each: a quick look must not replace it."""
+    """ValueError if the folder holds an evaluation of more tasks, or of more copies of each: a quick look must not replace
+    it."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file; give a folder.")
     path = folder / "metrics.json"
@@ -150,8 +152,8 @@ def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> N
     tasks, copies = held["num_tasks"], held["num_augmentations"]
     if tasks > num_tasks or copies > num_augmentations:
         raise ValueError(
-            f"{folder} holds the results of {tasks} tasks with {copies} augmented copies of each, which these of {num_tasks} tasks with {num_augmentations} "
-            "would replace; give another output_dir=, or remove that folder first."
+            f"{folder} holds the results of {tasks} tasks with {copies} augmented copies of each, which these of {num_tasks} "
+            f"tasks with {num_augmentations} would replace; give another output_dir=, or remove that folder first."
         )
 
 

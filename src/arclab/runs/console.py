@@ -3,7 +3,8 @@
     setup_logging()
     with progress_bar(total=20, desc="evaluating", unit="grid") as bar: bar.update()
 
-What standard error does not take (a terminal that has gone, a log on a full disk) is dropped: it must not end the run that reports to it.
+What standard error does not take (a terminal that has gone, a log on a full disk) is dropped: it must not end the run that
+reports to it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class _BarSafeHandler(logging.StreamHandler):  # pyright: ignore[reportMissingTy
 
 
 class _Lenient(ObjectWrapper):
-    """A stream whose failures to write are nobody's. Equal to the stream itself, by which tqdm finds the bars to clear for a line."""
+    """A stream whose failures to write are nobody's. Equal to the stream itself, by which tqdm finds the bars to clear for a
+    line."""
 
     def write(self, text: str) -> None:
         with suppress(OSError):

@@ -126,8 +126,9 @@ def run_path(config: ExperimentConfig) -> Path:
 def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
     """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one.
 
-    A run that is DONE is left as it is: what it was made with must not become what looked at it. Where checkpoints go on, provenance.json
-    also keeps how they were made ("earlier"). trainer.batch_size=auto does not replace the number that they were made with.
+    A run that is DONE is left as it is: what it was made with must not become what looked at it. Where checkpoints go on,
+    provenance.json also keeps how they were made ("earlier"). trainer.batch_size=auto does not replace the number that they
+    were made with.
     """
     run = RunDir(run_path(config))
     require_same(run, config)
@@ -165,7 +166,8 @@ def is_done(run: RunDir, config: ExperimentConfig) -> bool:
 
 
 def require_same(run: RunDir, config: ExperimentConfig) -> None:
-    """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to nobody."""
+    """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to
+    nobody."""
     if run.state is None or not run.config.is_file():
         return
     held = thaw(run.config)

@@ -54,8 +54,8 @@ def in_ranks(
 
 
 class RecordFailure:
-    """Whatever ends the block goes into status.json before it goes on; the first rank that fails is the one that is heard. If it
-    cannot be written there, it goes on all the same, with a note that says so."""
+    """Whatever ends the block goes into status.json before it goes on; the first rank that fails is the one that is heard. If
+    it cannot be written there, it goes on all the same, with a note that says so."""
 
     def __init__(self, run: RunDir) -> None:
         self._run, self._require_held = run, keeper(run)
@@ -127,9 +127,9 @@ class GivenFolder:
         yield False
 
 
-# Who looks after a run's folder. Every rank has one; rank 0 acts, everybody hears. building(): a context while the run is built,
-# before it holds its folder. held(config, notes): a context in which the folder is this run's and says what will run; its value:
-# nothing is left to do.
+# Who looks after a run's folder. Every rank has one; rank 0 acts, everybody hears. building(): a context while the run is
+# built, before it holds its folder. held(config, notes): a context in which the folder is this run's and says what will run;
+# its value: nothing is left to do.
 RunFolder = OwnFolder | GivenFolder
 
 

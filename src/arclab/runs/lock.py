@@ -4,13 +4,14 @@
     holder = living_holder(run)      # who works there now, or None
     require_held = keeper(run)       # before each write: LostLock if somebody else has taken the folder over since
 
-The lock is a POSIX record lock on the file .holder. The kernel drops it when the process dies, however it dies, and a forked child
-does not inherit it (as it would flock: a loader that outlives a killed trainer would keep the folder closed). The other side of
-it: a process that closes .holder anywhere loses the lock, so nobody opens that file in a process that holds it.
+The lock is a POSIX record lock on the file .holder. The kernel drops it when the process dies, however it dies, and a forked
+child does not inherit it (as it would flock: a loader that outlives a killed trainer would keep the folder closed). The other
+side of it: a process that closes .holder anywhere loses the lock, so nobody opens that file in a process that holds it.
 
-Where the kernel's lock says nothing (another host, a file system without locks) the record decides: on this machine by pid, start and
-boot, on another one by its SLURM job. A holder on another host without a SLURM job, or in another PID namespace without a lock, cannot
-be looked up and counts as alive. The lock is advice for arclab's own processes, not protection against others.
+Where the kernel's lock says nothing (another host, a file system without locks) the record decides: on this machine by pid,
+start and boot, on another one by its SLURM job. A holder on another host without a SLURM job, or in another PID namespace
+without a lock, cannot be looked up and counts as alive. The lock is advice for arclab's own processes, not protection against
+others.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class LostLock(ConfigError):
 class Holder:
     """Who works in a run folder. incarnation: SLURM's count of restarts of the job.
 
-    start_ticks, boot_id, pid_namespace: see arclab.runs.process_id; None and "" in files of older versions, which have `started` alone (seconds
-    since 1970). has_lock: does the kernel keep a lock for it?
+    start_ticks, boot_id, pid_namespace: see arclab.runs.process_id; None and "" in files of older versions, which have
+    `started` alone (seconds since 1970). has_lock: does the kernel keep a lock for it?
     """
 
     host: str
@@ -147,7 +148,8 @@ def _is_living(run: RunDir, holder: Holder) -> bool:
 
 
 def _is_held(run: RunDir) -> bool | None:
-    """Does another process have the kernel's lock? None: it cannot be asked. Never asks in a process that has the lock itself."""
+    """Does another process have the kernel's lock? None: it cannot be asked. Never asks in a process that has the lock
+    itself."""
     if sys.platform != "linux":
         return None
     try:
@@ -178,8 +180,8 @@ def require_free(run: RunDir) -> None:
 
 def _in_use(run: RunDir, holder: str) -> str:
     return (
-        f"the run folder {run.path} is in use by {holder}; wait for it or stop it, or choose another folder (name=, output_dir=) "
-        f"(if it is certainly gone, remove {lock_path(run)})."
+        f"the run folder {run.path} is in use by {holder}; wait for it or stop it, or choose another folder (name=, "
+        f"output_dir=) (if it is certainly gone, remove {lock_path(run)})."
     )
 
 
@@ -230,7 +232,8 @@ def _take(descriptor: int, run: RunDir) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         log.warning(
-            "the file system of %s has no file locks (%s): lock.json alone keeps a second process out, by its host, process and SLURM job",
+            "the file system of %s has no file locks (%s): lock.json alone keeps a second process out, by its host, process "
+            "and SLURM job",
             run.path, error.strerror,
         )  # fmt: skip
         return False
@@ -275,8 +278,8 @@ def _is_of_another(run: RunDir, me: Holder | None) -> bool:
 
 
 def keeper(run: RunDir) -> Callable[[], None]:
-    """A check to call before each write into the folder: LostLock unless it is held by whom it is held now. Of a folder that nobody
-    holds it asks nothing."""
+    """A check to call before each write into the folder: LostLock unless it is held by whom it is held now. Of a folder that
+    nobody holds it asks nothing."""
     try:
         holder = read_holder(run)
     except DamagedFile:
@@ -285,8 +288,8 @@ def keeper(run: RunDir) -> Callable[[], None]:
     def require_held() -> None:
         if holder is not None and _is_of_another(run, holder):
             raise LostLock(
-                f"{lock_path(run)} no longer names {holder}: another process has taken the run over, or the file was removed; nothing more is "
-                "written, and the same command continues from the last checkpoint."
+                f"{lock_path(run)} no longer names {holder}: another process has taken the run over, or the file was removed; "
+                "nothing more is written, and the same command continues from the last checkpoint."
             )
 
     return require_held

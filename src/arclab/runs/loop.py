@@ -3,9 +3,9 @@
     with logger, profiler:
         Loop(config.trainer, trainer, run, ranks, logger=logger, monitor=monitor, stop=stop, profiler=profiler, bar=bar).run()
 
-What a step is belongs to the method, which hands in a Trainer. The loop runs on every rank; rank 0 alone has a logger and a monitor.
-Told to end (arclab.runs.preempt), all ranks save after the same step and run() returns early. It makes nothing and chooses
-nothing: model, data, logger and folder are made by whoever calls it.
+What a step is belongs to the method, which hands in a Trainer. The loop runs on every rank; rank 0 alone has a logger and a
+monitor. Told to end (arclab.runs.preempt), all ranks save after the same step and run() returns early. It makes nothing and
+chooses nothing: model, data, logger and folder are made by whoever calls it.
 """
 
 from __future__ import annotations
@@ -85,17 +85,26 @@ class Loop:
     """See the module. bar: shows steps; the caller closes it."""
 
     def __init__(
-        self, cadence: Cadence, trainer: Trainer, run: RunDir, ranks: Ranks, *, logger: MetricLogger | None,
-        monitor: HealthMonitor | None, stop: StopRequest, profiler: StepProfiler, bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
-    ) -> None:  # fmt: skip
+        self,
+        cadence: Cadence,
+        trainer: Trainer,
+        run: RunDir,
+        ranks: Ranks,
+        *,
+        logger: MetricLogger | None,
+        monitor: HealthMonitor | None,
+        stop: StopRequest,
+        profiler: StepProfiler,
+        bar: tqdm,  # pyright: ignore[reportMissingTypeArgument]
+    ) -> None:
         self._cadence, self._trainer, self._run_dir, self._ranks = cadence, trainer, run, ranks
         self._logger, self._monitor, self._stop, self._profiler, self._bar = logger, monitor, stop, profiler, bar
         self._require_held = keeper(run)
         self._logged_step, self._logged_at = trainer.step, time.monotonic()
 
     def run(self) -> None:
-        """Train to cadence.steps, or to where the run is told to end. ValueError if a metric stops being finite; UnhealthyRun, with
-        a checkpoint saved, if the run may be stopped and its health says so."""
+        """Train to cadence.steps, or to where the run is told to end. ValueError if a metric stops being finite; UnhealthyRun,
+        with a checkpoint saved, if the run may be stopped and its health says so."""
         if self._logger is not None:
             self._run_dir.write_status(State.running, self._trainer.step)
         while self._trainer.step < self._cadence.steps:
@@ -164,8 +173,8 @@ class Loop:
         bad = [name for name in self._trainer.finite if not math.isfinite(metrics.get(name, 0.0))]
         if bad:
             raise ValueError(
-                f"training diverged: {bad[0]} is {metrics[bad[0]]} at step {self._trainer.step}; {self._trainer.divergence_remedy}, "
-                "and start a run with another name."
+                f"training diverged: {bad[0]} is {metrics[bad[0]]} at step {self._trainer.step}; "
+                f"{self._trainer.divergence_remedy}, and start a run with another name."
             )
 
     def _stop_reason(self, step: int) -> str | None:
@@ -179,8 +188,8 @@ class Loop:
         if self._logger is not None:
             if not self._run_dir.config.is_file():
                 raise ValueError(
-                    f"the run folder {self._run_dir.path} was moved or emptied while the run trains; put it back and give the command "
-                    "again."
+                    f"the run folder {self._run_dir.path} was moved or emptied while the run trains; put it back and give the "
+                    "command again."
                 )
             self._require_held()
         self._trainer.save(self._logger.runtime_s if self._logger is not None else 0.0)

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 
-# Of what is free now. On a GPU the rest is for fragments and kernels' workspaces; a machine has other users, and what is counted
-# there is tensors alone.
+# Of what is free now. On a GPU the rest is for fragments and kernels' workspaces; a machine has other users, and what is
+# counted there is tensors alone.
 GPU_SHARE, MACHINE_SHARE = 0.9, 0.5
 _CGROUPS = Path("/sys/fs/cgroup")
 # What torch's CPU allocator says; it has no error class of its own.

@@ -4,7 +4,8 @@
     is_running(pid, ticks)               # does this very process still run?
     boot_id(), pid_namespace()           # a number means something only where both are the same
 
-No wall clock: the start of a process in seconds since 1970 moves when the clock is set. It looks at this machine and this namespace only.
+No wall clock: the start of a process in seconds since 1970 moves when the clock is set. It looks at this machine and this
+namespace only.
 """
 
 from __future__ import annotations

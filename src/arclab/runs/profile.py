@@ -5,8 +5,9 @@
         profiler.step()          # after every optimiser step
 
 Rank 0 records _RECORDED_STEPS steps after _WARM_UP_STEPS and writes to that folder: trace.json (open it at ui.perfetto.dev) and
-profile.md with seconds and share of a step by part, the largest operators, floating-point operations per second against the rate of one large
-matrix product measured there, and peak memory. The recorded steps are slower than others; shares are what to read.
+profile.md with seconds and share of a step by part, the largest operators, floating-point operations per second against the
+rate of one large matrix product measured there, and peak memory. The recorded steps are slower than others; shares are what to
+read.
 """
 
 from __future__ import annotations
@@ -80,14 +81,21 @@ class StepProfiler:
 
         parts = {e.key.removeprefix(PART): total_s(e) for e in events if e.key.startswith(PART)}
         flops = sum(e.flops for e in events if e.flops) / _RECORDED_STEPS
-        lines = [f"# Profile of {_RECORDED_STEPS} steps", "", f"{seconds:.4f} s a step, {self.rows / seconds:.1f} rows/s on this rank.", "",
-                 "| part | s a step | share |", "|---|---|---|"]  # fmt: skip
+        lines = [
+            f"# Profile of {_RECORDED_STEPS} steps",
+            "",
+            f"{seconds:.4f} s a step, {self.rows / seconds:.1f} rows/s on this rank.",
+            "",
+            "| part | s a step | share |",
+            "|---|---|---|",
+        ]
         lines += [f"| {name} | {s:.4f} | {100 * s / seconds:.1f} % |" for name, s in sorted(parts.items(), key=lambda p: -p[1])]
         rest = seconds - sum(parts.values())
         lines += [f"| rest (data, logging, waiting) | {rest:.4f} | {100 * rest / seconds:.1f} % |", ""]
         rate = _matmul_rate(self.device, self.dtype)
-        lines += [f"Counted products: {flops / 1e9:.2f} GFLOP a step, {flops / seconds / 1e9:.1f} GFLOP/s; one large matrix product reaches "
-                  f"{rate / 1e9:.1f} GFLOP/s here ({str(self.dtype).removeprefix('torch.')}): {100 * flops / seconds / rate:.0f} % of it.",
+        lines += [f"Counted products: {flops / 1e9:.2f} GFLOP a step, {flops / seconds / 1e9:.1f} GFLOP/s; one large "
+            f"matrix product reaches {rate / 1e9:.1f} GFLOP/s here ({str(self.dtype).removeprefix('torch.')}): "
+            f"{100 * flops / seconds / rate:.0f} % of it.",
                   f"Peak memory: {_peak_mib(self.device):.0f} MiB ({'device' if on_gpu else 'process'}).", ""]  # fmt: skip
         key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         operators = sorted((e for e in events if not e.key.startswith(PART)), key=lambda e: -getattr(e, key))[:_TOP_OPERATORS]

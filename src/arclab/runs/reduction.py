@@ -2,13 +2,13 @@
 
     reduction = start_reduction(groups, ranks)         # None: the sum comes after the backward pass, in one message
     reduction.begin()                                  # before the last backward pass of a step; earlier ones only accumulate
-    loss.backward()                                    # a bucket is sent off as soon as its gradients and those before it are there
+    loss.backward()                                    # a bucket is sent as soon as its gradients and those before it are there
     reduction.finish()                                 # the other buckets too; every gradient is now the sum over ranks
 
 Buckets are the same on every rank and in every step, and are sent in their order, whatever order gradients come in: messages of
-different ranks never cross. A bucket that does not fill (part of the model took no part) goes out in finish(); a parameter without
-a gradient keeps none, and must then have none on every rank. With two ranks the sums have the bits of Ranks.sum_. It does not sum what is
-not a parameter: the rows of a puzzle table, votes.
+different ranks never cross. A bucket that does not fill (part of the model took no part) goes out in finish(); a parameter
+without a gradient keeps none, and must then have none on every rank. With two ranks the sums have the bits of Ranks.sum_. It
+does not sum what is not a parameter: the rows of a puzzle table, votes.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
         ...
         if signals.number is not None: save and leave with exit status interrupted_status(signals.number)
 
-SIGUSR2 (SLURM, before a time limit or a preemption), SIGTERM (scancel, kill), SIGINT (Ctrl-C) and SIGHUP (the terminal is closed, unless
-nohup has it ignored). A second SIGINT ends the process at once.
+SIGUSR2 (SLURM, before a time limit or a preemption), SIGTERM (scancel, kill), SIGINT (Ctrl-C) and SIGHUP (the terminal is
+closed, unless nohup has it ignored). A second SIGINT ends the process at once.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _leave_closed_terminal() -> None:
 
 
 def ignore_stop_signals(_worker: int = 0) -> None:
-    """In a data loader's worker: SLURM signals every process of a job, and a worker that obeys on its own would take the run down
-    before it has saved."""
+    """In a data loader's worker: SLURM signals every process of a job, and a worker that obeys on its own would take the run
+    down before it has saved."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -3,7 +3,8 @@
     queue_states()  -> {"12": "RUNNING", "13_0": "PENDING"}; a job that is not in it has ended
     partitions()    -> ["cpu", "gpu"]
 
-It submits nothing (see arclab.launch.cluster). Where SLURM is not installed, is_installed() is False and the others raise ConfigError.
+It submits nothing (see arclab.launch.cluster). Where SLURM is not installed, is_installed() is False and the others raise
+ConfigError.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def is_installed() -> bool:
 def require_installed() -> None:
     if not is_installed():
         raise ConfigError(
-            "there is no sbatch on PATH, so nothing can be sent to SLURM from this machine; log in to a submit node, or run here with "
-            "hydra/launcher=submitit_local (a sweep) or --cluster local (a job list)."
+            "there is no sbatch on PATH, so nothing can be sent to SLURM from this machine; log in to a submit node, or run "
+            "here with hydra/launcher=submitit_local (a sweep) or --cluster local (a job list)."
         )
 
 
@@ -65,7 +66,8 @@ def queued(jobs: Iterable[str]) -> list[str]:
 
 
 def end_job(job: str, *, may_save: bool) -> None:
-    """scancel. may_save: send SIGTERM alone, and leave the end to the job. ConfigError if SLURM refuses, or this is no number of a job."""
+    """scancel. may_save: send SIGTERM alone, and leave the end to the job. ConfigError if SLURM refuses, or this is no number
+    of a job."""
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
         raise ConfigError(f"{job[:40]!r} is no job of SLURM; nothing was cancelled.")
     _ask("scancel", *(["--signal=TERM"] if may_save else []), job)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from arclab.config.compose import freeze
-from arclab.config.schema import DatasetConfig, ExperimentConfig
+from arclab.config.dataset_schema import DatasetConfig
+from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Batch, Cursor, TrainingData, build_training_data
 from arclab.data.splits import load_tasks
 from arclab.methods.recursive.model import RecursiveModel, build_model

@@ -35,7 +35,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     for sentence in damaged:
         say(f"damaged: {sentence}")
     say(
-        f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was started."
+        f"\n{len(plan.runs)} of the {plan.num_runs} runs of {plan.path} composed and typed in {seconds:.2f} s; nothing was "
+        "started."
     )
     return 2 if damaged else 0
 

@@ -4,7 +4,8 @@
     job = read_job(run)                             # None without one; DamagedFile if it names no job
     job is not None and job.is_running_here()
 
-A local job is known by its process' number, start and boot, so that nothing else is ever signalled in its place. It asks SLURM nothing.
+A local job is known by its process' number, start and boot, so that nothing else is ever signalled in its place. It asks SLURM
+nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _REMEDY = "restore it; or see that no job of the run is left, and remove the fil
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """submitted: seconds since 1970. host: the machine whose process a local job is; start_ticks, boot_id, pid_namespace: which process
-    of it (arclab.runs.process_id); files of older versions do not say."""
+    """submitted: seconds since 1970. host: the machine whose process a local job is; start_ticks, boot_id, pid_namespace: which
+    process of it (arclab.runs.process_id); files of older versions do not say."""
 
     id: str
     cluster: Kind

@@ -35,8 +35,8 @@ _LEADING_KEYS = ("experiment_name", "encoder.kind", "decoder_init.kind")
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run, typed. waits_for: the run of the same file that makes its checkpoint and is not DONE yet. damage: why the config.yaml of
-    its folder cannot be read; "" if it can."""
+    """One run, typed. waits_for: the run of the same file that makes its checkpoint and is not DONE yet. damage: why the
+    config.yaml of its folder cannot be read; "" if it can."""
 
     job: JobLine
     config: ExperimentConfig
@@ -204,7 +204,10 @@ def _missing_checkpoints(
     for job, config in runs:
         path = _checkpoint(config)
         if path is not None and not path.exists() and _maker(path, makers) is None:
-            text = f"decoder_init.path={path} does not exist and no line of this file makes it; give a run folder or a file that is there."
+            text = (
+                f"decoder_init.path={path} does not exist and no line of this file makes it; give a run folder or "
+                "a file that is there."
+            )
             problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
     return problems
 
@@ -223,7 +226,10 @@ def _circles(
             maker, its_config = jobs[folder]
             if maker is job:
                 names = ", which waits for ".join(f"{j.name} (line {j.line})" for j in [*chain[1:], job])
-                text = f"decoder_init.path: {job.name} waits for {names}: none of them can ever start; take the checkpoint of another run."
+                text = (
+                    f"decoder_init.path: {job.name} waits for {names}: none of them can ever start; take the "
+                    "checkpoint of another run."
+                )
                 problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
             if maker in chain:
                 break

@@ -5,8 +5,8 @@
 
 Reads status.json, job.json, lock.json, metrics.jsonl and criterion.json, whoever wrote them and while they are written. It
 decides nothing. Beside the states of status.json there are NEW (no folder), QUEUED, REQUEUED (told to end, and will
-continue by itself), CANCELLED (by the command cancel), DAMAGED (a file of it cannot be read; the message says which) and LOST: the
-folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
+continue by itself), CANCELLED (by the command cancel), DAMAGED (a file of it cannot be read; the message says which) and LOST:
+the folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ class RunProgress:
 def living_jobs(runs: Sequence[PlannedRun], *, must_know: bool = True) -> dict[Path, str]:
     """Folder -> QUEUED or RUNNING, for the runs that have a job in the queue or a process of this machine.
 
-    Where SLURM is not installed (a machine that only sees the folders), or with must_know=False does not answer, the word of the
-    folder counts for SLURM's jobs, as it does for processes of other machines. ConfigError if it must be known and SLURM does not answer.
+    Where SLURM is not installed (a machine that only sees the folders), or with must_know=False does not answer, the word of
+    the folder counts for SLURM's jobs, as it does for processes of other machines. ConfigError if it must be known and SLURM
+    does not answer.
     """
     whole = [run.folder for run in runs if not damage_of(run)]
     jobs = {folder.path: job for folder in whole if (job := read_job(folder)) is not None}
@@ -142,7 +143,8 @@ def damage_of(run: PlannedRun) -> str:
 
 
 def read_progress(run: PlannedRun, living: str | None) -> RunProgress:
-    """DAMAGED, with the sentence as its message, if a file of the run cannot be read: the others of a list are shown all the same."""
+    """DAMAGED, with the sentence as its message, if a file of the run cannot be read: the others of a list are shown all the
+    same."""
     damage = damage_of(run)
     try:
         if not damage:

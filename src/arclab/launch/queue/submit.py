@@ -4,10 +4,11 @@
     actions = cancel(plan.runs)
     actions = retry(plan.runs, cluster=None)
 
-Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after adding lines, or twice at once. What
-failed or was cancelled starts again only by retry. Before a job exists its folder has the frozen configuration and the status
-SUBMITTED; job.json names the job. On this machine (cluster local) jobs are processes that wait for a place, one after another
-unless more are allowed; debug runs them in this process and blocks. Every run continues from its last checkpoint.
+Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after adding lines, or
+twice at once. What failed or was cancelled starts again only by retry. Before a job exists its folder has the frozen
+configuration and the status SUBMITTED; job.json names the job. On this machine (cluster local) jobs are processes that wait for
+a place, one after another unless more are allowed; debug runs them in this process and blocks. Every run continues from its
+last checkpoint.
 """
 
 from __future__ import annotations

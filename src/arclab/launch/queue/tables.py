@@ -20,9 +20,23 @@ from arclab.launch.queue.progress import RunProgress
 
 _PIPE_WIDTH = 400
 _COLORS = {
-    "DONE": "green", "PASS": "green", "OK": "green", "HEALTHY": "green", "RUNNING": "cyan", "submitted": "cyan",
-    "FAIL": "red", "FAILED": "red", "LOST": "red", "DAMAGED": "red", "DAMAGED:": "red", "STOPPED": "red", "PREEMPTED": "yellow", "REQUEUED": "yellow", "WARN": "yellow", "waits": "yellow",
-}  # fmt: skip
+    "DONE": "green",
+    "PASS": "green",
+    "OK": "green",
+    "HEALTHY": "green",
+    "RUNNING": "cyan",
+    "submitted": "cyan",
+    "FAIL": "red",
+    "FAILED": "red",
+    "LOST": "red",
+    "DAMAGED": "red",
+    "DAMAGED:": "red",
+    "STOPPED": "red",
+    "PREEMPTED": "yellow",
+    "REQUEUED": "yellow",
+    "WARN": "yellow",
+    "waits": "yellow",
+}
 
 
 def console() -> Console:

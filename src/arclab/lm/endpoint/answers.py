@@ -20,11 +20,17 @@ from arclab.lm.endpoint.http import NoReply
 from arclab.lm.language_model import Completion, FinishReason, Sampling, cut_after_stop
 
 THINK = "<think>\n"
-_ENDS = {"stop": FinishReason.stop, "eos": FinishReason.stop, "eos_token": FinishReason.stop, "stop_sequence": FinishReason.stop,
-         "length": FinishReason.length}  # fmt: skip
+_ENDS = {
+    "stop": FinishReason.stop,
+    "eos": FinishReason.stop,
+    "eos_token": FinishReason.stop,
+    "stop_sequence": FinishReason.stop,
+    "length": FinishReason.length,
+}
 _FILTERED = re.compile(r"content.?filter|safety\b|prohibited.?content|sensitive\b", re.I)
 _FILTER_SPEAKS = re.compile(
-    r"content.?(filter|policy|management)|responsible ?ai|usage polic|(prompt|input|request).{0,40}(flagged|blocked)|flagged as|moderation"
+    r"content.?(filter|policy|management)|responsible ?ai|usage "
+    r"polic|(prompt|input|request).{0,40}(flagged|blocked)|flagged as|moderation"
     r"|data.?inspection|prohibited.?content",
     re.I,
 )

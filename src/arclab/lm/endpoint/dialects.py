@@ -1,8 +1,8 @@
 """How a server is told the settings of a request: the fields that it is sent, and which of them it says it does not know.
 
-    fields = request_fields("m", prompt, first=0, count=8, sampling=sampling, dialect=DIALECTS[0], unknown=frozenset(), thinking=None)
-    unknown_fields(what_the_refusal_says, fields)            # {"seed"}
-    not_sent(DIALECTS[3], unknown={"seed"})                  # ("min_p", "seed", "top_k"): settings that do not reach the server
+    fields = request_fields("m", prompt, first=0, count=8, sampling=sampling, dialect=DIALECTS[0], unknown=frozenset(),
+    thinking=None) unknown_fields(what_the_refusal_says, fields)            # {"seed"} not_sent(DIALECTS[3], unknown={"seed"})
+    # ("min_p", "seed", "top_k"): settings that do not reach the server
 
 Servers differ in what they know beyond OpenAI's parameters (dialects), and newer models know fewer of those. Which dialect a
 server speaks is found out by whoever asks it; nothing is asked here.
@@ -68,7 +68,8 @@ def request_fields(
     model: str, prompt: Prompt, *, first: int, count: int, sampling: Sampling, dialect: Dialect, unknown: Collection[str],
     thinking: bool | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The body of a request for `count` samples of a prompt, from the sample `first` on. unknown: fields that the server refuses."""
+    """The body of a request for `count` samples of a prompt, from the sample `first` on. unknown: fields that the server
+    refuses."""
     extra = dialect.extra(sampling)
     assert extra is not None, dialect
     if thinking is not None:
@@ -99,7 +100,8 @@ def not_sent(dialect: Dialect, unknown: Collection[str]) -> tuple[str, ...]:
 
 
 def unknown_fields(said: str, fields: Collection[str]) -> set[str]:
-    """Which of the optional fields that were sent a refusal calls unknown or not supported. A value out of range is no such thing."""
+    """Which of the optional fields that were sent a refusal calls unknown or not supported. A value out of range is no such
+    thing."""
     return {name for name in OPTIONAL.keys() & set(fields) if _is_called_unknown(name, said)}
 
 

@@ -114,8 +114,8 @@ def _usable_proxy(address: str, variable: str, tls: ssl.SSLContext) -> httpx.Pro
         raise EndpointError(f"the proxy in ${variable} is no address that can be used; {remedy}") from error
     if proxy.url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise EndpointError(
-            f"the proxy in ${variable} is a SOCKS proxy, which needs the package socksio; pip install socksio, unset ${variable}, or "
-            "name the server in NO_PROXY."
+            f"the proxy in ${variable} is a SOCKS proxy, which needs the package socksio; pip install socksio, unset "
+            f"${variable}, or name the server in NO_PROXY."
         )
     if proxy.url.scheme == "https":
         proxy.ssl_context = tls
@@ -123,8 +123,14 @@ def _usable_proxy(address: str, variable: str, tls: ssl.SSLContext) -> httpx.Pro
 
 
 def fetch(
-    connection: Connection, path: str, fields: Mapping[str, Any] | None = None, *, timeout_s: float, max_bytes: int, stop: threading.Event,
-) -> Response:  # fmt: skip
+    connection: Connection,
+    path: str,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float,
+    max_bytes: int,
+    stop: threading.Event,
+) -> Response:
     """The server's answer to one request, whatever its status. Not for a thread that runs an event loop. NoReply: none within
     timeout_s or max_bytes, or stop was set meanwhile."""
     try:

@@ -4,14 +4,16 @@
     replies = model.generate(prompts, num_samples=8, sampling=sampling)
 
 Every setting of Sampling is sent, neutral ones too, since servers fill what is left open from the model's generation_config.
-Servers differ in how they are told (endpoint_dialects.py); the first request finds out. If only plain OpenAI parameters are understood,
-neutral top_k and min_p are left out with a warning, and others are an error. What newer models refuse of OpenAI's own (a seed, a temperature) is
-left out for as long as the model lives, with a warning and in Reply.not_sent. Samples that a server does not draw together (n) are
-requests of their own, with seeds derived from (seed, prompt, sample); how far a server keeps to a seed is up to it.
+Servers differ in how they are told (endpoint_dialects.py); the first request finds out. If only plain OpenAI parameters are
+understood, neutral top_k and min_p are left out with a warning, and others are an error. What newer models refuse of OpenAI's
+own (a seed, a temperature) is left out for as long as the model lives, with a warning and in Reply.not_sent. Samples that a
+server does not draw together (n) are requests of their own, with seeds derived from (seed, prompt, sample); how far a server
+keeps to a seed is up to it.
 
-A request that fails for good does not cost the others their replies: they are told of before the error is raised. A reply that ended for
-another reason than its end or its length (an abort), or an answer that is none, counts as a failure, which may pass. A prompt, or
-every reply to it, that the server's filter refuses is a reply without completions, as is a prompt that is too long.
+A request that fails for good does not cost the others their replies: they are told of before the error is raised. A reply that
+ended for another reason than its end or its length (an abort), or an answer that is none, counts as a failure, which may pass.
+A prompt, or every reply to it, that the server's filter refuses is a reply without completions, as is a prompt that is too
+long.
 
 It does not count tokens before asking: a prompt that is too long is known by the server's refusal, or by its count if that
 exceeds model.max_context. It cannot tell if a server cuts a prompt silently (Ollama does), and has no logprobs().
@@ -45,8 +47,8 @@ def load_endpoint(config: EndpointModelConfig) -> EndpointModel:
         if not key or not (key.isascii() and key.isprintable()):
             wrong = "is not set in the environment" if not key else "holds characters that no key has"
             raise EndpointError(  # without the name: it may be the key itself
-                f"the variable that model.api_key_env names {wrong}; export it with the server's key, or use model.api_key_env=null for a "
-                "server that wants none."
+                f"the variable that model.api_key_env names {wrong}; export it with the server's key, or use "
+                "model.api_key_env=null for a server that wants none."
             )
     return EndpointModel(Server(config, connect(config.base_url, key)))
 
@@ -73,7 +75,8 @@ class EndpointModel:
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         raise EndpointError(
-            f"the server {self.config.base_url} cannot score given texts through the chat protocol; use a model of kind hf for logprobs."
+            f"the server {self.config.base_url} cannot score given texts through the chat protocol; use a model of kind hf "
+            "for logprobs."
         )
 
     def num_prompts(self, num_samples: int) -> int:
@@ -123,7 +126,8 @@ class EndpointModel:
     def _answered(
         self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], requests: Sequence[_Request], sampling: Sampling
     ) -> Generator[tuple[_Request, Found | EndpointError]]:
-        """Each request with what it brought, as they come. Without a server those that wait to be sent, or sent again, are given up."""
+        """Each request with what it brought, as they come. Without a server those that wait to be sent, or sent again, are
+        given up."""
         asked: dict[Future[Found], _Request] = {}
         for request in requests:
             asked[pool.submit(self._answers_of, request, prompts[request.prompt], sampling)] = request
@@ -161,8 +165,8 @@ class EndpointModel:
     def _introduced(
         self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling
     ) -> tuple[dict[int, Found], EndpointError | None]:
-        """By prompt, what is answered once the server's dialect is known. A prompt that is refused is left out and its error comes
-        beside them, unless the next prompt is refused as well: then it is not the prompt, and that is the error."""
+        """By prompt, what is answered once the server's dialect is known. A prompt that is refused is left out and its error
+        comes beside them, unless the next prompt is refused as well: then it is not the prompt, and that is the error."""
         found: dict[int, Found] = {number: [] for number in range(len(prompts))}
         refused: EndpointError | None = None
         for number, prompt in enumerate(prompts):

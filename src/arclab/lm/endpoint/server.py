@@ -26,7 +26,8 @@ from arclab.lm.endpoint.http import Connection, EndpointError, NoReply, Response
 from arclab.lm.language_model import Prompt, Sampling
 
 _LONGEST_WAIT_S = 300.0
-# An answer: so much for what is around the replies, so much for a token (with its log-probability and escapes), never more than this.
+# An answer: so much for what is around the replies, so much for a token (with its log-probability and escapes), never more than
+# this.
 _BYTES_AROUND, _BYTES_PER_TOKEN, _MAX_BYTES = 2**20, 512, 2**28
 _TOO_LONG = re.compile(
     r"context.?(length|size|window)|maximum.{0,30}(length|tokens)|(prompt|input).{0,30}too long|longer than the", re.I
@@ -44,7 +45,8 @@ class Refused(EndpointError):
 
 
 class Server:
-    """May be asked by several threads at once. giving_up: what waits to be sent again is not. stopped: what is under way is cut off."""
+    """May be asked by several threads at once. giving_up: what waits to be sent again is not. stopped: what is under way is cut
+    off."""
 
     def __init__(self, config: EndpointModelConfig, connection: Connection) -> None:
         self.config, self._connection = config, connection
@@ -54,8 +56,8 @@ class Server:
         self._lock = threading.Lock()
 
     def ask(self, prompt: Prompt, first: int, count: int, sampling: Sampling, dialect: Dialect) -> Answer:
-        """At least one of `count` samples, from the sample `first` on, or why the prompt gets none. EndpointError: refused, or failed
-        too often."""
+        """At least one of `count` samples, from the sample `first` on, or why the prompt gets none. EndpointError: refused, or
+        failed too often."""
         num_attempts = 0
         while True:
             try:
@@ -86,8 +88,13 @@ class Server:
                 thinking=self.config.thinking,
             )  # fmt: skip
             response = fetch(
-                self._connection, "/chat/completions", fields, timeout_s=self.config.timeout_s, max_bytes=max_bytes, stop=self.stopped,
-            )  # fmt: skip
+                self._connection,
+                "/chat/completions",
+                fields,
+                timeout_s=self.config.timeout_s,
+                max_bytes=max_bytes,
+                stop=self.stopped,
+            )
             if 200 <= response.status < 300:
                 answer = read_answer(response.body, count, sampling, self.config.thinking)
                 return replace(self._within_context(answer, sampling), not_sent=not_sent(dialect, unknown))
@@ -98,8 +105,9 @@ class Server:
         if any(completion.opened for completion in answer.completions):
             self.warn(
                 "thought",
-                "%s wrote a whole reply into message.reasoning_content and no answer behind it: the reply ended inside its thinking (raise "
-                "sampling.max_new_tokens), or the server takes answers for thinking (model.thinking=false, or its reasoning parser off).",
+                "%s wrote a whole reply into message.reasoning_content and no answer behind it: the reply ended inside its "
+                "thinking (raise sampling.max_new_tokens), or the server takes answers for thinking (model.thinking=false, "
+                "or its reasoning parser off).",
                 self.config.base_url,
             )
         num_prompt, limit = answer.num_prompt_tokens, self.config.max_context
@@ -140,8 +148,8 @@ class Server:
             raise NoReply(f"status {status}: {said}", wait_s=_retry_after_s(response))
         if status < 400:
             raise EndpointError(
-                f"the server {where} redirects to {_place(response)} (status {status}), which is not followed because it would get the key "
-                "and the prompts; give that address as model.base_url if it is the right one."
+                f"the server {where} redirects to {_place(response)} (status {status}), which is not followed because it "
+                "would get the key and the prompts; give that address as model.base_url if it is the right one."
             )
         if status in _NO_SUCH_PARAMETER and _REPLY_TOO_LONG.search(said):
             raise EndpointError(f"the server {where} allows no reply of sampling.max_new_tokens ({said}); lower it.")

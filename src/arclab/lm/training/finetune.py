@@ -2,10 +2,11 @@
 
     finetune(load_hf(config), Path("models/taught"), [(prompt, "def solve(I): ..."), ...], FinetuneSettings(steps=2000, ...))
 
-The training text is made by the model that generates (chat template, then the reply, then the end mark), so that what is learned is
-what is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All weights are trained,
-in float32 (in bfloat16 most steps of a usual size round to nothing); for adapters see hf.py. Rows that are longer than the model's
-context are refused, never cut. A training whose loss stops being finite ends with an error and leaves nothing.
+The training text is made by the model that generates (chat template, then the reply, then the end mark), so that what is
+learned is what is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All
+weights are trained, in float32 (in bfloat16 most steps of a usual size round to nothing); for adapters see hf.py. Rows that are
+longer than the model's context are refused, never cut. A training whose loss stops being finite ends with an error and leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ class _Rows(Dataset[dict[str, list[int]]]):
             length = len(shown) + len(written)
             if limit is not None and length > limit:
                 raise ValueError(
-                    f"row {number} has {length} tokens, more than the model's context of {limit}; drop it, or use a model with a longer context."
+                    f"row {number} has {length} tokens, more than the model's context of {limit}; drop it, or use a model "
+                    "with a longer context."
                 )
             if model.opened(prompt) and "</think>" not in reply:
                 raise ValueError(
-                    f"row {number}: the chat template opens <think> before the reply (model.thinking={model.config.thinking}), and the reply does not close "
-                    "it, so that what is taught would be read as unfinished thinking; use model.thinking=false, or replies with </think>."
+                    f"row {number}: the chat template opens <think> before the reply "
+                    f"(model.thinking={model.config.thinking}), and the reply does not close it, so that what is taught would "
+                    "be read as unfinished thinking; use model.thinking=false, or replies with </think>."
                 )
             self._rows.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
 
@@ -132,11 +135,13 @@ def _require_fresh(model: HfModel) -> None:
     """ValueError: weights in which steps would be lost, or that are no longer what the model's name says."""
     if model.config.dtype is not Dtype.float32:
         raise ValueError(
-            f"fine-tuning in model.dtype={model.config.dtype.value} loses most steps to rounding; load the model with model.dtype=float32."
+            f"fine-tuning in model.dtype={model.config.dtype.value} loses most steps to rounding; load the model with "
+            "model.dtype=float32."
         )
     if model.was_trained:
         raise ValueError(
-            f"the weights of model.name={model.name} have been trained already since they were loaded; load it again with load_hf."
+            f"the weights of model.name={model.name} have been trained already since they were loaded; load it again with "
+            "load_hf."
         )
 
 
@@ -161,7 +166,8 @@ def _require_same(folder: Path, identity: dict[str, Any]) -> None:
     if different:
         key = different[0]
         raise ValueError(
-            f"{folder} was trained with {key}={before.get(key)}, now {key}={identity[key]} ({len(different)} settings differ); name another folder, or remove it."
+            f"{folder} was trained with {key}={before.get(key)}, now {key}={identity[key]} ({len(different)} settings "
+            "differ); name another folder, or remove it."
         )
 
 
@@ -179,8 +185,39 @@ def _last_whole_checkpoint(work: Path) -> str | None:
     return whole
 
 
+def _arguments(settings: FinetuneSettings, work: Path, device: torch.device) -> TrainingArguments:
+    """ValueError if there is more than one device: each would take a batch of its own."""
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.lr,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        logging_steps=settings.log_every,
+        save_steps=settings.save_every,
+        save_total_limit=1,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        use_cpu=device.type == "cpu",
+    )
+    if arguments.n_gpu > 1 or arguments.world_size > 1:
+        raise ValueError(
+            f"fine-tuning uses one device, but {max(arguments.n_gpu, arguments.world_size)} are at hand, each of which would "
+            f"take batch_size={settings.batch_size} rows; show it one with CUDA_VISIBLE_DEVICES=0, without torchrun."
+        )
+    return arguments
+
+
 def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
-    """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there already.
+    """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there
+    already.
 
     ValueError: settings or rows that cannot be trained on, or a folder that holds something else or another training.
     """
@@ -196,18 +233,7 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
     data = _Rows(model, rows)
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(work / _IDENTITY, json.dumps(identity))
-    arguments = TrainingArguments(
-        output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size, learning_rate=settings.lr,
-        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine", logging_steps=settings.log_every,
-        save_steps=settings.save_every, save_total_limit=1, seed=settings.seed, data_seed=settings.seed, report_to=[],
-        remove_unused_columns=False, dataloader_pin_memory=False, disable_tqdm=True, logging_nan_inf_filter=False,
-        use_cpu=model.device.type == "cpu",
-    )  # fmt: skip
-    if arguments.n_gpu > 1 or arguments.world_size > 1:
-        raise ValueError(
-            f"fine-tuning uses one device, but {max(arguments.n_gpu, arguments.world_size)} are at hand, each of which would take batch_size="
-            f"{settings.batch_size} rows; show it one with CUDA_VISIBLE_DEVICES=0, without torchrun."
-        )
+    arguments = _arguments(settings, work, model.device)
     with model.trainable() as network:
         trainer = Trainer(
             model=network, args=arguments, train_dataset=data, callbacks=[_Report()],

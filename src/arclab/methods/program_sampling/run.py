@@ -38,9 +38,22 @@ log = logging.getLogger(__name__)
 _NAMED_TASKS = 20  # on the console; the report has them all
 # Cannot change a reply: an evaluation goes on with other values of these. Prompts are compared by themselves.
 _FREE = (
-    "output_dir", "max_tasks", "split", "dataset.", "sandbox.", "num_threads", "solver.prompt.", "model.device", "model.batch_size", "model.base_url",
-    "model.api_key_env", "model.timeout_s", "model.max_retries", "model.backoff_s", "model.num_parallel",
-)  # fmt: skip
+    "output_dir",
+    "max_tasks",
+    "split",
+    "dataset.",
+    "sandbox.",
+    "num_threads",
+    "solver.prompt.",
+    "model.device",
+    "model.batch_size",
+    "model.base_url",
+    "model.api_key_env",
+    "model.timeout_s",
+    "model.max_retries",
+    "model.backoff_s",
+    "model.num_parallel",
+)
 
 
 def evaluate_programs(config: EvaluateProgramsConfig) -> None:
@@ -50,7 +63,8 @@ def evaluate_programs(config: EvaluateProgramsConfig) -> None:
         torch.set_num_threads(config.num_threads)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            f"solver={config.solver.kind} runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without torchrun."
+            f"solver={config.solver.kind} runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without "
+            "torchrun."
         )
     tasks, notes = scored_tasks(config)
     folder = output_folder(config)
@@ -89,9 +103,15 @@ def _solve(
         log.info("going on: %s holds the replies of %d tasks", store.path, num_known)
     sampling = config.solver.sampling
     solver = ProgramSampling(
-        model, sandbox, prompt=config.solver.prompt, store=store, show_progress=True,
-        sampling=Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed),
-    )  # fmt: skip
+        model,
+        sandbox,
+        prompt=config.solver.prompt,
+        store=store,
+        show_progress=True,
+        sampling=Sampling(
+            sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed
+        ),
+    )
     attempts = solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
     for task_id, why in list(attempts.skipped.items())[:_NAMED_TASKS]:
         log.warning("%s was not tried: %s", task_id, why)
@@ -152,7 +172,8 @@ def stamps(config: EvaluateProgramsConfig, sandbox: Sandbox, attempts: Attempts,
         found.append(f"programs ran with isolation={sandbox.isolation.name} only: they could have read files")
     if attempts.skipped:
         found.append(
-            f"{len(attempts.skipped)} of {num_tasks} tasks were not tried (prompt longer than the context, or refused) and count as wrong"
+            f"{len(attempts.skipped)} of {num_tasks} tasks were not tried (prompt longer than the context, or refused) and "
+            "count as wrong"
         )
     if attempts.not_sent:
         each = ", ".join(f"{setting} ({count} tasks)" for setting, count in sorted(attempts.not_sent.items()))

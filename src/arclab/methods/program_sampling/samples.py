@@ -7,9 +7,9 @@
     store.add(task_id, prompt, reply)           # on disk when it returns
 
 Drawing replies is what costs, so they are never thrown away: the same command goes on after a kill or a lost server, and
-votes again without drawing. A line that a kill cut short is dropped and drawn again. A damaged line is named in a warning, stays where
-it is, and counts for nothing: its task is drawn again. Each line has a checksum, so that a changed reply is not taken for what the model said;
-lines of earlier versions have none. It does not keep what programs answered.
+votes again without drawing. A line that a kill cut short is dropped and drawn again. A damaged line is named in a warning,
+stays where it is, and counts for nothing: its task is drawn again. Each line has a checksum, so that a changed reply is not
+taken for what the model said; lines of earlier versions have none. It does not keep what programs answered.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class SampleStore:
                 self._require_same(self._settings_of(first))
 
     def load(self) -> int:
-        """Read what is there; the number of finished tasks. ConfigError: other settings. DamagedFile: no file of this kind. A half-written
-        end is cut off, so nobody else may be writing."""
+        """Read what is there; the number of finished tasks. ConfigError: other settings. DamagedFile: no file of this kind. A
+        half-written end is cut off, so nobody else may be writing."""
         if not self.path.is_file():
             return 0
         data = self.path.read_bytes()
@@ -120,8 +120,8 @@ class SampleStore:
         if different:
             key = different[0]
             raise ConfigError(
-                f"{self.path} holds replies drawn with {key}={before.get(key)}, now {key}={now.get(key)} ({len(different)} keys differ); "
-                "choose another output_dir=, or remove the file."
+                f"{self.path} holds replies drawn with {key}={before.get(key)}, now {key}={now.get(key)} ({len(different)} "
+                "keys differ); choose another output_dir=, or remove the file."
             )
 
     def get(self, task_id: str, prompt: Prompt) -> Reply | None:

@@ -4,8 +4,9 @@
     attempts = solver.solve(tasks, Budget(num_samples=16))
 
 Programs are grouped by the tuple of all their test answers and ranked by what they reproduce of the demonstrations (see
-arclab.programs.voting); for each test input, the first two different answers in that order are the attempts. A task whose prompt is longer than the context, or
-is refused by a server's filter, is not tried, is counted, and is wrong. Test outputs are used for statistics only, never shown to the model or the sandbox. One process.
+arclab.programs.voting); for each test input, the first two different answers in that order are the attempts. A task whose
+prompt is longer than the context, or is refused by a server's filter, is not tried, is counted, and is wrong. Test outputs are
+used for statistics only, never shown to the model or the sandbox. One process.
 """
 
 from __future__ import annotations
@@ -48,15 +49,22 @@ class ProgramSampling:
     """store: keeps replies on disk, where they are also looked up."""
 
     def __init__(
-        self, model: LanguageModel, sandbox: Sandbox, *, prompt: PromptConfig, sampling: Sampling, store: SampleStore | None = None,
+        self,
+        model: LanguageModel,
+        sandbox: Sandbox,
+        *,
+        prompt: PromptConfig,
+        sampling: Sampling,
+        store: SampleStore | None = None,
         show_progress: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._model, self._sandbox, self._prompt, self._sampling = model, sandbox, prompt, sampling
         self._store, self._show_progress, self._num_drawn = store, show_progress, 0
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
-        """Candidates by votes of programs (confidence: the share of demonstrations that they reproduce), the programs behind them,
-        and the statistics programs/* and reward/*. ValueError: the model or the sandbox cannot be used; finished tasks are in the store."""
+        """Candidates by votes of programs (confidence: the share of demonstrations that they reproduce), the programs behind
+        them, and the statistics programs/* and reward/*. ValueError: the model or the sandbox cannot be used; finished tasks
+        are in the store."""
         begun, self._num_drawn = time.monotonic(), 0
         attempts, written = Attempts({}), {}
         for task, reply in self._replies(tasks, budget.num_samples):

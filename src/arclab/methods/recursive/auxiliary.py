@@ -68,7 +68,8 @@ def contrastive_rows(
     """(B,) supervised-contrastive loss of each row's anchors."""
     assert model.encoder is not None
     if config.contrastive.view is ContrastiveView.augmentations:
-        # An encoder with a state has refined it over some steps in `context`: both views start anew, or they would differ by that.
+        # An encoder with a state has refined it over some steps in `context`: both views start anew, or they would differ by
+        # that.
         first = (
             context if context.state is None
             else model.encoder(Demonstrations.from_batch(data), model.decoder.dtype, noise=noise)

@@ -3,9 +3,10 @@
     compile_model(model)
     with uncompiled(): ...      # whatever sizes come: nothing is compiled for them
 
-The decoder's layers have one graph for each canvas (static shapes), with and without gradient: both layers and all cycles share it, so
-that it is made in seconds, where one of the whole decoder takes half a minute a canvas on a GPU. An encoder's layers are compiled with
-dynamic sizes, because the number of demonstrations and of their tokens differs from step to step. Parameters keep their names.
+The decoder's layers have one graph for each canvas (static shapes), with and without gradient: both layers and all cycles share
+it, so that it is made in seconds, where one of the whole decoder takes half a minute a canvas on a GPU. An encoder's layers are
+compiled with dynamic sizes, because the number of demonstrations and of their tokens differs from step to step. Parameters keep
+their names.
 """
 
 from __future__ import annotations
@@ -34,5 +35,6 @@ def compile_model(model: RecursiveModel, backend: str = "inductor") -> None:
 
 
 def uncompiled() -> AbstractContextManager[object]:
-    """Evaluation during training: its batches have as many sizes as rows that are still in flight, and each would be compiled for."""
+    """Evaluation during training: its batches have as many sizes as rows that are still in flight, and each would be compiled
+    for."""
     return torch.compiler.set_stance("force_eager")

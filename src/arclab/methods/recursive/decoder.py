@@ -2,7 +2,8 @@
 
 Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871) and its published code; parity with that
 code is tested on recorded outputs. The canvas is that of the inputs, at most the one given at the start; positions are those of
-the 30-canvas on every canvas, so one set of weights serves all. Shapes: B rows, P prefix tokens (16), S canvas cells, L = P + S, D width, V tokens (12).
+the 30-canvas on every canvas, so one set of weights serves all. Shapes: B rows, P prefix tokens (16), S canvas cells, L = P +
+S, D width, V tokens (12).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Latents:
 
 
 class Decoder(nn.Module):
-    """inputs and prefix -> logits, by recursion over Latents. Parameters are fp32; activations use `dtype`, except for the halt head,
-    which computes in fp32 (published: in `dtype`)."""
+    """inputs and prefix -> logits, by recursion over Latents. Parameters are fp32; activations use `dtype`, except for the halt
+    head, which computes in fp32 (published: in `dtype`)."""
 
     start_H: Tensor
     start_L: Tensor

@@ -4,8 +4,8 @@
 
 A source may be a run folder, a checkpoint folder, a .safetensors file or a torch state dict. Every decoder tensor must be
 found with its shape, or the load is an error. Everything else in the source (a puzzle table, an encoder) is dropped and named.
-A source that was trained on demonstrations of scored tasks stamps every result of the run that uses it, and so does one whose own training
-tasks are among the tasks that this run holds out.
+A source that was trained on demonstrations of scored tasks stamps every result of the run that uses it, and so does one whose
+own training tasks are among the tasks that this run holds out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from arclab.config.dataset_schema import Regime
 from arclab.config.encoder_schema import TaskEncoderConfig
-from arclab.config.schema import DecoderInitConfig, InitKind, Regime, SplitName
+from arclab.config.schema import DecoderInitConfig, InitKind, SplitName
 from arclab.data.record import demos_digest
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
@@ -143,7 +144,8 @@ def load_decoder(decoder: Decoder, state: dict[str, Tensor], source: str, *, tra
     dropped = sorted(state.keys() - {OUR_DECODER + n for n in own})
     if missing:
         raise ValueError(
-            f"checkpoint {source} lacks {len(missing)} of {len(own)} decoder tensors ({missing[0]}, ...); it is not a TRM of this shape: match decoder.* to it."
+            f"checkpoint {source} lacks {len(missing)} of {len(own)} decoder tensors ({missing[0]}, ...); it is not a TRM of "
+            "this shape: match decoder.* to it."
         )
     for name, tensor in own.items():
         if found[name].shape != tensor.shape:
@@ -178,12 +180,14 @@ def _require_same_attention(decoder: Decoder, path: Path) -> None:
         if theirs != ours:
             raise ValueError(
                 f"checkpoint {path} was trained with decoder.{key}={getattr(theirs, 'name', theirs)}, this configuration has "
-                f"{getattr(ours, 'name', ours)}, which makes another function of the same weights; set decoder.{key} as it was trained."
+                f"{getattr(ours, 'name', ours)}, which makes another function of the same weights; set decoder.{key} as it "
+                "was trained."
             )
 
 
 def other_cycles(path: Path, decoder: Decoder) -> str:
-    """A stamp if the source, a run of ours, was trained with other cycles: the same weights, worked through more or less often."""
+    """A stamp if the source, a run of ours, was trained with other cycles: the same weights, worked through more or less
+    often."""
     if not path.is_dir():
         return ""
     source, own = config_of(newest_checkpoint(path)).decoder, decoder.config

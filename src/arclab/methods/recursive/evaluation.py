@@ -1,6 +1,6 @@
 """evaluate.py of a checkpoint: score a trained recursive model.
 
-    evaluate(compose_evaluate(["checkpoint=runs/quickstart/demo"]))      # metrics.json, predictions.jsonl, submission.json, report.html
+    evaluate(compose_evaluate(["checkpoint=runs/quickstart/demo"]))      # writes the results and their page
 
 It works in one process and under torchrun; rank 0 writes. The same command goes on where it was killed: votes are kept.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from arclab.config.compose import broken_rules, identity
+from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
-from arclab.config.schema import ExperimentConfig, Regime, SplitName, WeightsKind
+from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
@@ -77,10 +78,13 @@ def evaluate_in_ranks(wanted: EvaluateConfig, ranks: Ranks) -> None:
     if not ranks.is_main:
         return
     result = Evaluation(
-        subject=checkpoint_subject(config, run, checkpoint, state["step"], wanted.weights.value), tasks=setting.scored, attempts=attempts,
+        subject=checkpoint_subject(config, run, checkpoint, state["step"], wanted.weights.value),
+        tasks=setting.scored,
+        attempts=attempts,
         stamps=(*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config)),
-        notes=(*setting.split.notes, *notes), provenance=provenance(),
-    )  # fmt: skip
+        notes=(*setting.split.notes, *notes),
+        provenance=provenance(),
+    )
     write_results(result, folder, {"report.html": render_report(result)})
     store.remove()
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
@@ -104,7 +108,8 @@ def build_solver(
 
 
 def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
-    """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored ones."""
+    """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored
+    ones."""
     samples = {"encoder": setting.scored}
     if config.evaluation.split is not SplitName.train:
         samples["train_encoder"] = setting.split.train

@@ -2,8 +2,8 @@
 
 Rule (TRM): training halts a row at halt_max_steps or when its halt logit is positive; with probability
 halt_exploration_prob the row must first reach m ~ U{2..halt_max_steps}. Evaluation always runs halt_max_steps.
-For the first single_steps optimiser steps (ours; published: 0) every row halts after one step, so that each of them brings new tasks.
-The draws depend on (seed, step) alone, so that resuming and sharding change nothing.
+For the first single_steps optimiser steps (ours; published: 0) every row halts after one step, so that each of them brings new
+tasks. The draws depend on (seed, step) alone, so that resuming and sharding change nothing.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@
     verdict = judge(rows, facts)                       # the gravest one, HEALTHY if there is nothing to say
     f"step 10: {verdict}"                              # step 10: STARVED grad/encoder_norm 0.02 < 0.05: ...
 
-RecursiveRules binds the facts, for arclab.runs.monitor. `rows` are rows of metrics.jsonl, oldest first (a missing name is unknown, null is
-not finite); the last facts.window_steps steps are enough. A verdict is `bad` (what the guide stops a run for) or a `warning` (below its failure limit, or too early to be sure). Its
-targets beyond that (variance above 0.3, encoder gradients above 0.2 after the first 100 steps, halting accuracy) are the healthy ranges
-of the registry, which pages and sheets compare with: a sound run passes through them. Limits are below and nowhere else. Stopping a run is decided by
-`stop_reason`; nothing here reads files or talks to anyone. Verdicts on the encoder do not apply to a puzzle table.
+RecursiveRules binds the facts, for arclab.runs.monitor. `rows` are rows of metrics.jsonl, oldest first (a missing name is
+unknown, null is not finite); the last facts.window_steps steps are enough. A verdict is `bad` (what the guide stops a run for)
+or a `warning` (below its failure limit, or too early to be sure). Its targets beyond that (variance above 0.3, encoder
+gradients above 0.2 after the first 100 steps, halting accuracy) are the healthy ranges of the registry, which pages and sheets
+compare with: a sound run passes through them. Limits are below and nowhere else. Stopping a run is decided by `stop_reason`;
+nothing here reads files or talks to anyone. Verdicts on the encoder do not apply to a puzzle table.
 """
 
 from __future__ import annotations
@@ -68,12 +69,17 @@ _LASTING = (Kind.starved, Kind.collapsed)
 
 _ADVICE = {
     Kind.diverged: "lower the learning rates or set trainer.clip_norm=1.0; a diverged run does not come back",
-    Kind.starved: "gradient starvation does not fix itself; check encoder architecture and loss computation (is the context detached, gated or scaled away?)",
-    Kind.collapsed: "the encoder gives nearly the same context for every task; it may be too weak, or its initialisation is at fault",
+    Kind.starved: "gradient starvation does not fix itself; check encoder architecture and loss computation (is the "
+    "context detached, gated or scaled away?)",
+    Kind.collapsed: "the encoder gives nearly the same context for every task; it may be too weak, or its "
+    "initialisation is at fault",
     Kind.posterior_collapsed: "the latent carries nothing about the task; lower the weight of the KL loss or anneal it",
-    Kind.ignored: "the decoder answers without the demonstrations; it has memorised its training tasks, so strengthen the context or add tasks and augmentations",
-    Kind.maxed_out: "answers are right but no row halts by its halt logit; check the halting mechanism and halting.halt_loss_weight",
-    Kind.stuck: "no progress; at 35-50 % check gradients and data, at 70-80 % try other hyperparameters or a stronger architecture",
+    Kind.ignored: "the decoder answers without the demonstrations; it has memorised its training tasks, so "
+    "strengthen the context or add tasks and augmentations",
+    Kind.maxed_out: "answers are right but no row halts by its halt logit; check the halting mechanism and "
+    "halting.halt_loss_weight",
+    Kind.stuck: "no progress; at 35-50 % check gradients and data, at 70-80 % try other hyperparameters or a "
+    "stronger architecture",
     Kind.healthy: "nothing needs a look",
 }
 
@@ -82,10 +88,11 @@ _ADVICE = {
 class RunFacts:
     """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over.
 
-    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder (the metric
-    context_gain; of(), which sees no model, takes what the configuration says). steps: of the whole run. single_steps: those after
-    which rows do further supervision steps (halting.single_steps), where accuracy and loss start again. compresses: to a few
-    tokens, whose variance means something; what stands for demonstrations in full is a mean over all of their cells and varies little.
+    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder (the
+    metric context_gain; of(), which sees no model, takes what the configuration says). steps: of the whole run. single_steps:
+    those after which rows do further supervision steps (halting.single_steps), where accuracy and loss start again. compresses:
+    to a few tokens, whose variance means something; what stands for demonstrations in full is a mean over all of their cells
+    and varies little.
     """
 
     has_encoder: bool
@@ -101,7 +108,8 @@ class RunFacts:
         return step <= self.warmup_steps + FIRST_PHASE_STEPS
 
     def patience_steps(self, step: int) -> int:
-        """How long no progress is no standstill at this step: by the guide's rule in the first phase, then a share of the run."""
+        """How long no progress is no standstill at this step: by the guide's rule in the first phase, then a share of the
+        run."""
         return PATIENCE_STEPS if self.is_first_phase(step) else max(PATIENCE_STEPS, round(PATIENCE_SHARE * self.steps))
 
     @property

@@ -113,8 +113,8 @@ class SelfAttention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x_BLD: Tensor, rope: Tensor | None, key_mask_BL: Tensor | Packing | None = None) -> Tensor:
-        """key_mask_BL: True where a key may be attended to; every row needs at least one. With a packing instead, x is (T, D) and rope
-        that of every token."""
+        """key_mask_BL: True where a key may be attended to; every row needs at least one. With a packing instead, x is (T, D)
+        and rope that of every token."""
         if isinstance(key_mask_BL, Packing):
             return self.out(attend(*self._heads(x_BLD, rope), key_mask_BL).flatten(1))
         B, L, D = x_BLD.shape
@@ -176,8 +176,13 @@ class Block(Recomputable):
     """
 
     def __init__(
-        self, width: int, num_heads: int, expansion: float, num_positions: int | None = None, kernel: AttentionKernel = AttentionKernel.sdpa
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        num_heads: int,
+        expansion: float,
+        num_positions: int | None = None,
+        kernel: AttentionKernel = AttentionKernel.sdpa,
+    ) -> None:
         super().__init__()
         self.attention = SelfAttention(width, num_heads, kernel) if num_positions is None else None
         self.mlp_t = SwiGLU(num_positions, expansion) if num_positions is not None else None

@@ -43,8 +43,8 @@ class RowLosses:
 def has_new_colors(inputs_BS: Tensor, labels_BS: Tensor) -> Tensor:
     """(B,) whether an answer shows a colour, black left out, that its input does not.
 
-    Where colours are permuted (black never is) such a row is right only if the demonstrations' colours reach the decoder; other rules can
-    be remembered once the task is recognised.
+    Where colours are permuted (black never is) such a row is right only if the demonstrations' colours reach the decoder; other
+    rules can be remembered once the task is recognised.
     """
 
     def shows(cells_BS: Tensor) -> Tensor:

@@ -189,8 +189,8 @@ class RecursiveModel(nn.Module):
         noise: torch.Generator | None = None,
         max_steps: int | None = None,
     ) -> tuple[Carry, StepOutput]:
-        """One training step. min_steps_B: see halting.draw_min_steps; max_steps: halt_max_steps unless given (see halting.most_steps);
-        noise: see TaskEncoder. The new carry is detached."""
+        """One training step. min_steps_B: see halting.draw_min_steps; max_steps: halt_max_steps unless given (see
+        halting.most_steps); noise: see TaskEncoder. The new carry is detached."""
         carry = self.admit(carry, batch)
         data = carry.data
         with record_function(PART + "encoder forward"):

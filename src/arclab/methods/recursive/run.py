@@ -2,8 +2,8 @@
 
     status = pretrain(compose("pretrain_encoder", ["experiment=quickstart", "name=demo"]))
 
-It works in one process and under torchrun; rank 0 owns the folder. pretrain_prepared(run) is a worker of a run folder that somebody else
-(arclab.launch.job) has prepared, holds and watches. Nothing here starts processes.
+It works in one process and under torchrun; rank 0 owns the folder. pretrain_prepared(run) is a worker of a run folder that
+somebody else (arclab.launch.job) has prepared, holds and watches. Nothing here starts processes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(config: ExperimentConfig) -> int:
-    """Train the configured model, from wherever its folder stands, in this process (one rank, or one of a torchrun job). Returns
-    the exit status; see arclab.runs.lifecycle.in_ranks."""
+    """Train the configured model, from wherever its folder stands, in this process (one rank, or one of a torchrun job).
+    Returns the exit status; see arclab.runs.lifecycle.in_ranks."""
 
     def work(ranks: Ranks, signals: StopSignals) -> State:
         return pretrain_in_ranks(config, ranks, signals)
@@ -100,8 +100,9 @@ def _memory_advice(config: ExperimentConfig) -> str:
     bucketed = "" if trainer.canvas is CanvasRule.bucketed else ", set trainer.canvas=bucketed"
     recompute = "" if trainer.recompute else "set trainer.recompute=true (the run may continue with it), "
     return (
-        f"{recompute}raise trainer.grad_accumulation={trainer.grad_accumulation} (the same batch in more pieces){bucketed}, or lower "
-        f"trainer.batch_size={trainer.batch_size} (auto finds the largest that fits) and evaluation.batch_size={config.evaluation.batch_size}"
+        f"{recompute}raise trainer.grad_accumulation={trainer.grad_accumulation} (the same batch in more pieces){bucketed}, "
+        f"or lower trainer.batch_size={trainer.batch_size} (auto finds the largest that fits) and "
+        f"evaluation.batch_size={config.evaluation.batch_size}"
     )
 
 
@@ -125,8 +126,8 @@ def _initialise(config: ExperimentConfig, setting: Setting, model: RecursiveMode
 def _settle_batch_size(
     config: ExperimentConfig, setting: Setting, model: RecursiveModel, run: RunDir, ranks: Ranks
 ) -> ExperimentConfig:
-    """trainer.batch_size=auto becomes a number: the folder's, or the largest that fits, which is written there. From then on the
-    run is what its config.yaml says."""
+    """trainer.batch_size=auto becomes a number: the folder's, or the largest that fits, which is written there. From then on
+    the run is what its config.yaml says."""
     if config.trainer.batch_size != AUTO:
         return config
     found = ranks.gather_objects(thaw(run.config).trainer.batch_size if ranks.is_main else None)[0]

@@ -54,7 +54,8 @@ def sealed(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a checkpoint folder, as plain values: at least step, files (name -> bytes), digests (name -> SHA-256) and stamps."""
+    """state.json of a checkpoint folder, as plain values: at least step, files (name -> bytes), digests (name -> SHA-256) and
+    stamps."""
     path = checkpoint / STATE_FILE
     if not path.is_file():
         raise ValueError(
@@ -103,8 +104,8 @@ def config_of(checkpoint: Path) -> ExperimentConfig:
     config = thaw(path)
     if why := other_settings(read_state(checkpoint), config):
         raise ValueError(
-            f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run folder, or "
-            "restore that file."
+            f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run folder, "
+            "or restore that file."
         )
     return config
 

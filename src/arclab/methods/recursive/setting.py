@@ -11,7 +11,8 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arclab.config.schema import ExperimentConfig, Regime, SplitName
+from arclab.config.dataset_schema import Regime
+from arclab.config.schema import ExperimentConfig, SplitName
 from arclab.data.augment import ViewRule
 from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of
 from arclab.data.sampler import TrainingData, build_training_data
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The tasks of a run and its training data. scored: the tasks of evaluation.split. record: of the tasks that the weights are
-    trained on, with their rows in a puzzle table."""
+    """The tasks of a run and its training data. scored: the tasks of evaluation.split. record: of the tasks that the weights
+    are trained on, with their rows in a puzzle table."""
 
     split: TaskSplit
     data: TrainingData
@@ -47,8 +48,8 @@ def build_setting(config: ExperimentConfig, rule: ViewRule = ViewRule.content) -
     shared = [task.id for task in scored if task.id in trained] if is_transductive else []
     if shared:
         raise ValueError(
-            f"dataset.regime=puzzle_id keeps one vector for each task id, and {shared[0]} is both a training task and one of the scored tasks "
-            f"({len(shared)} ids are); rename the tasks of one source."
+            f"dataset.regime=puzzle_id keeps one vector for each task id, and {shared[0]} is both a training task and one of "
+            f"the scored tasks ({len(shared)} ids are); rename the tasks of one source."
         )
     data = build_training_data(split.train, scored if is_transductive else (), config.dataset, config.seed, rule)
     return Setting(split, data, scored, record_of(data))
@@ -89,8 +90,8 @@ def as_trained(
     why = changed_task(record, setting.record)
     if why and config.dataset.regime is Regime.puzzle_id:
         raise ValueError(
-            f"the puzzle table of checkpoint {checkpoint} was trained on other tasks than those that load now: {why}; put the tasks back "
-            "as they were when it was trained."
+            f"the puzzle table of checkpoint {checkpoint} was trained on other tasks than those that load now: {why}; put the "
+            "tasks back as they were when it was trained."
         )
     notes = [f"the training tasks of today are not those that the checkpoint was trained on: {why}"] if why else []
     stamps = []

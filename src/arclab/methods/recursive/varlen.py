@@ -4,8 +4,9 @@
     x_TD = x_NLD.flatten(0, 1)[packing.cell_T]     # all tokens, sequence after sequence
     mixed_THC = attend(q_THC, k_THC, v_THC, packing)
 
-On a GPU attention is torch.nn.attention.varlen (half precision only); on a CPU it is torch's dense one, sequence by sequence: the
-reference, right in fp32. Shapes: N sequences, L cells of each, T tokens of all of them, P tokens of the longest, H heads, C channels.
+On a GPU attention is torch.nn.attention.varlen (half precision only); on a CPU it is torch's dense one, sequence by sequence:
+the reference, right in fp32. Shapes: N sequences, L cells of each, T tokens of all of them, P tokens of the longest, H heads, C
+channels.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _MAX_CHANNELS, _CHANNEL_STEP, _MIN_CAPABILITY = 256, 8, (8, 0)
 
 @dataclass(slots=True)
 class Packing:
-    """starts_N: (N + 1,) int32, where each sequence begins, with T at the end. longest: P. cell_T: which of the N * L cells a token
-    is; slot_T: which of the N * P cells of padded()."""
+    """starts_N: (N + 1,) int32, where each sequence begins, with T at the end. longest: P. cell_T: which of the N * L cells a
+    token is; slot_T: which of the N * P cells of padded()."""
 
     starts_N: Tensor
     longest: int
@@ -72,7 +73,8 @@ def attend(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, packing: Packing) -> Ten
 
 
 def dense_attention(q_BHQC: Tensor, k_BHKC: Tensor, v_BHKC: Tensor, mask: Tensor | None = None) -> Tensor:
-    """torch's attention. On a CPU in fp32 whatever it is given: the backward of its half-precision kernel is about ten times slower there."""
+    """torch's attention. On a CPU in fp32 whatever it is given: the backward of its half-precision kernel is about ten times
+    slower there."""
     dtype = q_BHQC.dtype
     if q_BHQC.is_cpu and dtype is not torch.float32:
         q_BHQC, k_BHKC, v_BHKC = q_BHQC.float(), k_BHKC.float(), v_BHKC.float()
@@ -93,7 +95,8 @@ def is_varlen(choice: DemoAttention, device: torch.device, dtype: torch.dtype, n
     can = fits and dtype in _HALF and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
     if choice is DemoAttention.varlen and not can:
         raise ValueError(
-            f"encoder.demo_attention=varlen needs trainer.precision=bf16, heads of up to {_MAX_CHANNELS} channels in steps of {_CHANNEL_STEP} and "
-            f"a GPU of capability 8.0, but got {dtype}, {num_channels} channels and {torch.cuda.get_device_name(device)}; use auto or dense."
+            f"encoder.demo_attention=varlen needs trainer.precision=bf16, heads of up to {_MAX_CHANNELS} channels in steps of "
+            f"{_CHANNEL_STEP} and a GPU of capability 8.0, but got {dtype}, {num_channels} channels and "
+            f"{torch.cuda.get_device_name(device)}; use auto or dense."
         )
     return can

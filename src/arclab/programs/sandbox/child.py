@@ -1,11 +1,11 @@
 """The process that runs one program: locks itself in, calls the program with every input, writes its answers, ends.
 
-It holds the program's source and its inputs and nothing else: no expected output, no environment, no open file. It reads its request
-itself, after the fork, so that nothing of another request is ever in the memory that it inherits. What a program may import (PRELOADED)
-is loaded before, because under seccomp a child opens no file at all, and so cannot read a data set either.
+It holds the program's source and its inputs and nothing else: no expected output, no environment, no open file. It reads its
+request itself, after the fork, so that nothing of another request is ever in the memory that it inherits. What a program may
+import (PRELOADED) is loaded before, because under seccomp a child opens no file at all, and so cannot read a data set either.
 
-Most of a child's time are page faults: memory is shared with the zygote until one of them writes to it. So whatever is equal for all
-children is done once in the zygote (`settle`, `rehearse`), and a child only does what must be its own.
+Most of a child's time are page faults: memory is shared with the zygote until one of them writes to it. So whatever is equal
+for all children is done once in the zygote (`settle`, `rehearse`), and a child only does what must be its own.
 """
 
 from __future__ import annotations
@@ -42,18 +42,102 @@ from arclab.programs.sandbox.wire import unpack_header
 
 # Modules that only compute. What they import themselves is there, too; the first two are what they import late.
 PRELOADED = (
-    "_strptime", "tracemalloc",
-    "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "codecs", "collections.abc", "colorsys", "contextlib", "contextvars",
-    "copy", "copyreg", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum", "errno", "fractions", "functools", "gc", "graphlib", "hashlib",
-    "heapq", "hmac", "html", "importlib.util", "inspect", "io", "itertools", "json", "keyword", "locale", "logging", "math", "numbers", "operator",
-    "pathlib", "pickle", "pprint", "queue", "random", "re", "reprlib", "sched", "secrets", "shlex", "signal", "statistics", "string", "struct",
-    "sysconfig", "tempfile", "textwrap", "threading", "time", "timeit", "token", "tokenize", "traceback", "types", "typing", "unicodedata", "unittest",
-    "uuid", "warnings", "weakref", "zlib", "numpy.lib.stride_tricks", "numpy.linalg", "numpy.random", "numpy.typing",
-)  # fmt: skip
+    "_strptime",
+    "tracemalloc",
+    "abc",
+    "array",
+    "ast",
+    "base64",
+    "binascii",
+    "bisect",
+    "calendar",
+    "cmath",
+    "codecs",
+    "collections.abc",
+    "colorsys",
+    "contextlib",
+    "contextvars",
+    "copy",
+    "copyreg",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "enum",
+    "errno",
+    "fractions",
+    "functools",
+    "gc",
+    "graphlib",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "html",
+    "importlib.util",
+    "inspect",
+    "io",
+    "itertools",
+    "json",
+    "keyword",
+    "locale",
+    "logging",
+    "math",
+    "numbers",
+    "operator",
+    "pathlib",
+    "pickle",
+    "pprint",
+    "queue",
+    "random",
+    "re",
+    "reprlib",
+    "sched",
+    "secrets",
+    "shlex",
+    "signal",
+    "statistics",
+    "string",
+    "struct",
+    "sysconfig",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "time",
+    "timeit",
+    "token",
+    "tokenize",
+    "traceback",
+    "types",
+    "typing",
+    "unicodedata",
+    "unittest",
+    "uuid",
+    "warnings",
+    "weakref",
+    "zlib",
+    "numpy.lib.stride_tricks",
+    "numpy.linalg",
+    "numpy.random",
+    "numpy.typing",
+)
 _CODECS = (
-    "ascii", "latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-32", "cp437", "cp1252", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "rot13",
-    "hex", "base64",
-)  # fmt: skip
+    "ascii",
+    "latin-1",
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-32",
+    "cp437",
+    "cp1252",
+    "idna",
+    "punycode",
+    "unicode_escape",
+    "raw_unicode_escape",
+    "rot13",
+    "hex",
+    "base64",
+)
 # What numpy loads only when it is first used, as far as this numpy has it. np.unique uses ma.
 _PARTS_OF_NUMPY = ("char", "fft", "ma", "polynomial", "rec", "strings")
 PROGRAM = "<program>"
@@ -98,7 +182,8 @@ _captured = _Capture()  # nothing is printed in the zygote, so every child finds
 
 
 def settle() -> None:
-    """What all children inherit, done once in the zygote: no environment, arguments or open files, and the limits that it can bear too."""
+    """What all children inherit, done once in the zygote: no environment, arguments or open files, and the limits that it can
+    bear too."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
@@ -130,7 +215,8 @@ def rehearse() -> None:
 def run_program(mapped: int, lock: Lock | None, parent: int) -> NoReturn:
     """Run in a fresh child; writes one record for each input, then what was printed. Ends the process.
 
-    mapped: bytes of address space that the zygote has, and the program for nothing. parent: process without which this one ends.
+    mapped: bytes of address space that the zygote has, and the program for nothing. parent: process without which this one
+    ends.
     """
     status = 1
     try:

@@ -2,9 +2,10 @@
 
     Execution(source="def solve(I): return I[::-1]", inputs=(grid,))  ->  Result(grids=(GridResult(Status.ok, grid),), ...)
 
-A request on the wire (`pack_request`) is a header of fixed size (wire.py), which is all that the supervisor looks at, and a body for
-the child. An answer of the child (`pack_grid`, `pack_error`) is one record for each input: status, two numbers, that many bytes. Expected
-outputs are no part of a request: whoever asks compares. `unpack_records` believes nothing that the child wrote.
+A request on the wire (`pack_request`) is a header of fixed size (wire.py), which is all that the supervisor looks at, and a
+body for the child. An answer of the child (`pack_grid`, `pack_error`) is one record for each input: status, two numbers, that
+many bytes. Expected outputs are no part of a request: whoever asks compares. `unpack_records` believes nothing that the child
+wrote.
 """
 
 from __future__ import annotations
@@ -98,13 +99,23 @@ class Result:
 
 
 def pack_request(execution: Execution, limits: Limits) -> bytes:
-    """Header, entry, source, shapes, cells. A source may hold half a surrogate pair: whether it compiles is the child's to say."""
+    """Header, entry, source, shapes, cells. A source may hold half a surrogate pair: whether it compiles is the child's to
+    say."""
     source, entry = execution.source.encode(errors="surrogatepass"), execution.entry.encode()
     grids = [np.asarray(grid, np.uint8) for grid in execution.inputs]
     header = Header(
-        execution.seed % 2**64, limits.wall_s, limits.cpu_s, limits.memory_mb, limits.stdout_bytes, len(grids), len(entry), len(source), execution.as_arrays,
-        execution.other_addresses, RECORD_BYTES * len(grids) + len(STDOUT_MARK) + limits.stdout_bytes,
-    )  # fmt: skip
+        execution.seed % 2**64,
+        limits.wall_s,
+        limits.cpu_s,
+        limits.memory_mb,
+        limits.stdout_bytes,
+        len(grids),
+        len(entry),
+        len(source),
+        execution.as_arrays,
+        execution.other_addresses,
+        RECORD_BYTES * len(grids) + len(STDOUT_MARK) + limits.stdout_bytes,
+    )
     return b"".join(
         [
             pack_header(header),

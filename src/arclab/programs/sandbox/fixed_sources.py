@@ -5,9 +5,9 @@
     may_differ(code)       # whether the program reads a clock in a way that was not, and cannot be, noticed
     clock.note()           # a clock was read
 
-Random numbers: random.Random(), numpy.random.RandomState(), default_rng(), PCG64(), secrets, uuid4 and SystemRandom all start from
-os.urandom, which is a function of the seed here. Clocks stay real, because a program that looks at one to end its search in time
-would else never end: reading one is noticed instead, and the result is marked. Addresses are lockdown.py's matter.
+Random numbers: random.Random(), numpy.random.RandomState(), default_rng(), PCG64(), secrets, uuid4 and SystemRandom all start
+from os.urandom, which is a function of the seed here. Clocks stay real, because a program that looks at one to end its search
+in time would else never end: reading one is noticed instead, and the result is marked. Addresses are lockdown.py's matter.
 """
 
 from __future__ import annotations
@@ -28,15 +28,30 @@ import numpy as np
 
 _CLOCKS = {
     time: (
-        "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "process_time_ns", "thread_time",
-        "thread_time_ns", "clock_gettime", "clock_gettime_ns", "localtime", "gmtime", "ctime", "asctime", "strftime",
+        "time",
+        "time_ns",
+        "monotonic",
+        "monotonic_ns",
+        "perf_counter",
+        "perf_counter_ns",
+        "process_time",
+        "process_time_ns",
+        "thread_time",
+        "thread_time_ns",
+        "clock_gettime",
+        "clock_gettime_ns",
+        "localtime",
+        "gmtime",
+        "ctime",
+        "asctime",
+        "strftime",
     ),
     os: ("times",),
     resource: ("getrusage",),
-}  # fmt: skip
-# Of datetime, whose classes cannot be changed, and of numpy.datetime64("now"); C functions, of which nobody knows what they read; and
-# what is made in C: the generator below random.Random, which takes the time for its seed, uuid1(), os.times() under its other name, and
-# the clocks behind those that are noticed.
+}
+# Of datetime, whose classes cannot be changed, and of numpy.datetime64("now"); C functions, of which nobody knows what they
+# read; and what is made in C: the generator below random.Random, which takes the time for its seed, uuid1(), os.times() under
+# its other name, and the clocks behind those that are noticed.
 _UNNOTICED = frozenset(
     {"now", "utcnow", "today", "ctypes", "_ctypes", "_random", "uuid1", "_uuid", "_generate_time_safe", "posix", "__wrapped__"}
 )

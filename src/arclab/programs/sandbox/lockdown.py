@@ -1,12 +1,13 @@
-"""What the sandbox asks of the kernel: the filter of system calls, no capabilities, fixed addresses, and a fork for somebody else.
+"""What the sandbox asks of the kernel: the filter of system calls, no capabilities, fixed addresses, and a fork for somebody
+else.
 
     lock, why_not = locked_down()        # tried out on a child; None and the reason where the system cannot
     fix_addresses()                      # of the programs that this process starts
     drop_capabilities()
     fork = Fork(address)                 # fork() is 0 in the child, whose parent is the parent of the process that called it
 
-Landlock is not used: it restricts opening files and connecting sockets, and the filter's list of allowed calls has none that does
-either. Linux only; `Fork` knows x86_64 and aarch64.
+Landlock is not used: it restricts opening files and connecting sockets, and the filter's list of allowed calls has none that
+does either. Linux only; `Fork` knows x86_64 and aarch64.
 """
 
 from __future__ import annotations
@@ -18,18 +19,51 @@ import os
 import platform
 import signal
 
-# All that a computing process needs. Everything else fails with EPERM: files, sockets, processes, threads, signals, memory of others,
-# and what differs from one process to the next: its number and the system's random bytes.
+# All that a computing process needs. Everything else fails with EPERM: files, sockets, processes, threads, signals, memory of
+# others, and what differs from one process to the next: its number and the system's random bytes.
 _SYSCALLS = (
-    "read", "write", "close", "lseek", "fstat", "munmap", "mremap", "brk", "futex", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack",
-    "clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time", "times", "getrusage", "sched_yield", "sched_getaffinity",
-    "exit", "exit_group", "restart_syscall", "poll", "ppoll", "select", "pselect6",
-)  # fmt: skip
+    "read",
+    "write",
+    "close",
+    "lseek",
+    "fstat",
+    "munmap",
+    "mremap",
+    "brk",
+    "futex",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "sigaltstack",
+    "clock_gettime",
+    "clock_getres",
+    "clock_nanosleep",
+    "nanosleep",
+    "gettimeofday",
+    "time",
+    "times",
+    "getrusage",
+    "sched_yield",
+    "sched_getaffinity",
+    "exit",
+    "exit_group",
+    "restart_syscall",
+    "poll",
+    "ppoll",
+    "select",
+    "pselect6",
+)
 # Advice that only concerns the caller's own pages. Root may poison pages of the whole machine with others (MADV_HWPOISON).
 _ADVICE = (
-    mmap.MADV_NORMAL, mmap.MADV_RANDOM, mmap.MADV_SEQUENTIAL, mmap.MADV_WILLNEED, mmap.MADV_DONTNEED, mmap.MADV_FREE, mmap.MADV_HUGEPAGE,
+    mmap.MADV_NORMAL,
+    mmap.MADV_RANDOM,
+    mmap.MADV_SEQUENTIAL,
+    mmap.MADV_WILLNEED,
+    mmap.MADV_DONTNEED,
+    mmap.MADV_FREE,
+    mmap.MADV_HUGEPAGE,
     mmap.MADV_NOHUGEPAGE,
-)  # fmt: skip
+)
 
 # Of sys/prctl.h, linux/personality.h, linux/sched.h and linux/capability.h.
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36
@@ -50,7 +84,8 @@ _personality.argtypes = (ctypes.c_ulong,)
 class Lock:
     """A prepared filter; load() applies it to the calling process for good.
 
-    libseccomp makes the program once; to load it is then one system call, where SyscallFilter.load() makes it anew in every child.
+    libseccomp makes the program once; to load it is then one system call, where SyscallFilter.load() makes it anew in every
+    child.
     """
 
     def __init__(self, program: bytes) -> None:
@@ -147,9 +182,10 @@ def drop_capabilities() -> None:
 class Fork:
     """fork() of a process whose children belong to its parent: 0 in the child, its number in the caller, -1 if there is none.
 
-    number_at: address at which the kernel writes the child's number, for the parent, who shares that memory. os.fork() is not used
-    because its children belong to the caller, who would have to wait for them; and because it runs hooks for threads, which are a
-    third of its cost and of which there are none here. OSError: a machine whose number of the system call is not known.
+    number_at: address at which the kernel writes the child's number, for the parent, who shares that memory. os.fork() is not
+    used because its children belong to the caller, who would have to wait for them; and because it runs hooks for threads,
+    which are a third of its cost and of which there are none here. OSError: a machine whose number of the system call is not
+    known.
     """
 
     def __init__(self, number_at: int) -> None:

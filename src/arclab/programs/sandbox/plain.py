@@ -2,8 +2,8 @@
 
     plain_rows(solve(grid))      # [[1, 2], [3, 4]]; BadOutput: no grid
 
-An answer may be of any class, and its methods the program's: it may say something else when it is read a second time. So it is copied
-once, by the methods of Python's and numpy's own classes, and only the copy is checked and used.
+An answer may be of any class, and its methods the program's: it may say something else when it is read a second time. So it is
+copied once, by the methods of Python's and numpy's own classes, and only the copy is checked and used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class BadOutput(Exception):
 
 
 def plain_rows(value: object) -> list[list[int]]:
-    """Arrays, tuples, numpy integers and whole floats are fine, and classes made from them, of which only the contents count."""
+    """Arrays, tuples, numpy integers and whole floats are fine, and classes made from them, of which only the contents
+    count."""
     if issubclass(type(value), np.ndarray):  # type(): isinstance() would ask the object
         rows = _rows_of_array(value)
     else:

@@ -3,15 +3,16 @@
     with Sandbox(num_workers=2, limits=Limits(cpu_s=2)) as sandbox:
         results = sandbox.run([Execution(source, inputs=(grid,))])        # in order; results[0].grids[0].status
 
-Each worker is a warm interpreter (zygote.py) that forks a child for every program (child.py), so that a program costs milliseconds
-and cannot touch the next one, and a supervisor (supervisor.py) that watches the children. Linux only. The isolation that the system allowed stands in every result; `min_isolation` refuses
-less. It does not compare with expected outputs, and never learns them. Programs never share a child, though that would save most of
-what a fork costs: whatever ran first could change what the next one answers, without a trace.
+Each worker is a warm interpreter (zygote.py) that forks a child for every program (child.py), so that a program costs
+milliseconds and cannot touch the next one, and a supervisor (supervisor.py) that watches the children. Linux only. The
+isolation that the system allowed stands in every result; `min_isolation` refuses less. It does not compare with expected
+outputs, and never learns them. Programs never share a child, though that would save most of what a fork costs: whatever ran
+first could change what the next one answers, without a trace.
 
-The same program gives the same answers in every worker: its random numbers are functions of the seed, and its objects are at the same
-addresses, by which Python orders sets of them. Clocks are real; who reads one is marked as nondeterministic. Some systems forbid fixed
-addresses (Docker does unless told otherwise): then `has_fixed_addresses` is false, a warning says so, and programs.py runs what matters
-a second time, at other addresses.
+The same program gives the same answers in every worker: its random numbers are functions of the seed, and its objects are at
+the same addresses, by which Python orders sets of them. Clocks are real; who reads one is marked as nondeterministic. Some
+systems forbid fixed addresses (Docker does unless told otherwise): then `has_fixed_addresses` is false, a warning says so, and
+programs.py runs what matters a second time, at other addresses.
 """
 
 from __future__ import annotations
@@ -54,10 +55,16 @@ from arclab.programs.sandbox.wire import LENGTH, End, unpack_end
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LC_ALL": "C.UTF-8",
+    "PATH": "/usr/bin:/bin",
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "LC_ALL": "C.UTF-8",
     "LD_BIND_NOW": "1",  # symbols are looked up once, not by every child
-}  # fmt: skip
-# Not -I, which would ignore PYTHONHASHSEED. -B: a worker that wrote byte code would have another memory than the next, which reads it.
+}
+# Not -I, which would ignore PYTHONHASHSEED. -B: a worker that wrote byte code would have another memory than the next, which
+# reads it.
 _PYTHON = (sys.executable, "-B", "-s", "-P", "-X", "utf8")
 _PROGRAMS_PER_ZYGOTE = 10_000  # then a fresh one: nothing can build up
 _START_S = 120.0  # a worker imports numpy, perhaps from a slow file system
@@ -65,9 +72,9 @@ _MARGIN_S = 10.0  # what a worker may take beyond a program's own limit, on a bu
 _CLOSE_S = 5.0
 # Prints where objects of many sizes are. Equal in all workers, or the order of sets of objects is not.
 _PROBE = (
-    "import hashlib\ndef solve(I):\n    made = [[object(), {n: n}, 'x' * n, (lambda: n), type('A', (), {})] for n in range(300)]\n"
-    "    print(hashlib.md5(repr([id(thing) for things in [[None, len, int]] + made for thing in things]).encode()).hexdigest())\n"
-    "    return I"
+    "import hashlib\ndef solve(I):\n    made = [[object(), {n: n}, 'x' * n, (lambda: n), type('A', (), {})] for n in "
+    "range(300)]\n    print(hashlib.md5(repr([id(thing) for things in [[None, len, int]] + made for thing in "
+    "things]).encode()).hexdigest())\n    return I"
 )
 log = logging.getLogger(__name__)
 
@@ -89,9 +96,14 @@ class _Worker:
         self._socket, other = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [*_PYTHON, str(_SUPERVISOR)], stdin=other.fileno(), stdout=other.fileno(), stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/",
+                [*_PYTHON, str(_SUPERVISOR)],
+                stdin=other.fileno(),
+                stdout=other.fileno(),
+                stderr=subprocess.PIPE,
+                env=_ENVIRONMENT,
+                cwd="/",
                 start_new_session=True,
-            )  # fmt: skip
+            )
         except OSError:
             self._socket.close()
             raise
@@ -181,8 +193,13 @@ class Sandbox:
     """
 
     def __init__(
-        self, *, num_workers: int | None = None, limits: Limits | None = None, min_isolation: Isolation = Isolation.seccomp, cache_size: int = 100_000
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        num_workers: int | None = None,
+        limits: Limits | None = None,
+        min_isolation: Isolation = Isolation.seccomp,
+        cache_size: int = 100_000,
+    ) -> None:
         if num_workers is not None and num_workers < 1:
             raise SandboxError(
                 f"sandbox num_workers={num_workers} must be at least 1; raise it, or leave it out for one per core."
@@ -294,8 +311,8 @@ class Sandbox:
         if worker.isolation.value < self._min_isolation.value:
             worker.close()
             raise SandboxError(
-                f"sandbox.min_isolation={self._min_isolation.name} cannot be had: {worker.why_not_more}; install libseccomp (Debian: apt-get install "
-                f"libseccomp2), or accept less with sandbox.min_isolation={worker.isolation.name}."
+                f"sandbox.min_isolation={self._min_isolation.name} cannot be had: {worker.why_not_more}; install libseccomp "
+                f"(Debian: apt-get install libseccomp2), or accept less with sandbox.min_isolation={worker.isolation.name}."
             )
         self._compare_addresses(worker)
         return worker
@@ -311,8 +328,9 @@ class Sandbox:
             if self.has_fixed_addresses and not is_equal:
                 self.has_fixed_addresses = False
                 log.warning(
-                    "The system does not give every worker the same addresses, so the order of sets of objects can differ between workers: "
-                    "programs that reproduce all demonstrations run twice. In Docker, allow personality(2) with a seccomp profile of your own."
+                    "The system does not give every worker the same addresses, so the order of sets of objects can differ "
+                    "between workers: programs that reproduce all demonstrations run twice. In Docker, allow personality(2) "
+                    "with a seccomp profile of your own."
                 )
 
 

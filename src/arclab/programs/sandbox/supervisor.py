@@ -1,8 +1,9 @@
 """Watches over the programs of one worker of the sandbox: started by sandbox.py, it starts the zygote, which forks them for it.
 
-It speaks frames (wire.py) on its standard input, a socket: first a greeting of the zygote, then for every request that comes in how
-the child ended and its raw answer. Requests go to the child through a file in memory, answers come back through a pipe, and the zygote
-is sent a byte: it sees neither. The children belong to this process, which ends them when they take too long or answer too much.
+It speaks frames (wire.py) on its standard input, a socket: first a greeting of the zygote, then for every request that comes in
+how the child ended and its raw answer. Requests go to the child through a file in memory, answers come back through a pipe, and
+the zygote is sent a byte: it sees neither. The children belong to this process, which ends them when they take too long or
+answer too much.
 
 It ends when its input does, and all that was started dies with it. It runs no program, and imports nothing large.
 """

@@ -1,9 +1,9 @@
 """A warm interpreter that forks a child for every program. Started by supervisor.py; not for use by hand.
 
-It imports what programs may use, greets (isolation, why not more, whether addresses are fixed), and from then on forks a child for
-every byte that it reads. It does nothing else, ever: it sees no request and no answer, so that no program inherits anything of another
-one, and its memory is the same at every fork, so that a program finds the same addresses whatever ran before it. The children belong
-to the supervisor. See child.py for what they do.
+It imports what programs may use, greets (isolation, why not more, whether addresses are fixed), and from then on forks a child
+for every byte that it reads. It does nothing else, ever: it sees no request and no answer, so that no program inherits anything
+of another one, and its memory is the same at every fork, so that a program finds the same addresses whatever ran before it. The
+children belong to the supervisor. See child.py for what they do.
 """
 
 from __future__ import annotations

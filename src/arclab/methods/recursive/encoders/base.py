@@ -19,8 +19,8 @@ from arclab.data.sampler import Batch
 
 @dataclass(slots=True)
 class Demonstrations:
-    """The valid demonstrations of a batch, packed: inputs_NS and outputs_NS uint8 tokens, and their place (B, K): as a mask, and which of
-    the B * K slots each has."""
+    """The valid demonstrations of a batch, packed: inputs_NS and outputs_NS uint8 tokens, and their place (B, K): as a mask,
+    and which of the B * K slots each has."""
 
     inputs_NS: Tensor
     outputs_NS: Tensor
@@ -64,8 +64,8 @@ class Memory:
 class TaskContext:
     """tokens (B, T, D) of unit RMS for the prefix; memory: tokens that join the decoder's own sequence, or None.
 
-    aux_losses: name -> (B,) losses, to be weighted by the trainer. kl_B: the KL itself, without free bits. state: the encoder's next state, with gradient; the carry
-    keeps a detached copy.
+    aux_losses: name -> (B,) losses, to be weighted by the trainer. kl_B: the KL itself, without free bits. state: the encoder's
+    next state, with gradient; the carry keeps a detached copy.
     """
 
     tokens_BTD: Tensor
@@ -86,8 +86,8 @@ class TaskContext:
 class TaskEncoder(nn.Module):
     """read(demonstrations) -> Memory; write(memory, state, noise) -> TaskContext. Every row has at least one demonstration.
 
-    noise: generator for sampling encoders in training; None (evaluation) means the mean. memory_positions: rotary positions of one demonstration's tokens in the decoder's
-    sequence, for encoders that put them there.
+    noise: generator for sampling encoders in training; None (evaluation) means the mean. memory_positions: rotary positions of
+    one demonstration's tokens in the decoder's sequence, for encoders that put them there.
     """
 
     memory_positions: Tensor | None

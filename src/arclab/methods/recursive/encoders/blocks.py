@@ -33,7 +33,8 @@ from arclab.methods.recursive.layers import (
 )
 from arclab.methods.recursive.varlen import Packing, is_varlen
 
-# Near zero all queries read the same and start as one token; at 1 their own content drowns what they read. Measured: docs/LOG.md.
+# Near zero all queries read the same and start as one token; at 1 their own content drowns what they read. Measured:
+# docs/LOG.md.
 QUERY_STD = 0.3
 # At a log variance of 0 the noise is three times what tasks differ by at the start, and a decoder learns to ignore the latent.
 LOGVAR_START = -4.0
@@ -84,8 +85,8 @@ class SetBlock(Recomputable):
 class TokenStage(nn.Module):
     """Demonstrations -> (tokens (N, L, D), used (N, L)) after num_layers blocks on rotary positions; zeros where not used.
 
-    With cls, a learned token at the front takes part in the attention; it has no position (all rotary angles 0). The blocks see either
-    groups of demonstrations on one canvas (encode) or all tokens laid end to end (flat), with the same result.
+    With cls, a learned token at the front takes part in the attention; it has no position (all rotary angles 0). The blocks see
+    either groups of demonstrations on one canvas (encode) or all tokens laid end to end (flat), with the same result.
     """
 
     rope: Tensor
@@ -150,8 +151,8 @@ class TokenStage(nn.Module):
     def flat(self, demos: DemoCells, dtype: torch.dtype, *, num_grids: int = 1) -> tuple[Tensor, Packing, Tensor]:
         """((T, D) used tokens of all demonstrations, how they lie, (T,) the first of the cells that each token sums).
 
-        The CLS token stands at the front of each sequence where there is one. With two grids, each grid is a sequence of its own, on the
-        positions of the first.
+        The CLS token stands at the front of each sequence where there is one. With two grids, each grid is a sequence of its
+        own, on the positions of the first.
         """
         num_places = len(demos.place_L)
         length, front = num_places // num_grids, 0 if self.cls is None else 1

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import DemoLayout
-from arclab.config.schema import CANVASES
 from arclab.data.augment import NUM_DIHEDRAL
 from arclab.data.codec import PAD, VOCAB_SIZE, canvas_positions
 from arclab.data.tasks import MAX_SIDE

@@ -5,7 +5,8 @@
     drop.value                                       # share of tasks lost: intact less ablated
 
 A solver that ignores the demonstrations loses nothing; one that reads its rule from them loses nearly all it has. Both
-scores are ARC/pass@1, by default without augmentation; context_ablations.py does the same for one rendered batch. It says nothing about how the demonstrations are used.
+scores are ARC/pass@1, by default without augmentation; context_ablations.py does the same for one rendered batch. It says
+nothing about how the demonstrations are used.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _partners(group: list[ArcTask], rng: np.random.Generator) -> Iterator[tuple[
         partner = next((other for other in others if other.rule is None or other.rule != task.rule), None)
         if partner is None:
             raise ValueError(
-                f"demonstrations cannot be swapped: task {task.id} is the only one of source {task.source} with its rule; score more tasks."
+                f"demonstrations cannot be swapped: task {task.id} is the only one of source {task.source} with its rule; "
+                "score more tasks."
             )
         yield task, partner
 

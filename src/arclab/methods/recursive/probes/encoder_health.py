@@ -29,7 +29,8 @@ from arclab.methods.recursive.probes.context_ablations import swap_drop, zero_co
 
 @dataclass(frozen=True, slots=True)
 class HealthSettings:
-    """max_tasks: the sample, spread evenly over the task list; chunk_rows: rows in the model at once. rule: the canvas of answers."""
+    """max_tasks: the sample, spread evenly over the task list; chunk_rows: rows in the model at once. rule: the canvas of
+    answers."""
 
     max_tasks: int
     canvas: int
@@ -41,7 +42,8 @@ class HealthSettings:
 
 
 def between_task_share(contexts_NX: Tensor) -> float:
-    """Variance across tasks / mean square: 0 for identical contexts, 1 - 1/N for orthogonal ones of equal length; nan for zeros."""
+    """Variance across tasks / mean square: 0 for identical contexts, 1 - 1/N for orthogonal ones of equal length; nan for
+    zeros."""
     x = contexts_NX.double()
     return _quotient((x - x.mean(0)).square().mean(), x.square().mean())
 
@@ -65,7 +67,8 @@ def view_spread(first_NX: Tensor, second_NX: Tensor) -> float:
 
 
 def retrieval_accuracy(first_NX: Tensor, second_NX: Tensor) -> float:
-    """How often second_NX[n] is the nearest neighbour of first_NX[n]; ties count by their chance, so identical contexts give 1/N."""
+    """How often second_NX[n] is the nearest neighbour of first_NX[n]; ties count by their chance, so identical contexts give
+    1/N."""
     distance_NN = _squared_distances(first_NX, second_NX)
     tolerance = 1e-12 * float(first_NX.double().square().sum(-1).max() + second_NX.double().square().sum(-1).max())
     nearest_NN = distance_NN <= distance_NN.min(dim=1, keepdim=True).values + tolerance
@@ -130,7 +133,9 @@ def _context_metrics(model: RecursiveModel, space: PuzzleSpace, settings: Health
     if has_halves.sum() > 1:
         rows = torch.from_numpy(has_halves)
         halves = (_demos(space, settings, slice(start, None, 2)) for start in (0, 1))
-        first, second = (contexts(np.where(has_halves[:, None], half, all_demos[:, : half.shape[1]]))[rows].flatten(1) for half in halves)  # fmt: skip
+        first, second = (
+            contexts(np.where(has_halves[:, None], half, all_demos[:, : half.shape[1]]))[rows].flatten(1) for half in halves
+        )
         metrics["subset_spread"] = view_spread(first, second)
         metrics["retrieval_accuracy"] = retrieval_accuracy(first, second)
         metrics["retrieval_chance"] = 1.0 / len(first)
@@ -158,8 +163,8 @@ def _render(
 
 
 def _canvases(space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray) -> IntArray:
-    """(N,) the canvas on which each row of _render is answered: the whole one, or the smallest that holds demonstrations and query. An
-    answer that does not fit moves its row up, as an evaluation does when it finds a prediction at the edge."""
+    """(N,) the canvas on which each row of _render is answered: the whole one, or the smallest that holds demonstrations and
+    query. An answer that does not fit moves its row up, as an evaluation does when it finds a prediction at the edge."""
     if settings.rule is CanvasRule.full:
         return np.full(len(demos_NK), settings.canvas)
     store = space.store

@@ -4,10 +4,10 @@
     start = task_contexts(Path("runs/quickstart/a"), split="train", num_augmentations=3, trained=False)
     points, shares = pca(contexts.vectors)
 
-A view is one task under one augmentation, shown with all its demonstrations or with one of them left out. Views that differ only
-in the demonstrations shown describe the same task: a useful encoder keeps them together and different tasks apart. An augmented
-copy asks for other colours or another orientation, so its vector has every right to move.
-Shapes: V views, F = context tokens x width values of a context.
+A view is one task under one augmentation, shown with all its demonstrations or with one of them left out. Views that differ
+only in the demonstrations shown describe the same task: a useful encoder keeps them together and different tasks apart. An
+augmented copy asks for other colours or another orientation, so its vector has every right to move. Shapes: V views, F =
+context tokens x width values of a context.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """vectors (V, F); task_V: position in task_ids; augmentation_V: 0 is the task as it is; left_out_V: demonstration, or ALL_DEMOS.
+    """vectors (V, F); task_V: position in task_ids; augmentation_V: 0 is the task as it is; left_out_V: demonstration, or
+    ALL_DEMOS.
 
     rules: of each task, see rule_of.
     step: optimiser steps behind the weights, 0 for the untrained encoder.
@@ -96,7 +97,8 @@ def _model(config: ExperimentConfig, checkpoint: Path, weights: WeightsKind | No
     model = build_model(config, num_puzzles=1)
     if model.encoder is None:
         raise ValueError(
-            f"{checkpoint.parent.parent} has encoder.kind={config.encoder.kind}, which reads no demonstrations; give the run of an encoder."
+            f"{checkpoint.parent.parent} has encoder.kind={config.encoder.kind}, which reads no demonstrations; give the run "
+            "of an encoder."
         )
     if weights is not None:
         load_weights(model, checkpoint, weights)

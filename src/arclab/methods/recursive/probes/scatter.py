@@ -18,7 +18,8 @@ from arclab.methods.recursive.probes.representations import Contexts
 def scatter_tasks(
     axes: Axes, points: npt.NDArray[np.float64], contexts: Contexts, title: str = "", *, by_rule: bool = False
 ) -> None:
-    """(V, 2) points, one colour a task or a rule; large: all demonstrations of the task as it is; small: augmented or one left out."""
+    """(V, 2) points, one colour a task or a rule; large: all demonstrations of the task as it is; small: augmented or one left
+    out."""
     names = sorted(set(contexts.rules)) if by_rule else contexts.task_ids
     group_V = contexts.rule_V if by_rule else contexts.task_V
     colors = colormaps["tab20"](np.arange(len(names)) % 20)

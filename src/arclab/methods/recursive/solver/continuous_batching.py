@@ -4,8 +4,8 @@
         ...                                       # rows that have ended, with their logits
 
 Rows enter from `take`, which gives ready rows until there are none; it is asked again whenever there is room, so what has
-finished may decide what enters next. A row's result depends on the row alone, whoever is refined beside it. It neither chooses nor
-counts rows. Shapes: B rows, S canvas cells, V tokens; arrays on the host are numpy, the others live on the model's device.
+finished may decide what enters next. A row's result depends on the row alone, whoever is refined beside it. It neither chooses
+nor counts rows. Shapes: B rows, S canvas cells, V tokens; arrays on the host are numpy, the others live on the model's device.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arclab.config.schema import CANVASES, CanvasRule, VotesRule
+from arclab.config.dataset_schema import CANVASES
+from arclab.config.schema import CanvasRule, VotesRule
 from arclab.data.buckets import smallest_canvas
 from arclab.data.sampler import IntArray, PuzzleSpace
 from arclab.methods.recursive.solver.stopping import is_settled, round_ends
@@ -80,16 +81,25 @@ def next_canvas(canvas: int, full: int) -> int:
 
 
 class PendingRows:
-    """take() rows, predict them, then finish() them (they were counted in one of `boxes`) or postpone() them to a larger canvas.
+    """take() rows, predict them, then finish() them (they were counted in one of `boxes`) or postpone() them to a larger
+    canvas.
 
     done_R: rows counted before; it is kept up to date. num_rows, num_done, num_saved: of this rank, all rows, those counted,
     and those that stopping has made needless.
     """
 
     def __init__(
-        self, space: PuzzleSpace, table: RowTable, boxes: Sequence[VoteBox], done_R: npt.NDArray[np.bool_], *, rule: VotesRule, seed: int,
-        rank: int, world_size: int,
-    ) -> None:  # fmt: skip
+        self,
+        space: PuzzleSpace,
+        table: RowTable,
+        boxes: Sequence[VoteBox],
+        done_R: npt.NDArray[np.bool_],
+        *,
+        rule: VotesRule,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
         self._table, self._boxes, self._done_R = table, boxes, done_R
         self._places, self._full = _PLACES.get(rule), space.canvas
         self._queues: dict[int, deque[int]] = {}

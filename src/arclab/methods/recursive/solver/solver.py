@@ -5,9 +5,9 @@
 Votes are those of the published TRM: one vote per augmented copy, grouped by identical grid, ranked by (votes, mean sigmoid
 of the halt logit). What costs less than that, and what it changes: `halting` (rows end at a positive halt logit), `votes`
 (a task's augmentations end when its ranking is settled) and `canvas_rule` (rows on the smallest canvas that holds what is
-shown; see config.schema). Rows are refined in continuous batches (continuous_batching.py) and demonstrations are encoded once per augmented
-puzzle and canvas. Counting starts anew with every call of solve, or where an evaluation with the same `store` was killed.
-Shapes: B rows (task, augmentation, test input), P augmented puzzles, S canvas cells, R all rows of the evaluation.
+shown; see config.schema). Rows are refined in continuous batches (continuous_batching.py) and demonstrations are encoded once
+per augmented puzzle and canvas. Counting starts anew with every call of solve, or where an evaluation with the same `store` was
+killed. Shapes: B rows (task, augmentation, test input), P augmented puzzles, S canvas cells, R all rows of the evaluation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from arclab.config.schema import CANVASES, CanvasRule, EvalHalting, VotesRule
+from arclab.config.dataset_schema import CANVASES
+from arclab.config.schema import CanvasRule, EvalHalting, VotesRule
 from arclab.data.augment import ViewRule
 from arclab.data.sampler import Batch, BatchPlan, IntArray, PuzzleSpace
 from arclab.data.tasks import ArcTask
@@ -147,7 +148,8 @@ class RecursiveSolver:
         )  # fmt: skip
 
     def _demonstrations(self, space: PuzzleSpace, task_P: IntArray, augmentation_P: IntArray) -> Batch:
-        """All demonstrations of each puzzle in file order, nothing translated, without a query; or the rows of a puzzle table."""
+        """All demonstrations of each puzzle in file order, nothing translated, without a query; or the rows of a puzzle
+        table."""
         store = space.store
         slots = np.arange(min(self.max_demos, int(store.num_demos_T.max())) if self.puzzle_rows is None else 0)[None]
         demos_PK = np.where(slots < store.num_demos_T[task_P][:, None], store.first_pair_T[task_P][:, None] + slots, -1)

@@ -114,7 +114,8 @@ class VoteStore:
 
 
 def _packed(keys: Sequence[TestKey], tally: Tally) -> bytes:
-    """Counts as one table (test input, height, width, votes, two halves of the confidence) and the cells of all grids in a row."""
+    """Counts as one table (test input, height, width, votes, two halves of the confidence) and the cells of all grids in a
+    row."""
     number = {key: n for n, key in enumerate(keys)}
     table, cells = [], []
     for key, grids in tally.box.counts.items():

@@ -2,11 +2,11 @@
 
     num_rows = find_batch_size(config, model, data, ranks, budget_bytes)        # the same number on every rank
 
-Sizes are ranks x trainer.grad_accumulation times a power of two, or one and a half of one. Steps are real ones, of a copy of the
-model on the first rows of the run, without compilation. On a GPU the chosen size was run, and the next one was too large. On a
-CPU, where rows are slow and memory is seldom short, a step of a few rows is measured and the rest is proportion.
-It draws no random number and leaves model and data as they are, so the run is the one that the number alone would make. It does
-not know what the machine has (arclab.runs.memory) nor where the number is kept (arclab.runs.folder).
+Sizes are ranks x trainer.grad_accumulation times a power of two, or one and a half of one. Steps are real ones, of a copy of
+the model on the first rows of the run, without compilation. On a GPU the chosen size was run, and the next one was too large.
+On a CPU, where rows are slow and memory is seldom short, a step of a few rows is measured and the rest is proportion. It draws
+no random number and leaves model and data as they are, so the run is the one that the number alone would make. It does not know
+what the machine has (arclab.runs.memory) nor where the number is kept (arclab.runs.folder).
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def find_batch_size(
     memory = f"{budget_bytes / _GIB:.3g} GiB that a rank may use here"
     if num_rows == 0:
         raise ValueError(
-            f"trainer.batch_size=auto: not even {sizes[0] * ranks.world_size} rows fit into the {memory}; set trainer.recompute=true, "
-            "or make the model smaller (decoder.width, encoder.*)."
+            f"trainer.batch_size=auto: not even {sizes[0] * ranks.world_size} rows fit into the {memory}; set "
+            "trainer.recompute=true, or make the model smaller (decoder.width, encoder.*)."
         )
     why = f"the next size would not fit into the {memory}"
     if num_rows == sizes[-1]:
@@ -96,7 +96,8 @@ def find_batch_size(
 
 
 def batch_sizes(config: ExperimentConfig, data: TrainingData, world_size: int) -> list[int]:
-    """Rows of one rank that may be tried, upwards: enough for every canvas and loss, at most one row for every query (or MAX_ROWS)."""
+    """Rows of one rank that may be tried, upwards: enough for every canvas and loss, at most one row for every query (or
+    MAX_ROWS)."""
     unit = config.trainer.grad_accumulation
     is_bucketed = config.trainer.canvas is CanvasRule.bucketed
     least = unit * (len(np.unique(task_canvases(data))) if is_bucketed else 1)
@@ -108,7 +109,8 @@ def batch_sizes(config: ExperimentConfig, data: TrainingData, world_size: int) -
 
 
 def by_steps(sizes: Sequence[int], measured: Measure, budget_bytes: int) -> int:
-    """The largest size that was seen to fit, with the next one seen not to; 0 if none does. Proportion only says where to look."""
+    """The largest size that was seen to fit, with the next one seen not to; 0 if none does. Proportion only says where to
+    look."""
     best: Cost | None = None
     left = list(sizes)
     while left:

@@ -132,15 +132,16 @@ class CheckpointFolder:
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write tensors; ValueError with the remedy if the disk is full, OSError that names the file for anything else of the kind."""
+    """Write tensors; ValueError with the remedy if the disk is full, OSError that names the file for anything else of the
+    kind."""
     try:
         with naming(file):
             save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, file)
     except (SafetensorError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "StorageFull" in str(error):
             raise ValueError(
-                f"the disk is full: {file.parent.parent} has no room for a checkpoint; free space and run the same command again "
-                "(the previous checkpoint is intact)."
+                f"the disk is full: {file.parent.parent} has no room for a checkpoint; free space and run the same command "
+                "again (the previous checkpoint is intact)."
             ) from error
         raise
 
@@ -161,27 +162,29 @@ def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Pa
     table = "puzzle_table.weight"
     if table in own and table in tensors and len(own[table]) != len(tensors[table]):
         raise ValueError(
-            f"the puzzle table of checkpoint {checkpoint} has {len(tensors[table])} vectors, and the tasks that load now need {len(own[table])}; "
-            "put the tasks back as they were when it was trained."
+            f"the puzzle table of checkpoint {checkpoint} has {len(tensors[table])} vectors, and the tasks that load now need "
+            f"{len(own[table])}; put the tasks back as they were when it was trained."
         )
     wrong = [
         n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
     ]
     if wrong:
         raise ValueError(
-            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use the config.yaml it was trained with."
+            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use "
+            "the config.yaml it was trained with."
         )
     model.load_state_dict(tensors)
 
 
 def progress_from(state: dict[str, Any]) -> TrainingProgress:
-    """The progress in a state.json. ValueError if it was written by a version that kept less, or holds other kinds of values."""
+    """The progress in a state.json. ValueError if it was written by a version that kept less, or holds other kinds of
+    values."""
     values = {"settings": None, **state}
     missing = [f.name for f in fields(TrainingProgress) if f.name not in values]
     if missing:
         raise ValueError(
-            f"the checkpoint at step {state['step']} was written by an older version (its state.json has no {missing[0]}) and cannot be "
-            "continued, only evaluated; start the run under another name."
+            f"the checkpoint at step {state['step']} was written by an older version (its state.json has no {missing[0]}) and "
+            "cannot be continued, only evaluated; start the run under another name."
         )
     try:
         cursors = tuple(Cursor(**cursor) for cursor in values["cursors"])

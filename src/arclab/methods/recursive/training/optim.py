@@ -1,8 +1,8 @@
 """Optimisers: those of the published TRM (AdamATan2 for the network, sign-SGD for the rows of a puzzle table), and Muon.
 
 AdamATan2 replaces Adam's m / (sqrt(v) + eps) by atan2(m, sqrt(v)), which needs no epsilon and bounds every update by
-lr * pi / 2. The rule is that of the package adam-atan2 0.0.3, including its bias corrections (see _update). Muon is for comparison
-and for encoders that stand on a plateau for long (docs/LOG.md); it is not what the published systems used.
+lr * pi / 2. The rule is that of the package adam-atan2 0.0.3, including its bias corrections (see _update). Muon is for
+comparison and for encoders that stand on a plateau for long (docs/LOG.md); it is not what the published systems used.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _MUON_EPS = 1e-7
 class AdamATan2:
     """p *= 1 - lr * wd; p -= lr / (1 - beta1^t) * atan2(m, sqrt(v) / sqrt(1 - beta2^t)), m and v plain moving averages.
 
-    params: parameters, or groups with settings of their own, as torch's optimisers take them. It is none of them: their base class
-    imports the whole compiler, one to two seconds at the start of every process that trains.
+    params: parameters, or groups with settings of their own, as torch's optimisers take them. It is none of them: their base
+    class imports the whole compiler, one to two seconds at the start of every process that trains.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
@@ -64,7 +64,8 @@ class AdamATan2:
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for state in states:
             state["step"] += 1
-        # One launch for all parameters wherever torch has it: many are small, and launches are what a small update costs on a GPU.
+        # One launch for all parameters wherever torch has it: many are small, and launches are what a small update costs on a
+        # GPU.
         denominators = torch._foreach_sqrt(v)
         torch._foreach_mul_(denominators, [1 / math.sqrt(1 - beta2 ** s["step"]) for s in states])
         updates = [torch.atan2(m_p, d_p) for m_p, d_p in zip(m, denominators, strict=True)]
@@ -75,10 +76,11 @@ class AdamATan2:
 
 
 class Muon(AdamATan2):
-    """The given matrices move along their orthogonalised momentum (Jordan 2024, kellerjordan.github.io/posts/muon), all else as AdamATan2.
+    """The given matrices move along their orthogonalised momentum (Jordan 2024, kellerjordan.github.io/posts/muon), all else as
+    AdamATan2.
 
-    An update is lr * 0.2 * sqrt(longer side) times a matrix whose singular values are about 1, which gives its entries the root mean square
-    of one of Adam's (arXiv 2502.16982): learning rates and weight decay mean the same for both.
+    An update is lr * 0.2 * sqrt(longer side) times a matrix whose singular values are about 1, which gives its entries the root
+    mean square of one of Adam's (arXiv 2502.16982): learning rates and weight decay mean the same for both.
     """
 
     def __init__(

@@ -17,8 +17,8 @@ def batch_parts(config: ExperimentConfig, data: TrainingData, ranks: Ranks) -> t
     trainer = config.trainer
     if data.max_demos < least_demos(config):
         raise ValueError(
-            "encoder.reconstruction.weight and encoder.contrastive.view=subsets divide the demonstrations of a row, but the training tasks show "
-            "one alone; set the weight to 0, or contrastive.view=augmentations."
+            "encoder.reconstruction.weight and encoder.contrastive.view=subsets divide the demonstrations of a row, but the "
+            "training tasks show one alone; set the weight to 0, or contrastive.view=augmentations."
         )
     pieces = ranks.world_size * trainer.grad_accumulation
     parts = _parts(config, data, trainer.num_rows, pieces)
@@ -26,9 +26,9 @@ def batch_parts(config: ExperimentConfig, data: TrainingData, ranks: Ranks) -> t
     if fewest < least_rows(config):
         assert isinstance(config.encoder, TaskEncoderConfig)
         raise ValueError(
-            f"encoder.contrastive.weight={config.encoder.contrastive.weight} compares the rows of a micro-batch with each other, and the smallest one here "
-            f"has {fewest} row (trainer.batch_size={trainer.num_rows}, {pieces} ranks x pieces, trainer.canvas={trainer.canvas.name}); raise trainer.batch_size "
-            "or lower trainer.grad_accumulation."
+            f"encoder.contrastive.weight={config.encoder.contrastive.weight} compares the rows of a micro-batch with each "
+            f"other, and the smallest one here has {fewest} row (trainer.batch_size={trainer.num_rows}, {pieces} ranks x "
+            f"pieces, trainer.canvas={trainer.canvas.name}); raise trainer.batch_size or lower trainer.grad_accumulation."
         )
     return parts
 

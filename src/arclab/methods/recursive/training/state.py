@@ -141,8 +141,8 @@ def _restore(training: Training, path: Path, config: ExperimentConfig, ranks: Ra
 def _require_same_run(path: Path, state: dict[str, Any], config: ExperimentConfig, run_id: str) -> None:
     """ValueError if the checkpoint was made by another run than the one of this folder, whose W&B id is run_id.
 
-    Keys that the checkpoint does not have were added since: config.yaml of the folder answers for them. An older checkpoint has a
-    hash of its settings alone, which changes with every new key: then the seed of its cursors and its run_id tell.
+    Keys that the checkpoint does not have were added since: config.yaml of the folder answers for them. An older checkpoint has
+    a hash of its settings alone, which changes with every new key: then the seed of its cursors and its run_id tell.
     """
     if state.get("settings") is not None:
         why = other_settings(state, config)
@@ -158,20 +158,21 @@ def _require_same_run(path: Path, state: dict[str, Any], config: ExperimentConfi
         )
     if why:
         raise ValueError(
-            f"checkpoint {path} {why}: it is of another run; continue that run, or remove the checkpoint (another run can start from "
-            "its weights with decoder_init=pretrained)."
+            f"checkpoint {path} {why}: it is of another run; continue that run, or remove the checkpoint (another run can "
+            "start from its weights with decoder_init=pretrained)."
         )
 
 
 def _require_same_parts(files: list[dict[str, Tensor]], parts: Sequence[Part], config: ExperimentConfig, ranks: Ranks) -> None:
-    """With trainer.canvas=bucketed the rows of a canvas are a multiple of ranks x pieces, so that another number of them means other rows."""
+    """With trainer.canvas=bucketed the rows of a canvas are a multiple of ranks x pieces, so that another number of them means
+    other rows."""
     saved = [sum(len(file[f"{part}.steps"]) for file in files) for part in range(len(parts)) if f"{part}.steps" in files[0]]
     now = [part.num_rows for part in parts]
     if saved != now:
         raise ValueError(
-            f"this run has {saved} rows of its canvases in flight, saved by {len(files)} rank(s), but {ranks.world_size} rank(s) with "
-            f"trainer.grad_accumulation={config.trainer.grad_accumulation} share out {now}; continue with launch.* for {len(files)} rank(s), or "
-            "start a run with another name."
+            f"this run has {saved} rows of its canvases in flight, saved by {len(files)} rank(s), but {ranks.world_size} "
+            f"rank(s) with trainer.grad_accumulation={config.trainer.grad_accumulation} share out {now}; continue with "
+            f"launch.* for {len(files)} rank(s), or start a run with another name."
         )
 
 

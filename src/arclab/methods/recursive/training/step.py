@@ -133,8 +133,14 @@ def train_step(
 
 
 def _total_loss(
-    config: ExperimentConfig, model: RecursiveModel, rows: Batch, output: StepOutput, losses: RowLosses, noise: torch.Generator, step: int
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    config: ExperimentConfig,
+    model: RecursiveModel,
+    rows: Batch,
+    output: StepOutput,
+    losses: RowLosses,
+    noise: torch.Generator,
+    step: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over rows of all losses with their weights, and the auxiliary ones by name, each (B,)."""
     total = losses.total(config.halting.halt_loss_weight)
     if output.context is None or not isinstance(config.encoder, TaskEncoderConfig):

@@ -57,9 +57,15 @@ class RecursiveTrainer:
     divergence_remedy = "lower decoder.optim.lr and encoder.optim.lr, or set trainer.clip_norm=1.0"
 
     def __init__(
-        self, config: ExperimentConfig, training: Training, folder: CheckpointFolder, batches: Iterator[tuple[Cursors, list[Batch]]],
-        data: TrainingData, ranks: Ranks, score: Score | None,
-    ) -> None:  # fmt: skip
+        self,
+        config: ExperimentConfig,
+        training: Training,
+        folder: CheckpointFolder,
+        batches: Iterator[tuple[Cursors, list[Batch]]],
+        data: TrainingData,
+        ranks: Ranks,
+        score: Score | None,
+    ) -> None:
         self._config, self._training, self._folder, self._batches = config, training, folder, batches
         self._data, self._ranks, self._score = data, ranks, score
         self._sums, self._stats = StepSums(ranks.device), dict[str, Tensor]()
@@ -135,8 +141,8 @@ def train(
     *, score: Score | None, stamps: list[str], signals: StopSignals | None = None,
 ) -> Training:  # fmt: skip
     """Train to config.trainer.steps, from wherever the run folder stands. ValueError if the loss stops being finite;
-    UnhealthyRun, with a checkpoint saved, if trainer.stop_when_unhealthy is set and health says so. Ends early, with a checkpoint,
-    on a signal or a file PREEMPT."""
+    UnhealthyRun, with a checkpoint saved, if trainer.stop_when_unhealthy is set and health says so. Ends early, with a
+    checkpoint, on a signal or a file PREEMPT."""
     trainer = config.trainer
     _require_even_share(config, ranks)
     model.to(ranks.device)
@@ -145,9 +151,14 @@ def train(
         compile_model(model)
     progress = training.progress
     loader = batch_loader(
-        training.parts, progress.cursors, ranks.rows, num_batches=trainer.steps - progress.step, num_workers=trainer.num_workers,
-        pin_memory=ranks.device.type == "cuda", worker_init=ignore_stop_signals,
-    )  # fmt: skip
+        training.parts,
+        progress.cursors,
+        ranks.rows,
+        num_batches=trainer.steps - progress.step,
+        num_workers=trainer.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+        worker_init=ignore_stop_signals,
+    )
     logger = _open_logger(config, training.model, data, run, progress) if ranks.is_main else None
     monitor = _monitor(config, run, ranks, progress.step) if ranks.is_main else None
     recursive = RecursiveTrainer(config, training, folder, iter(loader), data, ranks, score)
@@ -158,8 +169,16 @@ def train(
     )  # fmt: skip
     with bar, logger or nullcontext(), profiler:
         Loop(
-            trainer, recursive, run, ranks, logger=logger, monitor=monitor, stop=StopRequest(run, ranks, signals), profiler=profiler, bar=bar,
-        ).run()  # fmt: skip
+            trainer,
+            recursive,
+            run,
+            ranks,
+            logger=logger,
+            monitor=monitor,
+            stop=StopRequest(run, ranks, signals),
+            profiler=profiler,
+            bar=bar,
+        ).run()
     return training
 
 
