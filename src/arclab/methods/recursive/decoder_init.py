@@ -1,6 +1,6 @@
 """Where a decoder's weights come from: scratch, or a TRM checkpoint of ours or in the published layout.
 
-    report = apply_decoder_init(config.decoder_init, model)      # LoadReport: expected, loaded, missing, dropped
+    report = apply_decoder_init(config.decoder_init, model, config.encoder)  # LoadReport: expected, loaded, missing, dropped
 
 A source may be a run folder, a checkpoint folder, a .safetensors file or a torch state dict. Every decoder tensor must be
 found with its shape, or the load is an error. Everything else in the source (a puzzle table, an encoder) is dropped and named.

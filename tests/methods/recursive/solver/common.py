@@ -30,7 +30,7 @@ def answer_labels(
     """Every row lands at once with the right answer, or the tokens that `change` gives, and the halt logits of `halt`; no
     demonstration is read."""
 
-    def fly(
+    def run_rows(
         model: RecursiveModel, take: Callable[[], ReadyRows | None], num_rows: int, *, early: bool
     ) -> Iterator[FinishedRows]:
         while (ready := take()) is not None:
@@ -38,7 +38,7 @@ def answer_labels(
             yield FinishedRows(ready.rows_B, ready.labels_BS, sure_of(change(ready)), halt(ready), steps)
 
     monkeypatch.setattr(RecursiveModel, "read", lambda self, data: Reading(0))
-    monkeypatch.setattr(recursive, "fly", fly)
+    monkeypatch.setattr(recursive, "run_rows", run_rows)
 
 
 def answer_by_rule(monkeypatch: pytest.MonkeyPatch, read: Callable[[Batch], Tensor]) -> None:

@@ -22,6 +22,7 @@ from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training.batch_size import Cost, batch_sizes, by_steps, find_batch_size, measure
 from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.lifecycle import GivenFolder
 from arclab.runs.memory import available_bytes, memory_budget
 from arclab.runs.ranks import Ranks
 
@@ -129,7 +130,7 @@ def test_a_prepared_folder_says_auto_until_its_run_has_found_the_number(tiny: Ti
     run = prepare_run(config)
     assert thaw(run.config).trainer.batch_size == "auto"
     monkeypatch.setattr("arclab.methods.recursive.run.memory_budget", lambda device, num_local_ranks: 10_000_000)
-    pretrain_in_ranks(thaw(run.config), CPU, prepared=run)
+    pretrain_in_ranks(thaw(run.config), CPU, folder=GivenFolder(run, CPU))
     number = thaw(run.config).trainer.batch_size
     assert isinstance(number, int)
     assert thaw(prepare_run(config).config).trainer.batch_size == number  # submitted again

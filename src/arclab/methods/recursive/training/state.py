@@ -1,6 +1,6 @@
 """The state of a run: model, optimiser, averages, rows in flight and progress; starting, saving and restoring it.
 
-training, folder = start_training(config, model, run, ranks, stamps)      # fresh, or from the newest checkpoint
+training, folder = start_training(config, model, parts, run, ranks, stamps)      # fresh, or from the newest checkpoint
 save_checkpoint(config, training, folder, ranks)
 """
 
