@@ -32,7 +32,8 @@ from torch import Tensor
 from arclab.config.compose import broken_rules, compose, run_main, thaw
 from arclab.config.dataset_schema import Regime
 from arclab.config.encoder_schema import DemoAttention, TransformerEncoderConfig
-from arclab.config.schema import CanvasRule, DeviceChoice, EvalHalting, ExperimentConfig, SplitName, VotesRule, WeightsKind
+from arclab.config.run import DeviceChoice
+from arclab.config.schema import CanvasRule, EvalHalting, ExperimentConfig, SplitName, VotesRule, WeightsKind
 from arclab.data.sampler import Batch
 from arclab.data.tasks import ArcTask
 from arclab.files import write_atomically

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arclab.config.compose import compose, run_main
-from arclab.config.schema import DeviceChoice
+from arclab.config.run import DeviceChoice
 from arclab.data.sampler import build_training_data, whole
 from arclab.data.splits import load_tasks
 from arclab.files import write_atomically

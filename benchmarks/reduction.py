@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from arclab.config.compose import compose, run_main
-from arclab.config.schema import DeviceChoice
+from arclab.config.run import DeviceChoice
 from arclab.data.sampler import Cursor, build_training_data, start_cursors, whole
 from arclab.data.tasks import ArcTask, Pair
 from arclab.methods.recursive.ema import Ema

@@ -28,7 +28,7 @@ import torch
 
 from arclab.config.compose import run_main
 from arclab.config.llm_schema import Dtype, GridFormat, HfModelConfig, LmAttention, PromptConfig
-from arclab.config.schema import DeviceChoice
+from arclab.config.run import DeviceChoice
 from arclab.data.sources import load_source
 from arclab.files import read_object, write_atomically
 from arclab.lm.hf import load_hf

@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from arclab.config.compose import compose, run_main
-from arclab.config.schema import DeviceChoice, ExperimentConfig
+from arclab.config.run import DeviceChoice
+from arclab.config.schema import ExperimentConfig
 from arclab.data.buckets import bucketed
 from arclab.data.sampler import Batch, Cursor, Part, TrainingData, build_training_data, start_cursors, whole
 from arclab.data.splits import load_tasks

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
-from arclab.config.schema import DeviceChoice, ExperimentConfig, WeightsKind
+from arclab.config.run import DeviceChoice
+from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.sampler import Batch
 from arclab.lm.language_model import Message
 from arclab.lm.models import load_language_model

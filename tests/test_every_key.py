@@ -258,7 +258,7 @@ def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.Monkey
     run(["trainer.compile=true"], tmp_path)
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr("arclab.methods.recursive.run.start_ranks", lambda choice: CPU)
+    monkeypatch.setattr("arclab.runs.lifecycle.start_ranks", lambda choice: CPU)
     pretrain(compose("pretrain_encoder", [*TINY, *BASE, f"runs_dir={tmp_path}/r", "trainer.num_threads=3"]))
     assert threads == [3]
 

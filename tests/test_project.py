@@ -22,7 +22,7 @@ ALLOWED = {
     "entries": set(),
     "files": set(),
     "records": {"files"},
-    "config": {"files"},
+    "config": {"entries", "files"},
     "data": {"config", "files"},
     "metrics": {"config", "data", "files"},
     "runs": {"config", "files", "metrics", "records"},

@@ -22,6 +22,7 @@ class Entry:
     schema: str
     run: str
     prepared: str | None = None
+    conf_dir: str | None = None
 
 
 ENTRIES = {

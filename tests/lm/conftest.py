@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
-from arclab.config.schema import DeviceChoice
+from arclab.config.run import DeviceChoice
 from arclab.lm.language_model import Message, Prompt, Sampling
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
-from arclab.config.schema import DeviceChoice
+from arclab.config.run import DeviceChoice
 from arclab.lm.drawing import draw
 from arclab.lm.hf import HfModel, draw_seed, load_hf
 from arclab.lm.hf_loading import load_tokenizer

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from arclab.config.compose import ConfigError
-from arclab.config.schema import CriterionConfig, SplitName
+from arclab.config.run import CriterionConfig
+from arclab.config.schema import SplitName
 from arclab.results.criterion import judge_criterion, require_measurable
 from arclab.results.scoring import wilson
 

@@ -21,7 +21,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -35,7 +35,9 @@ from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, Missi
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
-from arclab.config.schema import AUTO, ExperimentConfig
+from arclab.config.run import RunConfig
+from arclab.config.schema import ExperimentConfig
+from arclab.entries import ENTRIES, load
 from arclab.files import DamagedFile, naming, read_text, sentence_for
 
 Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
@@ -46,21 +48,7 @@ _VARIANTS: dict[Any, dict[str, Any]] = {EncoderConfig: ENCODER_SCHEMAS, ModelCon
 RECURSIVE_SOLVER = "recursive"  # what evaluate.py does unless solver= says otherwise
 
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
-# Keys that cannot change the trained weights: a run may be resumed with other values of these.
-FREE_KEYS = (
-    "launch.",
-    "wandb.",
-    "criterion",
-    "trainer.health_every",
-    "trainer.stop_when_unhealthy",
-    "evaluation.health_tasks",
-    "evaluation.batch_size",
-    "trainer.num_workers",
-    "trainer.recompute",
-    "trainer.log_every",
-    "trainer.keep_last",
-    "trainer.checkpoint_every",
-)
+_ENTRY = "entry"  # the key of a saved configuration that says which entry script it is of
 _MAX_DEPTH = 20  # of a saved configuration; the deepest key has 4 parts
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
@@ -68,6 +56,18 @@ _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that
 
 class ConfigError(ValueError):
     """A configuration the user can fix; the message says how."""
+
+
+def entry_of(config: Any) -> str:
+    """The name of the entry script (arclab.entries) whose configuration it is."""
+    kind = f"{type(config).__module__}:{type(config).__qualname__}"
+    return next(name for name, entry in ENTRIES.items() if entry.schema == kind)
+
+
+def compose_run(entry: str, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of an entry script with Hydra overrides, checked and typed by its schema."""
+    row = ENTRIES[entry]
+    return to_typed(_compose(row.config, overrides, Path(row.conf_dir) if row.conf_dir else CONF_DIR), load(row.schema))
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> ExperimentConfig:
@@ -88,7 +88,8 @@ def compose_evaluate(overrides: Sequence[str]) -> EvaluateConfig | EvaluateProgr
     return to_typed(_compose("evaluate_programs", overrides), EvaluateProgramsConfig)
 
 
-def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def _compose(config_name: str, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
+    """conf_dir: where the root lies; the groups of conf/ are found from there too."""
     import hydra
     from hydra.errors import HydraException
 
@@ -96,9 +97,10 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     if flags:
         raise ConfigError(f"{flags[0]} is not an option here; settings are written key=value (see README.md).")
     _require_one_choice(overrides)
-    with _ONE_AT_A_TIME, hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=config_name):
+    with _ONE_AT_A_TIME, hydra.initialize_config_dir(config_dir=str(conf_dir), version_base="1.3", job_name=config_name):
         try:
-            return hydra.compose(config_name, overrides=list(overrides))
+            search = [] if conf_dir == CONF_DIR else [f"hydra.searchpath=[file://{CONF_DIR}]"]
+            return hydra.compose(config_name, overrides=[*overrides, *search])
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_sentence_from_hydra(error, config_name)) from error
         except yaml.YAMLError as error:
@@ -153,7 +155,8 @@ def _group_options(group: str) -> list[str]:
 
 def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key below a schema class, those of all kinds of encoders and models included."""
-    for name, kind in get_type_hints(schema).items():
+    hints = get_type_hints(schema)
+    for name, kind in ((field.name, hints[field.name]) for field in fields(schema)):
         yield prefix + name
         # An optional node (criterion) is a union with None here.
         variants = _VARIANTS[kind].values() if kind in _VARIANTS else [kind, *get_args(kind)]
@@ -218,21 +221,40 @@ def broken_rules(node: Any, path: str = "") -> Iterator[str]:
             yield from broken_rules(value, f"{path}.{field.name}" if path else field.name)
 
 
-def freeze(config: AnyConfig) -> str:
-    """YAML of a configuration, every value resolved."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+def freeze(config: Any) -> str:
+    """YAML of a configuration, every value resolved, and the entry script that it is of."""
+    return f"{_ENTRY}: {entry_of(config)}\n{OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)}"
 
 
 def thaw(path: Path) -> ExperimentConfig:
+    """The configuration saved in a run folder of pretrain_encoder.py. ConfigError: see thaw_run;
+    and if it is another script's."""
+    config = thaw_run(path)
+    if not isinstance(config, ExperimentConfig):
+        raise ConfigError(f"{path} is of {entry_of(config)}.py; give the folder of a run that pretrain_encoder.py started.")
+    return config
+
+
+def thaw_run(path: Path) -> RunConfig:
     """The configuration saved in a run folder. ConfigError, which names it: it is missing, damaged, or of another version."""
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist; give the folder of a run that pretrain_encoder.py started.")
+        raise ConfigError(f"{path} does not exist; give the folder of a run.")
     try:
-        return to_typed(read_config(path), ExperimentConfig)
+        node = read_config(path)
+        entry = pop_entry(node, path)
+        return to_typed(node, load(ENTRIES[entry].schema))
     except DamagedFile as error:
         raise ConfigError(str(error)) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).splitlines())}") from error
+
+
+def pop_entry(node: MutableMapping[Any, Any], path: Path) -> str:
+    """Take the entry script out of a saved configuration. Older ones have none: they are of pretrain_encoder.py."""
+    entry = node.pop(_ENTRY, "pretrain_encoder")
+    if entry not in ENTRIES:
+        raise DamagedFile(path, f"entry={entry!r} is no entry script of this version: {', '.join(ENTRIES)}")
+    return entry
 
 
 def read_config(path: Path) -> DictConfig:
@@ -263,7 +285,7 @@ def require_plain(text: str) -> None:
             raise ValueError("nested too deep")
 
 
-def flat(config: AnyConfig) -> dict[str, Any]:
+def flat(config: Any) -> dict[str, Any]:
     """{dotted key: plain value} of a configuration."""
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -279,24 +301,24 @@ def flat(config: AnyConfig) -> dict[str, Any]:
     return dict(walk(config, ""))
 
 
-def identity(config: ExperimentConfig) -> dict[str, Any]:
+def identity(config: RunConfig) -> dict[str, Any]:
     """What makes two runs the same experiment: every key but where it lies and those that cannot change its weights."""
-    skip = ("runs_dir", *FREE_KEYS)
+    skip = ("runs_dir", *type(config).FREE_KEYS)
     return {key: value for key, value in flat(config).items() if not key.startswith(skip)}
 
 
-def differing(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+def differing(before: RunConfig, now: RunConfig) -> list[str]:
     """The keys by which the run folder of `before` cannot hold the run `now`.
 
-    A batch size that was left open fits whatever number the folder's run has found for it.
+    What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it.
     """
-    old, new = identity(before), identity(now)
-    if now.trainer.batch_size == AUTO:
-        old["trainer.batch_size"] = AUTO
+    if type(before) is not type(now):
+        return ["entry"]
+    old, new = identity(before), identity(now.settled(before))
     return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
 
 
-def config_hash(config: ExperimentConfig) -> str:
+def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from arclab.config.rules import at_least, sized
-from arclab.config.schema import CanvasRule, DeviceChoice, EvalHalting, SplitName, VotesRule, WeightsKind
+from arclab.config.run import DeviceChoice
+from arclab.config.schema import CanvasRule, EvalHalting, SplitName, VotesRule, WeightsKind
 
 
 @dataclass(kw_only=True, slots=True)

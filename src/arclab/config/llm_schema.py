@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.rules import at_least, sized, within
-from arclab.config.schema import DeviceChoice, SplitName
+from arclab.config.run import DeviceChoice
+from arclab.config.schema import SplitName
 
 
 class Isolation(Enum):

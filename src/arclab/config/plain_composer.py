@@ -97,7 +97,10 @@ class PlainComposer:
         try:
             text = path.read_text(encoding="utf-8")
             slow.require_plain(text)  # first: libyaml's tree of 100,000 levels ends the process
-            return type_node(yaml.load(text, _Loader))
+            node = yaml.load(text, _Loader)
+            if isinstance(node, dict) and slow.pop_entry(node, path) != "pretrain_encoder":
+                raise NotPlain
+            return type_node(node)
         except (NotPlain, OSError, yaml.YAMLError, ValueError):  # UnicodeDecodeError is a ValueError
             return slow.thaw(path)
 

@@ -11,9 +11,10 @@ A field without a default must be given by YAML. None is allowed only where a fi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Optional
+from pathlib import Path
+from typing import ClassVar, Optional
 
 from arclab.config.dataset_schema import DatasetConfig, Regime
 from arclab.config.encoder_schema import (
@@ -29,7 +30,7 @@ from arclab.config.encoder_schema import (
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
-from arclab.config.run import MIN_PROFILED_STEPS
+from arclab.config.run import MIN_PROFILED_STEPS, CriterionConfig, DeviceChoice, RunConfig, WandbConfig
 
 
 class Positions(Enum):
@@ -48,12 +49,6 @@ class AttentionKernel(Enum):
 class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
-
-
-class DeviceChoice(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class InitKind(Enum):
@@ -87,15 +82,6 @@ class VotesRule(Enum):
     all = "all"
     adaptive = "adaptive"
     adaptive_first = "adaptive_first"
-
-
-class WandbMode(Enum):
-    """auto: online where an API key is set, offline elsewhere."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
 
 
 class WeightsKind(Enum):
@@ -314,28 +300,23 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class CriterionConfig:
-    """What a run must reach: metric (a share of the registry) at least threshold at its end. phase: what PASS and FAIL are
-    of."""
-
-    metric: str
-    threshold: float
-    phase: str
-
-    def check(self, path: str) -> list[str]:
-        return within(path, 0.0, 1.0, threshold=self.threshold)
-
-
-@dataclass(kw_only=True, slots=True)
-class WandbConfig:
-    mode: WandbMode
-    project: str
-    group: Optional[str]
-
-
-@dataclass(kw_only=True, slots=True)
 class ExperimentConfig:
     """Root of pretrain_encoder.py. The run folder is <runs_dir>/<experiment_name>/<name>."""
+
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (
+        "launch.",
+        "wandb.",
+        "criterion",
+        "trainer.health_every",
+        "trainer.stop_when_unhealthy",
+        "evaluation.health_tasks",
+        "evaluation.batch_size",
+        "trainer.num_workers",
+        "trainer.recompute",
+        "trainer.log_every",
+        "trainer.keep_last",
+        "trainer.checkpoint_every",
+    )
 
     experiment_name: str
     name: str
@@ -351,6 +332,16 @@ class ExperimentConfig:
     launch: LaunchConfig
     criterion: Optional[CriterionConfig]
     wandb: WandbConfig
+
+    def settled(self, held: RunConfig) -> ExperimentConfig:
+        assert isinstance(held, ExperimentConfig)
+        return self.with_batch_size(held.trainer.batch_size) if self.trainer.batch_size == AUTO else self
+
+    def with_batch_size(self, batch_size: int | str) -> ExperimentConfig:
+        return replace(self, trainer=replace(self.trainer, batch_size=batch_size))
+
+    def inputs(self) -> dict[str, Path]:
+        return {"decoder_init.path": Path(self.decoder_init.path)} if self.decoder_init.path else {}
 
     def check(self, path: str) -> list[str]:
         problems = sized("", 0, seed=self.seed)

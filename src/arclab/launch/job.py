@@ -16,9 +16,9 @@ import signal
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from arclab.config.compose import evaluate_command, thaw
+from arclab.config.compose import evaluate_command, thaw_run
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.schema import ExperimentConfig
+from arclab.config.run import RunConfig
 from arclab.launch.torchrun import Node, Torchrun
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, is_done, open_run, require_same, run_path
@@ -30,14 +30,14 @@ _POLL_S = 0.25
 _LAST_LINES = 12
 
 
-def check_run(config: ExperimentConfig) -> None:
+def check_run(config: RunConfig) -> None:
     """ConfigError if the run's folder is in use or belongs to another configuration."""
     run = RunDir(run_path(config))
     require_free(run)
     require_same(run, config)
 
 
-def prepare_run(config: ExperimentConfig) -> RunDir:
+def prepare_run(config: RunConfig) -> RunDir:
     """Freeze the configuration in its run folder, after check_run."""
     check_run(config)
     return open_run(config)
@@ -47,7 +47,7 @@ def run_job(run_dir: Path) -> int:
     """Run a prepared folder to its end, from wherever it stands. ConfigError if another process holds it."""
     setup_logging()
     run = RunDir(run_dir)
-    config = thaw(run.config)
+    config = thaw_run(run.config)
     node = Node.here(config.launch)
     held: AbstractContextManager[None] = locked(run) if node.number == 0 else nullcontext()
     with held, StopSignals() as signals:

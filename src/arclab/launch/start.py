@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from arclab.config.compose import ConfigError, compose, compose_evaluate
+from arclab.config.compose import ConfigError, compose_evaluate, compose_run
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.entries import ENTRIES, load
 from arclab.launch.job import prepare_run, run_job
@@ -26,7 +26,7 @@ def start(name: str, argv: Sequence[str]) -> int:
     if hydra := [a for a in argv if a.lstrip("+~").startswith("hydra")]:
         raise ConfigError(f"{hydra[0]} has an effect in sweeps only; add -m, or drop it.")
     entry = ENTRIES[name]
-    config = compose(entry.config, argv)
+    config = compose_run(name, argv)
     if "RANK" in os.environ or config.launch.num_ranks == 1:
         return load(entry.run)(config)
     return run_job(prepare_run(config).path)

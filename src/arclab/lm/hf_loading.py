@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
-from arclab.config.schema import DeviceChoice
+from arclab.config.run import DeviceChoice
 from arclab.lm.chat_template import conversation_text, require_lossless
 from arclab.lm.language_model import Message
 

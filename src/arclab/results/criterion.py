@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arclab.config.schema import CriterionConfig, ExperimentConfig
+from arclab.config.run import CriterionConfig
+from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask
 from arclab.files import DamagedFile, Kind, read_object, write_atomically
 from arclab.metrics.names import count_of, is_counted_share

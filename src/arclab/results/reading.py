@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arclab.config.compose import ConfigError, read_config
+from arclab.config.compose import ConfigError, pop_entry, read_config
 from arclab.data.tasks import parse_grid
 from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require_kinds, step_folders
 from arclab.metrics.logger import read_rows
@@ -307,7 +307,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
         reason = "has no config.yaml" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} is not a run folder (it {reason}); give a folder runs/<experiment_name>/<name>.")
     try:
-        plain = OmegaConf.to_container(read_config(file), resolve=True)
+        node = read_config(file)
+        pop_entry(node, file)
+        plain = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise DamagedFile(file, str(error).splitlines()[0]) from error
     if not isinstance(plain, dict) or not isinstance(plain.get("trainer"), dict):

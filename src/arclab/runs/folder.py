@@ -20,14 +20,14 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, differing, freeze, identity, thaw
-from arclab.config.schema import AUTO, ExperimentConfig
+from arclab.config.compose import ConfigError, differing, entry_of, freeze, identity, thaw_run
+from arclab.config.run import RunConfig
 from arclab.files import DamagedFile, read_object, require_kinds, step_folders, write_atomically
 
 _STATUS_REMEDY = "remove it, and the run goes on from its last checkpoint"
@@ -119,23 +119,23 @@ def short_commit(record: dict[str, Any]) -> str:
     return (commit if " " in commit else commit[:10]) + plus + changes
 
 
-def run_path(config: ExperimentConfig) -> Path:
+def run_path(config: RunConfig) -> Path:
     return Path(config.runs_dir) / config.experiment_name / config.name
 
 
-def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
+def open_run(config: RunConfig, notes: tuple[str, ...] = ()) -> RunDir:
     """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one.
 
     A run that is DONE is left as it is: what it was made with must not become what looked at it. Where checkpoints go on,
-    provenance.json also keeps how they were made ("earlier"). trainer.batch_size=auto does not replace the number that they
-    were made with.
+    provenance.json also keeps how they were made ("earlier"), and what the configuration leaves open
+    (trainer.batch_size=auto) is what they were made with.
     """
     run = RunDir(run_path(config))
     require_same(run, config)
     if run.state is State.done:
         return run
-    if config.trainer.batch_size == AUTO and run.config.is_file() and step_folders(run.checkpoints):
-        config = with_batch_size(config, thaw(run.config).trainer.batch_size)
+    if run.config.is_file() and step_folders(run.checkpoints):
+        config = config.settled(thaw_run(run.config))
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.config, freeze(config))
     record = {**provenance(), "notes": list(notes)}
@@ -147,17 +147,13 @@ def open_run(config: ExperimentConfig, notes: tuple[str, ...] = ()) -> RunDir:
     return run
 
 
-def with_batch_size(config: ExperimentConfig, batch_size: int | str) -> ExperimentConfig:
-    return replace(config, trainer=replace(config.trainer, batch_size=batch_size))
-
-
 def add_notes(run: RunDir, notes: tuple[str, ...]) -> None:
     """Put what was learned from the data into provenance.json."""
     record = read_object(run.provenance)
     write_atomically(run.provenance, json.dumps({**record, "notes": list(notes)}, indent=1) + "\n")
 
 
-def is_done(run: RunDir, config: ExperimentConfig) -> bool:
+def is_done(run: RunDir, config: RunConfig) -> bool:
     """Is there nothing left to do? ConfigError for a run that was stopped as unhealthy and would only be stopped again."""
     status = run.read_status() or {"state": "", "message": ""}
     if status["state"] == State.stopped.value and config.trainer.stop_when_unhealthy:
@@ -165,15 +161,19 @@ def is_done(run: RunDir, config: ExperimentConfig) -> bool:
     return status["state"] == State.done.value
 
 
-def require_same(run: RunDir, config: ExperimentConfig) -> None:
+def require_same(run: RunDir, config: RunConfig) -> None:
     """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to
     nobody."""
     if run.state is None or not run.config.is_file():
         return
-    held = thaw(run.config)
+    held = thaw_run(run.config)
     different = differing(held, config)
     if different:
-        key, before, now = different[0], identity(held), identity(config)
+        key, before, now = (
+            different[0],
+            {**identity(held), "entry": entry_of(held)},
+            {**identity(config), "entry": entry_of(config)},
+        )
         raise ConfigError(
             f"the run folder {run.path} was made with {key}={before.get(key)}, now {key}={now.get(key)} "
             f"({len(different)} keys differ); choose another name=, or remove the folder."

@@ -22,7 +22,7 @@ from types import TracebackType
 import torch
 
 from arclab.config.compose import evaluate_command
-from arclab.config.schema import DeviceChoice, ExperimentConfig
+from arclab.config.run import DeviceChoice, RunConfig
 from arclab.files import sentence_for
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, add_notes, is_done, open_run
@@ -92,7 +92,7 @@ class OwnFolder:
         return nullcontext()  # nobody's failure yet: the folder may be another run's
 
     @contextmanager
-    def held(self, config: ExperimentConfig, notes: tuple[str, ...]) -> Iterator[bool]:
+    def held(self, config: RunConfig, notes: tuple[str, ...]) -> Iterator[bool]:
         with locked(self.run) if self._ranks.is_main else nullcontext():
             is_finished = self._ranks.gather_objects(self._open(config, notes) if self._ranks.is_main else None)[0]
             assert is_finished is not None
@@ -100,7 +100,7 @@ class OwnFolder:
             if self._ranks.is_main and not is_finished:
                 self.run.preempt.unlink(missing_ok=True)
 
-    def _open(self, config: ExperimentConfig, notes: tuple[str, ...]) -> bool:
+    def _open(self, config: RunConfig, notes: tuple[str, ...]) -> bool:
         open_run(config, notes)
         if is_done(self.run, config):
             log.info("%s is DONE; evaluate it with: %s", self.run.path, evaluate_command(self.run.path))
@@ -120,7 +120,7 @@ class GivenFolder:
         return RecordFailure(self.run)
 
     @contextmanager
-    def held(self, config: ExperimentConfig, notes: tuple[str, ...]) -> Iterator[bool]:
+    def held(self, config: RunConfig, notes: tuple[str, ...]) -> Iterator[bool]:
         if self._ranks.is_main:
             add_notes(self.run, notes)
         self._ranks.barrier()

@@ -154,11 +154,11 @@ class Loop:
 
     def _log(self, row: dict[str, float], step: int) -> None:
         """The row with the verdict of a health check, which also goes to status.json and, if it is bad news, to W&B."""
-        if self._logger is None or self._monitor is None:
+        if self._logger is None:
             return
         self._require_held()
-        verdict = self._monitor.observe(row, step)
-        if verdict is None:
+        verdict = self._monitor.observe(row, step) if self._monitor is not None else None
+        if verdict is None or self._monitor is None:
             self._logger.write(step, row)
             return
         kind, level = verdict.kind.value, verdict.level
@@ -193,5 +193,5 @@ class Loop:
                 )
             self._require_held()
         self._trainer.save(self._logger.runtime_s if self._logger is not None else 0.0)
-        if self._monitor is not None:
-            self._run_dir.write_status(State.running, step, self._monitor.message)
+        if self._logger is not None:
+            self._run_dir.write_status(State.running, step, self._monitor.message if self._monitor is not None else "")

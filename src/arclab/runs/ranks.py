@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from arclab.config.schema import DeviceChoice
+from arclab.config.run import DeviceChoice
 
 T = TypeVar("T")
 

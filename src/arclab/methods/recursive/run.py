@@ -34,7 +34,7 @@ from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.results.scoring import NEW_COLORS, score
-from arclab.runs.folder import RunDir, State, run_path, with_batch_size
+from arclab.runs.folder import RunDir, State, run_path
 from arclab.runs.lifecycle import GivenFolder, OwnFolder, RecordFailure, RunFolder, finish, in_ranks
 from arclab.runs.memory import advice_if_out_of_memory, memory_budget
 from arclab.runs.ranks import Ranks
@@ -134,9 +134,9 @@ def _settle_batch_size(
     assert found is not None
     if found != AUTO:
         log.info("trainer.batch_size=auto: %s rows, which %s was started with", found, run.path)
-        return with_batch_size(config, found)
+        return config.with_batch_size(found)
     budget = memory_budget(ranks.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    config = with_batch_size(config, find_batch_size(config, model, setting.data, ranks, budget))
+    config = config.with_batch_size(find_batch_size(config, model, setting.data, ranks, budget))
     if ranks.is_main:
         write_atomically(run.config, freeze(config))
     return config

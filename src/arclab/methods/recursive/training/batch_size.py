@@ -36,7 +36,6 @@ from arclab.methods.recursive.training.parts import batch_parts, is_large_enough
 from arclab.methods.recursive.training.state import Training, build_optimizer
 from arclab.methods.recursive.training.step import train_step
 from arclab.methods.recursive.training.sums import StepSums
-from arclab.runs.folder import with_batch_size
 from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -137,7 +136,7 @@ def measure(
 ) -> Cost | None:
     """What steps with num_rows rows on this rank alone need; None if the device runs out of memory."""
     try:
-        cost = _run_steps(with_batch_size(config, num_rows), model, data, device)
+        cost = _run_steps(config.with_batch_size(num_rows), model, data, device)
     except torch.OutOfMemoryError:
         cost = None
     gc.collect()
