@@ -18,7 +18,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from arclab.config.compose import compose, compose_evaluate, flat, freeze, known_keys, thaw, to_typed
+from arclab.config.compose import compose, compose_evaluate, flat, known_keys, thaw, to_typed
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig
@@ -393,7 +393,7 @@ ENCODER_ALTERNATIVES: dict[str, Any] = {
 
 def encoder_summary(base: ExperimentConfig, changes: dict[str, Any]) -> str:
     """What an encoder configuration builds and computes: shapes, predictions, auxiliary losses and their weights."""
-    node = OmegaConf.create(freeze(base))
+    node = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(base), enum_to_str=True))
     assert isinstance(node, DictConfig)
     for key, value in changes.items():
         OmegaConf.update(node, f"encoder.{key}", value)
