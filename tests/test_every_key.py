@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -80,11 +81,11 @@ ALTERNATIVES: dict[str, Any] = {
 ELSEWHERE = {
     "encoder.kind": "test_trm_is_another_run",
     "dataset.regime": "test_trm_is_another_run",
-    "encoder.demo_attention": "models/test_varlen.py (another way to the same numbers)",
-    "decoder.attention": "models/test_recursive.py: test_flash_attention_is_called_where_no_mask_is_needed",
-    "decoder_init.kind": "test_decoder_init.py",
-    "decoder_init.path": "test_decoder_init.py",
-    "decoder_init.freeze_steps": "test_decoder_init.py: test_what_trains_in_each_phase",
+    "encoder.demo_attention": "methods/recursive/test_varlen.py (another way to the same numbers)",
+    "decoder.attention": "methods/recursive/test_recursive.py: test_flash_attention_is_called_where_no_mask_is_needed",
+    "decoder_init.kind": "methods/recursive/test_decoder_init.py",
+    "decoder_init.path": "methods/recursive/test_decoder_init.py",
+    "decoder_init.freeze_steps": "methods/recursive/test_decoder_init.py: test_what_trains_in_each_phase",
     "dataset.name": "test_label_keys_reach_the_report",
     "dataset.train_sources": "test_task_keys",
     "dataset.eval_sources": "test_task_keys",
@@ -97,7 +98,7 @@ ELSEWHERE = {
     "halting.single_steps": "test_single_steps_halt_every_row",
     "evaluation.batch_size": "test_evaluation_batch_size_is_the_rows_in_flight",
     **{f"evaluation.{key}": "test_evaluation_rules" for key in ("halting", "votes", "canvas")},
-    "trainer.stop_when_unhealthy": "training/test_monitor.py: test_stop_when_unhealthy_is_what_stops",
+    "trainer.stop_when_unhealthy": "runs/test_monitor.py: test_stop_when_unhealthy_is_what_stops",
     "criterion.metric": "test_criterion_keys",
     "criterion.threshold": "test_criterion_keys",
     "criterion.phase": "test_criterion_keys",
@@ -105,8 +106,8 @@ ELSEWHERE = {
     "trainer.num_threads": "test_compile_and_threads_are_used",
     "trainer.num_workers": "test_workers_are_started",
     "trainer.device": "test_device_is_used",
-    "trainer.profile": "training/test_profile.py",
-    "trainer.recompute": "models/test_recompute.py",
+    "trainer.profile": "runs/test_profile.py",
+    "trainer.recompute": "methods/recursive/test_recompute.py",
     "wandb.mode": "test_wandb_settings_reach_the_run",
     "wandb.project": "test_wandb_settings_reach_the_run",
     "wandb.group": "test_wandb_settings_reach_the_run",
@@ -134,6 +135,14 @@ def test_every_key_has_an_alternative() -> None:
     leaves = {k for k in known_keys(ExperimentConfig) if not any(o.startswith(f"{k}.") for o in known_keys(ExperimentConfig))}
     assert leaves == set(ALTERNATIVES)
     assert ELSEWHERE.keys() <= ALTERNATIVES.keys()
+
+
+def test_the_tests_named_for_other_keys_are_there() -> None:
+    for key, reference in ELSEWHERE.items():
+        file = re.search(r"[\w/]+\.py", reference)
+        text = (Path(__file__).parent / file[0] if file else Path(__file__)).read_text()
+        name = re.search(r"test_\w+(?!\.py)\b$", reference)
+        assert name is None or f"def {name[0]}(" in text, f"{key}: {reference}"
 
 
 def digest(value: Any) -> str:
@@ -254,7 +263,7 @@ def test_evaluation_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.slow
 def test_compile_and_threads_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, threads = [], []
-    monkeypatch.setattr(trainer, "compile_model", compiled.append)  # what it does: models/test_compiled.py
+    monkeypatch.setattr(trainer, "compile_model", compiled.append)  # what it does: methods/recursive/test_compiled.py
     run(["trainer.compile=true"], tmp_path)
     assert len(compiled) == 1
     monkeypatch.setattr(torch, "set_num_threads", threads.append)

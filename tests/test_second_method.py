@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from arclab.config import compose as slow
+from arclab.config.compose import ConfigError
+from arclab.config.plain_composer import PlainComposer
 from arclab.entries import ENTRIES, Entry
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import RunDir, State
@@ -55,6 +58,18 @@ def test_a_method_of_its_own_has_the_life_of_a_run(runs_dir: Path) -> None:
     assert "DONE" in command(runs_dir, "name=whole").stderr
     refused(command(runs_dir, "name=whole", "trainer.lr=0.05"), "trainer.lr=0.1, now trainer.lr=0.05")
     refused(command(runs_dir, "name=other", "trainer.learning=1"), "unknown key trainer.learning")
+    for thaw in (slow.thaw, PlainComposer().thaw):
+        with pytest.raises(
+            ConfigError, match=r"is of second_method\.py; give the folder of a run that pretrain_encoder\.py started"
+        ):
+            thaw(run.config)
+    text = run.config.read_text()
+    for entry in ("nobody", "[1]", "null"):
+        run.config.write_text(text.replace("entry: second_method", f"entry: {entry}"))
+        with pytest.raises(
+            ConfigError, match=r"config\.yaml is damaged \(entry=.* is no entry script of this version: pretrain_enc"
+        ):
+            slow.thaw_run(run.config)
 
 
 def test_it_is_told_to_end_and_goes_on_to_the_same_end(runs_dir: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Entry:
     """References are "module:name". config: the root in conf/. run: called with the typed configuration in this process.
-    prepared: called with the RunDir as a rank that a parent started; None: it runs in one process only."""
+    prepared: called with the RunDir as a rank that a parent started; None: it runs in one process only.
+    conf_dir: where the root lies; None: in conf/."""
 
     config: str
     schema: str

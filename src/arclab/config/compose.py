@@ -38,7 +38,7 @@ from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, Mode
 from arclab.config.run import RunConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.entries import ENTRIES, load
-from arclab.files import DamagedFile, naming, read_text, sentence_for
+from arclab.files import DamagedFile, naming, read_text, sentence_for, short
 
 Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
 AnyConfig = ExperimentConfig | EvaluateConfig | EvaluateProgramsConfig
@@ -227,8 +227,8 @@ def freeze(config: Any) -> str:
 
 
 def thaw(path: Path) -> ExperimentConfig:
-    """The configuration saved in a run folder of pretrain_encoder.py. ConfigError: see thaw_run;
-    and if it is another script's."""
+    """The configuration saved in a run folder of pretrain_encoder.py. ConfigError as of thaw_run, and if the folder is another
+    script's."""
     config = thaw_run(path)
     if not isinstance(config, ExperimentConfig):
         raise ConfigError(f"{path} is of {entry_of(config)}.py; give the folder of a run that pretrain_encoder.py started.")
@@ -252,8 +252,8 @@ def thaw_run(path: Path) -> RunConfig:
 def pop_entry(node: MutableMapping[Any, Any], path: Path) -> str:
     """Take the entry script out of a saved configuration. Older ones have none: they are of pretrain_encoder.py."""
     entry = node.pop(_ENTRY, "pretrain_encoder")
-    if entry not in ENTRIES:
-        raise DamagedFile(path, f"entry={entry!r} is no entry script of this version: {', '.join(ENTRIES)}")
+    if not isinstance(entry, str) or entry not in ENTRIES:
+        raise DamagedFile(path, f"entry={short(entry)} is no entry script of this version: {', '.join(ENTRIES)}")
     return entry
 
 

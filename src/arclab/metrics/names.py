@@ -29,7 +29,7 @@ _HALTED = "over the rows that halted since the last log"
 _NEW_COLORS = "a colour (not black) that their input does not show: demonstrations must tell it"
 _ALL = "over every augmented copy of every scored test input"
 
-# Measured by evaluation/encoder_health.py as encoder/... on scored tasks and train_encoder/... on training tasks.
+# Measured by methods/recursive/probes/encoder_health.py as encoder/... on scored tasks and train_encoder/... on training tasks.
 _ENCODER = {
     "tasks": ("tasks", "none", "tasks in the sample: the N of the others"),
     "between_task_share": ("share", "up", "variance of the context between tasks, as a share of its mean square (scale-free)"),

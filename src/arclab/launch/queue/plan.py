@@ -192,23 +192,18 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _checkpoint(config: ExperimentConfig) -> Path | None:
-    return Path(config.decoder_init.path) if config.decoder_init.path else None
-
-
 def _missing_checkpoints(
     runs: Iterable[tuple[JobLine, ExperimentConfig]], all_runs: Sequence[tuple[JobLine, ExperimentConfig]]
 ) -> list[Problem]:
     makers = {_real(run_path(config)) for _, config in all_runs}
     problems = []
     for job, config in runs:
-        path = _checkpoint(config)
-        if path is not None and not path.exists() and _maker(path, makers) is None:
-            text = (
-                f"decoder_init.path={path} does not exist and no line of this file makes it; give a run folder or "
-                "a file that is there."
-            )
-            problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
+        for key, path in config.inputs().items():
+            if not path.exists() and _maker(path, makers) is None:
+                text = (
+                    f"{key}={path} does not exist and no line of this file makes it; give a run folder or a file that is there."
+                )
+                problems.append(Problem(job.line, job.column_of(key), text))
     return problems
 
 
@@ -222,15 +217,13 @@ def _circles(
     for job, config in runs:
         chain = [job]
         path = _waits_for(config, makers)
+        key = next((key for key, needed in config.inputs().items() if needed == path), "")
         while path is not None and (folder := _maker(path, makers)) is not None:
             maker, its_config = jobs[folder]
             if maker is job:
                 names = ", which waits for ".join(f"{j.name} (line {j.line})" for j in [*chain[1:], job])
-                text = (
-                    f"decoder_init.path: {job.name} waits for {names}: none of them can ever start; take the "
-                    "checkpoint of another run."
-                )
-                problems.append(Problem(job.line, job.column_of("decoder_init.path"), text))
+                text = f"{key}: {job.name} waits for {names}: none of them can ever start; take the checkpoint of another run."
+                problems.append(Problem(job.line, job.column_of(key), text))
             if maker in chain:
                 break
             chain.append(maker)
@@ -244,9 +237,12 @@ def _maker(path: Path, makers: set[Path]) -> Path | None:
 
 
 def _waits_for(config: ExperimentConfig, makers: set[Path]) -> Path | None:
-    path = _checkpoint(config)
-    maker = None if path is None else _maker(path, makers)
-    return None if path is None or maker is None or _is_done(RunDir(maker)) else path
+    """The first input that a run of the file still has to make."""
+    for path in config.inputs().values():
+        maker = _maker(path, makers)
+        if maker is not None and not _is_done(RunDir(maker)):
+            return path
+    return None
 
 
 def _is_done(run: RunDir) -> bool:
