@@ -3,9 +3,8 @@ r"""The control table: which encoder and layout learn to read a rule from demons
     python -m benchmarks.control --steps 600                                             # every encoder and layout
     python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
     python -m benchmarks.control --steps 5000 --jobs 8 --set trainer.device=cuda trainer.num_threads=1     # on a GPU
-    python -m benchmarks.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 trainer.precision=bf16
-    \
-        trainer.compile=true                                                            # on two cores with units for bf16 (AMX)
+    python -m benchmarks.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 \
+        trainer.precision=bf16 trainer.compile=true                                     # on two cores with units for bf16 (AMX)
     python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
 
 A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout

@@ -1,7 +1,8 @@
 """What a language model is to the rest of the project: prompts in, replies out, with how each one ended.
 
-    replies = model.generate([(Message("user", "..."),)], num_samples=8, sampling=Sampling(max_new_tokens=256, temperature=1.0,
-    ...)) replies[0].completions[3].text
+    sampling = Sampling(max_new_tokens=256, temperature=1.0, ...)
+    replies = model.generate([(Message("user", "..."),)], num_samples=8, sampling=sampling)
+    replies[0].completions[3].text
 
 Kinds: hf.py (transformers, in this process), endpoint.py (a server), scripted.py (tests). A prompt that leaves no room for
 max_new_tokens in the context is not cut, one that a server's filter refuses is not rewritten: their replies have no completions

@@ -29,9 +29,8 @@ _ENDS = {
 }
 _FILTERED = re.compile(r"content.?filter|safety\b|prohibited.?content|sensitive\b", re.I)
 _FILTER_SPEAKS = re.compile(
-    r"content.?(filter|policy|management)|responsible ?ai|usage "
-    r"polic|(prompt|input|request).{0,40}(flagged|blocked)|flagged as|moderation"
-    r"|data.?inspection|prohibited.?content",
+    r"content.?(filter|policy|management)|responsible ?ai|usage polic|(prompt|input|request).{0,40}(flagged|blocked)"
+    r"|flagged as|moderation|data.?inspection|prohibited.?content",
     re.I,
 )
 _NO_COMPLETION_REMEDY = "check model.base_url, which often ends in /v1"

@@ -1,8 +1,9 @@
 """How a server is told the settings of a request: the fields that it is sent, and which of them it says it does not know.
 
-    fields = request_fields("m", prompt, first=0, count=8, sampling=sampling, dialect=DIALECTS[0], unknown=frozenset(),
-    thinking=None) unknown_fields(what_the_refusal_says, fields)            # {"seed"} not_sent(DIALECTS[3], unknown={"seed"})
-    # ("min_p", "seed", "top_k"): settings that do not reach the server
+    dialect, none = DIALECTS[0], frozenset()
+    fields = request_fields("m", prompt, first=0, count=8, sampling=sampling, dialect=dialect, unknown=none, thinking=None)
+    unknown_fields(what_the_refusal_says, fields)            # {"seed"}
+    not_sent(DIALECTS[3], unknown={"seed"})                  # ("min_p", "seed", "top_k"): settings that do not reach the server
 
 Servers differ in what they know beyond OpenAI's parameters (dialects), and newer models know fewer of those. Which dialect a
 server speaks is found out by whoever asks it; nothing is asked here.
