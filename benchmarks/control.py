@@ -49,7 +49,7 @@ from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 from arclab.results.scoring import Share
-from arclab.runs.folder import RunDir, State, provenance, run_path
+from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.ranks import start_ranks
 from benchmarks.arguments import above_0, at_least_0, at_least_1
 from benchmarks.control_table import learned_from, toy_settings, write_table
@@ -215,7 +215,7 @@ def steps_per_second(table: Table, cell: Cell) -> float:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*cell_overrides(table, cell, _SPEED_STEPS), f"runs_dir={folder}", f"trainer.log_every={_SPEED_STEPS // 3}"]
         train(overrides)
-        rows = read_rows(run_path(compose("pretrain_encoder", overrides)) / "metrics.jsonl")
+        rows = read_rows(compose("pretrain_encoder", overrides).folder / "metrics.jsonl")
     config = compose("pretrain_encoder", overrides)
     return [row["timing/train_samples_per_s"] for row in rows if "timing/train_samples_per_s" in row][
         -1
@@ -235,7 +235,7 @@ def run_cell(table: Table, cell: Cell) -> dict[str, Any]:
         return recorded
     overrides = cell_overrides(table, cell, cell_steps(table, cell))
     config = compose("pretrain_encoder", overrides)
-    folder = run_path(config)
+    folder = config.folder
     status = RunDir(folder).read_status()
     if status is None or status["state"] != State.done.value:
         train(overrides)

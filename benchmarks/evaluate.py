@@ -49,7 +49,7 @@ from arclab.methods.recursive.setting import Setting, as_trained, build_setting,
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.scoring import Share, score
-from arclab.runs.folder import RunDir, provenance, run_path, short_commit
+from arclab.runs.folder import RunDir, provenance, short_commit
 from arclab.runs.ranks import Ranks, start_ranks
 from benchmarks.arguments import at_least_0, at_least_1
 
@@ -138,7 +138,7 @@ def trained_run(canvas: int, steps: int, augmentations: int, seed: int) -> Path:
     ]
     config = compose("pretrain_encoder", overrides)
     pretrain(config)
-    return run_path(config)
+    return config.folder
 
 
 def load(

@@ -29,7 +29,7 @@ from arclab.config.encoder_schema import EncoderConfig, Pooling, StandardEncoder
 from arclab.files import read_json, write_atomically
 from arclab.metrics.logger import read_rows
 from arclab.results.criterion import judge_criterion
-from arclab.runs.folder import RunDir, provenance, run_path, short_commit
+from arclab.runs.folder import RunDir, provenance, short_commit
 from benchmarks.arguments import above_0, at_least_0, at_least_1
 from benchmarks.control import LAYOUTS, NO_LAYOUT, layout_overrides, pools_by_color
 
@@ -84,7 +84,7 @@ def steps_per_second(encoder: str, given: argparse.Namespace) -> float | None:
         if train(arguments):
             return None
         config = compose("pretrain_encoder", arguments)
-        rows = [r for r in read_rows(run_path(config) / "metrics.jsonl") if "timing/train_samples_per_s" in r]
+        rows = [r for r in read_rows(config.folder / "metrics.jsonl") if "timing/train_samples_per_s" in r]
     return rows[-1]["timing/train_samples_per_s"] / config.trainer.num_rows
 
 
@@ -109,7 +109,7 @@ def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] |
     arguments = overrides(encoder, given, steps, given.runs_dir)
     config = compose("pretrain_encoder", arguments)
     assert config.criterion is not None
-    status, folder = train(arguments), RunDir(run_path(config))
+    status, folder = train(arguments), RunDir(config.folder)
     rows = read_rows(folder.metrics) if folder.metrics.is_file() else []
     if not any(config.criterion.metric in row for row in rows):
         return None

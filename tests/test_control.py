@@ -94,7 +94,7 @@ def test_the_frozen_twin_keeps_its_random_encoder(tmp_path: Path) -> None:
         start = build_model(config, 1).state_dict()
         pretrain_in_ranks(config, Ranks(0, 1, torch.device("cpu")))
         model = build_model(config, 1)
-        load_weights(model, control.newest_checkpoint(control.run_path(config)), control.WeightsKind.raw)
+        load_weights(model, control.newest_checkpoint(config.folder), control.WeightsKind.raw)
         weights[frozen] = {n: bool((p != start[n]).any()) for n, p in model.state_dict().items()}
     moved = {frozen: {n.split(".")[0] for n, m in changed.items() if m} for frozen, changed in weights.items()}
     assert "encoder" in moved[False] and moved[True] == {"decoder"}

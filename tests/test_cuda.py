@@ -27,7 +27,6 @@ from arclab.methods.recursive.saved import newest_checkpoint
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
-from arclab.runs.folder import run_path
 
 from .lm.conftest import sampling
 from .methods.recursive.common import setup
@@ -116,7 +115,7 @@ def test_training_learns_on_a_gpu(tiny: Tiny, overrides: list[str]) -> None:
         *overrides,
     )
     pretrain(config)
-    losses = [row["train/lm_loss"] for row in read_rows(run_path(config) / "metrics.jsonl") if "train/lm_loss" in row]
+    losses = [row["train/lm_loss"] for row in read_rows(config.folder / "metrics.jsonl") if "train/lm_loss" in row]
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -132,7 +131,7 @@ def test_the_table_of_puzzles_learns_on_a_gpu(tiny: Tiny) -> None:
     pretrain(config)
     setting = build_setting(config)
     model = build_model(config, setting.data.space.num_puzzles)
-    load_weights(model, newest_checkpoint(run_path(config)), WeightsKind.ema)
+    load_weights(model, newest_checkpoint(config.folder), WeightsKind.ema)
     assert model.puzzle_table is not None and model.puzzle_table.weight.any()
 
 

@@ -31,7 +31,7 @@ from arclab.files import (
     write_atomically,
 )
 from arclab.methods.recursive.run import pretrain
-from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RecordFailure
 from arclab.runs.lock import lock_path, locked
 
@@ -190,7 +190,7 @@ def test_a_disk_that_fills_while_it_trains(
 ) -> None:
     """The first error is printed and kept; a status.json that cannot be written either does not hide it."""
     config = tiny("trainer.eval_every=1")
-    run = RunDir(run_path(config))
+    run = RunDir(config.folder)
     full_disk(monkeypatch, only="eval_predictions.json")
     (line,) = told(lambda _: pretrain(config), capsys)
     assert line.startswith(f"error: {run.path}/eval_predictions.json: No space left on device; free some space")
@@ -215,7 +215,7 @@ def test_a_disk_that_fills_while_it_trains(
 def test_a_log_that_cannot_grow(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Writing to an open file gives an error without a name; closing it gives another."""
     config = tiny()
-    run = RunDir(run_path(config))
+    run = RunDir(config.folder)
     run.path.mkdir(parents=True)
     run.metrics.symlink_to("/dev/full")
     monkeypatch.setattr("arclab.metrics.logger._keep_rows_until", lambda *_: None)
@@ -242,7 +242,7 @@ def test_a_folder_that_is_moved_while_it_trains(
 ) -> None:
     """Nothing is made anew where it was. The second one is between two files of a checkpoint."""
     config = tiny("trainer.eval_every=1")
-    run = RunDir(run_path(config))
+    run = RunDir(config.folder)
 
     def move(*_: object) -> dict[str, Any]:
         run.path.rename(run.path.with_name("moved"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from arclab.config.compose import thaw
-from arclab.launch.start import evaluate
+from arclab.launch.start import start
 from arclab.methods.recursive.run import pretrain
 from arclab.metrics.logger import read_rows
 from arclab.pages.analyse import analyse
@@ -41,7 +41,7 @@ def predicted(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_old_checkpoint_answers_as_it_did(kept: Path, name: str) -> None:
     before = predicted(kept / name)
-    evaluate([f"checkpoint={kept / name}"])
+    start("evaluate.py", [f"checkpoint={kept / name}"])
     assert predicted(kept / name) == before
     assert (kept / name / "evaluation" / "train" / "report.html").is_file()
 

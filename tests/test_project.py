@@ -83,7 +83,7 @@ PARSED_ELSEWHERE = {
     "launch/doctor.py": "the output of a process",
     "programs/sandbox/pool.py": "a pipe",
     "files.py": "the reader itself",
-    "config/compose.py": "the reader of saved configurations, which are YAML",
+    "config/saved_file.py": "the reader of saved configurations, which are YAML",
     "lm/endpoint/answers.py": "the body of an answer",
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
     entry = ENTRIES["pretrain_encoder"]
     schema, run = load(entry.schema), load(entry.run)        # only now are modules imported
+    name = entry_named("evaluate.py", "program_sampling")    # "evaluate_programs"
 
 A new method adds its row here; see docs/adding_a_method.md.
 """
@@ -13,35 +14,44 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """References are "module:name". config: the root in conf/. run: called with the typed configuration in this process.
-    prepared: called with the RunDir as a rank that a parent started; None: it runs in one process only.
-    conf_dir: where the root lies; None: in conf/."""
+    """References are "module:name". script: the file that starts it. solver: the value of solver= that chooses it among the
+    entries of one script; None: the script has no such choice. config: the root in conf_dir (None: conf/). run: called as
+    run(config, None) by a process that looks after the run folder itself, and as run(config, folder) by a rank whose parent
+    does; returns the exit status. names_itself: a line of jobs.txt needs no name=."""
 
+    script: str
     config: str
     schema: str
     run: str
-    prepared: str | None = None
+    solver: str | None = None
+    names_itself: bool = False
     conf_dir: str | None = None
 
 
 ENTRIES = {
     "pretrain_encoder": Entry(
+        script="pretrain_encoder.py",
         config="pretrain_encoder",
         schema="arclab.config.schema:ExperimentConfig",
         run="arclab.methods.recursive.run:pretrain",
-        prepared="arclab.methods.recursive.run:pretrain_prepared",
     ),
     "evaluate": Entry(
+        script="evaluate.py",
+        solver="recursive",
         config="evaluate",
         schema="arclab.config.evaluate_schema:EvaluateConfig",
         run="arclab.methods.recursive.evaluation:evaluate",
+        names_itself=True,
     ),
     "evaluate_programs": Entry(
+        script="evaluate.py",
+        solver="program_sampling",
         config="evaluate_programs",
         schema="arclab.config.llm_schema:EvaluateProgramsConfig",
         run="arclab.methods.program_sampling.run:evaluate_programs",
+        names_itself=True,
     ),
 }
 
@@ -50,3 +60,21 @@ def load(reference: str) -> Any:
     """What "module:name" refers to."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def scripts() -> list[str]:
+    """The scripts that there are, each once."""
+    return list(dict.fromkeys(entry.script for entry in ENTRIES.values()))
+
+
+def solvers_of(script: str) -> list[str]:
+    """The values of solver= that a script knows; the first one is chosen where none is given."""
+    return [entry.solver for entry in ENTRIES.values() if entry.script == script and entry.solver is not None]
+
+
+def entry_named(script: str, solver: str | None = None) -> str:
+    """The name of the entry that a script starts. KeyError: there is none."""
+    for name, entry in ENTRIES.items():
+        if entry.script == script and solver in (None, entry.solver):
+            return name
+    raise KeyError(script, solver)

@@ -6,12 +6,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arclab.config import compose as slow
 from arclab.config.compose import ConfigError, freeze
 from arclab.config.plain_composer import NotPlain, PlainComposer, parse_plain, split_override, type_node
+from arclab.entries import ENTRIES, load
 from arclab.launch.queue.jobsfile import read_jobs
 
 from ..conftest import ROOT
@@ -27,9 +29,10 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-def quickly(overrides: list[str]) -> slow.ExperimentConfig:
+def quickly(overrides: list[str], entry: str = "pretrain_encoder") -> Any:
     """By the quick path alone."""
-    return type_node(PlainComposer()._compose("pretrain_encoder", overrides))
+    row = ENTRIES[entry]
+    return type_node(PlainComposer()._compose(row.config, slow.overrides_for(entry, overrides)), load(row.schema))
 
 
 def options() -> Iterator[list[str]]:
@@ -42,6 +45,13 @@ def options() -> Iterator[list[str]]:
 def test_quick_is_what_hydra_says(overrides: list[str]) -> None:
     overrides = [*overrides, "dataset.regime=puzzle_id"] if "encoder=puzzle_table" in overrides else overrides
     assert quickly(overrides) == slow.compose("pretrain_encoder", overrides)
+
+
+def test_evaluations_too() -> None:
+    wanted = ["checkpoint=runs/a/b", "split=evaluation", "evaluation.votes=all"]
+    assert quickly(wanted, "evaluate") == slow.compose_evaluate(wanted) == quickly(["solver=recursive", *wanted], "evaluate")
+    programs = ["solver=program_sampling", "model=tiny", "dataset=toy", "split=train", "solver.num_samples=2"]
+    assert quickly(programs, "evaluate_programs") == slow.compose_evaluate(programs)
 
 
 def test_a_key_that_stands_twice_is_refused_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +69,9 @@ def test_every_line_of_the_shipped_queue_is_quick_and_right() -> None:
     """One run of each line against Hydra; the others of a sweep must be quick, too."""
     lines: set[int] = set()
     for job in read_jobs(ROOT / "jobs.txt"):
-        config = quickly(list(job.overrides))
+        config = quickly(list(job.overrides), job.entry)
         if job.line not in lines:
-            assert config == slow.compose("pretrain_encoder", job.overrides)
+            assert config == slow.compose_run(job.entry, job.overrides)
         lines.add(job.line)
 
 
@@ -122,7 +132,7 @@ def test_settings_of_one_machine_count_the_same(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "conf/local/default.yaml").write_text(local)
     monkeypatch.setattr(slow, "CONF_DIR", tmp_path / "conf")
     for overrides in ([PHASE, "launch=slurm_gpu"], [PHASE, "halting=short8", "trainer.log_every=5"]):
-        config = type_node(PlainComposer(tmp_path / "conf")._compose("pretrain_encoder", overrides))
+        config = type_node(PlainComposer(tmp_path / "conf")._compose("pretrain_encoder", overrides), slow.ExperimentConfig)
         assert config == slow.compose("pretrain_encoder", overrides)
         assert (config.launch.gpus, config.launch.partition) == (1, "night")
     assert (config.halting.halt_max_steps, config.trainer.log_every) == (8, 5)

@@ -436,7 +436,8 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("arclab.runs.slurm.is_queued", lambda job: job == "7_0" and queue.pop(0))
     assert (
         sweep_module.sweep(
-            [*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1", "encoder.num_layers=1", f"hydra/launcher=submitit_{kind}"]
+            "pretrain_encoder.py",
+            [*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1", "encoder.num_layers=1", f"hydra/launcher=submitit_{kind}"],
         )
         == 1
     )
@@ -464,7 +465,9 @@ def test_a_sweep_is_split_into_arrays_that_slurm_takes(tmp_path: Path, monkeypat
     monkeypatch.setattr("arclab.runs.slurm.is_installed", lambda: True)
     monkeypatch.setattr("arclab.runs.slurm.is_queued", lambda *_: False)
     monkeypatch.setattr("arclab.runs.slurm._ask", lambda *_: "MaxArraySize            = 2\nMaxMemPerNode = 1\n")
-    sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1,2,3,4", "hydra/launcher=submitit_slurm"])
+    sweep_module.sweep(
+        "pretrain_encoder.py", [*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1,2,3,4", "hydra/launcher=submitit_slurm"]
+    )
     assert given == ["+run=0,1", "+run=2,3", "+run=4"]
     assert [path.name for path in ran] == [f"seed-{n}" for n in range(5)]
 
@@ -478,7 +481,7 @@ def test_a_sweep_that_never_ends_is_refused_before_it_is_made() -> None:
         with pytest.raises(
             ConfigError, match=r"has [\d,]+ values, and the sweep would be [\d,]+ runs, more than the 10,000 allowed"
         ):
-            compose_combinations([*TINY, *sweep])
+            compose_combinations("pretrain_encoder.py", [*TINY, *sweep])
 
 
 def test_the_printed_command_is_one_word_of_the_shell_and_of_hydra() -> None:
@@ -499,7 +502,9 @@ def test_a_sweep_whose_jobs_still_wait_is_not_queued_twice(tmp_path: Path, monke
 
     def again(seeds: str) -> None:
         monkeypatch.setattr("time.strftime", lambda *_: f"sweep{len(seen)}")
-        sweep_module.sweep([*TINY, f"runs_dir={tmp_path}/runs", f"seed={seeds}", "hydra/launcher=submitit_slurm"])
+        sweep_module.sweep(
+            "pretrain_encoder.py", [*TINY, f"runs_dir={tmp_path}/runs", f"seed={seeds}", "hydra/launcher=submitit_slurm"]
+        )
 
     monkeypatch.setattr(sweep_module, "_multirun", multirun)
     monkeypatch.setattr("arclab.runs.slurm.is_installed", lambda: True)
@@ -518,12 +523,12 @@ def test_a_sweep_given_again_leaves_a_stopped_run_stopped(tmp_path: Path, monkey
     """As the command of that one run does; trainer.stop_when_unhealthy=false lets it go on."""
     monkeypatch.setattr(sweep_module, "_multirun", lambda *_: None)
     swept = [*TINY, f"runs_dir={tmp_path}/runs", "seed=0,1"]
-    sweep_module.sweep([*swept, "trainer.stop_when_unhealthy=true"])
+    sweep_module.sweep("pretrain_encoder.py", [*swept, "trainer.stop_when_unhealthy=true"])
     run = RunDir(tmp_path / "runs/quickstart/seed-1")
     run.write_status(State.stopped, 2, "COLLAPSED", 2)
-    sweep_module.sweep([*swept, "trainer.stop_when_unhealthy=true"])
+    sweep_module.sweep("pretrain_encoder.py", [*swept, "trainer.stop_when_unhealthy=true"])
     assert run.state is State.stopped
-    sweep_module.sweep([*swept, "trainer.stop_when_unhealthy=false"])
+    sweep_module.sweep("pretrain_encoder.py", [*swept, "trainer.stop_when_unhealthy=false"])
     assert run.state is State.submitted
 
 

@@ -22,7 +22,7 @@ from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
 from arclab.pages.analyse import analyse
-from arclab.pages.compare import commits, gap_rows, paired_tests, render_comparison, score_groups
+from arclab.pages.compare import commits, gap_row, paired_tests, render_comparison, score_groups
 from arclab.pages.compare_pictures import disagreements, failures, overlay_svgs
 from arclab.pages.sheet import sheet_html
 from arclab.pages.tracking import TO_FILL_IN, convergence, gap, issues, observations, tracking_sheet
@@ -335,7 +335,7 @@ def test_a_gap_between_unlike_evaluations_says_so(folder: Path) -> None:
     set_ranks(folder / "a", {"x": [0]}, "evaluation")
     edit(folder / "a/evaluation/evaluation/metrics.json", step=2)
     runs = load(folder, "a")
-    (row,) = gap_rows(runs)
+    row = gap_row(0, runs[0])
     assert row.gap and "trained steps: 4 for train, 2 for evaluation" in row.note
     assert row.note in html.unescape(render_comparison(runs))
 
@@ -398,7 +398,7 @@ def test_gap_is_train_minus_held_out(folder: Path) -> None:
     a, b = load(folder, "a", "b")
     train, test = a.split("train"), a.split("evaluation")
     assert train and test and gap(train, test).startswith("+75.0 points [")
-    with_gap, without = gap_rows([a, b])
+    with_gap, without = gap_row(0, a), gap_row(1, b)
     assert with_gap.split == "evaluation" and with_gap.gap.startswith("+75.0") and not without.gap
     assert without.note == "not evaluated on the evaluation or validation split"
 
@@ -534,7 +534,7 @@ def test_command_writes_page_and_sheets(folder: Path, run_script: Any, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{}"], r"quickstart is not a run folder \(it has no config.yaml\)"),
+        (["{}"], r"quickstart is not a run folder \(it has neither config.yaml nor metrics.json\)"),
         (["{}/none"], r"none is not a run folder \(it does not exist\)"),
         (["{}/a", "{}/a"], "was given twice"),
     ],
@@ -582,6 +582,6 @@ def test_evaluations_made_differently_say_so(folder: Path) -> None:
     assert unlike("a", ours, "b", theirs) == compare_splits("a", ours, "b", theirs).notes == words
     held_out = replace(theirs, record={**theirs.record, "split": "evaluation"})
     run = replace(a, splits=(ours, held_out))
-    (row,) = gap_rows([run])
+    row = gap_row(0, run)
     assert row.note.startswith("trained steps: 4 for train, 3 for evaluation; augmented copies voted")
     assert any("(made differently: trained steps: 4 for train, 3 for evaluation;" in line for line in observations(run))

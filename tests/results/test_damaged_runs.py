@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arclab.config.compose import ConfigError, freeze, read_config, thaw
+from arclab.config.compose import ConfigError, freeze, thaw
 from arclab.config.plain_composer import PlainComposer
+from arclab.config.saved_file import read_config
 from arclab.config.schema import ExperimentConfig
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.pages.compare import commits, render_comparison

@@ -10,7 +10,7 @@ import pytest
 
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive.run import pretrain
-from arclab.runs.folder import RunDir, State, open_run, run_path, short_commit
+from arclab.runs.folder import RunDir, State, open_run, short_commit
 from arclab.runs.lock import lock_path, read_holder
 
 from ..methods.recursive.training.test_training import run_training
@@ -19,7 +19,8 @@ Tiny = Callable[..., ExperimentConfig]
 
 
 def test_looking_at_a_finished_run_changes_nothing(tiny: Tiny) -> None:
-    run = RunDir(run_path(config := tiny("trainer.steps=2")))
+    config = tiny("trainer.steps=2")
+    run = RunDir(config.folder)
     assert pretrain(config) == 0 and run.state is State.done
     before = (run.provenance.read_text(), run.config.read_text())
     assert pretrain(tiny("trainer.steps=2", "trainer.log_every=7")) == 0
@@ -69,7 +70,7 @@ def test_a_run_folder_that_is_moved_while_it_trains_is_noticed(
     step = trainer.train_step
 
     def moved(*arguments: object) -> object:
-        run = RunDir(run_path(config))
+        run = RunDir(config.folder)
         if run.config.is_file() and run.metrics.is_file() and '"_step": 1,' in run.metrics.read_text():
             run.path.rename(tmp_path / "elsewhere")
         return step(*arguments)  # type: ignore[arg-type]
@@ -78,4 +79,4 @@ def test_a_run_folder_that_is_moved_while_it_trains_is_noticed(
     config = tiny()
     with pytest.raises((ValueError, FileNotFoundError), match="was moved or emptied"):
         run_training(config)
-    assert not (run_path(config) / "checkpoints" / "step_00000002").exists()
+    assert not (config.folder / "checkpoints" / "step_00000002").exists()

@@ -24,7 +24,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.files import write_atomically
 from arclab.methods.recursive.run import pretrain
 from arclab.runs import lock as runlock
-from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.folder import RunDir, State
 from arclab.runs.lock import LostLock, keeper, living_holder, lock_path, locked, read_holder, require_free
 
 from ..conftest import ROOT, script_env
@@ -142,7 +142,8 @@ def test_a_run_that_has_lost_its_lock_writes_nothing_more(how: str, tiny: Tiny, 
     """It is never DONE: the folder is another process's, whose status and checkpoints stay."""
     from arclab.methods.recursive.training import trainer
 
-    step, run = trainer.train_step, RunDir(run_path(config := tiny()))
+    config = tiny()
+    step, run = trainer.train_step, RunDir(config.folder)
 
     def lose(*arguments: object) -> object:
         if run.metrics.is_file() and '"_step": 1,' in run.metrics.read_text():

@@ -7,20 +7,18 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor
 
-from arclab.config.compose import thaw_run
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.run import CriterionConfig, DeviceChoice, RunConfig, WandbConfig
+from arclab.config.run import CriterionConfig, DeviceChoice, TrainingConfig, WandbConfig
 from arclab.files import read_object, step_folders
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.console import progress_bar
-from arclab.runs.folder import RunDir, State, run_path
-from arclab.runs.lifecycle import GivenFolder, OwnFolder, RecordFailure, RunFolder, finish, in_ranks
+from arclab.runs.folder import RunDir, State
+from arclab.runs.lifecycle import RecordFailure, RunFolder, finish, in_ranks
 from arclab.runs.loop import Loop
 from arclab.runs.preempt import StopRequest
 from arclab.runs.profile import StepProfiler
@@ -44,7 +42,7 @@ class LineTrainerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LineConfig:
+class LineConfig(TrainingConfig):
     FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "wandb.", "trainer.log_every")
     experiment_name: str
     name: str
@@ -54,12 +52,6 @@ class LineConfig:
     criterion: Optional[CriterionConfig]
     wandb: WandbConfig
     trainer: LineTrainerConfig
-
-    def settled(self, held: RunConfig) -> RunConfig:
-        return self
-
-    def inputs(self) -> dict[str, Path]:
-        return {}
 
 
 class LineTrainer:
@@ -99,21 +91,11 @@ class LineTrainer:
             (folder / "state.json").write_text(json.dumps({"step": self.step, "weights": self.weights.tolist()}))
 
 
-def pretrain(config: LineConfig) -> int:
-    def work(ranks: Ranks, signals: StopSignals) -> State:
-        return _train(config, ranks, signals, OwnFolder(RunDir(run_path(config)), ranks))
+def pretrain(config: LineConfig, given: RunDir | None = None) -> int:
+    def work(ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+        return _train(config, ranks, signals, folder)
 
-    return in_ranks(work, config.trainer.device, config.trainer.num_threads, is_parent_watching=False)
-
-
-def pretrain_prepared(run: RunDir) -> int:
-    config = thaw_run(run.config)
-    assert isinstance(config, LineConfig)
-
-    def work(ranks: Ranks, signals: StopSignals) -> State:
-        return _train(config, ranks, signals, GivenFolder(run, ranks))
-
-    return in_ranks(work, config.trainer.device, config.trainer.num_threads, is_parent_watching=True)
+    return in_ranks(work, config, given, config.trainer.device, config.trainer.num_threads)
 
 
 def _train(config: LineConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:

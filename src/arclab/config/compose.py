@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import json
 import os
 import re
@@ -21,7 +20,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -36,20 +35,16 @@ from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.run import RunConfig
+from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
-from arclab.entries import ENTRIES, load
-from arclab.files import DamagedFile, naming, read_text, sentence_for, short
+from arclab.entries import ENTRIES, entry_named, load, scripts, solvers_of
+from arclab.files import DamagedFile, naming, sentence_for
 
-Root = TypeVar("Root", ExperimentConfig, EvaluateConfig, EvaluateProgramsConfig)
-AnyConfig = ExperimentConfig | EvaluateConfig | EvaluateProgramsConfig
-ROOTS: dict[str, type[AnyConfig]] = {"evaluate": EvaluateConfig, "evaluate_programs": EvaluateProgramsConfig}
+Root = TypeVar("Root")
 # Nodes whose keys depend on their kind.
-_VARIANTS: dict[Any, dict[str, Any]] = {EncoderConfig: ENCODER_SCHEMAS, ModelConfig: MODEL_SCHEMAS}
-RECURSIVE_SOLVER = "recursive"  # what evaluate.py does unless solver= says otherwise
+VARIANTS: dict[Any, dict[str, Any]] = {EncoderConfig: ENCODER_SCHEMAS, ModelConfig: MODEL_SCHEMAS}
 
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
-_ENTRY = "entry"  # the key of a saved configuration that says which entry script it is of
-_MAX_DEPTH = 20  # of a saved configuration; the deepest key has 4 parts
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
 
@@ -59,33 +54,58 @@ class ConfigError(ValueError):
 
 
 def entry_of(config: Any) -> str:
-    """The name of the entry script (arclab.entries) whose configuration it is."""
-    kind = f"{type(config).__module__}:{type(config).__qualname__}"
+    """The name of the entry (arclab.entries) whose configuration, or class of configurations, it is."""
+    root = config if isinstance(config, type) else type(config)
+    kind = f"{root.__module__}:{root.__qualname__}"
     return next(name for name, entry in ENTRIES.items() if entry.schema == kind)
 
 
-def compose_run(entry: str, overrides: Sequence[str]) -> RunConfig:
-    """The configuration of an entry script with Hydra overrides, checked and typed by its schema."""
+def entry_for(script: str, overrides: Sequence[str]) -> str:
+    """The entry that a script starts with these overrides: of several the one that solver= chooses. ConfigError: there is no
+    such script, or solver."""
+    if script not in scripts():
+        raise ConfigError(f"{script} is no script of this project; choose {', '.join(scripts())}.")
+    solvers = solvers_of(script)
+    chosen = [given for override in overrides if solvers and (given := _solver_in(override)) is not None]
+    if len(set(chosen)) > 1:
+        raise ConfigError(f"solver={' and '.join(chosen)} is more than one option of the group solver; choose one of them.")
+    if chosen and chosen[0] not in solvers:
+        raise ConfigError(f"solver={chosen[0]} is not an option of the group solver; choose {', '.join(sorted(solvers))}.")
+    return entry_named(script, chosen[0] if chosen else None)
+
+
+def _solver_in(override: str) -> str | None:
+    key, equals, value = override.lstrip("+").partition("=")
+    return value if key == "solver" and equals else None
+
+
+def overrides_for(entry: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides that the root of an entry takes: solver= chose the entry, and stays only where it is a group there."""
     row = ENTRIES[entry]
-    return to_typed(_compose(row.config, overrides, Path(row.conf_dir) if row.conf_dir else CONF_DIR), load(row.schema))
+    if row.solver is None:
+        return list(overrides)
+    has_group = "solver" in (field.name for field in fields(load(row.schema)))
+    kept = [f"solver={row.solver}"] if has_group else []
+    return [*kept, *(override for override in overrides if _solver_in(override) is None)]
 
 
-def compose(config_name: str, overrides: Sequence[str]) -> ExperimentConfig:
-    """The configuration `conf/<config_name>.yaml` with Hydra overrides, checked and typed."""
-    return to_typed(_compose(config_name, overrides), ExperimentConfig)
+def compose_run(entry: str, overrides: Sequence[str]) -> Any:
+    """The configuration (a RunConfig) of an entry with Hydra overrides, checked and typed by its schema."""
+    row = ENTRIES[entry]
+    node = _compose(row.config, overrides_for(entry, overrides), Path(row.conf_dir) if row.conf_dir else CONF_DIR)
+    return to_typed(node, load(row.schema))
+
+
+def compose(entry: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """The same for pretrain_encoder, typed as what it is."""
+    config = compose_run(entry, overrides)
+    assert isinstance(config, ExperimentConfig)
+    return config
 
 
 def compose_evaluate(overrides: Sequence[str]) -> EvaluateConfig | EvaluateProgramsConfig:
     """The configuration of evaluate.py: of a checkpoint, or, with solver=..., of a method that has none."""
-    _require_one_choice(overrides)
-    overrides = [override.lstrip("+") if override.lstrip("+").startswith("solver=") else override for override in overrides]
-    chosen = [override.partition("=")[2] for override in overrides if override.startswith("solver=")]
-    if not chosen or chosen[0] == RECURSIVE_SOLVER:
-        others = [override for override in overrides if not override.startswith("solver=")]
-        return to_typed(_compose("evaluate", others), EvaluateConfig)
-    if chosen[0] not in _group_options("solver"):
-        raise ConfigError(_no_option("solver", chosen[0]))
-    return to_typed(_compose("evaluate_programs", overrides), EvaluateProgramsConfig)
+    return compose_run(entry_for("evaluate.py", overrides), overrides)
 
 
 def _compose(config_name: str, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
@@ -135,7 +155,7 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
         key = match.group(1)
         if "/" in key and (CONF_DIR / key).is_dir():
             return f"{key} does not go with the chosen {key.split('/')[0]}; drop it, or choose the option that has it."
-        return _unknown_key(key, _root_of(config_name))
+        return _unknown_key(key, next(name for name, entry in ENTRIES.items() if entry.config == config_name))
     first_lines = " ".join(text.split("See https")[0].split())
     return f"{first_lines} (settings are written key=value)."
 
@@ -144,13 +164,8 @@ def _no_option(group: str, option: str) -> str:
     return f"{group}={option} is not an option of the group {group}; choose {', '.join(_group_options(group))}."
 
 
-def _root_of(config_name: str) -> type[AnyConfig]:
-    return ROOTS.get(config_name, ExperimentConfig)
-
-
 def _group_options(group: str) -> list[str]:
-    extra = [RECURSIVE_SOLVER] if group == "solver" else []
-    return sorted([*extra, *(path.stem for path in (CONF_DIR / group).glob("*.yaml"))])
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
 def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
@@ -159,22 +174,18 @@ def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
     for name, kind in ((field.name, hints[field.name]) for field in fields(schema)):
         yield prefix + name
         # An optional node (criterion) is a union with None here.
-        variants = _VARIANTS[kind].values() if kind in _VARIANTS else [kind, *get_args(kind)]
+        variants = VARIANTS[kind].values() if kind in VARIANTS else [kind, *get_args(kind)]
         for variant in variants:
             if is_dataclass(variant):
                 yield from known_keys(variant, f"{prefix}{name}.")
 
 
-def _unknown_key(key: str, root: Any) -> str:
-    known = list(dict.fromkeys(known_keys(root)))
+def _unknown_key(key: str, entry: str) -> str:
+    known = list(dict.fromkeys(known_keys(load(ENTRIES[entry].schema))))
     if key in known:
         return f"{key} is not a key of the chosen {key.split('.')[0]}; drop it, or choose the option that has it."
-    elsewhere = {EvaluateConfig: "program_sampling", EvaluateProgramsConfig: RECURSIVE_SOLVER}.get(root)
-    if elsewhere and key in known_keys(next(other for other in ROOTS.values() if other is not root)):
-        return f"{key} goes with solver={elsewhere}; drop {key}, or choose that solver."
-    is_of_runs = root is not ExperimentConfig and key in known_keys(ExperimentConfig)
-    if is_of_runs and not any(k.endswith(f".{key}") for k in known):
-        return f"{key} is a key of pretrain_encoder.py, not of evaluate.py; drop {key}."
+    if owner := _owner_of(key, entry, known):
+        return owner
     groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
     parent, _, leaf = key.rpartition(".")
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
@@ -186,19 +197,31 @@ def _unknown_key(key: str, root: Any) -> str:
     return f"unknown key {key}; {remedy}"
 
 
+def _owner_of(key: str, entry: str, known: Sequence[str]) -> str:
+    """The sentence for a key of another entry: of another solver of the same script, or of another script; "" for none."""
+    row = ENTRIES[entry]
+    owners = [other for other in ENTRIES.values() if other is not row and key in known_keys(load(other.schema))]
+    for other in owners:
+        if other.script == row.script:
+            return f"{key} goes with solver={other.solver}; drop {key}, or choose that solver."
+    if owners and not any(k.endswith(f".{key}") for k in known):
+        return f"{key} is a key of {owners[0].script}, not of {row.script}; drop {key}."
+    return ""
+
+
 def to_typed(node: DictConfig, root: type[Root]) -> Root:
     """The typed configuration, after every check. ConfigError lists every broken rule."""
     schema = OmegaConf.structured(root)
     for name, declared in get_type_hints(root).items():
-        if declared in _VARIANTS:
-            kinds, kind = _VARIANTS[declared], OmegaConf.select(node, f"{name}.kind")
+        if declared in VARIANTS:
+            kinds, kind = VARIANTS[declared], OmegaConf.select(node, f"{name}.kind")
             if kind not in kinds:
                 raise ConfigError(f"{name}.kind={kind} is not known; choose {', '.join(sorted(kinds))}.")
             schema[name] = OmegaConf.structured(kinds[kind])
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(schema, node))
     except ConfigKeyError as error:
-        raise ConfigError(_unknown_key(str(error.full_key), root)) from error
+        raise ConfigError(_unknown_key(str(error.full_key), entry_of(root))) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value; set {error.full_key}=VALUE.") from error
     except (InterpolationResolutionError, OmegaConfBaseException) as error:
@@ -223,7 +246,7 @@ def broken_rules(node: Any, path: str = "") -> Iterator[str]:
 
 def freeze(config: Any) -> str:
     """YAML of a configuration, every value resolved, and the entry script that it is of."""
-    return f"{_ENTRY}: {entry_of(config)}\n{OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)}"
+    return f"{ENTRY}: {entry_of(config)}\n{OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)}"
 
 
 def thaw(path: Path) -> ExperimentConfig:
@@ -231,12 +254,14 @@ def thaw(path: Path) -> ExperimentConfig:
     script's."""
     config = thaw_run(path)
     if not isinstance(config, ExperimentConfig):
-        raise ConfigError(f"{path} is of {entry_of(config)}.py; give the folder of a run that pretrain_encoder.py started.")
+        script = ENTRIES[entry_of(config)].script
+        raise ConfigError(f"{path} is of {script}; give the folder of a run that pretrain_encoder.py started.")
     return config
 
 
-def thaw_run(path: Path) -> RunConfig:
-    """The configuration saved in a run folder. ConfigError, which names it: it is missing, damaged, or of another version."""
+def thaw_run(path: Path) -> Any:
+    """The configuration (a RunConfig) saved in a run folder. ConfigError, which names it: it is missing, damaged, or of another
+    version."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the folder of a run.")
     try:
@@ -247,42 +272,6 @@ def thaw_run(path: Path) -> RunConfig:
         raise ConfigError(str(error)) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).splitlines())}") from error
-
-
-def pop_entry(node: MutableMapping[Any, Any], path: Path) -> str:
-    """Take the entry script out of a saved configuration. Older ones have none: they are of pretrain_encoder.py."""
-    entry = node.pop(_ENTRY, "pretrain_encoder")
-    if not isinstance(entry, str) or entry not in ENTRIES:
-        raise DamagedFile(path, f"entry={short(entry)} is no entry script of this version: {', '.join(ENTRIES)}")
-    return entry
-
-
-def read_config(path: Path) -> DictConfig:
-    """The keys of a saved configuration, not typed. DamagedFile if it has none."""
-    remedy = "restore it, or remove the run folder"
-    text = read_text(path, remedy=remedy)
-    try:
-        require_plain(text)
-        node = OmegaConf.load(io.StringIO(text))
-    except OSError as error:  # OmegaConf's word for a number or a sentence where keys belong
-        raise DamagedFile(path, "no keys", remedy=remedy) from error
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise DamagedFile(path, str(error).splitlines()[0], remedy=remedy) from error
-    if not isinstance(node, DictConfig):
-        raise DamagedFile(path, "no keys", remedy=remedy)
-    return node
-
-
-def require_plain(text: str) -> None:
-    """ValueError for what freeze() never writes and what would cost minutes or all memory to read: aliases, each of which
-    OmegaConf replaces by a copy of what it stands for, and endless nesting."""
-    depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it has aliases (*name), which no saved configuration has")
-        if depth > _MAX_DEPTH:
-            raise ValueError("nested too deep")
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -307,7 +296,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if not key.startswith(skip)}
 
 
-def differing(before: RunConfig, now: RunConfig) -> list[str]:
+def differing(before: Any, now: Any) -> list[str]:
     """The keys by which the run folder of `before` cannot hold the run `now`.
 
     What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it.

@@ -7,10 +7,14 @@ sentences.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from pathlib import Path
+from typing import ClassVar, Optional
 
+from arclab.config.launch_schema import LaunchConfig
+from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized
-from arclab.config.run import DeviceChoice
+from arclab.config.run import DeviceChoice, EvaluationConfig
+from arclab.config.saved_file import saved_key
 from arclab.config.schema import CanvasRule, EvalHalting, SplitName, VotesRule, WeightsKind
 
 
@@ -25,10 +29,15 @@ class EvaluationWishes:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateConfig:
-    """Root of evaluate.py. null means: as the checkpoint's own run was configured."""
+class EvaluateConfig(EvaluationConfig):
+    """Root of evaluate.py. null means: as the checkpoint's own run was configured; name: the folder in the run's evaluation/
+    (null: named after the split); output_dir: a folder anywhere else."""
+
+    FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "device", "num_threads", "batch_size", "output_dir")
 
     checkpoint: str
+    name: Optional[str]
+    runs_dir: str
     output_dir: Optional[str]
     weights: WeightsKind
     split: Optional[SplitName]
@@ -38,11 +47,43 @@ class EvaluateConfig:
     evaluation: EvaluationWishes
     device: DeviceChoice
     num_threads: Optional[int]
+    launch: LaunchConfig
+
+    @property
+    def run_folder(self) -> Path:
+        """Of the run that is scored."""
+        path = Path(self.checkpoint)
+        return path.parent.parent if path.parent.name == "checkpoints" else path
+
+    @property
+    def title(self) -> tuple[str, str]:
+        return self.run_folder.parent.name, f"{self.run_folder.name}-{self.folder.name}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir) if self.output_dir else self.run_folder / "evaluation" / (self.name or self._split_name())
+
+    def _split_name(self) -> str:
+        if self.split is not None:
+            return self.split.value
+        saved = self.run_folder / "config.yaml"
+        found = saved_key(saved, "evaluation.split") if saved.is_file() else None
+        if not isinstance(found, str):
+            raise ValueError(
+                f"split has no value, and checkpoint={self.checkpoint} is not there to say which one its run is scored on; "
+                f"give split={' or split='.join(split.value for split in SplitName)}."
+            )
+        return found
+
+    def inputs(self) -> dict[str, Path]:
+        return {"checkpoint": Path(self.checkpoint)}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 0, num_augmentations=self.num_augmentations)
         problems += sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
         problems += [] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks)
+        problems += [] if self.name is None else broken_name("name", self.name)
+        problems += broken_path("runs_dir", self.runs_dir)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

@@ -9,12 +9,15 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from keyword import iskeyword
-from typing import Optional
+from pathlib import Path
+from typing import ClassVar, Optional
 from urllib.parse import urlsplit
 
 from arclab.config.dataset_schema import DatasetConfig
+from arclab.config.launch_schema import LaunchConfig
+from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
-from arclab.config.run import DeviceChoice
+from arclab.config.run import DeviceChoice, EvaluationConfig
 from arclab.config.schema import SplitName
 
 
@@ -134,6 +137,10 @@ def _wrong_with_address(url: str) -> str:
     return ""
 
 
+# Keys of a model that decide where and how fast it runs, and no reply.
+HOW_MODELS_RUN = (
+    "device", "batch_size", "base_url", "api_key_env", "timeout_s", "max_retries", "backoff_s", "num_parallel",
+)  # fmt: skip
 MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"hf": HfModelConfig, "endpoint": EndpointModelConfig}
 
 
@@ -221,19 +228,52 @@ class ProgramSamplingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateProgramsConfig:
-    """Root of evaluate.py solver=program_sampling. output_dir: null: below runs/, named after solver, model and dataset."""
+class EvaluateProgramsConfig(EvaluationConfig):
+    """Root of evaluate.py solver=program_sampling. The folder is <runs_dir>/<solver>/<model>/<name>, or output_dir; name null:
+    <dataset>_<split>."""
+
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (
+        "launch.",
+        "num_threads",
+        "output_dir",
+        "sandbox.num_workers",
+        *(f"model.{key}" for key in HOW_MODELS_RUN),
+    )
 
     solver: ProgramSamplingConfig
     model: ModelConfig
     dataset: DatasetConfig
     sandbox: SandboxConfig
+    name: Optional[str]
+    runs_dir: str
     split: SplitName
     max_tasks: Optional[int]
     output_dir: Optional[str]
     seed: int
     num_threads: Optional[int]
+    launch: LaunchConfig
+
+    @property
+    def title(self) -> tuple[str, str]:
+        return self.solver.kind, f"{Path(self.model.name).name}-{self._name}"
+
+    @property
+    def folder(self) -> Path:
+        if self.output_dir:
+            return Path(self.output_dir)
+        return Path(self.runs_dir) / self.solver.kind / Path(self.model.name).name / self._name
+
+    @property
+    def _name(self) -> str:
+        return self.name or f"{self.dataset.name}_{self.split.value}"
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, num_threads=self.num_threads)
+        problems += [] if self.name is None else broken_name("name", self.name)
+        problems += broken_path("runs_dir", self.runs_dir)
+        if self.launch.num_ranks > 1:
+            problems.append(
+                f"launch asks for {self.launch.num_ranks} ranks, and solver={self.solver.kind} runs in one process; set "
+                "launch.gpus and launch.cpus to 0 or 1, and launch.nodes=1."
+            )
         return problems + ([] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks))

@@ -25,8 +25,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from arclab.config import compose as slow
-from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
-from arclab.config.schema import ExperimentConfig
+from arclab.config.saved_file import pop_entry, require_plain
+from arclab.entries import ENTRIES, load
 
 Node = dict[str, Any]
 
@@ -85,31 +85,34 @@ class PlainComposer:
         self._conf_dir = conf_dir
         self._sources: dict[str, _Source | None] = {}
 
-    def compose(self, config_name: str, overrides: Sequence[str]) -> ExperimentConfig:
-        """As arclab.config.compose.compose, which also writes the error messages."""
+    def compose(self, entry: str, overrides: Sequence[str]) -> Any:
+        """As arclab.config.compose.compose_run, which also writes the error messages."""
+        row = ENTRIES[entry]
         try:
-            return type_node(self._compose(config_name, overrides))
+            if row.conf_dir is not None:
+                raise NotPlain
+            return type_node(self._compose(row.config, slow.overrides_for(entry, overrides)), load(row.schema))
         except NotPlain:
-            return slow.compose(config_name, overrides)
+            return slow.compose_run(entry, overrides)
 
-    def thaw(self, path: Path) -> ExperimentConfig:
-        """As arclab.config.compose.thaw."""
+    def thaw(self, path: Path) -> Any:
+        """As arclab.config.compose.thaw_run."""
         try:
             text = path.read_text(encoding="utf-8")
-            slow.require_plain(text)  # first: libyaml's tree of 100,000 levels ends the process
+            require_plain(text)  # first: libyaml's tree of 100,000 levels ends the process
             node = yaml.load(text, _Loader)
-            if isinstance(node, dict) and slow.pop_entry(node, path) != "pretrain_encoder":
-                raise NotPlain
-            return type_node(node)
+            entry = pop_entry(node, path) if isinstance(node, dict) else "pretrain_encoder"
+            return type_node(node, load(ENTRIES[entry].schema))
         except (NotPlain, OSError, yaml.YAMLError, ValueError):  # UnicodeDecodeError is a ValueError
-            return slow.thaw(path)
+            return slow.thaw_run(path)
 
-    def overruled(self, config_name: str, overrides: Sequence[str]) -> list[str]:
+    def overruled(self, entry: str, overrides: Sequence[str]) -> list[str]:
         """Sentences on chosen group options that do not count: the experiment (or conf/local) sets the same keys afterwards.
 
         Only values are compared that the override's files set and the overrides do not. Nothing for overrides that are not
         plain.
         """
+        config_name, overrides = ENTRIES[entry].config, slow.overrides_for(entry, overrides)
         try:
             final = dict(_leaves(self._merged(config_name, overrides), ""))
             parts = [split_override(override) for override in overrides]
@@ -301,9 +304,9 @@ def _resolved(node: Any, root: Node, depth: int = 0) -> Any:
     return _resolved(value, root, depth + 1)
 
 
-def type_node(node: Any) -> ExperimentConfig:
+def type_node(node: Any, schema: Any) -> Any:
     """The typed configuration of a plain dictionary; NotPlain if a type is off or a rule is broken."""
-    config = _convert(node, ExperimentConfig)
+    config = _convert(node, schema)
     if any(True for _ in slow.broken_rules(config)):
         raise NotPlain
     return config
@@ -317,8 +320,8 @@ def _hints(schema: type) -> dict[str, Any]:
 
 def _convert(value: Any, hint: Any) -> Any:
     """Only what needs no judgement: exact types, whole numbers for floats, names for enums."""
-    if hint is EncoderConfig:
-        hint = ENCODER_SCHEMAS.get(value.get("kind", "") if isinstance(value, dict) else "")
+    if hint in slow.VARIANTS:
+        hint = slow.VARIANTS[hint].get(value.get("kind", "") if isinstance(value, dict) else "")
     if isinstance(hint, type) and is_dataclass(hint):
         hints = _hints(hint)
         if not isinstance(value, dict) or value.keys() != hints.keys():

@@ -1,6 +1,7 @@
 """What the configuration of every run has, whatever its method: what runs/ and launch/ may ask for.
 
-A root configuration is a dataclass of its method; these protocols say which keys it owes.
+A root configuration is a dataclass of its method. RunConfig says what it owes; TrainingConfig gives a run that trains most of
+it, in exchange for the usual keys.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar, Optional, Protocol
+from typing import TYPE_CHECKING, ClassVar, Optional, Protocol, Self
 
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.rules import within
@@ -65,25 +66,122 @@ class Cadence(Protocol):
 
 
 class RunConfig(Protocol):
-    """A root configuration. The run folder is <runs_dir>/<experiment_name>/<name>. FREE_KEYS: dotted keys, or their
-    beginnings, that cannot change what is trained, so that a run may go on with other values of them."""
+    """A root configuration, of a run that trains or of one that evaluates. FREE_KEYS: dotted keys, or their beginnings, that
+    cannot change what the run makes, so that it may go on with other values of them."""
 
+    __slots__ = ()
     FREE_KEYS: ClassVar[tuple[str, ...]]
-    experiment_name: str
-    name: str
     runs_dir: str
-    seed: int
     launch: LaunchConfig
-    criterion: Optional[CriterionConfig]
-    wandb: WandbConfig
 
     @property
-    def trainer(self) -> Cadence: ...
+    def title(self) -> tuple[str, str]:
+        """(experiment, name): what the run is called in lists."""
+        ...
 
-    def settled(self, held: RunConfig) -> RunConfig:
-        """The same with what it leaves open as the run of the same folder, `held`, has found it. Of one class with it."""
+    @property
+    def folder(self) -> Path:
+        """The run folder. ValueError if it is that of another run, which has to be there first to say where."""
+        ...
+
+    @property
+    def num_steps(self) -> int | None:
+        """How far the run goes; None: its data decide, and status.json says it."""
+        ...
+
+    @property
+    def best_metric(self) -> str:
+        """The share by which lists say how good the run is."""
+        ...
+
+    @property
+    def stops_when_unhealthy(self) -> bool: ...
+
+    @property
+    def is_done_again(self) -> bool:
+        """Does the same command, given by hand once more, do a finished run again, also with other settings?"""
+        ...
+
+    def settled(self, held: Self) -> Self:
+        """The same with what it leaves open as the run of the same folder, `held`, has found it."""
         ...
 
     def inputs(self) -> dict[str, Path]:
         """{key: path} of what must be there before the run can start, other runs' folders included."""
         ...
+
+
+class TrainingConfig(RunConfig, Protocol):
+    """A root configuration of a run that trains: a base class of the method's dataclass. The run folder is
+    <runs_dir>/<experiment_name>/<name>; the finished run is left alone."""
+
+    __slots__ = ()
+    experiment_name: str
+    name: str
+    seed: int
+    criterion: Optional[CriterionConfig]
+    wandb: WandbConfig
+
+    if TYPE_CHECKING:  # a field of the dataclass: an attribute here would pass for its default
+
+        @property
+        def trainer(self) -> Cadence: ...
+
+    @property
+    def title(self) -> tuple[str, str]:
+        return self.experiment_name, self.name
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs_dir) / self.experiment_name / self.name
+
+    @property
+    def num_steps(self) -> int | None:
+        return self.trainer.steps
+
+    @property
+    def best_metric(self) -> str:
+        return self.criterion.metric if self.criterion else "all.exact_accuracy"
+
+    @property
+    def stops_when_unhealthy(self) -> bool:
+        return self.trainer.stop_when_unhealthy
+
+    @property
+    def is_done_again(self) -> bool:
+        return False
+
+    def settled(self, held: Self) -> Self:
+        return self
+
+    def inputs(self) -> dict[str, Path]:
+        return {}
+
+
+class EvaluationConfig(RunConfig, Protocol):
+    """A root configuration of a run that scores something: a base class of the method's dataclass. Given by hand, the same
+    command scores again; in a job file, what is DONE is done."""
+
+    __slots__ = ()
+
+    @property
+    def num_steps(self) -> int | None:
+        return None
+
+    @property
+    def best_metric(self) -> str:
+        return "ARC/pass@2"
+
+    @property
+    def stops_when_unhealthy(self) -> bool:
+        return False
+
+    @property
+    def is_done_again(self) -> bool:
+        return True
+
+    def settled(self, held: Self) -> Self:
+        return self
+
+    def inputs(self) -> dict[str, Path]:
+        return {}

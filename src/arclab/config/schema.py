@@ -30,7 +30,7 @@ from arclab.config.encoder_schema import (
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
-from arclab.config.run import MIN_PROFILED_STEPS, CriterionConfig, DeviceChoice, RunConfig, WandbConfig
+from arclab.config.run import MIN_PROFILED_STEPS, CriterionConfig, DeviceChoice, TrainingConfig, WandbConfig
 
 
 class Positions(Enum):
@@ -300,7 +300,7 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ExperimentConfig:
+class ExperimentConfig(TrainingConfig):
     """Root of pretrain_encoder.py. The run folder is <runs_dir>/<experiment_name>/<name>."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
@@ -333,8 +333,7 @@ class ExperimentConfig:
     criterion: Optional[CriterionConfig]
     wandb: WandbConfig
 
-    def settled(self, held: RunConfig) -> ExperimentConfig:
-        assert isinstance(held, ExperimentConfig)
+    def settled(self, held: ExperimentConfig) -> ExperimentConfig:
         return self.with_batch_size(held.trainer.batch_size) if self.trainer.batch_size == AUTO else self
 
     def with_batch_size(self, batch_size: int | str) -> ExperimentConfig:

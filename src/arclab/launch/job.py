@@ -21,7 +21,7 @@ from arclab.config.launch_schema import LaunchConfig
 from arclab.config.run import RunConfig
 from arclab.launch.torchrun import Node, Torchrun
 from arclab.runs.console import setup_logging
-from arclab.runs.folder import RunDir, State, is_done, open_run, require_same, run_path
+from arclab.runs.folder import RunDir, State, is_done, open_run, require_same
 from arclab.runs.lock import keeper, locked, require_free
 from arclab.runs.signals import StopSignals, interrupted_status
 
@@ -32,7 +32,7 @@ _LAST_LINES = 12
 
 def check_run(config: RunConfig) -> None:
     """ConfigError if the run's folder is in use or belongs to another configuration."""
-    run = RunDir(run_path(config))
+    run = RunDir(config.folder)
     require_free(run)
     require_same(run, config)
 

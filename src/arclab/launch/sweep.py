@@ -1,6 +1,7 @@
 """A Hydra sweep: every combination becomes a run folder, then Hydra's launcher starts them all and waits for their end.
 
-    sweep(["encoder=standard,lpn", "halting=paper,short8", "hydra/launcher=submitit_slurm", "launch=slurm_cpu"])
+    sweep("pretrain_encoder.py", ["encoder=standard,lpn", "hydra/launcher=submitit_slurm", "launch=slurm_cpu"])
+    sweep("evaluate.py", ["checkpoint=runs/a/b", "split=train,evaluation"])
 
 A run's name is what was swept ("encoder-lpn_halting-short8", after the name if one is given), unless name itself is swept. All
 combinations are composed, typed and frozen before anything starts: a job runs what was checked, even if conf/ has changed
@@ -26,12 +27,13 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from submitit.core.utils import UncompletedJobError
 
-from arclab.config.compose import CONF_DIR, ConfigError, compose, quoted
+from arclab.config.compose import CONF_DIR, ConfigError, compose_run, entry_for, quoted
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.schema import ExperimentConfig
+from arclab.config.run import RunConfig
 from arclab.files import read_json, write_atomically
 from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
 from arclab.launch.combinations import require_countable
@@ -40,12 +42,12 @@ from arclab.launch.names import run_name
 from arclab.records import as_record
 from arclab.runs import slurm
 from arclab.runs.console import setup_logging
-from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.folder import RunDir, State
 from arclab.runs.lock import queue_lock
 from arclab.runs.process_id import boot_id, is_running, pid_namespace, start_ticks
 
 log = logging.getLogger(__name__)
-CONFIG_NAME = "pretrain_encoder"
+_JOB_NAME = "arclab"
 _POLL_S = 5.0
 _RECORD = "runs.json"  # in the folder of a sweep
 KINDS = {"basic": None, "submitit_local": "local", "submitit_slurm": "slurm"}
@@ -82,11 +84,11 @@ class SweepTask:
         return status
 
 
-def sweep(overrides: Sequence[str]) -> int:
+def sweep(script: str, overrides: Sequence[str]) -> int:
     """Run every combination; 0 if all of them are DONE, else 1. ConfigError before anything starts."""
     setup_logging()
     launcher, engine_overrides = _launcher_of(overrides)
-    configs = compose_combinations([o for o in overrides if not _is_hydra(o)])
+    configs = compose_combinations(script, [o for o in overrides if not _is_hydra(o)])
     kind, launch = KINDS[launcher], configs[0].launch
     _check_rules(configs, kind)
     settings = [] if kind is None else list(_launcher_settings(launch, kind, engine_overrides))
@@ -94,7 +96,7 @@ def sweep(overrides: Sequence[str]) -> int:
     folder = Path(configs[0].runs_dir) / ".sweeps" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
     before, runs = _prepared(configs, kind, folder)
     engine = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=disabled",
-              f"hydra.job.name={CONFIG_NAME}", *engine_overrides, *settings]  # fmt: skip
+              f"hydra.job.name={_JOB_NAME}", *engine_overrides, *settings]  # fmt: skip
     task = SweepTask(tuple(run.path.resolve() for run in runs), kind, gpus)
     log.info("%d runs with hydra/launcher=%s, job logs in %s", len(runs), launcher, folder)
     size = slurm.max_array_size() if kind == "slurm" else len(runs)
@@ -134,17 +136,10 @@ def _launcher_of(overrides: Sequence[str]) -> tuple[str, list[str]]:
     return launcher, own
 
 
-def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
-    """A typed configuration, with its own name, for each combination of the swept values, in Hydra's order."""
-    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=CONFIG_NAME):
-        engine = GlobalHydra.instance().hydra
-        assert engine is not None
-        try:
-            parsed = OverridesParser.create(config_loader=engine.config_loader).parse_overrides(list(overrides))
-            require_countable(parsed)
-            combinations = BasicSweeper.split_arguments(parsed, None)[0]
-        except HydraException as error:
-            raise ConfigError(f"{' '.join(str(error).split())} (settings are written key=value, a sweep key=a,b).") from error
+def compose_combinations(script: str, overrides: Sequence[str]) -> list[Any]:
+    """A typed configuration (a RunConfig), with its own name, for each combination of the swept values, in Hydra's order."""
+    entry = entry_for(script, overrides)
+    parsed, combinations = _combinations(overrides)
     swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
     if shared := [key for key in swept if key.split(".")[0].lstrip("+") == "launch"]:
         raise ConfigError(
@@ -153,7 +148,7 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
     has_name = any(o.get_key_element() == "name" for o in parsed)
     configs = []
     for combination in combinations:
-        config = compose(CONFIG_NAME, combination)
+        config = compose_run(entry, combination)
         if "name" not in swept:
             values = {key: value for key, _, value in (o.partition("=") for o in combination) if key in swept}
             config.name = run_name(config.name if has_name else "", values) or config.name
@@ -161,10 +156,23 @@ def compose_combinations(overrides: Sequence[str]) -> list[ExperimentConfig]:
     return configs
 
 
+def _combinations(overrides: Sequence[str]) -> tuple[list[Override], list[list[str]]]:
+    """(the overrides as Hydra reads them, one list of overrides for each run)"""
+    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=_JOB_NAME):
+        engine = GlobalHydra.instance().hydra
+        assert engine is not None
+        try:
+            parsed = OverridesParser.create(config_loader=engine.config_loader).parse_overrides(list(overrides))
+            require_countable(parsed)
+            return parsed, BasicSweeper.split_arguments(parsed, None)[0]
+        except HydraException as error:
+            raise ConfigError(f"{' '.join(str(error).split())} (settings are written key=value, a sweep key=a,b).") from error
+
+
 Before = dict[Path, dict[str, Any] | None]
 
 
-def _prepared(configs: list[ExperimentConfig], kind: str | None, folder: Path) -> tuple[Before, list[RunDir]]:
+def _prepared(configs: list[RunConfig], kind: str | None, folder: Path) -> tuple[Before, list[RunDir]]:
     """(what the status files said, the prepared run folders), of which no other command can take one from now on."""
     with ExitStack() as stack:
         for runs_dir in sorted({Path(config.runs_dir).resolve() for config in configs}):
@@ -172,18 +180,19 @@ def _prepared(configs: list[ExperimentConfig], kind: str | None, folder: Path) -
         for config in configs:
             check_run(config)
         _require_unclaimed(configs, kind)
-        before = {run_path(config): RunDir(run_path(config)).read_status() for config in configs}
+        before = {config.folder: RunDir(config.folder).read_status() for config in configs}
         runs = [prepare_run(config) for config in configs]
         for run, config in zip(runs, configs, strict=True):
-            if not (run.state is State.done or (run.state is State.stopped and config.trainer.stop_when_unhealthy)):
+            is_finished = run.state is State.done and not config.is_done_again
+            if not (is_finished or (run.state is State.stopped and config.stops_when_unhealthy)):
                 run.write_status(State.submitted, run.step)
         _record(folder, runs)
     return before, runs
 
 
-def _check_rules(configs: list[ExperimentConfig], kind: str | None) -> None:
+def _check_rules(configs: list[RunConfig], kind: str | None) -> None:
     """Rules of the sweep as a whole."""
-    folders = Counter(run_path(config) for config in configs)
+    folders = Counter(config.folder for config in configs)
     path, count = folders.most_common(1)[0]
     if count > 1:
         raise ConfigError(
@@ -232,10 +241,10 @@ def _read_claim(path: Path) -> Claim:
     return as_record(found, Claim, path, remedy=remedy)
 
 
-def _require_unclaimed(configs: Sequence[ExperimentConfig], kind: str | None) -> None:
+def _require_unclaimed(configs: Sequence[RunConfig], kind: str | None) -> None:
     """ConfigError if an earlier sweep over some of these runs goes on, or its command is gone and its jobs are in SLURM's
     queue."""
-    mine = {str(run_path(config).resolve()) for config in configs}
+    mine = {str(config.folder.resolve()) for config in configs}
     for record in sorted((Path(configs[0].runs_dir) / ".sweeps").glob(f"*/{_RECORD}")):
         claim = _read_claim(record)
         if not mine & set(claim.runs):
@@ -289,7 +298,7 @@ def _wait_for_others(folder: Path, kind: str | None) -> None:
 
 
 def _multirun(overrides: list[str], task: SweepTask) -> None:
-    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=CONFIG_NAME):
+    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3", job_name=_JOB_NAME):
         engine = GlobalHydra.instance().hydra
         assert engine is not None
         try:

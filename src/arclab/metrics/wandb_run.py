@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import flat
-from arclab.config.run import RunConfig, WandbMode
+from arclab.config.run import TrainingConfig, WandbMode
 from arclab.files import write_atomically
 from arclab.metrics.names import REGISTRY
 from arclab.metrics.workspace import save_workspace
@@ -88,7 +88,7 @@ def _written_mode(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def start_wandb(config: RunConfig, folder: Path, run_id: str) -> Any | None:
+def start_wandb(config: TrainingConfig, folder: Path, run_id: str) -> Any | None:
     """The started run, or None if disabled. Every registered metric is defined with its direction."""
     mode = wandb_mode(config.wandb.mode)
     if mode == "disabled":

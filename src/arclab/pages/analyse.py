@@ -1,9 +1,10 @@
-"""From run folders to a comparison page and one tracking sheet per run.
+"""From run folders to a comparison page, and one tracking sheet for each run that trained.
 
     python -m arclab.pages RUN [RUN ...] [--output DIR]
 
 Writes DIR/compare.html and DIR/<experiment>-<name>.md; DIR is <first run>/analysis unless given. The first run is the
-baseline of the others. Runs that have not finished are reported with what there is; a folder that is no run is refused.
+baseline of the others. A folder of results alone (of a solver without a checkpoint, say) is compared as well. Runs that have
+not finished are reported with what there is; a folder that is no run is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arclab.files import write_atomically
-from arclab.pages.compare import render_comparison
+from arclab.pages.compare import baseline_of, render_comparison
 from arclab.pages.tracking import tracking_sheet
 from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
@@ -37,7 +38,8 @@ def analyse(paths: Sequence[Path], folder: Path) -> list[Path]:
     """Write the page and the sheets into `folder`; returns their paths, the page first. ValueError: a path is no run."""
     runs = read_runs(paths)
     pages = {folder / "compare.html": render_comparison(runs)}
-    pages |= {folder / name: tracking_sheet(run, runs[0] if i else None) for i, (run, name) in enumerate(_sheet_names(runs))}
+    trained = [run for run in runs if not run.is_evaluation]
+    pages |= {folder / name: tracking_sheet(run, baseline_of(run, runs)) for run, name in _sheet_names(trained)}
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in pages.items():
         write_atomically(path, text)

@@ -61,19 +61,20 @@ def render_comparison(runs: Sequence[Run]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     pairs = paired_tests(runs)
+    trained = [(i, run) for i, run in enumerate(runs) if not run.is_evaluation]
     return environment.get_template("compare.html.j2").render(
         runs=[_run_card(i, run) for i, run in enumerate(runs)],
         warnings=_warnings(runs),
         groups=score_groups(runs),
         pairs=pairs,
         num_tests=sum(len(pair.tests) for pair in pairs),
-        gaps=gap_rows(runs),
+        gaps=[gap_row(i, run) for i, run in trained],
         difference=_difference(runs),
         curves=overlay_svgs(runs, _CURVES),
-        halting=[_halting_row(i, run) for i, run in enumerate(runs)],
+        halting=[_halting_row(i, run) for i, run in trained if "halting.halt_max_steps" in run.settings],
         halting_curves=overlay_svgs(runs, halting_names()),
         galleries=[*disagreements(runs), *failures(runs)],
-        sheets=[(i.label, sheet_html(tracking_sheet(i, None if i is runs[0] else runs[0]))) for i in runs],
+        sheets=[(run.label, sheet_html(tracking_sheet(run, baseline_of(run, runs)))) for _, run in trained],
         max_points=MAX_POINTS,
         p_text=p_text,
     )
@@ -102,22 +103,38 @@ def commits(run: Run) -> str:
 
 
 def _run_card(index: int, run: Run) -> RunCard:
-    accuracy = run.train_exact
     facts = {
         "experiment": str(run.settings.get("experiment_name", "not recorded")),
         "started": str(run.provenance.get("started", "not recorded")),
+        **(_scored_facts(run) if run.is_evaluation else _trained_facts(run)),
+        "commit": commits(run),
+        "folder": str(run.path),
+    }
+    known = (run.state, *run.stamps)
+    found = (
+        ()
+        if run.is_evaluation
+        else tuple(text for text in issues(run) if text not in known and not text.startswith("health at "))
+    )
+    sentence = str((run.criterion or {}).get("sentence", ""))
+    return RunCard(run.label, color_of(index), run.is_partial, run.state, run.verdict, sentence, facts, found)
+
+
+def _scored_facts(run: Run) -> dict[str, str]:
+    """Of an evaluation alone."""
+    counts = [f"{split.record.get('num_tasks', '?')} tasks of the {split.split} split" for split in run.splits]
+    sources = [source for split in run.splits if (source := _source_of(split))]
+    return {"scored": ", ".join(counts) or "nothing yet", **({"from": ", ".join(sources)} if sources else {})}
+
+
+def _trained_facts(run: Run) -> dict[str, str]:
+    accuracy = run.train_exact
+    return {
         "train/exact_accuracy, last": percent(accuracy, run.last("num_train_tasks")) if accuracy else "not logged",
         "steps to 90 %": convergence(run).split(" (")[0],
         "steps taken": average_steps(run).split(" (")[0],
         "health": ": ".join((run.health or "not judged").split(": ")[:2]),  # without the advice
-        "commit": commits(run),
-        "folder": str(run.path),
     }
-    found = tuple(
-        text for text in issues(run) if text != run.state and text not in run.stamps and not text.startswith("health at ")
-    )
-    sentence = str((run.criterion or {}).get("sentence", ""))
-    return RunCard(run.label, color_of(index), run.is_partial, run.state, run.verdict, sentence, facts, found)
 
 
 def _warnings(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -182,11 +199,16 @@ def _score_column(index: int, run: Run, split: str) -> ScoreColumn:
 
 
 def _source_of(split: ScoredSplit) -> str:
+    """What the numbers were made with, as far as the results say."""
     record = split.record
-    return (
-        f"step {record.get('step', 0):,}, {record.get('weights')} weights, up to "
-        f"{record.get('num_augmentations')} augmented copies vote"
-    )
+    said = {
+        "step": lambda step: f"step {step:,}",
+        "weights": lambda weights: f"{weights} weights",
+        "num_augmentations": lambda copies: f"up to {copies} augmented copies vote",
+        "num_samples": lambda samples: f"{samples} programs a task",
+        "model": lambda model: f"model {model}",
+    }
+    return ", ".join(text(record[key]) for key, text in said.items() if record.get(key) is not None)
 
 
 def paired_tests(runs: Sequence[Run]) -> list[Paired]:
@@ -218,19 +240,22 @@ class GapRow:
     note: str
 
 
-def gap_rows(runs: Sequence[Run]) -> list[GapRow]:
-    """ARC/pass@2 on the train split and on the evaluation (else the validation) split of every run."""
-    rows = []
-    for i, run in enumerate(runs):
-        train, test = run.split("train"), run.split("evaluation", "validation")
-        shown = [score_rows({"ARC/pass@2": s.shares["ARC/pass@2"]})[0] if s else None for s in (train, test)]
-        text = gap(train, test) if train and test else ""
-        missing = [name for name, split in (("train", train), ("evaluation or validation", test)) if split is None]
-        note = f"not evaluated on the {' nor the '.join(missing)} split" if missing else ""
-        if train and test:
-            note = "; ".join(unlike("train", train, test.split, test))
-        rows.append(GapRow(run.label, color_of(i), test.split if test else "", shown[0], shown[1], text, note))
-    return rows
+def gap_row(index: int, run: Run) -> GapRow:
+    """ARC/pass@2 on the train split and on the evaluation (else the validation) split of a run."""
+    train, test = run.split("train"), run.split("evaluation", "validation")
+    shown = [score_rows({"ARC/pass@2": s.shares["ARC/pass@2"]})[0] if s else None for s in (train, test)]
+    text = gap(train, test) if train and test else ""
+    missing = [name for name, split in (("train", train), ("evaluation or validation", test)) if split is None]
+    note = f"not evaluated on the {' nor the '.join(missing)} split" if missing else ""
+    if train and test:
+        note = "; ".join(unlike("train", train, test.split, test))
+    return GapRow(run.label, color_of(index), test.split if test else "", shown[0], shown[1], text, note)
+
+
+def baseline_of(run: Run, runs: Sequence[Run]) -> Run | None:
+    """What a tracking sheet is written against: the first run that trained; None for that one itself."""
+    first = next((other for other in runs if not other.is_evaluation), None)
+    return None if run is first else first
 
 
 def _difference(runs: Sequence[Run]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _section(number: int, entry: Mapping[str, Any], folder: Path, pages: list[Pa
     runs = read_runs(started)
     by_path = dict(zip(started, runs, strict=True))
     comparison = ""
-    if any(run.rows for run in runs):
+    if any(run.rows or run.splits for run in runs):
         pages += analyse(started, folder / key)
         comparison = f"{key}/compare.html"
     # Colours are numbered over the runs that have a folder, as in the section's comparison page.
@@ -149,11 +149,12 @@ def _with_damage(entry: Mapping[str, Any], damage: Mapping[Path, str]) -> Mappin
 
 
 def _row(entry: Mapping[str, Any], run: Run | None, number: int | None, folder: Path) -> Row:
-    steps = f"{entry['step']:,} of {entry['total_steps']:,}"
+    steps = f"{entry['step']:,}" + ("" if entry["total_steps"] is None else f" of {entry['total_steps']:,}")
+    parameters = "" if entry["parameters"] is None else f"{entry['parameters']:,}"
     return Row(
         name=entry["name"], color=color_of(number) if number is not None else "transparent", state=entry["state"],
         result=run.verdict if run is not None and run.criterion is not None else "", steps=steps, verdict=entry["verdict"],
-        parameters=f"{entry['parameters']:,}", scores=tuple(_scores(run)) if run is not None else (),
+        parameters=parameters, scores=tuple(_scores(run)) if run is not None else (),
         stamps=tuple(run.stamps) if run is not None else (), message=_message(entry), command=entry["command"],
         links=tuple(_links(run, folder)) if run is not None else (),
     )  # fmt: skip
@@ -170,7 +171,8 @@ def _scores(run: Run) -> list[Score]:
     final = run.split(*_FINAL_SPLITS)
     if final is not None and final.shares["ARC/pass@2"].total:
         share = final.shares["ARC/pass@2"]
-        source = f"{final.split} split by evaluate.py, step {final.record.get('step', 0):,}"
+        step = final.record.get("step")
+        source = f"{final.split} split by evaluate.py" + ("" if step is None else f", step {step:,}")
         scores.append(_score("ARC/pass@2", share, share, "tasks", source))
     return scores
 
@@ -220,7 +222,8 @@ def _links(run: Run, folder: Path) -> list[tuple[str, str]]:
         ("metrics", run.path / "metrics.jsonl"),
         ("log", run.path / "console.log"),
     ]
-    wanted += [(f"grids, {split.name}", run.path / "evaluation" / split.name / "report.html") for split in run.splits]
+    results = run.path.parent if run.is_evaluation else run.path / "evaluation"
+    wanted += [(f"grids, {split.name}", results / split.name / "report.html") for split in run.splits]
     return [(text, quote(os.path.relpath(path, folder))) for text, path in wanted if path.is_file()]
 
 

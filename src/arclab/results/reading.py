@@ -1,6 +1,8 @@
 """A run folder as plain records: settings, metric rows, status, evaluations. What the comparison and the tracking sheet read.
 
-    runs = read_runs([Path("runs/quickstart/a"), Path("runs/quickstart/b")])
+    runs = read_runs([Path("runs/quickstart/a"), Path("runs/program_sampling/tiny/toy_train")])
+
+A run is one that trained, with the evaluations in its folder evaluation/, or an evaluation alone: a folder with metrics.json.
 
 Reads files only and needs no model. Settings are read as they were written, not against today's schema, so that runs of an
 older version stay comparable. Anything but config.yaml may be missing: a killed or running run is reported with what there is.
@@ -20,7 +22,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arclab.config.compose import ConfigError, pop_entry, read_config
+from arclab.config.compose import ConfigError
+from arclab.config.saved_file import pop_entry, read_config
 from arclab.data.tasks import parse_grid
 from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require_kinds, step_folders
 from arclab.metrics.logger import read_rows
@@ -33,6 +36,7 @@ from arclab.runs.lock import living_holder, read_holder
 
 # Where a run lies and what it is called: no difference in what was done.
 LABEL_KEYS = ("experiment_name", "name", "runs_dir", "wandb")
+_TRAINED_BY_DEFAULT = "pretrain_encoder"  # what an old config.yaml, without an entry, is of
 CONVERGED = 0.9  # train/exact_accuracy of criterion 1 (overfitting)
 _ATTEMPTS = 2
 _AGAIN = "run evaluate.py again"
@@ -159,7 +163,8 @@ class ScoredSplit:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. settings: dotted key -> value; status None: the run never wrote one.
+    """One run folder. settings: dotted key -> value; status None: the run never wrote one. is_evaluation: it trained nothing;
+    its settings are those that its numbers were made with.
 
     weight_stamps: what the newest checkpoint says that every result of its weights must carry.
     """
@@ -175,9 +180,12 @@ class Run:
     wandb: dict[str, Any]
     weight_stamps: tuple[str, ...]
     splits: tuple[ScoredSplit, ...]
+    is_evaluation: bool = False
 
     @property
     def is_partial(self) -> bool:
+        if self.is_evaluation and self.status is None:  # older versions wrote results alone
+            return not self.splits
         return self.status is None or self.status.get("state") != State.done.value
 
     @property
@@ -189,9 +197,12 @@ class Run:
     def state(self) -> str:
         """One line: DONE at step 1,800, or what is missing and why."""
         total = self.settings.get("trainer.steps")
-        where = f"step {self.step:,}" + (f" of {total:,}" if self.is_partial and total is not None else "")
+        if self.is_evaluation:
+            total = (self.status or {}).get("num_steps")
+        unit = "task" if self.is_evaluation else "step"
+        where = f"{unit} {self.step:,}" + (f" of {total:,}" if self.is_partial and total is not None else "")
         if not self.is_partial:
-            return f"DONE at {where}"
+            return "DONE" if self.is_evaluation else f"DONE at {where}"
         state, message = (self.status or {}).get("state", "no status.json"), (self.status or {}).get("message", "")
         if self.is_abandoned:
             state = f"{state}, but its process is gone"
@@ -302,23 +313,52 @@ def _labels(paths: Sequence[Path], settings: Sequence[dict[str, Any]]) -> list[s
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
+    """Of an evaluation: those that its numbers were made with, as soon as there are numbers."""
+    settings = _results_settings(path) if _is_evaluation(path) and (path / "metrics.json").is_file() else _saved_settings(path)
+    require_kinds(settings, _SETTINGS, RunDir(path).config, may_lack=True)
+    return settings
+
+
+def _is_evaluation(path: Path) -> bool:
+    return (path / "metrics.json").is_file() or "trainer" not in _saved_entry(path)[1]
+
+
+def _results_settings(path: Path) -> dict[str, Any]:
+    """The settings in metrics.json; the evaluation is called by what was scored and by its folder."""
+    record = read_object(path / "metrics.json", remedy=_AGAIN)
+    require_kinds(record, {"config": dict}, path / "metrics.json", may_lack=True, remedy=_AGAIN)
+    settings = dict(record.get("config", {}))
+    experiment = settings.get("experiment_name") or record.get("solver") or path.parent.parent.name
+    return {**settings, "experiment_name": str(experiment), "name": f"{settings.get('name') or path.parent.name}-{path.name}"}
+
+
+def _saved_settings(path: Path) -> dict[str, Any]:
+    plain = _saved_entry(path)[1]
+    settings = dict(_flat(plain, ""))
+    if "trainer" in plain:
+        return settings
+    return {**settings, "experiment_name": path.parent.parent.name, "name": f"{path.parent.name}-{path.name}"}
+
+
+def _saved_entry(path: Path) -> tuple[str, dict[str, Any]]:
+    """(entry, settings) of a config.yaml. ValueError: the folder is no run's."""
     file = RunDir(path).config
     if not file.is_file():
-        reason = "has no config.yaml" if path.is_dir() else "does not exist"
+        reason = "has neither config.yaml nor metrics.json" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} is not a run folder (it {reason}); give a folder runs/<experiment_name>/<name>.")
     try:
         node = read_config(file)
-        pop_entry(node, file)
+        entry = pop_entry(node, file)
         plain = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise DamagedFile(file, str(error).splitlines()[0]) from error
-    if not isinstance(plain, dict) or not isinstance(plain.get("trainer"), dict):
+    assert isinstance(plain, dict)
+    settings: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    if entry == _TRAINED_BY_DEFAULT and not isinstance(settings.get("trainer"), dict):
         raise ValueError(
             f"{path} is not a run folder (its config.yaml has no trainer); give a folder runs/<experiment_name>/<name>."
         )
-    settings = dict(_flat(plain, ""))
-    require_kinds(settings, _SETTINGS, file, may_lack=True)
-    return settings
+    return entry, settings
 
 
 def _flat(node: Any, prefix: str) -> list[tuple[str, Any]]:
@@ -328,8 +368,9 @@ def _flat(node: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
-    run = RunDir(path)
-    folders = sorted(p.parent for p in (path / "evaluation").glob("*/metrics.json"))
+    run, is_evaluation = RunDir(path), _is_evaluation(path)
+    results = path.glob("metrics.json") if is_evaluation else (path / "evaluation").glob("*/metrics.json")
+    folders = sorted(p.parent for p in results)
     return Run(
         path,
         label,
@@ -342,6 +383,7 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
         wandb=_read_present(path / "wandb.json", {}),
         weight_stamps=_weight_stamps(run),
         splits=tuple(_read_split(folder) for folder in folders),
+        is_evaluation=is_evaluation,
     )
 
 

@@ -1,4 +1,5 @@
-"""One folder per run: <runs_dir>/<experiment_name>/<name>, without timestamps, so that the same command resumes in place.
+"""One folder per run, without timestamps, so that the same command resumes in place: <runs_dir>/<experiment_name>/<name> for
+one that trains; the folder of its results for one that evaluates.
 
 config.yaml        the resolved configuration        provenance.json   command, commit, machine, versions, data notes
 status.json        state, step, message, exit status metrics.jsonl     one row per logged step
@@ -88,9 +89,13 @@ class RunDir:
         status = self.read_status()
         return None if status is None else State(status["state"])
 
-    def write_status(self, state: State, step: int, message: str = "", exit_status: int = 0) -> None:
-        """exit_status: what the process returns (of FAILED and STOPPED: 2 if the user can mend it, 1 for a crash)."""
+    def write_status(
+        self, state: State, step: int, message: str = "", exit_status: int = 0, *, num_steps: int | None = None
+    ) -> None:
+        """exit_status: what the process returns (of FAILED and STOPPED: 2 if the user can mend it, 1 for a crash). num_steps:
+        how far the run goes, where its configuration does not say."""
         status = {"state": state.value, "step": step, "message": message, "exit_status": exit_status, "time": time.time()}
+        status |= {} if num_steps is None else {"num_steps": num_steps}
         write_atomically(self.path / "status.json", json.dumps(status) + "\n")
 
     def restore_status(self, status: dict[str, Any] | None) -> None:
@@ -106,7 +111,8 @@ class RunDir:
         if not path.is_file():
             return None
         status = read_object(path, remedy=_STATUS_REMEDY)
-        hints = {"state": str, "step": int, "message": str, **({"exit_status": int} if "exit_status" in status else {})}
+        optional = {key: int for key in ("exit_status", "num_steps") if key in status}
+        hints = {"state": str, "step": int, "message": str, **optional}
         require_kinds(status, hints, path, remedy=_STATUS_REMEDY)
         if status["state"] not in {state.value for state in State} or status["step"] < 0:
             raise DamagedFile(path, f"state={status['state'][:40]!r}, step={status['step']}", remedy=_STATUS_REMEDY)
@@ -119,20 +125,17 @@ def short_commit(record: dict[str, Any]) -> str:
     return (commit if " " in commit else commit[:10]) + plus + changes
 
 
-def run_path(config: RunConfig) -> Path:
-    return Path(config.runs_dir) / config.experiment_name / config.name
-
-
 def open_run(config: RunConfig, notes: tuple[str, ...] = ()) -> RunDir:
     """The run's folder, created or found, with the configuration frozen in it. ConfigError if it belongs to another one.
 
-    A run that is DONE is left as it is: what it was made with must not become what looked at it. Where checkpoints go on,
+    A run that is DONE is left as it is, unless the same command does it again (an evaluation): what it was made with must not
+    become what looked at it. Where checkpoints go on,
     provenance.json also keeps how they were made ("earlier"), and what the configuration leaves open
     (trainer.batch_size=auto) is what they were made with.
     """
-    run = RunDir(run_path(config))
+    run = RunDir(config.folder)
     require_same(run, config)
-    if run.state is State.done:
+    if run.state is State.done and not config.is_done_again:
         return run
     if run.config.is_file() and step_folders(run.checkpoints):
         config = config.settled(thaw_run(run.config))
@@ -156,24 +159,21 @@ def add_notes(run: RunDir, notes: tuple[str, ...]) -> None:
 def is_done(run: RunDir, config: RunConfig) -> bool:
     """Is there nothing left to do? ConfigError for a run that was stopped as unhealthy and would only be stopped again."""
     status = run.read_status() or {"state": "", "message": ""}
-    if status["state"] == State.stopped.value and config.trainer.stop_when_unhealthy:
+    if status["state"] == State.stopped.value and config.stops_when_unhealthy:
         raise ConfigError(f"{status['message']}; {run.path} goes on from there with trainer.stop_when_unhealthy=false.")
-    return status["state"] == State.done.value
+    return status["state"] == State.done.value and not config.is_done_again
 
 
 def require_same(run: RunDir, config: RunConfig) -> None:
-    """ConfigError if the folder belongs to another configuration; one that never started and waits nowhere belongs to
-    nobody."""
-    if run.state is None or not run.config.is_file():
+    """ConfigError if the folder belongs to another configuration. One that never started and waits nowhere belongs to nobody,
+    and so does that of a run which the same command does again with whatever settings."""
+    if run.state is None or not run.config.is_file() or config.is_done_again:
         return
     held = thaw_run(run.config)
     different = differing(held, config)
     if different:
-        key, before, now = (
-            different[0],
-            {**identity(held), "entry": entry_of(held)},
-            {**identity(config), "entry": entry_of(config)},
-        )
+        key = different[0]
+        before, now = ({**identity(each), "entry": entry_of(each)} for each in (held, config))
         raise ConfigError(
             f"the run folder {run.path} was made with {key}={before.get(key)}, now {key}={now.get(key)} "
             f"({len(different)} keys differ); choose another name=, or remove the folder."

@@ -1,7 +1,7 @@
 """The life of a run in one process, for any method: ranks, signals, the folder and its status, and how it ended.
 
-    def work(ranks, signals): return State.done                     # the method's: build everything, then train
-    exit_status = in_ranks(work, DeviceChoice.auto, num_threads=None, is_parent_watching=False)
+    def work(ranks, signals, folder): return State.done             # the method's: build everything, then train
+    exit_status = in_ranks(work, config, None, DeviceChoice.auto, num_threads=None)
 
     with folder.building():                                         # OwnFolder or GivenFolder
         ...                                                         # load tasks, make the model
@@ -14,6 +14,8 @@ started finds it prepared and held (GivenFolder). Nothing here knows what is tra
 from __future__ import annotations
 
 import logging
+import math
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,28 +30,36 @@ from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, add_notes, is_done, open_run
 from arclab.runs.lock import LostLock, keeper, locked
 from arclab.runs.monitor import UnhealthyRun
+from arclab.runs.preempt import StopRequest, ToldToEnd
 from arclab.runs.ranks import Ranks, start_ranks, stop_ranks
 from arclab.runs.signals import StopSignals, interrupted_status
 
 log = logging.getLogger(__name__)
 _TRACEBACK_LINES = 12
+_REPORT_EVERY_S = 5
 
 
 def in_ranks(
-    work: Callable[[Ranks, StopSignals], State], device: DeviceChoice, num_threads: int | None, *, is_parent_watching: bool
+    work: Callable[[Ranks, StopSignals, RunFolder], State],
+    config: RunConfig,
+    given: RunDir | None,
+    device: DeviceChoice,
+    num_threads: int | None,
 ) -> int:
-    """Do the work as one rank, alone or of a torchrun job. Returns the exit status: 0, or 128 + the signal that ended the run
-    early; 0 for the latter too under torchrun, which would take anything else for a crash."""
+    """Do the work as one rank, alone or of a torchrun job. given: the folder that a parent has prepared, holds and watches;
+    None: this process, or rank 0, looks after it. Returns the exit status: 0, or 128 + the signal that ended the run early; 0
+    for the latter too under torchrun, which would take anything else for a crash."""
     setup_logging()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     with StopSignals() as signals:
         ranks = start_ranks(device)
         try:
-            state = work(ranks, signals)
+            folder = OwnFolder(RunDir(config.folder), ranks) if given is None else GivenFolder(given, ranks)
+            state = work(ranks, signals, folder)
         finally:
             stop_ranks()
-    is_alone = ranks.world_size == 1 and not is_parent_watching
+    is_alone = ranks.world_size == 1 and given is None
     return interrupted_status(signals.number) if state is State.preempted and is_alone else 0
 
 
@@ -131,6 +141,41 @@ class GivenFolder:
 # built, before it holds its folder. held(config, notes): a context in which the folder is this run's and says what will run;
 # its value: nothing is left to do.
 RunFolder = OwnFolder | GivenFolder
+
+
+class WorkProgress:
+    """Of a run without steps of a trainer: how much of num_steps is done, for status.json, and whether it is told to end."""
+
+    def __init__(self, run: RunDir, ranks: Ranks, signals: StopSignals | None, num_steps: int) -> None:
+        self._run, self._ranks, self.num_steps = run, ranks, num_steps
+        self._stop, self._reported_at = StopRequest(run, ranks, signals), -math.inf
+
+    @property
+    def is_told(self) -> bool:
+        """Keep what is done and raise ToldToEnd."""
+        return self._stop.is_seen
+
+    def report(self, num_done: int) -> None:
+        """num_done of num_steps are done; written every few seconds, by rank 0."""
+        if self._ranks.is_main and time.monotonic() - self._reported_at >= _REPORT_EVERY_S:
+            self._run.write_status(State.running, num_done, num_steps=self.num_steps)
+            self._reported_at = time.monotonic()
+
+
+def until_told(run: RunDir, ranks: Ranks, progress: WorkProgress, work: Callable[[], str]) -> State:
+    """A run without steps of a trainer, such as an evaluation. work: returns DONE's message, or raises ToldToEnd once the
+    progress has said so and everything is kept. The status says how it ended."""
+    progress.report(0)
+    try:
+        message, is_complete = work(), True
+    except ToldToEnd as told:
+        message, is_complete = f"{told}; the same command continues", False
+    if ranks.is_main:
+        keeper(run)()
+        state = State.done if is_complete else State.preempted
+        run.write_status(state, progress.num_steps if is_complete else run.step, message, num_steps=progress.num_steps)
+        log.info("%s: %s: %s", "done" if is_complete else "told to end", run.path, message)
+    return State.done if is_complete else State.preempted
 
 
 def finish(run: RunDir, ranks: Ranks, step: int, num_steps: int, conclude: Callable[[], str]) -> State:

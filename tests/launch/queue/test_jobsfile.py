@@ -65,11 +65,12 @@ def test_a_line_names_its_runs_as_python_m_does(tmp_path: Path) -> None:
     """The same line gives the same folders, whoever starts it."""
     words = ["experiment=quickstart", "name=s", "encoder=standard,lpn", "halting.halt_loss_weight=0.5,1"]
     jobs = read_jobs(write(tmp_path, f"pretrain_encoder.py -m {' '.join(words)}\n"))
-    assert [job.name for job in jobs] == [config.name for config in compose_combinations(words)]
+    assert [job.name for job in jobs] == [config.name for config in compose_combinations("pretrain_encoder.py", words)]
 
 
 @pytest.mark.parametrize(("line", "column", "message"), [
-    ("evaluate.py checkpoint=runs/a/b", 1, "starts with pretrain_encoder.py, not with 'evaluate.py'"),
+    ("train.py checkpoint=runs/a/b", 1, "starts with pretrain_encoder.py or evaluate.py, not with 'train.py'"),
+    ("evaluate.py solver=nothing", 13, "solver=nothing is not an option of the group solver; choose program_sampling, recursive"),
     ("python pretrain_encoder.py name=a", 1, "not with 'python'"),
     ("pretrain_encoder.py seed=1", 1, "has no name"),
     ("pretrain_encoder.py name= seed=1", 1, "has no name"),

@@ -25,7 +25,7 @@ def plan_of(tmp_path: Path, *lines: str) -> JobsPlan:
     (["launch=slurm_cpu", "launch.timeout_min=90"], "2 CPU, 90 min"),
 ])  # fmt: skip
 def test_resources(overrides: list[str], text: str) -> None:
-    assert resources(PlainComposer().compose("pretrain_encoder", overrides)) == text
+    assert resources(PlainComposer().compose("pretrain_encoder", overrides).launch) == text
 
 
 def test_the_plan_and_its_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arclab.config.compose import ConfigError, compose_evaluate
+from arclab.config.compose import ConfigError, compose_evaluate, thaw_run
 from arclab.config.llm_schema import EvaluateProgramsConfig, GridFormat, Isolation, PromptConfig
 from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, Pair
-from arclab.launch.start import evaluate
+from arclab.launch.start import start
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Completion, FinishReason, Message, OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
@@ -30,7 +30,7 @@ from arclab.programs.sandbox.pool import Sandbox
 from arclab.programs.toy import solution
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.scoring import score
-from arclab.runs.folder import RunDir
+from arclab.runs.folder import RunDir, State
 from arclab.runs.lock import locked
 
 from ...lm.endpoint_server import Answer, FakeServer, refuse, said
@@ -269,9 +269,13 @@ def composed(*overrides: str) -> EvaluateProgramsConfig:
 def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A random model through the command: files, stamps and settings; a second call draws nothing."""
     command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
-    evaluate(command)
+    start("evaluate.py", command)
     names = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
-    assert names == ["metrics.json", "predictions.jsonl", "report.html", "samples.jsonl", "submission.json"]
+    results = {"metrics.json", "predictions.jsonl", "report.html", "samples.jsonl", "submission.json"}
+    assert set(names) == results | {"config.yaml", "provenance.json", "status.json"}
+    run = RunDir(tmp_path / "out")
+    assert run.state is State.done and run.read_status() == run.read_status() | {"step": 2, "num_steps": 2}
+    assert thaw_run(run.config) == composed(*command[len(COMMAND) :])
     record = json.loads((tmp_path / "out/metrics.json").read_text())
     assert record["scores"]["ARC/pass@2"]["N"] == 2 and record["statistics"]["programs/count"] == 4
     assert record["solver"] == "program_sampling" and record["isolation"] in ("limits", "seccomp")
@@ -280,7 +284,7 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, caps
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "hold no program" in line]
     assert "4 of 4 replies hold no program (cut 4); raise solver.sampling.max_new_tokens=8." in warning
     samples = (tmp_path / "out/samples.jsonl").read_text()
-    evaluate([*command[:-1], "max_tasks=3"])
+    start("evaluate.py", [*command[:-1], "max_tasks=3"])
     grown = (tmp_path / "out/samples.jsonl").read_text()
     assert grown.startswith(samples) and grown.count("\n") == samples.count("\n") + 1
     page = (tmp_path / "out/report.html").read_text()
@@ -291,17 +295,17 @@ def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, caps
         and "6 of 6 replies hold no program (cut 6)" in page
         and not re.search(r'id="curves"', page)
     )
-    evaluate([*command[:-1], "max_tasks=3"])
+    start("evaluate.py", [*command[:-1], "max_tasks=3"])
     assert "timing/replies_per_s" not in json.loads((tmp_path / "out/metrics.json").read_text())["statistics"]
     with locked(RunDir(tmp_path / "out")), pytest.raises(ConfigError, match="is in use by pid"):
-        evaluate([*command[:-1], "max_tasks=3"])
+        start("evaluate.py", [*command[:-1], "max_tasks=3"])
     with pytest.raises(
         ValueError,
         match=r"out holds the results of 3 tasks .* which these of 2 tasks .* would replace; give another output_dir=",
     ):
-        evaluate(command)
+        start("evaluate.py", command)
     with pytest.raises(ConfigError, match=r"solver\.sampling\.temperature=0\.8, now solver\.sampling\.temperature=0\.5"):
-        evaluate([*command, "solver.sampling.temperature=0.5"])
+        start("evaluate.py", [*command, "solver.sampling.temperature=0.5"])
 
 
 def test_which_settings_make_other_replies(tmp_path: Path, tiny_lm: Path) -> None:
@@ -361,7 +365,7 @@ def test_no_result_where_no_task_could_be_tried(tmp_path: Path, tiny_lm: Path) -
         ConfigError,
         match=r"none of the 2 tasks could be tried, so there is no result; the first one: the prompt has \d+ tokens",
     ):
-        evaluate([*command, "solver.sampling.max_new_tokens=100000"])
+        start("evaluate.py", [*command, "solver.sampling.max_new_tokens=100000"])
     assert not (tmp_path / "out/metrics.json").exists() and not (tmp_path / "out/samples.jsonl").exists()
 
 
@@ -422,10 +426,10 @@ def test_what_a_server_does_not_do_is_said_of_the_result(
     monkeypatch.setattr(evaluate_programs, "open_sandbox", lambda config: nullcontext(sandbox))
     command += ["model=endpoint", "model.name=m", f"model.base_url={server.url}", f"output_dir={tmp_path}"]
     try:
-        evaluate(command)
+        start("evaluate.py", command)
         record, page = json.loads((tmp_path / "metrics.json").read_text()), (tmp_path / "report.html").read_text()
         seeds = ["seed" in body for body in server.bodies]
-        evaluate(command)
+        start("evaluate.py", command)
     finally:
         server.close()
     assert {body["messages"][-1]["content"] for body in server.bodies[len(seeds) :]} == set(refused)

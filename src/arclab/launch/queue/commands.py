@@ -163,10 +163,10 @@ def _report_request(plan: JobsPlan) -> dict[str, Any]:
 
 def _reported(run: PlannedRun, progress: RunProgress) -> dict[str, Any]:
     return {
-        "name": run.name, "experiment": run.config.experiment_name, "path": str(run.folder.path), "state": progress.state,
+        "name": run.name, "experiment": run.config.title[0], "path": str(run.folder.path), "state": progress.state,
         "job": progress.job, "step": progress.step, "total_steps": progress.total_steps, "verdict": progress.verdict,
-        "message": progress.message, "parameters": run.parameters.total, "line": run.job.line,
-        "command": " ".join(["pretrain_encoder.py", *run.job.overrides]),
+        "message": progress.message, "parameters": run.parameters.total if run.parameters else None, "line": run.job.line,
+        "command": run.job.command,
     }  # fmt: skip
 
 

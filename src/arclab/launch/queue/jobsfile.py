@@ -6,6 +6,7 @@
     ## Criterion: all.exact_accuracy of at least 90 % in phase 1.
     # a comment
     pretrain_encoder.py experiment=phase1_overfit name=explore halting.halt_exploration_prob=0.0,0.3,0.7
+    evaluate.py checkpoint=runs/phase1_overfit/explore_halt_exploration_prob-0.3 split=evaluation
 
 A block of `##` lines starts a section: its first line is the title (and the W&B group), `Criterion:` is required, other lines
 are the hypothesis in more words. Commas are Hydra sweeps: the line above is three runs, named
@@ -18,14 +19,14 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arclab.config.compose import ConfigError
+from arclab.config.compose import ConfigError, entry_for
+from arclab.entries import ENTRIES, scripts
 from arclab.launch.combinations import require_countable, require_few
 from arclab.launch.names import run_name
 
-SCRIPT = "pretrain_encoder.py"
 _WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:[^"\\]|\\.)*"|\\.)+""")
 _QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\.""")
 _SHELL = re.compile(r"[;|&<>$`(){}]")
@@ -78,14 +79,22 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class JobLine:
-    """One run: a line, or one combination of a line's sweeps. words: what the line says, overrides: what this run gets."""
+    """One run: a line, or one combination of a line's sweeps. entry: what the script and solver= start. name: "" if the line
+    gives none. words: what the line says, overrides: what this run gets."""
 
     line: int
     column: int
     section: Section
+    script: str
+    entry: str
     name: str
     words: tuple[Word, ...]
     overrides: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """What makes this run, after the word python."""
+        return " ".join([self.script, *self.overrides])
 
     def column_of(self, message: str) -> int:
         """The column of the override that a message is about; that of the line's script if it is about none."""
@@ -147,35 +156,42 @@ def _section(lines: list[str], number: int, problems: list[Problem]) -> Section:
 
 def _jobs_of_line(line: str, number: int, section: Section) -> list[JobLine]:
     script, *words = _words(line)
-    if script.text != SCRIPT:
-        raise _AtColumn(script.column, f"a run starts with {SCRIPT}, not with {script.text!r}; evaluations are made by hand.")
+    if script.text not in scripts():
+        raise _AtColumn(script.column, f"a run starts with {' or '.join(scripts())}, not with {script.text!r}.")
     words = [word for word in words if word.text not in ("-m", "--multirun")]
     for word in words:
         if "=" not in word.text or word.text.startswith("-"):
             raise _AtColumn(word.column, f"{word.text!r} is no setting; write key=value without spaces around the equals sign.")
     _refuse_twice(words)
+    try:
+        entry = entry_for(script.text, [word.text for word in words])
+    except ConfigError as error:
+        raise _AtColumn(next(word.column for word in words if word.key == "solver"), str(error)) from error
     names = [word for word in words if word.key == "name"]
-    if not names or not names[0].text.partition("=")[2]:
+    is_named = bool(names) and names[0].text.partition("=")[2] != ""
+    if not is_named and (names or not ENTRIES[entry].names_itself):
         raise _AtColumn(script.column, "the run has no name, which is also its folder; add name=NAME.")
     choices = [_choices(word) for word in words]
     try:
         require_few({word.key: len(values) for word, values in zip(words, choices, strict=True)})
     except ConfigError as error:
         raise _AtColumn(script.column, str(error)) from error
-    return [_job(number, script.column, section, words, choices, picked) for picked in itertools.product(*choices)]
+    first = JobLine(number, script.column, section, script.text, entry, "", tuple(words), ())
+    return [_job(first, choices, picked) for picked in itertools.product(*choices)]
 
 
-def _job(
-    number: int, column: int, section: Section, words: list[Word], choices: list[list[str]], picked: tuple[str, ...]
-) -> JobLine:
+def _job(line: JobLine, choices: list[list[str]], picked: tuple[str, ...]) -> JobLine:
     """picked: the value of every word. A swept name is taken as it is; else the other swept values go into it."""
-    keys = [word.key for word in words]
+    keys = [word.key for word in line.words]
     swept = {key: value for key, value, values in zip(keys, picked, choices, strict=True) if len(values) > 1}
-    base = picked[keys.index("name")]
+    base = picked[keys.index("name")] if "name" in keys else ""
     name = base if "name" in swept else run_name(base, swept)
-    settled = [word.text.partition("=")[0] + "=" + value for word, value in zip(words, picked, strict=True)]
-    settled[keys.index("name")] = f"name={name}"
-    return JobLine(number, column, section, name, tuple(words), tuple(settled))
+    settled = [word.text.partition("=")[0] + "=" + value for word, value in zip(line.words, picked, strict=True)]
+    if "name" in keys:
+        settled[keys.index("name")] = f"name={name}"
+    elif name:
+        settled.append(f"name={name}")
+    return replace(line, name=name, overrides=tuple(settled))
 
 
 def _words(line: str) -> list[Word]:

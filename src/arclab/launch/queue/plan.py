@@ -20,15 +20,15 @@ from typing import Any
 
 from arclab.config.compose import ConfigError, differing, flat, identity
 from arclab.config.plain_composer import PlainComposer
+from arclab.config.run import RunConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.files import DamagedFile, sentence_of
 from arclab.launch.parameters import Parameters, count_parameters
 from arclab.launch.queue.jobsfile import JobLine, JobsError, Problem, parse_jobs
-from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.folder import RunDir, State
 
-CONFIG_NAME = "pretrain_encoder"
 # Where a run lies and how it is started: no difference in what is trained.
-LABEL_KEYS = ("name", "runs_dir", "wandb.", "launch.", "criterion")
+LABEL_KEYS = ("name", "runs_dir", "output_dir", "wandb.", "launch.", "criterion")
 # Columns of the matrix that stand for all they decide and no line sets.
 _LEADING_KEYS = ("experiment_name", "encoder.kind", "decoder_init.kind")
 
@@ -39,21 +39,27 @@ class PlannedRun:
     config.yaml of its folder cannot be read; "" if it can."""
 
     job: JobLine
-    config: ExperimentConfig
+    config: RunConfig
     waits_for: Path | None
     damage: str = ""
 
     @property
     def name(self) -> str:
-        return self.config.name
+        return self.config.title[1]
+
+    @property
+    def full_name(self) -> str:
+        """With the experiment in front."""
+        return "/".join(self.config.title)
 
     @property
     def folder(self) -> RunDir:
-        return RunDir(run_path(self.config))
+        return RunDir(self.config.folder)
 
     @property
-    def parameters(self) -> Parameters:
-        return count_parameters(self.config)
+    def parameters(self) -> Parameters | None:
+        """None: the run has no model of its own."""
+        return count_parameters(self.config) if isinstance(self.config, ExperimentConfig) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,74 +79,77 @@ def read_plan(path: Path, only: str | None = None) -> JobsPlan:
     """The checked plan. JobsError: all mistakes of the file, or with `only` those of its lines and of the syntax."""
     jobs, problems = parse_jobs(path)
     composer = PlainComposer()
-    composed: list[tuple[JobLine, ExperimentConfig]] = []
+    composed: list[tuple[JobLine, RunConfig]] = []
     for job in jobs:
         try:
             composed.append((job, _compose(composer, job)))
         except ConfigError as error:
             problems += _problems_of(job, error, only)
-    wanted = [(job, config) for job, config in composed if _is_wanted(job, config, only)]
+    wanted = [(job, config) for job, config in composed if _is_wanted(config, only)]
     problems += _same_runs(wanted) + _claimed_folders(wanted, composer) + _missing_checkpoints(wanted, composed)
     problems += _circles(wanted, composed)
     if problems:
         raise JobsError(path, list(dict.fromkeys(problems)))
     if not wanted:
-        names = ", ".join(job.name for job in jobs[:8])
+        names = ", ".join(config.title[1] for _, config in composed[:8])
         raise ConfigError(
             f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern."
         )
-    makers = {_real(run_path(config)) for _, config in composed}
+    makers = {_real(config.folder) for _, config in composed}
     runs = tuple(PlannedRun(job, config, _waits_for(config, makers), _damage(config, composer)) for job, config in wanted)
     return JobsPlan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
 
 
 def _notes(job: JobLine, composer: PlainComposer) -> list[Problem]:
-    sentences = composer.overruled(CONFIG_NAME, job.overrides)
+    sentences = composer.overruled(job.entry, job.overrides)
     return [Problem(job.line, job.column_of(sentence.partition("=")[0]), sentence) for sentence in sentences]
 
 
-def _compose(composer: PlainComposer, job: JobLine) -> ExperimentConfig:
-    config = composer.compose(CONFIG_NAME, job.overrides)
-    if config.wandb.group is None and job.section.title:
-        config.wandb.group = job.section.title
+def _compose(composer: PlainComposer, job: JobLine) -> RunConfig:
+    """ConfigError also if the run's folder is not known yet."""
+    config = composer.compose(job.entry, job.overrides)
+    try:
+        _ = config.folder
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    wandb = getattr(config, "wandb", None)
+    if wandb is not None and wandb.group is None and job.section.title:
+        wandb.group = job.section.title
     return config
 
 
-def _is_wanted(job: JobLine, config: ExperimentConfig, only: str | None) -> bool:
-    return only is None or fnmatchcase(job.name, only) or fnmatchcase(f"{config.experiment_name}/{job.name}", only)
+def _is_wanted(config: RunConfig, only: str | None) -> bool:
+    return only is None or any(fnmatchcase(name, only) for name in (config.title[1], "/".join(config.title)))
 
 
 def _problems_of(job: JobLine, error: ConfigError, only: str | None) -> list[Problem]:
     """One for every sentence. Without its experiment's name a broken line is matched by name alone."""
-    if only is not None and not fnmatchcase(job.name, only.rpartition("/")[2]):
+    if only is not None and job.name and not fnmatchcase(job.name, only.rpartition("/")[2]):
         return []
     return [Problem(job.line, job.column_of(sentence), sentence) for sentence in str(error).splitlines()]
 
 
-def _same_runs(runs: Sequence[tuple[JobLine, ExperimentConfig]]) -> list[Problem]:
+def _same_runs(runs: Sequence[tuple[JobLine, RunConfig]]) -> list[Problem]:
     """Two lines that train the same thing, whatever they are called."""
-    seen: dict[str, JobLine] = {}
+    seen: dict[str, tuple[JobLine, str]] = {}
     problems = []
     for job, config in runs:
         keys = {k: v for k, v in identity(config).items() if k not in ("name", "experiment_name")}
-        first = seen.setdefault(json.dumps(keys, sort_keys=True), job)
+        first, name = seen.setdefault(json.dumps([job.entry, keys], sort_keys=True), (job, config.title[1]))
         if first is not job:
-            problems.append(
-                Problem(
-                    job.line,
-                    job.column,
-                    f"{job.name} builds the same run as {first.name} (line {first.line}); change a setting or drop one.",
-                )
-            )
+            text = f"{config.title[1]} builds the same run as {name} (line {first.line}); change a setting or drop one."
+            problems.append(Problem(job.line, job.column, text))
     return problems
 
 
-def _claimed_folders(runs: Sequence[tuple[JobLine, ExperimentConfig]], composer: PlainComposer) -> list[Problem]:
+def _claimed_folders(runs: Sequence[tuple[JobLine, RunConfig]], composer: PlainComposer) -> list[Problem]:
     """Run folders that two lines share, or that hold a run of another configuration."""
     seen: dict[Path, JobLine] = {}
     problems = []
     for job, config in runs:
-        path = run_path(config)
+        path = config.folder
         first = seen.setdefault(_real(path), job)
         column = job.column_of("name")
         if first is not job:
@@ -148,7 +157,8 @@ def _claimed_folders(runs: Sequence[tuple[JobLine, ExperimentConfig]], composer:
                 Problem(
                     job.line,
                     column,
-                    f"name={job.name} is also the name in line {first.line}, so both have the folder {path}; rename one.",
+                    f"name={config.title[1]} is also the name in line {first.line}, so both have the folder {path}; rename "
+                    "one.",
                 )
             )
         elif RunDir(path).config.is_file():
@@ -156,7 +166,7 @@ def _claimed_folders(runs: Sequence[tuple[JobLine, ExperimentConfig]], composer:
     return problems
 
 
-def _other_configuration(path: Path, config: ExperimentConfig, composer: PlainComposer) -> list[str]:
+def _other_configuration(path: Path, config: RunConfig, composer: PlainComposer) -> list[str]:
     try:
         held = composer.thaw(RunDir(path).config)
     except ConfigError:
@@ -171,9 +181,9 @@ def _other_configuration(path: Path, config: ExperimentConfig, composer: PlainCo
     ]
 
 
-def _damage(config: ExperimentConfig, composer: PlainComposer) -> str:
+def _damage(config: RunConfig, composer: PlainComposer) -> str:
     """Why the configuration in the run's folder cannot be read: the fault of that run alone, not of the file."""
-    path = run_path(config)
+    path = config.folder
     if not RunDir(path).config.exists():
         return ""
     try:
@@ -193,9 +203,9 @@ def _real(path: Path) -> Path:
 
 
 def _missing_checkpoints(
-    runs: Iterable[tuple[JobLine, ExperimentConfig]], all_runs: Sequence[tuple[JobLine, ExperimentConfig]]
+    runs: Iterable[tuple[JobLine, RunConfig]], all_runs: Sequence[tuple[JobLine, RunConfig]]
 ) -> list[Problem]:
-    makers = {_real(run_path(config)) for _, config in all_runs}
+    makers = {_real(config.folder) for _, config in all_runs}
     problems = []
     for job, config in runs:
         for key, path in config.inputs().items():
@@ -207,11 +217,9 @@ def _missing_checkpoints(
     return problems
 
 
-def _circles(
-    runs: Iterable[tuple[JobLine, ExperimentConfig]], all_runs: Sequence[tuple[JobLine, ExperimentConfig]]
-) -> list[Problem]:
+def _circles(runs: Iterable[tuple[JobLine, RunConfig]], all_runs: Sequence[tuple[JobLine, RunConfig]]) -> list[Problem]:
     """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
-    jobs = {_real(run_path(config)): (job, config) for job, config in all_runs}
+    jobs = {_real(config.folder): (job, config) for job, config in all_runs}
     makers = set(jobs)
     problems = []
     for job, config in runs:
@@ -236,7 +244,7 @@ def _maker(path: Path, makers: set[Path]) -> Path | None:
     return next((folder for folder in (_real(path), *_real(path).parents) if folder in makers), None)
 
 
-def _waits_for(config: ExperimentConfig, makers: set[Path]) -> Path | None:
+def _waits_for(config: RunConfig, makers: set[Path]) -> Path | None:
     """The first input that a run of the file still has to make."""
     for path in config.inputs().values():
         maker = _maker(path, makers)

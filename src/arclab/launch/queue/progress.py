@@ -33,31 +33,33 @@ _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_ME
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
 _TAIL_BYTES = 65536
 _RATE_ROWS = 20
-_DEFAULT_METRIC = "all.exact_accuracy"
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The highest value of a metric, and n/N and the step it was measured at."""
+    """The highest value of a metric, n/N, and the step it was measured at (None: of nothing that was trained here)."""
 
     metric: str
     value: float
     total: int | None
-    step: int
+    step: int | None
 
     def __str__(self) -> str:
         count = f" ({round(self.value * self.total, 2):g}/{self.total})" if self.total else ""
-        return f"{self.metric} {100 * self.value:.1f} %{count} at {self.step:,}"
+        place = "" if self.step is None else f" at {self.step:,}"
+        return f"{self.metric} {100 * self.value:.1f} %{count}{place}"
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """state: see read_state. verdict: of the last health check, and its step. result: PASS or FAIL, "" without one."""
+    """state: see read_state. total_steps: None where only the data say it and the run has not begun.
+
+    verdict: of the last health check, and its step. result: PASS or FAIL, "" without one."""
 
     state: str
     job: str
     step: int
-    total_steps: int
+    total_steps: int | None
     steps_per_s: float | None
     verdict: str
     best: Best | None
@@ -66,7 +68,7 @@ class RunProgress:
 
     @property
     def eta_s(self) -> float | None:
-        if self.state != State.running.value or not self.steps_per_s:
+        if self.state != State.running.value or not self.steps_per_s or self.total_steps is None:
             return None
         return (self.total_steps - self.step) / self.steps_per_s
 
@@ -153,7 +155,7 @@ def read_progress(run: PlannedRun, living: str | None) -> RunProgress:
         damage = str(error)
     except OSError as error:
         damage = sentence_of(error)
-    return RunProgress(DAMAGED, "", 0, run.config.trainer.steps, None, "", None, "", damage)
+    return RunProgress(DAMAGED, "", 0, run.config.num_steps, None, "", None, "", damage)
 
 
 def _progress(run: PlannedRun, living: str | None) -> RunProgress:
@@ -161,11 +163,11 @@ def _progress(run: PlannedRun, living: str | None) -> RunProgress:
     status, job = folder.read_status() or {}, read_job(folder)
     rows = _last_rows(folder.metrics)
     health = next((f"{row['health']} at {row['_step']:,}" for row in reversed(rows) if "health" in row), "")
-    metric = run.config.criterion.metric if run.config.criterion else _DEFAULT_METRIC
     step = max([status.get("step", 0), *(row["_step"] for row in rows[-1:])])
     return RunProgress(
-        state=read_state(folder, living), job=job.id if job else "", step=step, total_steps=run.config.trainer.steps,
-        steps_per_s=steps_per_s(rows), verdict=health, best=best_score(folder.metrics, metric),
+        state=read_state(folder, living), job=job.id if job else "", step=step,
+        total_steps=run.config.num_steps or status.get("num_steps"), steps_per_s=steps_per_s(rows), verdict=health,
+        best=final_score(folder, run.config.best_metric) or best_score(folder.metrics, run.config.best_metric),
         result=_result(folder.path / "criterion.json"), message=status.get("message", ""),
     )  # fmt: skip
 
@@ -185,6 +187,20 @@ def steps_per_s(rows: list[dict[str, Any]]) -> float | None:
     first, last = rows[-_RATE_ROWS:][0], rows[-1]
     seconds = last["_runtime"] - first["_runtime"]
     return (last["_step"] - first["_step"]) / seconds if seconds > 0 else None
+
+
+def final_score(run: RunDir, metric: str) -> Best | None:
+    """The share in the results of an evaluation (metrics.json); None where there are none."""
+    path = run.path / "metrics.json"
+    if not path.is_file():
+        return None
+    record = read_object(path, {"scores": dict[str, dict]})
+    require_kinds(record, {"step": int}, path, may_lack=True)
+    found = record["scores"].get(metric)
+    if found is None:
+        return None
+    require_kinds(found, {"n": float, "N": int}, path)
+    return Best(metric, found["n"] / max(1, found["N"]), found["N"], record.get("step"))
 
 
 def best_score(metrics: Path, metric: str) -> Best | None:

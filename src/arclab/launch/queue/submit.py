@@ -202,7 +202,7 @@ def _detached() -> Iterator[None]:
 def _record_command(folder: RunDir, run: PlannedRun) -> None:
     """provenance.json names the line that makes the run, not the command that submitted it."""
     record = read_object(folder.provenance)
-    record["command"] = " ".join(["pretrain_encoder.py", *run.job.overrides])
+    record["command"] = run.job.command
     write_atomically(folder.provenance, json.dumps(record, indent=1) + "\n")
 
 

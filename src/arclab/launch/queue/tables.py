@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from arclab.config.schema import ExperimentConfig
+from arclab.config.launch_schema import LaunchConfig
 from arclab.launch.queue.jobsfile import Section
 from arclab.launch.queue.plan import Column, JobsPlan, PlannedRun, by_section
 from arclab.launch.queue.progress import RunProgress
@@ -82,18 +82,17 @@ def show_plan(plan: JobsPlan) -> None:
 
 
 def _plan_row(run: PlannedRun) -> tuple[str, ...]:
-    count = run.parameters
-    table = " + table" if count.encoder == 0 else ""
+    count, num_steps = run.parameters, run.config.num_steps
+    parameters = "" if count is None else f"{count.total:,}" + (" + table" if count.encoder == 0 else "")
     waits = f"  (after {run.waits_for})" if run.waits_for else ""
     return (
-        run.name, str(run.job.line), resources(run.config), f"{count.total:,}{table}", f"{run.config.trainer.steps:,}",
+        run.name, str(run.job.line), resources(run.config.launch), parameters, "" if num_steps is None else f"{num_steps:,}",
         f"{run.folder.path}{waits}",
     )  # fmt: skip
 
 
-def resources(config: ExperimentConfig) -> str:
+def resources(launch: LaunchConfig) -> str:
     """What launch.* asks for, in words: 2 nodes x 4 GPUs, 24 h, partition gpu."""
-    launch = config.launch
     ranks = f"{launch.gpus} GPU" if launch.gpus else f"{launch.cpus} CPU" if launch.cpus else "1 process"
     nodes = f"{launch.nodes} nodes x " if launch.nodes > 1 else ""
     limit = f"{launch.timeout_min / 60:g} h" if launch.timeout_min % 60 == 0 else f"{launch.timeout_min} min"
@@ -126,7 +125,7 @@ def _difference(value: str, usual: str) -> str:
 def labels(runs: Sequence[PlannedRun]) -> list[str]:
     """Names, with the experiment in front where two runs share one."""
     names = [run.name for run in runs]
-    return [f"{r.config.experiment_name}/{r.name}" if names.count(r.name) > 1 else r.name for r in runs]
+    return [r.full_name if names.count(r.name) > 1 else r.name for r in runs]
 
 
 def show_progress(progress: Sequence[tuple[str, RunProgress]]) -> None:
@@ -139,7 +138,8 @@ def show_progress(progress: Sequence[tuple[str, RunProgress]]) -> None:
 
 
 def _progress_row(label: str, p: RunProgress) -> tuple[str, ...]:
-    step = f"{p.step:,}/{p.total_steps:,}" if p.step or p.state != "NEW" else ""
+    total = "?" if p.total_steps is None else f"{p.total_steps:,}"
+    step = f"{p.step:,}/{total}" if p.step or p.state != "NEW" else ""
     rate = f"{p.steps_per_s:.2f}" if p.steps_per_s and p.state == "RUNNING" else ""
     return label, p.state, p.job, step, rate, duration(p.eta_s), p.verdict, str(p.best or ""), p.result
 

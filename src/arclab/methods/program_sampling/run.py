@@ -2,21 +2,21 @@
 
     python evaluate.py solver=program_sampling model=tiny dataset=toy
 
-Replies are kept in the output folder as they come (samples.jsonl): the same command goes on after a kill. One process at
-a time works in that folder.
+Replies are kept in the run's folder as they come (samples.jsonl): the same command goes on after a kill, or where it was told
+to end. One process.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from arclab.config.compose import ConfigError, flat
-from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation
+from arclab.config.llm_schema import HOW_MODELS_RUN, EvaluateProgramsConfig, Isolation
+from arclab.config.run import DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
@@ -30,74 +30,92 @@ from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP
 from arclab.results.writing import Evaluation, Subject, require_no_larger, write_results
-from arclab.runs.console import setup_logging
-from arclab.runs.folder import RunDir, provenance
-from arclab.runs.lock import keeper, locked
+from arclab.runs.folder import RunDir, State, provenance
+from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
+from arclab.runs.lock import keeper
+from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
 
 log = logging.getLogger(__name__)
 _NAMED_TASKS = 20  # on the console; the report has them all
 # Cannot change a reply: an evaluation goes on with other values of these. Prompts are compared by themselves.
 _FREE = (
     "output_dir",
+    "name",
+    "runs_dir",
+    "launch.",
     "max_tasks",
     "split",
     "dataset.",
     "sandbox.",
     "num_threads",
     "solver.prompt.",
-    "model.device",
-    "model.batch_size",
-    "model.base_url",
-    "model.api_key_env",
-    "model.timeout_s",
-    "model.max_retries",
-    "model.backoff_s",
-    "model.num_parallel",
+    *(f"model.{key}" for key in HOW_MODELS_RUN),
 )
 
 
-def evaluate_programs(config: EvaluateProgramsConfig) -> None:
-    """Score the solver and write metrics.json, predictions.jsonl, submission.json, report.html beside samples.jsonl."""
-    setup_logging()
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+def evaluate_programs(config: EvaluateProgramsConfig, given: RunDir | None = None) -> int:
+    """Score the solver and write metrics.json, predictions.jsonl, submission.json, report.html beside samples.jsonl. given, and
+    the exit status: see arclab.runs.lifecycle.in_ranks."""
+
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"solver={config.solver.kind} runs in one process, but WORLD_SIZE={os.environ['WORLD_SIZE']}; start it without "
             "torchrun."
         )
-    tasks, notes = scored_tasks(config)
-    folder = output_folder(config)
-    store = SampleStore(folder, reply_settings(config))
-    store.check()  # refuses other settings before a model is loaded
-    require_no_larger(folder, len(tasks), 0)
-    with open_sandbox(config.sandbox) as sandbox:
+
+    def work(ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+        return _evaluate_programs(config, ranks, signals, folder)
+
+    return in_ranks(work, config, given, DeviceChoice.cpu, config.num_threads)  # the model chooses its own device
+
+
+def _evaluate_programs(config: EvaluateProgramsConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+    run = folder.run
+    with folder.building(), ExitStack() as stack:
+        tasks, notes = scored_tasks(config)
+        store = SampleStore(run.path, reply_settings(config))
+        store.check()  # refuses other settings before a model is loaded
+        require_no_larger(run.path, len(tasks), 0)
+        sandbox = stack.enter_context(open_sandbox(config.sandbox))
         model = load_language_model(config.model)
-        with locked(RunDir(folder)):
-            require_held = keeper(RunDir(folder))
-            attempts = _solve(config, tasks, model, sandbox, store)
-            if len(attempts.skipped) == len(tasks):
-                first = next(iter(attempts.skipped.values()))
-                raise ConfigError(
-                    f"none of the {len(tasks)} tasks could be tried, so there is no result; the first one: {first}"
-                )
-            result = Evaluation(
-                subject=programs_subject(config, sandbox, folder), tasks=tasks, attempts=attempts,
-                stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
-            )  # fmt: skip
-            require_held()
-            write_results(result, folder, {"report.html": render_report(result)})
+        with folder.held(config, notes), RecordFailure(run):
+            progress = WorkProgress(run, ranks, signals, len(tasks))
+
+            def work() -> str:
+                attempts = _solve(config, tasks, model, sandbox, store, progress)
+                if len(attempts.skipped) == len(tasks):
+                    first = next(iter(attempts.skipped.values()))
+                    raise ConfigError(
+                        f"none of the {len(tasks)} tasks could be tried, so there is no result; the first one: {first}"
+                    )
+                result = Evaluation(
+                    subject=programs_subject(config, sandbox, run.path), tasks=tasks, attempts=attempts,
+                    stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
+                )  # fmt: skip
+                keeper(run)()
+                return _write(result, config, store)
+
+            return until_told(run, ranks, progress, work)
+
+
+def _write(result: Evaluation, config: EvaluateProgramsConfig, store: SampleStore) -> str:
+    """The files of the results; the sentence of a finished evaluation."""
+    folder, statistics = store.path.parent, result.attempts.statistics
+    write_results(result, folder, {"report.html": render_report(result)})
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])
     log.info("report: %s", folder / "report.html")
-    if few := few_programs(attempts.statistics):
-        remedy = few_programs_remedy(attempts.statistics, config.solver.sampling.max_new_tokens)
+    if few := few_programs(statistics):
+        remedy = few_programs_remedy(statistics, config.solver.sampling.max_new_tokens)
         log.warning("%s; %s. The replies are in %s.", few, remedy, store.path)
+    return f"ARC/pass@2 {result.shares['ARC/pass@2']}"
 
 
 def _solve(
-    config: EvaluateProgramsConfig, tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, store: SampleStore
-) -> Attempts:
+    config: EvaluateProgramsConfig, tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, store: SampleStore,
+    progress: WorkProgress,
+) -> Attempts:  # fmt: skip
     num_known = store.load()
     if num_known:
         log.info("going on: %s holds the replies of %d tasks", store.path, num_known)
@@ -108,6 +126,7 @@ def _solve(
         prompt=config.solver.prompt,
         store=store,
         show_progress=True,
+        progress=progress,
         sampling=Sampling(
             sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed
         ),
@@ -127,13 +146,6 @@ def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], t
     if not tasks:
         raise ConfigError(f"split={config.split.value} has no tasks in dataset={config.dataset.name}; choose another split.")
     return tasks, split.notes
-
-
-def output_folder(config: EvaluateProgramsConfig) -> Path:
-    if config.output_dir:
-        return Path(config.output_dir)
-    model = Path(config.model.name).name
-    return Path("runs") / config.solver.kind / model / f"{config.dataset.name}_{config.split.value}"
 
 
 def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:

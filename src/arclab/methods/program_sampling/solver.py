@@ -31,6 +31,8 @@ from arclab.programs.sandbox.pool import Sandbox
 from arclab.programs.voting import Group, pass_at_k, vote
 from arclab.results.attempts import Attempts, Budget, Candidate, WrittenProgram
 from arclab.runs.console import progress_bar
+from arclab.runs.lifecycle import WorkProgress
+from arclab.runs.preempt import ToldToEnd
 
 _KEPT_PROGRAMS = 10
 _WITHOUT = "programs/without_program_"
@@ -46,7 +48,7 @@ class Written:
 
 
 class ProgramSampling:
-    """store: keeps replies on disk, where they are also looked up."""
+    """store: keeps replies on disk, where they are also looked up. progress: hears of tasks with replies, and may end it."""
 
     def __init__(
         self,
@@ -57,15 +59,17 @@ class ProgramSampling:
         sampling: Sampling,
         store: SampleStore | None = None,
         show_progress: bool = False,
+        progress: WorkProgress | None = None,
     ) -> None:
         self._model, self._sandbox, self._prompt, self._sampling = model, sandbox, prompt, sampling
-        self._store, self._show_progress, self._num_drawn = store, show_progress, 0
+        self._store, self._show_progress, self._progress = store, show_progress, progress
+        self._num_drawn = self._num_ready = 0  # completions drawn, tasks that have their reply
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Candidates by votes of programs (confidence: the share of demonstrations that they reproduce), the programs behind
         them, and the statistics programs/* and reward/*. ValueError: the model or the sandbox cannot be used; finished tasks
-        are in the store."""
-        begun, self._num_drawn = time.monotonic(), 0
+        are in the store. ToldToEnd: the progress said so."""
+        begun, self._num_drawn, self._num_ready = time.monotonic(), 0, 0
         attempts, written = Attempts({}), {}
         for task, reply in self._replies(tasks, budget.num_samples):
             if reply.problem:
@@ -99,6 +103,7 @@ class ProgramSampling:
         known = {id_: reply for id_, reply in stored.items() if reply is not None and not reply.problem}
         missing = [task.id for task in tasks if task.id not in known]
         bar.update(len(known))
+        self._report(len(known))
 
         def keep(number: int, reply: Reply) -> None:
             id_ = missing[number]
@@ -107,10 +112,19 @@ class ProgramSampling:
             if self._store is not None and not reply.problem:  # asking again costs nothing, and another setting may let it fit
                 self._store.add(id_, prompts[id_], reply)
             bar.update()
+            self._report(1)
 
         if missing:
             self._model.generate([prompts[id_] for id_ in missing], num_samples, self._sampling, keep)
         return [known[task.id] for task in tasks]
+
+    def _report(self, num_new: int) -> None:
+        self._num_ready += num_new
+        if self._progress is None:
+            return
+        self._progress.report(self._num_ready)
+        if self._progress.is_told and self._num_ready < self._progress.num_steps:
+            raise ToldToEnd(f"the replies of {self._num_ready} of {self._progress.num_steps} tasks are kept")
 
     def _run(self, task: ArcTask, reply: Reply) -> list[Written]:
         entry = self._prompt.entry

@@ -2,7 +2,8 @@
 
     evaluate(compose_evaluate(["checkpoint=runs/quickstart/demo"]))      # writes the results and their page
 
-It works in one process and under torchrun; rank 0 writes. The same command goes on where it was killed: votes are kept.
+It works in one process and under torchrun; rank 0 writes. An evaluation is a run: its folder has config.yaml, status.json and a
+lock. The same command goes on where it was killed or told to end: votes are kept.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from arclab.config.compose import broken_rules, identity
 from arclab.config.dataset_schema import Regime
@@ -29,81 +28,89 @@ from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.pages.report import render_report
-from arclab.results.attempts import Budget
+from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
-from arclab.runs.console import setup_logging
-from arclab.runs.folder import RunDir, provenance
+from arclab.runs.folder import RunDir, State, provenance
+from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.memory import advice_if_out_of_memory
-from arclab.runs.ranks import Ranks, start_ranks, stop_ranks
+from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
 
 log = logging.getLogger(__name__)
+_MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
 _TALLY_VERSION = 3  # what the votes and the sums kept with them mean
 
 
-def evaluate(wanted: EvaluateConfig) -> None:
-    """Score a checkpoint and write the results. ValueError: nothing was written."""
-    setup_logging()
-    if wanted.num_threads is not None:
-        torch.set_num_threads(wanted.num_threads)
-    ranks = start_ranks(wanted.device)
-    try:
-        with advice_if_out_of_memory(
-            "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
-        ):
-            evaluate_in_ranks(wanted, ranks)
-    finally:
-        stop_ranks()
+def evaluate(wanted: EvaluateConfig, given: RunDir | None = None) -> int:
+    """Score a checkpoint and write the results. ValueError: nothing was written. given, and the exit status: see
+    arclab.runs.lifecycle.in_ranks."""
+
+    def work(ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+        return evaluate_in_ranks(wanted, ranks, signals, folder)
+
+    return in_ranks(work, wanted, given, wanted.device, wanted.num_threads)
 
 
-def evaluate_in_ranks(wanted: EvaluateConfig, ranks: Ranks) -> None:
-    checkpoint = newest_checkpoint(Path(wanted.checkpoint))
-    run = RunDir(checkpoint.parent.parent)
-    config, state = config_of(checkpoint), read_state(checkpoint)
-    record = load_record(checkpoint, state)
-    setting = build_setting(config, view_rule(record))
-    apply_wishes(config, wanted)
-    setting = replace(setting, scored=scored_tasks(setting.split, config))
-    setting, notes, overlap = as_trained(config, setting, record, checkpoint)
-    require_trained_rows(config, setting)
-    model = build_model(config, setting.record.num_puzzles)
-    load_weights(model, checkpoint, wanted.weights)
-    model.to(ranks.device)
-    folder = Path(wanted.output_dir) if wanted.output_dir else run.path / "evaluation" / config.evaluation.split.value
-    require_no_larger(folder, len(setting.scored), config.evaluation.num_augmentations)
-    store = VoteStore(folder, votes_key(config, setting.scored, checkpoint, wanted.weights))
-    solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store)
-    attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
-    attempts.statistics |= context_metrics(config, setting, model, ranks)
-    if not ranks.is_main:
-        return
-    result = Evaluation(
-        subject=checkpoint_subject(config, run, checkpoint, state["step"], wanted.weights.value),
-        tasks=setting.scored,
-        attempts=attempts,
-        stamps=(*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config)),
-        notes=(*setting.split.notes, *notes),
-        provenance=provenance(),
-    )
+def evaluate_in_ranks(
+    wanted: EvaluateConfig, ranks: Ranks, signals: StopSignals | None = None, folder: RunFolder | None = None
+) -> State:
+    """Load the checkpoint and score it, as one of these ranks."""
+    folder = folder or OwnFolder(RunDir(wanted.folder), ranks)
+    with folder.building():
+        checkpoint = newest_checkpoint(Path(wanted.checkpoint))
+        config, state = config_of(checkpoint), read_state(checkpoint)
+        record = load_record(checkpoint, state)
+        setting = build_setting(config, view_rule(record))
+        apply_wishes(config, wanted)
+        setting = replace(setting, scored=scored_tasks(setting.split, config))
+        setting, notes, overlap = as_trained(config, setting, record, checkpoint)
+        require_trained_rows(config, setting)
+        model = build_model(config, setting.record.num_puzzles)
+        load_weights(model, checkpoint, wanted.weights)
+        model.to(ranks.device)
+        require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations)
+        stamps = (*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config))
+        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value)
+        found = Evaluation(
+            subject=subject, tasks=setting.scored, attempts=Attempts({}), stamps=stamps, notes=(*setting.split.notes, *notes),
+            provenance=provenance(),
+        )  # fmt: skip
+        store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights))
+        with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
+            progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
+            solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store, progress)
+
+            def work() -> str:
+                attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+                attempts.statistics |= context_metrics(config, setting, model, ranks)
+                return _write(replace(found, attempts=attempts), folder.run.path, store) if ranks.is_main else ""
+
+            return until_told(folder.run, ranks, progress, work)
+
+
+def _write(result: Evaluation, folder: Path, store: VoteStore) -> str:
+    """The files of the results; the sentence of a finished evaluation."""
     write_results(result, folder, {"report.html": render_report(result)})
     store.remove()
     for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
         log.info("%s %s", name, result.shares[name])
     log.info("report: %s", folder / "report.html")
+    return f"ARC/pass@2 {result.shares['ARC/pass@2']}"
 
 
 def build_solver(
     config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int,
-    store: VoteStore | None = None,
+    store: VoteStore | None = None, progress: WorkProgress | None = None,
 ) -> RecursiveSolver:  # fmt: skip
-    """store: where an evaluation that can be continued keeps its votes."""
+    """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it."""
     evaluation = config.evaluation
     return RecursiveSolver(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
         max_demos=config.dataset.max_demos, show_progress=True,
         puzzle_rows=setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
-        view_rule=setting.data.space.rule,
+        progress=progress, view_rule=setting.data.space.rule,
     )  # fmt: skip
 
 

@@ -2,8 +2,7 @@
 
     status = pretrain(compose("pretrain_encoder", ["experiment=quickstart", "name=demo"]))
 
-It works in one process and under torchrun; rank 0 owns the folder. pretrain_prepared(run) is a worker of a run folder that
-somebody else (arclab.launch.job) has prepared, holds and watches. Nothing here starts processes.
+It works in one process and under torchrun, and starts no processes.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.results.scoring import NEW_COLORS, score
-from arclab.runs.folder import RunDir, State, run_path
-from arclab.runs.lifecycle import GivenFolder, OwnFolder, RecordFailure, RunFolder, finish, in_ranks
+from arclab.runs.folder import RunDir, State
+from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, finish, in_ranks
 from arclab.runs.memory import advice_if_out_of_memory, memory_budget
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
@@ -43,31 +42,21 @@ from arclab.runs.signals import StopSignals
 log = logging.getLogger(__name__)
 
 
-def pretrain(config: ExperimentConfig) -> int:
-    """Train the configured model, from wherever its folder stands, in this process (one rank, or one of a torchrun job).
-    Returns the exit status; see arclab.runs.lifecycle.in_ranks."""
+def pretrain(config: ExperimentConfig, given: RunDir | None = None) -> int:
+    """Train the configured model, from wherever its folder stands, in this process (one rank, or one of a torchrun job). given,
+    and the exit status: see arclab.runs.lifecycle.in_ranks."""
 
-    def work(ranks: Ranks, signals: StopSignals) -> State:
-        return pretrain_in_ranks(config, ranks, signals)
+    def work(ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+        return pretrain_in_ranks(config, ranks, signals, folder)
 
-    return in_ranks(work, config.trainer.device, config.trainer.num_threads, is_parent_watching=False)
-
-
-def pretrain_prepared(run: RunDir) -> int:
-    """The same as one of the ranks that arclab.launch.job started for this folder."""
-    config = thaw(run.config)
-
-    def work(ranks: Ranks, signals: StopSignals) -> State:
-        return pretrain_in_ranks(config, ranks, signals, GivenFolder(run, ranks))
-
-    return in_ranks(work, config.trainer.device, config.trainer.num_threads, is_parent_watching=True)
+    return in_ranks(work, config, given, config.trainer.device, config.trainer.num_threads)
 
 
 def pretrain_in_ranks(
     config: ExperimentConfig, ranks: Ranks, signals: StopSignals | None = None, folder: RunFolder | None = None
 ) -> State:
     """Build everything and train, as one of these ranks."""
-    folder = folder or OwnFolder(RunDir(run_path(config)), ranks)
+    folder = folder or OwnFolder(RunDir(config.folder), ranks)
     with folder.building():
         require_measurable(config)
         run = folder.run

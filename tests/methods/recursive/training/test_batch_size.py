@@ -21,7 +21,7 @@ from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training.batch_size import Cost, batch_sizes, by_steps, find_batch_size, measure
-from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import GivenFolder
 from arclab.runs.memory import available_bytes, memory_budget
 from arclab.runs.ranks import Ranks
@@ -102,7 +102,7 @@ def test_the_search_by_steps_ends_at_the_edge(budget: int, spread: float) -> Non
 def trained(config: ExperimentConfig, budget: int, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, torch.Tensor], RunDir]:
     monkeypatch.setattr("arclab.methods.recursive.run.memory_budget", lambda device, num_local_ranks: budget)
     pretrain_in_ranks(config, CPU)
-    run = RunDir(run_path(config))
+    run = RunDir(config.folder)
     return load_file(run.checkpoints / "step_00000004" / "model.safetensors"), run
 
 

@@ -20,7 +20,7 @@ from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.saved import read_state, sealed
 from arclab.methods.recursive.setting import build_setting
-from arclab.runs.folder import RunDir, State, run_path
+from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
 
 from ....conftest import TINY, TINY_TRM, compose
@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_run_is_not_continued(root: Path, key: str, is_o
     if is_old:
         as_before_there_were_records(root)
     other = configured(key)
-    moved = run_path(other)
+    moved = other.folder
     if moved.exists():
         unfinished(root)
         (moved / "status.json").unlink()

@@ -37,7 +37,7 @@ from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import Prediction
 from arclab.results.criterion import require_answers
-from arclab.runs.folder import RunDir, open_run, run_path
+from arclab.runs.folder import RunDir, open_run
 from arclab.runs.ranks import Ranks
 
 from ....conftest import ROOT, TINY, TINY_TRM, compose, script_env
@@ -375,7 +375,7 @@ def test_a_diverged_step_is_not_saved_though_no_row_is_logged(tiny: Tiny, monkey
     config = tiny("trainer.steps=8", "trainer.log_every=10", "trainer.checkpoint_every=1")
     with pytest.raises(ValueError, match=r"training diverged: grad/total_norm is nan at step 3"):
         run_training(config)
-    assert sorted(path.name for path in RunDir(run_path(config)).checkpoints.iterdir()) == ["step_00000001", "step_00000002"]
+    assert sorted(path.name for path in RunDir(config.folder).checkpoints.iterdir()) == ["step_00000001", "step_00000002"]
 
 
 def test_the_spread_of_contexts_does_not_depend_on_the_rows_of_a_micro_batch() -> None:
@@ -433,7 +433,7 @@ def test_rows_in_flight_of_other_canvases_are_not_continued(tiny: Tiny) -> None:
     common = ("trainer.canvas=bucketed", "trainer.batch_size=18")
     run_training(config := tiny(*common, "trainer.steps=2"))
     longer = tiny(*common, "trainer.steps=3")
-    setting, run = build_setting(longer), RunDir(run_path(config))
+    setting, run = build_setting(longer), RunDir(config.folder)
     two = Ranks(0, 2, torch.device("cpu"))
     parts = batch_parts(longer, setting.data, two)
     assert [part.num_rows for part in parts] != [part.num_rows for part in batch_parts(longer, setting.data, CPU)]

@@ -38,6 +38,8 @@ from arclab.methods.recursive.solver.votes import VoteBox, restore_grids, shown_
 from arclab.methods.recursive.token_views import corner_cells
 from arclab.results.attempts import Attempts, Budget
 from arclab.runs.console import progress_bar
+from arclab.runs.lifecycle import WorkProgress
+from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -67,35 +69,58 @@ class RecursiveSolver:
     """puzzle_rows: task id -> first row of the task in a trained puzzle table (TRM); None for an encoder (ETRM). view_rule: the
     one that the table was made by, so that augmentation n of a task is row first + n.
 
-    store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end.
+    store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end. progress: hears
+    how many tasks' worth of rows are predicted, and may end it.
     """
 
     def __init__(
         self, model: RecursiveModel, ranks: Ranks, *, canvas: int, seed: int, batch_size: int, max_demos: int,
         puzzle_rows: dict[str, int] | None = None, show_progress: bool = False, halting: EvalHalting = EvalHalting.all_steps,
         votes: VotesRule = VotesRule.all, canvas_rule: CanvasRule = CanvasRule.full, store: VoteStore | None = None,
-        save_every_s: float = 60.0, view_rule: ViewRule = ViewRule.content,
+        save_every_s: float = 60.0, view_rule: ViewRule = ViewRule.content, progress: WorkProgress | None = None,
     ) -> None:  # fmt: skip
         self.model, self.ranks = model, ranks
         self.canvas, self.seed, self.batch_size, self.max_demos = canvas, seed, batch_size, max_demos
         self.puzzle_rows, self.show_progress = puzzle_rows, show_progress
         self.halting, self.votes, self.canvas_rule = halting, votes, canvas_rule
-        self.store, self.save_every_s, self.view_rule = store, save_every_s, view_rule
+        self.store, self.save_every_s, self.view_rule, self.progress = store, save_every_s, view_rule, progress
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
-        """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known."""
+        """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known. ToldToEnd, on
+        every rank and with the votes kept, if the progress says so on any of them."""
         job = self._job(tasks, budget)
         start = saved = time.monotonic()
+        is_finished = True
         for finished, canvas in self._landings(job):
             self._count(job, finished, canvas)
             if self.store is not None and time.monotonic() - saved >= self.save_every_s:
                 self.store.save(self.ranks.rank, job.table.keys, job.tally)
                 saved = time.monotonic()
+            if self._is_told(job):
+                is_finished = False
+                break
         job.bar.close()
         seconds = time.monotonic() - start
         if self.store is not None:
             self.store.save(self.ranks.rank, job.table.keys, job.tally)
+        self._require_all_finished(job, is_finished)
         return self._combine(job, seconds)
+
+    def _is_told(self, job: _Job) -> bool:
+        """Reports how far this rank is, the others taken to be as far. Only who keeps votes is asked to end."""
+        if self.progress is None or self.store is None:
+            return False
+        share = (job.pending.num_done - job.pending.num_saved) / max(1, job.pending.num_rows - job.pending.num_saved)
+        self.progress.report(int(share * self.progress.num_steps))
+        return self.progress.is_told
+
+    def _require_all_finished(self, job: _Job, is_finished: bool) -> None:
+        if self.progress is None:
+            return
+        parts = self.ranks.gather_objects((int(job.tally.done_R.sum()), is_finished))
+        if not all(is_whole for _, is_whole in parts):
+            num_done = sum(count for count, _ in parts) + (0 if job.earlier is None else int(job.earlier.done_R.sum()))
+            raise ToldToEnd(f"{num_done} of {len(job.table.task_R)} predictions are kept")
 
     def _job(self, tasks: Sequence[ArcTask], budget: Budget) -> _Job:
         space = PuzzleSpace(tasks, budget.num_augmentations, self.seed, self.canvas, self.view_rule)
