@@ -61,13 +61,17 @@ def slurm_parameters(launch: LaunchConfig) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def build_executor(launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = "arclab") -> submitit.AutoExecutor:
-    """An executor with the resources of launch. ConfigError if SLURM is asked for and is not here."""
+def build_executor(
+    launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = "arclab", after: str | None = None
+) -> submitit.AutoExecutor:
+    """An executor with the resources of launch. after: the id of a SLURM job that must end well before; if it does not, the
+    job leaves the queue. ConfigError if SLURM is asked for and is not here."""
     special: dict[str, Any] = {}
     if kind == "slurm":
         slurm.require_installed()
         special = {f"slurm_{key}": value for key, value in slurm_parameters(launch).items()}
-        special["slurm_additional_parameters"] = dict(ALWAYS_REQUEUED)
+        dependency = {} if after is None else {"dependency": f"afterok:{after}", "kill_on_invalid_dep": "yes"}
+        special["slurm_additional_parameters"] = ALWAYS_REQUEUED | dependency
     limits = {key: special.pop(key) for key in ("slurm_max_num_timeout",) if key in special}
     executor = submitit.AutoExecutor(folder=log_dir, cluster=kind, **limits)
     executor.update_parameters(name=name, **shared_parameters(launch), **special)

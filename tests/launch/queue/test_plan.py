@@ -41,7 +41,7 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert all(run.config.wandb.group == run.job.section.title for run in plan.runs)
     by_name = {f"{run.config.experiment_name}/{run.name}": run for run in plan.runs}
     assert by_name["phase1_overfit/baseline"].config.halting.halt_exploration_prob == 0.5
-    assert by_name["phase1_overfit/pretrained_encoder-context-trm_compat"].waits_for == Path("runs/trm_arc1/decoder")
+    assert by_name["phase1_overfit/pretrained_encoder-context-trm_compat"].maker == Path("runs/trm_arc1/decoder")
     kinds = {run.config.encoder.kind for run in plan.runs if run.config.experiment_name == "phase1_overfit"}
     assert {"standard", "variational", "lpn", "hybrid", "recurrent", "recurrent_trm", "cross_attention"} <= kinds
     assert not plan.notes
@@ -112,13 +112,13 @@ def test_a_run_waits_for_the_run_that_makes_its_checkpoint(tmp_path: Path) -> No
     maker = "name=m encoder=puzzle_table dataset.regime=puzzle_id"
     user = f"name=u decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"
     first, second = plan_of(tmp_path, maker, user).runs
-    assert first.waits_for is None and second.waits_for == first.folder.path
-    assert plan_of(tmp_path, maker, f"{user}/checkpoints/step_00000010").runs[1].waits_for is not None
+    assert first.maker is None and second.maker == first.folder.path
+    assert plan_of(tmp_path, maker, f"{user}/checkpoints/step_00000010").runs[1].maker is not None
     folder = open_run(first.config)
     folder.write_status(State.running, 5)
-    assert plan_of(tmp_path, maker, user).runs[1].waits_for is not None
+    assert plan_of(tmp_path, maker, user).runs[1].maker is not None
     folder.write_status(State.done, 10)
-    assert plan_of(tmp_path, maker, user).runs[1].waits_for is None
+    assert plan_of(tmp_path, maker, user).runs[1].maker is None
 
 
 def test_lines_that_wait_for_each_other_are_named(tmp_path: Path) -> None:

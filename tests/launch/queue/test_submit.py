@@ -14,12 +14,14 @@ import pytest
 from filelock import FileLock
 
 from arclab.config.compose import ConfigError, thaw
+from arclab.launch.__main__ import main
 from arclab.launch.cluster import JobTask
 from arclab.launch.queue import submit as submit_module
 from arclab.launch.queue.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import living_jobs, read_state
+from arclab.launch.queue.progress import living_jobs, read_progress, read_state
 from arclab.launch.queue.submit import LocalTask, cancel, retry, submit
+from arclab.pages.analyse import analyse
 from arclab.runs.folder import State
 
 from ...conftest import ROOT, TINY, script_env
@@ -132,30 +134,72 @@ def test_failed_runs_are_only_started_again_by_retry(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_its_checkpoint(tmp_path: Path) -> None:
+def test_a_run_comes_after_the_one_that_makes_its_checkpoint(tmp_path: Path) -> None:
+    """Whatever their order in the file; without that one it says what it waits for, or that it failed."""
     maker = "name=m trainer.steps=2 encoder=puzzle_table dataset.regime=puzzle_id"
-    user = f"name=u trainer.steps=2 decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"
-    actions = submit(plan_of(tmp_path, maker, user), "debug")
-    assert [action.what for action in actions] == [
-        "ended: DONE",
-        f"waits for {tmp_path}/runs/quickstart/m to be DONE; submit again then",
-    ]
-    actions = submit(plan_of(tmp_path, maker, user), "debug")
-    assert [action.what for action in actions] == ["skipped: DONE", "ended: DONE"]
+    folder = tmp_path / "runs/quickstart/m"
+    user = f"name=u trainer.steps=2 decoder_init=pretrained decoder_init.path={folder}"
+    runs = plan_of(tmp_path, user, maker)
+    assert [a.what for a in submit(runs[:1], "local")] == [f"waits for {folder} to be DONE, which is NEW; submit again then"]
+    assert [a.what for a in submit(runs, "debug")] == [f"ended: DONE (after {folder})", "ended: DONE"]
+    broken = plan_of(
+        tmp_path,
+        user.replace("name=u", "name=v").replace("/m", "/n"),
+        maker.replace("name=m", "name=n dataset.train_ids=nowhere.txt"),
+    )
+    assert [a.what.partition(" (")[0] for a in submit(broken, "debug")] == ["ended: FAILED", "ended: FAILED"]
+    status = broken[0].folder.read_status()
+    assert status is not None and f"needs {folder.parent}/n, which is FAILED; see to that run" in status["message"]
 
 
 def test_retry_too_waits_for_the_checkpoint(tmp_path: Path) -> None:
     maker = "name=m trainer.steps=2 encoder=puzzle_table dataset.regime=puzzle_id"
     user = f"name=u trainer.steps=2 decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"
-    runs = plan_of(tmp_path, maker, user)
-    for run in runs:
+    for run in plan_of(tmp_path, maker, user):
         run.folder.path.mkdir(parents=True)
         run.folder.write_status(State.failed, 0, "lost its disk", 1)
     runs = plan_of(tmp_path, maker, user)
-    assert [action.what for action in retry(runs, "local", dry_run=True)] == [
-        "would be submitted to local again (FAILED)",
-        f"waits for {tmp_path}/runs/quickstart/m to be DONE; retry again then",
+    words = f"waits for {runs[0].folder.path} to be DONE, which is FAILED; submit again then"
+    assert [action.what for action in retry(runs[1:], "local")] == [words]
+
+
+@pytest.mark.slow
+def test_evaluations_are_lines_like_any_other(tmp_path: Path, tiny_lm: Path) -> None:
+    """Sent together with the run that they score: they wait for it, have folders, and stand in the report and beside runs."""
+    folder = tmp_path / "runs/quickstart/m"
+    path = tmp_path / "jobs.txt"
+    toy = "toy:color_map?tasks=2&side=3&colors=3&palette=4&demos=2"
+    sources = " ".join(
+        f"'dataset.{key}=[\"{toy}&split={split}\"]'" for key, split in (("train_sources", "train"), ("eval_sources", "test"))
+    )
+    path.write_text(
+        f"evaluate.py checkpoint={folder} split=train weights=ema,raw max_tasks=2 num_augmentations=1 runs_dir={tmp_path}/runs\n"
+        f"evaluate.py solver=program_sampling model=tiny model.name={tiny_lm} dataset=toy {sources} dataset.validation_sources=[] max_tasks=1 solver.prompt.instructions=false solver.prompt.grid_format=digits solver.prompt.show_shapes=false "
+        f"solver.num_samples=1 solver.sampling.temperature=0 solver.sampling.max_new_tokens=4 runs_dir={tmp_path}/runs\n"
+        f"pretrain_encoder.py {SETTINGS} runs_dir={tmp_path}/runs name=m trainer.steps=2\n"
+    )
+    runs = read_plan(path).runs
+    assert [run.full_name for run in runs] == [
+        "quickstart/m-weights-ema",
+        "quickstart/m-weights-raw",
+        "program_sampling/tiny-toy_evaluation",
+        "quickstart/m",
     ]
+    assert [run.maker for run in runs] == [folder, folder, None, None]
+    assert all(action.job for action in submit(runs, "local", places=2))
+    wait_for(lambda: not any(state_of(run) in ("QUEUED", "RUNNING") for run in runs))
+    logs = "".join(log.read_text() for run in runs for log in run.folder.path.glob("jobs/*_log.*"))
+    assert [state_of(run) for run in runs] == ["DONE"] * 4, logs
+    progress = read_progress(runs[1], None)
+    assert (progress.step, progress.total_steps) == (2, 2) and str(progress.best).startswith("ARC/pass@2 ")
+    assert json.loads(runs[2].folder.provenance.read_text())["command"] == runs[2].job.command
+    assert main(["report", str(path), "--output", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report/index.html").read_text()
+    assert "split by evaluate.py" in page and "../runs/program_sampling/tiny/toy_evaluation/report.html" in page
+    analyse([runs[2].folder.path, folder], tmp_path / "compared")
+    compared = (tmp_path / "compared/compare.html").read_text()
+    assert f"1 programs a task, model {tiny_lm}" in compared and "train minus held-out" in compared
+    assert [action.what for action in submit(read_plan(path).runs, "local")] == ["skipped: DONE"] * 4
 
 
 def test_a_dry_run_leaves_no_trace(tmp_path: Path) -> None:

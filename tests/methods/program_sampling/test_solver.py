@@ -328,6 +328,30 @@ def test_which_settings_make_other_replies(tmp_path: Path, tiny_lm: Path) -> Non
     assert settings() != base
 
 
+def test_it_is_told_to_end_and_goes_on(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first reply; what is kept is not drawn again, and the end is that of an evaluation left alone."""
+    command = [*COMMAND, f"model.name={tiny_lm}", "model.batch_size=2"]
+    drawn: list[str] = []
+    add = SampleStore.add
+
+    def noting(store: SampleStore, task_id: str, prompt: Prompt, reply: Reply) -> None:
+        add(store, task_id, prompt, reply)
+        drawn.append(task_id)
+        if len(drawn) == 1:
+            (tmp_path / "told/PREEMPT").touch()
+
+    monkeypatch.setattr(SampleStore, "add", noting)
+    monkeypatch.setattr("arclab.runs.preempt._SECONDS_BETWEEN_LOOKS", 0)
+    assert start("evaluate.py", [*command, f"output_dir={tmp_path / 'told'}"]) == 143
+    status = RunDir(tmp_path / "told").read_status()
+    assert status is not None and status["state"] == "PREEMPTED" and status["message"].startswith("the replies of 1 of 3 tasks")
+    assert start("evaluate.py", [*command, f"output_dir={tmp_path / 'told'}"]) == 0
+    assert start("evaluate.py", [*command, f"output_dir={tmp_path / 'whole'}"]) == 0
+    assert len(drawn) == 6
+    for name in ("samples.jsonl", "predictions.jsonl"):
+        assert (tmp_path / "told" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
 def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="is not a folder; give the folder of a model"):
         evaluate_programs.evaluate_programs(composed(f"model.name={tmp_path / 'none'}", f"output_dir={tmp_path / 'o'}"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -35,12 +35,12 @@ _LEADING_KEYS = ("experiment_name", "encoder.kind", "decoder_init.kind")
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run, typed. waits_for: the run of the same file that makes its checkpoint and is not DONE yet. damage: why the
-    config.yaml of its folder cannot be read; "" if it can."""
+    """One run, typed. maker: the folder of the run of the same file that makes what it needs, and is not DONE yet. damage: why
+    the config.yaml of its folder cannot be read; "" if it can."""
 
     job: JobLine
     config: RunConfig
-    waits_for: Path | None
+    maker: Path | None
     damage: str = ""
 
     @property
@@ -95,8 +95,8 @@ def read_plan(path: Path, only: str | None = None) -> JobsPlan:
         raise ConfigError(
             f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern."
         )
-    makers = {_real(config.folder) for _, config in composed}
-    runs = tuple(PlannedRun(job, config, _waits_for(config, makers), _damage(config, composer)) for job, config in wanted)
+    folders = {_real(config.folder): config.folder for _, config in composed}
+    runs = tuple(PlannedRun(job, config, _open_maker(config, folders), _damage(config, composer)) for job, config in wanted)
     return JobsPlan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
 
 
@@ -242,6 +242,13 @@ def _circles(runs: Iterable[tuple[JobLine, RunConfig]], all_runs: Sequence[tuple
 def _maker(path: Path, makers: set[Path]) -> Path | None:
     """The run folder among `makers` that the path is, or lies in."""
     return next((folder for folder in (_real(path), *_real(path).parents) if folder in makers), None)
+
+
+def _open_maker(config: RunConfig, folders: Mapping[Path, Path]) -> Path | None:
+    """The folder of the run that makes the first input that is still to be made. folders: the same without links."""
+    path = _waits_for(config, set(folders))
+    maker = None if path is None else _maker(path, set(folders))
+    return None if maker is None else folders[maker]
 
 
 def _waits_for(config: RunConfig, makers: set[Path]) -> Path | None:

@@ -4,11 +4,12 @@
     actions = cancel(plan.runs)
     actions = retry(plan.runs, cluster=None)
 
-Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after adding lines, or
-twice at once. What failed or was cancelled starts again only by retry. Before a job exists its folder has the frozen
-configuration and the status SUBMITTED; job.json names the job. On this machine (cluster local) jobs are processes that wait for
-a place, one after another unless more are allowed; debug runs them in this process and blocks. Every run continues from its
-last checkpoint.
+A run that needs another one of the file (its checkpoint) waits for that one: as a SLURM dependency, or as a process that looks
+at its folder. Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after
+adding lines, or twice at once. What failed or was cancelled starts again only by retry. Before a job exists its folder has the
+frozen configuration and the status SUBMITTED; job.json names the job. On this machine (cluster local) jobs are processes that
+wait for a place, one after another unless more are allowed; debug runs them in this process and blocks. Every run continues
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -65,6 +66,21 @@ def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, 
     return _with_ends(runs, actions)
 
 
+def _makers_first(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """In the file's order, but a run after those that it needs. The plan has no circles."""
+    placed: dict[Path, PlannedRun] = {}
+
+    def place(run: PlannedRun) -> None:
+        maker = next((other for other in runs if run.maker is not None and other.folder.path == run.maker), None)
+        if maker is not None and maker.folder.path not in placed:
+            place(maker)
+        placed.setdefault(run.folder.path, run)
+
+    for run in runs:
+        place(run)
+    return list(placed.values())
+
+
 @contextmanager
 def _alone(runs: Sequence[PlannedRun], *, dry_run: bool = False) -> Iterator[None]:
     """One command at a time looks at the runs of a runs_dir and changes their jobs: two at once would submit each run twice."""
@@ -79,7 +95,8 @@ def _for_each(runs: Sequence[PlannedRun], act: Callable[[PlannedRun, str, str | 
     """act(run, its state, what living_jobs knows of it) for every run. A damaged file of one run does not stop the others."""
     living = living_jobs(runs)
     actions: list[Action] = []
-    for run in runs:
+    ordered = _makers_first(runs)
+    for run in ordered:
         damage, known = damage_of(run), living.get(run.folder.path)
         try:
             if not damage:
@@ -89,7 +106,8 @@ def _for_each(runs: Sequence[PlannedRun], act: Callable[[PlannedRun, str, str | 
             damage = str(error)
         if damage:
             actions.append(Action(run.name, "", f"{DAMAGED}: {damage}", is_error=True))
-    return actions
+    by_folder = {run.folder.path: action for run, action in zip(ordered, actions, strict=True)}
+    return [by_folder[run.folder.path] for run in runs]
 
 
 @contextmanager
@@ -107,27 +125,56 @@ def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
 
 
 def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int) -> Action:
-    if state in _STARTABLE and run.waits_for is not None:
-        return Action(run.name, "", f"waits for {run.waits_for} to be DONE; submit again then")
+    if state in _STARTABLE and not dry_run and (missing := _cannot_wait(run, cluster)):
+        return Action(run.name, "", missing)
     if state not in _STARTABLE:
         hint = "; retry --failed starts it again" if state in _RETRIED else ""
         return Action(run.name, _job_id(run), f"skipped: {state}{hint}")
+    how = [f"after {run.maker}" if run.maker else "", "" if state == NEW else f"continues: {state}"]
+    words = f" ({', '.join(filter(None, how))})" if any(how) else ""
     if dry_run:
-        return Action(run.name, "", f"would be submitted to {cluster}" + ("" if state == NEW else f" (continues: {state})"))
-    return Action(run.name, _start(run, cluster, places), "submitted" + ("" if state == NEW else f" (continues: {state})"))
+        return Action(run.name, "", f"would be submitted to {cluster}{words}")
+    return Action(run.name, _start(run, cluster, places), f"submitted{words}")
+
+
+def _cannot_wait(run: PlannedRun, cluster: Kind) -> str:
+    """Why a run cannot be submitted yet that needs another one; "" if nothing is in its way. The other one must have a job of
+    the same queue to wait for."""
+    if run.maker is None:
+        return ""
+    maker = RunDir(run.maker)
+    job = read_job(maker)
+    if cluster == "debug" or (job is not None and job.cluster == cluster and _is_living(job)):
+        return ""
+    state = read_state(maker, None)
+    return f"waits for {run.maker} to be DONE, which is {state}; submit again then"
+
+
+def _is_living(job: JobRecord) -> bool:
+    """Waits or runs; a process of another machine cannot be waited for."""
+    return slurm.is_queued(job.id) if job.cluster == "slurm" else job.is_running_here()
 
 
 def _with_ends(runs: Sequence[PlannedRun], actions: Sequence[Action]) -> list[Action]:
     """Run what was submitted to this process, now that nobody has to wait for it, and say how it ended."""
-    ended = []
-    for run, action in zip(runs, actions, strict=True):
+    ended = {run.folder.path: action for run, action in zip(runs, actions, strict=True)}
+    for run in _makers_first(runs):
+        action = ended[run.folder.path]
         job = read_job(run.folder) if action.what.startswith("submitted") else None
         if job is None or job.cluster != "debug":
-            ended.append(action)
             continue
-        run_job(run.folder.path)
-        ended.append(replace(action, what=action.what.replace("submitted", f"ended: {read_state(run.folder, None)}", 1)))
-    return ended
+        if run.maker is not None and RunDir(run.maker).state is not State.done:
+            run.folder.write_status(State.failed, 0, _maker_failed(RunDir(run.maker)), 2)
+        else:
+            run_job(run.folder.path)
+        what = action.what.replace("submitted", f"ended: {read_state(run.folder, None)}", 1)
+        ended[run.folder.path] = replace(action, what=what)
+    return [ended[run.folder.path] for run in runs]
+
+
+def _maker_failed(maker: RunDir) -> str:
+    state = maker.state
+    return f"needs {maker.path}, which is {'NEW' if state is None else state.value}; see to that run, and retry this one"
 
 
 def _job_id(run: PlannedRun) -> str:
@@ -164,7 +211,10 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
 
 
 def _submit_to_slurm(run: PlannedRun) -> str:
-    executor = build_executor(run.config.launch, "slurm", run.folder.path / "jobs", name=run.name)
+    after = read_job(RunDir(run.maker)) if run.maker else None
+    executor = build_executor(
+        run.config.launch, "slurm", run.folder.path / "jobs", name=run.name, after=after.id if after else None
+    )
     with submission_errors(run.config.launch):
         return executor.submit(JobTask(run.folder.path.resolve())).job_id
 
@@ -174,7 +224,8 @@ def _submit_here(run: PlannedRun, places: int) -> str:
     executor = build_executor(run.config.launch, "local", run.folder.path / "jobs", name=run.name)
     executor.update_parameters(timeout_min=_LOCAL_LIMIT_MIN)
     folder = Path(run.config.runs_dir).resolve() / ".places"
-    task = LocalTask(run.folder.path.resolve(), folder, places, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    after = run.maker.resolve() if run.maker else None
+    task = LocalTask(run.folder.path.resolve(), folder, places, os.environ.get("CUDA_VISIBLE_DEVICES"), after)
     with _detached():
         return executor.submit(task).job_id
 
@@ -208,7 +259,8 @@ def _record_command(folder: RunDir, run: PlannedRun) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LocalTask:
-    """A run on this machine that waits until one of `places` is free. folder: where the places are.
+    """A run on this machine that waits until one of `places` is free. folder: where the places are. after: the folder of a run
+    that must be DONE before.
 
     visible_gpus: CUDA_VISIBLE_DEVICES of who submitted. submitit sets its own, and hides all GPUs from a job that names none.
     """
@@ -217,6 +269,7 @@ class LocalTask:
     folder: Path
     places: int
     visible_gpus: str | None
+    after: Path | None = None
 
     def __call__(self) -> None:
         if self.visible_gpus is None:
@@ -224,11 +277,26 @@ class LocalTask:
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.after is not None:
+            self._wait_for(RunDir(self.after))
         place = self._take()
         try:
             JobTask(self.run_dir)()
         finally:
             place.release()
+
+    def _wait_for(self, maker: RunDir) -> None:
+        """Until it is DONE. If it ends in another way, this run is FAILED."""
+        with StopSignals() as signals:
+            while (state := maker.state) is not State.done:
+                if signals.number is not None:
+                    raise SystemExit(interrupted_status(signals.number))
+                job = read_job(maker)
+                has_ended = state not in (State.submitted, State.running) or job is None or not job.is_running_here()
+                if has_ended and maker.state is not State.done:  # looked at again: it may have ended just now
+                    RunDir(self.run_dir).write_status(State.failed, 0, _maker_failed(maker), 2)
+                    raise SystemExit(2)
+                time.sleep(_SLOT_POLL_S)
 
     def _take(self) -> FileLock:
         with StopSignals() as signals:
@@ -294,9 +362,9 @@ def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = F
         job = read_job(run.folder)
         if state not in _RETRIED:
             return Action(run.name, "", f"skipped: {state}")
-        if run.waits_for is not None:
-            return Action(run.name, "", f"waits for {run.waits_for} to be DONE; retry again then")
         kind: Kind = cluster or (job.cluster if job else "slurm")
+        if not dry_run and (missing := _cannot_wait(run, kind)):
+            return Action(run.name, "", missing)
         if dry_run:
             return Action(run.name, "", f"would be submitted to {kind} again ({state})")
         return Action(run.name, _start(run, kind, places), f"submitted again ({state})")

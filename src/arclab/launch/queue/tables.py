@@ -84,7 +84,7 @@ def show_plan(plan: JobsPlan) -> None:
 def _plan_row(run: PlannedRun) -> tuple[str, ...]:
     count, num_steps = run.parameters, run.config.num_steps
     parameters = "" if count is None else f"{count.total:,}" + (" + table" if count.encoder == 0 else "")
-    waits = f"  (after {run.waits_for})" if run.waits_for else ""
+    waits = f"  (after {run.maker})" if run.maker else ""
     return (
         run.name, str(run.job.line), resources(run.config.launch), parameters, "" if num_steps is None else f"{num_steps:,}",
         f"{run.folder.path}{waits}",

@@ -24,7 +24,9 @@ from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import Tally, VoteStore
 from arclab.pages import report
 from arclab.results.attempts import Attempts, Budget
+from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
 
 from ....conftest import compose
 from .common import answer_labels
@@ -176,18 +178,26 @@ def test_the_command_goes_on_and_nothing_else_reuses_its_votes(
         RecursiveSolver.__init__, "__kwdefaults__", {**RecursiveSolver.__init__.__kwdefaults__, "save_every_s": 0.0}
     )
 
-    def evaluate(folder: str) -> None:
-        evaluate_in_ranks(compose_evaluate([*command, f"output_dir={tmp_path}/{folder}"]), CPU)
+    def evaluate(folder: str, signals: StopSignals | None = None) -> State:
+        return evaluate_in_ranks(compose_evaluate([*command, f"output_dir={tmp_path}/{folder}"]), CPU, signals)
 
     evaluate("whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 2)
         evaluate("killed")
-    (kept,) = (tmp_path / "killed").iterdir()
-    evaluate("killed")
-    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
-    for name in ("predictions.jsonl", "submission.json"):
-        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    (kept,) = (tmp_path / "killed").glob("votes_*")
+    assert RunDir(tmp_path / "killed").state is State.failed
+    told = StopSignals()
+    told.number = 15
+    assert evaluate("told", told) is State.preempted and list((tmp_path / "told").glob("votes_*"))
+    status = RunDir(tmp_path / "told").read_status()
+    assert status is not None and "predictions are kept; the same command continues" in status["message"]
+    assert not (tmp_path / "told/metrics.json").exists()
+    for name in ("killed", "told"):
+        assert evaluate(name) is State.done
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+        for file in ("predictions.jsonl", "submission.json"):
+            assert (tmp_path / name / file).read_text() == (tmp_path / "whole" / file).read_text()
 
     scored = build_setting(config).scored
 
