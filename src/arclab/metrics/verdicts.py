@@ -21,7 +21,7 @@ class Level(Enum):
     bad = "bad"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """value against threshold for one metric (or a quotient of two); the sentence says which way it should be.
 

@@ -109,11 +109,11 @@ def test_the_sentence() -> None:
 QUIET: dict[str, tuple[int, RunFacts, dict[str, Any]]] = {
     "nothing halts at step 10 by design": (10, ETRM, names(train__steps=16.0, train__exact_accuracy=0.0)),
     "nothing halts while nothing is right": (900, ETRM, names(train__steps=16.0, train__exact_accuracy=lambda s: s / 10000)),
-    "a single step is always the last": (500, RunFacts(True, 1, 0, 32, 1.0), names(train__steps=1.0, train__exact_accuracy=lambda s: 0.5 + s / 2000)),
+    "a single step is always the last": (500, replace(ETRM, halt_max_steps=1), names(train__steps=1.0, train__exact_accuracy=lambda s: 0.5 + s / 2000)),
     "a converged run has small gradients": (500, ETRM, names(grad__encoder_norm=0.001, train__exact_accuracy=0.97)),
     "a converged run has nowhere to go": (500, ETRM, names(train__exact_accuracy=0.97)),
-    "warm-up steps are not counted": (500, RunFacts(True, 16, 400, 32, 1.0), names(train__exact_accuracy=0.0, train__accuracy=0.6)),
-    "one row has no variance": (500, RunFacts(True, 16, 0, 1, 1.0), names(train__encoder_cross_sample_var=0.0)),
+    "warm-up steps are not counted": (500, replace(ETRM, warmup_steps=400), names(train__exact_accuracy=0.0, train__accuracy=0.6)),
+    "one row has no variance": (500, replace(ETRM, rows_per_rank=1), names(train__encoder_cross_sample_var=0.0)),
     "gradients that dip for a while": (500, ETRM, names(grad__encoder_norm=lambda s: 0.3 if s % 30 == 0 else 0.02)),
     "one odd batch": (500, ETRM, names(grad__encoder_norm=lambda s: 0.0 if s == 490 else 0.4)),
     "a KL of zero at the start": (50, ETRM, names(train__encoder_kl=0.0)),
@@ -233,7 +233,7 @@ def test_a_fault_comes_before_a_warning() -> None:
 
 def test_stopping_follows_the_guide() -> None:
     def verdict(kind: Kind, level: Level = Level.bad) -> Verdict:
-        return Verdict(kind, "m", 0.0, 1.0, "advice", level)
+        return Verdict(kind=kind, metric="m", value=0.0, threshold=1.0, advice="advice", level=level)
 
     for kind in (Kind.diverged, Kind.stuck):
         assert stop_reason(verdict(kind), None)

@@ -4,18 +4,19 @@
     verdict = judge(rows, facts)                       # the gravest one, HEALTHY if there is nothing to say
     f"step 10: {verdict}"                              # step 10: STARVED grad/encoder_norm 0.02 < 0.05: ...
 
-RecursiveRules binds the facts, for arclab.runs.monitor. `rows` are rows of metrics.jsonl, oldest first (a missing name is
-unknown, null is not finite); the last facts.window_steps steps are enough. A verdict is `bad` (what the guide stops a run for)
-or a `warning` (below its failure limit, or too early to be sure). Its targets beyond that (variance above 0.3, encoder
-gradients above 0.2 after the first 100 steps, halting accuracy) are the healthy ranges of the registry, which pages and sheets
-compare with: a sound run passes through them. Limits are below and nowhere else. Stopping a run is decided by `stop_reason`;
-nothing here reads files or talks to anyone. Verdicts on the encoder do not apply to a puzzle table.
+RecursiveRules holds the facts and these functions together, for arclab.runs.monitor. `rows` are rows of metrics.jsonl, oldest
+first: a missing name was not measured, a null was not finite. The last facts.window_steps steps are enough. A verdict is `bad`
+(the guide stops a run for it) or a `warning` (not yet at the limit of a bad one, or too early to be sure). All limits are the
+constants below. The guide's further targets (variance above 0.3, encoder gradients above 0.2 after the first 100 steps, halting
+accuracy) are no limits here: a sound run may miss them for a while. They are the healthy ranges of the registry, which pages
+and sheets compare with. `stop_reason` decides whether a run is stopped. Rules about the encoder are not asked of a run with a
+puzzle table. Nothing here reads files or talks to anyone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import median
@@ -27,20 +28,26 @@ from arclab.metrics.verdicts import Level, Row, Verdict
 
 WINDOW_STEPS = 1000
 EARLY_STEPS = 100  # the guide's quick check: before this, gradients are those of an untrained output layer
+FIRST_PHASE_STEPS = 500  # after the warm-up: the guide's horizon for stopping early
 PATIENCE_STEPS = 300
-PATIENCE_SHARE = 0.03  # of all steps, after the first phase: what is slow to see in a long run is no standstill
-FIRST_PHASE_STEPS = 500  # the guide's horizon for stopping early
+PATIENCE_SHARE = 0.03  # of all steps, after the first phase: a long run may improve too slowly to see it within 300 steps
+# STARVED: of the encoder's gradient norm, and of its share in the norm of all gradients.
 STARVED_NORM = 0.05
 STARVED_SHARE = 0.1
+# COLLAPSED: of the context's variance over the rows of a batch. Below COLLAPSED_VAR is bad, below the others a warning.
 COLLAPSED_VAR = 0.05
-THIN_VAR = 0.1
-THIN_VAR_EARLY = 0.15
+LOW_VAR = 0.1
+LOW_VAR_EARLY = 0.15
+# POSTERIOR_COLLAPSED
 MIN_KL_NATS = 0.1  # a tenth of a nat tells no two tasks apart
+# IGNORED
 IGNORED_SHARE = 0.1  # swapped demonstrations cost less than this share of the exact accuracy
 IGNORED_MIN_EXACT = 0.1
-MAXED_OUT_SHARE = 0.98
+# MAXED_OUT
+MAXED_OUT_SHARE = 0.98  # of halting.halt_max_steps
+MAXED_OUT_MIN_EXACT = 0.1  # a warning from here on
 MAXED_OUT_BAD_EXACT = 0.5  # more rows than not are right, and still none halts
-MAXED_OUT_MIN_EXACT = 0.1
+# DIVERGED: a loss of this many times the best one, gradients of this many times the usual ones; and neither below a floor.
 EXPLODED_LOSS_FACTOR = 3.0
 EXPLODED_LOSS_NATS = 1.0  # a blind guess among the tokens costs 2.5 nats
 EXPLODED_GRAD_FACTOR = 100.0
@@ -52,7 +59,8 @@ _DIVERGING = ("train/lm_loss", "grad/total_norm")
 
 
 class Kind(Enum):
-    """From the gravest to none. A collapsed encoder has next to no gradient either, so collapse is named before starvation."""
+    """In the order in which they are named, the gravest first. A collapsed encoder has next to no gradient either, so collapse
+    comes before starvation."""
 
     diverged = "DIVERGED"
     collapsed = "COLLAPSED"
@@ -84,15 +92,18 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What rows cannot say about themselves. rows_per_rank: rows of the batch that encoder statistics are taken over.
+    """What the rules need to know of a run and cannot read in its rows.
 
-    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder (the
-    metric context_gain; of(), which sees no model, takes what the configuration says). steps: of the whole run. single_steps:
-    those after which rows do further supervision steps (halting.single_steps), where accuracy and loss start again. compresses:
-    to a few tokens, whose variance means something; what stands for demonstrations in full is a mean over all of their cells
-    and varies little.
+    rows_per_rank: rows of the batch over which encoder statistics are taken.
+    context_gain: what the context is multiplied by at the start, and with it every gradient that reaches the encoder. It is
+        the metric context_gain; of() sees no model and takes what the configuration says.
+    steps: of the whole run.
+    single_steps: as halting.single_steps. Up to this step a row does one supervision step; after it rows do several, and
+        accuracy and loss start again.
+    compresses: the encoder makes a few tokens of the demonstrations, whose variance means something. in_context keeps every
+        cell: the mean over so many varies little.
     """
 
     has_encoder: bool
@@ -108,8 +119,8 @@ class RunFacts:
         return step <= self.warmup_steps + FIRST_PHASE_STEPS
 
     def patience_steps(self, step: int) -> int:
-        """How long no progress is no standstill at this step: by the guide's rule in the first phase, then a share of the
-        run."""
+        """For how many steps a run may show no progress before it is stuck: the guide's number in the first phase, after
+        that a share of the run."""
         return PATIENCE_STEPS if self.is_first_phase(step) else max(PATIENCE_STEPS, round(PATIENCE_SHARE * self.steps))
 
     @property
@@ -119,21 +130,16 @@ class RunFacts:
 
     @classmethod
     def of(cls, config: ExperimentConfig, *, rows_per_rank: int) -> RunFacts:
-        has_encoder = not isinstance(config.encoder, PuzzleTableConfig)
         context: ContextConfig | None = getattr(config.encoder, "context", None)
-        gain = 1.0 if context is None else context.start_gain(config.decoder.width)
-        trainer = config.trainer
-        halting = config.halting
-        compresses = not isinstance(config.encoder, InContextEncoderConfig)
         return cls(
-            has_encoder,
-            halting.halt_max_steps,
-            trainer.warmup_steps,
-            rows_per_rank,
-            gain,
-            trainer.steps,
-            halting.single_steps,
-            compresses,
+            has_encoder=not isinstance(config.encoder, PuzzleTableConfig),
+            halt_max_steps=config.halting.halt_max_steps,
+            warmup_steps=config.trainer.warmup_steps,
+            rows_per_rank=rows_per_rank,
+            context_gain=1.0 if context is None else context.start_gain(config.decoder.width),
+            steps=config.trainer.steps,
+            single_steps=config.halting.single_steps,
+            compresses=not isinstance(config.encoder, InContextEncoderConfig),
         )
 
 
@@ -175,10 +181,7 @@ def verdicts(rows: Sequence[Row], facts: RunFacts) -> list[Verdict]:
     """Everything that is not as it should be at the last row."""
     if not rows:
         return []
-    encoder_rules: tuple[Callable[[Sequence[Row], RunFacts], Verdict | None], ...] = (
-        _collapsed, _starved, _posterior_collapsed, _ignored,
-    )  # fmt: skip
-    rules = (_diverged, *(encoder_rules if facts.has_encoder else ()), _maxed_out, _stuck)
+    rules = (_diverged, *(_ENCODER_RULES if facts.has_encoder else ()), _maxed_out, _stuck)
     return [verdict for rule in rules if (verdict := rule(rows, facts)) is not None]
 
 
@@ -194,19 +197,19 @@ def stop_reason(now: Verdict, before: Kind | None) -> str | None:
     return str(now) if lasts or now.kind in (Kind.diverged, Kind.stuck) else None
 
 
-def _verdict(kind: Kind, metric: str, value: float, threshold: float, level: Level) -> Verdict:
-    return Verdict(kind, metric, value, threshold, _ADVICE[kind], level)
+def _verdict(kind: Kind, level: Level, metric: str, *, value: float, limit: float) -> Verdict:
+    return Verdict(kind=kind, metric=metric, value=value, threshold=limit, advice=_ADVICE[kind], level=level)
 
 
 def _healthy(rows: Sequence[Row], facts: RunFacts) -> Verdict:
-    """With the number that says most about this phase: gradients, for a puzzle table the loss, in the end the accuracy."""
+    """With the number that says most at this stage: the accuracy once it is high, before that the encoder's gradients, for a
+    puzzle table the loss."""
     if _has_learned(rows):
         name = "train/exact_accuracy"
-        return _verdict(Kind.healthy, name, _recent_exact(rows), _target(name), Level.ok)
+        return _verdict(Kind.healthy, Level.ok, name, value=_recent_exact(rows), limit=_target(name))
     name = "grad/encoder_norm" if facts.has_encoder else "train/lm_loss"
-    value = _recent(rows, name)
-    limit = min(1.0, facts.context_gain) * STARVED_NORM if facts.has_encoder else _loss_limit(rows)
-    return _verdict(Kind.healthy, name, 0.0 if value is None else value, limit, Level.ok)
+    limit = _gradient_scale(facts) * STARVED_NORM if facts.has_encoder else _loss_limit(rows)
+    return _verdict(Kind.healthy, Level.ok, name, value=_recent(rows, name) or 0.0, limit=limit)
 
 
 def _values(rows: Iterable[Row], name: str) -> list[float]:
@@ -241,20 +244,21 @@ def _since_single_steps(rows: Sequence[Row], facts: RunFacts) -> Sequence[Row]:
 
 
 def _diverged(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """A loss or gradient that is not finite now, or is far above what it was."""
     rows = _since_single_steps(rows, facts)
     for name in _DIVERGING:
-        if name in rows[-1] and (rows[-1][name] is None or not math.isfinite(rows[-1][name])):
-            value = math.nan if rows[-1][name] is None else float(rows[-1][name])
-            return _verdict(Kind.diverged, name, value, math.inf, Level.bad)
+        value = math.nan if rows[-1].get(name, 0.0) is None else float(rows[-1].get(name, 0.0))
+        if not math.isfinite(value):
+            return _verdict(Kind.diverged, Level.bad, name, value=value, limit=math.inf)
     loss, limit = _recent(rows, "train/lm_loss"), _loss_limit(rows)
     if loss is not None and loss > limit:
-        return _verdict(Kind.diverged, "train/lm_loss", loss, limit, Level.bad)
+        return _verdict(Kind.diverged, Level.bad, "train/lm_loss", value=loss, limit=limit)
     norms = _values(rows, "grad/total_norm")
     if len(norms) > 2 * _SMOOTHING_ROWS:
         norm = median(norms[-_SMOOTHING_ROWS:])
         limit = max(EXPLODED_GRAD_FACTOR * median(norms[:-_SMOOTHING_ROWS]), EXPLODED_GRAD_NORM)
         if norm > limit:
-            return _verdict(Kind.diverged, "grad/total_norm", norm, limit, Level.bad)
+            return _verdict(Kind.diverged, Level.bad, "grad/total_norm", value=norm, limit=limit)
     return None
 
 
@@ -267,24 +271,35 @@ def _loss_limit(rows: Sequence[Row]) -> float:
 def _starved(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
     """Gradients that stay small: the upper quartile of the last 100 steps, because those of a sound run dip for a while.
 
-    Where nearly everything is right all gradients fade, and a small one is no news. The guide's limits are for a context of
-    gain 1; a smaller gain makes encoder gradients smaller by the same factor, to which the optimiser is indifferent.
+    Where nearly everything is right all gradients fade, and a small one is no news.
     """
-    scale = min(1.0, facts.context_gain)
     newest = [row for row in rows if row["_step"] > rows[-1]["_step"] - _BLOCK_STEPS]
     norm = _upper_quartile(_values(newest, "grad/encoder_norm"))
     if norm is None or _has_learned(rows):
         return None
-    is_early = rows[-1]["_step"] <= EARLY_STEPS
+    scale, is_early = _gradient_scale(facts), rows[-1]["_step"] <= EARLY_STEPS
     if norm < scale * STARVED_NORM:
-        return _verdict(Kind.starved, "grad/encoder_norm", norm, scale * STARVED_NORM, Level.bad)
-    measured = [row for row in newest if _values([row], "grad/encoder_norm") and any(_values([row], "grad/total_norm"))]
-    share = _upper_quartile([row["grad/encoder_norm"] / row["grad/total_norm"] for row in measured])
+        return _verdict(Kind.starved, Level.bad, "grad/encoder_norm", value=norm, limit=scale * STARVED_NORM)
+    share = _upper_quartile(_encoder_shares(newest))
     if share is not None and share < scale * STARVED_SHARE:
-        level = Level.warning if is_early else Level.bad
-        return _verdict(Kind.starved, "grad/encoder_norm / grad/total_norm", share, scale * STARVED_SHARE, level)
+        level, name = Level.warning if is_early else Level.bad, "grad/encoder_norm / grad/total_norm"
+        return _verdict(Kind.starved, level, name, value=share, limit=scale * STARVED_SHARE)
     target = scale * _target("grad/encoder_norm")
-    return _verdict(Kind.starved, "grad/encoder_norm", norm, target, Level.warning) if is_early and norm < target else None
+    if is_early and norm < target:
+        return _verdict(Kind.starved, Level.warning, "grad/encoder_norm", value=norm, limit=target)
+    return None
+
+
+def _gradient_scale(facts: RunFacts) -> float:
+    """What the guide's limits for encoder gradients, which are for a context of gain 1, are multiplied by. A smaller gain makes
+    these gradients smaller by the same factor, and the optimiser's steps are the same."""
+    return min(1.0, facts.context_gain)
+
+
+def _encoder_shares(rows: Sequence[Row]) -> list[float]:
+    """The encoder's gradient norm over that of the whole model, of the rows that have both and where the latter is not 0."""
+    measured = [row for row in rows if _values([row], "grad/encoder_norm") and any(_values([row], "grad/total_norm"))]
+    return [row["grad/encoder_norm"] / row["grad/total_norm"] for row in measured]
 
 
 def _upper_quartile(values: list[float]) -> float | None:
@@ -298,65 +313,75 @@ def _collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
     if variance is None or facts.rows_per_rank < 2 or not facts.compresses:
         return None
     if variance < COLLAPSED_VAR:
-        return _verdict(Kind.collapsed, name, variance, COLLAPSED_VAR, Level.bad)
-    limit = THIN_VAR_EARLY if rows[-1]["_step"] <= EARLY_STEPS else THIN_VAR
-    return _verdict(Kind.collapsed, name, variance, limit, Level.warning) if variance < limit else None
+        return _verdict(Kind.collapsed, Level.bad, name, value=variance, limit=COLLAPSED_VAR)
+    limit = LOW_VAR_EARLY if rows[-1]["_step"] <= EARLY_STEPS else LOW_VAR
+    return _verdict(Kind.collapsed, Level.warning, name, value=variance, limit=limit) if variance < limit else None
 
 
 def _posterior_collapsed(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
-    """Only variational encoders log a KL; many start it at zero on purpose. The loss would not do: free bits are its floor."""
+    """Only variational encoders log a KL divergence, and many start it at zero on purpose. It is judged by its value in nats,
+    not by its part of the loss, which free bits (encoder.kl.free_bits) keep from falling to zero."""
     kl = _recent(rows, "train/encoder_kl")
     if kl is None or kl >= MIN_KL_NATS or rows[-1]["_step"] < EARLY_STEPS:
         return None
-    return _verdict(Kind.posterior_collapsed, "train/encoder_kl", kl, MIN_KL_NATS, Level.bad)
+    return _verdict(Kind.posterior_collapsed, Level.bad, "train/encoder_kl", value=kl, limit=MIN_KL_NATS)
 
 
 def _ignored(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
-    """From the newest swap of demonstrations, on training tasks if there was one: the share of right answers it cost."""
+    """By the newest swap of demonstrations between tasks, of training tasks if there was one: the share of right answers that
+    it cost."""
     for prefix in ("train_encoder", "encoder"):
         row = next((row for row in reversed(rows) if f"{prefix}/swap_drop" in row), None)
-        if row is None:
-            continue
-        exact, drop = row[f"{prefix}/exact_accuracy"], row[f"{prefix}/swap_drop"]
-        if exact >= IGNORED_MIN_EXACT and drop < IGNORED_SHARE * exact:
-            return _verdict(Kind.ignored, f"{prefix}/swap_drop", drop, IGNORED_SHARE * exact, Level.bad)
-        return None
+        if row is not None:
+            return _ignored_in(row, prefix)
     return None
 
 
-def _maxed_out(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
-    """Running to the limit is right while answers are wrong: the halt logit starts at -5 and means "this is right".
+def _ignored_in(row: Row, prefix: str) -> Verdict | None:
+    exact, drop = row[f"{prefix}/exact_accuracy"], row[f"{prefix}/swap_drop"]
+    limit = IGNORED_SHARE * exact
+    if exact < IGNORED_MIN_EXACT or drop >= limit:
+        return None
+    return _verdict(Kind.ignored, Level.bad, f"{prefix}/swap_drop", value=drop, limit=limit)
 
-    So it is a fault only once many answers are right, and its first warning waits for the end of the first phase.
-    """
+
+def _maxed_out(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
+    """Rows that do all of their steps. While answers are wrong this is right: the halt logit starts at -5 and means "this is
+    right". So it is a fault only once many answers are right, and its first warning waits for the end of the first phase."""
     steps, exact = _recent(rows, "train/steps"), _recent_exact(rows)
     if facts.halt_max_steps == 1 or steps is None or steps < MAXED_OUT_SHARE * facts.halt_max_steps:
         return None
     is_past_first_phase = rows[-1]["_step"] >= facts.warmup_steps + FIRST_PHASE_STEPS
-    if exact >= MAXED_OUT_BAD_EXACT or (is_past_first_phase and exact >= MAXED_OUT_MIN_EXACT):
-        level = Level.bad if exact >= MAXED_OUT_BAD_EXACT else Level.warning
-        return _verdict(Kind.maxed_out, "train/steps", steps, float(facts.halt_max_steps), level)
-    return None
+    if exact >= MAXED_OUT_BAD_EXACT:
+        level = Level.bad
+    elif exact >= MAXED_OUT_MIN_EXACT and is_past_first_phase:
+        level = Level.warning
+    else:
+        return None
+    return _verdict(Kind.maxed_out, level, "train/steps", value=steps, limit=float(facts.halt_max_steps))
 
 
 def _stuck(rows: Sequence[Row], facts: RunFacts) -> Verdict | None:
-    """The best mean over a third of the patience is older than the patience; the steps of the warm-up do not count.
+    """No mean over a third of the patience is better than the best one from before the patience; the warm-up does not count.
 
-    As long as no grid at all was right, cells speak for grids: a young run has exact accuracy 0 for a while and learns.
-    After the guide's first phase it is a warning as long as the loss still falls: whole grids show progress late and noisily.
+    As long as no grid at all was right, the accuracy of cells is looked at instead: a young run has exact accuracy 0 for a
+    while and learns. After the guide's first phase it is a warning as long as the loss still falls: whole grids show progress
+    late and noisily.
     """
     now, rows = rows[-1]["_step"], _since_single_steps(rows, facts)
     patience = facts.patience_steps(now)
-    started = now - patience >= max(facts.warmup_steps, facts.single_steps if now > facts.single_steps else 0)
+    begin = max(facts.warmup_steps, facts.single_steps if now > facts.single_steps else 0)
+    if now - patience < begin or _has_learned(rows):
+        return None
     has_exact = any(value > 0 for value in _values(rows, "train/exact_accuracy"))
     name = "train/exact_accuracy" if has_exact else "train/accuracy"
     recent, past = _recent_and_past(rows, name, patience)
-    if not started or not recent or not past or max(recent) > max(past) or _has_learned(rows):
+    if not recent or not past or max(recent) > max(past):
         return None
     recent_loss, past_loss = _recent_and_past(rows, "train/lm_loss", patience)
-    falls = bool(recent_loss and past_loss) and min(recent_loss) < min(past_loss)
-    level = Level.warning if falls and not facts.is_first_phase(now) else Level.bad
-    return _verdict(Kind.stuck, name, max(recent), max(past), level)
+    is_loss_falling = bool(recent_loss and past_loss) and min(recent_loss) < min(past_loss)
+    level = Level.warning if is_loss_falling and not facts.is_first_phase(now) else Level.bad
+    return _verdict(Kind.stuck, level, name, value=max(recent), limit=max(past))
 
 
 def _recent_and_past(rows: Sequence[Row], name: str, patience: int) -> tuple[list[float], list[float]]:
@@ -368,11 +393,13 @@ def _recent_and_past(rows: Sequence[Row], name: str, patience: int) -> tuple[lis
 
 def _block_means(rows: Sequence[Row], name: str, block_steps: int) -> dict[int, float]:
     """{age in blocks: mean of the metric, weighted by the rows it was measured on}."""
-    now, sums = rows[-1]["_step"], dict[int, list[float]]()
+    now, sums = rows[-1]["_step"], dict[int, tuple[float, float]]()
     for row in rows:
         if _values([row], name):
-            weight = float(row.get("train/count") or 1.0)
-            entry = sums.setdefault((now - row["_step"]) // block_steps, [0.0, 0.0])
-            entry[0] += weight * row[name]
-            entry[1] += weight
-    return {age: total / weight for age, (total, weight) in sums.items()}
+            age, weight = (now - row["_step"]) // block_steps, float(row.get("train/count") or 1.0)
+            total, total_weight = sums.get(age, (0.0, 0.0))
+            sums[age] = (total + weight * row[name], total_weight + weight)
+    return {age: total / total_weight for age, (total, total_weight) in sums.items()}
+
+
+_ENCODER_RULES = (_collapsed, _starved, _posterior_collapsed, _ignored)
