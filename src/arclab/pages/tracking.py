@@ -8,8 +8,10 @@ worked, what comes next) is left as a line to fill in. It judges nothing: the st
 
 from __future__ import annotations
 
+import math
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +100,14 @@ def experiment_of(run: Run) -> str | None:
 def _date(run: Run) -> str:
     if run.provenance.get("started"):
         return str(run.provenance["started"])[:10]
-    begun = run.rows[0].get("_timestamp") if run.rows else None
-    return "not recorded" if begun is None else time.strftime("%Y-%m-%d", time.localtime(begun))
+    first_row_s = run.rows[0].get("_timestamp") if run.rows else None
+    return "not recorded" if first_row_s is None else time.strftime("%Y-%m-%d", time.localtime(first_row_s))
 
 
 def _encoder(settings: dict[str, Any]) -> str:
     details = {k.removeprefix("encoder."): v for k, v in settings.items() if k.startswith("encoder.") and ".optim." not in k}
-    kind = details.pop("kind", "not recorded")
-    return f"{kind}" + (f" ({', '.join(f'{k} {v}' for k, v in details.items())})" if details else "")
+    kind = str(details.pop("kind", "not recorded"))
+    return f"{kind} ({', '.join(f'{k} {v}' for k, v in details.items())})" if details else kind
 
 
 def _pretrained(settings: dict[str, Any]) -> str:
@@ -135,25 +137,25 @@ def _phase1(run: Run) -> dict[str, Any] | None:
     """Fields of phase 1; None if this run is of phase 2."""
     if not is_overfit_run(run):
         return None
-    own, scored = run.own_scores, run.split("train")
-    trained = run.last("num_train_tasks")
-    num_tasks = (
-        round(trained)
-        if trained
-        else scored.shares["ARC/solved@2"].total
-        if scored
-        else own[2]["ARC/pass@1"].total
-        if own
-        else None
-    )
-    where = (
-        f", rows halted since the previous log at step {run.series('train/exact_accuracy')[-1][0]:,}" if run.train_exact else ""
-    )
+    num_groups = _num_groups(run)
+    accuracy = percent(run.train_exact, run.last("num_train_tasks"))
+    if run.train_exact:
+        accuracy += f", rows halted since the previous log at step {run.series('train/exact_accuracy')[-1][0]:,}"
     return {
-        "group": f"{num_tasks} groups" if num_tasks else f"{run.settings.get('dataset.train_ids')}",
-        "train_accuracy": percent(run.train_exact, run.last("num_train_tasks")) + where,
+        "group": f"{num_groups} groups" if num_groups else f"{run.settings.get('dataset.train_ids')}",
+        "train_accuracy": accuracy,
         "status": status(run),
     }
+
+
+def _num_groups(run: Run) -> int | None:
+    """How many tasks it trained on: as it logged, else as many as were evaluated, else as many as it evaluated itself."""
+    trained, scored, own = run.last("num_train_tasks"), run.split("train"), run.own_scores
+    if trained:
+        return round(trained)
+    if scored:
+        return scored.shares["ARC/solved@2"].total
+    return own[2]["ARC/pass@1"].total if own else None
 
 
 def status(run: Run) -> str:
@@ -180,70 +182,92 @@ def issues(run: Run) -> list[str]:
     found += run.stamps + [str(note) for note in run.provenance.get("notes", ())]
     if run.health is not None and "HEALTHY" not in run.health:
         found.append(f"health at {run.health}")
-    for name, metric in REGISTRY.items():
-        value = run.last(name) if name.startswith(("train/", "grad/")) else None
-        if value is None or metric.healthy is None:
+    return [*found, *_unhealthy_metrics(run), *color_gap(run)]
+
+
+def _unhealthy_metrics(run: Run) -> Iterator[str]:
+    """A sentence for every metric of training whose last value is outside its healthy range."""
+    for name in REGISTRY:
+        healthy, value = _healthy_range(run, name), run.last(name)
+        if healthy is None or value is None or healthy[0] <= value <= healthy[1]:
             continue
-        low, high = metric.healthy
-        if name.startswith("grad/"):
-            if (run.train_exact or Share(0, 0)).value >= CONVERGED:
-                continue  # where nearly everything is right all gradients fade
-            low *= min(1.0, run.last("context_gain") or 1.0) if name == "grad/encoder_norm" else 1.0
-        if not low <= value <= high:
-            wanted = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
-            found.append(f"{name} ended at {value:.3g} (healthy: {wanted})")
-    return found + color_gap(run)
+        low, high = healthy
+        wanted = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        yield f"{name} ended at {value:.3g} (healthy: {wanted})"
+
+
+def _healthy_range(run: Run, name: str) -> tuple[float, float] | None:
+    """That of the registry, made to fit this run; None if there is none, or none that the run's last step can be held to."""
+    healthy, (group, _, _) = REGISTRY[name].healthy, name.partition("/")
+    if healthy is None or group not in ("train", "grad"):
+        return None
+    if group == "grad" and run.train_exact is not None and run.train_exact.value >= CONVERGED:
+        return None  # where nearly everything is right all gradients fade
+    low, high = healthy
+    scale = min(1.0, run.last("context_gain") or 1.0) if name == "grad/encoder_norm" else 1.0
+    return low * scale, high
 
 
 def color_gap(run: Run) -> list[str]:
-    """A sentence if, over the last rows, answers whose colours only demonstrations tell lag far behind the others; else
-    nothing.
+    """One sentence if, over the last rows, answers whose colours only demonstrations tell lag far behind the others; else none.
 
     Health cannot see it: gradients flow and swapped demonstrations cost everything, while little more than which task it is
     gets through.
     """
+    shares = _late_color_shares(run)
+    if shares is None or shares[1] - shares[0] < _COLOR_GAP:
+        return []
+    new, others = shares
+    remedies = {"trainer.optimizer": "muon", "encoder.pooling": "colors"}
+    possible = [f"{k}={v}" for k, v in remedies.items() if run.settings.get(k) not in (None, v, Pooling.cls.value)]
+    return [
+        f"train/new_colors_exact ended at {new:.3g}, other rows at {others:.3g}: colours that only demonstrations show are "
+        f"missing; {', '.join(['give it more steps', *possible])}"
+    ]
+
+
+def _late_color_shares(run: Run) -> tuple[float, float] | None:
+    """(share of right answers with colours that only demonstrations tell, share of the others) over the last rows; None if one
+    of them has no rows."""
     needed = ("train/new_colors_exact", "train/new_colors_count", "train/exact_accuracy", "train/count")
     rows = [r for r in run.rows if all(r.get(name) is not None for name in needed)][-_LATE_ROWS:]
-    total, new = (sum(r[f"train/{name}count"] for r in rows) for name in ("", "new_colors_"))
-    if not 0 < new < total:
-        return []
-    right, new_right = (
-        sum(r[f"train/{name}"] * r[f"train/{count}"] for r in rows)
-        for name, count in (("exact_accuracy", "count"), ("new_colors_exact", "new_colors_count"))
-    )
-    share, others = new_right / new, (right - new_right) / (total - new)
-    if others - share < _COLOR_GAP:
-        return []
-    other = {"trainer.optimizer": "muon", "encoder.pooling": "colors"}
-    remedies = [f"{k}={v}" for k, v in other.items() if run.settings.get(k) not in (None, v, Pooling.cls.value)]
-    return [
-        f"train/new_colors_exact ended at {share:.3g}, other rows at {others:.3g}: colours that only demonstrations show are "
-        f"missing; give it more steps{''.join(f', {r}' for r in remedies)}"
-    ]
+    total, new_total = sum(r["train/count"] for r in rows), sum(r["train/new_colors_count"] for r in rows)
+    if not 0 < new_total < total:
+        return None
+    right = sum(r["train/exact_accuracy"] * r["train/count"] for r in rows)
+    new_right = sum(r["train/new_colors_exact"] * r["train/new_colors_count"] for r in rows)
+    return new_right / new_total, (right - new_right) / (total - new_total)
 
 
 def _phase2(run: Run) -> dict[str, Any] | None:
     """Fields of phase 2; None if this run is of phase 1 and was evaluated on no other split."""
-    test = run.split("evaluation", "validation")
+    train, test = run.split("train"), run.split("evaluation", "validation")
     if is_overfit_run(run) and test is None:
         return None
-    train = run.split("train")
-    own = run.own_scores
-    pass2 = percent(test.shares.get("ARC/pass@2")) + f" of tasks, {test.split} split" if test else _NOT_EVALUATED
-    if test is None and own is not None:
-        pass2 = f"{percent(own[2].get('ARC/pass@2'))}, {own[1]} split, during training at step {own[0]:,}"
     return {
-        "train_em": _exact(train.exact, "train split") if train else _NOT_EVALUATED,
-        "test_em": _exact(test.exact, f"{test.split} split") if test else _test_em_of_training(run),
-        "pass2": pass2,
+        "train_em": _NOT_EVALUATED if train is None else _exact(train.exact, "train split"),
+        **(_test_scores_of_training(run) if test is None else _test_scores(test)),
         "steps": average_steps(run),
         "status": "no criterion" if is_overfit_run(run) else status(run),
     }
 
 
-def _test_em_of_training(run: Run) -> str:
-    own = run.own_scores
-    return _exact(own_exact(run), f"{own[1]} split, during training at step {own[0]:,}") if own else _NOT_EVALUATED
+def _test_scores(test: ScoredSplit) -> dict[str, str]:
+    """The fields test_em and pass2, from an evaluation of the run."""
+    where = f"{test.split} split"
+    return {
+        "test_em": _exact(test.exact, where),
+        "pass2": f"{percent(test.shares.get('ARC/pass@2'))} of tasks, {where}",
+    }
+
+
+def _test_scores_of_training(run: Run) -> dict[str, str]:
+    """The same from the newest evaluation that training itself made."""
+    if run.own_scores is None:
+        return {"test_em": _NOT_EVALUATED, "pass2": _NOT_EVALUATED}
+    step, split, shares = run.own_scores
+    where = f"{split} split, during training at step {step:,}"
+    return {"test_em": _exact(own_exact(run), where), "pass2": f"{percent(shares.get('ARC/pass@2'))}, {where}"}
 
 
 def _exact(exact: Exact | None, where: str) -> str:
@@ -272,25 +296,23 @@ def gap(train: ScoredSplit, test: ScoredSplit, name: str = "ARC/pass@2") -> str:
 
 def observations(run: Run) -> list[str]:
     """Sentences that follow from the folder alone: train against test, and how rows halted."""
-    train, test = run.split("train"), run.split("evaluation", "validation")
-    lines = []
-    if train and test:
-        different = "; ".join(unlike("train", train, test.split, test))
-        lines.append(
-            f"Train minus {test.split} split, ARC/pass@2: {gap(train, test)}"
-            + (f" (made differently: {different})" if different else "")
-        )
-    elif train or test:
-        only = train or test
-        assert only is not None
-        lines.append(f"Only the {only.split} split was evaluated, so the train/test gap is not known")
-    else:
-        lines.append("No evaluation folder, so the train/test gap is not known")
-    lines.append(f"Average supervision steps: {average_steps(run)}")
+    lines = [_train_test_gap(run), f"Average supervision steps: {average_steps(run)}"]
     agreement = run.late_mean("train/q_halt_accuracy")
     if agreement is not None:
         lines.append(f"The halt logit agrees with exactness for {100 * agreement:.1f}% of rows (same window)")
     return lines
+
+
+def _train_test_gap(run: Run) -> str:
+    train, test = run.split("train"), run.split("evaluation", "validation")
+    if train is None and test is None:
+        return "No evaluation folder, so the train/test gap is not known"
+    if train is None or test is None:
+        only = "train" if test is None else test.split
+        return f"Only the {only} split was evaluated, so the train/test gap is not known"
+    different = "; ".join(unlike("train", train, test.split, test))
+    made_differently = f" (made differently: {different})" if different else ""
+    return f"Train minus {test.split} split, ARC/pass@2: {gap(train, test)}{made_differently}"
 
 
 def _wandb(run: Run) -> str:
