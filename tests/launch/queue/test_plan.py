@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from arclab.config.compose import ConfigError, freeze
+from arclab.config.schema import ExperimentConfig
 from arclab.launch.queue.jobsfile import JobsError
 from arclab.launch.queue.plan import JobsPlan, ablation_columns, read_plan
 from arclab.runs.folder import State, open_run
@@ -37,16 +38,18 @@ def problems(tmp_path: Path, *lines: str, only: str | None = None) -> list[tuple
 def test_the_shipped_queue_composes_and_types() -> None:
     plan = read_plan(ROOT / "jobs.txt")
     assert plan.num_runs == len(plan.runs) >= 40 and len({run.folder.path for run in plan.runs}) == len(plan.runs)
-    assert {run.config.experiment_name for run in plan.runs} == {"toy_queue", "phase1_overfit", "phase2_generalise", "trm_arc1"}
-    assert all(run.config.wandb.group == run.job.section.title for run in plan.runs)
-    by_name = {f"{run.config.experiment_name}/{run.name}": run for run in plan.runs}
+    assert {run.config.title[0] for run in plan.runs} == {"toy_queue", "phase1_overfit", "phase2_generalise", "trm_arc1"}
+    trained = [run for run in plan.runs if isinstance(run.config, ExperimentConfig)]
+    assert all(run.config.wandb.group == run.job.section.title for run in trained)
+    by_name = {run.full_name: run for run in plan.runs}
+    assert by_name["toy_queue/toy-standard-evaluation"].maker == Path("runs/toy_queue/toy-standard")
     assert by_name["phase1_overfit/baseline"].config.halting.halt_exploration_prob == 0.5
     assert by_name["phase1_overfit/pretrained_encoder-context-trm_compat"].maker == Path("runs/trm_arc1/decoder")
-    kinds = {run.config.encoder.kind for run in plan.runs if run.config.experiment_name == "phase1_overfit"}
+    kinds = {run.config.encoder.kind for run in trained if run.config.experiment_name == "phase1_overfit"}
     assert {"standard", "variational", "lpn", "hybrid", "recurrent", "recurrent_trm", "cross_attention"} <= kinds
     assert not plan.notes
     toys = read_plan(ROOT / "jobs.txt", "toy*").runs
-    assert len(toys) == 4 and all(run.config.launch.gpus == 0 for run in toys)
+    assert len(toys) == 5 and all(run.config.launch.gpus == 0 for run in toys)
 
 
 def test_checking_the_shipped_queue_takes_no_torch_no_hydra_and_less_than_two_seconds() -> None:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from arclab.config.compose import ConfigError
 from arclab.launch import doctor
-from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_section, read_plan
+from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_entry, by_section, read_plan
 from arclab.launch.queue.progress import QUEUED, REQUEUED, RunProgress, living_jobs, read_progress
 from arclab.launch.queue.submit import Action, cancel, retry, submit
 from arclab.launch.queue.tables import clear, labels, say, section_heading, show, show_matrix, show_plan, show_progress
@@ -26,9 +26,10 @@ def check_command(arguments: argparse.Namespace) -> int:
     plan = read_plan(arguments.file, arguments.only)
     seconds = time.perf_counter() - start
     show_plan(plan)
-    columns = ablation_columns(plan.runs, fold=not arguments.all_keys)
-    if columns:
-        show_matrix(plan.runs, columns)
+    for runs in by_entry(plan.runs):
+        columns = ablation_columns(runs, fold=not arguments.all_keys)
+        if columns:
+            show_matrix(runs, columns)
     for note in plan.notes:
         say(f"note: {note.at(plan.path)}")
     damaged = [f"{run.name}: {run.damage}" for run in plan.runs if run.damage]

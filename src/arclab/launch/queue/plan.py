@@ -314,6 +314,12 @@ def _text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def by_entry(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Runs that have the same keys together: those of one entry."""
+    entries = dict.fromkeys(run.job.entry for run in runs)
+    return [[run for run in runs if run.job.entry == entry] for entry in entries]
+
+
 def by_section(runs: Sequence[PlannedRun]) -> list[tuple[Any, list[PlannedRun]]]:
     """(section, its runs) in the order of the file."""
     grouped = itertools.groupby(runs, key=lambda run: run.job.section)
