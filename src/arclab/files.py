@@ -245,6 +245,17 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], *, says: str = "now") -> str:
+    """The first key by which two settings differ, with its two values, and how many keys do: "seed=0, now seed=1 (1 keys
+    differ)". Empty if they are the same. Compared as JSON keeps them: a tuple is a list. An absent key is null."""
+    old, new = (json.loads(json.dumps(dict(each))) for each in (before, now))
+    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if not different:
+        return ""
+    key = different[0]
+    return f"{key}={old.get(key)}, {says} {key}={new.get(key)} ({len(different)} keys differ)"
+
+
 def step_folders(checkpoints: Path) -> list[Path]:
     """The checkpoints in a run's folder of checkpoints (step_ and at least eight digits), the oldest first. What else lies
     there is left alone."""
