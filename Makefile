@@ -35,14 +35,14 @@ bench-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest tests/test_cuda.py
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --save
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --compile --save
-	$(BIN)/python -m benchmarks.phase1 --minutes 9 --jobs 3 --layout aligned+colors --save phase1_colors
-	$(BIN)/python -m benchmarks.control --steps 2000 --jobs 4 --layouts symmetry symmetry+colors --set trainer.device=cuda trainer.num_threads=1 \
+	$(BIN)/python -m experiments.phase1 --minutes 9 --jobs 3 --layout aligned+colors --save phase1_colors
+	$(BIN)/python -m experiments.control --steps 2000 --jobs 4 --layouts symmetry symmetry+colors --set trainer.device=cuda trainer.num_threads=1 \
 	    trainer.batch_size=512 trainer.num_workers=1
 
 # Continues where it was stopped. Fewer cells or another budget: make bench-control CONTROL="--seconds 120 --families lines"
 CONTROL ?= --seconds 600
 bench-control: .venv/installed
-	$(BIN)/python -m benchmarks.control $(CONTROL)
+	$(BIN)/python -m experiments.control $(CONTROL)
 
 # Twenty runs killed at random moments and continued, compared bit for bit with one left alone (about ten minutes).
 bench-kills: .venv/installed

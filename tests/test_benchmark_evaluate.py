@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import evaluate
 
 from arclab.config.schema import ExperimentConfig
 from arclab.data.tasks import ArcTask, Pair
@@ -17,6 +16,7 @@ from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
 from arclab.methods.recursive.evaluation import rules_stamps
 from arclab.methods.recursive.run import pretrain
 from arclab.results.attempts import Attempts, Candidate
+from benchmarks import evaluate
 
 from .methods.recursive.common import setup
 

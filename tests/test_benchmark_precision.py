@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from benchmarks import precision
 
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive import layers
+from benchmarks import precision
 
 
 def test_each_form_is_what_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import train_step
-from benchmarks.train_step import Timing, _varlen_formulas, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from arclab.config.schema import ExperimentConfig
@@ -17,6 +15,8 @@ from arclab.data.sampler import build_training_data, whole
 from arclab.data.splits import load_tasks
 from arclab.methods.recursive.model import RecursiveModel
 from arclab.runs.ranks import Ranks
+from benchmarks import train_step
+from benchmarks.train_step import Timing, _varlen_formulas, table
 
 
 def test_operations_of_the_varlen_kernel_are_those_of_its_sequences() -> None:

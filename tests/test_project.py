@@ -183,6 +183,8 @@ def test_what_documents_name_is_there(page: Path) -> None:
     for name in set(re.findall(r"\barclab(?:\.[a-z_]+)+", text)):
         place = ROOT / "src" / name.replace(".", "/")
         assert place.is_dir() or place.with_suffix(".py").is_file(), name
+    for name in set(re.findall(r"\b(?:benchmarks|experiments)\.[a-z_0-9]+", text)):
+        assert (ROOT / name.replace(".", "/")).with_suffix(".py").is_file(), name
 
 
 def test_readme_commands_exist() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from benchmarks.attacks import ATTACKS
 
 from arclab.programs.sandbox.execution import Execution, Isolation, Limits
 from arclab.programs.sandbox.lockdown import locked_down
 from arclab.programs.sandbox.pool import Sandbox
+from benchmarks.attacks import ATTACKS
 
 from ..conftest import ROOT
 from .cluster import Cluster

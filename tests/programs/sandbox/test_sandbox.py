@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from benchmarks.attacks import ATTACKS, POISONS, Attack
 
 from arclab.config.llm_schema import SandboxConfig
 from arclab.programs.sandbox import pool as sandbox_module
@@ -31,6 +30,7 @@ from arclab.programs.sandbox.execution import (
 from arclab.programs.sandbox.lockdown import locked_down
 from arclab.programs.sandbox.pool import Sandbox, SandboxError, open_sandbox
 from arclab.programs.sandbox.wire import Header, unpack_header
+from benchmarks.attacks import ATTACKS, POISONS, Attack
 
 ROOT = Path(__file__).resolve().parents[3]
 GRID = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)

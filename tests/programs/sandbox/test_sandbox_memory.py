@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmarks.attacks import ATTACKS
 
 from arclab.data.tasks import ArcTask, Pair
 from arclab.programs.outcomes import ProgramRun, run_jobs
 from arclab.programs.sandbox.execution import Execution, Isolation, Limits, Result, Status
 from arclab.programs.sandbox.pool import Sandbox
+from benchmarks.attacks import ATTACKS
 
 GRID = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
 LIMITS = Limits(cpu_s=2, wall_s=4.0, memory_mb=512)

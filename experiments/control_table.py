@@ -1,11 +1,11 @@
 """The control table as pages: control.json (every record), control.md (the cells, and which encoders are done).
 
-    print(write_table(Path("benchmarks/results"), new_records))
+    print(write_table(Path("experiments/results"), new_records))
 
 An encoder is done if, with its best layout, it answers at least 90 % of unseen colour maps, loses at least 50 points there
 when demonstrations are swapped, and beats its frozen random twin by at least 20 points on compositions of a dihedral view
 and a colour map. in_context compresses nothing, so its twin reads demonstrations as well as it does: it is the baseline of the
-others and never done. It trains and scores nothing: benchmarks/control.py does.
+others and never done. It trains and scores nothing: experiments/control.py does.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def markdown(cells: Sequence[dict[str, Any]]) -> str:
         f"{short_commit(c['provenance'])}, {c['provenance']['machine']}, {c['train_source']}, {' '.join(c['overrides'])}"
         for c in cells
     }
-    return "\n".join([*parts, "Made with `python -m benchmarks.control`:", *(f"- {m}" for m in sorted(made)), ""])
+    return "\n".join([*parts, "Made with `python -m experiments.control`:", *(f"- {m}" for m in sorted(made)), ""])
 
 
 def toy_settings(source: str) -> str:

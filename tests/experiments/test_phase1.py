@@ -1,4 +1,4 @@
-"""benchmarks/phase1.py: the runs that it starts and the table that it writes (the runs themselves are pretrain_encoder.py)."""
+"""experiments/phase1.py: the runs that it starts and the table that it writes (the runs themselves are pretrain_encoder.py)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import phase1
 
-from .conftest import compose
+from experiments import phase1
+
+from ..conftest import compose
 
 GIVEN = argparse.Namespace(
     encoders=["standard", "lpn"], steps=None, minutes=10.0, seed=3, runs_dir="runs", jobs=2, set=["halting=short8"], layout=None

@@ -1,11 +1,11 @@
 r"""The control table: which encoder and layout learn to read a rule from demonstrations, against a frozen random twin.
 
-    python -m benchmarks.control --steps 600                                             # every encoder and layout
-    python -m benchmarks.control --seconds 60 --encoders standard_tiny --families color_map dihedral
-    python -m benchmarks.control --steps 5000 --jobs 8 --set trainer.device=cuda trainer.num_threads=1     # on a GPU
-    python -m benchmarks.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 \
+    python -m experiments.control --steps 600                                             # every encoder and layout
+    python -m experiments.control --seconds 60 --encoders standard_tiny --families color_map dihedral
+    python -m experiments.control --steps 5000 --jobs 8 --set trainer.device=cuda trainer.num_threads=1     # on a GPU
+    python -m experiments.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 \
         trainer.precision=bf16 trainer.compile=true                                     # on two cores with units for bf16 (AMX)
-    python -m benchmarks.control --steps 600 --list                                      # the cells, and what is done
+    python -m experiments.control --steps 600 --list                                      # the cells, and what is done
 
 A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout
 (symmetry+colors: with encoder.pooling=colors, for encoders that pool), and trained or frozen (encoder.optim.freeze_steps: the
@@ -14,7 +14,7 @@ interval, what is lost with swapped demonstrations and with an empty context. Ea
 compositions of all eight views alone give no signal for long. --seconds measures the speed of an encoder once and turns it into
 steps; trained and frozen twins get the same number of steps.
 
-The same command continues a killed table, also on another machine: cells recorded in benchmarks/results/control.json are
+The same command continues a killed table, also on another machine: cells recorded in experiments/results/control.json are
 done, a started one resumes from its checkpoint, and the record and control.md are written after each cell. For a table of
 your own name another folder with --results. A cell that fails is shown and the table goes on; the exit status is then 1. It
 does not tune: all cells share the settings of experiment=toy_control and KEY=VALUE overrides after --set.
@@ -52,7 +52,7 @@ from arclab.results.scoring import Share
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.ranks import start_ranks
 from benchmarks.arguments import above_0, at_least_0, at_least_1
-from benchmarks.control_table import learned_from, toy_settings, write_table
+from experiments.control_table import learned_from, toy_settings, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LAYOUT = "-"  # an encoder without the key demo_layout
@@ -312,7 +312,7 @@ def options(group: str) -> list[str]:
 
 def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser = argparse.ArgumentParser(
-        prog="benchmarks.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="experiments.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=at_least_1, help="optimiser steps of every cell")

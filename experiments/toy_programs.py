@@ -1,14 +1,14 @@
 """Does the whole path work: a tiny language model learns to write programs, and solves toy tasks with rules that it never saw?
 
-    python -m benchmarks.toy_programs                        # minutes a twin on two cores; goes on where it was stopped
-    python -m benchmarks.toy_programs --steps 300 --families color_map --twins trained --folder models/quick
+    python -m experiments.toy_programs                        # minutes a twin on two cores; goes on where it was stopped
+    python -m experiments.toy_programs --steps 300 --families color_map --twins trained --folder models/quick
 
 Builds a tiny model, trains it on the solutions of toy tasks (prompt: the demonstrations, reply: the program), and scores it
 with evaluate.py solver=program_sampling on tasks of the test split: other rules, other grids. Beside it two controls:
 `shuffled` was trained on the same prompts and the same programs in random order, and knows what programs look like but nothing
 about tasks; `untrained` is the model before training. A plumbing check with a positive control, not a result about ARC.
 
---save writes benchmarks/results/toy_programs.{md,json}.
+--save writes experiments/results/toy_programs.{md,json}.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         f"{arguments.samples} programs for each test task at temperature 1, isolation {rows[0]['isolation']}. Seconds of "
         f"training in this call: {', '.join(f'{twin} {seconds}' for twin, seconds in trained_s.items())}.\n\n"
     )
-    results = ROOT / "benchmarks/results"
+    results = ROOT / "experiments/results"
     write_atomically(results / "toy_programs.md", head + table(rows) + "\n")
     write_atomically(
         results / "toy_programs.json", json.dumps({"settings": settings, "rows": rows, "provenance": made}, indent=1) + "\n"

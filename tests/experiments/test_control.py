@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import control
-from benchmarks.control import Cell
-from benchmarks.control_table import markdown, verdict, write_table
 
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 from arclab.runs.ranks import Ranks
+from experiments import control
+from experiments.control import Cell
+from experiments.control_table import markdown, verdict, write_table
 
-from .conftest import compose
+from ..conftest import compose
 
 SMALL = ["decoder.width=16", "decoder.num_heads=2", "encoder.num_heads=2", "trainer.num_threads=1", "trainer.batch_size=4"]
 TABLE = ["--steps", "3", "--encoders", "standard_tiny", "--layouts", "aligned", "--families", "dihedral", "color_map", "--train-tasks", "20",

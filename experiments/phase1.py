@@ -1,13 +1,13 @@
 """Phase 1 of the experiment guide, encoder by encoder: does each fit 32 tasks in a few minutes of one GPU?
 
-    python -m benchmarks.phase1 --minutes 8 --jobs 3 --save                                   # on a GPU
-    python -m benchmarks.phase1 --minutes 8 --jobs 3 --layout symmetry+colors --save phase1_colors
-    python -m benchmarks.phase1 --steps 20 --encoders standard --set trainer.device=cpu decoder.width=64 trainer.batch_size=8
+    python -m experiments.phase1 --minutes 8 --jobs 3 --save                                   # on a GPU
+    python -m experiments.phase1 --minutes 8 --jobs 3 --layout symmetry+colors --save phase1_colors
+    python -m experiments.phase1 --steps 20 --encoders standard --set trainer.device=cpu decoder.width=64 trainer.batch_size=8
 
 Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL by its last evaluation.
 --minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps:
 the learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first
-call). Prints a table; --save [NAME] writes it to benchmarks/results/NAME.{json,md} (phase1). It compares encoders under one
+call). Prints a table; --save [NAME] writes it to experiments/results/NAME.{json,md} (phase1). It compares encoders under one
 budget; it does not tune any of them.
 """
 
@@ -31,7 +31,7 @@ from arclab.metrics.logger import read_rows
 from arclab.results.criterion import judge_criterion
 from arclab.runs.folder import RunDir, provenance, short_commit
 from benchmarks.arguments import above_0, at_least_0, at_least_1
-from benchmarks.control import LAYOUTS, NO_LAYOUT, layout_overrides, pools_by_color
+from experiments.control import LAYOUTS, NO_LAYOUT, layout_overrides, pools_by_color
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODERS = ("standard", "hybrid_variational", "recurrent_trm")
@@ -133,7 +133,7 @@ def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] |
 
 
 def layout_of(encoder: EncoderConfig) -> str:
-    """As in benchmarks.control: symmetry+colors, or only the layout of the grids."""
+    """As in experiments.control: symmetry+colors, or only the layout of the grids."""
     if not isinstance(encoder, TaskEncoderConfig):
         return NO_LAYOUT
     is_by_color = isinstance(encoder, StandardEncoderConfig) and encoder.pooling is Pooling.colors
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--jobs", type=at_least_1, default=1, help="runs at a time")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
-    parser.add_argument("--save", nargs="?", const="phase1", metavar="NAME", help="benchmarks/results/NAME, else phase1")
+    parser.add_argument("--save", nargs="?", const="phase1", metavar="NAME", help="experiments/results/NAME, else phase1")
     given = parser.parse_args(argv)
     steps = planned_steps(given)
     for encoder in (e for e in given.encoders if e not in steps):
@@ -181,7 +181,7 @@ def main(argv: Sequence[str]) -> int:
         )
     with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
         records = list(pool.map(lambda encoder: run(encoder, steps[encoder], given), [e for e in given.encoders if e in steps]))
-    command = "python -m benchmarks.phase1 " + " ".join(argv)
+    command = "python -m experiments.phase1 " + " ".join(argv)
     result = {**provenance(), "command": command, "seed": given.seed, "runs": [r for r in records if r is not None]}
     print(markdown(result))
     if given.save:
