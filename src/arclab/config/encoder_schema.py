@@ -198,8 +198,8 @@ class TransformerEncoderConfig(TaskEncoderConfig):
         return problems
 
 
-_POOLINGS = (Pooling.mean, Pooling.max, Pooling.attention, Pooling.weighted, Pooling.colors)
-_MANY_TOKENS = (Pooling.attention, Pooling.weighted, Pooling.colors)
+_POOLINGS = tuple(pooling for pooling in Pooling if pooling is not Pooling.cls)
+_ONE_TOKEN = (Pooling.mean, Pooling.max, Pooling.cls)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -222,10 +222,12 @@ class StandardEncoderConfig(TransformerEncoderConfig):
                 f"{path}.pooling={self.pooling.name} is not what encoder={self.kind} has; choose "
                 f"{', '.join(p.name for p in self.poolings())}."
             )
-        if self.tokens_per_demo > 1 and self.pooling not in _MANY_TOKENS:
+        if self.tokens_per_demo > 1 and self.pooling in _ONE_TOKEN:
+            many = [f"{path}.pooling={pooling.name}" for pooling in self.poolings() if pooling not in _ONE_TOKEN]
+            remedies = " or ".join([f"{path}.tokens_per_demo=1", *many])
             problems.append(
-                f"{path}.tokens_per_demo={self.tokens_per_demo} needs {path}.pooling=attention or weighted "
-                f"({self.pooling.name} gives one token); change one."
+                f"{path}.tokens_per_demo={self.tokens_per_demo} does not go with {path}.pooling={self.pooling.name}, which "
+                f"gives one token; set {remedies}."
             )
         if self.pooling is Pooling.colors:
             for key, value, is_right in (

@@ -473,7 +473,8 @@ BAD = [
     ("hybrid", ["encoder.pooling=mean"], "encoder.pooling=mean is not what encoder=hybrid has; choose cls"),
     ("standard", ["encoder.pooling=colors"], "encoder.tokens_per_demo=1 does not go with encoder.pooling=colors"),
     ("recurrent", ["encoder.pooling=colors", "encoder.tokens_per_demo=10", "encoder.context.num_tokens=2"], "set encoder.context.num_tokens=10"),
-    ("standard", ["encoder.tokens_per_demo=2"], "needs encoder.pooling=attention or weighted"),
+    ("standard", ["encoder.tokens_per_demo=2"], "set encoder.tokens_per_demo=1 or encoder.pooling=attention or encoder.pooling=weighted or encoder.pooling=colors."),
+    ("hybrid", ["encoder.tokens_per_demo=2"], "encoder.pooling=cls, which gives one token; set encoder.tokens_per_demo=1."),
     ("in_context", ["decoder.mlp_t=true"], "encoder.kind=in_context needs attention with rotary positions"),
     ("standard", ["encoder.width=15"], "encoder.width=15 must be an even multiple of encoder.num_heads=2"),
 ]  # fmt: skip

@@ -39,7 +39,14 @@ class Linear(nn.Module):
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(truncated_normal((num_out, num_in), 1.0 / math.sqrt(num_in)))
+        self.weight = nn.Parameter(torch.empty(num_out, num_in))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        num_out, num_in = self.weight.shape
+        self.weight.copy_(truncated_normal((num_out, num_in), 1.0 / math.sqrt(num_in)))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))

@@ -15,19 +15,30 @@ from torch import Tensor, nn
 
 from arclab.config.encoder_schema import RecurrentEncoderConfig, RecurrentTrmEncoderConfig
 from arclab.methods.recursive.encoders.base import Memory, TaskContext
-from arclab.methods.recursive.encoders.blocks import QUERY_STD, EncoderBlock, SetBlock, color_starts
-from arclab.methods.recursive.encoders.standard import StandardEncoder
-from arclab.methods.recursive.layers import rms_norm, rope_tables, truncated_normal
+from arclab.methods.recursive.encoders.blocks import QUERY_STD, EncoderBlock, SetBlock, ToDecoder, color_starts
+from arclab.methods.recursive.encoders.standard import PoolingEncoder, StandardEncoder
+from arclab.methods.recursive.layers import Linear, rms_norm, rope_tables, truncated_normal
 
 
-class RecurrentEncoder(StandardEncoder):
+class RecurrentEncoder(PoolingEncoder):
     def __init__(self, config: RecurrentEncoderConfig, decoder_width: int, canvas: int) -> None:
-        super().__init__(config, decoder_width, canvas)
         width = config.width or decoder_width
-        del self.set_stage
+        super().__init__(config, width, canvas)
         self.config = config
-        self.start = nn.Parameter(truncated_normal((config.context.num_tokens, width), QUERY_STD))
-        self.layers = nn.ModuleList(SetBlock(config, width) for _ in range(config.set_layers))
+        self.start = nn.Parameter(torch.empty(config.context.num_tokens, width))
+        self._draw_start()
+        layers = nn.ModuleList(SetBlock(config, width) for _ in range(config.set_layers))
+        self.to_decoder = ToDecoder(width, decoder_width)
+        # A second time, behind to_decoder: recorded runs drew these weights here, and a seed must give what it gave then.
+        self._draw_start()
+        self.layers = layers
+        for part in layers.modules():
+            if isinstance(part, Linear):
+                part.reset_parameters()
+
+    @torch.no_grad()
+    def _draw_start(self) -> None:
+        self.start.copy_(truncated_normal(tuple(self.start.shape), QUERY_STD))
 
     def start_state(self) -> Tensor:
         return self.start

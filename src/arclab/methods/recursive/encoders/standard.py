@@ -14,16 +14,24 @@ from arclab.methods.recursive.encoders.base import Demonstrations, Memory, TaskC
 from arclab.methods.recursive.encoders.blocks import DemoStage, QueryStage, ToDecoder
 
 
-class StandardEncoder(TaskEncoder):
-    def __init__(self, config: StandardEncoderConfig, decoder_width: int, canvas: int) -> None:
+class PoolingEncoder(TaskEncoder):
+    """Reads each demonstration to a few pooled tokens; what is written from them is for a subclass to say."""
+
+    def __init__(self, config: StandardEncoderConfig, width: int, canvas: int) -> None:
+        """width: the encoder's own."""
         super().__init__()
-        width = config.width or decoder_width
         self.demo_stage = DemoStage(config, width, canvas)
-        self.set_stage = QueryStage(config, config.set_layers, config.context.num_tokens, width)
-        self.to_decoder = ToDecoder(width, decoder_width)
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
         return Memory(*demos.unpack_tokens(*self.demo_stage(demos.inputs_NS, demos.outputs_NS, dtype)))
+
+
+class StandardEncoder(PoolingEncoder):
+    def __init__(self, config: StandardEncoderConfig, decoder_width: int, canvas: int) -> None:
+        width = config.width or decoder_width
+        super().__init__(config, width, canvas)
+        self.set_stage = QueryStage(config, config.set_layers, config.context.num_tokens, width)
+        self.to_decoder = ToDecoder(width, decoder_width)
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self.to_decoder(self.set_stage(memory.tokens_BMD, memory.mask_BM)))
