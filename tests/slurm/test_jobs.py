@@ -17,6 +17,8 @@ from arclab.metrics.logger import read_rows
 from arclab.runs.folder import State
 
 from ..conftest import ROOT, script_env
+from ..test_second_method import add_to_path
+from ..test_second_method import jobs_file as second_jobs_file
 from .cluster import Cluster
 from .conftest import RUN, STEPS, has_reached, wait_until
 
@@ -124,6 +126,26 @@ def test_a_refused_job_waits_nowhere(launch: Launch, tmp_path: Path) -> None:
         and "partitions here: main, spare, urgent" in refused.stderr
     )
     assert state_of(runs["n"]) == "NEW"
+
+
+def test_an_evaluation_of_any_method_depends_on_its_run(
+    launch: Launch, tmp_path: Path, slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent together; SLURM starts the evaluation when the run has ended well, and drops it when the run has not."""
+    add_to_path(tmp_path / "path", monkeypatch)
+    path = second_jobs_file(tmp_path / "runs", "launch=slurm_cpu", "launch.cpus=1", "launch.mem_gib=1")
+    assert (done := launch("submit", str(path))).returncode == 0, done.stderr
+    evaluation, maker, _ = runs = read_plan(path).runs
+    jobs = [job.id for run in runs if (job := read_job(run.folder)) is not None]
+    assert f"Dependency=afterok:{jobs[1]}" in slurm.run("scontrol", "show", "job", jobs[0])
+    wait_until(lambda: [state_of(run) for run in runs] == ["DONE"] * 3, "all three", 180)
+    failing = second_jobs_file(tmp_path / "others", "launch=slurm_cpu", "launch.cpus=1", "launch.mem_gib=1")
+    failing.write_text(failing.read_text().replace("second_method.py", "second_method.py trainer.steps=100000000"))
+    assert launch("submit", str(failing)).returncode == 0
+    evaluation, maker, _ = read_plan(failing).runs
+    wait_until(lambda: has_reached(maker.folder, 10), "step 10")
+    assert launch("cancel", "b_lr-0.?", "--file", str(failing)).returncode == 0
+    wait_until(lambda: state_of(evaluation) == "LOST", "the end of the evaluation", 60)
 
 
 def test_doctor_knows_this_slurm(launch: Launch) -> None:
