@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
+from arclab.config.compose import ConfigError, compose, group_options, identity, known_keys, run_main, thaw
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import WeightsKind
@@ -306,10 +306,6 @@ def run_table(table: Table, cells: Sequence[Cell], jobs: int = 1) -> list[str]:
     return failed
 
 
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-
-
 def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="experiments.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -317,7 +313,7 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=at_least_1, help="optimiser steps of every cell")
     budget.add_argument("--seconds", type=above_0, help="training time of every cell, by the measured speed of its encoder")
-    parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
+    parser.add_argument("--encoders", nargs="+", choices=group_options("encoder"), default=group_options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)
     parser.add_argument(

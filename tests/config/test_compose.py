@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from arclab.config.compose import CONF_DIR, ConfigError, compose, compose_evaluate, config_hash, flat, freeze, identity, thaw
+from arclab.config.compose import (  # fmt: skip
+    ConfigError,
+    compose,
+    compose_evaluate,
+    config_hash,
+    flat,
+    freeze,
+    group_options,
+    identity,
+    thaw,
+)
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import EndpointModelConfig, EvaluateProgramsConfig, HfModelConfig
 from arclab.config.schema import SplitName
@@ -19,11 +29,7 @@ from ..conftest import compose as quick_compose
 GROUPS = ["decoder", "encoder", "halting", "dataset", "trainer", "evaluation", "experiment"]
 
 
-def options(group: str) -> list[str]:
-    return sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
-
-
-@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g)])
+@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in group_options(g)])
 def test_every_yaml_builds(choice: str) -> None:
     extra = ["dataset.regime=puzzle_id"] if choice == "encoder=puzzle_table" else []
     config = quick_compose("pretrain_encoder", [choice, *extra])
@@ -35,7 +41,7 @@ def test_group_options_differ_from_each_other() -> None:
     """No option of a group is a copy of another."""
     for group in GROUPS:
         extra = {"puzzle_table": ["dataset.regime=puzzle_id"]}
-        built = [freeze(quick_compose("pretrain_encoder", [f"{group}={o}", *extra.get(o, [])])) for o in options(group)]
+        built = [freeze(quick_compose("pretrain_encoder", [f"{group}={o}", *extra.get(o, [])])) for o in group_options(group)]
         assert len(set(built)) == len(built), group
 
 
@@ -44,10 +50,10 @@ def test_decoder_init_groups() -> None:
     assert quick_compose("pretrain_encoder", ["encoder/context=trm_compat"]).encoder.context.num_tokens == 1  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("experiment", group_options("experiment"))
 def test_an_experiment_does_not_overrule_the_chosen_halting(experiment: str) -> None:
     """Four halting configurations are to be compared on one experiment: the command decides, not the overlay."""
-    for option in options("halting"):
+    for option in group_options("halting"):
         chosen = quick_compose("pretrain_encoder", [f"experiment={experiment}", f"halting={option}"]).halting
         assert chosen == quick_compose("pretrain_encoder", [f"halting={option}"]).halting, option
 
@@ -85,6 +91,7 @@ BAD = [
     (["+foo=1"], "unknown key foo; known top-level keys are experiment_name"),
     (["encodr=standard"], "unknown key encodr; did you mean encoder?"),
     (["encoder=standrd"], "encoder=standrd is not an option of the group encoder; choose cross_attention, hierarchical, hybrid, hybrid_variational, in_context"),
+    (["encoder=_base"], "encoder=_base is not an option of the group encoder; choose cross_attention,"),
     (["experiment=quick"], "experiment=quick is not an option of the group experiment"),
     (["trainer.steps=many"], "trainer.steps: Value 'many' of type 'str' could not be converted to Integer"),
     (["trainer.precision=fp8"], "trainer.precision: Invalid value 'fp8', expected one of [fp32, bf16]"),

@@ -38,7 +38,7 @@ def quickly(overrides: list[str], entry: str = "pretrain_encoder") -> Any:
 def options() -> Iterator[list[str]]:
     yield from ([f"experiment={path.stem}", "name=x"] for path in sorted((ROOT / "conf/experiment").glob("*.yaml")))
     for group in GROUPS:
-        yield from ([PHASE, f"{group}={path.stem}"] for path in sorted((ROOT / "conf" / group).glob("*.yaml")))
+        yield from ([PHASE, f"{group}={option}"] for option in slow.group_options(group))
 
 
 @pytest.mark.parametrize("overrides", [*options(), *OVERRIDES], ids=" ".join)

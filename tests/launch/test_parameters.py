@@ -12,7 +12,7 @@ from ..conftest import ROOT
 
 SMALL = ["decoder.width=32", "decoder.num_heads=2", "dataset.canvas=6", "trainer.precision=fp32"]
 QUICK = PlainComposer()
-ENCODERS = sorted(path.stem for path in (ROOT / "conf/encoder").glob("*.yaml"))
+ENCODERS = sorted(path.stem for path in (ROOT / "conf/encoder").glob("[!_]*.yaml"))
 OPTIONS = [
     ["encoder.pooling=attention", "encoder.tokens_per_demo=3"], ["encoder.pooling=weighted", "encoder.tokens_per_demo=2"],
     ["encoder.pooling=max"], ["encoder.pooling=colors", "encoder.tokens_per_demo=10"], ["encoder.demo_layout=aligned"], ["encoder.demo_layout=symmetry"], ["encoder.layer_scale=0.1"],

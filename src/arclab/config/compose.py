@@ -116,7 +116,7 @@ def _compose(config_name: str, overrides: Sequence[str], conf_dir: Path = CONF_D
     flags = [override for override in overrides if override.startswith("-")]
     if flags:
         raise ConfigError(f"{flags[0]} is not an option here; settings are written key=value (see README.md).")
-    _require_one_choice(overrides)
+    _require_choices(overrides)
     with _ONE_AT_A_TIME, hydra.initialize_config_dir(config_dir=str(conf_dir), version_base="1.3", job_name=config_name):
         try:
             search = [] if conf_dir == CONF_DIR else [f"hydra.searchpath=[file://{CONF_DIR}]"]
@@ -127,13 +127,16 @@ def _compose(config_name: str, overrides: Sequence[str], conf_dir: Path = CONF_D
             raise ConfigError(f"{' '.join(str(error).split())}; correct that file of conf/.") from error
 
 
-def _require_one_choice(overrides: Sequence[str]) -> None:
-    """ConfigError if a group is chosen twice: Hydra would silently take the last (frozen and scratch would be scratch)."""
+def _require_choices(overrides: Sequence[str]) -> None:
+    """ConfigError if a group is chosen twice (Hydra would silently take the last: frozen and scratch would be scratch), or if
+    the choice is a file that options start from."""
     chosen: dict[str, str] = {}
     for override in overrides:
         group, _, option = override.lstrip("+~").partition("=")
         if not option or not (CONF_DIR / group).is_dir():
             continue
+        if is_base(option):
+            raise ConfigError(_no_option(group, option))
         if option.startswith("[") or chosen.setdefault(group, option) != option:
             given = option.strip("[]").replace(",", " and ") if option.startswith("[") else f"{chosen[group]} and {option}"
             raise ConfigError(f"{group}={given} is more than one option of the group {group}; choose one of them.")
@@ -150,7 +153,7 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
         return _no_option(group, option)
     if match := re.search(r"You must specify '([^']+)'", text):
         group = match.group(1)
-        return f"{group} has no value; choose {group}={f' or {group}='.join(_group_options(group))}."
+        return f"{group} has no value; choose {group}={f' or {group}='.join(group_options(group))}."
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)
         if "/" in key and (CONF_DIR / key).is_dir():
@@ -161,11 +164,16 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
 
 
 def _no_option(group: str, option: str) -> str:
-    return f"{group}={option} is not an option of the group {group}; choose {', '.join(_group_options(group))}."
+    return f"{group}={option} is not an option of the group {group}; choose {', '.join(group_options(group))}."
 
 
-def _group_options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+def group_options(group: str) -> list[str]:
+    """What a group can be set to: its files, but for those that others start from (_base.yaml)."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml") if not is_base(path.stem))
+
+
+def is_base(option: str) -> bool:
+    return option.startswith("_")
 
 
 def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:

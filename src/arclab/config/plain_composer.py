@@ -138,6 +138,8 @@ class PlainComposer:
         for override in overrides:
             key, text = split_override(override)
             if (self._conf_dir / key).is_dir():
+                if slow.is_base(text):
+                    raise NotPlain
                 choices[key] = text
             else:
                 values.append((key, parse_plain(text)))
