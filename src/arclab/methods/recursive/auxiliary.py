@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor
 
 from arclab.config.encoder_schema import ContrastiveView, EncoderConfig, KlConfig, TaskEncoderConfig
@@ -84,7 +85,7 @@ def contrastive_rows(
         takes_part_B = data.num_demos_B > 1
     z = torch.cat([_pooled(first), _pooled(second)])
     loss, has_positive = supervised_contrastive(z, data.task_id_B.repeat(2), config.contrastive.temperature)
-    per_row_B = torch.where(has_positive, loss, 0.0).view(2, -1).mean(0)
+    per_row_B = reduce(torch.where(has_positive, loss, 0.0), "(view b) -> b", "mean", view=2)
     return torch.where(takes_part_B, per_row_B, 0.0)
 
 

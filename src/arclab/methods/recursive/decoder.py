@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import PREFIX_TOKENS
@@ -118,7 +119,7 @@ class Decoder(nn.Module):
         assert rope is not None and self.memory_rope is not None
         memory_rope = self.memory_rope[:, self._memory_places(num_cells)]
         num_demos = memory.mask_BM.shape[1] // memory_rope.shape[1]
-        rope = torch.cat([rope, memory_rope.repeat(1, num_demos, 1, 1)], dim=1)
+        rope = torch.cat([rope, repeat(memory_rope, "cs l 1 c -> cs (k l) 1 c", k=num_demos)], dim=1)
         own = memory.mask_BM.new_ones(len(memory.mask_BM), len(places))
         return rope, torch.cat([own, memory.mask_BM], dim=1)
 

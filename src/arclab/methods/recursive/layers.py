@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -123,18 +124,17 @@ class SelfAttention(nn.Module):
         """key_mask_BL: True where a key may be attended to; every row needs at least one. With a packing instead, x is (T, D)
         and rope that of every token."""
         if isinstance(key_mask_BL, Packing):
-            return self.out(attend(*self._heads(x_BLD, rope), key_mask_BL).flatten(1))
-        B, L, D = x_BLD.shape
+            return self.out(rearrange(attend(*self._heads(x_BLD, rope), key_mask_BL), "t h c -> t (h c)"))
         q, k, v = self._heads(x_BLD, rope)
         if self.flash is not None and key_mask_BL is None:
-            return self.out(self.flash(q, k, v).reshape(B, L, D))
+            return self.out(rearrange(self.flash(q, k, v), "b l h c -> b l (h c)"))
         mask = None if key_mask_BL is None else key_mask_BL[:, None, None, :]
-        mixed = dense_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
-        return self.out(mixed.transpose(1, 2).reshape(B, L, D))
+        q, k, v = (rearrange(x, "b l h c -> b h l c") for x in (q, k, v))
+        return self.out(rearrange(dense_attention(q, k, v, mask), "b h l c -> b l (h c)"))
 
     def _heads(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (..., H, C) of (..., D)."""
-        q, k, v = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, -1).unbind(-3)
+        q, k, v = rearrange(self.qkv(x), "... (qkv h c) -> qkv ... h c", qkv=3, h=self.num_heads)
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
         if rope is not None:
@@ -153,12 +153,10 @@ class CrossAttention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x_BQD: Tensor, set_BKD: Tensor, key_mask_BK: Tensor) -> Tensor:
-        B, Q, D = x_BQD.shape
-        head = (self.num_heads, D // self.num_heads)
-        q = self.query(x_BQD).view(B, Q, *head).transpose(1, 2)
-        k, v = self.key_value(set_BKD).view(B, -1, 2, *head).permute(2, 0, 3, 1, 4)
+        q = rearrange(self.query(x_BQD), "b q (h c) -> b h q c", h=self.num_heads)
+        k, v = rearrange(self.key_value(set_BKD), "b k (kv h c) -> kv b h k c", kv=2, h=self.num_heads)
         mixed = dense_attention(q, k, v, key_mask_BK[:, None, None, :])
-        return self.out(mixed.transpose(1, 2).reshape(B, Q, D))
+        return self.out(rearrange(mixed, "b h q c -> b q (h c)"))
 
 
 class Recomputable(nn.Module):

@@ -11,6 +11,7 @@ Shapes: N grids, S canvas cells (C x C), V views (8).
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from arclab.data.codec import EOS, FIRST_COLOR, PAD
@@ -21,8 +22,7 @@ def dihedral_views(tokens_NS: Tensor, canvas: int) -> Tensor:
 
     View 0 is the canvas as it is, EOS included; the others show colours only.
     """
-    N = len(tokens_NS)
-    grid = tokens_NS.view(N, canvas, canvas)
+    grid = rearrange(tokens_NS, "n (y x) -> n y x", y=canvas)
     is_color = grid >= FIRST_COLOR
     top, height = _extent(is_color.any(2))
     left, width = _extent(is_color.any(1))
@@ -36,8 +36,8 @@ def dihedral_views(tokens_NS: Tensor, canvas: int) -> Tensor:
         row, column = torch.broadcast_tensors(row, column)
         inside = (row >= 0) & (row <= h) & (column >= 0) & (column <= w) & (i >= 0) & (j >= 0)
         index = ((row + top[:, None, None]) * canvas + column + left[:, None, None]).clamp(0, canvas**2 - 1)
-        picked = tokens_NS.gather(1, torch.where(inside, index, 0).view(N, -1))
-        views.append(torch.where(inside.reshape(N, -1), picked, PAD))
+        picked = tokens_NS.gather(1, rearrange(torch.where(inside, index, 0), "n y x -> n (y x)"))
+        views.append(torch.where(rearrange(inside, "n y x -> n (y x)"), picked, PAD))
     return torch.stack(views, dim=-1)
 
 
@@ -62,7 +62,7 @@ def recolored(tokens_NS: Tensor, colors_NC: Tensor, canvas: int) -> Tensor:
 
 def _border(is_color_NS: Tensor, canvas: int) -> Tensor:
     """(N, S): the row just below each grid and the column just right of it, without their corner."""
-    grid = is_color_NS.view(-1, canvas, canvas)
+    grid = rearrange(is_color_NS, "n (y x) -> n y x", y=canvas)
     top, height = _extent(grid.any(2))
     left, width = _extent(grid.any(1))
     cells = torch.arange(canvas, device=grid.device)

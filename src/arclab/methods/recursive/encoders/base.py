@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from arclab.data.sampler import Batch
@@ -49,7 +50,8 @@ class Demonstrations:
 
     def unpack_tokens(self, x_NMD: Tensor, present_NM: Tensor) -> tuple[Tensor, Tensor]:
         """(N, M, D) tokens of each demonstration and which of them count -> (tokens (B, K * M, D), mask (B, K * M))."""
-        return self.unpack(x_NMD).flatten(1, 2), self.unpack(present_NM).flatten(1, 2)
+        tokens_BMD = rearrange(self.unpack(x_NMD), "b k m d -> b (k m) d")
+        return tokens_BMD, rearrange(self.unpack(present_NM), "b k m -> b (k m)")
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import (  # fmt: skip
@@ -156,7 +157,7 @@ class TokenStage(nn.Module):
         """
         num_places = len(demos.place_L)
         length, front = num_places // num_grids, 0 if self.cls is None else 1
-        packing = Packing.of(F.pad(demos.used_GL.reshape(-1, length), (front, 0), value=True))
+        packing = Packing.of(F.pad(rearrange(demos.used_GL, "g (n l) -> (g n) l", n=num_grids), (front, 0), value=True))
         sequence_T, index_T = packing.cell_T // (length + front), packing.cell_T % (length + front)
         own_T = sequence_T * length + (index_T - front).clamp(min=0)
         cells_TX = demos.cells_GLX.flatten(0, 1)[own_T]
@@ -198,9 +199,9 @@ class Pool(nn.Module):
             return x_NLD[:, :1]
         if self.pooling is Pooling.mean:
             weight = used_NL.to(x_NLD.dtype) / used_NL.sum(1, keepdim=True)
-            return (x_NLD * weight[..., None]).sum(1, keepdim=True)
+            return reduce(x_NLD * weight[..., None], "n l d -> n 1 d", "sum")
         if self.pooling is Pooling.max:
-            return x_NLD.masked_fill(~used_NL[..., None], -torch.inf).amax(1, keepdim=True)
+            return reduce(x_NLD.masked_fill(~used_NL[..., None], -torch.inf), "n l d -> n 1 d", "max")
         if self.attention is not None and self.queries is not None:
             return self.attention(self.queries.to(x_NLD.dtype).expand(len(x_NLD), -1, -1), x_NLD, used_NL)
         assert self.score is not None
@@ -256,9 +257,10 @@ def color_starts(config: TransformerEncoderConfig, x_BTD: Tensor, set_BKD: Tenso
     """With pooling=colors, the first T tokens plus what the demonstrations say of each colour (mean); else unchanged."""
     if not isinstance(config, StandardEncoderConfig) or config.pooling is not Pooling.colors:
         return x_BTD
-    present_BKC = mask_BK.unflatten(1, (-1, NUM_COLORS)).to(set_BKD.dtype)
-    total_BCD = (set_BKD.unflatten(1, (-1, NUM_COLORS)) * present_BKC[..., None]).sum(1)
-    mean_BCD = total_BCD / present_BKC.sum(1).clamp(min=1)[..., None]
+    present_BK = mask_BK.to(set_BKD.dtype)
+    total_BCD = reduce(set_BKD * present_BK[..., None], "b (k c) d -> b c d", "sum", c=NUM_COLORS)
+    count_BC = reduce(present_BK, "b (k c) -> b c", "sum", c=NUM_COLORS)
+    mean_BCD = total_BCD / count_BC.clamp(min=1)[..., None]
     return torch.cat([x_BTD[:, :NUM_COLORS] + mean_BCD, x_BTD[:, NUM_COLORS:]], dim=1)
 
 

@@ -8,6 +8,7 @@ so it does not matter. Costs the square of the tokens of a task.
 from __future__ import annotations
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import CrossAttentionEncoderConfig
@@ -26,10 +27,9 @@ class CrossAttentionEncoder(TaskEncoder):
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
         x_NLW, used_NL = self.token_stage(demos.inputs_NS, demos.outputs_NS, dtype)
-        x_BMW = demos.unpack(x_NLW).flatten(1, 2)
-        used_BM = demos.unpack(used_NL).flatten(1, 2)
+        x_BMW, used_BM = demos.unpack_tokens(x_NLW, used_NL)
         place_L = self.token_stage.tokens.places(demos.inputs_NS)
-        rope = self.token_stage.rope[:, place_L].repeat(1, demos.valid_BK.shape[1], 1, 1)
+        rope = repeat(self.token_stage.rope[:, place_L], "cs l 1 c -> cs (k l) 1 c", k=demos.valid_BK.shape[1])
         for layer in self.cross_layers:
             x_BMW = layer(x_BMW, rope, used_BM)
         return Memory(x_BMW, used_BM)

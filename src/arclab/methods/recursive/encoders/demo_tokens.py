@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from arclab.config.dataset_schema import CANVASES
@@ -98,7 +99,7 @@ class DemoTokens(nn.Module):
         num_grids = 2 if self.layout is DemoLayout.concat else 1
         canvas = self.side(demos.used_GL.shape[1])
         smaller = [c for c in self.canvases if c < canvas]
-        used = demos.used_GL.view(len(demos.used_GL), num_grids, canvas, canvas).any(1)
+        used = rearrange(demos.used_GL, "g (n y x) -> g n y x", n=num_grids, y=canvas).any(1)
         along = torch.arange(1, canvas + 1, device=used.device)
         side_N = torch.maximum((used.any(2) * along).amax(1), (used.any(1) * along).amax(1))
         # How many need each canvas is all that the host asks the device for.

@@ -9,6 +9,7 @@ Shapes: N packed demonstrations, S canvas cells, G grids of a demonstration (2 o
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import DemoLayout, HierarchicalEncoderConfig
@@ -57,8 +58,8 @@ class HierarchicalEncoder(TaskEncoder):
     def _encode_flat(self, demos: DemoCells, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The same for all demonstrations at once, with every grid a sequence of its own."""
         pooled, present = self.pool(*self.token_stage.encode_flat(demos, dtype, num_grids=self.num_grids))
-        pooled, present = (x.unflatten(0, (-1, self.num_grids)) for x in (pooled, present))
-        return (self.to_grids(pooled) + self.role.to(dtype)).flatten(1, 2), present.flatten(1, 2)
+        grids = rearrange(self.to_grids(pooled), "(n g) m w -> n g m w", g=self.num_grids) + self.role.to(dtype)
+        return rearrange(grids, "n g m w -> n (g m) w"), rearrange(present, "(n g) m -> n (g m)", g=self.num_grids)
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         return TaskContext(self.to_decoder(self.set_stage(memory.tokens_BMD, memory.mask_BM)))

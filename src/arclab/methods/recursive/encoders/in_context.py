@@ -27,8 +27,7 @@ class InContextEncoder(TaskEncoder):
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
         x_NLW, used_NL = self.token_stage(demos.inputs_NS, demos.outputs_NS, dtype)
-        x_BMD = demos.unpack(rms_norm(self.to_decoder(x_NLW))).flatten(1, 2)
-        return Memory(x_BMD, demos.unpack(used_NL).flatten(1, 2))
+        return Memory(*demos.unpack_tokens(rms_norm(self.to_decoder(x_NLW)), used_NL))
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         tokens_BTD = rms_norm(self.prefix).to(memory.tokens_BMD.dtype).expand(len(memory.tokens_BMD), -1, -1)

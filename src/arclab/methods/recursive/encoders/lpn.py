@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import LpnEncoderConfig, LpnVariationalEncoderConfig
@@ -67,7 +68,7 @@ class LpnEncoder(TaskEncoder):
         return TaskContext(self._tokens(mean_over(memory.tokens_BMD, memory.mask_BM)))
 
     def _tokens(self, task_BW: Tensor) -> Tensor:
-        return rms_norm(self.to_context(task_BW).view(len(task_BW), self.num_tokens, -1))
+        return rms_norm(rearrange(self.to_context(task_BW), "b (t d) -> b t d", t=self.num_tokens))
 
 
 class LpnVariationalEncoder(LpnEncoder):

@@ -7,6 +7,7 @@ and is mu in evaluation; a linear map turns z into T tokens of unit RMS. Aux los
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from arclab.config.encoder_schema import HybridVariationalEncoderConfig, VariationalEncoderConfig
@@ -31,7 +32,7 @@ class VariationalEncoder(StandardEncoder):
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:
         tokens_BTD = super().write(memory, state, noise).tokens_BTD
         z_BZ, mu_BZ, logvar_BZ = self.latent(rms_norm(tokens_BTD.mean(1)), noise)
-        tokens_BTD = self.from_latent(z_BZ).view(len(z_BZ), self.num_tokens, -1)
+        tokens_BTD = rearrange(self.from_latent(z_BZ), "b (t d) -> b t d", t=self.num_tokens)
         kl_B = kl_to_unit_normal(mu_BZ.detach(), logvar_BZ.detach(), 0.0)
         losses = {"kl": kl_to_unit_normal(mu_BZ, logvar_BZ, self.free_bits)}
         return TaskContext(rms_norm(tokens_BTD), aux_losses=losses, kl_B=kl_B)
