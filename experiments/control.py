@@ -5,6 +5,7 @@ r"""The control table: which encoder and layout learn to read a rule from demons
     python -m experiments.control --steps 5000 --jobs 8 --set trainer.device=cuda trainer.num_threads=1     # on a GPU
     python -m experiments.control --steps 3000 --jobs 2 --set trainer.num_threads=1 trainer.batch_size=256 \
         trainer.precision=bf16 trainer.compile=true                                     # on two cores with units for bf16 (AMX)
+    python -m experiments.control --steps 5000 --cluster slurm --set launch=slurm_gpu trainer.device=cuda
     python -m experiments.control --steps 600 --list                                      # the cells, and what is done
 
 A cell is one run of experiment=toy_control in runs/control/<cell>: an encoder of conf/encoder, a demonstration layout
@@ -14,34 +15,31 @@ interval, what is lost with swapped demonstrations and with an empty context. Ea
 compositions of all eight views alone give no signal for long. --seconds measures the speed of an encoder once and turns it into
 steps; trained and frozen twins get the same number of steps.
 
-The same command continues a killed table, also on another machine: cells recorded in experiments/results/control.json are
-done, a started one resumes from its checkpoint, and the record and control.md are written after each cell. For a table of
-your own name another folder with --results. A cell that fails is shown and the table goes on; the exit status is then 1. It
-does not tune: all cells share the settings of experiment=toy_control and KEY=VALUE overrides after --set.
+Cells are lines of a jobs file that the launcher's queue runs (experiments/queued.py); python -m arclab.launch status FILE shows
+them. The same command continues a killed table, also on another machine: cells recorded in experiments/results/control.json are
+done, a started one resumes from its checkpoint, and the record and control.md are written after each cell, which this process
+scores. For a table of your own name another folder with --results. A cell that fails is shown and the table goes on; the exit
+status is then 1. It does not tune: all cells share the settings of experiment=toy_control and KEY=VALUE overrides after --set.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, compose, group_options, identity, known_keys, run_main, thaw
+from arclab.config.compose import ConfigError, compose, group_options, known_keys, run_main, thaw
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import WeightsKind
 from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
 from arclab.files import read_object, write_atomically
+from arclab.launch.cluster import Kind
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.probes.ablations import context_drop, swap_drop
 from arclab.methods.recursive.saved import newest_checkpoint
@@ -49,12 +47,14 @@ from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 from arclab.results.scoring import Share
-from arclab.runs.folder import RunDir, State, provenance
+from arclab.runs.folder import provenance
 from arclab.runs.ranks import start_ranks
 from benchmarks.arguments import above_0, at_least_0, at_least_1
-from experiments.control_table import learned_from, toy_settings, write_table
+from experiments.control_table import CRITERION, learned_from, toy_settings, write_table
+from experiments.queued import JobsFile, add_queue_arguments, jobs_path, measure_speeds, run_lines
 
-ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = "control"  # the folder of its runs
+TITLE = "Control table: which encoders read a rule from demonstrations"
 NO_LAYOUT = "-"  # an encoder without the key demo_layout
 LAYOUTS = (*(layout.value for layout in DemoLayout), *(f"{layout.value}+{Pooling.colors.value}" for layout in DemoLayout))
 TWINS = ("trained", "frozen")
@@ -98,7 +98,11 @@ class Table:
     train_tasks: int
     test_tasks: int
     overrides: tuple[str, ...]
-    speeds: threading.Lock = field(default_factory=threading.Lock, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where its run folders are."""
+        return Path(self.runs_dir) / EXPERIMENT
 
     @property
     def budget(self) -> str:
@@ -138,7 +142,7 @@ def cell_overrides(table: Table, cell: Cell, steps: int) -> list[str]:
         f"encoder={cell.encoder}",
         *toy_sizes(cell.encoder),
         *layout,
-        "experiment_name=control",
+        f"experiment_name={EXPERIMENT}",
         f"name={table.cell_name(cell)}",
         f"runs_dir={table.runs_dir}",
         f"seed={table.seed}",
@@ -195,52 +199,44 @@ def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Seque
             yield from (Cell(encoder, layout, frozen) for frozen in (False, True))
 
 
-def cell_steps(table: Table, cell: Cell) -> int:
-    """The optimiser steps of a cell. With --seconds: measured once per encoder, layout and settings, and written down, for both
-    twins."""
+def cell_steps(table: Table, cells: Sequence[Cell], cluster: Kind, jobs: int) -> dict[Cell, int | str]:
+    """The optimiser steps of every cell, or why their number is not known. With --seconds: by the speed of the encoder, layout
+    and settings, which is measured once for both twins and written down."""
     if table.steps is not None:
-        return table.steps
+        return dict.fromkeys(cells, table.steps)
     assert table.seconds is not None
+    pairs = list(dict.fromkeys(replace(cell, frozen=False) for cell in cells))
+    speeds = steps_per_second(table, pairs, cluster, jobs)
+    found = {pair: speed if isinstance(speed, str) else max(1, round(table.seconds * speed)) for pair, speed in speeds.items()}
+    return {cell: found[replace(cell, frozen=False)] for cell in cells}
+
+
+def steps_per_second(table: Table, cells: Sequence[Cell], cluster: Kind, jobs: int) -> dict[Cell, float | str]:
+    """As noted, or measured now in runs that are thrown away; or why a cell has no speed."""
+    notes = {cell: speed_note(table, cell) for cell in cells}
+    missing = {table.cell_name(cell): cell for cell, note in notes.items() if not note.is_file()}
+    folder = table.folder / "speeds"
+    lines = {
+        name: [*cell_overrides(table, cell, _SPEED_STEPS), f"runs_dir={folder}", f"trainer.log_every={_SPEED_STEPS // 3}"]
+        for name, cell in missing.items()
+    }
+    file = JobsFile(jobs_path(folder, lines), f"Speeds for {TITLE}", "none, the runs are thrown away.")
+    faults: dict[Cell, float | str] = {}
+    for name, speed in measure_speeds(file, lines, cluster, jobs):
+        if isinstance(speed, str):
+            faults[missing[name]] = f"its speed was not measured: {speed}"
+        else:
+            write_atomically(notes[missing[name]], json.dumps({"steps_per_s": speed}) + "\n")
+    return {c: faults[c] if c in faults else read_object(notes[c], {"steps_per_s": float})["steps_per_s"] for c in cells}
+
+
+def speed_note(table: Table, cell: Cell) -> Path:
     settings = zlib.crc32(json.dumps([table.families, table.settings, table.overrides]).encode())
-    note = Path(table.runs_dir) / "control" / "speeds" / f"{cell.encoder}-{cell.layout}-{settings:08x}.json"
-    with table.speeds:  # twins that start together must not measure twice
-        if not note.is_file():
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(note, json.dumps({"steps_per_s": steps_per_second(table, cell)}) + "\n")
-    return max(1, round(table.seconds * read_object(note, {"steps_per_s": float})["steps_per_s"]))
+    return table.folder / "speeds" / f"{cell.encoder}-{cell.layout}-{settings:08x}.json"
 
 
-def steps_per_second(table: Table, cell: Cell) -> float:
-    """Training speed of a throwaway run, its first steps left out."""
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = [*cell_overrides(table, cell, _SPEED_STEPS), f"runs_dir={folder}", f"trainer.log_every={_SPEED_STEPS // 3}"]
-        train(overrides)
-        rows = read_rows(compose("pretrain_encoder", overrides).folder / "metrics.jsonl")
-    config = compose("pretrain_encoder", overrides)
-    return [row["timing/train_samples_per_s"] for row in rows if "timing/train_samples_per_s" in row][
-        -1
-    ] / config.trainer.num_rows
-
-
-def train(overrides: Sequence[str]) -> None:
-    """pretrain_encoder.py in a process of its own, so that a cell that runs out of memory does not end the table."""
-    subprocess.run([sys.executable, str(ROOT / "pretrain_encoder.py"), *overrides], check=True, cwd=Path.cwd())
-
-
-def run_cell(table: Table, cell: Cell) -> dict[str, Any]:
-    """The cell's record; trained and scored only as far as that is not done yet. ValueError if its run folder is another
-    run's."""
-    recorded = table.recorded(cell)
-    if recorded is not None:
-        return recorded
-    overrides = cell_overrides(table, cell, cell_steps(table, cell))
-    config = compose("pretrain_encoder", overrides)
-    folder = config.folder
-    status = RunDir(folder).read_status()
-    if status is None or status["state"] != State.done.value:
-        train(overrides)
-    elif identity(thaw(folder / "config.yaml")) != identity(config):
-        raise ValueError(f"{folder} was made with other settings; remove it, or choose another --runs-dir or --seed.")
+def cell_record(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
+    """The record of a cell that is trained; scored only if that is not done yet."""
     record = folder / "cell.json"
     if not record.is_file():
         write_atomically(record, json.dumps(score_cell(table, cell, folder), indent=1) + "\n")
@@ -286,23 +282,38 @@ def share_record(share: Share) -> dict[str, Any]:
     return {"n": share.n, "N": share.total, "interval95": list(share.interval)}
 
 
-def run_table(table: Table, cells: Sequence[Cell], jobs: int = 1) -> list[str]:
-    """Run every cell, `jobs` at a time, write the table after each; names of the cells that failed."""
-    lock, failed = threading.Lock(), []
+def run_table(table: Table, cells: Sequence[Cell], cluster: Kind, jobs: int) -> list[str]:
+    """Run every cell that is not recorded, write the table after each; names of the cells that failed."""
+    failed: list[str] = []
 
-    def run(numbered: tuple[int, Cell]) -> None:
-        number, cell = numbered
-        print(f"[{number}/{len(cells)}] {table.cell_name(cell)}", flush=True)
+    def fail(cell: Cell, why: object) -> None:
+        failed.append(table.cell_name(cell))
+        print(f"{table.cell_name(cell)} FAILED: {why}", flush=True)
+
+    todo: list[Cell] = []
+    for cell in cells:
         try:
-            record = run_cell(table, cell)
-            with lock:
-                write_table(table.results, [record])
-        except (ValueError, subprocess.CalledProcessError) as error:
-            failed.append(table.cell_name(cell))
-            print(f"{table.cell_name(cell)} FAILED: {error}", flush=True)
-
-    with ThreadPoolExecutor(jobs) as pool:  # cells train in processes of their own
-        list(pool.map(run, enumerate(cells, start=1)))
+            if table.recorded(cell) is None:
+                todo.append(cell)
+        except ValueError as error:
+            fail(cell, error)
+    steps = cell_steps(table, todo, cluster, jobs)
+    lines: dict[str, list[str]] = {}
+    for cell, number in steps.items():
+        if isinstance(number, str):
+            fail(cell, number)
+        else:
+            lines[table.cell_name(cell)] = cell_overrides(table, cell, number)
+    by_name = {table.cell_name(cell): cell for cell in todo}
+    file = JobsFile(jobs_path(table.folder, map(table.cell_name, cells)), TITLE, CRITERION)
+    for ended in run_lines(file, lines, cluster, places=jobs):
+        if ended.folder is None or ended.fault:
+            fail(by_name[ended.name], ended.fault)
+            continue
+        try:
+            write_table(table.results, [cell_record(table, by_name[ended.name], ended.folder)])
+        except ValueError as error:
+            fail(by_name[ended.name], error)
     return failed
 
 
@@ -331,12 +342,7 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser.add_argument("--seed", type=at_least_0, default=0)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument(
-        "--jobs",
-        type=at_least_1,
-        default=1,
-        help="cells at a time; give each its share of the cores with --set trainer.num_threads=N",
-    )
+    add_queue_arguments(parser)
     parser.add_argument("--list", action="store_true", help="only name the cells")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every cell")
     given = parser.parse_args(argv)
@@ -352,7 +358,7 @@ def main(argv: Sequence[str]) -> None:
         for cell in cells:
             print(f"{table.cell_name(cell)} {'done' if table.recorded(cell) else 'open'}")
         return
-    failed = run_table(table, cells, given.jobs)
+    failed = run_table(table, cells, given.cluster, given.jobs)
     if (table.results / "control.md").is_file():
         print((table.results / "control.md").read_text())
     if failed:

@@ -23,6 +23,10 @@ from arclab.runs.folder import short_commit
 MIN_COLOR_MAP, MIN_SWAP_DROP, MIN_OVER_TWIN = 0.90, 0.50, 0.20
 SIMPLE, COMPOSED = "color_map", "dihedral_color"
 BASELINE = "in_context"
+CRITERION = (
+    f"at least {100 * MIN_COLOR_MAP:.0f} % of unseen colour maps, {100 * MIN_SWAP_DROP:.0f} points lost to swapped "
+    f"demonstrations, {100 * MIN_OVER_TWIN:.0f} points over the frozen twin on compositions."
+)
 # Overrides that change how fast a cell is made and what is kept of it, not what it learns.
 _SPEED_KEYS = {"trainer.num_threads", "trainer.num_workers", "trainer.device", "trainer.compile", "trainer.checkpoint_every",
                "trainer.health_every", "trainer.log_every"}  # fmt: skip

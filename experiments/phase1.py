@@ -16,11 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +28,10 @@ from arclab.results.criterion import judge_criterion
 from arclab.runs.folder import RunDir, provenance, short_commit
 from benchmarks.arguments import above_0, at_least_0, at_least_1
 from experiments.control import LAYOUTS, NO_LAYOUT, layout_overrides, pools_by_color
+from experiments.queued import JobsFile, add_queue_arguments, jobs_path, measure_speeds, run_lines
 
-ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = "phase1"  # the folder of its runs
+TITLE = "Phase 1: 32 small tasks"
 ENCODERS = ("standard", "hybrid_variational", "recurrent_trm")
 _SPEED_STEPS = 90
 # Of the minutes; the rest is for starting, compiling and evaluations, and runs beside each other train more slowly than they
@@ -52,7 +50,7 @@ def overrides(encoder: str, given: argparse.Namespace, steps: int, runs_dir: str
     common = [
         "experiment=phase1_small",
         f"encoder={encoder}",
-        "experiment_name=phase1",
+        f"experiment_name={EXPERIMENT}",
         f"name={name}",
         f"runs_dir={runs_dir}",
         f"seed={given.seed}",
@@ -71,46 +69,64 @@ def overrides(encoder: str, given: argparse.Namespace, steps: int, runs_dir: str
     return [*common, *layout_overrides(layout)]
 
 
-def train(arguments: Sequence[str]) -> int:
-    """pretrain_encoder.py in a process of its own; its exit status."""
-    return subprocess.run([sys.executable, str(ROOT / "pretrain_encoder.py"), *arguments]).returncode
-
-
-def steps_per_second(encoder: str, given: argparse.Namespace) -> float | None:
-    """Of a run that is thrown away, its first steps (which compile) left out; None if it fails (it has said why)."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = [*overrides(encoder, given, _SPEED_STEPS, folder), "trainer.eval_every=0", "criterion=null",
-                     f"trainer.log_every={_SPEED_STEPS // 3}"]  # fmt: skip
-        if train(arguments):
-            return None
-        config = compose("pretrain_encoder", arguments)
-        rows = [r for r in read_rows(config.folder / "metrics.jsonl") if "timing/train_samples_per_s" in r]
-    return rows[-1]["timing/train_samples_per_s"] / config.trainer.num_rows
-
-
 def planned_steps(given: argparse.Namespace) -> dict[str, int]:
     """Encoder -> optimiser steps: as given, as first measured in this folder, or measured now with all encoders beside each
-    other."""
+    other. An encoder whose measurement failed is named and has none."""
     if given.steps is not None:
-        return {encoder: int(given.steps) for encoder in given.encoders}
-    note = Path(given.runs_dir) / "phase1" / "steps.json"
+        return dict.fromkeys(given.encoders, given.steps)
+    note = folder_of(given) / "steps.json"
     if not note.is_file():
-        with ThreadPoolExecutor(given.jobs) as pool:
-            speeds = list(pool.map(lambda encoder: steps_per_second(encoder, given), given.encoders))
         seconds = 60 * given.minutes * _TRAINING_SHARE
+        steps = {encoder: max(1, round(seconds * speed)) for encoder, speed in steps_per_second(given).items()}
         note.parent.mkdir(parents=True, exist_ok=True)
-        steps = {e: max(1, round(seconds * s)) for e, s in zip(given.encoders, speeds, strict=True) if s is not None}
         write_atomically(note, json.dumps(steps) + "\n")
     return read_json(note)
 
 
-def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] | None:
-    """The record of one encoder; None if its run failed (it has said why) before the criterion was first measured."""
-    arguments = overrides(encoder, given, steps, given.runs_dir)
+def steps_per_second(given: argparse.Namespace) -> dict[str, float]:
+    """Of runs that are thrown away, their first steps (which compile) left out."""
+    folder = folder_of(given) / "speeds"
+    lines = {
+        encoder: [*overrides(encoder, given, _SPEED_STEPS, str(folder)), "trainer.eval_every=0", "criterion=null",
+                  f"trainer.log_every={_SPEED_STEPS // 3}"]
+        for encoder in given.encoders
+    }  # fmt: skip
+    file = JobsFile(jobs_path(folder, lines), f"Speeds for {TITLE}", "none, the runs are thrown away.")
+    speeds: dict[str, float] = {}
+    for encoder, speed in measure_speeds(file, lines, given.cluster, given.jobs):
+        if isinstance(speed, str):
+            print(f"encoder={encoder}: its speed was not measured: {speed}", flush=True)
+        else:
+            speeds[encoder] = speed
+    return speeds
+
+
+def folder_of(given: argparse.Namespace) -> Path:
+    """Where the run folders are."""
+    return Path(given.runs_dir) / EXPERIMENT
+
+
+def run_encoders(steps: Mapping[str, int], given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of the encoders, in their order. A run that is not DONE is named; it has a record if the criterion was
+    measured."""
+    lines = {encoder: overrides(encoder, given, number, given.runs_dir) for encoder, number in steps.items()}
+    names = (compose("pretrain_encoder", arguments).name for arguments in lines.values())
+    file = JobsFile(jobs_path(folder_of(given), names), TITLE, "the criterion of experiment=phase1_small (phase 1).")
+    records: dict[str, dict[str, Any]] = {}
+    for ended in run_lines(file, lines, given.cluster, places=given.jobs):
+        if ended.folder is None or ended.fault:
+            print(f"{ended.name} FAILED: {ended.fault}", flush=True)
+        rows = read_rows(RunDir(ended.folder).metrics) if ended.folder else []
+        found = record(ended.name, lines[ended.name], rows, is_done=not ended.fault)
+        if found is not None:
+            records[ended.name] = found
+    return [records[encoder] for encoder in lines if encoder in records]
+
+
+def record(encoder: str, arguments: Sequence[str], rows: list[dict[str, Any]], *, is_done: bool) -> dict[str, Any] | None:
+    """Of one run, from the rows of its metrics.jsonl; None if they end before the criterion was first measured."""
     config = compose("pretrain_encoder", arguments)
     assert config.criterion is not None
-    status, folder = train(arguments), RunDir(config.folder)
-    rows = read_rows(folder.metrics) if folder.metrics.is_file() else []
     if not any(config.criterion.metric in row for row in rows):
         return None
     trained = [r for r in rows if "train/exact_accuracy" in r]
@@ -119,15 +135,15 @@ def run(encoder: str, steps: int, given: argparse.Namespace) -> dict[str, Any] |
     return {
         "encoder": encoder,
         "layout": layout_of(config.encoder),
-        "steps": steps,
+        "steps": config.trainer.steps,
         "last_step": rows[-1]["_step"],
         "seconds": rows[-1]["_runtime"],
-        "is_done": status == 0,
+        "is_done": is_done,
         "criterion": str(judge_criterion(config.criterion, rows)),
         "pass@1": {"n": round(scored["ARC/pass@1"] * scored["ARC/tasks"], 2), "N": int(scored["ARC/tasks"])},
         "mean_steps": scored["all.steps"],
         "curve": {r["_step"]: round(r["train/exact_accuracy"], 4) for r in trained[every - 1 :: every]},
-        "overrides": arguments,
+        "overrides": list(arguments),
         **provenance(),
     }
 
@@ -142,7 +158,7 @@ def layout_of(encoder: EncoderConfig) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        "# Phase 1: 32 small tasks",
+        f"# {TITLE}",
         "",
         f"`{result['command']}`, commit {short_commit(result)}, {result['machine']}, seed {result['seed']}",
         "",
@@ -168,21 +184,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--layout", choices=LAYOUTS, help="of all encoders; else that of experiment=phase1_small")
     parser.add_argument("--seed", type=at_least_0, default=0)
     parser.add_argument("--runs-dir", default="runs")
-    parser.add_argument("--jobs", type=at_least_1, default=1, help="runs at a time")
+    add_queue_arguments(parser)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     parser.add_argument("--save", nargs="?", const="phase1", metavar="NAME", help="experiments/results/NAME, else phase1")
     given = parser.parse_args(argv)
     steps = planned_steps(given)
     for encoder in (e for e in given.encoders if e not in steps):
-        note = Path(given.runs_dir) / "phase1" / "steps.json"
+        note = folder_of(given) / "steps.json"
         print(
             f"encoder={encoder} is left out: {note} has no steps for it (it failed, or others were measured); remove that "
             "file to measure again."
         )
-    with ThreadPoolExecutor(given.jobs) as pool:  # every run is a process of its own
-        records = list(pool.map(lambda encoder: run(encoder, steps[encoder], given), [e for e in given.encoders if e in steps]))
+    records = run_encoders({encoder: steps[encoder] for encoder in given.encoders if encoder in steps}, given)
     command = "python -m experiments.phase1 " + " ".join(argv)
-    result = {**provenance(), "command": command, "seed": given.seed, "runs": [r for r in records if r is not None]}
+    result = {**provenance(), "command": command, "seed": given.seed, "runs": records}
     print(markdown(result))
     if given.save:
         results = Path(__file__).parent / "results"

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from arclab.config.compose import ConfigError
 from arclab.launch import doctor
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_entry, by_section, read_plan
-from arclab.launch.queue.progress import QUEUED, REQUEUED, RunProgress, living_jobs, read_progress
+from arclab.launch.queue.progress import OPEN_STATES, RunProgress, living_jobs, read_progress
 from arclab.launch.queue.submit import Action, cancel, retry, submit
 from arclab.launch.queue.tables import clear, labels, say, section_heading, show, show_matrix, show_plan, show_progress
 
@@ -79,7 +79,7 @@ def status_command(arguments: argparse.Namespace) -> int:
         if arguments.watch is not None:
             clear()
         _show_status(plan, progress)
-        if arguments.watch is None or not any(p.state in ("RUNNING", QUEUED, REQUEUED) for p in progress.values()):
+        if arguments.watch is None or not any(p.state in OPEN_STATES for p in progress.values()):
             return 0
         try:
             time.sleep(arguments.watch)

@@ -29,6 +29,7 @@ from arclab.runs.lock import living_holder, read_holder
 log = logging.getLogger(__name__)
 NEW, QUEUED, REQUEUED, LOST, CANCELLED, DAMAGED = "NEW", "QUEUED", "REQUEUED", "LOST", "CANCELLED", "DAMAGED"
 _RUNNING = State.running.value
+OPEN_STATES = (_RUNNING, QUEUED, REQUEUED)  # the run goes on by itself
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
 _TAIL_BYTES = 65536

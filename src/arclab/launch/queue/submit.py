@@ -144,13 +144,13 @@ def _cannot_wait(run: PlannedRun, cluster: Kind) -> str:
         return ""
     maker = RunDir(run.maker)
     job = read_job(maker)
-    if cluster == "debug" or (job is not None and job.cluster == cluster and _is_living(job)):
+    if cluster == "debug" or (job is not None and job.cluster == cluster and is_living(job)):
         return ""
     state = read_state(maker, None)
     return f"waits for {run.maker} to be DONE, which is {state}; submit again then"
 
 
-def _is_living(job: JobRecord) -> bool:
+def is_living(job: JobRecord) -> bool:
     """Waits or runs; a process of another machine cannot be waited for."""
     return slurm.is_queued(job.id) if job.cluster == "slurm" else job.is_running_here()
 
