@@ -21,6 +21,7 @@ from arclab.config.compose import run_main
 from arclab.config.schema import ExperimentConfig
 from arclab.files import (
     DamagedFile,
+    difference,
     is_kind,
     naming,
     read_json,
@@ -302,6 +303,13 @@ def test_output_that_cannot_be_written() -> None:
     done = subprocess.run(command, cwd=ROOT, env=script_env(), stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_difference_names_the_first_key_and_counts_the_others() -> None:
+    """As JSON keeps the values: lists are what tuples become, and an absent key is null."""
+    assert difference({"a": (1, 2), "b": None}, {"a": [1, 2]}) == ""
+    assert difference({"b": 1, "a": 0}, {"b": 2, "c": 3, "a": 0}) == "b=1, now b=2 (2 keys differ)"
+    assert difference({}, {"c": 3}, says="this line says") == "c=None, this line says c=3 (1 keys differ)"
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EPIPE])

@@ -38,7 +38,7 @@ from arclab.config.run import RunConfig
 from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
 from arclab.entries import ENTRIES, entry_named, load, scripts, solvers_of
-from arclab.files import DamagedFile, naming, sentence_for
+from arclab.files import DamagedFile, difference, naming, sentence_for
 
 Root = TypeVar("Root")
 # Nodes whose keys depend on their kind.
@@ -304,15 +304,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if not key.startswith(skip)}
 
 
-def differing(before: Any, now: Any) -> list[str]:
-    """The keys by which the run folder of `before` cannot hold the run `now`.
-
-    What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it.
-    """
-    if type(before) is not type(now):
-        return ["entry"]
-    old, new = identity(before), identity(now.settled(before))
-    return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+def other_run(held: Any, config: Any, *, says: str = "now") -> str:
+    """Why the run folder of the configuration `held` cannot hold the run of `config`, as files.difference says it; empty if it
+    can. What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it."""
+    if type(held) is not type(config):
+        return difference({"entry": entry_of(held)}, {"entry": entry_of(config)}, says=says)
+    return difference(identity(held), identity(config.settled(held)), says=says)
 
 
 def config_hash(config: RunConfig) -> str:

@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, differing, entry_of, freeze, identity, thaw_run
+from arclab.config.compose import ConfigError, freeze, other_run, thaw_run
 from arclab.config.run import RunConfig
 from arclab.files import DamagedFile, read_object, require_kinds, step_folders, write_atomically
 
@@ -169,15 +169,8 @@ def require_same(run: RunDir, config: RunConfig) -> None:
     and so does that of a run which the same command does again with whatever settings."""
     if run.state is None or not run.config.is_file() or config.is_done_again:
         return
-    held = thaw_run(run.config)
-    different = differing(held, config)
-    if different:
-        key = different[0]
-        before, now = ({**identity(each), "entry": entry_of(each)} for each in (held, config))
-        raise ConfigError(
-            f"the run folder {run.path} was made with {key}={before.get(key)}, now {key}={now.get(key)} "
-            f"({len(different)} keys differ); choose another name=, or remove the folder."
-        )
+    if other := other_run(thaw_run(run.config), config):
+        raise ConfigError(f"the run folder {run.path} was made with {other}; choose another name=, or remove the folder.")
 
 
 def provenance() -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_what_was_shown_is_said_again(hf_config: Callable[..., HfModelConfig], t
     before_again = weights(tmp_path / "taught")
     finetune(model, tmp_path / "taught", ROWS, replace(SETTINGS, log_every=1))  # it is there already
     assert all(torch.equal(value, before_again[name]) for name, value in weights(tmp_path / "taught").items())
-    with pytest.raises(ValueError, match=r"was trained with steps=60, now steps=61 \(1 settings differ\); name another folder"):
+    with pytest.raises(ValueError, match=r"was trained with steps=60, now steps=61 \(1 keys differ\); name another folder"):
         finetune(model, tmp_path / "taught", ROWS, replace(SETTINGS, steps=61))
     with pytest.raises(ValueError, match="was trained with rows="):
         finetune(model, tmp_path / "taught", ROWS[:2], SETTINGS)

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, differing, flat, identity
+from arclab.config.compose import ConfigError, flat, identity, other_run
 from arclab.config.plain_composer import PlainComposer
 from arclab.config.run import RunConfig
 from arclab.config.schema import ExperimentConfig
@@ -171,14 +171,8 @@ def _other_configuration(path: Path, config: RunConfig, composer: PlainComposer)
         held = composer.thaw(RunDir(path).config)
     except ConfigError:
         return []  # no fault of the line: see _damage
-    different = differing(held, config)
-    if not different:
-        return []
-    key, before, now = different[0], identity(held), identity(config)
-    return [
-        f"the run folder {path} was made with {key}={before.get(key)}, this line says {key}={now.get(key)} "
-        f"({len(different)} keys differ); choose another name, or remove the folder."
-    ]
+    other = other_run(held, config, says="this line says")
+    return [f"the run folder {path} was made with {other}; choose another name, or remove the folder."] if other else []
 
 
 def _damage(config: RunConfig, composer: PlainComposer) -> str:

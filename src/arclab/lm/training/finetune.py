@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from arclab.config.llm_schema import Dtype
-from arclab.files import DamagedFile, naming, read_object, write_atomically
+from arclab.files import DamagedFile, difference, naming, read_object, write_atomically
 from arclab.lm.hf import HfModel
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import Prompt
@@ -162,13 +162,8 @@ def _require_same(folder: Path, identity: dict[str, Any]) -> None:
     if not path.is_file():
         raise ValueError(f"{folder} is there already and holds no training of this project; remove it, or name another folder.")
     before = read_object(path, remedy="remove the folder, or name another one")
-    different = [key for key in identity if before.get(key) != identity[key]]
-    if different:
-        key = different[0]
-        raise ValueError(
-            f"{folder} was trained with {key}={before.get(key)}, now {key}={identity[key]} ({len(different)} settings "
-            "differ); name another folder, or remove it."
-        )
+    if other := difference(before, identity):
+        raise ValueError(f"{folder} was trained with {other}; name another folder, or remove it.")
 
 
 def _last_whole_checkpoint(work: Path) -> str | None:
