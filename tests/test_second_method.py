@@ -75,7 +75,10 @@ def test_a_method_of_its_own_has_the_life_of_a_run(runs_dir: Path) -> None:
     assert run.state is State.done and run.config.read_text().startswith("entry: second_method\n")
     assert [row["_step"] for row in read_rows(run.metrics)] == [10, 20, 30, 40]
     assert weights(run, 40) == pytest.approx([2.0, 1.0], abs=0.2)
-    assert "DONE" in command(runs_dir, "name=whole").stderr
+    assert done.stderr.strip().endswith(f"done: {run.path}")  # nothing evaluates it: nothing is advised
+    assert command(runs_dir, "name=whole").stderr.strip().endswith(f"{run.path} is DONE")
+    again = command(runs_dir, "name=whole", "launch.cpus=2")
+    assert again.stderr.strip().endswith(f"{run.path} is DONE") and "evaluate" not in done.stderr + again.stderr
     refused(command(runs_dir, "name=whole", "trainer.lr=0.05"), "trainer.lr=0.1, now trainer.lr=0.05")
     refused(command(runs_dir, "name=other", "trainer.learning=1"), "unknown key trainer.learning")
     with pytest.raises(

@@ -19,7 +19,8 @@ class Entry:
     """References are "module:name". script: the file that starts it. solver: the value of solver= that chooses it among the
     entries of one script; None: the script has no such choice. config: the root in conf_dir (None: conf/). run: called as
     run(config, None) by a process that looks after the run folder itself, and as run(config, folder) by a rank whose parent
-    does; returns the exit status. names_itself: a line of jobs.txt needs no name=."""
+    does; returns the exit status. names_itself: a line of jobs.txt needs no name=. hint: what to do with a finished run, for
+    the end of the sentence that says it is DONE; {run} stands for its folder. None: nothing is said."""
 
     script: str
     config: str
@@ -28,6 +29,7 @@ class Entry:
     solver: str | None = None
     names_itself: bool = False
     conf_dir: str | None = None
+    hint: str | None = None
 
 
 ENTRIES = {
@@ -36,6 +38,7 @@ ENTRIES = {
         config="pretrain_encoder",
         schema="arclab.config.schema:ExperimentConfig",
         run="arclab.methods.recursive.run:pretrain",
+        hint="evaluate it with: python evaluate.py checkpoint={run}",
     ),
     "evaluate": Entry(
         script="evaluate.py",

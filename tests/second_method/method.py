@@ -116,4 +116,4 @@ def _train(config: LineConfig, ranks: Ranks, signals: StopSignals, folder: RunFo
                 Loop(
                     config.trainer, trainer, run, ranks, logger=logger, monitor=None, stop=stop, profiler=profiler, bar=bar,
                 ).run()  # fmt: skip
-            return finish(run, ranks, trainer.step, config.trainer.steps, lambda: "")
+            return finish(config, run, ranks, trainer.step, lambda: "")

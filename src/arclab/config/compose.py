@@ -327,11 +327,16 @@ def quoted(value: Any) -> str:
     return '"' + inner.replace("${", "\\${") + '"'
 
 
-def evaluate_command(run: Path) -> str:
-    """The command that evaluates a run folder, to be pasted into a shell as it is."""
-    path = str(run)
-    plain = re.fullmatch(r"[\w./+-]+", path, re.ASCII)
-    return f"python evaluate.py {f'checkpoint={path}' if plain else shlex.quote(f'checkpoint={quoted(path)}')}"
+def hint_for(config: Any, run: Path) -> str:
+    """What its entry advises to do with a finished run, as the end of a sentence; empty if it advises nothing. The folder is
+    written so that a command can be pasted into a shell as it is."""
+    hint, path = ENTRIES[entry_of(config)].hint, str(run)
+    if hint is None:
+        return ""
+    if re.fullmatch(r"[\w./+-]+", path, re.ASCII):
+        return f"; {hint.replace('{run}', path)}"
+    words = (shlex.quote(word.replace("{run}", quoted(path))) if "{run}" in word else word for word in hint.split())
+    return f"; {' '.join(words)}"
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:

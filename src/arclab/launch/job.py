@@ -16,7 +16,7 @@ import signal
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from arclab.config.compose import evaluate_command, thaw_run
+from arclab.config.compose import hint_for, thaw_run
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.run import RunConfig
 from arclab.launch.torchrun import Node, Torchrun
@@ -52,7 +52,7 @@ def run_job(run_dir: Path) -> int:
     held: AbstractContextManager[None] = locked(run) if node.number == 0 else nullcontext()
     with held, StopSignals() as signals:
         if is_done(run, config):
-            log.info("%s is DONE; evaluate it with: %s", run.path, evaluate_command(run.path))
+            log.info("%s is DONE%s", run.path, hint_for(config, run.path))
             return 0
         if node.number == 0:
             run.preempt.unlink(missing_ok=True)

@@ -23,8 +23,8 @@ from types import TracebackType
 
 import torch
 
-from arclab.config.compose import evaluate_command
-from arclab.config.run import DeviceChoice, RunConfig
+from arclab.config.compose import hint_for
+from arclab.config.run import DeviceChoice, RunConfig, TrainingConfig
 from arclab.files import sentence_for
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, add_notes, is_done, open_run
@@ -113,7 +113,7 @@ class OwnFolder:
     def _open(self, config: RunConfig, notes: tuple[str, ...]) -> bool:
         open_run(config, notes)
         if is_done(self.run, config):
-            log.info("%s is DONE; evaluate it with: %s", self.run.path, evaluate_command(self.run.path))
+            log.info("%s is DONE%s", self.run.path, hint_for(config, self.run.path))
             return True
         self.run.preempt.unlink(missing_ok=True)  # meant for an earlier process
         self.run.write_status(State.running, self.run.step)
@@ -178,15 +178,15 @@ def until_told(run: RunDir, ranks: Ranks, progress: WorkProgress, work: Callable
     return State.done if is_complete else State.preempted
 
 
-def finish(run: RunDir, ranks: Ranks, step: int, num_steps: int, conclude: Callable[[], str]) -> State:
+def finish(config: TrainingConfig, run: RunDir, ranks: Ranks, step: int, conclude: Callable[[], str]) -> State:
     """DONE, or PREEMPTED if the run was told to end early; the status says so. conclude: makes DONE's message, on rank 0."""
-    is_complete = step == num_steps
+    is_complete = step == config.num_steps
     if ranks.is_main:
         keeper(run)()
         if is_complete:
             run.write_status(State.done, step, conclude())
-            log.info("done: %s; evaluate it with: %s", run.path, evaluate_command(run.path))
+            log.info("done: %s%s", run.path, hint_for(config, run.path))
         else:
-            run.write_status(State.preempted, step, f"saved at step {step} of {num_steps}; the same command continues")
+            run.write_status(State.preempted, step, f"saved at step {step} of {config.num_steps}; the same command continues")
             log.info("told to end: %s is saved at step %d; the same command continues", run.path, step)
     return State.done if is_complete else State.preempted

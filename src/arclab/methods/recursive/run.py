@@ -151,7 +151,7 @@ def _train(
         return metrics, first_predictions(setting.scored, attempts)
 
     training = train(config, model, setting.data, run, ranks, score=score_tasks, stamps=stamps, signals=signals)
-    return finish(run, ranks, training.progress.step, config.trainer.steps, lambda: _judged(config, run))
+    return finish(config, run, ranks, training.progress.step, lambda: _judged(config, run))
 
 
 def _judged(config: ExperimentConfig, run: RunDir) -> str:
