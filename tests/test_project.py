@@ -21,16 +21,15 @@ SOURCES = sorted((ROOT / "src" / "arclab").rglob("*.py"))
 ALLOWED = {
     "entries": set(),
     "files": set(),
-    "records": {"files"},
     "config": {"entries", "files"},
     "data": {"config", "files"},
     "metrics": {"config", "data", "files"},
-    "runs": {"config", "files", "metrics", "records"},
+    "runs": {"config", "files", "metrics"},
     "lm": {"config", "data", "files", "runs"},
     "programs": {"config", "data", "files", "lm"},
     "results": {"config", "data", "files", "metrics", "runs"},
     "pages": {"config", "data", "files", "metrics", "results", "runs"},
-    "launch": {"config", "entries", "files", "metrics", "records", "runs"},
+    "launch": {"config", "entries", "files", "metrics", "runs"},
 }
 BELOW = ALLOWED.keys() - {"launch", "entries"}
 ALLOWED |= {"methods": BELOW}

@@ -3,6 +3,7 @@
     write_atomically(path, text)          # the old or the new content, never a part of it
     read_json(path)                       # any JSON value
     read_object(path, {"step": int})      # a JSON object that has these keys, with values of these kinds
+    read_record(path, Holder)             # the same as a dataclass of str, int, float, bool, Literal, None and lists
     read_lines(path)                      # the objects of a JSONL file; a line that a kill cut short is left out
     with naming(path): file.write(...)    # an OSError that does not say which file it is about now does
 
@@ -19,15 +20,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import GenericAlias, NoneType, TracebackType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 REMEDY = "restore it, or remove it"
 LINE_REMEDY = "correct that line, or remove it"
 # What a value in a file can be: int, float (also a whole number), str, bool, list, dict, a list or object whose values are of
 # one kind (list[str], dict[str, float]), or several of these (float | None).
 Kind = type | UnionType | GenericAlias
+Record = TypeVar("Record")
 _STEP = re.compile(r"step_[0-9]{8,}")
 
 _REMEDIES = {
@@ -243,6 +246,24 @@ def short(value: Any) -> str:
     """A value for a sentence: on one line, as ASCII, and never long."""
     text = ascii(value) if isinstance(value, str | int | float | bool | None) else _NAMES.get(type(value), type(value).__name__)
     return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def read_record(path: Path, schema: type[Record], *, remedy: str = REMEDY) -> Record:
+    """The object in a JSON file as a dataclass. DamagedFile if a key is missing or its value is of another type.
+
+    Keys that the dataclass does not have are left out (a newer version wrote them), and those with a default may be missing (an
+    older one did).
+    """
+    return as_record(read_object(path, remedy=remedy), schema, path, remedy=remedy)
+
+
+def as_record(found: Mapping[str, Any], schema: type[Record], path: Path, *, remedy: str = REMEDY) -> Record:
+    """The same of an object that is read already; path: where it is from, for the message."""
+    hints = get_type_hints(schema)
+    known = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
+    needed = {name: hints[name] for name, field in known.items() if field.default is MISSING or name in found}
+    require_kinds(found, needed, path, remedy=remedy)
+    return schema(**{name: found[name] for name in needed})
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], *, says: str = "now") -> str:

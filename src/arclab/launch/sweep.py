@@ -34,12 +34,11 @@ from submitit.core.utils import UncompletedJobError
 from arclab.config.compose import CONF_DIR, ConfigError, compose_run, entry_for, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.run import RunConfig
-from arclab.files import read_json, write_atomically
+from arclab.files import as_record, read_json, write_atomically
 from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, slurm_parameters, submission_errors
 from arclab.launch.combinations import require_countable
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
-from arclab.records import as_record
 from arclab.runs import slurm
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State

@@ -34,8 +34,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from arclab.config.compose import ConfigError
-from arclab.files import DamagedFile, write_atomically
-from arclab.records import read_record
+from arclab.files import DamagedFile, read_record, write_atomically
 from arclab.runs import slurm
 from arclab.runs.folder import RunDir
 from arclab.runs.process_id import boot_id, is_running, pid_namespace, start_ticks

@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
-from arclab.files import DamagedFile, write_atomically
+from arclab.files import DamagedFile, read_record, write_atomically
 from arclab.launch.cluster import Kind
-from arclab.records import read_record
 from arclab.runs.folder import RunDir
 from arclab.runs.process_id import boot_id, is_running, pid_namespace, start_ticks
 
