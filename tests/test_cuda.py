@@ -21,11 +21,10 @@ from arclab.lm.models import load_language_model
 from arclab.methods.recursive.compiled import compile_model
 from arclab.methods.recursive.encoders import Demonstrations
 from arclab.methods.recursive.losses import row_losses
-from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.model import RecursiveModel
 from arclab.methods.recursive.run import pretrain
-from arclab.methods.recursive.saved import newest_checkpoint
+from arclab.methods.recursive.saved import TrainedRun
 from arclab.methods.recursive.setting import build_setting
-from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 
 from .lm.conftest import sampling
@@ -130,8 +129,7 @@ def test_the_table_of_puzzles_learns_on_a_gpu(tiny: Tiny) -> None:
     config = tiny("trainer.device=cuda", trm=True)
     pretrain(config)
     setting = build_setting(config)
-    model = build_model(config, setting.data.space.num_puzzles)
-    load_weights(model, newest_checkpoint(config.folder), WeightsKind.ema)
+    model = TrainedRun.open(config.folder).model(WeightsKind.ema, setting.data.space.num_puzzles)
     assert model.puzzle_table is not None and model.puzzle_table.weight.any()
 
 

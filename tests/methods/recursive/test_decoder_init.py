@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from arclab.config.compose import compose_evaluate
 from arclab.config.schema import ExperimentConfig
-from arclab.methods.recursive.decoder_init import apply_decoder_init, held_out_overlap
+from arclab.methods.recursive.decoder_init import apply_decoder_init, source_stamps
 from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.health import RecursiveRules
 from arclab.methods.recursive.model import RecursiveModel, build_model
@@ -161,11 +161,13 @@ def test_a_source_that_trained_on_held_out_tasks_is_stamped(trm_runs: Path, tmp_
                                           "evaluation.num_augmentations=0", "evaluation.max_tasks=1", "evaluation.health_tasks=0"])  # fmt: skip
     held_out = {"validation": build_setting(config).scored}
     assert len(held_out["validation"]) == 1
-    assert "was trained on 1 of 1 validation tasks" in held_out_overlap(trm_runs / "clean", held_out)
+    source, decoder = trm_runs / "clean", build_model(config, num_puzzles=1).decoder
+    (stamp,) = source_stamps(source, decoder, held_out)
+    assert f"was trained on 1 of 1 validation tasks ({source})" in stamp
     (task,) = held_out["validation"]
     renamed, other = replace(task, id="other"), replace(task, demos=task.demos[1:])
-    assert "1 of 1 validation" in held_out_overlap(trm_runs / "clean", {"validation": [renamed]})
-    assert held_out_overlap(trm_runs / "clean", {"validation": [other]}) == ""
+    assert "1 of 1 validation" in source_stamps(source, decoder, {"validation": [renamed]})[0]
+    assert source_stamps(source, decoder, {"validation": [other]}) == []
     pretrain_in_ranks(config, CPU)
     evaluate_in_ranks(compose_evaluate([f"checkpoint={tmp_path}/quickstart/t"]), CPU)
     stamps = json.loads((tmp_path / "quickstart/t/evaluation/validation/metrics.json").read_text())["stamps"]

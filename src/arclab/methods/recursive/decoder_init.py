@@ -23,13 +23,13 @@ from torch import Tensor
 
 from arclab.config.dataset_schema import Regime
 from arclab.config.encoder_schema import TaskEncoderConfig
-from arclab.config.schema import DecoderInitConfig, InitKind, SplitName
+from arclab.config.schema import DecoderInitConfig, InitKind, SplitName, WeightsKind
 from arclab.data.record import demos_digest
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.decoder import Decoder
 from arclab.methods.recursive.model import ContextAdapter, RecursiveModel
-from arclab.methods.recursive.saved import WEIGHT_FILES, config_of, load_record, load_tensors, newest_checkpoint, read_state
+from arclab.methods.recursive.saved import TrainedRun
 
 _WRAPPERS = ("_orig_mod.", "module.", "model.", "inner.")
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive, or a pickle as older versions wrote it
@@ -123,17 +123,11 @@ def _load_torch(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_source(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """(tensors under our names, whether they have seen demonstrations of scored tasks)."""
-    if not path.is_dir():
-        # The published TRM checkpoints were trained on the evaluation tasks' demonstrations; assume so for any bare file.
-        return from_published(read_tensors(path)), True
-    checkpoint = newest_checkpoint(path)
-    saved = read_state(checkpoint)
-    state = {name: t for file in WEIGHT_FILES for name, t in load_tensors(checkpoint, file, saved).items()}
-    source = config_of(checkpoint)
-    saw_scored = source.dataset.regime is Regime.puzzle_id and source.evaluation.split is not SplitName.train
-    return state, saw_scored or bool(saved["stamps"])
+def _saw_scored(source: TrainedRun) -> bool:
+    """Have its weights seen demonstrations of scored tasks?"""
+    config = source.config
+    is_table_of_scored = config.dataset.regime is Regime.puzzle_id and config.evaluation.split is not SplitName.train
+    return is_table_of_scored or bool(source.state["stamps"])
 
 
 def load_decoder(decoder: Decoder, state: dict[str, Tensor], source: str, *, transductive: bool) -> LoadReport:
@@ -162,62 +156,67 @@ def apply_decoder_init(config: DecoderInitConfig, model: RecursiveModel, encoder
     if config.kind is InitKind.scratch:
         return None
     assert config.path is not None
-    _require_same_attention(model.decoder, Path(config.path))
-    state, transductive = _read_source(Path(config.path))
+    path = Path(config.path)
+    if path.is_dir():
+        source = TrainedRun.open(path)
+        _require_same_attention(model.decoder, source)
+        state, transductive = source.tensors(WeightsKind.ema), _saw_scored(source)
+    else:
+        # The published TRM checkpoints were trained on the evaluation tasks' demonstrations; assume so for any bare file.
+        state, transductive = from_published(read_tensors(path)), True
     report = load_decoder(model.decoder, state, config.path, transductive=transductive)
     if model.adapter is not None and isinstance(encoder, TaskEncoderConfig) and encoder.context.match_gain:
         _match_gain(model.adapter, state)
     return report
 
 
-def _require_same_attention(decoder: Decoder, path: Path) -> None:
-    """ValueError if the source, a run of ours, computes something else with tensors of the same shapes."""
-    if not path.is_dir():
-        return
-    source, own = config_of(newest_checkpoint(path)).decoder, decoder.config
+def _require_same_attention(decoder: Decoder, source: TrainedRun) -> None:
+    """ValueError if the source computes something else with tensors of the same shapes."""
     for key in ("num_heads", "positions"):
-        theirs, ours = getattr(source, key), getattr(own, key)
+        theirs, ours = getattr(source.config.decoder, key), getattr(decoder.config, key)
         if theirs != ours:
             raise ValueError(
-                f"checkpoint {path} was trained with decoder.{key}={getattr(theirs, 'name', theirs)}, this configuration has "
-                f"{getattr(ours, 'name', ours)}, which makes another function of the same weights; set decoder.{key} as it "
-                "was trained."
+                f"checkpoint {source.folder} was trained with decoder.{key}={getattr(theirs, 'name', theirs)}, this "
+                f"configuration has {getattr(ours, 'name', ours)}, which makes another function of the same weights; set "
+                f"decoder.{key} as it was trained."
             )
 
 
-def other_cycles(path: Path, decoder: Decoder) -> str:
-    """A stamp if the source, a run of ours, was trained with other cycles: the same weights, worked through more or less
-    often."""
+def source_stamps(path: Path, decoder: Decoder, held_out: Mapping[str, Sequence[ArcTask]]) -> list[str]:
+    """What every result must carry if the source is a run of ours: that it was trained with other cycles, or on tasks that this
+    run holds out (split name -> tasks)."""
     if not path.is_dir():
+        return []
+    source = TrainedRun.open(path)
+    return [stamp for stamp in (_other_cycles(source, decoder), _held_out_overlap(source, held_out)) if stamp]
+
+
+def _other_cycles(source: TrainedRun, decoder: Decoder) -> str:
+    """A stamp if it was trained with other cycles: the same weights, worked through more or less often."""
+    theirs, ours = (f"{c.h_cycles} x {c.l_cycles}" for c in (source.config.decoder, decoder.config))
+    if theirs == ours:
         return ""
-    source, own = config_of(newest_checkpoint(path)).decoder, decoder.config
-    theirs, ours = (f"{c.h_cycles} x {c.l_cycles}" for c in (source, own))
-    return (
-        f"decoder initialised from {path}, trained with h_cycles x l_cycles = {theirs}, here {ours}" if theirs != ours else ""
-    )
+    return f"decoder initialised from {source.folder}, trained with h_cycles x l_cycles = {theirs}, here {ours}"
 
 
-def held_out_overlap(path: Path, held_out: Mapping[str, Sequence[ArcTask]]) -> str:
-    """A stamp if the source, a run of ours, was trained on tasks that this run holds out (split name -> tasks); else empty.
+def _held_out_overlap(source: TrainedRun, held_out: Mapping[str, Sequence[ArcTask]]) -> str:
+    """A stamp if it was trained on tasks that are held out here.
 
     Tasks are the same if their demonstrations are, whatever they are called. A source without a record of its training tasks is
     judged by what its configuration loads today.
     """
-    if not path.is_dir():
-        return ""
-    checkpoint = newest_checkpoint(path)
-    record = load_record(checkpoint, read_state(checkpoint))
+    record = source.record()
     if record is None:
         try:
-            trained = load_tasks(config_of(checkpoint).dataset).train
+            trained = load_tasks(source.config.dataset).train
         except ValueError as error:
-            return f"decoder initialised from {path}, whose training tasks cannot be read ({error})"
+            return f"decoder initialised from {source.folder}, whose training tasks cannot be read ({error})"
         seen = {demos_digest(task) for task in trained}
     else:
         seen = {task.demos for task in record.tasks if task.learns_tests}
     known = {name: sum(demos_digest(task) in seen for task in tasks) for name, tasks in held_out.items()}
     shares = [f"{count} of {len(held_out[name])} {name} tasks" for name, count in known.items() if count]
-    return f"decoder initialised from a run that was trained on {' and '.join(shares)} ({path})" if shares else ""
+    return f"decoder initialised from a run that was trained on {' and '.join(shares)} ({source.folder})" if shares else ""
 
 
 @torch.no_grad()

@@ -20,13 +20,12 @@ from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.tasks import ArcTask
-from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.model import RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
-from arclab.methods.recursive.saved import WEIGHT_FILES, config_of, load_record, newest_checkpoint, read_state
+from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, scored_tasks, view_rule
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
-from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.pages.report import render_report
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
@@ -58,17 +57,15 @@ def evaluate_in_ranks(
     """Load the checkpoint and score it, as one of these ranks."""
     folder = folder or OwnFolder(RunDir(wanted.folder), ranks)
     with folder.building():
-        checkpoint = newest_checkpoint(Path(wanted.checkpoint))
-        config, state = config_of(checkpoint), read_state(checkpoint)
-        record = load_record(checkpoint, state)
+        trained = TrainedRun.open(Path(wanted.checkpoint))
+        checkpoint, config, state = trained.checkpoint, trained.config, trained.state
+        record = trained.record()
         setting = build_setting(config, view_rule(record))
         apply_wishes(config, wanted)
         setting = replace(setting, scored=scored_tasks(setting.split, config))
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
         require_trained_rows(config, setting)
-        model = build_model(config, setting.record.num_puzzles)
-        load_weights(model, checkpoint, wanted.weights)
-        model.to(ranks.device)
+        model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
         require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations)
         stamps = (*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config))
         subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value)

@@ -20,7 +20,7 @@ from arclab.config.schema import AUTO, CanvasRule, ExperimentConfig, SplitName
 from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask
 from arclab.files import step_folders, write_atomically
-from arclab.methods.recursive.decoder_init import apply_decoder_init, held_out_overlap, other_cycles
+from arclab.methods.recursive.decoder_init import apply_decoder_init, source_stamps
 from arclab.methods.recursive.evaluation import build_solver, context_metrics
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.saved import load_record, read_state
@@ -108,8 +108,7 @@ def _initialise(config: ExperimentConfig, setting: Setting, model: RecursiveMode
     if report.transductive and not stamps:
         stamps.append(f"decoder initialised from a transductive checkpoint ({report.source})")
     held_out = {name.value: setting.split.named(name.value) for name in (SplitName.validation, SplitName.evaluation)}
-    found = (other_cycles(Path(report.source), model.decoder), held_out_overlap(Path(report.source), held_out))
-    return [*stamps, *(sentence for sentence in found if sentence)]
+    return [*stamps, *source_stamps(Path(report.source), model.decoder, held_out)]
 
 
 def _settle_batch_size(

@@ -1,8 +1,10 @@
-"""Reading checkpoint folders: the newest one of a run, its state.json, configuration, tensors and record of the training tasks.
+"""Reading what training has saved: a run at one of its checkpoints, its configuration, weights and record of training tasks.
 
-    checkpoint = newest_checkpoint(folder)                     # of a run folder, or the folder itself
-    state = read_state(checkpoint)
-    config = config_of(checkpoint)                             # of its run folder, if it was made with that
+    run = TrainedRun.open(folder)                              # a run folder (its newest checkpoint), or a checkpoint folder
+    run.config, run.state["step"], run.record()
+    model = run.model(WeightsKind.ema, num_puzzles=1)
+
+    state = read_state(checkpoint)                             # the parts, for a run that continues from its own checkpoint
     tensors = load_tensors(checkpoint, "model.safetensors", state)
 
 Whatever is missing, cut short or changed by so much as a bit is a ValueError that names the file. state.json has the size and
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from arclab.config.compose import identity, thaw
-from arclab.config.schema import ExperimentConfig
+from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.record import TASKS_FILE, DataRecord, parse_record
-from arclab.files import DamagedFile, read_object, step_folders
+from arclab.files import DamagedFile, difference, read_object, step_folders
+from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.runs.folder import RunDir
 
 STATE_FILE = "state.json"
 WEIGHT_FILES = ("model.safetensors", "ema.safetensors")  # the second one replaces parameters of the first by their averages
@@ -89,25 +94,10 @@ def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
 
     Keys that only one of them has were added or dropped by a newer version, and tell nothing.
     """
-    now, saved = json.loads(json.dumps(identity(config))), state.get("settings") or {}
-    different = [key for key in sorted(saved.keys() & now.keys()) if saved[key] != now[key]]
-    if not different:
-        return ""
-    key = different[0]
-    return f"was made with {key}={saved[key]}, now {key}={now[key]} ({len(different)} keys differ)"
-
-
-def config_of(checkpoint: Path) -> ExperimentConfig:
-    """The configuration in the run folder of a checkpoint. ValueError if the checkpoint was made with another one: with other
-    cycles, heads or seed its weights would be scored as something that they were not trained to be."""
-    path = checkpoint.parent.parent / "config.yaml"
-    config = thaw(path)
-    if why := other_settings(read_state(checkpoint), config):
-        raise ValueError(
-            f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run folder, "
-            "or restore that file."
-        )
-    return config
+    saved, now = state.get("settings") or {}, identity(config)
+    shared = saved.keys() & now.keys()
+    other = difference({key: saved[key] for key in shared}, {key: now[key] for key in shared})
+    return f"was made with {other}" if other else ""
 
 
 def _checked(checkpoint: Path, name: str, state: dict[str, Any]) -> Path:
@@ -133,3 +123,73 @@ def load_tensors(checkpoint: Path, name: str, state: dict[str, Any]) -> dict[str
 def load_record(checkpoint: Path, state: dict[str, Any]) -> DataRecord | None:
     """The record of the training tasks; None if the checkpoint was written before there were records."""
     return parse_record(_checked(checkpoint, TASKS_FILE, state)) if TASKS_FILE in state["files"] else None
+
+
+def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    """Copy the tensors of a checkpoint into a model; ValueError if it is of another shape."""
+    own = model.state_dict()
+    table = "puzzle_table.weight"
+    if table in own and table in tensors and len(own[table]) != len(tensors[table]):
+        raise ValueError(
+            f"the puzzle table of checkpoint {checkpoint} has {len(tensors[table])} vectors, and the tasks that load now need "
+            f"{len(own[table])}; put the tasks back as they were when it was trained."
+        )
+    wrong = [
+        n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use "
+            "the config.yaml it was trained with."
+        )
+    model.load_state_dict(tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run at one of its checkpoints. folder: as it was given; state: see read_state."""
+
+    folder: Path
+    checkpoint: Path
+    config: ExperimentConfig
+    state: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> TrainedRun:
+        """A run folder at its newest checkpoint, or a checkpoint folder. ValueError if the checkpoint was made with another
+        configuration than the one in its run folder: with other cycles, heads or seed its weights would be scored as something
+        that they were not trained to be."""
+        checkpoint = newest_checkpoint(folder)
+        path = _run_dir(checkpoint).config
+        config, state = thaw(path), read_state(checkpoint)
+        if why := other_settings(state, config):
+            raise ValueError(
+                f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run "
+                "folder, or restore that file."
+            )
+        return cls(folder, checkpoint, config, state)
+
+    @property
+    def run(self) -> RunDir:
+        return _run_dir(self.checkpoint)
+
+    def record(self) -> DataRecord | None:
+        """See load_record."""
+        return load_record(self.checkpoint, self.state)
+
+    def tensors(self, weights: WeightsKind) -> dict[str, Tensor]:
+        """Raw or averaged weights by name. Only parameters are averaged: the rest is the same in both."""
+        raw, averaged = WEIGHT_FILES
+        tensors = load_tensors(self.checkpoint, raw, self.state)
+        return tensors if weights is WeightsKind.raw else tensors | load_tensors(self.checkpoint, averaged, self.state)
+
+    def model(self, weights: WeightsKind, num_puzzles: int = 1) -> RecursiveModel:
+        """A new model of the configuration with these weights, on the CPU. num_puzzles: rows of the puzzle table, if it has
+        one. Draws from torch's generator, as every new model does."""
+        model = build_model(self.config, num_puzzles)
+        fill_model(model, self.tensors(weights), self.checkpoint)
+        return model
+
+
+def _run_dir(checkpoint: Path) -> RunDir:
+    return RunDir(checkpoint.parent.parent)

@@ -27,6 +27,7 @@ from arclab.methods.recursive.halting import draw_min_steps
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.saved import load_tensors, read_state
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training import checkpoint as checkpoint_module
 from arclab.methods.recursive.training import step as step_module
@@ -288,8 +289,8 @@ def test_full_disk_leaves_the_previous_checkpoint(tiny: Tiny, tmp_path: Path) ->
         folder = disk / "quickstart" / "full" / "checkpoints"
         kept = sorted(p for p in folder.iterdir() if p.name.startswith("step_"))
         assert kept
-        state = checkpoint_module.read_state(kept[-1])
-        assert checkpoint_module.load_tensors(kept[-1], "model.safetensors", state)
+        state = read_state(kept[-1])
+        assert load_tensors(kept[-1], "model.safetensors", state)
         shutil.rmtree(kept[0])
         if len(kept) > 1:
             assert checkpoint_module.progress_from(state).step == 2 * len(kept)
@@ -313,7 +314,7 @@ def test_a_kill_while_an_old_checkpoint_is_removed_leaves_only_whole_ones(tiny: 
     whole = sorted(folder.glob("step_*"))
     assert [p.name for p in whole] == ["step_00000002", "step_00000003"]
     for path in whole:
-        assert all((path / name).stat().st_size == size for name, size in checkpoint_module.read_state(path)["files"].items())
+        assert all((path / name).stat().st_size == size for name, size in read_state(path)["files"].items())
     assert shutil.rmtree is original
     run_training(config)
     assert sorted(p.name for p in folder.iterdir()) == ["step_00000005", "step_00000006"]
@@ -327,7 +328,7 @@ def test_a_run_keeps_its_id_even_if_it_is_killed_before_its_first_checkpoint(tin
     run.metrics.write_text('{"_step": 0, "num_params": 1.0}\n{"_step": 1}\n')
     run_training(config)
     assert [row["_step"] for row in read_rows(run.metrics)] == [0, 1, 2]
-    assert checkpoint_module.read_state(run.checkpoints / "step_00000002")["run_id"] == early == run.run_id
+    assert read_state(run.checkpoints / "step_00000002")["run_id"] == early == run.run_id
 
 
 def test_truncated_checkpoint_is_named(tiny: Tiny) -> None:

@@ -20,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arclab.config.schema import ExperimentConfig, WeightsKind
+from arclab.config.schema import PuzzleTableConfig, WeightsKind
 from arclab.data.sampler import BatchPlan, PuzzleSpace
 from arclab.data.splits import load_tasks, require_fit
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel, build_model
-from arclab.methods.recursive.saved import config_of, newest_checkpoint, read_state
-from arclab.methods.recursive.training.checkpoint import load_weights
+from arclab.methods.recursive.saved import TrainedRun
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -75,33 +74,31 @@ def task_contexts(
     run: a run folder (its newest checkpoint) or a checkpoint folder. ValueError: the run has a puzzle table, the split has
     no tasks, or a task does not fit on the run's canvas.
     """
-    checkpoint = newest_checkpoint(run)
-    config = config_of(checkpoint)
+    of_run = TrainedRun.open(run)
+    config = of_run.config
     tasks = load_tasks(config.dataset).named(split)[:max_tasks]
     if not tasks:
         raise ValueError(f"split={split} has no tasks in dataset={config.dataset.name}; choose another split.")
     require_fit(tasks, config.dataset.canvas, split)
-    model = _model(config, checkpoint, weights if trained else None)
+    model = _model(of_run, weights if trained else None)
     space = PuzzleSpace(tasks, num_augmentations, config.seed, config.dataset.canvas)
     views = np.array(list(_views(space, config.dataset.max_demos)), dtype=np.int64)
     vectors = [_encode(model, space, views[i : i + _BATCH], config.dataset.max_demos) for i in range(0, len(views), _BATCH)]
-    step = int(read_state(checkpoint)["step"]) if trained else 0
+    step = int(of_run.state["step"]) if trained else 0
     task_V, augmentation_V, left_out_V = views.T.copy()
     ids, rules = tuple(task.id for task in tasks), tuple(rule_of(task) for task in tasks)
     return Contexts(np.concatenate(vectors), task_V, augmentation_V, left_out_V, ids, rules, step)
 
 
-def _model(config: ExperimentConfig, checkpoint: Path, weights: WeightsKind | None) -> RecursiveModel:
+def _model(run: TrainedRun, weights: WeightsKind | None) -> RecursiveModel:
     """The run's model on the CPU; weights None: as at its first step, decoder initialisation left out (it moves no encoder)."""
-    torch.manual_seed(config.seed)
-    model = build_model(config, num_puzzles=1)
-    if model.encoder is None:
+    config = run.config
+    if isinstance(config.encoder, PuzzleTableConfig):
         raise ValueError(
-            f"{checkpoint.parent.parent} has encoder.kind={config.encoder.kind}, which reads no demonstrations; give the run "
-            "of an encoder."
+            f"{run.run.path} has encoder.kind={config.encoder.kind}, which reads no demonstrations; give the run of an encoder."
         )
-    if weights is not None:
-        load_weights(model, checkpoint, weights)
+    torch.manual_seed(config.seed)
+    model = build_model(config, num_puzzles=1) if weights is None else run.model(weights)
     return model.eval()
 
 

@@ -30,7 +30,16 @@ from arclab.data.sampler import Batch, Cursor, RowsOfRank
 from arclab.files import naming, step_folders
 from arclab.methods.recursive.decoder import Latents
 from arclab.methods.recursive.model import Carry, RecursiveModel
-from arclab.methods.recursive.saved import OLDER, STATE_FILE, WEIGHT_FILES, file_digest, load_tensors, read_state, sealed
+from arclab.methods.recursive.saved import (
+    OLDER,
+    STATE_FILE,
+    WEIGHT_FILES,
+    file_digest,
+    fill_model,
+    load_tensors,
+    read_state,
+    sealed,
+)
 
 _TEMPORARY = ".writing_"
 
@@ -147,33 +156,13 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
-    """Raw or averaged weights of a checkpoint folder into a model of the same configuration."""
-    state = read_state(checkpoint)
-    raw, averaged = WEIGHT_FILES
+    """Raw or averaged weights of a checkpoint folder into a model of the same configuration. Does not look at config.yaml, as
+    TrainedRun does."""
+    state, (raw, averaged) = read_state(checkpoint), WEIGHT_FILES
     tensors = load_tensors(checkpoint, raw, state)
     if weights is WeightsKind.ema:
         tensors |= load_tensors(checkpoint, averaged, state)
     fill_model(model, tensors, checkpoint)
-
-
-def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Path) -> None:
-    """Copy the tensors of a checkpoint into a model; ValueError if it is of another shape."""
-    own = model.state_dict()
-    table = "puzzle_table.weight"
-    if table in own and table in tensors and len(own[table]) != len(tensors[table]):
-        raise ValueError(
-            f"the puzzle table of checkpoint {checkpoint} has {len(tensors[table])} vectors, and the tasks that load now need "
-            f"{len(own[table])}; put the tasks back as they were when it was trained."
-        )
-    wrong = [
-        n for n in sorted(own.keys() | tensors.keys()) if n not in own or n not in tensors or own[n].shape != tensors[n].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"checkpoint {checkpoint} is of another architecture: tensor {wrong[0]} does not fit ({len(wrong)} differ); use "
-            "the config.yaml it was trained with."
-        )
-    model.load_state_dict(tensors)
 
 
 def progress_from(state: dict[str, Any]) -> TrainingProgress:

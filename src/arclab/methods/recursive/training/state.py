@@ -20,16 +20,15 @@ from arclab.config.compose import config_hash, identity
 from arclab.config.schema import ExperimentConfig, OptimizerKind
 from arclab.data.record import NO_RECORD, TASKS_FILE, DataRecord, record_of, require_same_data
 from arclab.data.sampler import Part, start_cursors
-from arclab.files import naming
+from arclab.files import difference, naming
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.layers import Linear
 from arclab.methods.recursive.model import Carry, RecursiveModel
-from arclab.methods.recursive.saved import load_record, load_tensors, other_settings, read_state
+from arclab.methods.recursive.saved import fill_model, load_record, load_tensors, other_settings, read_state
 from arclab.methods.recursive.training.checkpoint import (
     CheckpointFolder,
     TrainingProgress,
     carry_tensors,
-    fill_model,
     progress_from,
     save_tensors,
     split_carry,
@@ -149,7 +148,7 @@ def _require_same_run(path: Path, state: dict[str, Any], config: ExperimentConfi
     elif state.get("config_hash") == config_hash(config):
         why = ""
     elif (seed := state["cursors"][0]["seed"]) != config.seed:
-        why = f"was made with seed={seed}, now seed={config.seed}"
+        why = f"was made with {difference({'seed': seed}, {'seed': config.seed})}"
     else:
         why = (
             ""
