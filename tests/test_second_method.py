@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from arclab.launch.queue.progress import living_jobs, read_state
 from arclab.launch.start import start
 from arclab.metrics.logger import read_rows
 from arclab.pages.analyse import analyse
+from arclab.runs import checkpoints
 from arclab.runs.folder import RunDir, State
 from arclab.runs.worklist import Worklist
 
@@ -64,7 +64,8 @@ def command(runs_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]
 
 
 def weights(run: RunDir, step: int) -> list[float]:
-    return json.loads((run.checkpoints / f"step_{step:08d}" / "state.json").read_text())["weights"]
+    path = run.checkpoints / f"step_{step:08d}"
+    return checkpoints.load_tensors(path, "model.safetensors", checkpoints.read_state(path))["weights"].tolist()
 
 
 def test_a_method_of_its_own_has_the_life_of_a_run(runs_dir: Path) -> None:

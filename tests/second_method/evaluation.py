@@ -12,10 +12,11 @@ from arclab.config.compose import flat
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.run import DeviceChoice, EvaluationConfig
 from arclab.data.sources import load_source
-from arclab.files import read_object, step_folders
+from arclab.files import step_folders
 from arclab.pages.report import render_report
 from arclab.results.attempts import Attempts, Candidate
 from arclab.results.writing import Evaluation, Subject, write_results
+from arclab.runs.checkpoints import load_tensors, read_state
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.preempt import ToldToEnd
@@ -56,7 +57,9 @@ def _evaluate(config: LineEvaluationConfig, ranks: Ranks, signals: StopSignals, 
     run = folder.run
     with folder.building():
         tasks = load_source(config.tasks)
-        state = read_object(step_folders(Path(config.checkpoint) / "checkpoints")[-1] / "state.json")
+        checkpoint = step_folders(Path(config.checkpoint) / "checkpoints")[-1]
+        state = read_state(checkpoint)
+        slope, offset = load_tensors(checkpoint, "model.safetensors", state)["weights"].tolist()
         with folder.held(config, ()), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, len(tasks))
 
@@ -67,7 +70,7 @@ def _evaluate(config: LineEvaluationConfig, ranks: Ranks, signals: StopSignals, 
                     if progress.is_told:
                         raise ToldToEnd(f"{number} of {len(tasks)} answers are kept")
                     if task.id not in answers:
-                        answers[task.id] = round(state["weights"][0] * number + state["weights"][1]) % 10
+                        answers[task.id] = round(slope * number + offset) % 10
                         worklist.add(task.id, {"color": answers[task.id]})
                     progress.report(number + 1)
                 grids = {t.id: [np.full_like(test.input, answers[t.id]) for test in t.tests] for t in tasks}

@@ -3,7 +3,6 @@ a row of entries.py, and still has a run folder, a lock, resume by the same comm
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.run import CriterionConfig, DeviceChoice, TrainingConfig, WandbConfig
-from arclab.files import read_object, step_folders
 from arclab.metrics.logger import MetricLogger
+from arclab.runs.checkpoints import CheckpointFolder, load_tensors, read_state, save_tensors
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RecordFailure, RunFolder, finish, in_ranks
@@ -61,11 +60,12 @@ class LineTrainer:
     divergence_remedy = "lower trainer.lr"
 
     def __init__(self, config: LineConfig, run: RunDir, ranks: Ranks) -> None:
-        self.step, self.loss, self._lr, self._run, self._ranks = 0, 0.0, config.trainer.lr, run, ranks
+        self.step, self.loss, self._lr, self._ranks = 0, 0.0, config.trainer.lr, ranks
         self.weights = torch.zeros(2, requires_grad=True)
-        if folders := step_folders(run.checkpoints):
-            state = read_object(folders[-1] / "state.json")
-            self.step, self.weights = state["step"], torch.tensor(state["weights"], requires_grad=True)
+        self._checkpoints = CheckpointFolder(run.checkpoints, keep_last=1)
+        if steps := self._checkpoints.steps():
+            self.step, path = steps[-1], self._checkpoints.path(steps[-1])
+            self.weights = load_tensors(path, "model.safetensors", read_state(path))["weights"].requires_grad_()
 
     def train_step(self, votes: list[Tensor]) -> None:
         loss = (self.weights[0] * X + self.weights[1] - Y).square().mean()
@@ -86,9 +86,9 @@ class LineTrainer:
 
     def save(self, runtime_s: float) -> None:
         if self._ranks.is_main:
-            folder = self._run.checkpoints / f"step_{self.step:08d}"
-            folder.mkdir(parents=True)
-            (folder / "state.json").write_text(json.dumps({"step": self.step, "weights": self.weights.tolist()}))
+            temporary = self._checkpoints.begin(self.step)
+            save_tensors({"weights": self.weights}, temporary / "model.safetensors")
+            self._checkpoints.commit(temporary, {"step": self.step})
 
 
 def pretrain(config: LineConfig, given: RunDir | None = None) -> int:

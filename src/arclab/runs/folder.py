@@ -6,7 +6,7 @@ status.json        state, step, message, exit status metrics.jsonl     one row p
 lock.json          who works here (arclab.runs.lock)   console.log       output of a torchrun job (arclab.launch.job)
 PREEMPT            asks the run to save and end      run_id            the W&B run, the same after every resume
 criterion.json     PASS or FAIL, if the run has one
-checkpoints/       see arclab.methods.recursive.training.checkpoint    evaluation/       results of evaluate.py
+checkpoints/       see arclab.runs.checkpoints    evaluation/       results of evaluate.py
 
 This module imports no torch: whoever starts a run does not need it.
 """

@@ -19,9 +19,9 @@ from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.health import RecursiveRules
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
-from arclab.methods.recursive.saved import newest_checkpoint
 from arclab.methods.recursive.setting import build_setting
 from arclab.metrics.logger import read_rows
+from arclab.runs.checkpoints import newest_checkpoint
 from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import Tensor
 from arclab.data.augment import ViewRule
 from arclab.data.record import TASKS_FILE, DataRecord, TaskRecord
 from arclab.data.sampler import Cursor
-from arclab.methods.recursive.saved import load_record, load_tensors, newest_checkpoint, read_state, sealed
+from arclab.methods.recursive.saved import load_record
 from arclab.methods.recursive.solver.store import Tally, VoteStore
-from arclab.methods.recursive.training.checkpoint import CheckpointFolder, TrainingProgress, progress_from
+from arclab.methods.recursive.training.checkpoint import TrainingProgress, progress_from
+from arclab.runs.checkpoints import CheckpointFolder, load_tensors, newest_checkpoint, read_state, sealed
 
 QUICK = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -37,7 +39,7 @@ def checkpoint(tmp_path: Path) -> Path:
     temporary = folder.begin(7)
     save_file({"w": torch.arange(6.0)}, temporary / "model.safetensors")
     (temporary / TASKS_FILE).write_text(RECORD.text())
-    folder.commit(temporary, PROGRESS)
+    folder.commit(temporary, asdict(PROGRESS))
     return folder.path(7)
 
 

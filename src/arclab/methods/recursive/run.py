@@ -23,7 +23,7 @@ from arclab.files import step_folders, write_atomically
 from arclab.methods.recursive.decoder_init import apply_decoder_init, source_stamps
 from arclab.methods.recursive.evaluation import build_solver, context_metrics
 from arclab.methods.recursive.model import RecursiveModel, build_model
-from arclab.methods.recursive.saved import load_record, read_state
+from arclab.methods.recursive.saved import load_record
 from arclab.methods.recursive.setting import Setting, build_setting, protocol_stamps, view_rule
 from arclab.methods.recursive.training.batch_size import find_batch_size
 from arclab.methods.recursive.training.checkpoint import progress_from
@@ -33,6 +33,7 @@ from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.results.scoring import NEW_COLORS, score
+from arclab.runs.checkpoints import read_state
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, finish, in_ranks
 from arclab.runs.memory import advice_if_out_of_memory, memory_budget

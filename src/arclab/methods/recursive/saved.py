@@ -7,86 +7,27 @@
     state = read_state(checkpoint)                             # the parts, for a run that continues from its own checkpoint
     tensors = load_tensors(checkpoint, "model.safetensors", state)
 
-Whatever is missing, cut short or changed by so much as a bit is a ValueError that names the file. state.json has the size and
-the SHA-256 of every file, and one of itself; checkpoints that were written before there were digests are checked by size alone.
-arclab.methods.recursive.training.checkpoint writes these folders.
+Whatever is missing, cut short or changed is a ValueError that names the file: arclab.runs.checkpoints reads the parts, and
+arclab.methods.recursive.training.checkpoint says what is in them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from arclab.config.compose import identity, thaw
 from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.record import TASKS_FILE, DataRecord, parse_record
-from arclab.files import DamagedFile, difference, read_object, step_folders
+from arclab.files import difference
 from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.runs.checkpoints import checked_file, load_tensors, newest_checkpoint, read_state
 from arclab.runs.folder import RunDir
 
-STATE_FILE = "state.json"
 WEIGHT_FILES = ("model.safetensors", "ema.safetensors")  # the second one replaces parameters of the first by their averages
-OLDER = "remove that folder to use the one before it"
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint of a run folder or a checkpoint folder: the given one, else the newest of the run."""
-    if (folder / STATE_FILE).is_file():
-        return folder
-    steps = step_folders(folder / "checkpoints")
-    if not steps:
-        raise ValueError(
-            f"checkpoint {folder} has no checkpoints/step_* and is none itself; give a run folder or one of its checkpoints."
-        )
-    return steps[-1]
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sealed(state: dict[str, Any]) -> dict[str, Any]:
-    """The state with a digest of its own."""
-    return {**state, "digest": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a checkpoint folder, as plain values: at least step, files (name -> bytes), digests (name -> SHA-256) and
-    stamps."""
-    path = checkpoint / STATE_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"checkpoint {checkpoint} has no state.json; give a run folder or one of its checkpoints/step_* folders."
-        )
-    state = read_object(path, remedy=OLDER)
-    digest = state.pop("digest", None)
-    if digest is not None and sealed(state)["digest"] != digest:
-        raise DamagedFile(path, "its content is not what was written", remedy=OLDER)
-    state.setdefault("digests", {})
-    state.setdefault("stamps", [])
-    is_right = {
-        "step": type(state.get("step")) is int and state["step"] >= 0,
-        "files": _maps_names_to(int, state.get("files")),
-        "digests": _maps_names_to(str, state["digests"]),
-        "settings": isinstance(state.get("settings"), dict | None),
-        "stamps": isinstance(state["stamps"], list) and all(isinstance(stamp, str) for stamp in state["stamps"]),
-    }
-    wrong = [key for key, value in is_right.items() if not value]
-    if wrong:
-        raise DamagedFile(path, f"{wrong[0]} is not what it should be", remedy=OLDER)
-    return state
-
-
-def _maps_names_to(kind: type, value: Any) -> bool:
-    return isinstance(value, dict) and all(type(v) is kind for v in value.values())
 
 
 def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
@@ -100,29 +41,9 @@ def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
     return f"was made with {other}" if other else ""
 
 
-def _checked(checkpoint: Path, name: str, state: dict[str, Any]) -> Path:
-    """A file of the checkpoint, after its size and digest were compared with those in state.json."""
-    path = checkpoint / name
-    expected, actual = state["files"].get(name), path.stat().st_size if path.is_file() else None
-    if actual is None or actual != expected:
-        why = "missing" if actual is None else f"truncated ({actual} of {expected} bytes)"
-        raise ValueError(f"checkpoint {checkpoint}: {name} is {why}; {OLDER}.")
-    if name in state["digests"] and file_digest(path) != state["digests"][name]:
-        raise ValueError(f"checkpoint {checkpoint}: {name} is damaged (its bytes are not those that were written); {OLDER}.")
-    return path
-
-
-def load_tensors(checkpoint: Path, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
-    """One file of tensors of a checkpoint."""
-    try:
-        return load_file(_checked(checkpoint, name, state))
-    except SafetensorError as error:
-        raise ValueError(f"checkpoint {checkpoint}: {name} is damaged ({error}); {OLDER}.") from error
-
-
 def load_record(checkpoint: Path, state: dict[str, Any]) -> DataRecord | None:
     """The record of the training tasks; None if the checkpoint was written before there were records."""
-    return parse_record(_checked(checkpoint, TASKS_FILE, state)) if TASKS_FILE in state["files"] else None
+    return parse_record(checked_file(checkpoint, TASKS_FILE, state)) if TASKS_FILE in state["files"] else None
 
 
 def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Path) -> None:

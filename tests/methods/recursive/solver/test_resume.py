@@ -18,12 +18,12 @@ from arclab.files import sentence_for
 from arclab.methods.recursive.evaluation import apply_wishes, evaluate_in_ranks, votes_key
 from arclab.methods.recursive.model import RecursiveModel, build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
-from arclab.methods.recursive.saved import newest_checkpoint
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import Tally, VoteStore
 from arclab.pages import report
 from arclab.results.attempts import Attempts, Budget
+from arclab.runs.checkpoints import newest_checkpoint
 from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals

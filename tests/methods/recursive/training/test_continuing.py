@@ -18,8 +18,8 @@ from arclab.data.record import NO_RECORD
 from arclab.files import step_folders
 from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
-from arclab.methods.recursive.saved import read_state, sealed
 from arclab.methods.recursive.setting import build_setting
+from arclab.runs.checkpoints import read_state, sealed
 from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
 

@@ -27,10 +27,9 @@ from arclab.methods.recursive.halting import draw_min_steps
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
-from arclab.methods.recursive.saved import load_tensors, read_state
 from arclab.methods.recursive.setting import build_setting
-from arclab.methods.recursive.training import checkpoint as checkpoint_module
 from arclab.methods.recursive.training import step as step_module
+from arclab.methods.recursive.training.checkpoint import progress_from
 from arclab.methods.recursive.training.optim import lr_factor
 from arclab.methods.recursive.training.parts import batch_parts
 from arclab.methods.recursive.training.state import Training, _require_same_parts, averaged_weights
@@ -38,6 +37,7 @@ from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import Prediction
 from arclab.results.criterion import require_answers
+from arclab.runs.checkpoints import load_tensors, read_state
 from arclab.runs.folder import RunDir, open_run
 from arclab.runs.ranks import Ranks
 
@@ -293,7 +293,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tiny: Tiny, tmp_path: Path) ->
         assert load_tensors(kept[-1], "model.safetensors", state)
         shutil.rmtree(kept[0])
         if len(kept) > 1:
-            assert checkpoint_module.progress_from(state).step == 2 * len(kept)
+            assert progress_from(state).step == 2 * len(kept)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -308,7 +308,7 @@ def test_a_kill_while_an_old_checkpoint_is_removed_leaves_only_whole_ones(tiny: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint_module.shutil, "rmtree", cut_short)
+        patch.setattr(shutil, "rmtree", cut_short)
         run_training(config)
     folder = Path(config.runs_dir) / "quickstart/t/checkpoints"
     whole = sorted(folder.glob("step_*"))

@@ -1,47 +1,29 @@
-"""Checkpoints that survive a kill at any moment and from which a run continues bit for bit.
+"""What a checkpoint of a recursive model holds, from which a run continues bit for bit.
 
-A checkpoint is a folder checkpoints/step_00001234:
+A checkpoint is a folder checkpoints/step_00001234 (see arclab.runs.checkpoints, which writes, seals and thins them out):
     model.safetensors      raw weights, puzzle table included      ema.safetensors    averaged parameters
     optimizer.safetensors  moments by parameter name               carry_rank0.safetensors ...   rows in flight (optional)
     tasks.json             the training tasks (arclab.data.record)
     state.json             step, data cursor, counts, settings, stamps, and the size and digest of every file
-It is written under a temporary name, synced and renamed, so a folder with its real name is complete; the previous one is
-removed only afterwards. Random draws are functions of (seed, step), so there is no generator state to keep.
-arclab.methods.recursive.saved reads them.
+Random draws are functions of (seed, step), so there is no generator state to keep. arclab.methods.recursive.saved opens a run
+at a checkpoint.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from arclab.config.schema import WeightsKind
 from arclab.data.sampler import Batch, Cursor, RowsOfRank
-from arclab.files import naming, step_folders
 from arclab.methods.recursive.decoder import Latents
 from arclab.methods.recursive.model import Carry, RecursiveModel
-from arclab.methods.recursive.saved import (
-    OLDER,
-    STATE_FILE,
-    WEIGHT_FILES,
-    file_digest,
-    fill_model,
-    load_tensors,
-    read_state,
-    sealed,
-)
-
-_TEMPORARY = ".writing_"
+from arclab.methods.recursive.saved import WEIGHT_FILES, fill_model
+from arclab.runs.checkpoints import OLDER, load_tensors, read_state
 
 
 @dataclass(slots=True)
@@ -96,65 +78,6 @@ def _carry(flat: dict[str, Tensor]) -> Carry:
     return Carry(Latents(flat["z_H"], flat["z_L"]), flat["steps"], flat["halted"], data, flat.get("encoder_state"))
 
 
-class CheckpointFolder:
-    """The checkpoints of one run: save, find, load, thin out."""
-
-    def __init__(self, folder: Path, keep_last: int) -> None:
-        self.folder, self.keep_last = folder, keep_last
-
-    def path(self, step: int) -> Path:
-        return self.folder / f"step_{step:08d}"
-
-    def steps(self) -> list[int]:
-        return [int(path.name.removeprefix("step_")) for path in step_folders(self.folder)]
-
-    def begin(self, step: int) -> Path:
-        """An empty temporary folder for a new checkpoint; leftovers of killed writers are removed."""
-        for leftover in self.folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover)
-        temporary = self.folder / f"{_TEMPORARY}{step:08d}"
-        temporary.mkdir(parents=True)
-        return temporary
-
-    def commit(self, temporary: Path, progress: TrainingProgress) -> None:
-        """Write state.json, make everything durable and give the folder its name; then drop what is no longer kept."""
-        files = sorted(temporary.iterdir())
-        sizes, digests = ({p.name: f(p) for p in files} for f in (lambda p: p.stat().st_size, file_digest))
-        state = sealed({**asdict(progress), "files": sizes, "digests": digests})
-        with naming(temporary / STATE_FILE):
-            (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for file in temporary.iterdir():
-            _sync(file)
-        final = self.path(progress.step)
-        assert not final.exists(), f"step {progress.step} is saved twice"
-        os.replace(temporary, final)
-        _sync(self.folder)
-        for step in self.steps()[: -self.keep_last]:
-            if step != progress.best_step:
-                self._remove(self.path(step))
-
-    def _remove(self, path: Path) -> None:
-        """Take its name away first: a kill while its files go must not leave a part of it that looks whole."""
-        doomed = path.with_name(f"{_TEMPORARY}{path.name}")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write tensors; ValueError with the remedy if the disk is full, OSError that names the file for anything else of the
-    kind."""
-    try:
-        with naming(file):
-            save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, file)
-    except (SafetensorError, OSError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "StorageFull" in str(error):
-            raise ValueError(
-                f"the disk is full: {file.parent.parent} has no room for a checkpoint; free space and run the same command "
-                "again (the previous checkpoint is intact)."
-            ) from error
-        raise
-
-
 def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
     """Raw or averaged weights of a checkpoint folder into a model of the same configuration. Does not look at config.yaml, as
     TrainedRun does."""
@@ -192,11 +115,3 @@ def progress_from(state: dict[str, Any]) -> TrainingProgress:
             f"state.json of the checkpoint at step {state['step']} is damaged ({wrong[0]} is not what it should be); {OLDER}."
         )
     return TrainingProgress(**{**{f.name: values[f.name] for f in fields(TrainingProgress)}, "cursors": cursors})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

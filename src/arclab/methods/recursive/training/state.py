@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,15 @@ from arclab.files import difference, naming
 from arclab.methods.recursive.ema import Ema
 from arclab.methods.recursive.layers import Linear
 from arclab.methods.recursive.model import Carry, RecursiveModel
-from arclab.methods.recursive.saved import fill_model, load_record, load_tensors, other_settings, read_state
+from arclab.methods.recursive.saved import fill_model, load_record, other_settings
 from arclab.methods.recursive.training.checkpoint import (
-    CheckpointFolder,
     TrainingProgress,
     carry_tensors,
     progress_from,
-    save_tensors,
     split_carry,
 )
 from arclab.methods.recursive.training.optim import AdamATan2, Muon
+from arclab.runs.checkpoints import CheckpointFolder, load_tensors, read_state, save_tensors
 from arclab.runs.folder import RunDir
 from arclab.runs.ranks import Ranks
 from arclab.runs.reduction import GradientReduction, start_reduction
@@ -191,7 +190,7 @@ def save_checkpoint(config: ExperimentConfig, training: Training, folder: Checkp
         assert training.record is not None
         with naming(temporary / TASKS_FILE):
             (temporary / TASKS_FILE).write_text(training.record.text(), encoding="utf-8")
-        folder.commit(temporary, training.progress)
+        folder.commit(temporary, asdict(training.progress), best_step=training.progress.best_step)
     ranks.barrier()
 
 

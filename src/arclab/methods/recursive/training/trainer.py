@@ -24,7 +24,7 @@ from arclab.data.tasks import Grid
 from arclab.methods.recursive.compiled import compile_model, uncompiled
 from arclab.methods.recursive.health import RecursiveRules
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
-from arclab.methods.recursive.training.checkpoint import CheckpointFolder, TrainingProgress
+from arclab.methods.recursive.training.checkpoint import TrainingProgress
 from arclab.methods.recursive.training.parts import batch_parts
 from arclab.methods.recursive.training.state import Training, averaged_weights, save_checkpoint, start_training
 from arclab.methods.recursive.training.step import table_schedule, train_step
@@ -32,6 +32,7 @@ from arclab.methods.recursive.training.sums import StepSums
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
 from arclab.metrics.wandb_run import start_wandb
+from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir
 from arclab.runs.loop import Loop
