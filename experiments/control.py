@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, compose, group_options, known_keys, run_main, thaw
+from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import WeightsKind
@@ -184,7 +184,9 @@ def toy_sizes(encoder: str) -> list[str]:
 
 
 def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Sequence[str] = ()) -> Iterator[Cell]:
-    """Every combination that exists. An encoder that cannot be composed for few-shot tasks is named and left out."""
+    """Every combination that exists. An encoder that cannot be composed for few-shot tasks, or that is another one of the list
+    once it has the size of the toy tasks, is named and left out."""
+    seen: dict[str, str] = {}
     for encoder in encoders:
         try:
             config = compose(
@@ -192,6 +194,10 @@ def list_cells(encoders: Sequence[str], layouts: Sequence[str], overrides: Seque
             )
         except ConfigError as error:
             print(f"encoder={encoder} is left out: {error}")
+            continue
+        twin = seen.setdefault(json.dumps(identity(config), sort_keys=True), encoder)
+        if twin != encoder:
+            print(f"encoder={encoder} is left out: at the size of the toy tasks it is the same as encoder={twin}.")
             continue
         for layout in layouts if hasattr(config.encoder, "demo_layout") else (NO_LAYOUT,):
             if "+" in layout and not pools_by_color(config.encoder):
@@ -317,6 +323,10 @@ def run_table(table: Table, cells: Sequence[Cell], cluster: Kind, jobs: int) -> 
     return failed
 
 
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
 def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="experiments.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -324,7 +334,7 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=at_least_1, help="optimiser steps of every cell")
     budget.add_argument("--seconds", type=above_0, help="training time of every cell, by the measured speed of its encoder")
-    parser.add_argument("--encoders", nargs="+", choices=group_options("encoder"), default=group_options("encoder"))
+    parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)
     parser.add_argument(

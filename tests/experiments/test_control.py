@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from arclab.launch.queue.plan import read_plan
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.training.checkpoint import load_weights
@@ -22,6 +22,7 @@ from experiments.control_table import markdown, verdict, write_table
 
 from ..conftest import compose
 
+TrainHere = Callable[..., list[str]]
 SMALL = ["decoder.width=16", "decoder.num_heads=2", "encoder.num_heads=2", "trainer.num_threads=1", "trainer.batch_size=4"]
 TABLE = ["--steps", "3", "--encoders", "standard_tiny", "--layouts", "aligned", "--families", "dihedral", "color_map", "--train-tasks", "20",
          "--test-tasks", "12", "--settings", "side=3&colors=3"]  # fmt: skip
@@ -52,31 +53,24 @@ def run_control(tmp_path: Path, *more: str) -> list[dict[str, object]]:
     return json.loads((tmp_path / "results/control.json").read_text())["cells"]
 
 
-def test_a_killed_table_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    trained: list[str] = []
+def test_a_killed_table_continues(tmp_path: Path, train_here: TrainHere, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"dihedral+color_map-standard_tiny-aligned-{twin}-3steps-seed0" for twin in ("trained", "frozen")]
 
-    def train(overrides: list[str]) -> None:
-        config = compose("pretrain_encoder", overrides)
-        if len(trained) == 1 and "killed" not in capsys.readouterr().out:
-            trained.append("killed")
+    def kill(name: str) -> None:
+        if name == names[1]:
             raise KeyboardInterrupt
-        trained.append(config.name)
-        pretrain_in_ranks(config, Ranks(0, 1, torch.device("cpu")))
 
-    monkeypatch.setattr(control, "train", train)
+    train_here(kill)
     with pytest.raises(KeyboardInterrupt):
         run_control(tmp_path)
-    names = [f"dihedral+color_map-standard_tiny-aligned-{twin}-3steps-seed0" for twin in ("trained", "frozen")]
-    assert trained == [names[0], "killed"]
-    first = json.loads((tmp_path / "results/control.json").read_text())["cells"]
+    trained = train_here()
     cells = run_control(tmp_path)
-    assert trained == [names[0], "killed", names[1]]
-    assert [c["name"] for c in first] == names[:1] and sorted(str(c["name"]) for c in cells) == sorted(names)
-    assert first[0] in cells  # not scored again
+    assert trained == names[1:] and sorted(str(c["name"]) for c in cells) == sorted(names)
+    (jobs_file,) = (tmp_path / "runs/control").glob("jobs-*.txt")
+    assert [run.name for run in read_plan(jobs_file).runs] == names
     shutil.rmtree(tmp_path / "runs")  # as on another machine, which has the record only
-    run_control(tmp_path)
-    assert len(trained) == 3
-    assert names[0] in json.dumps(cells) and "| standard_tiny | aligned | frozen |" in capsys.readouterr().out
+    assert run_control(tmp_path) == cells and trained == names[1:]
+    assert "| standard_tiny | aligned | frozen |" in capsys.readouterr().out
     for cell in cells:
         assert cell["steps"] == 3 and cell["seconds"] > 0  # type: ignore[operator]
         assert {family: s["exact"]["N"] for family, s in cell["scores"].items()} == {"dihedral": 12, "color_map": 12}  # type: ignore[attr-defined]
@@ -120,34 +114,41 @@ def test_twins_and_list_name_the_open_cells(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_seconds_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = iter([7.0, 99.0])
-    monkeypatch.setattr(control, "steps_per_second", lambda table, cell: next(speeds))
+    """One measurement for both twins, written down; other settings are measured anew; a fault is that of both twins."""
+    measured: list[list[str]] = []
+
+    def measure(file: object, lines: Mapping[str, Sequence[str]], cluster: str, places: int) -> list[tuple[str, float | str]]:
+        measured.append(list(lines))
+        return [(name, "FAILED: why" if "lpn" in name else 7.0 * len(measured)) for name in lines]
+
+    monkeypatch.setattr(control, "measure_speeds", measure)
+    (tmp_path / "control/speeds").mkdir(parents=True)
     table, _ = control.parse(["--seconds", "10", "--runs-dir", str(tmp_path)])
-    cells = [Cell("standard", "concat", frozen) for frozen in (False, True)]
-    assert [control.cell_steps(table, cell) for cell in cells] == [70, 70]
+    cells = [Cell(encoder, "concat", frozen) for encoder in ("standard", "lpn") for frozen in (False, True)]
+    for _ in range(2):
+        assert control.cell_steps(table, cells[:2], "local", 1) == dict.fromkeys(cells[:2], 70)
+    assert [len(names) for names in measured] == [1, 0]
     other, _ = control.parse(["--seconds", "10", "--runs-dir", str(tmp_path), "--set", "trainer.batch_size=7"])
-    assert control.cell_steps(other, cells[0]) == 990  # measured anew
+    steps = control.cell_steps(other, cells, "local", 1)
+    assert [steps[cell] for cell in cells] == [210, 210, *["its speed was not measured: FAILED: why"] * 2]
 
 
-def test_twins_that_start_together_measure_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = iter([7.0, 99.0])
-    monkeypatch.setattr(control, "steps_per_second", lambda table, cell: (time.sleep(0.2), next(speeds))[1])
-    table, _ = control.parse(["--seconds", "10", "--runs-dir", str(tmp_path)])
-    with ThreadPoolExecutor(2) as pool:
-        steps = list(pool.map(lambda frozen: control.cell_steps(table, Cell("standard", "concat", frozen)), (False, True)))
-    assert steps == [70, 70]
+def test_a_failed_cell_is_named_and_the_table_goes_on(
+    tmp_path: Path, train_here: TrainHere, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str) -> None:
+        if "trained" in name:
+            raise ValueError("the disk is full")
 
-
-def test_a_failed_cell_is_named_and_the_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(overrides: list[str]) -> None:
-        if "encoder.optim.freeze_steps=0" in overrides:
-            raise control.subprocess.CalledProcessError(2, "pretrain_encoder.py")
-        pretrain_in_ranks(compose("pretrain_encoder", overrides), Ranks(0, 1, torch.device("cpu")))
-
-    monkeypatch.setattr(control, "train", train)
+    train_here(fail)
     with pytest.raises(SystemExit, match=r"1 of 2 cells failed: dihedral.color_map-standard_tiny-aligned-trained"):
         run_control(tmp_path)
+    assert "-trained-3steps-seed0 FAILED: FAILED: the disk is full" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "results/control.json").read_text())["cells"]) == 1
+    shutil.rmtree(tmp_path / "results")
+    with pytest.raises(SystemExit, match="2 of 2 cells failed"):  # the folder of the other cell is of other tasks now
+        run_control(tmp_path, "--train-tasks", "21")
+    assert "was made with dataset.train_sources" in capsys.readouterr().out
 
 
 def scores(color_map: int, swapped: int, composed: int) -> dict[str, dict[str, dict[str, int]]]:
