@@ -7,8 +7,9 @@
 Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL by its last evaluation.
 --minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps:
 the learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first
-call). Prints a table; --save [NAME] writes it to experiments/results/NAME.{json,md} (phase1). It compares encoders under one
-budget; it does not tune any of them.
+call). Prints a table; --save [NAME] writes it to experiments/results/NAME.{json,md} (phase1). The runs are lines of a jobs file in
+<runs-dir>/phase1, and --cluster says where they go (experiments/queued.py). It compares encoders under one budget; it does not
+tune any of them.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def planned_steps(given: argparse.Namespace) -> dict[str, int]:
     """Encoder -> optimiser steps: as given, as first measured in this folder, or measured now with all encoders beside each
     other. An encoder whose measurement failed is named and has none."""
     if given.steps is not None:
-        return dict.fromkeys(given.encoders, given.steps)
+        return {encoder: int(given.steps) for encoder in given.encoders}
     note = folder_of(given) / "steps.json"
     if not note.is_file():
         seconds = 60 * given.minutes * _TRAINING_SHARE

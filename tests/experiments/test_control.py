@@ -98,7 +98,7 @@ def test_the_frozen_twin_keeps_its_random_encoder(tmp_path: Path) -> None:
 def test_cells_come_from_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     _, given = control.parse(["--steps", "5"])
     cells = list(control.list_cells(given.encoders, given.layouts))
-    assert {"standard", "standard_tiny"} <= {c.encoder for c in cells} and len(set(cells)) == len(cells)
+    assert "standard" in {c.encoder for c in cells} and len(set(cells)) == len(cells)
     assert {c.layout for c in cells if c.encoder == "standard"} == set(given.layouts) and {c.frozen for c in cells} == {
         True,
         False,
@@ -106,6 +106,14 @@ def test_cells_come_from_the_configuration(capsys: pytest.CaptureFixture[str]) -
     assert "encoder=puzzle_table is left out" in capsys.readouterr().out
     assert {"variational", "hybrid_variational"} <= {c.encoder for c in cells}  # at the size of the toy tasks
     assert {c.encoder for c in control.list_cells(["standard"], ["concat"])} == {"standard"}
+
+
+def test_an_encoder_that_is_another_at_toy_size_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cells would be the same runs under other names, which a job file refuses."""
+    cells = list(control.list_cells(["standard", "standard_tiny"], ["concat", "aligned"]))
+    assert {(c.encoder, c.layout) for c in cells} == {("standard", "concat"), ("standard", "aligned")}
+    assert "encoder=standard_tiny is left out" in capsys.readouterr().out
+    assert {c.encoder for c in control.list_cells(["standard_tiny"], ["concat"])} == {"standard_tiny"}  # alone it is not
 
 
 def test_twins_and_list_name_the_open_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
