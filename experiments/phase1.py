@@ -7,9 +7,9 @@
 Every encoder is one run of experiment=phase1_small in <runs-dir>/phase1/<encoder>: PASS or FAIL by its last evaluation.
 --minutes measures how fast the encoders train beside each other, in short runs that are thrown away, and turns that into steps:
 the learning rate's schedule then ends with the time. The same command continues what was stopped (with the steps of the first
-call). Prints a table; --save [NAME] writes it to experiments/results/NAME.{json,md} (phase1). The runs are lines of a jobs file that
-lies beside them, and --cluster says where they go (experiments/queued.py). It compares encoders under one budget; it does not
-tune any of them.
+call). Prints a table; --save [NAME] writes it to experiments/results/NAME.{json,md} (phase1). The runs are lines of a jobs
+file that lies beside them, and --cluster says where they go (experiments/queued.py). It compares encoders under one budget; it
+does not tune any of them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 The file is valid for python -m arclab.launch check | status | report | cancel. If this process is killed, its runs go on, and
 the same call waits for them again. Runs that are DONE are not run again; failed and cancelled ones continue from their last
 checkpoint. A line that the plan refuses (the folder holds another run, for example) stays in the file as a comment, and the
-others run. It makes no table: control.py and phase1.py do.
+others run. It makes no table: control.py, phase1.py and toy_programs.py do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import signal
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,26 +29,27 @@ from arclab.launch.cluster import Kind
 from arclab.launch.queue.jobrecord import read_job
 from arclab.launch.queue.jobsfile import JobsError
 from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import RunProgress
+from arclab.launch.queue.progress import LOST, RunProgress
 from arclab.launch.queue.submit import is_living, retry, submit
 from arclab.launch.queue.wait import wait_until_ended
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import RunDir, State
+from arclab.runs.signals import interrupted_status
 from benchmarks.arguments import at_least_1
 
 Lines = Mapping[str, Sequence[str]]
-_SCRIPT = ENTRIES["pretrain_encoder"].script
 _FIRST_RUN_LINE = 3  # after the title and the criterion
 _SAY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class JobsFile:
-    """Where it is written, and the section that its lines stand in."""
+    """Where it is written, the section that its lines stand in, and the script that all of them start."""
 
     path: Path
     title: str
     criterion: str
+    script: str = ENTRIES["pretrain_encoder"].script
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,12 @@ class Ended:
     fault: str
 
 
-def add_queue_arguments(parser: argparse.ArgumentParser) -> None:
-    """--cluster and --jobs, as python -m arclab.launch submit has --cluster and --places."""
+def add_queue_arguments(parser: argparse.ArgumentParser, cores: str = "--set trainer.num_threads=N") -> None:
+    """--cluster and --jobs, as python -m arclab.launch submit has --cluster and --places. cores: the option of the experiment
+    that gives a run its share of the cores."""
     where = "where the runs go: processes here (the default), SLURM, or this process"
     parser.add_argument("--cluster", choices=("local", "slurm", "debug"), default="local", help=where)
-    at_a_time = "runs at a time with --cluster local; give each its share of the cores with --set trainer.num_threads=N"
+    at_a_time = f"runs at a time with --cluster local; give each its share of the cores with {cores}"
     parser.add_argument("--jobs", type=at_least_1, default=1, help=at_a_time)
 
 
@@ -93,8 +96,12 @@ def run_lines(
     retry(planned, cluster, places=places)
     submit(planned, cluster, places=places)
     names = {run.folder.path: name for name, run in wanted.items()}
-    for run, progress in wait_until_ended(planned, progress_printer()):
-        yield Ended(names[run.folder.path], run.folder.path, fault_of(progress))
+    try:
+        for run, progress in wait_until_ended(planned, progress_printer()):
+            yield Ended(names[run.folder.path], run.folder.path, fault_of(progress))
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", flush=True)
+        raise SystemExit(interrupted_status(signal.SIGINT)) from None
 
 
 def plan_lines(file: JobsFile, lines: Lines) -> tuple[dict[str, PlannedRun], dict[str, str]]:
@@ -118,22 +125,24 @@ def plan_lines(file: JobsFile, lines: Lines) -> tuple[dict[str, PlannedRun], dic
 def jobs_text(file: JobsFile, lines: Lines, refused: Mapping[str, str]) -> str:
     """A line for each run, in their order; a refused one says why instead."""
     runs = [
-        f"# {name} is left out: {' '.join(refused[name].split())}" if name in refused else job_line(overrides)
+        f"# {name} is left out: {' '.join(refused[name].split())}" if name in refused else job_line(file.script, overrides)
         for name, overrides in lines.items()
     ]
     return "\n".join([f"## {file.title}", f"## Criterion: {file.criterion}", *runs, ""])
 
 
-def job_line(overrides: Sequence[str]) -> str:
+def job_line(script: str, overrides: Sequence[str]) -> str:
     """Quoted for the shell, with every key once."""
     last = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
-    return " ".join([_SCRIPT, *map(shlex.quote, last.values())])
+    return " ".join([script, *map(shlex.quote, last.values())])
 
 
 def fault_of(progress: RunProgress) -> str:
-    """Why a run that has ended is not DONE."""
+    """Why a run that has ended is not DONE. The message of a lost one is about something earlier."""
     if progress.state == State.done.value:
         return ""
+    if progress.state == LOST:
+        return f"{LOST}: its job was killed and could not say why; the same command continues it"
     return f"{progress.state}: {progress.message}" if progress.message else progress.state
 
 
@@ -157,7 +166,7 @@ def progress_text(runs: Sequence[RunProgress]) -> str:
     parts = []
     for state in sorted({run.state for run in runs}):
         members = [run for run in runs if run.state == state]
-        steps = ", ".join(f"{run.step}/{run.total_steps}" for run in members)
+        steps = ", ".join(f"{run.step}/{'?' if run.total_steps is None else run.total_steps}" for run in members)
         parts.append(f"{len(members)} {state}" + (f" (step {steps})" if state == State.running.value else ""))
     return ", ".join(parts)
 

@@ -3,8 +3,9 @@
     python -m experiments.toy_programs                        # minutes a twin on two cores; goes on where it was stopped
     python -m experiments.toy_programs --steps 300 --families color_map --twins trained --folder models/quick
 
-Builds a tiny model, trains it on the solutions of toy tasks (prompt: the demonstrations, reply: the program), and scores it
-with evaluate.py solver=program_sampling on tasks of the test split: other rules, other grids. Beside it two controls:
+Builds a tiny model, trains it in this process on the solutions of toy tasks (prompt: the demonstrations, reply: the program),
+and scores it on tasks of the test split: other rules, other grids. The evaluations are lines of a jobs file in --folder
+(evaluate.py solver=program_sampling), and --cluster says where they go (experiments/queued.py). Beside it two controls:
 `shuffled` was trained on the same prompts and the same programs in random order, and knows what programs look like but nothing
 about tasks; `untrained` is the model before training. A plumbing check with a positive control, not a result about ARC.
 
@@ -17,10 +18,8 @@ import argparse
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from arclab.config.compose import run_main
 from arclab.config.llm_schema import Dtype, GridFormat, HfModelConfig, LmAttention, PromptConfig
 from arclab.config.run import DeviceChoice
 from arclab.data.sources import load_source
+from arclab.entries import ENTRIES
 from arclab.files import read_object, write_atomically
 from arclab.lm.hf import load_hf
 from arclab.lm.tiny import build_tiny
@@ -39,8 +39,11 @@ from arclab.programs.toy import solution
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import provenance
 from benchmarks.arguments import at_least_0, at_least_1
+from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
 
 ROOT = Path(__file__).resolve().parents[1]
+TITLE = "A tiny language model that writes programs"
+CRITERION = "trained solves tasks with unseen rules, shuffled and untrained do not."
 TWINS = ("trained", "shuffled", "untrained")
 PROMPT = PromptConfig(grid_format=GridFormat.digits, instructions=False, show_tests=False, show_shapes=False, entry="solve")
 SCORES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
@@ -104,15 +107,12 @@ def train_twin(arguments: argparse.Namespace, twin: str) -> tuple[Path, float]:
     return folder, time.monotonic() - begun
 
 
-def evaluate_twin(arguments: argparse.Namespace, folder: Path, family: str) -> dict[str, Any]:
-    """What evaluate.py says about a model folder on the unseen tasks of a family."""
-    output = folder / f"evaluation_{family}"
+def evaluation(arguments: argparse.Namespace, folder: Path, family: str) -> list[str]:
+    """The overrides of evaluate.py that score a model folder on the unseen tasks of a family."""
     train, test = (
         source(arguments, family, split, tasks) for split, tasks in (("train", arguments.tasks), ("test", arguments.test_tasks))
     )
-    command = [
-        sys.executable,
-        "evaluate.py",
+    return [
         "solver=program_sampling",
         "model=tiny",
         f"model.name={folder}",
@@ -120,7 +120,8 @@ def evaluate_twin(arguments: argparse.Namespace, folder: Path, family: str) -> d
         f'dataset.train_sources=["{train}"]',
         f'dataset.eval_sources=["{test}"]',
         "dataset.validation_sources=[]",
-        f"output_dir={output}",
+        f"runs_dir={arguments.folder}",
+        f"output_dir={folder / f'evaluation_{family}'}",
         f"solver.num_samples={arguments.samples}",
         "solver.sampling.temperature=1.0",
         "solver.sampling.top_p=1.0",
@@ -132,8 +133,24 @@ def evaluate_twin(arguments: argparse.Namespace, folder: Path, family: str) -> d
         f"seed={arguments.seed}",
         f"num_threads={arguments.threads}",
     ]
-    subprocess.run(command, cwd=ROOT, check=True)
-    record = read_object(output / "metrics.json", {"scores": dict, "statistics": dict, "isolation": str})
+
+
+def evaluate_twins(arguments: argparse.Namespace, folders: Mapping[str, Path]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(twin, family) -> its scores, for every evaluation that ended well. The others are named."""
+    pairs = {f"{twin}/{family}": (twin, family) for twin in folders for family in arguments.families}
+    lines = {name: evaluation(arguments, folders[twin], family) for name, (twin, family) in pairs.items()}
+    file = JobsFile(jobs_path(arguments.folder, lines), TITLE, CRITERION, ENTRIES["evaluate_programs"].script)
+    scored: dict[tuple[str, str], dict[str, Any]] = {}
+    for ended in run_lines(file, lines, arguments.cluster, places=arguments.jobs):
+        if ended.folder is None or ended.fault:
+            print(f"{ended.name} FAILED: {ended.fault}", flush=True)
+        else:
+            scored[pairs[ended.name]] = scores_of(ended.folder)
+    return {pair: scored[pair] for pair in pairs.values() if pair in scored}
+
+
+def scores_of(evaluated: Path) -> dict[str, Any]:
+    record = read_object(evaluated / "metrics.json", {"scores": dict, "statistics": dict, "isolation": str})
     scores = {name: record["scores"][name] for name in SCORES}
     return {"scores": scores, **{name: record["statistics"].get(name) for name in STATISTICS}, "isolation": record["isolation"]}
 
@@ -153,8 +170,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=at_least_1, default=4000)
     parser.add_argument("--families", nargs="+", default=["color_map", "dihedral", "dihedral_color"])
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=list(TWINS))
@@ -169,30 +186,34 @@ def main(argv: Sequence[str]) -> int:
         ("threads", 2),
     ):
         parser.add_argument(f"--{name}", type=at_least_0 if name == "seed" else at_least_1, default=default)
+    add_queue_arguments(parser, cores="--threads N")
     parser.add_argument("--folder", type=Path, default=ROOT / "models/toy_programs")
     parser.add_argument("--save", action="store_true")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parse(argv)
     setup_logging()
     torch.set_num_threads(arguments.threads)
-    rows = []
-    for twin in arguments.twins:
-        folder, seconds = train_twin(arguments, twin)
-        rows += [
-            {"twin": twin, "family": family, "train_s": round(seconds), **evaluate_twin(arguments, folder, family)}
-            for family in arguments.families
-        ]
-        print(table(rows), flush=True)
-    if arguments.save:
+    trained = {twin: train_twin(arguments, twin) for twin in arguments.twins}
+    scored = evaluate_twins(arguments, {twin: folder for twin, (folder, _) in trained.items()})
+    rows = [
+        {"twin": twin, "family": family, "train_s": round(trained[twin][1]), **scores}
+        for (twin, family), scores in scored.items()
+    ]
+    print(table(rows), flush=True)
+    if arguments.save and rows:
         save(arguments, rows)
-    return 0
+    return int(len(rows) < len(arguments.twins) * len(arguments.families))
 
 
 def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     made = provenance()
-    settings = {key: value for key, value in vars(arguments).items() if key != "folder"}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("folder", "cluster", "jobs")}
     trained_s = {row["twin"]: row["train_s"] for row in rows}
     head = (
-        f"# A tiny language model that writes programs\n\n`{made['command']}`, commit {made['commit']}, {made['machine']}, "
+        f"# {TITLE}\n\n`{made['command']}`, commit {made['commit']}, {made['machine']}, "
         f"Python {made['python']}, torch {made['torch']}, seed {arguments.seed}.\n{arguments.steps} steps of 32 tasks, "
         f"{arguments.samples} programs for each test task at temperature 1, isolation {rows[0]['isolation']}. Seconds of "
         f"training in this call: {', '.join(f'{twin} {seconds}' for twin, seconds in trained_s.items())}.\n\n"

@@ -14,7 +14,7 @@ import pytest
 from arclab.launch.queue.jobsfile import read_jobs
 from arclab.launch.queue.progress import RunProgress
 from arclab.runs.folder import open_run
-from experiments.queued import Ended, JobsFile, jobs_path, plan_lines, progress_text, run_lines
+from experiments.queued import Ended, JobsFile, fault_of, jobs_path, plan_lines, progress_text, run_lines
 
 from ..conftest import ROOT, TINY, compose, script_env
 
@@ -51,10 +51,22 @@ def test_the_same_runs_have_the_same_file(tmp_path: Path) -> None:
     assert jobs_path(tmp_path, ["a", "b"]) == jobs_path(tmp_path, ["b", "a"]) != jobs_path(tmp_path, ["a"])
 
 
+@pytest.mark.parametrize(
+    ("state", "fault"),
+    [
+        ("DONE", ""),
+        ("FAILED", "FAILED: old words"),
+        ("LOST", "LOST: its job was killed and could not say why; the same command continues it"),
+    ],
+)
+def test_only_what_a_run_said_of_its_end_is_its_fault(state: str, fault: str) -> None:
+    assert fault_of(RunProgress(state, "", 1, 60, None, "", None, "", "old words")) == fault
+
+
 def test_progress_is_counted_by_state() -> None:
-    states = [("RUNNING", 20), ("DONE", 60), ("RUNNING", 3), ("QUEUED", 0)]
-    runs = [RunProgress(state, "", step, 60, None, "", None, "", "") for state, step in states]
-    assert progress_text(runs) == "1 DONE, 1 QUEUED, 2 RUNNING (step 20/60, 3/60)"
+    states = [("RUNNING", 20, 60), ("DONE", 60, 60), ("RUNNING", 3, None), ("QUEUED", 0, 60)]
+    runs = [RunProgress(state, "", step, total, None, "", None, "", "") for state, step, total in states]
+    assert progress_text(runs) == "1 DONE, 1 QUEUED, 2 RUNNING (step 20/60, 3/?)"
 
 
 CALLER = """
