@@ -100,7 +100,7 @@ def run_lines(
         for run, progress in wait_until_ended(planned, progress_printer()):
             yield Ended(names[run.folder.path], run.folder.path, fault_of(progress))
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", flush=True)
+        print("interrupted; the runs go on, and the same command waits for them", flush=True)
         raise SystemExit(interrupted_status(signal.SIGINT)) from None
 
 

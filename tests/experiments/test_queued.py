@@ -80,17 +80,24 @@ print([e for e in run_lines(JobsFile(folder / "jobs.txt", "T", "none"), lines_of
 
 
 @pytest.mark.slow
-def test_the_runs_of_a_killed_caller_go_on_and_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
+def test_the_runs_of_a_stopped_caller_go_on_and_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Ctrl-C reaches every process of the group, so it must reach none of the runs."""
     monkeypatch.chdir(ROOT)
     for key, value in script_env().items():
         monkeypatch.setenv(key, value)
     jobs = {name: tmp_path / f"runs/quickstart/{name}/job.json" for name in "ab"}
-    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], stdout=subprocess.DEVNULL)
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], stdout=subprocess.DEVNULL, start_new_session=True)
     end = time.monotonic() + 60
     while not all(job.is_file() for job in jobs.values()):
         assert time.monotonic() < end
         time.sleep(0.1)
-    os.kill(caller.pid, signal.SIGKILL)
+    if number == signal.SIGINT:
+        os.killpg(caller.pid, number)
+    else:
+        os.kill(caller.pid, number)
     caller.wait()
     before = {name: job.read_text() for name, job in jobs.items()}
     lines = lines_of(tmp_path, "a", "b")

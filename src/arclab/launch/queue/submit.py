@@ -232,8 +232,9 @@ def _submit_here(run: PlannedRun, places: int) -> str:
 
 @contextmanager
 def _detached() -> Iterator[None]:
-    """Processes started here outlive the terminal and do not keep a pipe open: no SIGHUP, no standard input and output."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """Processes started here outlive the terminal and do not keep a pipe open: no SIGHUP, no Ctrl-C, no standard input and
+    output."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in range(3)]
@@ -247,7 +248,8 @@ def _detached() -> Iterator[None]:
             os.dup2(old, number)
             os.close(old)
         os.close(nothing)
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _record_command(folder: RunDir, run: PlannedRun) -> None:
@@ -276,6 +278,7 @@ class LocalTask:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
+        os.setpgid(0, 0)  # a run handles SIGINT, so the Ctrl-C of who submitted it must not reach its processes
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.after is not None:
             self._wait_for(RunDir(self.after))
