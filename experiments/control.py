@@ -324,10 +324,6 @@ def run_table(table: Table, cells: Sequence[Cell], cluster: Kind, jobs: int) -> 
     return failed
 
 
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-
-
 def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="experiments.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -335,7 +331,7 @@ def parse(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=at_least_1, help="optimiser steps of every cell")
     budget.add_argument("--seconds", type=above_0, help="training time of every cell, by the measured speed of its encoder")
-    parser.add_argument("--encoders", nargs="+", choices=options("encoder"), default=options("encoder"))
+    parser.add_argument("--encoders", nargs="+", choices=group_options("encoder"), default=group_options("encoder"))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--twins", nargs="+", choices=TWINS, default=TWINS)
     parser.add_argument(
