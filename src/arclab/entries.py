@@ -20,7 +20,10 @@ class Entry:
     entries of one script; None: the script has no such choice. config: the root in conf_dir (None: conf/). run: called as
     run(config, None) by a process that looks after the run folder itself, and as run(config, folder) by a rank whose parent
     does; returns the exit status. names_itself: a line of jobs.txt needs no name=. hint: what to do with a finished run, for
-    the end of the sentence that says it is DONE; {run} stands for its folder. None: nothing is said."""
+    the end of the sentence that says it is DONE; {run} stands for its folder. None: nothing is said. sizes: called as
+    sizes(config, shared) by arclab.launch.sizes, returns {part: parameters} with "model" among the parts, and "puzzle_table"
+    where there is one; None: the run has no model of its own. shared: a dictionary, empty at first, that all calls of one
+    process have in common. sizes_keys: dotted keys, or their beginnings, that decide what it returns."""
 
     script: str
     config: str
@@ -30,6 +33,8 @@ class Entry:
     names_itself: bool = False
     conf_dir: str | None = None
     hint: str | None = None
+    sizes: str | None = None
+    sizes_keys: tuple[str, ...] = ()
 
 
 ENTRIES = {
@@ -39,6 +44,8 @@ ENTRIES = {
         schema="arclab.config.schema:ExperimentConfig",
         run="arclab.methods.recursive.run:pretrain",
         hint="evaluate it with: python evaluate.py checkpoint={run}",
+        sizes="arclab.methods.recursive.sizes:count_parameters",
+        sizes_keys=("encoder.", "decoder.", "dataset.", "evaluation.split", "evaluation.max_tasks", "seed"),
     ),
     "evaluate": Entry(
         script="evaluate.py",

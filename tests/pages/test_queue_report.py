@@ -19,7 +19,7 @@ Tiny = Callable[..., ExperimentConfig]
 def reported(config: ExperimentConfig, runs_dir: Path, state: str, **others: object) -> dict[str, object]:
     path = runs_dir / config.experiment_name / config.name
     return {"name": config.name, "experiment": config.experiment_name, "path": str(path), "state": state, "job": "7", "step": 20,
-            "total_steps": 40, "verdict": "HEALTHY", "message": "", "parameters": 1234, "line": 3,
+            "total_steps": 40, "verdict": "HEALTHY", "message": "", "parameters": "1,234", "line": 3,
             "command": f"pretrain_encoder.py name={config.name}", **others}  # fmt: skip
 
 

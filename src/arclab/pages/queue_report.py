@@ -150,11 +150,10 @@ def _with_damage(entry: Mapping[str, Any], damage: Mapping[Path, str]) -> Mappin
 
 def _row(entry: Mapping[str, Any], run: Run | None, number: int | None, folder: Path) -> Row:
     steps = f"{entry['step']:,}" + ("" if entry["total_steps"] is None else f" of {entry['total_steps']:,}")
-    parameters = "" if entry["parameters"] is None else f"{entry['parameters']:,}"
     return Row(
         name=entry["name"], color=color_of(number) if number is not None else "transparent", state=entry["state"],
         result=run.verdict if run is not None and run.criterion is not None else "", steps=steps, verdict=entry["verdict"],
-        parameters=parameters, scores=tuple(_scores(run)) if run is not None else (),
+        parameters=entry["parameters"], scores=tuple(_scores(run)) if run is not None else (),
         stamps=tuple(run.stamps) if run is not None else (), message=_message(entry), command=entry["command"],
         links=tuple(_links(run, folder)) if run is not None else (),
     )  # fmt: skip

@@ -16,7 +16,18 @@ from arclab.launch import doctor
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_entry, by_section, read_plan
 from arclab.launch.queue.progress import OPEN_STATES, RunProgress, living_jobs, read_progress
 from arclab.launch.queue.submit import Action, cancel, retry, submit
-from arclab.launch.queue.tables import clear, labels, say, section_heading, show, show_matrix, show_plan, show_progress
+from arclab.launch.queue.tables import (
+    clear,
+    labels,
+    parameters_text,
+    say,
+    section_heading,
+    show,
+    show_matrix,
+    show_plan,
+    show_progress,
+)
+from arclab.launch.sizes import sizes_of
 
 _FOLLOW_S = 0.5
 
@@ -25,13 +36,16 @@ def check_command(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     plan = read_plan(arguments.file, arguments.only)
     seconds = time.perf_counter() - start
-    show_plan(plan)
+    sizes = sizes_of([run.config for run in plan.runs])
+    show_plan(plan, sizes.counts)
     for runs in by_entry(plan.runs):
         columns = ablation_columns(runs, fold=not arguments.all_keys)
         if columns:
             show_matrix(runs, columns)
     for note in plan.notes:
         say(f"note: {note.at(plan.path)}")
+    for note in sizes.notes:
+        say(f"note: {note}")
     damaged = [f"{run.name}: {run.damage}" for run in plan.runs if run.damage]
     for sentence in damaged:
         say(f"damaged: {sentence}")
@@ -150,23 +164,27 @@ def report_command(arguments: argparse.Namespace) -> int:
 def _report_request(plan: JobsPlan) -> dict[str, Any]:
     """What only the launcher knows: hypotheses, and the state of runs that have no folder yet."""
     progress = _progress(plan.runs)
+    sizes = sizes_of([run.config for run in plan.runs])
+    for note in sizes.notes:
+        say(f"note: {note}")
+    parameters = dict(zip((run.folder.path for run in plan.runs), map(parameters_text, sizes.counts), strict=True))
     return {
         "file": str(plan.path),
         "sections": [
             {
                 "title": section.title, "text": section.text, "criterion": section.criterion,
-                "runs": [_reported(run, progress[run.folder.path]) for run in runs],
+                "runs": [_reported(run, progress[run.folder.path], parameters[run.folder.path]) for run in runs],
             }
             for section, runs in by_section(plan.runs)
         ],
     }  # fmt: skip
 
 
-def _reported(run: PlannedRun, progress: RunProgress) -> dict[str, Any]:
+def _reported(run: PlannedRun, progress: RunProgress, parameters: str) -> dict[str, Any]:
     return {
         "name": run.name, "experiment": run.config.title[0], "path": str(run.folder.path), "state": progress.state,
         "job": progress.job, "step": progress.step, "total_steps": progress.total_steps, "verdict": progress.verdict,
-        "message": progress.message, "parameters": run.parameters.total if run.parameters else None, "line": run.job.line,
+        "message": progress.message, "parameters": parameters, "line": run.job.line,
         "command": run.job.command,
     }  # fmt: skip
 

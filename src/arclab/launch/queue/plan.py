@@ -21,9 +21,7 @@ from typing import Any
 from arclab.config.compose import ConfigError, flat, identity, other_run
 from arclab.config.plain_composer import PlainComposer
 from arclab.config.run import RunConfig
-from arclab.config.schema import ExperimentConfig
 from arclab.files import DamagedFile, sentence_of
-from arclab.launch.parameters import Parameters, count_parameters
 from arclab.launch.queue.jobsfile import JobLine, JobsError, Problem, parse_jobs
 from arclab.runs.folder import RunDir, State
 
@@ -55,11 +53,6 @@ class PlannedRun:
     @property
     def folder(self) -> RunDir:
         return RunDir(self.config.folder)
-
-    @property
-    def parameters(self) -> Parameters | None:
-        """None: the run has no model of its own."""
-        return count_parameters(self.config) if isinstance(self.config, ExperimentConfig) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from arclab.config.launch_schema import LaunchConfig
 from arclab.launch.queue.jobsfile import Section
 from arclab.launch.queue.plan import Column, JobsPlan, PlannedRun, by_section
 from arclab.launch.queue.progress import RunProgress
+from arclab.launch.sizes import Counts
 
 _PIPE_WIDTH = 400
 _COLORS = {
@@ -73,17 +74,25 @@ def section_heading(section: Section) -> None:
         out.print(Text(f"criterion: {section.criterion}", style="dim"))
 
 
-def show_plan(plan: JobsPlan) -> None:
-    """Every run below its section: resources, parameters, steps, folder."""
+def show_plan(plan: JobsPlan, counts: Sequence[Counts | None]) -> None:
+    """Every run below its section: resources, parameters, steps, folder. counts: of every run, see arclab.launch.sizes."""
+    parameters = dict(zip((run.folder.path for run in plan.runs), map(parameters_text, counts), strict=True))
     for section, runs in by_section(plan.runs):
         section_heading(section)
-        show(("run", "line", "resources", "parameters", "steps", "run folder"), [_plan_row(run) for run in runs],
-             right=("line", "parameters", "steps"))  # fmt: skip
+        show(("run", "line", "resources", "parameters", "steps", "run folder"),
+             [_plan_row(run, parameters[run.folder.path]) for run in runs], right=("line", "parameters", "steps"))  # fmt: skip
 
 
-def _plan_row(run: PlannedRun) -> tuple[str, ...]:
-    count, num_steps = run.parameters, run.config.num_steps
-    parameters = "" if count is None else f"{count.total:,}" + (" + table" if count.encoder == 0 else "")
+def parameters_text(counts: Counts | None) -> str:
+    """Parameters of the model, and of the puzzle table beside them; ? if they are not known, nothing if there is no model."""
+    if not counts:
+        return "" if counts is None else "?"
+    table = counts.get("puzzle_table", 0)
+    return f"{counts['model']:,}" + (f" + {table:,} table" if table else "")
+
+
+def _plan_row(run: PlannedRun, parameters: str) -> tuple[str, ...]:
+    num_steps = run.config.num_steps
     waits = f"  (after {run.maker})" if run.maker else ""
     return (
         run.name, str(run.job.line), resources(run.config.launch), parameters, "" if num_steps is None else f"{num_steps:,}",

@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             Block(width, config.num_heads, config.expansion, length, config.attention) for _ in range(config.num_layers)
         )
-        positions = torch.cat([torch.arange(PREFIX_TOKENS), PREFIX_TOKENS + torch.from_numpy(canvas_positions(canvas))])
+        positions = torch.cat([torch.arange(PREFIX_TOKENS), PREFIX_TOKENS + torch.as_tensor(canvas_positions(canvas))])
         self.register_buffer("position_ids", positions, persistent=False)
         uses_rope = config.positions is Positions.rope
         self.register_buffer("rope", rope_tables(positions, width // config.num_heads) if uses_rope else None, persistent=False)

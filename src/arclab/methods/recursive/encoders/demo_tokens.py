@@ -60,7 +60,7 @@ class DemoTokens(nn.Module):
         self.embed_input = Embedding(VOCAB_SIZE, width)
         num_tables = NUM_DIHEDRAL if layout is DemoLayout.symmetry else 1
         self.embed_output = Embedding(num_tables * VOCAB_SIZE, width)
-        cells = torch.from_numpy(canvas_positions(canvas))
+        cells = torch.as_tensor(canvas_positions(canvas))
         positions = torch.cat([cells, MAX_SIDE**2 + cells]) if layout is DemoLayout.concat else cells
         self.register_buffer("positions_L", positions, persistent=False)
         self.place = (
