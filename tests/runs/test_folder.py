@@ -13,7 +13,7 @@ from arclab.methods.recursive.run import pretrain
 from arclab.runs.folder import RunDir, State, open_run, short_commit
 from arclab.runs.lock import lock_path, read_holder
 
-from ..methods.recursive.training.test_training import run_training
+from ..methods.recursive.training.common import run_training
 
 Tiny = Callable[..., ExperimentConfig]
 

@@ -19,7 +19,7 @@ from arclab.methods.recursive.training import trainer
 from arclab.methods.recursive.training.optim import AdamATan2, sign_sgd_rows
 
 from ..common import setup
-from .test_training import run_training
+from .common import run_training
 
 Tiny = Callable[..., ExperimentConfig]
 # Operators whose result has a size or a value that the host must fetch before it can go on.

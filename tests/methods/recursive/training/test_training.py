@@ -1,9 +1,8 @@
-"""The training loop: resuming bit for bit, ranks that add up, freezing, clipping, saving, and what is logged."""
+"""The training loop: resuming bit for bit, ranks that add up, freezing, clipping, and what it refuses."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import statistics
@@ -11,9 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +18,6 @@ from safetensors.torch import load_file
 
 from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Cursor
-from arclab.data.tasks import Pair
 from arclab.methods.recursive.encoders import TaskContext
 from arclab.methods.recursive.halting import draw_min_steps
 from arclab.methods.recursive.losses import row_losses
@@ -29,38 +25,21 @@ from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training import step as step_module
-from arclab.methods.recursive.training.checkpoint import progress_from
-from arclab.methods.recursive.training.optim import lr_factor
 from arclab.methods.recursive.training.parts import batch_parts
-from arclab.methods.recursive.training.state import Training, _require_same_parts, averaged_weights
 from arclab.methods.recursive.training.trainer import train
-from arclab.metrics.logger import MetricLogger, read_rows
-from arclab.metrics.tables import Prediction
-from arclab.results.criterion import require_answers
-from arclab.runs.checkpoints import load_tensors, read_state
-from arclab.runs.folder import RunDir, open_run
+from arclab.metrics.logger import read_rows
+from arclab.runs.folder import open_run
 from arclab.runs.ranks import Ranks
 
 from ....conftest import ROOT, TINY, TINY_TRM, compose, script_env
+from .common import CPU, identical, run_training
 
 Tiny = Callable[..., ExperimentConfig]
-CPU = Ranks(0, 1, torch.device("cpu"))
-
-
-def run_training(config: ExperimentConfig) -> Training:
-    setting = build_setting(config)
-    torch.manual_seed(config.seed)
-    model = build_model(config, setting.data.space.num_puzzles)
-    return train(config, model, setting.data, open_run(config, ()), CPU, score=None, stamps=[])
 
 
 def weights(config: ExperimentConfig, step: int) -> dict[str, torch.Tensor]:
     folder = Path(config.runs_dir) / config.experiment_name / config.name / "checkpoints" / f"step_{step:08d}"
     return load_file(folder / "model.safetensors") | {f"ema.{k}": v for k, v in load_file(folder / "ema.safetensors").items()}
-
-
-def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("kind", ["standard", "bucketed", "trm", "muon", "recurrent", "lpn_variational", "in_context"])
@@ -250,135 +229,6 @@ def test_puzzle_rows_move_by_sign_sgd_and_others_do_not(tiny: Tiny) -> None:
     assert torch.allclose(table[moved].abs(), torch.tensor(0.01))  # lr 1e-2 from zero
 
 
-def test_retention_keeps_the_last_and_the_best(tiny: Tiny) -> None:
-    config = tiny("trainer.steps=8", "trainer.checkpoint_every=1", "trainer.keep_last=2", "trainer.eval_every=2")
-    setting = build_setting(config)
-    model = build_model(config, 1)
-    scores = iter([0.1, 0.9, 0.3, 0.2])
-
-    def score() -> tuple[dict[str, float], list[Prediction]]:
-        return {"all.exact_accuracy": next(scores)}, []
-
-    run = open_run(config, ())
-    training = train(config, model, setting.data, run, CPU, score=score, stamps=[])
-    assert (training.progress.best_step, training.progress.best_score) == (4, 0.9)
-    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_00000004", "step_00000007", "step_00000008"]
-
-
-def test_averaged_weights_are_exchanged_and_given_back(tiny: Tiny) -> None:
-    training = run_training(tiny("trainer.steps=2"))
-    raw = {n: p.clone() for n, p in training.model.named_parameters()}
-    shadow = {n: t.clone() for n, t in training.ema.shadow.items()}
-    with averaged_weights(training.model, training.ema) as model:
-        assert identical(dict(model.named_parameters()), shadow)
-    assert identical(dict(training.model.named_parameters()), raw) and identical(training.ema.shadow, shadow)
-    assert not identical(raw, shadow)
-
-
-def test_full_disk_leaves_the_previous_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
-    """On a real small file system where the tests may mount one; the message names the remedy and nothing is lost."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        config = tiny("trainer.steps=6", "trainer.checkpoint_every=2", "trainer.keep_last=5", f"runs_dir={disk}", "name=full")
-        with pytest.raises(ValueError, match=r"the disk is full.*previous checkpoint is intact"):
-            run_training(config)
-        folder = disk / "quickstart" / "full" / "checkpoints"
-        kept = sorted(p for p in folder.iterdir() if p.name.startswith("step_"))
-        assert kept
-        state = read_state(kept[-1])
-        assert load_tensors(kept[-1], "model.safetensors", state)
-        shutil.rmtree(kept[0])
-        if len(kept) > 1:
-            assert progress_from(state).step == 2 * len(kept)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_kill_while_an_old_checkpoint_is_removed_leaves_only_whole_ones(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removal is cut short after one file: what still has a checkpoint's name is complete, and the rest is swept up later."""
-    config = tiny("trainer.steps=6", "trainer.checkpoint_every=1", "trainer.keep_last=2")
-    original = shutil.rmtree
-
-    def cut_short(path: Path) -> None:
-        next(Path(path).glob("*.safetensors")).unlink()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shutil, "rmtree", cut_short)
-        run_training(config)
-    folder = Path(config.runs_dir) / "quickstart/t/checkpoints"
-    whole = sorted(folder.glob("step_*"))
-    assert [p.name for p in whole] == ["step_00000002", "step_00000003"]
-    for path in whole:
-        assert all((path / name).stat().st_size == size for name, size in read_state(path)["files"].items())
-    assert shutil.rmtree is original
-    run_training(config)
-    assert sorted(p.name for p in folder.iterdir()) == ["step_00000005", "step_00000006"]
-
-
-def test_a_run_keeps_its_id_even_if_it_is_killed_before_its_first_checkpoint(tiny: Tiny) -> None:
-    """And it has each step once, the row of step 0 too."""
-    config = tiny("trainer.steps=2")
-    early = open_run(config).run_id
-    run = open_run(config)
-    run.metrics.write_text('{"_step": 0, "num_params": 1.0}\n{"_step": 1}\n')
-    run_training(config)
-    assert [row["_step"] for row in read_rows(run.metrics)] == [0, 1, 2]
-    assert read_state(run.checkpoints / "step_00000002")["run_id"] == early == run.run_id
-
-
-def test_truncated_checkpoint_is_named(tiny: Tiny) -> None:
-    config = tiny("trainer.steps=2")
-    run_training(config)
-    file = Path(config.runs_dir) / "quickstart/t/checkpoints/step_00000002/model.safetensors"
-    os.truncate(file, 1000)
-    with pytest.raises(ValueError, match=r"model.safetensors is truncated \(1000 of \d+ bytes\); remove that folder"):
-        run_training(tiny("trainer.steps=2"))
-
-
-def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(tiny: Tiny) -> None:
-    config = tiny("trainer.steps=2")
-    run_training(config)
-    file = Path(config.runs_dir) / "quickstart/t/checkpoints/step_00000002/state.json"
-    state = json.loads(file.read_text())
-    del state["cursors"], state["digest"]
-    file.write_text(json.dumps(state))
-    with pytest.raises(
-        ValueError, match=r"step 2 was written by an older version .*no cursors.*start the run under another name"
-    ):
-        run_training(tiny("trainer.steps=2"))
-
-
-def test_divergence_stops_with_the_reason(tiny: Tiny) -> None:
-    setting = build_setting(config := tiny())
-    model = build_model(config, 1)
-    with torch.no_grad():
-        model.decoder.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"training diverged: train/lm_loss is nan at step 1; lower"):
-        train(config, model, setting.data, open_run(config, ()), CPU, score=None, stamps=[])
-
-
-def test_a_diverged_step_is_not_saved_though_no_row_is_logged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tenth step is logged and every one saved: the last good checkpoints must outlive the bad step."""
-    apply = step_module._apply_gradients
-
-    def poisoned(config: ExperimentConfig, training: Training, *rest: Any) -> dict[str, torch.Tensor]:
-        if training.progress.step == 2:
-            for p in training.model.parameters():
-                p.grad = torch.full_like(p, float("nan"))
-        return apply(config, training, *rest)
-
-    monkeypatch.setattr(step_module, "_apply_gradients", poisoned)
-    config = tiny("trainer.steps=8", "trainer.log_every=10", "trainer.checkpoint_every=1")
-    with pytest.raises(ValueError, match=r"training diverged: grad/total_norm is nan at step 3"):
-        run_training(config)
-    assert sorted(path.name for path in RunDir(config.folder).checkpoints.iterdir()) == ["step_00000001", "step_00000002"]
-
-
 def test_the_spread_of_contexts_does_not_depend_on_the_rows_of_a_micro_batch() -> None:
     torch.manual_seed(0)
     rows_BTD = torch.randn(4096, 2, 3)
@@ -427,80 +277,6 @@ def test_batch_must_be_divisible(tiny: Tiny) -> None:
 def test_a_micro_batch_of_one_row_has_nothing_to_contrast(tiny: Tiny) -> None:
     with pytest.raises(ValueError, match=r"the smallest one here has 1 row .*raise trainer\.batch_size"):
         run_training(tiny("encoder.contrastive.weight=1.0", "trainer.grad_accumulation=8"))
-
-
-def test_rows_in_flight_of_other_canvases_are_not_continued(tiny: Tiny) -> None:
-    """A canvas has a multiple of ranks x pieces of rows: with two ranks this batch of 18 has 10 and 8 rows instead of 9 and 9."""
-    common = ("trainer.canvas=bucketed", "trainer.batch_size=18")
-    run_training(config := tiny(*common, "trainer.steps=2"))
-    longer = tiny(*common, "trainer.steps=3")
-    setting, run = build_setting(longer), RunDir(config.folder)
-    two = Ranks(0, 2, torch.device("cpu"))
-    parts = batch_parts(longer, setting.data, two)
-    assert [part.num_rows for part in parts] != [part.num_rows for part in batch_parts(longer, setting.data, CPU)]
-    files = [load_file(run.checkpoints / "step_00000002" / "carry_rank0.safetensors")]
-    _require_same_parts(files, batch_parts(longer, setting.data, CPU), longer, CPU)
-    with pytest.raises(ValueError, match=r"rows of its canvases in flight, saved by 1 rank\(s\), but 2 rank"):
-        _require_same_parts(files, parts, longer, two)
-
-
-def test_an_evaluation_without_known_answers_does_not_end_the_run(tiny: Tiny) -> None:
-    """Kaggle's hidden answers: there is nothing to score and nothing to remember as the best, and training goes on."""
-    config = tiny("trainer.eval_every=1", "trainer.steps=2")
-    setting = build_setting(config)
-    scores: list[int] = []
-
-    def score() -> tuple[dict[str, float], list[Prediction]]:
-        scores.append(1)
-        return {"all.count": 8.0, "all.labelled": 0.0}, []
-
-    training = train(config, build_model(config, 1), setting.data, open_run(config, ()), CPU, score=score, stamps=[])
-    assert len(scores) == 2 and training.progress.step == 2 and training.progress.best_score is None
-    hidden = [replace(task, tests=tuple(Pair(p.input, None) for p in task.tests)) for task in setting.scored]
-    judged = tiny("trainer.eval_every=1", "criterion={metric:all.exact_accuracy,threshold:0.9,phase:p}")
-    require_answers(judged, setting.scored)
-    with pytest.raises(ValueError, match=r"no answer of the 2 scored tasks \(evaluation\.split=train\) is known"):
-        require_answers(judged, hidden)
-
-
-def test_every_training_metric_of_the_guide_is_logged(tiny: Tiny) -> None:
-    config = tiny("trainer.steps=5", "halting.halt_max_steps=2")
-    run_training(config)
-    rows = read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl")
-    logged = set().union(*rows)
-    guide = {
-        "accuracy", "exact_accuracy", "lm_loss", "q_halt_loss", "q_halt_accuracy", "steps", "lr", "count", "decoder_frozen",
-        "encoder_cross_sample_var", "encoder_output_mean", "encoder_output_norm", "encoder_output_std", "encoder_token_std",
-    }  # fmt: skip
-    assert {f"train/{n}" for n in guide} | {"grad/encoder_norm", "grad/inner_norm", "grad/total_norm", "num_params"} <= logged
-    assert {"_step", "_runtime", "_timestamp"} <= set(rows[0])
-
-
-def test_a_puzzle_table_logs_its_learning_rate_and_rest(tiny: Tiny) -> None:
-    """By the schedule of the whole run, and 1 for as long as no vector moves."""
-    config = tiny(
-        "trainer.steps=4",
-        "trainer.log_every=1",
-        "trainer.warmup_steps=4",
-        "encoder.optim.freeze_steps=2",
-        "trainer.eval_every=0",
-        trm=True,
-    )
-    run_training(config)
-    rows = [row for row in read_rows(Path(config.runs_dir) / "quickstart/t/metrics.jsonl") if row["_step"] > 0]
-    assert [row["train/encoder_frozen"] for row in rows] == [1, 1, 0, 0]
-    assert [row["train/encoder_lr"] for row in rows] == [
-        config.encoder.optim.lr * lr_factor(config.trainer, n) for n in (1, 2, 3, 4)
-    ]
-    assert len({row["train/encoder_lr"] for row in rows}) > 1
-
-
-def test_unregistered_metric_is_refused(tmp_path: Path) -> None:
-    with (
-        MetricLogger(tmp_path / "m.jsonl", None, resume_step=0, runtime_s=0) as log,
-        pytest.raises(AssertionError, match="lm_los"),
-    ):
-        log.write(1, {"train/lm_los": 1.0})
 
 
 @pytest.mark.slow
