@@ -71,6 +71,13 @@ def faults_of(path: Path) -> Iterator[str]:
             yield f"line {node.lineno}: {node.name} is longer than 60 lines"
 
 
+def test_test_files_are_small() -> None:
+    long = [path for path in (ROOT / "tests").rglob("*.py") if path.read_text().count("\n") > 500]
+    assert not long, (
+        f"split by subject, with what they share in a conftest.py or common.py: {[str(path.relative_to(ROOT)) for path in long]}"
+    )
+
+
 def test_source_files() -> None:
     faults = [f"{path.relative_to(ROOT)} {fault}" for path in SOURCES for fault in faults_of(path)]
     assert not faults, "\n".join(faults)

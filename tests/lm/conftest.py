@@ -1,7 +1,8 @@
-"""A tiny language model in a folder, made once."""
+"""A tiny language model in a folder, made once and loaded once for each file of tests."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.run import DeviceChoice
-from arclab.lm.language_model import Message, Prompt, Sampling
+from arclab.lm.language_model import FinishReason, Message, Prompt, Reply, Sampling
 
 if TYPE_CHECKING:
+    from arclab.lm.hf import HfModel
+
     from .endpoint_server import FakeServer
+
+Config = Callable[..., HfModelConfig]
 
 
 @pytest.fixture
@@ -34,6 +39,16 @@ def hf_config(tiny_lm: Path) -> Callable[..., HfModelConfig]:
         return HfModelConfig(**{**fields, **changes})
 
     return build
+
+
+@pytest.fixture(scope="module")
+def model(hf_config: Config) -> HfModel:
+    from arclab.lm.hf import HfModel  # seconds that tests of endpoints need not spend
+    from arclab.lm.models import load_language_model
+
+    loaded = load_language_model(hf_config())
+    assert isinstance(loaded, HfModel)
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +73,18 @@ def sampling(**changes: Any) -> Sampling:
 
 def user(text: str) -> Prompt:
     return (Message("user", text),)
+
+
+PROMPTS: list[Prompt] = [
+    user("0 1 2\n3 4 5"),
+    (Message("system", "write programs"), Message("user", "def solve(grid): " * 9)),
+    user("x"),
+]
+
+
+def edit(file: Path, **fields: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def texts(replies: list[Reply]) -> list[list[tuple[str, FinishReason, int]]]:
+    return [[(c.text, c.finish_reason, c.num_tokens) for c in reply.completions] for reply in replies]

@@ -12,8 +12,7 @@ from arclab.lm.chat_template import RefusedPromptError, conversation_ids, conver
 from arclab.lm.hf_loading import load_tokenizer
 from arclab.lm.language_model import Message, Prompt
 
-from .conftest import user
-from .test_hf import Config
+from .conftest import Config, user
 
 GRID: Prompt = user(" 0 1\n2 3 <b>\n")
 TALK: Prompt = (Message("system", "Rules."), *GRID, Message("assistant", "<think>hm</think>\n\nsolve"), Message("user", "No."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -67,8 +68,22 @@ def processes(run: RunDir) -> dict[str, psutil.Process]:
     assert holder is not None
     parent = psutil.Process(holder.pid)
     (torchrun,) = [c for c in parent.children() if "torch.distributed.run" in c.cmdline()]
-    workers = [c for c in torchrun.children() if "arclab.launch.worker" in c.cmdline()]
-    return {"parent": parent, "torchrun": torchrun, "worker": workers[-1]}
+    return {"parent": parent, "torchrun": torchrun, "worker": workers_of(torchrun)[-1]}
+
+
+def workers_of(torchrun: psutil.Process) -> list[psutil.Process]:
+    return [child for child in torchrun.children() if "arclab.launch.worker" in child.cmdline()]
+
+
+def wait_for_steps(run: RunDir, number: int) -> None:
+    """Until a run, whose last job has just started it, has made so many more steps; at once an error if it ends before."""
+
+    def has_made_them() -> bool:
+        assert run.state is not State.done, f"it ended at step {run.step}, before step {start + number}"
+        return has_reached(run, start + number)
+
+    start = ([0, *resumed(run)])[-1]
+    wait_until(has_made_them, f"step {start + number}")
 
 
 def test_killed_and_submitted_again_until_it_is_done(whole: Whole, runs_dir: Path, slurm: Cluster) -> None:
@@ -77,8 +92,11 @@ def test_killed_and_submitted_again_until_it_is_done(whole: Whole, runs_dir: Pat
     for number, target in enumerate(("worker", "torchrun", "parent")):
         job = submit(run)
         wait_until(lambda number=number: run.console.is_file() and len(resumed(run)) == number, f"start {number}")
-        wait_until(lambda: has_reached(run, ([0, *resumed(run)])[-1] + 8), "some steps")
+        wait_for_steps(run, 8)
         family = processes(run)
+        workers = workers_of(family["torchrun"])
+        for worker in workers:
+            worker.suspend()  # on a busy machine what follows may take longer than the rest of the run
         if target == "worker":
             second = submit(run)
             assert wait_for_end(second) == "FAILED"
@@ -86,6 +104,9 @@ def test_killed_and_submitted_again_until_it_is_done(whole: Whole, runs_dir: Pat
             assert "is in use by pid" in log and f"SLURM job {job}, since 2" in log
             assert run.state is State.running
         family[target].kill()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
         assert wait_for_end(job) == "FAILED", target
         wait_until(
             lambda family=family: not any(p.is_running() and p.status() != "zombie" for p in family.values()),

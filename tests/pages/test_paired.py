@@ -1,0 +1,116 @@
+"""Paired tests: by hand, of real runs, and which runs are not comparable."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from arclab.pages.compare import gap_row, paired_tests, render_comparison
+from arclab.pages.compare_pictures import disagreements
+from arclab.pages.tracking import observations
+from arclab.results.paired import compare_splits, difference_interval, mcnemar_p
+from arclab.results.reading import unlike
+from arclab.results.scoring import Share
+
+from .conftest import edit, load, set_ranks
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (3, 3, 1.0), (5, 0, 2 / 32), (6, 1, 2 * (1 + 7) / 128), (1, 9, 2 * (1 + 10) / 1024), (0, 10, 2 / 1024)],
+)  # fmt: skip
+def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
+    assert mcnemar_p(only_first, only_second) == pytest.approx(p, rel=1e-12)
+
+
+def test_mcnemar_of_many_pairs_is_finite() -> None:
+    assert 0 < mcnemar_p(1500, 1700) < 1e-3 and mcnemar_p(5000, 5000) == 1.0
+
+
+def test_difference_interval_is_newcombes() -> None:
+    """Newcombe 1998, table II, method 10: 56/70 - 48/80 = 0.2 [0.0524, 0.3339]."""
+    low, high = difference_interval(Share(56, 70), Share(48, 80))
+    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+
+
+def test_paired_test_counts_tasks_and_test_inputs(folder: Path) -> None:
+    set_ranks(folder / "a", {"t1": [0], "t2": [1, 0], "t3": [0], "t4": [0, None], "t5": [2]})
+    set_ranks(folder / "b", {"t1": [0], "t2": [0, 2], "t3": [None], "t4": [None, None], "t5": [1]})
+    a, b = load(folder, "a", "b")
+    (pair,) = paired_tests([a, b])
+    tasks, inputs = pair.tests
+    assert (tasks.total, tasks.both, tasks.only_first, tasks.only_second) == (5, 1, 2, 1)
+    assert (inputs.total, inputs.both, inputs.only_first, inputs.only_second) == (7, 2, 3, 1)
+    assert tasks.p_value == 1.0 and inputs.p_value == 2 * (1 + 4) / 16
+    assert [card.id for card in disagreements([a, b])[0].cards] == ["t2", "t3", "t5"]
+
+
+def test_runs_with_other_tasks_are_not_comparable(folder: Path) -> None:
+    set_ranks(folder / "b", {"t1": [0], "t2": [1]})
+    (pair,) = paired_tests(load(folder, "a", "b"))
+    assert pair.problem == "not comparable: the task sets differ (4 tasks and 2, 0 in common)" and not pair.tests
+    page = render_comparison(load(folder, "a", "b"))
+    assert pair.problem in page and "The runs have no task in common." in page
+
+
+def test_runs_without_a_common_split_or_with_hidden_answers_are_not_comparable(folder: Path) -> None:
+    ranks: dict[str, list[int | None]] = {"t1": [0], "t2": [None]}
+    set_ranks(folder / "a", ranks)
+    set_ranks(folder / "b", ranks)
+    edit(folder / "b/evaluation/train/metrics.json", scores={"ARC/solved@2": {"n": 1, "N": 1}, "ARC/pass@2": {"n": 1, "N": 1}})
+    a, b = load(folder, "a", "b")
+    assert "hidden answers" in compare_splits("a", a.splits[0], "b", b.splits[0]).problem
+    shutil.rmtree(folder / "b/evaluation")
+    assert "no split of both" in paired_tests(load(folder, "a", "b"))[0].problem
+
+
+def test_other_grids_under_the_same_ids_are_not_comparable(folder: Path) -> None:
+    edit(folder / "a/evaluation/train/metrics.json", tasks_digest="one")
+    edit(folder / "b/evaluation/train/metrics.json", tasks_digest=None)
+    a, b = load(folder, "a", "b")
+    assert compare_splits("a", a.splits[0], "b", b.splits[0]).problem == ""  # b is from before there were digests
+    edit(folder / "b/evaluation/train/metrics.json", tasks_digest="two")
+    a, b = load(folder, "a", "b")
+    assert "the same ids and other grids" in compare_splits("a", a.splits[0], "b", b.splits[0]).problem
+
+
+def test_other_voting_is_noted(folder: Path) -> None:
+    edit(folder / "b/evaluation/train/metrics.json", num_augmentations=7)
+    assert paired_tests(load(folder, "a", "b"))[0].notes == ("augmented copies voted: 1 for a, 7 for b",)
+
+
+def test_of_two_evaluations_the_one_of_the_splits_own_folder_counts(folder: Path) -> None:
+    """A quick look in a folder of another name, even one that sorts first, does not stand for the run."""
+    evaluations = folder / "a/evaluation"
+    shutil.copytree(evaluations / "train", evaluations / "early_look")
+    edit(evaluations / "early_look/metrics.json", step=2)
+    (run,) = load(folder, "a")
+    assert [split.name for split in run.splits] == ["early_look", "train"]
+    found = run.split("train")
+    assert found is not None and (found.name, found.record["step"]) == ("train", 4)
+    shutil.rmtree(evaluations / "train")
+    found = load(folder, "a")[0].split("train")
+    assert found is not None and found.name == "early_look"
+
+
+def test_evaluations_made_differently_say_so(folder: Path) -> None:
+    """In the paired test, in the gap and in its sentence: another step, other rules, fewer views."""
+    a, b = load(folder, "a", "b")
+    (ours,), (theirs,) = a.splits, b.splits
+    assert unlike("a", ours, "b", theirs) == ()
+    theirs.record.update(step=3, num_augmentations=9)
+    theirs.record["config"]["evaluation.halting"] = "early"
+    words = (
+        "trained steps: 4 for a, 3 for b",
+        "augmented copies voted: 1 for a, 9 for b",
+        "evaluation.halting: all_steps for a, early for b",
+    )
+    assert unlike("a", ours, "b", theirs) == compare_splits("a", ours, "b", theirs).notes == words
+    held_out = replace(theirs, record={**theirs.record, "split": "evaluation"})
+    run = replace(a, splits=(ours, held_out))
+    row = gap_row(0, run)
+    assert row.note.startswith("trained steps: 4 for train, 3 for evaluation; augmented copies voted")
+    assert any("(made differently: trained steps: 4 for train, 3 for evaluation;" in line for line in observations(run))
