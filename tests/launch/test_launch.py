@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from submitit.slurm.slurm import SlurmExecutor
 
-from arclab.config.compose import ConfigError, compose_evaluate, evaluate_command, quoted
+from arclab.config.compose import ConfigError, compose_evaluate, hint_for, quoted
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.cluster import JobTask, build_executor
@@ -179,10 +179,12 @@ def test_only_a_living_holder_holds(change: dict[str, Any], queued: bool, alive:
         assert read_holder(run) is None
 
 
-def test_the_printed_command_is_one_word_of_the_shell_and_of_hydra() -> None:
-    assert evaluate_command(Path("runs/a_b-c+d.1")) == "python evaluate.py checkpoint=runs/a_b-c+d.1"
-    for path in ("my runs/a,b", "runs/it's=1", 'a"b/[c]{d}', "$HOME/é", "a\\"):
-        *_, word = shlex.split(evaluate_command(Path(path)))
+def test_the_printed_command_is_one_word_of_the_shell_and_of_hydra(tiny: Tiny) -> None:
+    config, hint = tiny(), "; evaluate it with: python evaluate.py checkpoint="
+    assert hint_for(config, Path("runs/a_b-c+d.1")) == f"{hint}runs/a_b-c+d.1"
+    for path in ("my runs/a,b", "runs/it's=1", 'a"b/[c]{d}', "$HOME/é", "a\\", "{run}"):
+        *words, word = shlex.split(hint_for(config, Path(path)))
+        assert words == hint.split()[:-1]
         assert compose_evaluate([word]).checkpoint == path
 
 

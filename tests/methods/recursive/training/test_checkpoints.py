@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.setting import build_setting
-from arclab.methods.recursive.training import checkpoint as checkpoint_module
+from arclab.methods.recursive.training.checkpoint import progress_from
 from arclab.methods.recursive.training.parts import batch_parts
 from arclab.methods.recursive.training.state import _require_same_parts, averaged_weights
 from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import Prediction
+from arclab.runs.checkpoints import load_tensors, read_state
 from arclab.runs.folder import RunDir, open_run
 from arclab.runs.ranks import Ranks
 
@@ -69,11 +70,11 @@ def test_full_disk_leaves_the_previous_checkpoint(tiny: Tiny, tmp_path: Path) ->
         folder = disk / "quickstart" / "full" / "checkpoints"
         kept = sorted(p for p in folder.iterdir() if p.name.startswith("step_"))
         assert kept
-        state = checkpoint_module.read_state(kept[-1])
-        assert checkpoint_module.load_tensors(kept[-1], "model.safetensors", state)
+        state = read_state(kept[-1])
+        assert load_tensors(kept[-1], "model.safetensors", state)
         shutil.rmtree(kept[0])
         if len(kept) > 1:
-            assert checkpoint_module.progress_from(state).step == 2 * len(kept)
+            assert progress_from(state).step == 2 * len(kept)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -88,13 +89,13 @@ def test_a_kill_while_an_old_checkpoint_is_removed_leaves_only_whole_ones(tiny: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint_module.shutil, "rmtree", cut_short)
+        patch.setattr(shutil, "rmtree", cut_short)
         run_training(config)
     folder = Path(config.runs_dir) / "quickstart/t/checkpoints"
     whole = sorted(folder.glob("step_*"))
     assert [p.name for p in whole] == ["step_00000002", "step_00000003"]
     for path in whole:
-        assert all((path / name).stat().st_size == size for name, size in checkpoint_module.read_state(path)["files"].items())
+        assert all((path / name).stat().st_size == size for name, size in read_state(path)["files"].items())
     assert shutil.rmtree is original
     run_training(config)
     assert sorted(p.name for p in folder.iterdir()) == ["step_00000005", "step_00000006"]
@@ -108,7 +109,7 @@ def test_a_run_keeps_its_id_even_if_it_is_killed_before_its_first_checkpoint(tin
     run.metrics.write_text('{"_step": 0, "num_params": 1.0}\n{"_step": 1}\n')
     run_training(config)
     assert [row["_step"] for row in read_rows(run.metrics)] == [0, 1, 2]
-    assert checkpoint_module.read_state(run.checkpoints / "step_00000002")["run_id"] == early == run.run_id
+    assert read_state(run.checkpoints / "step_00000002")["run_id"] == early == run.run_id
 
 
 def test_truncated_checkpoint_is_named(tiny: Tiny) -> None:
