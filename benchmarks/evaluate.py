@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arclab.config.compose import broken_rules, compose, run_main, thaw
+from arclab.config.compose import broken_rules, compose, run_main
 from arclab.config.dataset_schema import Regime
 from arclab.config.encoder_schema import DemoAttention, TransformerEncoderConfig
 from arclab.config.run import DeviceChoice
@@ -42,14 +42,13 @@ from arclab.methods.recursive.decoder import Latents
 from arclab.methods.recursive.encoders import Demonstrations
 from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
 from arclab.methods.recursive.evaluation import build_solver
-from arclab.methods.recursive.model import Reading, RecursiveModel, build_model
+from arclab.methods.recursive.model import Reading, RecursiveModel
 from arclab.methods.recursive.run import pretrain
-from arclab.methods.recursive.saved import load_record, newest_checkpoint, read_state
+from arclab.methods.recursive.saved import TrainedRun
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, scored_tasks, view_rule
-from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.scoring import Share, score
-from arclab.runs.folder import RunDir, provenance, short_commit
+from arclab.runs.folder import provenance, short_commit
 from arclab.runs.ranks import Ranks, start_ranks
 from benchmarks.arguments import at_least_0, at_least_1
 
@@ -146,16 +145,13 @@ def load(
 ) -> tuple[ExperimentConfig, Setting, dict[str, RecursiveModel]]:
     """The run with its averaged weights: path -> model. That of first_etrm, made only where it is asked for, knows no sequences
     of different lengths."""
-    checkpoint = newest_checkpoint(folder)
-    config = thaw(RunDir(checkpoint.parent.parent).config)
-    record = load_record(checkpoint, read_state(checkpoint))
+    trained = TrainedRun.open(folder)
+    config, record = trained.config, trained.record()
     setting = build_setting(config, view_rule(record))
-    setting, _, _ = as_trained(config, setting, record, checkpoint)
+    setting, _, _ = as_trained(config, setting, record, trained.checkpoint)
 
     def build(of: ExperimentConfig) -> RecursiveModel:
-        model = build_model(of, setting.record.num_puzzles)
-        load_weights(model, checkpoint, WeightsKind.ema)
-        model.to(ranks.device)
+        model = replace(trained, config=of).model(WeightsKind.ema, setting.record.num_puzzles).to(ranks.device)
         if compiled:
             compile_model(model)
         return model

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, compose, group_options, identity, known_keys, run_main, thaw
+from arclab.config.compose import ConfigError, compose, group_options, identity, known_keys, run_main
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import NUM_COLORS, DemoLayout, EncoderConfig, LpnEncoderConfig, Pooling, StandardEncoderConfig
 from arclab.config.schema import WeightsKind
@@ -40,11 +40,9 @@ from arclab.data.splits import load_tasks
 from arclab.data.synthetic import FAMILIES, parse_toy
 from arclab.files import read_object, write_atomically
 from arclab.launch.cluster import Kind
-from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.probes.ablations import context_drop, swap_drop
-from arclab.methods.recursive.saved import newest_checkpoint
+from arclab.methods.recursive.saved import TrainedRun
 from arclab.methods.recursive.solver.solver import RecursiveSolver
-from arclab.methods.recursive.training.checkpoint import load_weights
 from arclab.metrics.logger import read_rows
 from arclab.results.scoring import Share
 from arclab.runs.folder import provenance
@@ -252,10 +250,9 @@ def cell_record(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
 
 def score_cell(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
     """Accuracy on the held-out tasks of each family, both drops, and what the run cost."""
-    config = thaw(folder / "config.yaml")
+    trained = TrainedRun.open(folder)
+    config, model = trained.config, trained.model(WeightsKind.ema)
     tasks = load_tasks(config.dataset).evaluation
-    model = build_model(config, num_puzzles=1)
-    load_weights(model, newest_checkpoint(folder), WeightsKind.ema)
     ranks = start_ranks(config.trainer.device)
     solver = RecursiveSolver(model.to(ranks.device), ranks, canvas=config.dataset.canvas, seed=config.seed,
                              batch_size=config.evaluation.batch_size, max_demos=config.dataset.max_demos)  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from arclab.launch.queue.plan import read_plan
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.run import pretrain_in_ranks
-from arclab.methods.recursive.training.checkpoint import load_weights
+from arclab.methods.recursive.saved import TrainedRun
 from arclab.metrics.logger import read_rows
 from arclab.runs.ranks import Ranks
 from experiments import control
@@ -87,8 +87,7 @@ def test_the_frozen_twin_keeps_its_random_encoder(tmp_path: Path) -> None:
         torch.manual_seed(config.seed)
         start = build_model(config, 1).state_dict()
         pretrain_in_ranks(config, Ranks(0, 1, torch.device("cpu")))
-        model = build_model(config, 1)
-        load_weights(model, control.newest_checkpoint(config.folder), control.WeightsKind.raw)
+        model = TrainedRun.open(config.folder).model(control.WeightsKind.raw)
         weights[frozen] = {n: bool((p != start[n]).any()) for n, p in model.state_dict().items()}
     moved = {frozen: {n.split(".")[0] for n, m in changed.items() if m} for frozen, changed in weights.items()}
     assert "encoder" in moved[False] and moved[True] == {"decoder"}

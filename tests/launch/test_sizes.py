@@ -143,7 +143,7 @@ def test_one_process_counts_and_one_failure_leaves_the_others(memory: Path, monk
     assert len(calls) == 1
     assert [parameters_text(counts) for counts in found.counts][1:3] == ["?", ""]
     assert found.counts[0] == count_parameters(config_of(), {}) and found.counts[3]
-    assert len(found.notes) == 1 and "1 configurations" in found.notes[0] and "nowhere does not exist" in found.notes[0]
+    assert len(found.notes) == 1 and "1 configuration could" in found.notes[0] and "nowhere does not exist" in found.notes[0]
     assert len(json.loads(memory.read_text())["sizes"]) == 2  # what failed is tried again
 
 

@@ -12,18 +12,15 @@ at a checkpoint.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from arclab.config.schema import WeightsKind
 from arclab.data.sampler import Batch, Cursor, RowsOfRank
 from arclab.methods.recursive.decoder import Latents
-from arclab.methods.recursive.model import Carry, RecursiveModel
-from arclab.methods.recursive.saved import WEIGHT_FILES, fill_model
-from arclab.runs.checkpoints import OLDER, load_tensors, read_state
+from arclab.methods.recursive.model import Carry
+from arclab.runs.checkpoints import OLDER
 
 
 @dataclass(slots=True)
@@ -76,16 +73,6 @@ def split_carry(files: list[dict[str, Tensor]], share: RowsOfRank, num_micro: in
 def _carry(flat: dict[str, Tensor]) -> Carry:
     data = Batch(**{f.name: flat[f"data.{f.name}"] for f in fields(Batch)})
     return Carry(Latents(flat["z_H"], flat["z_L"]), flat["steps"], flat["halted"], data, flat.get("encoder_state"))
-
-
-def load_weights(model: RecursiveModel, checkpoint: Path, weights: WeightsKind) -> None:
-    """Raw or averaged weights of a checkpoint folder into a model of the same configuration. Does not look at config.yaml, as
-    TrainedRun does."""
-    state, (raw, averaged) = read_state(checkpoint), WEIGHT_FILES
-    tensors = load_tensors(checkpoint, raw, state)
-    if weights is WeightsKind.ema:
-        tensors |= load_tensors(checkpoint, averaged, state)
-    fill_model(model, tensors, checkpoint)
 
 
 def progress_from(state: dict[str, Any]) -> TrainingProgress:
