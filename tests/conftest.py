@@ -16,7 +16,8 @@ from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.data import splits
 from arclab.data.sources import load_source
-from arclab.data.tasks import ArcTask
+from arclab.data.tasks import ArcTask, Grid
+from arclab.methods.recursive.solver.votes import GridKey
 
 ROOT = Path(__file__).parents[1]
 # What `make test-fast` runs, but for tests that are marked slow: rules that hold without a model, in under a minute.
@@ -88,6 +89,11 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=timeout_s)
 
     return run
+
+
+def grid_key(grid: Grid | None) -> GridKey:
+    """How a VoteBox names a grid: the inverse of its grid_of."""
+    return None if grid is None else (*grid.shape, grid.tobytes())
 
 
 def script_env() -> dict[str, str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from arclab.config.compose import ConfigError
 from arclab.config.plain_composer import PlainComposer
 from arclab.entries import ENTRIES, Entry
 from arclab.launch.__main__ import main
-from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import living_jobs, read_state
+from arclab.launch.queue.plan import read_plan
 from arclab.launch.start import start
 from arclab.metrics.logger import read_rows
 from arclab.pages.analyse import analyse
@@ -26,6 +24,7 @@ from arclab.runs.folder import RunDir, State
 from arclab.runs.worklist import Worklist
 
 from .conftest import ROOT, refused, script_env
+from .launch.queue.test_submit import state_of, wait_for
 
 METHOD = "tests.second_method"
 CONF = str(ROOT / "tests" / "second_method" / "conf")
@@ -124,17 +123,6 @@ def test_it_runs_on_ranks_that_a_parent_starts(runs_dir: Path) -> None:
     run = RunDir(runs_dir / "second" / "ranks")
     assert done.returncode == 0 and run.state is State.done, done.stderr
     assert weights(run, 40) == pytest.approx([2.0, 1.0], abs=0.2)
-
-
-def state_of(run: PlannedRun) -> str:
-    return read_state(run.folder, living_jobs([run]).get(run.folder.path))
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.2)
 
 
 def jobs_file(runs_dir: Path, *settings: str) -> Path:

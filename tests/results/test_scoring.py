@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from arclab.data.tasks import ArcTask, Grid, Pair
-from arclab.methods.recursive.solver.votes import VoteBox, confidence_units, grid_key
+from arclab.methods.recursive.solver.votes import VoteBox, confidence_units
 from arclab.results.attempts import Attempts, Candidate
 from arclab.results.scoring import NEW_COLORS, Share, score, truth_ranks, wilson
+
+from ..conftest import grid_key
 
 
 def grid(value: int, side: int = 1) -> Grid:

@@ -10,7 +10,9 @@ import pytest
 
 from arclab.data.augment import Augmentation
 from arclab.data.codec import FIRST_COLOR, decode, encode
-from arclab.methods.recursive.solver.votes import VoteBox, grid_key, restore_grids, top_votes
+from arclab.methods.recursive.solver.votes import VoteBox, restore_grids, top_votes
+
+from ....conftest import grid_key
 
 KEYS = [("a", 0), ("a", 1), ("b", 0)]
 

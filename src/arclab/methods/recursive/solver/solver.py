@@ -43,10 +43,13 @@ from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
-# Sums of a tally: the first five over sampled rows with known answers, the number of those, and three over all rows.
+# The sums of a tally, by place: over sampled rows with known answers, the number of those rows, and over all rows.
 _OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
 _OF_ALL = ("all.steps", "ARC/undecodable", "eval/rerun_share")
-_NUM_SUMS = len(_OF_LABELLED) + 1 + len(_OF_ALL)
+_PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL))}
+# What a row adds by itself: all sums up to its steps; only those before depend on its answer.
+_ROW_SUMS = slice(0, _PLACES["all.steps"] + 1)
+_ANSWER_SUMS = slice(0, _PLACES["all.steps"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class RecursiveSolver:
     def _job(self, tasks: Sequence[ArcTask], budget: Budget) -> _Job:
         space = PuzzleSpace(tasks, budget.num_augmentations, self.seed, self.canvas, self.view_rule)
         table = row_table(space, self.max_demos, self.canvas_rule)
-        tally, earlier = Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(_NUM_SUMS)), None
+        tally, earlier = Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(len(_PLACES))), None
         if self.store is not None:
             loaded = self.store.load(table.keys) if self.ranks.is_main else None
             earlier, generation = self.ranks.gather_objects((loaded, self.store.generation))[0]
@@ -204,11 +207,13 @@ class RecursiveSolver:
         confidence_B = finished.q_halt_B.cpu().double().sigmoid().numpy()[counted_B]
         job.tally.box.count(table.keys, table.test_R[rows_B], grids, confidence_B)
         sums_BN = sums_BN[counted_B]
-        sums_BN[:, :-1] *= job.sampled_R[rows_B, None]
-        job.tally.sums[: sums_BN.shape[1]] += sums_BN.sum(axis=0)
-        job.tally.sums[-2] += int((grids.heights_B == 0).sum())
+        sums_BN[:, _ANSWER_SUMS] *= job.sampled_R[rows_B, None]
+        job.tally.sums[_ROW_SUMS] += sums_BN.sum(axis=0)
+        job.tally.sums[_PLACES["ARC/undecodable"]] += int((grids.heights_B == 0).sum())
         # Of counted rows only: a row that was postponed before a kill starts again on its first canvas.
-        job.tally.sums[-1] += int((np.searchsorted(CANVASES, canvas) - np.searchsorted(CANVASES, table.canvas_R[rows_B])).sum())
+        job.tally.sums[_PLACES["eval/rerun_share"]] += int(
+            (np.searchsorted(CANVASES, canvas) - np.searchsorted(CANVASES, table.canvas_R[rows_B])).sum()
+        )
         job.tally.done_R[rows_B] = True
         job.pending.finish(rows_B)
         job.bar.total = job.pending.num_rows - job.pending.num_saved
@@ -221,9 +226,9 @@ class RecursiveSolver:
         total = VoteBox()
         total.merge(part.box for part in parts)
         sums = np.sum([part.sums for part in parts], axis=0)
-        num_rows, count = sum(int(part.done_R.sum()) for part in parts), sums[len(_OF_LABELLED)]
-        statistics = {name: value / count for name, value in zip(_OF_LABELLED, sums, strict=False)} if count else {}
-        statistics |= {name: value / num_rows for name, value in zip(_OF_ALL, sums[-len(_OF_ALL) :], strict=True)}
+        num_rows, count = sum(int(part.done_R.sum()) for part in parts), sums[_PLACES["all.labelled"]]
+        statistics = {name: sums[_PLACES[name]] / count for name in _OF_LABELLED} if count else {}
+        statistics |= {name: sums[_PLACES[name]] / num_rows for name in _OF_ALL}
         statistics |= {
             "all.count": float(num_rows),
             "all.labelled": float(count),
@@ -234,7 +239,7 @@ class RecursiveSolver:
 
 
 def _numerators(finished: FinishedRows) -> np.ndarray:
-    """(B, N): what each row adds to the statistics over rows with known answers, their number, and the steps of all rows."""
+    """(B, N): what each row adds to the sums of _ROW_SUMS, in their order."""
     losses = row_losses(finished.logits_BSV, finished.q_halt_B, finished.labels_BS)
     known_B = losses.has_labels.double()
     values = [losses.accuracy, losses.exact, losses.q_halt_correct, losses.lm, losses.q_halt]

@@ -83,11 +83,6 @@ def restore_grids(tokens_BS: ByteArray, augmentations: ByteArray, canvas: int) -
     return RestoredGrids(cells_BS, new_heights_B, new_widths_B)
 
 
-def grid_key(grid: Grid | None) -> GridKey:
-    """Equal for equal grids; hashable and small enough to be sent between ranks."""
-    return None if grid is None else (*grid.shape, grid.tobytes())
-
-
 def grid_of(key: GridKey) -> Grid | None:
     return None if key is None else np.frombuffer(key[2], dtype=np.uint8).reshape(key[0], key[1])
 
