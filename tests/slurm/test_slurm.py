@@ -141,7 +141,7 @@ def test_a_crash_is_failed_with_its_traceback(runs_dir: Path, slurm: Cluster, tm
     assert wait_for_end(submit(run)) == "FAILED"
     status = run.read_status() or {}
     assert (status["state"], status["exit_status"]) == ("FAILED", 1)
-    assert status["message"].splitlines()[-1].startswith("TypeError: ") and "checkpoint.py" in status["message"]
+    assert status["message"].splitlines()[-1].startswith("TypeError: ") and "checkpoints.py" in status["message"]
 
 
 def test_two_nodes_train_like_two_ranks_on_one(whole: Whole, runs_dir: Path, slurm: Cluster) -> None:

@@ -67,12 +67,16 @@ class EvaluateConfig(EvaluationConfig):
         if self.split is not None:
             return self.split.value
         saved = self.run_folder / "config.yaml"
-        found = saved_key(saved, "evaluation.split") if saved.is_file() else None
-        if not isinstance(found, str):
+        if not saved.is_file():
+            what = f"has no {saved.name}" if (saved.parent / "checkpoints").is_dir() else "has no checkpoints/step_*"
             raise ValueError(
-                f"split has no value, and checkpoint={self.checkpoint} is not there to say which one its run is scored on; "
-                f"give split={' or split='.join(split.value for split in SplitName)}."
+                f"checkpoint {self.checkpoint} {what}, and split is not set; give a run folder or one of its checkpoints, or, if "
+                f"a run is still to make it, split={' or split='.join(split.value for split in SplitName)}."
             )
+        found = saved_key(saved, "evaluation.split")
+        if not isinstance(found, str):
+            choices = " or split=".join(split.value for split in SplitName)
+            raise ValueError(f"{saved} says no evaluation.split; give split={choices}.")
         return found
 
     def inputs(self) -> dict[str, Path]:
