@@ -85,7 +85,7 @@ def test_a_finished_run_is_not_repeated(run_in_process: Run, trained: Path) -> N
 
 
 def test_missing_and_truncated_checkpoints(run_in_process: Run, trained: Path, tmp_path: Path) -> None:
-    refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none"), "is not there to say which one its run is scored on")
+    refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none"), "has no checkpoints/step_*, and split is not set")
     refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none", "split=train"), "has no checkpoints/step_*")
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)

@@ -70,8 +70,8 @@ class EvaluateConfig(EvaluationConfig):
         if not saved.is_file():
             what = f"has no {saved.name}" if (saved.parent / "checkpoints").is_dir() else "has no checkpoints/step_*"
             raise ValueError(
-                f"checkpoint {self.checkpoint} {what}, and split is not set; give a run folder or one of its checkpoints, or, if "
-                f"a run is still to make it, split={' or split='.join(split.value for split in SplitName)}."
+                f"checkpoint {self.checkpoint} {what}, and split is not set; give a run folder or one of its checkpoints, or, "
+                f"if a run is still to make it, split={' or split='.join(split.value for split in SplitName)}."
             )
         found = saved_key(saved, "evaluation.split")
         if not isinstance(found, str):

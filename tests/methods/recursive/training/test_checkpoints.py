@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training.checkpoint import progress_from
 from arclab.methods.recursive.training.parts import batch_parts
-from arclab.methods.recursive.training.state import averaged_weights, start_training
+from arclab.methods.recursive.training.state import _require_same_parts, averaged_weights
 from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import Prediction
@@ -137,10 +138,12 @@ def test_rows_in_flight_of_other_canvases_are_not_continued(tiny: Tiny) -> None:
     """A canvas has a multiple of ranks x pieces of rows: with two ranks this batch of 18 has 10 and 8 rows instead of 9 and 9."""
     common = ("trainer.canvas=bucketed", "trainer.batch_size=18")
     run_training(config := tiny(*common, "trainer.steps=2"))
-    setting, run = build_setting(config), RunDir(config.folder)
+    longer = tiny(*common, "trainer.steps=3")
+    setting, run = build_setting(longer), RunDir(config.folder)
     two = Ranks(0, 2, torch.device("cpu"))
-    parts = batch_parts(config, setting.data, two)
-    assert [part.num_rows for part in parts] != [part.num_rows for part in batch_parts(config, setting.data, CPU)]
-    start_training(config, build_model(config, 1), batch_parts(config, setting.data, CPU), run, CPU, [])
+    parts = batch_parts(longer, setting.data, two)
+    assert [part.num_rows for part in parts] != [part.num_rows for part in batch_parts(longer, setting.data, CPU)]
+    files = [load_file(run.checkpoints / "step_00000002" / "carry_rank0.safetensors")]
+    _require_same_parts(files, batch_parts(longer, setting.data, CPU), longer, CPU)
     with pytest.raises(ValueError, match=r"rows of its canvases in flight, saved by 1 rank\(s\), but 2 rank"):
-        start_training(config, build_model(config, 1), parts, run, two, [])
+        _require_same_parts(files, parts, longer, two)
