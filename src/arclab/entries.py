@@ -23,7 +23,8 @@ class Entry:
     the end of the sentence that says it is DONE; {run} stands for its folder. None: nothing is said. sizes: called as
     sizes(config, shared) by arclab.launch.sizes, returns {part: parameters} with "model" among the parts, and "puzzle_table"
     where there is one; None: the run has no model of its own. shared: a dictionary, empty at first, that all calls of one
-    process have in common. sizes_keys: dotted keys, or their beginnings, that decide what it returns."""
+    process have in common. sizes_keys: dotted keys, or their beginnings, that decide what it returns. example: overrides that
+    make a whole configuration, for help."""
 
     script: str
     config: str
@@ -32,6 +33,7 @@ class Entry:
     solver: str | None = None
     names_itself: bool = False
     conf_dir: str | None = None
+    example: tuple[str, ...] = ()
     hint: str | None = None
     sizes: str | None = None
     sizes_keys: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ ENTRIES = {
         config="pretrain_encoder",
         schema="arclab.config.schema:ExperimentConfig",
         run="arclab.methods.recursive.run:pretrain",
+        example=("experiment=quickstart", "name=a"),
         hint="evaluate it with: python evaluate.py checkpoint={run}",
         sizes="arclab.methods.recursive.sizes:count_parameters",
         sizes_keys=("encoder.", "decoder.", "dataset.", "evaluation.split", "evaluation.max_tasks", "seed"),
@@ -53,6 +56,7 @@ ENTRIES = {
         config="evaluate",
         schema="arclab.config.evaluate_schema:EvaluateConfig",
         run="arclab.methods.recursive.evaluation:evaluate",
+        example=("checkpoint=runs/quickstart/a",),
         names_itself=True,
     ),
     "evaluate_programs": Entry(
@@ -61,6 +65,7 @@ ENTRIES = {
         config="evaluate_programs",
         schema="arclab.config.llm_schema:EvaluateProgramsConfig",
         run="arclab.methods.program_sampling.run:evaluate_programs",
+        example=("solver=program_sampling", "model=tiny", "dataset=toy"),
         names_itself=True,
     ),
 }

@@ -44,6 +44,13 @@ Root = TypeVar("Root")
 # Nodes whose keys depend on their kind.
 VARIANTS: dict[Any, dict[str, Any]] = {EncoderConfig: ENCODER_SCHEMAS, ModelConfig: MODEL_SCHEMAS}
 
+# What other projects call a key of ours.
+_SYNONYMS = {
+    "learning_rate": "lr", "epochs": "steps", "num_epochs": "steps", "num_steps": "steps", "max_steps": "steps",
+    "iterations": "steps", "bs": "batch_size", "hidden_size": "width", "dim": "width", "layers": "num_layers",
+    "heads": "num_heads", "wd": "weight_decay",
+}  # fmt: skip
+
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
@@ -194,15 +201,22 @@ def _unknown_key(key: str, entry: str) -> str:
         return f"{key} is not a key of the chosen {key.split('.')[0]}; drop it, or choose the option that has it."
     if owner := _owner_of(key, entry, known):
         return owner
+    return f"unknown key {key}; {closest_key(key, entry)}"
+
+
+def closest_key(key: str, entry: str) -> str:
+    """The rest of a sentence on an unknown key: did you mean another one?"""
+    known = list(dict.fromkeys(known_keys(load(ENTRIES[entry].schema))))
     groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
     parent, _, leaf = key.rpartition(".")
+    is_synonym, leaf = leaf in _SYNONYMS, _SYNONYMS.get(leaf, leaf)
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
-    near = [f"{parent}.{m}" if parent else m for m in difflib.get_close_matches(leaf, siblings, n=1)]
+    exact = [leaf] if leaf in siblings else []
+    near = [f"{parent}.{m}" if parent else m for m in (exact if is_synonym else difflib.get_close_matches(leaf, siblings, n=1))]
     below = [k for k in known if k.endswith(f".{leaf}")][:1]
     # A group of another script has the name of a key below (halting of evaluate.py): it must not be its own remedy.
-    near = near or (below if key in groups else difflib.get_close_matches(key, [*known, *groups], n=1)) or below
-    remedy = f"did you mean {near[0]}?" if near else f"known top-level keys are {', '.join(k for k in known if '.' not in k)}."
-    return f"unknown key {key}; {remedy}"
+    near = near or (below if key in groups or is_synonym else difflib.get_close_matches(key, [*known, *groups], n=1)) or below
+    return f"did you mean {near[0]}?" if near else f"known top-level keys are {', '.join(k for k in known if '.' not in k)}."
 
 
 def _owner_of(key: str, entry: str, known: Sequence[str]) -> str:
