@@ -80,6 +80,7 @@ def test_a_terminal_that_is_closed_lets_a_run_save(tmp_path: Path) -> None:
                "trainer.checkpoint_every=2000", "trainer.num_workers=1"]  # fmt: skip
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         os.chdir(ROOT)
         os.execve(sys.executable, command, script_env())
     run, deadline = RunDir(tmp_path / "quickstart/t"), time.monotonic() + 120
