@@ -102,5 +102,5 @@ def test_the_runs_of_a_stopped_caller_go_on_and_are_waited_for(
     before = {name: job.read_text() for name, job in jobs.items()}
     lines = lines_of(tmp_path, "a", "b")
     ended = list(run_lines(JobsFile(tmp_path / "jobs.txt", "T", "none"), lines, "local", places=1))
-    assert ended == [Ended(name, tmp_path / f"runs/quickstart/{name}", "") for name in "ab"]
+    assert sorted(ended, key=lambda run: run.name) == [Ended(name, tmp_path / f"runs/quickstart/{name}", "") for name in "ab"]
     assert before == {name: job.read_text() for name, job in jobs.items()}  # the same jobs

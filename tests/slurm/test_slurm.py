@@ -46,7 +46,11 @@ def test_preempted_run_is_requeued_and_loses_nothing(whole: Whole, runs_dir: Pat
     )  # the only checkpoint is that of the preemption
     job = submit(run)
     wait_until(lambda: has_reached(run, 5), "step 5")
+    worker = processes(run)["worker"]
+    worker.suspend()  # SLURM may take longer to decide than the rest of the run
     slurm.run("sbatch", "--partition=urgent", "--cpus-per-task=3", "--output=/dev/null", "--wrap=sleep 1")
+    wait_until(lambda: run.preempt.exists() or run.state is not State.running, "being told to end")
+    worker.resume()
     wait_until(lambda: run.state is State.preempted, "PREEMPTED")
     step = run.step
     assert 5 <= step < 60 and [p.name for p in run.checkpoints.iterdir()] == [f"step_{step:08d}"]
@@ -178,4 +182,4 @@ def test_without_sbatch_the_remedy_is_named(sweep: Sweep, tmp_path: Path) -> Non
 def test_nothing_is_submitted_unless_all_is_well(overrides: list[str], words: list[str], sweep: Sweep, slurm: Cluster) -> None:
     before = queue_states()
     refused(sweep(*overrides), *words)
-    assert queue_states() == before
+    assert queue_states().keys() == before.keys()  # jobs of other tests may end meanwhile
