@@ -161,7 +161,8 @@ def _varlen_formulas() -> dict[Any, Callable[..., float]]:
             pairs = int(starts.diff().long().square().sum())
             return products * 2 * pairs * first_THC.shape[1] * first_THC.shape[2]
 
-        count._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  # the counter's way to ask for tensors instead of shapes
+        # The counter's way to ask for tensors instead of shapes.
+        count._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]
         return count
 
     operators = torch.ops.torch_attn

@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import TINY, refused
+from arclab.runs.folder import RunDir, State
+
+from .conftest import ROOT, TINY, refused, script_env
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -19,10 +23,6 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import sys
-
-    from .conftest import ROOT, script_env
-
     root = tmp_path_factory.mktemp("cli")
     command = [
         sys.executable,
@@ -148,3 +148,23 @@ def test_evaluation_under_torchrun_equals_one_process(run_script: Run, trained: 
 def test_progress_and_next_command_are_shown(run_script: Run, tmp_path: Path) -> None:
     result = run_script("pretrain_encoder.py", *TINY, "trainer.steps=2", f"runs_dir={tmp_path}")
     assert "2/2" in result.stderr and "python evaluate.py checkpoint=" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_ranks_of_an_evaluation_end_together_and_go_on(run_script: Run, trained: Path, tmp_path: Path) -> None:
+    """Told to end, both keep their votes; the end is that of one rank left alone."""
+    wanted = ["evaluate.py", f"checkpoint={trained}", "num_augmentations=300", "batch_size=2", "evaluation.halting=all_steps"]
+    line = [sys.executable, *wanted, f"output_dir={tmp_path}/two", "launch.cpus=2"]
+    run, end = RunDir(tmp_path / "two"), time.monotonic() + 120
+    with subprocess.Popen(line, cwd=ROOT, env=script_env(), stderr=subprocess.DEVNULL) as process:
+        while "num_steps" not in (run.read_status() or {}):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.terminate()
+    assert process.returncode == 143 and run.state is State.preempted, run.read_status()
+    assert len(list(run.path.glob("votes_*"))) == 2
+    for output, cpus in (("two", 2), ("one", 0)):
+        done = run_script(*wanted, f"output_dir={tmp_path}/{output}", f"launch.cpus={cpus}")
+        assert done.returncode == 0, done.stderr
+        assert ("going on" in run.console.read_text()) or output == "one"
+    assert (tmp_path / "one/predictions.jsonl").read_text() == (tmp_path / "two/predictions.jsonl").read_text()

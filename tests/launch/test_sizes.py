@@ -16,7 +16,7 @@ from arclab.launch import sizes
 from arclab.launch.queue.tables import parameters_text
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.setting import build_setting
-from arclab.methods.recursive.sizes import count_parameters
+from arclab.methods.recursive.sizes import PUZZLE_KEYS, count_parameters
 
 from ..conftest import ROOT
 
@@ -165,3 +165,7 @@ def test_what_else_is_printed_while_counting_is_no_error(memory: Path, tmp_path:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'src'}")
     found = sizes.sizes_of([config_of()])
     assert [counts is not None for counts in found.counts] == [True] and not found.notes
+
+
+def test_the_entry_names_the_keys_that_the_method_counts_by() -> None:
+    assert set(ENTRIES["pretrain_encoder"].sizes_keys) == {"encoder.", "decoder.", *PUZZLE_KEYS}

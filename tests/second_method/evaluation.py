@@ -13,9 +13,9 @@ from arclab.config.launch_schema import LaunchConfig
 from arclab.config.run import DeviceChoice, EvaluationConfig
 from arclab.data.sources import load_source
 from arclab.files import step_folders
-from arclab.pages.report import render_report
+from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Candidate
-from arclab.results.writing import Evaluation, Subject, write_results
+from arclab.results.writing import Evaluation, Subject
 from arclab.runs.checkpoints import load_tensors, read_state
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
@@ -80,7 +80,6 @@ def _evaluate(config: LineEvaluationConfig, ranks: Ranks, signals: StopSignals, 
                     Subject(config.title, {"solver": "line"}, {"folder": str(run.path)}, record, flat(config)),
                     tasks, found, (), (), provenance(),
                 )  # fmt: skip
-                write_results(result, run.path, {"report.html": render_report(result)})
-                return str(result.shares["ARC/pass@2"])
+                return publish(result, run.path)
 
             return until_told(run, ranks, progress, work)

@@ -301,7 +301,8 @@ def _multirun(overrides: list[str], task: SweepTask) -> None:
         engine = GlobalHydra.instance().hydra
         assert engine is not None
         try:
-            engine.multirun(config_name=None, task_function=task, overrides=overrides, with_log_configuration=False)  # type: ignore[arg-type]
+            function: Any = task  # Hydra calls it with a configuration, and so may we
+            engine.multirun(config_name=None, task_function=function, overrides=overrides, with_log_configuration=False)
         except HydraException as error:
             raise ConfigError(f"{' '.join(str(error).split())} (hydra.* settings of the sweep).") from error
 

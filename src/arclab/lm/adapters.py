@@ -50,7 +50,8 @@ def fresh_adapter(
 
     if rank < 1:
         raise ValueError(f"the rank={rank} of a LoRA adapter must be at least 1; raise it.")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=target_modules, lora_dropout=dropout, task_type="CAUSAL_LM")  # pyright: ignore[reportArgumentType]
+    settings: Any = {"r": rank, "lora_alpha": alpha, "target_modules": target_modules, "lora_dropout": dropout}
+    config = LoraConfig(task_type="CAUSAL_LM", **settings)  # peft takes more than it declares: alpha may be no whole number
     try:
         adapted = _inject(model, config, seed)
     except ValueError as error:

@@ -152,7 +152,7 @@ class WorkProgress:
 
     @property
     def is_told(self) -> bool:
-        """Keep what is done and raise ToldToEnd."""
+        """If so: keep what is done, and raise ToldToEnd."""
         return self._stop.is_seen
 
     def report(self, num_done: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 from arclab.config.compose import ConfigError, freeze
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.queue.jobsfile import JobsError
-from arclab.launch.queue.plan import JobsPlan, ablation_columns, read_plan
+from arclab.launch.queue.plan import JobsPlan, ablation_columns, by_entry, read_plan
 from arclab.runs.folder import State, open_run
 
 from ...conftest import ROOT
@@ -41,6 +41,8 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert plan.num_runs == len(plan.runs) >= 40 and len({run.folder.path for run in plan.runs}) == len(plan.runs)
     assert {run.config.title[0] for run in plan.runs} == {"toy_queue", "phase1_overfit", "phase2_generalise", "trm_arc1"}
     trained = [run for run in plan.runs if isinstance(run.config, ExperimentConfig)]
+    by_itself, scored = by_entry(plan.runs)  # runs of two entries have other keys: a matrix for each
+    assert by_itself == trained and {column.key for column in ablation_columns(scored)} == {"checkpoint", "num_augmentations"}
     assert all(run.config.wandb.group == run.job.section.title for run in trained)
     by_name = {run.full_name: run for run in plan.runs}
     assert by_name["toy_queue/toy-standard-evaluation"].maker == Path("runs/toy_queue/toy-standard")

@@ -140,7 +140,9 @@ def test_a_run_comes_after_the_one_that_makes_its_checkpoint(tmp_path: Path) -> 
     folder = tmp_path / "runs/quickstart/m"
     user = f"name=u trainer.steps=2 decoder_init=pretrained decoder_init.path={folder}"
     runs = plan_of(tmp_path, user, maker)
-    assert [a.what for a in submit(runs[:1], "local")] == [f"waits for {folder} to be DONE, which is NEW; submit again then"]
+    assert [a.what for a in submit(runs[:1], "local")] == [
+        f"needs {folder}, which is NEW; give this command again when it is DONE, or with it"
+    ]
     assert [a.what for a in submit(runs, "debug")] == [f"ended: DONE (after {folder})", "ended: DONE"]
     broken = plan_of(
         tmp_path,
@@ -148,6 +150,11 @@ def test_a_run_comes_after_the_one_that_makes_its_checkpoint(tmp_path: Path) -> 
         maker.replace("name=m", "name=n dataset.train_ids=nowhere.txt"),
     )
     assert [a.what.partition(" (")[0] for a in submit(broken, "debug")] == ["ended: FAILED", "ended: FAILED"]
+    status = broken[0].folder.read_status()
+    assert status is not None and f"needs {folder.parent}/n, which is FAILED; see to that run" in status["message"]
+    broken[0].folder.write_status(State.failed, 0, "nobody has tried yet", 1)
+    assert all(action.job for action in retry(broken, "local"))  # and the same as processes that look at each other's folders
+    wait_for(lambda: not any(state_of(run) in ("QUEUED", "RUNNING") for run in broken))
     status = broken[0].folder.read_status()
     assert status is not None and f"needs {folder.parent}/n, which is FAILED; see to that run" in status["message"]
 
@@ -159,8 +166,11 @@ def test_retry_too_waits_for_the_checkpoint(tmp_path: Path) -> None:
         run.folder.path.mkdir(parents=True)
         run.folder.write_status(State.failed, 0, "lost its disk", 1)
     runs = plan_of(tmp_path, maker, user)
-    words = f"waits for {runs[0].folder.path} to be DONE, which is FAILED; submit again then"
-    assert [action.what for action in retry(runs[1:], "local")] == [words]
+    words = f"needs {runs[0].folder.path}, which is FAILED; give this command again when it is DONE, or with it"
+    for dry_run in (True, False):
+        assert [action.what for action in retry(runs[1:], "local", dry_run=dry_run)] == [words]
+    both = ["would be submitted to local again (FAILED)"] * 2
+    assert [action.what for action in retry(runs, "local", dry_run=True)] == both
 
 
 @pytest.mark.slow

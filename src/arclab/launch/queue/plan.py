@@ -207,7 +207,7 @@ def _missing_checkpoints(
 def _circles(runs: Iterable[tuple[JobLine, RunConfig]], all_runs: Sequence[tuple[JobLine, RunConfig]]) -> list[Problem]:
     """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
     jobs = {_real(config.folder): (job, config) for job, config in all_runs}
-    makers = set(jobs)
+    makers, titles = set(jobs), {id(job): config.title[1] for job, config in all_runs}
     problems = []
     for job, config in runs:
         chain = [job]
@@ -216,8 +216,10 @@ def _circles(runs: Iterable[tuple[JobLine, RunConfig]], all_runs: Sequence[tuple
         while path is not None and (folder := _maker(path, makers)) is not None:
             maker, its_config = jobs[folder]
             if maker is job:
-                names = ", which waits for ".join(f"{j.name} (line {j.line})" for j in [*chain[1:], job])
-                text = f"{key}: {job.name} waits for {names}: none of them can ever start; take the checkpoint of another run."
+                names = ", which waits for ".join(f"{titles[id(j)]} (line {j.line})" for j in [*chain[1:], job])
+                text = (
+                    f"{key}: {titles[id(job)]} waits for {names}: none of them can ever start; take another run's checkpoint."
+                )
                 problems.append(Problem(job.line, job.column_of(key), text))
             if maker in chain:
                 break

@@ -62,7 +62,15 @@ def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, 
     if cluster == "slurm" and not dry_run:
         require_installed()
     with _alone(runs, dry_run=dry_run):
-        actions = _for_each(runs, lambda run, state, _: _submit_or_say(run, state, cluster, dry_run, places))
+        begun: set[Path] = set()
+
+        def act(run: PlannedRun, state: str, _: str | None) -> Action:
+            is_sent = run.maker in begun or _has_job_to_wait_for(run, cluster)
+            action = _submit_or_say(run, state, cluster, dry_run, places, can_wait=is_sent)
+            begun.update([run.folder.path] if action.what.startswith(("submitted", "would be")) else [])
+            return action
+
+        actions = _for_each(runs, act)
     return _with_ends(runs, actions)
 
 
@@ -124,9 +132,10 @@ def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
         raise ConfigError(f"{error} Submitted before it: {', '.join(started)}; the same command leaves these alone.") from error
 
 
-def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int) -> Action:
-    if state in _STARTABLE and not dry_run and (missing := _cannot_wait(run, cluster)):
-        return Action(run.name, "", missing)
+def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int, *, can_wait: bool) -> Action:
+    """can_wait: nothing is in its way, or what it needs has a job that it can wait for."""
+    if state in _STARTABLE and not can_wait:
+        return _waits(run)
     if state not in _STARTABLE:
         hint = "; retry --failed starts it again" if state in _RETRIED else ""
         return Action(run.name, _job_id(run), f"skipped: {state}{hint}")
@@ -137,17 +146,18 @@ def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, pl
     return Action(run.name, _start(run, cluster, places), f"submitted{words}")
 
 
-def _cannot_wait(run: PlannedRun, cluster: Kind) -> str:
-    """Why a run cannot be submitted yet that needs another one; "" if nothing is in its way. The other one must have a job of
-    the same queue to wait for."""
+def _has_job_to_wait_for(run: PlannedRun, cluster: Kind) -> bool:
+    """Does the run that this one needs have a job of the same queue? Also true if it needs none."""
     if run.maker is None:
-        return ""
-    maker = RunDir(run.maker)
-    job = read_job(maker)
-    if cluster == "debug" or (job is not None and job.cluster == cluster and is_living(job)):
-        return ""
-    state = read_state(maker, None)
-    return f"waits for {run.maker} to be DONE, which is {state}; submit again then"
+        return True
+    job = read_job(RunDir(run.maker))
+    return job is not None and job.cluster == cluster and is_living(job)
+
+
+def _waits(run: PlannedRun) -> Action:
+    assert run.maker is not None
+    state = read_state(RunDir(run.maker), None)
+    return Action(run.name, "", f"needs {run.maker}, which is {state}; give this command again when it is DONE, or with it")
 
 
 def is_living(job: JobRecord) -> bool:
@@ -361,13 +371,16 @@ def _end(job: JobRecord, *, is_running: bool) -> None:
 def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = False, places: int = 1) -> list[Action]:
     """Submit failed, cancelled and lost runs again, each to where it was unless `cluster` says otherwise."""
 
+    begun: set[Path] = set()
+
     def act(run: PlannedRun, state: str, _: str | None) -> Action:
         job = read_job(run.folder)
         if state not in _RETRIED:
             return Action(run.name, "", f"skipped: {state}")
         kind: Kind = cluster or (job.cluster if job else "slurm")
-        if not dry_run and (missing := _cannot_wait(run, kind)):
-            return Action(run.name, "", missing)
+        if run.maker not in begun and not _has_job_to_wait_for(run, kind):
+            return _waits(run)
+        begun.add(run.folder.path)
         if dry_run:
             return Action(run.name, "", f"would be submitted to {kind} again ({state})")
         return Action(run.name, _start(run, kind, places), f"submitted again ({state})")

@@ -25,11 +25,11 @@ from arclab.lm.language_model import LanguageModel, Sampling
 from arclab.lm.models import load_language_model
 from arclab.methods.program_sampling.samples import SampleStore
 from arclab.methods.program_sampling.solver import ProgramSampling, few_programs, few_programs_remedy
-from arclab.pages.report import render_report
+from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP
-from arclab.results.writing import Evaluation, Subject, require_no_larger, write_results
+from arclab.results.writing import Evaluation, Subject, require_no_larger
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.lock import keeper
@@ -94,22 +94,17 @@ def _evaluate_programs(config: EvaluateProgramsConfig, ranks: Ranks, signals: St
                     stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
                 )  # fmt: skip
                 keeper(run)()
-                return _write(result, config, store)
+                message = publish(result, run.path)
+                _warn_if_few(attempts.statistics, config, store)
+                return message
 
             return until_told(run, ranks, progress, work)
 
 
-def _write(result: Evaluation, config: EvaluateProgramsConfig, store: SampleStore) -> str:
-    """The files of the results; the sentence of a finished evaluation."""
-    folder, statistics = store.path.parent, result.attempts.statistics
-    write_results(result, folder, {"report.html": render_report(result)})
-    for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
-        log.info("%s %s", name, result.shares[name])
-    log.info("report: %s", folder / "report.html")
+def _warn_if_few(statistics: dict[str, float], config: EvaluateProgramsConfig, store: SampleStore) -> None:
     if few := few_programs(statistics):
         remedy = few_programs_remedy(statistics, config.solver.sampling.max_new_tokens)
         log.warning("%s; %s. The replies are in %s.", few, remedy, store.path)
-    return f"ARC/pass@2 {result.shares['ARC/pass@2']}"
 
 
 def _solve(

@@ -26,10 +26,10 @@ from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, scored_tasks, view_rule
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
-from arclab.pages.report import render_report
+from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
-from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest, write_results
+from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.memory import advice_if_out_of_memory
@@ -81,19 +81,13 @@ def evaluate_in_ranks(
             def work() -> str:
                 attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
                 attempts.statistics |= context_metrics(config, setting, model, ranks)
-                return _write(replace(found, attempts=attempts), folder.run.path, store) if ranks.is_main else ""
+                if not ranks.is_main:
+                    return ""
+                message = publish(replace(found, attempts=attempts), folder.run.path)
+                store.remove()
+                return message
 
             return until_told(folder.run, ranks, progress, work)
-
-
-def _write(result: Evaluation, folder: Path, store: VoteStore) -> str:
-    """The files of the results; the sentence of a finished evaluation."""
-    write_results(result, folder, {"report.html": render_report(result)})
-    store.remove()
-    for name in ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2"):
-        log.info("%s %s", name, result.shares[name])
-    log.info("report: %s", folder / "report.html")
-    return f"ARC/pass@2 {result.shares['ARC/pass@2']}"
 
 
 def build_solver(

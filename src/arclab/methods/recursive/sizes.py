@@ -21,8 +21,8 @@ from arclab.config.schema import AttentionKernel, ExperimentConfig
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.setting import build_setting
 
-# What decides the number of augmented puzzles, and with `encoder.` and `decoder.` the whole size (Entry.sizes_keys).
-_PUZZLE_KEYS = ("dataset.", "evaluation.split", "evaluation.max_tasks", "seed")
+# What decides the number of augmented puzzles. With `encoder.` and `decoder.` it is Entry.sizes_keys; a test compares them.
+PUZZLE_KEYS = ("dataset.", "evaluation.split", "evaluation.max_tasks", "seed")
 
 
 def count_parameters(config: ExperimentConfig, shared: dict[str, Any]) -> dict[str, int]:
@@ -45,7 +45,7 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 def _num_puzzles(config: ExperimentConfig, shared: dict[str, Any]) -> int:
     """Loads each data set once."""
-    keys = {key: value for key, value in flat(config).items() if key.startswith(_PUZZLE_KEYS)}
+    keys = {key: value for key, value in flat(config).items() if key.startswith(PUZZLE_KEYS)}
     key = json.dumps(keys, sort_keys=True)
     if key not in shared:
         shared[key] = build_setting(config).record.num_puzzles
