@@ -28,10 +28,18 @@ class Drawing:
         self.logprobs: list[torch.Tensor] = []  # (B) for each step
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        logits_BV = scores.float()
-        chosen_B1 = self._choose(logits_BV)[:, None]
-        self.logprobs.append(logits_BV.log_softmax(-1).gather(1, chosen_B1)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen_B1, 0.0)
+        chosen_B, logprobs_B = self.choose(scores)
+        self.logprobs.append(logprobs_B)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
+
+    def choose(self, logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of each row (B), and its log-probability (B)."""
+        chosen_B = self._choose(logits_BV.float())
+        return chosen_B, logits_BV.float().log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._generators = [self._generators[row] for row in rows]
 
     def _choose(self, logits_BV: torch.Tensor) -> torch.Tensor:
         if self._sampling.temperature == 0:

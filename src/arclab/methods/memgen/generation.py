@@ -1,0 +1,219 @@
+"""Generation with memory: one growing cache for the reasoner, one for the weaver; every column is computed once.
+
+    answers = generate(model, prompt_ids, rule, sampling, seeds)
+    answers[0].tokens, answers[0].inserted, answers[0].logprobs
+
+Rows of a batch go on together. Where some of them insert memory, one pass feeds their latents and holes to the others, which are
+masked; no row is padded anew. A row that ends leaves the batch, and columns that hold nothing for anybody are taken out from time
+to time. The weaver reads only what is new since it was last asked, for all rows at once. So a token costs the same however often
+memory was inserted, and an answer does not depend on what else is in the batch, up to rounding. All of this equals the model's
+forward pass over the finished answer (tests/methods/memgen).
+
+Every setting of sampling is explicit; the reasoner's own generation_config is not read. refine: changes latents before they are
+inserted (arclab.methods.memgen.ltpo).
+
+Shapes: B rows still running, T columns so far, W columns of a chunk, N latents, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from arclab.lm.drawing import Drawing
+from arclab.lm.language_model import Sampling
+from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, InsertionLimits
+from arclab.methods.memgen.model import MemGenModel
+
+_SPARE_COLUMNS = 64  # holes that are not worth the copy
+
+
+@dataclass(frozen=True, slots=True)
+class InsertionRule:
+    """delimiters_V: see delimiter_table. ends: tokens that end an answer. pad_id: any token; it is masked."""
+
+    delimiters_V: Tensor
+    limits: InsertionLimits
+    ends: frozenset[int]
+    pad_id: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """tokens: generated, the end token included. logprobs: of each (nats, temperature 1). inserted: numbers of the tokens before
+    which memory was inserted; 0: at the end of the prompt. is_ended: by an end token; else cut at max_new_tokens."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    inserted: list[int] = field(default_factory=list)
+    is_ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What refine may look at: the batch before the latents are inserted. rows: numbers of the prompts."""
+
+    rows: list[int]
+    cache: Any
+    mask_BT: Tensor
+    next_position_B: Tensor
+
+
+Refine = Callable[[Tensor, Tensor, Moment], Tensor]  # (latents_BND, valid_BN, moment) -> latents_BND
+
+
+@torch.no_grad()
+def generate(
+    model: MemGenModel,
+    prompts: Sequence[Sequence[int]],
+    rule: InsertionRule,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    refine: Refine | None = None,
+) -> list[Answer]:
+    """An answer for each prompt (token ids that end with the assistant's header). seeds: of each row's draws."""
+    assert not model.backbone.training, "generation needs eval mode: dropout would change what is drawn"
+    assert not sampling.stop, "stop strings are not supported with memory"
+    batch = _Batch(model, prompts, rule, refine)
+    drawing, answers = Drawing(sampling, seeds), [Answer() for _ in prompts]
+    for number in range(sampling.max_new_tokens):
+        kinds = batch.kinds(answers, number)
+        if any(kinds):
+            batch.insert(torch.tensor(kinds, device=batch.logits_BV.device))
+        for row, kind in zip(batch.rows, kinds, strict=True):
+            answers[row].inserted += [number] if kind else []
+        token_B, logprob_B = drawing.choose(batch.logits_BV)
+        going = batch.record(answers, token_B.tolist(), logprob_B.tolist())
+        if not going or number + 1 == sampling.max_new_tokens:
+            break
+        if len(going) < len(batch.rows):
+            drawing.keep(going)
+            token_B = token_B[going]
+            batch.keep(going)
+        batch.feed_tokens(token_B)
+    return answers
+
+
+class _Batch:
+    """The rows that are still running: caches, masks, and the logits of their next tokens."""
+
+    def __init__(
+        self, model: MemGenModel, prompts: Sequence[Sequence[int]], rule: InsertionRule, refine: Refine | None
+    ) -> None:
+        self._model, self._rule, self._refine = model, rule, refine
+        backbone, device = model.backbone, model.reasoner.device
+        self._backbone, self.rows = backbone, list(range(len(prompts)))
+        self._counted = [0] * len(prompts)
+        longest = max(map(len, prompts))
+        ids_BW = torch.tensor([[rule.pad_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
+        held_BW = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+        self.cache, self.mask_BT = DynamicCache(), held_BW[:, :0]
+        self.next_position_B = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        self.logits_BV = torch.zeros(len(prompts), 1, device=device)
+        has_memory = not backbone.is_off and (rule.limits.max_prompt > 0 or rule.limits.max_inference > 0)
+        self._context = backbone.new_context(self.mask_BT) if has_memory and not backbone.settings.fast else None
+        self._unread: list[tuple[Tensor, Tensor, Tensor]] = []  # embeddings, mask and positions that the weaver has not seen
+        self._feed(backbone.embed(ids_BW), held_BW)
+
+    def kinds(self, answers: Sequence[Answer], number: int) -> list[int]:
+        """What each row inserts before its token `number`."""
+        if self._backbone.is_off:
+            return [NONE] * len(self.rows)
+        if number == 0:
+            return [PROMPT if self._rule.limits.max_prompt > 0 else NONE] * len(self.rows)
+        found = []
+        for place, row in enumerate(self.rows):
+            is_due = self._counted[place] < self._rule.limits.max_inference
+            inserts = is_due and bool(self._rule.delimiters_V[answers[row].tokens[-1]])
+            self._counted[place] += inserts
+            found.append(INFERENCE if inserts else NONE)
+        return found
+
+    def insert(self, kind_B: Tensor) -> None:
+        """Memory of the given kinds, where it is not NONE."""
+        if self._context is None:
+            context = self._backbone.new_context(self.mask_BT, self.cache)
+        else:
+            context = self._context
+            self._let_read()
+        latents_BND, valid_BN = context.ask(kind_B, self.next_position_B)
+        if self._refine is not None:
+            moment = Moment(self.rows, self.cache, self.mask_BT, self.next_position_B)
+            latents_BND = self._refine(latents_BND, valid_BN, moment)
+        self._feed(latents_BND.to(self._model.reasoner.dtype), valid_BN.long())
+        self._compact()
+
+    def _let_read(self) -> None:
+        assert self._context is not None
+        if self._unread:
+            embeds_BWD, held_BW, position_BW = (torch.cat(parts, dim=1) for parts in zip(*self._unread, strict=True))
+            self._context.read(embeds_BWD, held_BW, position_BW)
+            self._unread = []
+
+    def feed_tokens(self, token_B: Tensor) -> None:
+        self._feed(self._backbone.embed(token_B[:, None]), torch.ones_like(token_B[:, None]))
+
+    def _feed(self, embeds_BWD: Tensor, held_BW: Tensor) -> None:
+        """Columns at the end; rows that hold something in the last of them get new logits."""
+        position_BW = (self.next_position_B[:, None] + held_BW.cumsum(1) - 1).clamp(min=0)
+        self.mask_BT = torch.cat([self.mask_BT, held_BW], dim=1)
+        hidden_BWD = self._backbone.reason(embeds_BWD, self.mask_BT, position_BW, self.cache)
+        logits_BV = self._model.get_output_embeddings()(hidden_BWD[:, -1])
+        self.logits_BV = torch.where(held_BW[:, -1:].bool(), logits_BV, self.logits_BV)
+        self.next_position_B = self.next_position_B + held_BW.sum(1)
+        if self._context is not None:
+            self._unread.append((embeds_BWD, held_BW, position_BW))
+
+    def record(self, answers: Sequence[Answer], tokens: Sequence[int], logprobs: Sequence[float]) -> list[int]:
+        """Write tokens down; returns the places of rows that go on."""
+        going = []
+        for place, row in enumerate(self.rows):
+            answers[row].tokens.append(tokens[place])
+            answers[row].logprobs.append(logprobs[place])
+            answers[row].is_ended = tokens[place] in self._rule.ends
+            if not answers[row].is_ended:
+                going.append(place)
+        return going
+
+    def keep(self, places: list[int]) -> None:
+        """Go on with some rows, and without the columns that none of them needs."""
+        index = torch.tensor(places, device=self.mask_BT.device)
+        self.rows = [self.rows[place] for place in places]
+        self._counted = [self._counted[place] for place in places]
+        self.mask_BT, self.next_position_B = self.mask_BT[index], self.next_position_B[index]
+        self.logits_BV = self.logits_BV[index]
+        self.cache.batch_select_indices(index)
+        self._unread = [(e[index], h[index], p[index]) for e, h, p in self._unread]
+        if self._context is not None:
+            self._context.cache.batch_select_indices(index)
+            self._context.mask_BC = self._context.mask_BC[index]
+        self._compact()
+
+    def _compact(self) -> None:
+        """Move what rows hold to the right and drop the columns that are holes of all, once there are many."""
+        if self.mask_BT.shape[1] - int(self.mask_BT.sum(1).max()) < _SPARE_COLUMNS:
+            return
+        if self._context is None:
+            self.mask_BT = _without_holes(self.cache, self.mask_BT)
+            return
+        self._let_read()  # so that both caches hold the same columns
+        assert self._context.mask_BC.shape == self.mask_BT.shape
+        self._context.mask_BC = _without_holes(self._context.cache, self.mask_BT)
+        self.mask_BT = _without_holes(self.cache, self.mask_BT)
+
+
+def _without_holes(cache: Any, mask_BT: Tensor) -> Tensor:
+    """Gather the columns that rows hold to the right, in order; returns the new mask. Keys carry their positions, so nothing is
+    computed anew."""
+    num_held = int(mask_BT.sum(1).max())
+    order_BT = mask_BT.argsort(dim=1, stable=True)[:, -num_held:]  # holes come first
+    for layer in cache.layers:
+        index = order_BT[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+        layer.keys = layer.keys.gather(2, index)
+        layer.values = layer.values.gather(2, order_BT[:, None, :, None].expand(*index.shape[:3], layer.values.shape[3]))
+    return mask_BT.gather(1, order_BT)

@@ -1,0 +1,196 @@
+"""MemGen's model: a frozen reasoner whose input embeddings are interleaved with latents that the weaver writes.
+
+    model = MemGenModel(reasoner, settings, seed=0)                 # reasoner: any causal language model of transformers
+    output = model(input_ids_BL, attention_mask_BL, plan_BL=plan)   # output.logits (B, L, V): of the token after each token
+    model.memory_off()                                              # inside: the plain reasoner, bit for bit
+
+The reasoner's weights are there once. The weaver is a LoRA adapter on them (arclab.lm.switched), active in the weaver's passes
+only; trainable are the adapter, the queries and the projections. With settings.fast the adapter works on the queries alone, which
+look at the reasoner's own keys and values; else the weaver reads the whole context with its adapter. A weaver may also be another
+model. Latents never enter input_ids; positions are counted with them.
+
+The forward pass is batched: rounds of insertions, in each of which every row reads what is new to it, then one pass of the reasoner
+over everything. `backbone` gives states without the vocabulary head, which is how trl's trainers call it.
+
+Shapes: B rows, L tokens, T columns (tokens and latents), W columns of a chunk, N latents, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from arclab.lm.switched import LoraSettings, active, adapter_layers, add_adapter
+from arclab.methods.memgen.layout import Layout
+from arclab.methods.memgen.weaver import Weaver, WeaverContext, WeaverSizes
+
+WEAVER = "weaver"
+
+
+@dataclass(frozen=True, slots=True)
+class MemGenSettings:
+    """sizes: latents of an insertion. lora: of the weaver. fast: see the module."""
+
+    sizes: WeaverSizes
+    lora: LoraSettings
+    fast: bool
+
+
+class MemoryBackbone(nn.Module):
+    """Reasoner and weaver without the vocabulary head."""
+
+    def __init__(self, reasoner: Any, settings: MemGenSettings, seed: int, weaver_model: Any | None) -> None:
+        super().__init__()
+        self.reasoner = reasoner.requires_grad_(False)
+        self.settings, self.is_off = settings, False
+        self.other = weaver_model.requires_grad_(False) if weaver_model is not None else None
+        add_adapter(self.written_by, WEAVER, settings.lora, seed)
+        self.weaver = Weaver(
+            settings.sizes, _width(reasoner), _width(self.written_by), embedding_rms=_rms(reasoner),
+            query_rms=_rms(self.written_by), seed=seed, reads_reasoner=settings.fast,
+        ).to(reasoner.device)  # fmt: skip
+
+    @property
+    def written_by(self) -> Any:
+        """The language model that carries the weaver's adapter."""
+        return self.reasoner if self.other is None else self.other
+
+    def train(self, mode: bool = True) -> MemoryBackbone:
+        """The frozen models stay in eval mode; only the adapter's dropout is switched."""
+        super().train(mode)
+        for model in (self.reasoner, self.other):
+            if model is not None:
+                model.eval()
+        for layer in adapter_layers(self.written_by):
+            layer.lora_dropout.train(mode)
+        return self
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, plan_BL: Tensor | None = None, **_: object
+    ) -> BaseModelOutputWithPast:
+        """States (B, L, D) from which the head predicts the token after each token. plan_BL: see insertions.py; None: no memory."""
+        mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        plan_BL = torch.zeros_like(input_ids) if plan_BL is None or self.is_off else plan_BL
+        layout = Layout(plan_BL, mask_BL, self.settings.sizes.of_kind)
+        embeds_BTD = layout.scattered(self.embed(input_ids))
+        if layout.events:
+            embeds_BTD = self._written(layout, embeds_BTD)
+        hidden_BTD = self.reason(embeds_BTD, layout.mask_BT, layout.position_BT, None)
+        return BaseModelOutputWithPast(last_hidden_state=layout.aligned(hidden_BTD))  # pyright: ignore[reportArgumentType]
+
+    def _written(self, layout: Layout, embeds_BTD: Tensor) -> Tensor:
+        """The embeddings with all latents, each written from what stands before it."""
+        context = self.new_context(layout.mask_BT[:, :0])
+        for event in layout.events:
+            columns_BWD = event.columns_BW[..., None].expand(-1, -1, embeds_BTD.shape[-1])
+            position_BW = layout.position_BT.gather(1, event.columns_BW)
+            context.read(embeds_BTD.gather(1, columns_BWD), event.chunk_mask_BW, position_BW)
+            first_B = event.latent_columns_BN.masked_fill(~event.latent_mask_BN, embeds_BTD.shape[1]).amin(1)
+            next_B = layout.position_BT.gather(1, first_B.clamp(max=embeds_BTD.shape[1] - 1)[:, None])[:, 0]
+            latents_BND, _ = context.ask(event.kind_B, next_B)
+            embeds_BTD = layout.inserted(embeds_BTD, event, latents_BND)
+        return embeds_BTD
+
+    def new_context(self, mask_BC: Tensor, cache: Any | None = None) -> WeaverContext:
+        """An empty context of the weaver; with a cache of the reasoner, one that has read what is in it (settings.fast)."""
+        read = self.reason if self.settings.fast else self._read
+        return WeaverContext(self.weaver, read, self._ask, DynamicCache() if cache is None else cache, mask_BC)
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        return self.reasoner.get_input_embeddings()(ids_BL)
+
+    def reason(self, embeds_BWD: Tensor, mask_BT: Tensor, position_BW: Tensor, cache: Any | None) -> Tensor:
+        """The plain reasoner's last states (B, W, D). mask_BT also covers what is in the cache."""
+        with active(self.reasoner, None):
+            return _states(self.reasoner, embeds_BWD, mask_BT, position_BW, cache)
+
+    def _read(self, embeds_BWD: Tensor, mask_BT: Tensor, position_BW: Tensor, cache: Any) -> Tensor:
+        assert self.weaver.to_weaver is not None, "the fast weaver reads through the reasoner"
+        return self._ask(self.weaver.to_weaver(embeds_BWD.to(self.weaver.gain.dtype)), mask_BT, position_BW, cache)
+
+    def _ask(self, embeds_BWE: Tensor, mask_BT: Tensor, position_BW: Tensor, cache: Any) -> Tensor:
+        model = self.written_by
+        with active(model, WEAVER):
+            return _states(model, embeds_BWE.to(model.dtype), mask_BT, position_BW, cache)
+
+
+def _states(model: Any, embeds_BWD: Tensor, mask_BT: Tensor, position_BW: Tensor, cache: Any | None) -> Tensor:
+    body = model.base_model
+    taken = inspect.signature(body.forward).parameters
+    given = {"cache" if "cache" in taken else "past_key_values": cache}  # transformers renamed it
+    output = body(
+        inputs_embeds=embeds_BWD, attention_mask=mask_BT, position_ids=position_BW, use_cache=cache is not None, **given
+    )
+    return output.last_hidden_state
+
+
+def _width(model: Any) -> int:
+    return model.get_input_embeddings().weight.shape[1]
+
+
+def _rms(model: Any) -> float:
+    return float(model.get_input_embeddings().weight.float().square().mean().sqrt())
+
+
+class MemGenModel(PreTrainedModel):
+    """See the module. A model of transformers, so that trl's trainers take it as it is."""
+
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, reasoner: Any, settings: MemGenSettings, *, seed: int, weaver_model: Any | None = None) -> None:
+        _require_plain_head(reasoner)
+        super().__init__(copy.deepcopy(reasoner.config))
+        self.backbone = MemoryBackbone(reasoner, settings, seed, weaver_model)
+        self.eval()
+
+    def get_input_embeddings(self) -> Any:
+        return self.backbone.reasoner.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        return self.backbone.reasoner.get_output_embeddings()
+
+    @property
+    def reasoner(self) -> Any:
+        return self.backbone.reasoner
+
+    @contextmanager
+    def memory_off(self) -> Iterator[None]:
+        """Inside, plans are ignored and nothing is inserted, in the same code."""
+        before, self.backbone.is_off = self.backbone.is_off, True
+        try:
+            yield
+        finally:
+            self.backbone.is_off = before
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, plan_BL: Tensor | None = None, **_: object
+    ) -> CausalLMOutputWithPast:
+        """logits (B, L, V) of the token after each token."""
+        states = self.backbone(input_ids, attention_mask, plan_BL=plan_BL).last_hidden_state
+        return CausalLMOutputWithPast(logits=self.get_output_embeddings()(states))
+
+
+def _require_plain_head(reasoner: Any) -> None:
+    """ValueError: a model that does more than its head to turn states into logits; trl's losses know other rules for those."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=reasoner.device)
+    with torch.no_grad():
+        output = reasoner(input_ids=ids, output_hidden_states=True, use_cache=False)
+        own = reasoner.get_output_embeddings()(output.hidden_states[-1])
+    if not torch.allclose(own.float(), output.logits.float(), rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"the logits of {type(reasoner).__name__} are not its vocabulary head applied to its last states (it scales or caps "
+            "them), which memory does not support; use another reasoner."
+        )
