@@ -3,11 +3,11 @@
     answers = generate(model, prompt_ids, rule, sampling, seeds)
     answers[0].tokens, answers[0].inserted, answers[0].logprobs
 
-Rows of a batch go on together. Where some of them insert memory, one pass feeds their latents and holes to the others, which are
-masked; no row is padded anew. A row that ends leaves the batch, and columns that hold nothing for anybody are taken out from time
-to time. The weaver reads only what is new since it was last asked, for all rows at once. So a token costs the same however often
-memory was inserted, and an answer does not depend on what else is in the batch, up to rounding. All of this equals the model's
-forward pass over the finished answer (tests/methods/memgen).
+Rows of a batch go on together. Where some of them insert memory, one pass feeds their latents and holes to the others, which
+are masked; no row is padded anew. A row that ends leaves the batch, and columns that hold nothing for anybody are taken out
+from time to time. The weaver reads only what is new since it was last asked, for all rows at once. So a token costs the same
+however often memory was inserted, and an answer does not depend on what else is in the batch, up to rounding. All of this
+equals the model's forward pass over the finished answer (tests/methods/memgen).
 
 Every setting of sampling is explicit; the reasoner's own generation_config is not read. refine: changes latents before they are
 inserted (arclab.methods.memgen.ltpo).
@@ -45,8 +45,8 @@ class InsertionRule:
 
 @dataclass(slots=True)
 class Answer:
-    """tokens: generated, the end token included. logprobs: of each (nats, temperature 1). inserted: numbers of the tokens before
-    which memory was inserted; 0: at the end of the prompt. is_ended: by an end token; else cut at max_new_tokens."""
+    """tokens: generated, the end token included. logprobs: of each (nats, temperature 1). inserted: numbers of the tokens
+    before which memory was inserted; 0: at the end of the prompt. is_ended: by an end token; else cut at max_new_tokens."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -3,10 +3,11 @@
     table_V = delimiter_table(tokenizer, vocab_size, end_tokens)
     plan = plan_of(ids, num_prompt, table_V, InsertionLimits(max_prompt=1, max_inference=5))
 
-Memory stands after the assistant's header at the end of the prompt (PROMPT), and in the answer after tokens whose text ends with a
-delimiter (INFERENCE): a comma, a full stop or a new line. The first max_inference delimiters of an answer count, the one at the
-end of the prompt does not. A plan marks the token after which memory stands; the token after that is predicted from the last
-latent. What the rule says of a token is looked up in a table over the vocabulary, so text is never decoded while a model runs.
+Memory stands after the assistant's header at the end of the prompt (PROMPT), and in the answer after tokens whose text ends
+with a delimiter (INFERENCE): a comma, a full stop or a new line. The first max_inference delimiters of an answer count, the
+one at the end of the prompt does not. A plan marks the token after which memory stands; the token after that is predicted
+from the last latent. What the rule says of a token is looked up in a table over the vocabulary, so text is never decoded
+while a model runs.
 
 Shapes: L tokens, V vocabulary.
 """

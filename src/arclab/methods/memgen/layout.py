@@ -22,9 +22,9 @@ from arclab.methods.memgen.insertions import NONE
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """The insertions of one round, at most one in a row. kind_B: NONE where a row has none. columns_BW, chunk_mask_BW: what stands
-    before it and after the row's last event, on the right of the chunk. latent_columns_BN, latent_mask_BN: where its latents go,
-    also on the right."""
+    """The insertions of one round, at most one in a row. kind_B: NONE where a row has none. columns_BW, chunk_mask_BW: what
+    stands before it and after the row's last event, on the right of the chunk. latent_columns_BN, latent_mask_BN: where its
+    latents go, also on the right."""
 
     kind_B: Tensor
     columns_BW: Tensor

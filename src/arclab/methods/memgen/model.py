@@ -4,13 +4,13 @@
     output = model(input_ids_BL, attention_mask_BL, plan_BL=plan)   # output.logits (B, L, V): of the token after each token
     model.memory_off()                                              # inside: the plain reasoner, bit for bit
 
-The reasoner's weights are there once. The weaver is a LoRA adapter on them (arclab.lm.switched), active in the weaver's passes
-only; trainable are the adapter, the queries and the projections. With settings.fast the adapter works on the queries alone, which
-look at the reasoner's own keys and values; else the weaver reads the whole context with its adapter. A weaver may also be another
-model. Latents never enter input_ids; positions are counted with them.
+The reasoner's weights are there once. The weaver is a LoRA adapter on them (arclab.lm.switched), active in the weaver's
+passes only; trainable are the adapter, the queries and the projections. With settings.fast the adapter works on the queries
+alone, which look at the reasoner's own keys and values; else the weaver reads the whole context with its adapter. A weaver
+may also be another model. Latents never enter input_ids; positions are counted with them.
 
-The forward pass is batched: rounds of insertions, in each of which every row reads what is new to it, then one pass of the reasoner
-over everything. `backbone` gives states without the vocabulary head, which is how trl's trainers call it.
+The forward pass is batched: rounds of insertions, in each of which every row reads what is new to it, then one pass of the
+reasoner over everything. `backbone` gives states without the vocabulary head, which is how trl's trainers call it.
 
 Shapes: B rows, L tokens, T columns (tokens and latents), W columns of a chunk, N latents, D width, V vocabulary.
 """
@@ -77,7 +77,8 @@ class MemoryBackbone(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, plan_BL: Tensor | None = None, **_: object
     ) -> BaseModelOutputWithPast:
-        """States (B, L, D) from which the head predicts the token after each token. plan_BL: see insertions.py; None: no memory."""
+        """States (B, L, D) from which the head predicts the token after each token. plan_BL: see insertions.py; None: no
+        memory."""
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         plan_BL = torch.zeros_like(input_ids) if plan_BL is None or self.is_off else plan_BL
         layout = Layout(plan_BL, mask_BL, self.settings.sizes.of_kind)
@@ -191,6 +192,6 @@ def _require_plain_head(reasoner: Any) -> None:
         own = reasoner.get_output_embeddings()(output.hidden_states[-1])
     if not torch.allclose(own.float(), output.logits.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"the logits of {type(reasoner).__name__} are not its vocabulary head applied to its last states (it scales or caps "
-            "them), which memory does not support; use another reasoner."
+            f"the logits of {type(reasoner).__name__} are not its vocabulary head applied to its last states (it scales or
+            caps " "them), which memory does not support; use another reasoner."
         )

@@ -4,10 +4,10 @@
     queries_BND, valid_BN = weaver.queries(kind_B)
     latents_BND = weaver.to_reasoner(hidden_BND)
 
-The weaver's language model reads embeddings of the reasoner (through to_weaver), then the queries; its last states at the queries
-become latents: normalised, projected, and scaled to the size of an embedding. Where both models have one width the projections
-begin as the identity. The LoRA adapter is not here: see arclab.lm.switched. Source: MemGen, arXiv 2509.24704, with a scaled
-output, which the published code lacks.
+The weaver's language model reads embeddings of the reasoner (through to_weaver), then the queries; its last states at the
+queries become latents: normalised, projected, and scaled to the size of an embedding. Where both models have one width the
+projections begin as the identity. The LoRA adapter is not here: see arclab.lm.switched. Source: MemGen, arXiv 2509.24704,
+with a scaled output, which the published code lacks.
 
 Shapes: B rows, C columns read so far, W columns of a chunk, N latents, D width of the reasoner, E of the weaver.
 """
@@ -39,9 +39,9 @@ class WeaverSizes:
 
 
 class Weaver(nn.Module):
-    """seed decides all weights; nothing else is drawn. embedding_rms: root mean square of the reasoner's embeddings; the queries
-    begin with the size query_rms, that of the weaver's own. reads_reasoner: the context is the reasoner's own, and there is
-    nothing to project on the way in."""
+    """seed decides all weights; nothing else is drawn. embedding_rms: root mean square of the reasoner's embeddings; the
+    queries begin with the size query_rms, that of the weaver's own. reads_reasoner: the context is the reasoner's own, and
+    there is nothing to project on the way in."""
 
     def __init__(
         self, sizes: WeaverSizes, reasoner_width: int, weaver_width: int, *, embedding_rms: float, query_rms: float, seed: int,
@@ -89,10 +89,11 @@ def _projection(width_in: int, width_out: int, generator: torch.Generator) -> nn
 
 
 class WeaverContext:
-    """What the weaver has read of a batch: a cache in which every column is computed once. Queries are read and taken out again.
+    """What the weaver has read of a batch: a cache in which every column is computed once. Queries are read and taken out
+    again.
 
-    read: the pass over the context (embeddings of the reasoner in). ask: the pass over queries. A pass that is given a cache adds
-    what it reads to it."""
+    read: the pass over the context (embeddings of the reasoner in). ask: the pass over queries. A pass that is given a cache
+    adds what it reads to it."""
 
     def __init__(self, weaver: Weaver, read: Pass, ask: Pass, cache: Any, mask_BC: Tensor) -> None:
         self._weaver, self._read, self._ask = weaver, read, ask
