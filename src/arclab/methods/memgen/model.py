@@ -192,6 +192,6 @@ def _require_plain_head(reasoner: Any) -> None:
         own = reasoner.get_output_embeddings()(output.hidden_states[-1])
     if not torch.allclose(own.float(), output.logits.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"the logits of {type(reasoner).__name__} are not its vocabulary head applied to its last states (it scales or
-            caps " "them), which memory does not support; use another reasoner."
+            f"the logits of {type(reasoner).__name__} are not its vocabulary head applied to its last states (it scales "
+            "or caps them), which memory does not support; use another reasoner."
         )
