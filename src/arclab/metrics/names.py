@@ -62,6 +62,33 @@ _ENCODER = {
     "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
 }
 
+# Of methods that answer questions in words: over all scored questions.
+_TEXT = {
+    "accuracy": ("share", "up", "questions whose last boxed answer is right"),
+    "count": ("questions", "none", "questions that were answered: the N of the other text/ shares"),
+    "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
+    "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
+    "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
+    "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
+    "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
+    "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
+    "memory_wins": (
+        "share",
+        "up",
+        "of the questions on which the trained weaver and the stronger control disagree, those that it answers right; 0.5 is chance",
+    ),
+    "discordant": ("questions", "none", "questions on which they disagree: the N of memory_wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+}
+# Latents that are optimised at test time: over all insertions of all replies.
+_LTPO = {
+    "reward_before": ("reward", "none", "reward of the latents as the weaver wrote them"),
+    "reward_after": ("reward", "up", "reward of the latents that were inserted, without noise"),
+    "raised_share": ("share", "up", "insertions whose reward rose"),
+    "moved": ("ratio", "none", "root mean square of the change of latents, relative to their own"),
+    "count": ("insertions", "none", "insertions that were optimised"),
+}
+
 # Of methods that write programs: over all replies of all scored tasks.
 _PROGRAMS = {
     "count": ("replies", "none", "replies that were drawn: the N of the shares of replies and of reward/*"),
@@ -207,6 +234,10 @@ _METRICS = [
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
+    *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
+    Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
+    Metric("train/token_entropy", "nats", "none", "entropy of the next token over the tokens of replies"),
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),
     Metric(
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
@@ -230,6 +261,8 @@ _COUNTS = {
     "ARC/": ("ARC/tasks",),
     "train/new_colors": ("train/new_colors_count",),
     "train/": ("train/count",),
+    "text/memory_wins": ("text/discordant",),
+    "text/": ("text/count",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
@@ -248,5 +281,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/"))
     )

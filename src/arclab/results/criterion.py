@@ -102,6 +102,9 @@ def judge_criterion(criterion: CriterionConfig, rows: Sequence[Mapping[str, Any]
             (tasks, "training tasks") if tasks < count else (count, "rows")
         )  # rows of one task are no independent trials
         return CriterionResult(criterion, step, value * count, count, "rows", *independent)
+    if criterion.metric.startswith("text/"):
+        asked = count_of(criterion.metric, row) or 0
+        return CriterionResult(criterion, step, round(value * asked, 3), asked, "questions", asked, "questions")
     tasks = int(row["ARC/tasks"])
     if criterion.metric.startswith("ARC/"):
         return CriterionResult(criterion, step, value * tasks, tasks, "tasks", tasks, "tasks")

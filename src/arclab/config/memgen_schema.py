@@ -1,0 +1,325 @@
+"""The schema of MemGen: pretrain_memgen.py, and evaluate.py with solver=memgen and solver=memgen_ltpo.
+
+Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar, Optional
+
+from arclab.config.launch_schema import LaunchConfig
+from arclab.config.llm_schema import HfModelConfig, SamplingConfig
+from arclab.config.names import broken_name, broken_path
+from arclab.config.rules import at_least, sized, within
+from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, TrainingConfig, WandbConfig
+from arclab.config.text_schema import TextDatasetConfig
+
+
+class Memory(Enum):
+    """off: the plain reasoner. random: a weaver that was never trained, the twin of the one that was. trained: the weaver of
+    the checkpoint."""
+
+    off = "off"
+    random = "random"
+    trained = "trained"
+
+
+class TextSplitName(Enum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class LrSchedule(Enum):
+    """Names of transformers; all begin with a rise over warmup_steps."""
+
+    constant_with_warmup = "constant_with_warmup"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class LtpoReward(Enum):
+    """What the latents are moved to raise. entropy: minus the entropy of the next token. lookahead: the log-probability of a
+    short greedy continuation. topk: the published one, minus the mean log-probability of the top_k tokens, which is not
+    monotone in certainty."""
+
+    entropy = "entropy"
+    lookahead = "lookahead"
+    topk = "topk"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """target_modules: last parts of the names of linear layers."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: list[str]
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 1, rank=self.rank) + within(path, 0, 0.99, dropout=self.dropout)
+        if not self.alpha > 0:
+            problems.append(f"{path}.alpha={self.alpha} must be above 0; the adapter is scaled by alpha / rank.")
+        if not self.target_modules:
+            problems.append(f"{path}.target_modules is empty; name linear layers, for example [q_proj,v_proj].")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class WeaverConfig:
+    """prompt_latents_len, inference_latents_len: latents of an insertion. max_prompt_aug_num: insertions at ends of prompts
+    (0: none); max_inference_aug_num: at most so many delimiters of an answer are followed by memory. fast: the adapter reads
+    the reasoner's own cache. model: another language model that weaves (a folder or a name on the hub); null: the reasoner
+    itself."""
+
+    model: Optional[str]
+    prompt_latents_len: int
+    inference_latents_len: int
+    max_prompt_aug_num: int
+    max_inference_aug_num: int
+    fast: bool
+    lora: LoraConfig
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(
+            path, 0, max_prompt_aug_num=self.max_prompt_aug_num, max_inference_aug_num=self.max_inference_aug_num
+        )
+        problems += at_least(
+            path, 1, prompt_latents_len=self.prompt_latents_len, inference_latents_len=self.inference_latents_len
+        )
+        if self.max_prompt_aug_num == self.max_inference_aug_num == 0:
+            problems.append(
+                f"{path}.max_prompt_aug_num=0 and {path}.max_inference_aug_num=0 insert no memory, so nothing is trained; "
+                "raise one of them (memory=off is the plain reasoner)."
+            )
+        if self.fast and self.model is not None:
+            problems.append(
+                f"{path}.fast=true reads the reasoner's own cache, which another model ({path}.model={self.model}) cannot; set "
+                f"one of them to its default ({path}.fast=false, or {path}.model=null)."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class ScratchConfig:
+    """A reasoner that the run itself makes: a small Qwen3 that is trained from random weights on the training split for
+    steps, and then frozen."""
+
+    steps: int
+    width: int
+    num_layers: int
+    num_heads: int
+    context: int
+    vocab_size: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+
+    def check(self, path: str) -> list[str]:
+        problems = sized(path, 1, width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
+        problems += sized(path, 1, batch_size=self.batch_size)
+        problems += at_least(path, 0, warmup_steps=self.warmup_steps, lr=self.lr)
+        return problems + at_least(path, 1, steps=self.steps, context=self.context, vocab_size=self.vocab_size)
+
+
+@dataclass(kw_only=True, slots=True)
+class ReasonerConfig:
+    """scratch: see there; null: lm.name is taken as it is."""
+
+    scratch: Optional[ScratchConfig]
+
+
+@dataclass(kw_only=True, slots=True)
+class MemGenConfig:
+    weaver: WeaverConfig
+    reasoner: ReasonerConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig:
+    """trainer of pretrain_memgen.py. batch_size: rows of a step, of all ranks; grad_accumulation: pieces it is computed in.
+    shuffle_targets: the control in which every question is taught with the reply of another one."""
+
+    steps: int
+    batch_size: int
+    grad_accumulation: int
+    lr: float
+    schedule: LrSchedule
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: Optional[float]
+    shuffle_targets: bool
+    deepspeed: Optional[str]
+    eval_every: int
+    checkpoint_every: int
+    keep_last: int
+    log_every: int
+    health_every: int
+    stop_when_unhealthy: bool
+    num_threads: Optional[int]
+    device: DeviceChoice
+
+    def check(self, path: str) -> list[str]:
+        problems = sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
+        problems += at_least(
+            path, 1, steps=self.steps, grad_accumulation=self.grad_accumulation, checkpoint_every=self.checkpoint_every,
+            keep_last=self.keep_last, log_every=self.log_every, health_every=self.health_every,
+        )  # fmt: skip
+        problems += at_least(path, 0, eval_every=self.eval_every, warmup_steps=self.warmup_steps, lr=self.lr)
+        return problems + at_least(path, 0, weight_decay=self.weight_decay)
+
+
+@dataclass(kw_only=True, slots=True)
+class AnswersConfig:
+    """How answers are drawn and how many are scored. max_examples: the first of the split; null: all."""
+
+    split: TextSplitName
+    max_examples: Optional[int]
+    batch_size: int
+    sampling: SamplingConfig
+
+    def check(self, path: str) -> list[str]:
+        problems = sized(path, 1, batch_size=self.batch_size)
+        return problems + ([] if self.max_examples is None else at_least(path, 1, max_examples=self.max_examples))
+
+
+@dataclass(kw_only=True, slots=True)
+class PretrainMemGenConfig(TrainingConfig):
+    """Root of pretrain_memgen.py. lm: the reasoner. criterion: of the last evaluation, for example text/memory_gain."""
+
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (
+        "launch.", "wandb.", "criterion", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last",
+        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size", "evaluation.batch_size",
+    )  # fmt: skip
+
+    experiment_name: str
+    name: str
+    runs_dir: str
+    seed: int
+    launch: LaunchConfig
+    criterion: Optional[CriterionConfig]
+    wandb: WandbConfig
+    lm: HfModelConfig
+    memgen: MemGenConfig
+    dataset: TextDatasetConfig
+    trainer: SftConfig
+    evaluation: AnswersConfig
+
+    @property
+    def best_metric(self) -> str:
+        return self.criterion.metric if self.criterion else "text/accuracy"
+
+    def check(self, path: str) -> list[str]:
+        problems = [*broken_name("experiment_name", self.experiment_name), *broken_name("name", self.name)]
+        return [*problems, *broken_path("runs_dir", self.runs_dir)]
+
+
+@dataclass(kw_only=True, slots=True)
+class LtpoConfig:
+    """Moving latents at test time. enabled must be true for solver=memgen_ltpo. lr: of the latents, in units of their own
+    size. sigma: noise of a step in the same units, times sigma_decay after each. max_steps: 0 changes nothing.
+    reward_threshold: a row stops once its reward reaches it; null: never. use_auto_grad: gradients; false: REINFORCE.
+    lookahead_tokens: of reward=lookahead. verbose: the reward of every step in answer_ltpo.json."""
+
+    enabled: bool
+    reward: LtpoReward
+    lr: float
+    sigma: float
+    sigma_decay: float
+    max_steps: int
+    reward_threshold: Optional[float]
+    top_k: int
+    lookahead_tokens: int
+    use_auto_grad: bool
+    verbose: bool
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 0, lr=self.lr, sigma=self.sigma, max_steps=self.max_steps)
+        problems += at_least(path, 1, top_k=self.top_k, lookahead_tokens=self.lookahead_tokens)
+        problems += within(path, 0, 1, sigma_decay=self.sigma_decay)
+        if not self.use_auto_grad and self.sigma == 0:
+            problems.append(
+                f"{path}.use_auto_grad=false learns from noise alone, and {path}.sigma=0 has none; raise {path}.sigma."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateMemGenConfig(EvaluationConfig):
+    """Root of evaluate.py solver=memgen. null means: as the checkpoint's own run was configured. name: the folder in the run's
+    evaluation/ (null: <split>_<memory>); output_dir: a folder anywhere else."""
+
+    FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "device", "num_threads", "batch_size", "output_dir")
+
+    checkpoint: str
+    name: Optional[str]
+    runs_dir: str
+    output_dir: Optional[str]
+    memory: Memory
+    split: Optional[TextSplitName]
+    max_examples: Optional[int]
+    batch_size: Optional[int]
+    sampling: SamplingConfig
+    seed: int
+    device: DeviceChoice
+    num_threads: Optional[int]
+    launch: LaunchConfig
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.checkpoint).expanduser()
+
+    @property
+    def run_folder(self) -> Path:
+        return self.run_path.parent.parent if self.run_path.parent.name == "checkpoints" else self.run_path
+
+    @property
+    def title(self) -> tuple[str, str]:
+        return self.run_folder.parent.name, f"{self.run_folder.name}-{self.folder.name}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir) if self.output_dir else self.run_folder / "evaluation" / (self.name or self._default_name)
+
+    @property
+    def _default_name(self) -> str:
+        return f"{self.split.value if self.split else 'test'}_{self.memory.value}"
+
+    @property
+    def best_metric(self) -> str:
+        return "text/accuracy"
+
+    def inputs(self) -> dict[str, Path]:
+        return {"checkpoint": Path(self.checkpoint)}
+
+    def check(self, path: str) -> list[str]:
+        problems = sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
+        problems += [] if self.max_examples is None else at_least(path, 1, max_examples=self.max_examples)
+        problems += [] if self.name is None else broken_name("name", self.name)
+        problems += broken_path("runs_dir", self.runs_dir)
+        if not self.checkpoint:
+            problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateMemGenLtpoConfig(EvaluateMemGenConfig):
+    """Root of evaluate.py solver=memgen_ltpo. memory=off has no latents to move."""
+
+    ltpo: LtpoConfig
+
+    @property
+    def _default_name(self) -> str:
+        return f"{self.split.value if self.split else 'test'}_{self.memory.value}_ltpo"
+
+    def check(self, path: str) -> list[str]:
+        problems = EvaluateMemGenConfig.check(self, path)
+        if self.memory is Memory.off:
+            problems.append(
+                "memory=off has no latents, and solver=memgen_ltpo moves them; use memory=trained or memory=random."
+            )
+        return problems

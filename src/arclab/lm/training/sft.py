@@ -1,0 +1,145 @@
+"""Supervised fine-tuning with trl, for whatever trains: loss on the answer's tokens, and the life of a run.
+
+    step = sft(model, rows, settings, where, weights=weights, evaluate=None, record={})
+
+The model is one of transformers, or anything that trl's SFTTrainer takes; what wants a gradient is trained. rows hold
+input_ids and labels (IGNORED where no loss is), and may hold `plan`; they are padded on the right. The loss is the mean over
+all supervised tokens of a step, whatever the number of ranks and of pieces that a step is computed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from arclab.config.run import Cadence
+from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
+from arclab.metrics.logger import MetricLogger
+from arclab.runs.checkpoints import CheckpointFolder
+from arclab.runs.console import progress_bar
+from arclab.runs.folder import RunDir
+from arclab.runs.monitor import HealthMonitor
+from arclab.runs.preempt import StopRequest
+from arclab.runs.ranks import Ranks
+
+IGNORED = -100  # label of a token without loss
+Row = dict[str, list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class SftSettings:
+    """batch_size: rows of all ranks in a step, computed in grad_accumulation pieces. schedule: of transformers
+    (constant_with_warmup, cosine, linear). clip_norm: None does not clip. deepspeed: a configuration file of DeepSpeed."""
+
+    batch_size: int
+    grad_accumulation: int
+    lr: float
+    warmup_steps: int
+    schedule: str
+    weight_decay: float
+    clip_norm: float | None
+    seed: int
+    deepspeed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The run that a training belongs to."""
+
+    cadence: Cadence
+    run: RunDir
+    ranks: Ranks
+    stop: StopRequest
+    logger: MetricLogger | None
+    monitor: HealthMonitor | None
+    title: str
+    keep_last: int
+
+
+class _Sft(LivesInRun, SFTTrainer):
+    pass
+
+
+def sft(
+    model: Any, rows: Sequence[Row], settings: SftSettings, where: Where, *, pad_id: int, weights: Weights,
+    evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, divergence_remedy: str,
+) -> int:  # fmt: skip
+    """Train from wherever the run's folder stands, to cadence.steps or to where it is told to end; returns that step.
+    ValueError: see LivesInRun.go_on, and a batch that cannot be split."""
+    ranks, cadence = where.ranks, where.cadence
+    per_piece, left = divmod(settings.batch_size, ranks.world_size * settings.grad_accumulation)
+    if left or not per_piece:
+        raise ValueError(
+            f"trainer.batch_size={settings.batch_size} must be divisible by ranks x trainer.grad_accumulation = "
+            f"{ranks.world_size} x {settings.grad_accumulation}; change one of them."
+        )
+    folder = CheckpointFolder(where.run.checkpoints, where.keep_last)
+    done = folder.steps()[-1] if folder.steps() else 0
+    with progress_bar(total=cadence.steps, initial=done, desc=where.title, unit="step", disable=not ranks.is_main) as bar:
+        life = RunLife(
+            cadence, where.run, ranks, logger=where.logger, monitor=where.monitor, stop=where.stop, bar=bar,
+            evaluate=evaluate, rows_per_step=settings.batch_size, divergence_remedy=divergence_remedy,
+        )  # fmt: skip
+        trainer = _Sft(
+            model=model,
+            args=_arguments(settings, where, per_piece),
+            train_dataset=Dataset.from_list(list(rows)),
+            data_collator=lambda batch: collate(batch, pad_id),
+            processing_class=tokenizer,
+        )
+        return trainer.live(folder, weights, ranks, life, record).go_on()
+
+
+def _arguments(settings: SftSettings, where: Where, per_piece: int) -> SFTConfig:
+    """trl's and transformers' defaults change between versions: what matters is written out."""
+    return SFTConfig(
+        output_dir=str(where.run.checkpoints),
+        max_steps=where.cadence.steps,
+        per_device_train_batch_size=per_piece,
+        gradient_accumulation_steps=settings.grad_accumulation,
+        learning_rate=settings.lr,
+        warmup_steps=settings.warmup_steps,
+        lr_scheduler_type=settings.schedule,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip_norm or 0.0,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        optim="adamw_torch",
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        deepspeed=settings.deepspeed,
+        use_cpu=where.ranks.device.type == "cpu",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        packing=False,
+        padding_free=False,
+        max_length=None,
+        loss_type="nll",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        # Every trained weight gets a gradient in every step; a search for those that do not costs time.
+        ddp_find_unused_parameters=False,
+    )
+
+
+def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded (B, L) input_ids, attention_mask, labels and what else rows hold. Padding is masked by length, not by
+    token: an end mark that is also the padding token keeps its loss."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    fills = {"input_ids": pad_id, "labels": IGNORED}
+
+    def padded(values: list[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([value + [fill] * (longest - len(value)) for value in values])
+
+    batch = {name: padded([row[name] for row in rows], fills.get(name, 0)) for name in rows[0]}
+    return batch | {"attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0)}

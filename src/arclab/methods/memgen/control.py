@@ -1,0 +1,34 @@
+"""Does memory help? The trained weaver against its controls, question by question.
+
+    metrics = compared(trained, {Memory.off: off, Memory.random: random})
+
+The control that counts is the stronger one. Of the questions on which the two disagree, text/memory_wins is the share that the
+trained weaver answers right: one half is a coin, and text/p_value is McNemar's exact test of that. It needs the same questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from arclab.config.memgen_schema import Memory
+from arclab.methods.memgen.answering import Answered, accuracy
+from arclab.results.paired import mcnemar_p
+
+
+def compared(trained: Sequence[Answered], controls: Mapping[Memory, Sequence[Answered]]) -> dict[str, float]:
+    """Registered metrics. All sequences answer the same examples in the same order."""
+    metrics: dict[str, float] = {}
+    strongest, best = None, -1.0
+    for memory, answered in controls.items():
+        assert [each.id for each in answered] == [each.id for each in trained]
+        value = accuracy(answered).value
+        metrics[f"text/{memory.value}_accuracy"] = value
+        if value > best:
+            strongest, best = answered, value
+    assert strongest is not None
+    won = sum(mine.is_right and not other.is_right for mine, other in zip(trained, strongest, strict=True))
+    lost = sum(other.is_right and not mine.is_right for mine, other in zip(trained, strongest, strict=True))
+    metrics["text/discordant"] = float(won + lost)
+    metrics["text/memory_wins"] = won / (won + lost) if won + lost else 0.5
+    metrics["text/p_value"] = mcnemar_p(won, lost)
+    return metrics

@@ -1,0 +1,177 @@
+"""evaluate.py solver=memgen and solver=memgen_ltpo: answer a split's questions with a run's model, and score the answers.
+
+    python evaluate.py solver=memgen checkpoint=runs/memgen/a memory=trained
+    python evaluate.py solver=memgen_ltpo checkpoint=runs/memgen/a ltpo.lr=0.03
+
+Answers are kept as they come (answers.jsonl), on every rank in a file of its own: the same command goes on after a kill. In the end
+answer.json (answer_ltpo.json) has each id once, as JSON lines with a summary as the last one; metrics.json has the accuracy with its
+interval.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from arclab.config.compose import ConfigError, flat
+from arclab.config.memgen_schema import EvaluateMemGenConfig, EvaluateMemGenLtpoConfig, Memory
+from arclab.files import write_atomically
+from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answer, measure, to_sampling
+from arclab.methods.memgen.ltpo import LatentOptimiser
+from arclab.methods.memgen.saved import SavedMemGen, load_memgen
+from arclab.methods.memgen.setting import insertion_rule
+from arclab.runs.folder import RunDir, State, provenance
+from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
+from arclab.runs.lock import keeper
+from arclab.runs.preempt import ToldToEnd
+from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
+from arclab.runs.worklist import Line, Worklist
+from arclab.text.examples import TextExample
+from arclab.text.load import load_text
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: EvaluateMemGenConfig, given: RunDir | None = None) -> int:
+    """given, and the exit status: see arclab.runs.lifecycle.in_ranks."""
+    if isinstance(config, EvaluateMemGenLtpoConfig) and not config.ltpo.enabled:
+        raise ConfigError(
+            "ltpo.enabled=false, and solver=memgen_ltpo optimises latents; set ltpo.enabled=true, or use solver=memgen."
+        )
+
+    def work(ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+        return _evaluate(config, ranks, signals, folder)
+
+    return in_ranks(work, config, given, config.device, config.num_threads)
+
+
+def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+    run = folder.run
+    with folder.building():
+        saved = load_memgen(config.run_path, config.device, config.memory)
+        splits = load_text(saved.config.dataset)
+        split = config.split or saved.config.evaluation.split
+        examples = splits.named(split.value)[: config.max_examples]
+        if hidden := [example.id for example in examples if not example.answer]:
+            raise ValueError(
+                f"split={split.value} has no answer for {hidden[0]} ({len(hidden)} hidden), so it cannot be scored; choose another."
+            )
+        with folder.held(config, splits.notes), RecordFailure(run):
+            progress = WorkProgress(run, ranks, signals, len(examples))
+
+            def work() -> str:
+                answered, seconds = _answered(config, saved, examples, run, ranks, progress)
+                if not ranks.is_main:
+                    return ""
+                keeper(run)()
+                return _write(config, saved, split.value, answered, seconds, splits.notes, run)
+
+            return until_told(run, ranks, progress, work)
+
+
+def _answered(
+    config: EvaluateMemGenConfig, saved: SavedMemGen, examples: Sequence[TextExample], run: RunDir, ranks: Ranks,
+    progress: WorkProgress,
+) -> tuple[list[Answered], float]:  # fmt: skip
+    """All ranks' answers, in the order of the examples, and the seconds that those of this process took."""
+    weaver, language = saved.config.memgen.weaver, saved.language
+    settings = {key: value for key, value in flat(config).items() if not key.startswith(config.FREE_KEYS)}
+    settings |= {"step": saved.step, "reasoner": language.identity}
+    worklist = Worklist(run.path / f"answers_{ranks.rank}_of_{ranks.world_size}.jsonl", settings)
+    mine = list(examples[ranks.rank :: ranks.world_size])
+    known = worklist.load(_parsed)
+    kept = [known[example.id] for example in mine if example.id in known]
+    left = [example for example in mine if example.id not in known]
+    start, made = time.monotonic(), 0
+    batches = answer(
+        saved.model, language, insertion_rule(language, weaver), weaver, left, to_sampling(config.sampling, config.seed),
+        config.batch_size or saved.config.evaluation.batch_size, _new_refine(config, saved),
+    )  # fmt: skip
+    with _memory(config, saved):
+        for batch in batches:
+            for each in batch:
+                worklist.add(each.id, each.record())
+            kept += batch
+            made += sum(each.num_tokens for each in batch)
+            progress.report(len(kept) * ranks.world_size)
+            if progress.is_told and len(kept) < len(mine):
+                raise ToldToEnd(f"{len(kept)} of {len(mine)} answers are kept")
+    by_id = {each.id: each for part in ranks.gather_objects(kept) for each in part}
+    seconds = time.monotonic() - start
+    log.info("%d answers, %.0f tokens/s", len(by_id), made / max(seconds, 1e-9))
+    return [by_id[example.id] for example in examples], seconds
+
+
+def _memory(config: EvaluateMemGenConfig, saved: SavedMemGen) -> Any:
+    from contextlib import nullcontext
+
+    return saved.model.memory_off() if config.memory is Memory.off else nullcontext()
+
+
+def _new_refine(config: EvaluateMemGenConfig, saved: SavedMemGen) -> NewRefine | None:
+    if not isinstance(config, EvaluateMemGenLtpoConfig):
+        return None
+    ltpo, seed = config.ltpo, config.seed
+
+    def new(batch: Sequence[TextExample]) -> tuple[Any, Any]:
+        optimiser = LatentOptimiser(saved.model, ltpo, seed, [example.id for example in batch])
+        return optimiser, optimiser.told
+
+    return new
+
+
+_FIELDS = {
+    "question": str, "reply": str, "answer": str | None, "gold": str, "is_right": bool, "num_tokens": int,
+    "num_insertions": int, "is_cut": bool, "logprob": float,
+}  # fmt: skip
+
+
+def _parsed(record: dict[str, Any], line: Line) -> Answered:
+    line.require(record, _FIELDS)
+    extra = {key: value for key, value in record.items() if key not in _FIELDS and key != "id"}
+    return Answered(id=record["id"], **{key: record[key] for key in _FIELDS}, extra=extra)
+
+
+def _write(
+    config: EvaluateMemGenConfig, saved: SavedMemGen, split: str, answered: Sequence[Answered], seconds: float,
+    notes: Sequence[str], run: RunDir,
+) -> str:  # fmt: skip
+    share, metrics = accuracy(answered), measure(answered)
+    metrics |= _ltpo_metrics(answered)
+    made = sum(each.num_tokens for each in answered)
+    summary = {
+        "accuracy": share.value, "n": share.n, "N": share.total, "interval95": list(share.interval), "metrics": metrics,
+        "tokens_per_s": made / max(seconds, 1e-9), "memory": config.memory.value, "split": split, "step": saved.step,
+        "checkpoint": str(saved.checkpoint), "notes": list(notes),
+    }  # fmt: skip
+    lines = [json.dumps({"id": each.id, **each.record()}) for each in answered]
+    name = "answer_ltpo.json" if isinstance(config, EvaluateMemGenLtpoConfig) else "answer.json"
+    write_atomically(run.path / name, "\n".join([*lines, json.dumps({"summary": summary})]) + "\n")
+    record = {
+        **summary,
+        "solver": "memgen_ltpo" if isinstance(config, EvaluateMemGenLtpoConfig) else "memgen",
+        "provenance": provenance(),
+        "settings": flat(config),
+    }
+    write_atomically(run.path / "text_metrics.json", json.dumps(record, indent=1) + "\n")
+    log.info("%s: %s", run.path / name, share)
+    return f"text/accuracy {share}"
+
+
+def _ltpo_metrics(answered: Sequence[Answered]) -> dict[str, float]:
+    before = [value for each in answered for value in each.extra.get("reward_before", [])]
+    after = [value for each in answered for value in each.extra.get("reward_after", [])]
+    moved = [value for each in answered for value in each.extra.get("moved", [])]
+    if not before:
+        return {}
+    return {
+        "ltpo/reward_before": sum(before) / len(before),
+        "ltpo/reward_after": sum(after) / len(after),
+        "ltpo/raised_share": sum(b < a for b, a in zip(before, after, strict=True)) / len(before),
+        "ltpo/moved": sum(moved) / len(moved),
+        "ltpo/count": float(len(before)),
+    }

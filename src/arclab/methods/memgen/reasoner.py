@@ -1,0 +1,127 @@
+"""The reasoner that a run makes itself: a small model with random weights, trained on the training split and then frozen.
+
+    is_there = make_reasoner(config, splits, run, ranks, stop)       # run/reasoner, an ordinary model folder
+
+It is for positive controls: its accuracy is set by how long it is trained, so there is something for a weaver to add. It is
+made once; a run that was told to end meanwhile goes on with the same command. A run whose lm.name is a finished model makes
+none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
+from arclab.lm.tiny import build_tiny
+from arclab.lm.training.sft import IGNORED, Row, SftSettings, Where, sft
+from arclab.methods.memgen.setting import load_reasoner, weaver_folder
+from arclab.metrics.logger import MetricLogger
+from arclab.runs.folder import RunDir
+from arclab.runs.preempt import StopRequest
+from arclab.runs.ranks import Ranks
+from arclab.text.examples import TextSplits
+
+log = logging.getLogger(__name__)
+_TOKENIZER_TEXTS = 3000  # that its tokenizer is made of
+
+
+@dataclass(frozen=True, slots=True)
+class _Cadence:
+    """Of a stage before the run's own steps: no evaluation."""
+
+    steps: int
+    num_threads: int | None
+    device: Any
+    log_every: int
+    checkpoint_every: int
+    eval_every: int = 0
+    health_every: int = 10**9
+    stop_when_unhealthy: bool = False
+
+
+class _AllWeights:
+    """Every parameter of a model, by name; tied ones once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self._model.named_parameters())
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self._model.load_state_dict(tensors, strict=False)
+
+
+def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks: Ranks, stop: StopRequest) -> bool:
+    """False: the run was told to end before the reasoner was finished. ValueError: examples that do not fit into its
+    context."""
+    scratch, folder = config.memgen.reasoner.scratch, weaver_folder(run.path)
+    is_there = ranks.gather_objects(folder.is_dir() if ranks.is_main else None)[0]
+    if scratch is None or is_there:
+        return True
+    making = run.path / ".reasoner"
+    start = making / "start"
+    if ranks.is_main and not start.is_dir():
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        _build(scratch, splits, start, config.seed)
+    ranks.barrier()
+    language = load_reasoner(_with_name(config, str(start)))
+    rows: list[Row] = []
+    for example in splits.train:
+        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.reply)
+        rows.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply})
+    model = language.model.requires_grad_(True)
+    logger = MetricLogger(making / "metrics.jsonl", None, resume_step=10**9, runtime_s=0.0) if ranks.is_main else None
+    with logger or nullcontext():
+        where = Where(
+            cadence=_Cadence(
+                scratch.steps, config.trainer.num_threads, config.trainer.device, config.trainer.log_every,
+                config.trainer.checkpoint_every,
+            ),
+            run=RunDir(making), ranks=ranks, stop=stop, logger=logger, monitor=None, title=f"{config.name} (reasoner)",
+            keep_last=1,
+        )  # fmt: skip
+        step = sft(
+            model, rows, _settings(scratch, config.seed), where, pad_id=language.pad_id, weights=_AllWeights(model),
+            evaluate=None, record={}, tokenizer=language.tokenizer,
+            divergence_remedy="lower memgen.reasoner.scratch.lr",
+        )  # fmt: skip
+    if step < scratch.steps:
+        return False
+    if ranks.is_main:
+        finished = making / "finished"
+        model.save_pretrained(finished)
+        language.tokenizer.save_pretrained(finished)
+        os.replace(finished, folder)
+        shutil.rmtree(making)
+        log.info("made the reasoner %s in %d steps", folder, step)
+    ranks.barrier()
+    return True
+
+
+def _build(scratch: ScratchConfig, splits: TextSplits, folder: Any, seed: int) -> None:
+    texts = [f"{example.question}\n{example.reply}" for example in splits.train[:_TOKENIZER_TEXTS]]
+    build_tiny(
+        folder, texts=texts, seed=seed, num_layers=scratch.num_layers, width=scratch.width, num_heads=scratch.num_heads,
+        context=scratch.context, vocab_size=scratch.vocab_size,
+    )  # fmt: skip
+
+
+def _settings(scratch: ScratchConfig, seed: int) -> SftSettings:
+    return SftSettings(
+        batch_size=scratch.batch_size, grad_accumulation=1, lr=scratch.lr, warmup_steps=scratch.warmup_steps,
+        schedule="constant_with_warmup", weight_decay=0.0, clip_norm=1.0, seed=seed,
+    )  # fmt: skip
+
+
+def _with_name(config: PretrainMemGenConfig, name: str) -> Any:
+    from dataclasses import replace
+
+    return replace(config.lm, name=name)

@@ -1,0 +1,190 @@
+"""pretrain_memgen.py: train the weaver of a MemGen model in its run folder.
+
+    status = pretrain(compose("pretrain_memgen", ["experiment=memgen_quickstart", "name=a"]))
+
+The reasoner is frozen: a model of lm.name, or a small one that the run first trains from random weights
+(memgen.reasoner.scratch). The last evaluation answers the same questions with the trained weaver, with one that was never
+trained, and without memory; a criterion judges what comes out. It works in one process and under torchrun."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from arclab.config.memgen_schema import Memory, PretrainMemGenConfig
+from arclab.files import step_folders
+from arclab.lm.training.health import LanguageRules
+from arclab.lm.training.life import Evaluate
+from arclab.lm.training.sft import SftSettings, Where, sft
+from arclab.methods.memgen.answering import Answered, answer, measure, to_sampling
+from arclab.methods.memgen.control import compared
+from arclab.methods.memgen.model import MemGenModel
+from arclab.methods.memgen.reasoner import make_reasoner
+from arclab.methods.memgen.saved import MemoryWeights, reasoner_config
+from arclab.methods.memgen.setting import (
+    Language,
+    build_memgen,
+    insertion_rule,
+    load_reasoner,
+    shuffled_targets,
+    training_rows,
+)
+from arclab.metrics.logger import MetricLogger, read_rows
+from arclab.metrics.wandb_run import start_wandb
+from arclab.results.criterion import judge_criterion, write_criterion
+from arclab.runs.checkpoints import read_state
+from arclab.runs.folder import RunDir, State
+from arclab.runs.lifecycle import RecordFailure, RunFolder, finish, in_ranks
+from arclab.runs.monitor import HealthMonitor
+from arclab.runs.preempt import StopRequest
+from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
+from arclab.text.examples import TextExample, TextSplits
+from arclab.text.load import load_text
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainMemGenConfig, given: RunDir | None = None) -> int:
+    """Train, from wherever the folder stands, as one rank. given, and the exit status: see arclab.runs.lifecycle.in_ranks."""
+
+    def work(ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+        return _pretrain(config, ranks, signals, folder)
+
+    return in_ranks(work, config, given, config.trainer.device, config.trainer.num_threads)
+
+
+def _pretrain(config: PretrainMemGenConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+    with folder.building():
+        splits = load_text(config.dataset)
+        for note in splits.notes:
+            log.info("note: %s", note)
+        with folder.held(config, splits.notes) as is_finished:
+            if is_finished:
+                return State.done
+            with RecordFailure(folder.run):
+                stop = StopRequest(folder.run, ranks, signals)
+                if not make_reasoner(config, splits, folder.run, ranks, stop):
+                    return finish(config, folder.run, ranks, 0, lambda: "")
+                return _train(config, splits, folder.run, ranks, stop)
+
+
+def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks: Ranks, stop: StopRequest) -> State:
+    trainer, weaver = config.trainer, config.memgen.weaver
+    language = load_reasoner(reasoner_config(config, run.path, config.lm.device))
+    model = build_memgen(language, weaver, config.seed)
+    rule = insertion_rule(language, weaver)
+    examples = list(splits.train)
+    taught = shuffled_targets(examples, config.seed) if trainer.shuffle_targets else examples
+    rows = training_rows(language, taught, rule, weaver)
+    weights = MemoryWeights(model)
+    newest = ranks.gather_objects(step_folders(run.checkpoints)[-1:] if ranks.is_main else None)[0]
+    state = read_state(newest[0]) if newest else None
+    _require_same_reasoner(state, language, run)
+    scored = splits.named(config.evaluation.split.value)[: config.evaluation.max_examples]
+    evaluate = _evaluation(config, model, language, scored, ranks)
+    logger = _open_logger(config, model, run, state) if ranks.is_main else None
+    monitor = None
+    if ranks.is_main:
+        done, known = int(state["step"]) if state else 0, read_rows(run.metrics)
+        monitor = HealthMonitor(LanguageRules(), trainer.health_every, known, done)
+    log.info("%s: %d training examples, %d scored, %s", config.dataset.name, len(rows), len(scored), run.path)
+    with logger or nullcontext():
+        where = Where(
+            cadence=trainer, run=run, ranks=ranks, stop=stop, logger=logger, monitor=monitor, title=config.name,
+            keep_last=trainer.keep_last,
+        )  # fmt: skip
+        step = sft(
+            model, rows, sft_settings(config), where, pad_id=language.pad_id, weights=weights, evaluate=evaluate,
+            record={"reasoner": language.identity}, tokenizer=language.tokenizer, divergence_remedy="lower trainer.lr",
+        )  # fmt: skip
+    return finish(config, run, ranks, step, lambda: _judged(config, run))
+
+
+def sft_settings(config: PretrainMemGenConfig) -> SftSettings:
+    trainer = config.trainer
+    return SftSettings(
+        batch_size=trainer.batch_size,
+        grad_accumulation=trainer.grad_accumulation,
+        lr=trainer.lr,
+        warmup_steps=trainer.warmup_steps,
+        schedule=trainer.schedule.value,
+        weight_decay=trainer.weight_decay,
+        clip_norm=trainer.clip_norm,
+        seed=config.seed,
+        deepspeed=trainer.deepspeed,
+    )
+
+
+def _require_same_reasoner(state: dict[str, Any] | None, language: Language, run: RunDir) -> None:
+    if state is not None and state["reasoner"] != language.identity:
+        raise ValueError(
+            f"lm.name={language.config.name} is not the reasoner that {run.path} was trained on (its files have changed); restore "
+            "it, or start a run with another name."
+        )
+
+
+def _open_logger(config: PretrainMemGenConfig, model: MemGenModel, run: RunDir, state: dict[str, Any] | None) -> MetricLogger:
+    wandb_run = start_wandb(config, run.path, run.run_id)
+    step = int(state["step"]) if state else 0
+    runtime_s = float(state["runtime_s"]) if state else 0.0
+    logger = MetricLogger(run.metrics, wandb_run, resume_step=step if step > 0 else -1, runtime_s=runtime_s)
+    if step == 0:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        logger.write(0, {"num_params": float(trained)})
+    return logger
+
+
+def _evaluation(
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, scored: Sequence[TextExample], ranks: Ranks
+) -> Evaluate:
+    """Scores of the weaver as it is; at the last step also those of its untrained twin and of the reasoner without memory."""
+    weights = MemoryWeights(model)
+    initial = {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
+
+    def answers() -> list[Answered]:
+        mine = scored[ranks.rank :: ranks.world_size]
+        found = list(answer_all(config, model, language, mine))
+        everyone = [each for part in ranks.gather_objects(found) for each in part]
+        return sorted(everyone, key=lambda each: each.id)
+
+    def evaluate(step: int, logger: MetricLogger | None) -> dict[str, float]:
+        was_training = model.training
+        model.eval()
+        trained = answers()
+        metrics = measure(trained)
+        if step == config.trainer.steps:
+            with model.memory_off():
+                off = answers()
+            now = {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
+            weights.load(initial)
+            random = answers()
+            weights.load(now)
+            metrics |= compared(trained, {Memory.off: off, Memory.random: random})
+        model.train(was_training)
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        return metrics
+
+    return evaluate
+
+
+def answer_all(
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample]
+) -> list[Answered]:
+    weaver, wished = config.memgen.weaver, config.evaluation
+    batches = answer(
+        model, language, insertion_rule(language, weaver), weaver, examples, to_sampling(wished.sampling, config.seed),
+        wished.batch_size,
+    )  # fmt: skip
+    return [each for batch in batches for each in batch]
+
+
+def _judged(config: PretrainMemGenConfig, run: RunDir) -> str:
+    if config.criterion is None:
+        return ""
+    result = judge_criterion(config.criterion, read_rows(run.metrics))
+    write_criterion(result, run)
+    log.info("%s", result)
+    return str(result)
