@@ -94,32 +94,6 @@ ENTRIES = {
         example=("solver=memgen_ltpo", "checkpoint=runs/memgen/a"),
         names_itself=True,
     ),
-    "pretrain_memgen": Entry(
-        script="pretrain_memgen.py",
-        config="pretrain_memgen",
-        schema="arclab.config.memgen_schema:PretrainMemGenConfig",
-        run="arclab.methods.memgen.run:pretrain",
-        example=("experiment=memgen_quickstart", "name=a"),
-        hint="evaluate it with: python evaluate.py solver=memgen checkpoint={run}",
-    ),
-    "evaluate_memgen": Entry(
-        script="evaluate.py",
-        solver="memgen",
-        config="evaluate_memgen",
-        schema="arclab.config.memgen_schema:EvaluateMemGenConfig",
-        run="arclab.methods.memgen.evaluation:evaluate",
-        example=("solver=memgen", "checkpoint=runs/memgen/a"),
-        names_itself=True,
-    ),
-    "evaluate_memgen_ltpo": Entry(
-        script="evaluate.py",
-        solver="memgen_ltpo",
-        config="evaluate_memgen_ltpo",
-        schema="arclab.config.memgen_schema:EvaluateMemGenLtpoConfig",
-        run="arclab.methods.memgen.evaluation:evaluate",
-        example=("solver=memgen_ltpo", "checkpoint=runs/memgen/a"),
-        names_itself=True,
-    ),
 }
 
 

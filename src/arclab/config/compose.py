@@ -312,9 +312,13 @@ def flat(config: Any) -> dict[str, Any]:
             for key, value in node.items():
                 yield from walk(value, f"{prefix}{key}.")
         else:
-            yield prefix.rstrip("."), node.name if isinstance(node, Enum) else node
+            yield prefix.rstrip("."), [_plain(each) for each in node] if isinstance(node, list) else _plain(node)
 
     return dict(walk(config, ""))
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -260,7 +260,7 @@ class EvaluateMemGenConfig(EvaluationConfig):
     runs_dir: str
     output_dir: Optional[str]
     memory: Memory
-    split: Optional[TextSplitName]
+    split: TextSplitName
     max_examples: Optional[int]
     batch_size: Optional[int]
     sampling: SamplingConfig
@@ -287,7 +287,7 @@ class EvaluateMemGenConfig(EvaluationConfig):
 
     @property
     def _default_name(self) -> str:
-        return f"{self.split.value if self.split else 'test'}_{self.memory.value}"
+        return f"{self.split.value}_{self.memory.value}"
 
     @property
     def best_metric(self) -> str:
@@ -314,7 +314,7 @@ class EvaluateMemGenLtpoConfig(EvaluateMemGenConfig):
 
     @property
     def _default_name(self) -> str:
-        return f"{self.split.value if self.split else 'test'}_{self.memory.value}_ltpo"
+        return f"{self.split.value}_{self.memory.value}_ltpo"
 
     def check(self, path: str) -> list[str]:
         problems = EvaluateMemGenConfig.check(self, path)

@@ -9,7 +9,7 @@ all supervised tokens of a step, whatever the number of ranks and of pieces that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from arclab.runs.ranks import Ranks
 
 IGNORED = -100  # label of a token without loss
 Row = dict[str, list[int]]
+_FIELDS = {field.name for field in fields(SFTConfig)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ def sft(
 
 def _arguments(settings: SftSettings, where: Where, per_piece: int) -> SFTConfig:
     """trl's and transformers' defaults change between versions: what matters is written out."""
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
     return SFTConfig(
+        **{checkpointing: False},  # renamed by transformers
         output_dir=str(where.run.checkpoints),
         max_steps=where.cadence.steps,
         per_device_train_batch_size=per_piece,
@@ -111,7 +114,6 @@ def _arguments(settings: SftSettings, where: Where, per_piece: int) -> SFTConfig
         optim="adamw_torch",
         bf16=False,
         fp16=False,
-        gradient_checkpointing=False,
         deepspeed=settings.deepspeed,
         use_cpu=where.ranks.device.type == "cpu",
         save_strategy="no",

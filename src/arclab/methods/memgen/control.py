@@ -29,6 +29,7 @@ def compared(trained: Sequence[Answered], controls: Mapping[Memory, Sequence[Ans
     won = sum(mine.is_right and not other.is_right for mine, other in zip(trained, strongest, strict=True))
     lost = sum(other.is_right and not mine.is_right for mine, other in zip(trained, strongest, strict=True))
     metrics["text/discordant"] = float(won + lost)
-    metrics["text/memory_wins"] = won / (won + lost) if won + lost else 0.5
     metrics["text/p_value"] = mcnemar_p(won, lost)
+    if won + lost:
+        metrics["text/memory_wins"] = won / (won + lost)
     return metrics

@@ -3,9 +3,9 @@
     python evaluate.py solver=memgen checkpoint=runs/memgen/a memory=trained
     python evaluate.py solver=memgen_ltpo checkpoint=runs/memgen/a ltpo.lr=0.03
 
-Answers are kept as they come (answers.jsonl), on every rank in a file of its own: the same command goes on after a kill. In the end
-answer.json (answer_ltpo.json) has each id once, as JSON lines with a summary as the last one; metrics.json has the accuracy with its
-interval.
+Answers are kept as they come, on every rank in a file of its own: the same command goes on after a kill. In the end
+answer.json (answer_ltpo.json) has each id once, as JSON lines with a summary as the last one, and text_metrics.json the accuracy
+with its interval.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
     with folder.building():
         saved = load_memgen(config.run_path, config.device, config.memory)
         splits = load_text(saved.config.dataset)
-        split = config.split or saved.config.evaluation.split
+        split = config.split
         examples = splits.named(split.value)[: config.max_examples]
         if hidden := [example.id for example in examples if not example.answer]:
             raise ValueError(
-                f"split={split.value} has no answer for {hidden[0]} ({len(hidden)} hidden), so it cannot be scored; choose another."
+                f"split={split.value} has no answer for {hidden[0]} ({len(hidden)} are hidden), so it cannot be scored; choose "
+                "another split."
             )
         with folder.held(config, splits.notes), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, len(examples))

@@ -121,7 +121,7 @@ def sft_settings(config: PretrainMemGenConfig) -> SftSettings:
 def _require_same_reasoner(state: dict[str, Any] | None, language: Language, run: RunDir) -> None:
     if state is not None and state["reasoner"] != language.identity:
         raise ValueError(
-            f"lm.name={language.config.name} is not the reasoner that {run.path} was trained on (its files have changed); restore "
+            f"lm.name={language.config.name} is not the reasoner of {run.path}: its files have changed; restore "
             "it, or start a run with another name."
         )
 

@@ -82,7 +82,7 @@ def load_memgen(folder: Path, device: DeviceChoice, memory: Memory) -> SavedMemG
     language = load_reasoner(config.lm)
     if language.identity != state["reasoner"]:
         raise ValueError(
-            f"lm.name={config.lm.name} is not the reasoner that {checkpoint} was trained on (its files have changed); restore it, "
+            f"lm.name={config.lm.name} is not the reasoner of {checkpoint}: its files have changed; restore it, "
             "or train the weaver again."
         )
     model = build_memgen(language, config.memgen.weaver, config.seed)

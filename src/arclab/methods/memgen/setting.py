@@ -61,8 +61,8 @@ def load_reasoner(config: HfModelConfig) -> Language:
     tokenizer, model = load_tokenizer(config), load_model(config)
     if config.adapter is not None:
         raise ValueError(
-            f"lm.adapter={config.adapter} is not supported by a reasoner with memory, whose adapter is the weaver's; merge it into "
-            "the model first, or set lm.adapter=null."
+            f"lm.adapter={config.adapter} is not supported by a reasoner with memory, whose adapter is the weaver's; merge it "
+            "into the model first, or set lm.adapter=null."
         )
     end = turn_end(config, tokenizer)
     limits = [config.max_context, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
