@@ -1,0 +1,137 @@
+"""pretrain_memgen.py and its evaluations as runs: trained, told to end, continued, scored, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arclab.config.compose import ConfigError, compose_run
+from arclab.methods.memgen import run as memgen_run
+from arclab.methods.memgen.evaluation import evaluate
+from arclab.metrics.logger import read_rows
+
+TINY = (
+    "experiment=memgen_quickstart", "trainer.steps=4", "trainer.eval_every=4", "trainer.log_every=1", "trainer.checkpoint_every=2",
+    "trainer.batch_size=4", "trainer.health_every=2", "memgen.reasoner.scratch.steps=3", "memgen.reasoner.scratch.width=16",
+    "memgen.reasoner.scratch.batch_size=4", "memgen.reasoner.scratch.vocab_size=300", "dataset.num_train=40",
+    "dataset.num_validation=6", "dataset.num_test=6", "evaluation.sampling.max_new_tokens=6", "wandb.mode=disabled",
+    "memgen.weaver.prompt_latents_len=2", "memgen.weaver.inference_latents_len=2",
+)  # fmt: skip
+
+
+def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
+    memgen_run.pretrain(compose_run("pretrain_memgen", [*TINY, f"name={name}", f"runs_dir={runs}", *overrides]))
+    return runs / "memgen_quickstart" / name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _pretrain(tmp_path_factory.mktemp("memgen"), "a")
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "step_00000004" / "model.safetensors")
+
+
+def _status(run: Path) -> dict[str, object]:
+    return json.loads((run / "status.json").read_text())
+
+
+def test_a_run_trains_only_the_weaver_scores_its_controls_and_is_judged(trained: Path) -> None:
+    assert _status(trained)["state"] == "DONE" and (trained / "reasoner" / "model.safetensors").is_file()
+    weights = _weights(trained)
+    assert all(name.startswith(("adapter.", "weaver.")) for name in weights)
+    moved = [name for name, value in weights.items() if name.endswith("lora_B.weight") and value.abs().max() > 0]
+    assert len(moved) == 8  # two layers, four projections: B begins at zero
+    rows = read_rows(trained / "metrics.jsonl")
+    assert [row["_step"] for row in rows] == [0, 1, 2, 3, 4]
+    last = rows[-1]
+    assert {"text/accuracy", "text/off_accuracy", "text/random_accuracy", "text/p_value", "train/token_accuracy"} <= last.keys()
+    assert last["text/count"] == 6 and rows[2]["health"] == "HEALTHY"
+    assert json.loads((trained / "criterion.json").read_text())["result"] == "FAIL"
+
+
+def test_told_to_end_it_goes_on_to_the_same_weights(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once while the reasoner is made, once while the weaver is trained."""
+    runs = trained.parents[1]
+    steps_seen: list[int] = []
+    vote = memgen_run.StopRequest.vote
+
+    def told(self, step):  # noqa: ANN001, ANN202
+        steps_seen.append(step)
+        if len(steps_seen) in (2, 5):
+            self._run.preempt.touch()
+        return vote(self, step)
+
+    monkeypatch.setattr(memgen_run.StopRequest, "vote", told)
+    run = _pretrain(runs, "b")
+    assert _status(run)["state"] == "PREEMPTED" and not (run / "reasoner").exists()
+    run = _pretrain(runs, "b")
+    assert _status(run)["state"] == "PREEMPTED" and _status(run)["step"] == 4 - 2
+    run = _pretrain(runs, "b")
+    assert _status(run)["state"] == "DONE" and steps_seen == [1, 2, 3, 1, 2, 3, 4]
+    mine, whole = _weights(run), _weights(trained)
+    assert all(torch.equal(value, whole[name]) for name, value in mine.items())
+    assert [row["_step"] for row in read_rows(run / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+
+
+def test_shuffled_targets_teach_something_else(trained: Path) -> None:
+    run = _pretrain(trained.parents[1], "shuffled", "trainer.shuffle_targets=true")
+    name = "weaver.prompt_queries"
+    assert not torch.equal(_weights(run)[name], _weights(trained)[name])
+
+
+def _evaluate(run: Path, *overrides: str) -> Path:
+    solver = "evaluate_memgen_ltpo" if any(word.startswith("ltpo.") for word in overrides) else "evaluate_memgen"
+    config = compose_run(solver, [f"checkpoint={run}", "sampling.max_new_tokens=6", *overrides])
+    evaluate(config)
+    return config.folder
+
+
+def test_evaluations_answer_each_question_once(trained: Path) -> None:
+    folders = {memory: _evaluate(trained, f"memory={memory}") for memory in ("off", "random", "trained")}
+    replies = {}
+    for memory, folder in folders.items():
+        *lines, summary = [json.loads(line) for line in (folder / "answer.json").read_text().splitlines()]
+        assert [line["id"] for line in lines] == sorted({line["id"] for line in lines}, key=lambda id_: id_.rpartition("_")[2])
+        assert summary["summary"]["N"] == 6 == len(lines) and summary["summary"]["memory"] == memory
+        assert {line["num_insertions"] > 0 for line in lines} == {memory != "off"}
+        replies[memory] = [(line["reply"], line["logprob"]) for line in lines]
+    assert replies["off"] != replies["random"] != replies["trained"]
+    moved = _evaluate(trained, "ltpo.max_steps=2")
+    *lines, summary = [json.loads(line) for line in (moved / "answer_ltpo.json").read_text().splitlines()]
+    assert all(len(line["reward_before"]) == len(line["reward_after"]) == line["num_insertions"] for line in lines)
+    assert summary["summary"]["metrics"]["ltpo/moved"] > 0
+    still = _evaluate(trained, "ltpo.max_steps=0", "name=still")
+    *lines, _ = [json.loads(line) for line in (still / "answer_ltpo.json").read_text().splitlines()]
+    assert [line["reply"] for line in lines] == [reply for reply, _ in replies["trained"]]
+
+
+def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ltpo.enabled=false"):
+        _evaluate(trained, "ltpo.enabled=false")
+    with pytest.raises(ConfigError, match=r"memory=off has no latents"):
+        _evaluate(trained, "ltpo.max_steps=1", "memory=off")
+    with pytest.raises(ValueError, match=r"has no checkpoints"):
+        _evaluate(tmp_path)
+    with pytest.raises(ValueError, match=r"more than the context"):
+        _evaluate(trained, "sampling.max_new_tokens=5000", "name=long")
+    config = trained / "config.yaml"
+    text = config.read_text()
+    try:
+        config.write_text(text.replace("prompt_latents_len: 2", "prompt_latents_len: 3"))
+        with pytest.raises(ValueError, match=r"prompt_queries has the shape \[2, 16\] in the file and \[3, 16\]"):
+            _evaluate(trained, "name=other")
+        config.write_text(text)
+        tokenizer = trained / "reasoner" / "tokenizer_config.json"
+        kept = tokenizer.read_text()
+        tokenizer.write_text(kept + " ")
+        with pytest.raises(ValueError, match=r"its files have changed"):
+            _evaluate(trained, "name=other")
+        tokenizer.write_text(kept)
+    finally:
+        config.write_text(text)
