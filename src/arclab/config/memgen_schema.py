@@ -72,8 +72,9 @@ class LoraConfig:
 @dataclass(kw_only=True, slots=True)
 class WeaverConfig:
     """prompt_latents_len, inference_latents_len: latents of an insertion. max_prompt_aug_num: insertions at ends of prompts
-    (0: none); max_inference_aug_num: at most so many delimiters of an answer are followed by memory. fast: the adapter reads
-    the reasoner's own cache. model: another language model that weaves (a folder or a name on the hub); null: the reasoner
+    (0: none); max_inference_aug_num: at most so many delimiters of an answer are followed by memory. adapt_reasoner: no
+    memory; the adapter is part of the reasoner, which is ordinary LoRA fine-tuning, the control. fast: the adapter reads the
+    reasoner's own cache. model: another language model that weaves (a folder or a name on the hub); null: the reasoner
     itself."""
 
     model: Optional[str]
@@ -82,6 +83,7 @@ class WeaverConfig:
     max_prompt_aug_num: int
     max_inference_aug_num: int
     fast: bool
+    adapt_reasoner: bool
     lora: LoraConfig
 
     def check(self, path: str) -> list[str]:
@@ -91,7 +93,13 @@ class WeaverConfig:
         problems += at_least(
             path, 1, prompt_latents_len=self.prompt_latents_len, inference_latents_len=self.inference_latents_len
         )
-        if self.max_prompt_aug_num == self.max_inference_aug_num == 0:
+        inserts = self.max_prompt_aug_num > 0 or self.max_inference_aug_num > 0
+        if self.adapt_reasoner and (inserts or self.fast or self.model is not None):
+            problems.append(
+                f"{path}.adapt_reasoner=true has no memory; set {path}.max_prompt_aug_num=0, {path}.max_inference_aug_num=0, "
+                f"{path}.fast=false and {path}.model=null, or choose memgen/weaver=lora."
+            )
+        if not inserts and not self.adapt_reasoner:
             problems.append(
                 f"{path}.max_prompt_aug_num=0 and {path}.max_inference_aug_num=0 insert no memory, so nothing is trained; "
                 "raise one of them (memory=off is the plain reasoner)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,19 @@ def test_saved_weights_come_back_and_others_are_refused(build: Build) -> None:
             MemoryWeights(build()).load(wrong)
     assert all(torch.equal(value, before[key]) for key, value in MemoryWeights(fresh).tensors().items())
     assert adapter_parameters(model.reasoner, WEAVER).keys() == adapter_parameters(fresh.reasoner, WEAVER).keys()
+
+
+def test_the_lora_control_adapts_the_reasoner_and_has_no_memory(build: Build, tiny_lm: Path) -> None:
+    ids_BL, mask_BL, plan_BL = _batch()
+    model = build()
+    settings = replace(model.backbone.settings, adapts_reasoner=True)
+    control = MemGenModel(reasoner_of(tiny_lm), settings, seed=0)
+    with torch.no_grad():
+        off = model(ids_BL, mask_BL).logits
+        assert torch.equal(control(ids_BL, mask_BL, plan_BL=plan_BL).logits[mask_BL.bool()], off[mask_BL.bool()])  # B is zero
+        for parameter in adapter_parameters(control.reasoner, WEAVER).values():
+            parameter.normal_(0.0, 0.05)
+        assert not torch.equal(control(ids_BL, mask_BL, plan_BL=plan_BL).logits, off)
+        with control.memory_off():
+            assert torch.equal(control(ids_BL, mask_BL, plan_BL=plan_BL).logits[mask_BL.bool()], off[mask_BL.bool()])
+    assert {name for name, p in control.named_parameters() if p.requires_grad and ".lora_" not in name} == set()

@@ -61,7 +61,7 @@ def test_told_to_end_it_goes_on_to_the_same_weights(trained: Path, monkeypatch: 
     steps_seen: list[int] = []
     vote = memgen_run.StopRequest.vote
 
-    def told(self, step):  # noqa: ANN001, ANN202
+    def told(self, step):
         steps_seen.append(step)
         if len(steps_seen) in (2, 5):
             self._run.preempt.touch()

@@ -4,9 +4,8 @@
     python evaluate.py solver=memgen_ltpo checkpoint=runs/memgen/a ltpo.lr=0.03
 
 Answers are kept as they come, on every rank in a file of its own: the same command goes on after a kill. In the end
-answer.json (answer_ltpo.json) has each id once, as JSON lines with a summary as the last one, and text_metrics.json the accuracy
-with its interval.
-"""
+answer.json (answer_ltpo.json) has each id once, as JSON lines with a summary as the last one, and text_metrics.json the
+accuracy with its interval."""
 
 from __future__ import annotations
 

@@ -38,11 +38,13 @@ WEAVER = "weaver"
 
 @dataclass(frozen=True, slots=True)
 class MemGenSettings:
-    """sizes: latents of an insertion. lora: of the weaver. fast: see the module."""
+    """sizes: latents of an insertion. lora: of the weaver. fast: see the module. adapts_reasoner: no memory at all; the
+    adapter is part of the reasoner in every pass, which is ordinary LoRA fine-tuning: the control."""
 
     sizes: WeaverSizes
     lora: LoraSettings
     fast: bool
+    adapts_reasoner: bool = False
 
 
 class MemoryBackbone(nn.Module):
@@ -58,6 +60,7 @@ class MemoryBackbone(nn.Module):
             settings.sizes, _width(reasoner), _width(self.written_by), embedding_rms=_rms(reasoner),
             query_rms=_rms(self.written_by), seed=seed, reads_reasoner=settings.fast,
         ).to(reasoner.device)  # fmt: skip
+        self.weaver.requires_grad_(not settings.adapts_reasoner)
 
     @property
     def written_by(self) -> Any:
@@ -80,7 +83,8 @@ class MemoryBackbone(nn.Module):
         """States (B, L, D) from which the head predicts the token after each token. plan_BL: see insertions.py; None: no
         memory."""
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        plan_BL = torch.zeros_like(input_ids) if plan_BL is None or self.is_off else plan_BL
+        has_memory = plan_BL is not None and not (self.is_off or self.settings.adapts_reasoner)
+        plan_BL = plan_BL if has_memory else torch.zeros_like(input_ids)
         layout = Layout(plan_BL, mask_BL, self.settings.sizes.of_kind)
         embeds_BTD = layout.scattered(self.embed(input_ids))
         if layout.events:
@@ -110,8 +114,8 @@ class MemoryBackbone(nn.Module):
         return self.reasoner.get_input_embeddings()(ids_BL)
 
     def reason(self, embeds_BWD: Tensor, mask_BT: Tensor, position_BW: Tensor, cache: Any | None) -> Tensor:
-        """The plain reasoner's last states (B, W, D). mask_BT also covers what is in the cache."""
-        with active(self.reasoner, None):
+        """The reasoner's last states (B, W, D). mask_BT also covers what is in the cache."""
+        with active(self.reasoner, WEAVER if self.settings.adapts_reasoner and not self.is_off else None):
             return _states(self.reasoner, embeds_BWD, mask_BT, position_BW, cache)
 
     def _read(self, embeds_BWD: Tensor, mask_BT: Tensor, position_BW: Tensor, cache: Any) -> Tensor:

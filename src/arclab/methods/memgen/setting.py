@@ -94,6 +94,7 @@ def memgen_settings(config: WeaverConfig) -> MemGenSettings:
         WeaverSizes(config.prompt_latents_len, config.inference_latents_len),
         LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.target_modules)),
         config.fast,
+        config.adapt_reasoner,
     )
 
 
