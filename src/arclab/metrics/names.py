@@ -75,7 +75,7 @@ _TEXT = {
     "memory_wins": (
         "share",
         "up",
-        "of the questions on which the trained weaver and the stronger control disagree, those that it answers right; 0.5: chance",
+        "of the questions on which the trained weaver and the stronger control disagree, those that it gets right; 0.5: chance",
     ),
     "discordant": ("questions", "none", "questions on which they disagree: the N of memory_wins"),
     "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),

@@ -1,0 +1,180 @@
+"""Does latent memory help? A trained weaver against every control, on questions that nobody trained on.
+
+    python -m experiments.memgen                              # a tiny reasoner, three seeds; goes on where it was stopped
+    python -m experiments.memgen --lm smollm2_135m --seeds 0 --set trainer.steps=400    # a real small model: make smollm2
+
+For each seed, from one frozen reasoner: `weaver` (MemGen), `shuffled` (the same weaver taught with the replies of other
+questions) and `lora` (the adapter in the reasoner itself, no memory, with about as many parameters). Each is scored on the same
+test questions; so are the reasoner without memory (`off`) and with a weaver that was never trained (`random`). Training and
+evaluation are lines of a jobs file (experiments/queued.py), an evaluation waits for its run. The table has accuracies with 95 %
+intervals, and McNemar's test of the weaver against each control.
+
+--save NAME writes experiments/results/NAME.{md,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import run_main
+from arclab.config.memgen_schema import Memory
+from arclab.entries import ENTRIES
+from arclab.files import write_atomically
+from arclab.results.paired import mcnemar_p
+from arclab.results.scoring import Share
+from arclab.runs.console import setup_logging
+from arclab.runs.folder import provenance
+from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
+
+ROOT = Path(__file__).resolve().parents[1]
+TITLE = "MemGen's weaver and its controls"
+CRITERION = "the weaver is above memory off, random memory and shuffled targets on unseen questions."
+EXPERIMENT = "memgen_control"
+# Run -> what it changes. A rank of the LoRA control at which it has about as many parameters is found by matched_rank().
+RUNS: Mapping[str, tuple[str, ...]] = {
+    "weaver": (),
+    "shuffled": ("trainer.shuffle_targets=true",),
+    "lora": ("memgen/weaver=lora",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A row of the table before it is scored: which run's model, and with which memory."""
+
+    name: str
+    run: str
+    memory: Memory
+
+
+CELLS = (
+    Cell("off", "weaver", Memory.off),
+    Cell("random", "weaver", Memory.random),
+    Cell("shuffled", "shuffled", Memory.trained),
+    Cell("lora", "lora", Memory.trained),
+    Cell("weaver", "weaver", Memory.trained),
+)
+
+
+def train_lines(arguments: argparse.Namespace, seed: int) -> dict[str, list[str]]:
+    """name -> overrides of pretrain_memgen.py. The reasoner of a seed is made once, by its weaver's run."""
+    lines = {}
+    for run, changes in RUNS.items():
+        name = f"{run}_s{seed}"
+        line = ["experiment=memgen_quickstart", *changes, f"experiment_name={EXPERIMENT}", f"name={name}"]
+        line += [f"runs_dir={arguments.folder}", f"seed={seed}", "criterion=null", "wandb.mode=disabled"]
+        if arguments.lm is not None:
+            line += [f"lm={arguments.lm}", "memgen/reasoner=given"]
+        elif run != "weaver":
+            line += ["memgen/reasoner=given", f"lm.name={run_folder(arguments, 'weaver', seed) / 'reasoner'}"]
+        if run == "lora":
+            line += [f"memgen.weaver.lora.rank={arguments.lora_rank}", f"memgen.weaver.lora.alpha={2 * arguments.lora_rank}"]
+        lines[name] = [*line, *arguments.set]
+    return lines
+
+
+def run_folder(arguments: argparse.Namespace, run: str, seed: int) -> Path:
+    return arguments.folder / EXPERIMENT / f"{run}_s{seed}"
+
+
+def evaluation_lines(arguments: argparse.Namespace, seed: int) -> dict[str, list[str]]:
+    return {
+        f"{cell.name}_s{seed}": [
+            "solver=memgen", f"checkpoint={run_folder(arguments, cell.run, seed)}", f"memory={cell.memory.value}",
+            f"name={cell.name}", f"max_examples={arguments.questions}", f"sampling.max_new_tokens={arguments.max_new_tokens}",
+            "split=test", "device=auto",
+        ]
+        for cell in CELLS
+    }  # fmt: skip
+
+
+def scored(arguments: argparse.Namespace, cell: Cell, seed: int) -> dict[str, bool] | None:
+    """{question id: right}, or None if the evaluation is not there."""
+    path = run_folder(arguments, cell.run, seed) / "evaluation" / cell.name / "answer.json"
+    if not path.is_file():
+        return None
+    *answers, _ = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {answer["id"]: answer["is_right"] for answer in answers}
+
+
+def table(results: Mapping[tuple[str, int], dict[str, bool]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each cell: its share for every seed, the mean, and the weaver's test against it over all seeds' questions."""
+    rows = []
+    for cell in CELLS:
+        each = {seed: results[cell.name, seed] for seed in seeds if (cell.name, seed) in results}
+        shares = {seed: Share(sum(right.values()), len(right)) for seed, right in each.items()}
+        won = lost = 0
+        for seed, right in each.items():
+            weaver = results.get(("weaver", seed), {})
+            won += sum(weaver[id_] and not right[id_] for id_ in right if id_ in weaver)
+            lost += sum(right[id_] and not weaver[id_] for id_ in right if id_ in weaver)
+        total = Share(sum(share.n for share in shares.values()), sum(share.total for share in shares.values()))
+        rows.append(
+            {
+                "cell": cell.name, "n": total.n, "N": total.total, "interval95": list(total.interval),
+                "seeds": {str(seed): [share.n, share.total] for seed, share in shares.items()},
+                "weaver_alone_right": won, "control_alone_right": lost,
+                "p_value": mcnemar_p(won, lost) if cell.name != "weaver" else None,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace, where: Mapping[str, Any]) -> str:
+    head = "| | right | " + " | ".join(f"seed {seed}" for seed in arguments.seeds) + " | weaver alone / it alone | p |"
+    lines = [head, "|---" * (4 + len(arguments.seeds)) + "|"]
+    for row in rows:
+        low, high = row["interval95"]
+        of_all = f"{row['n']:g}/{row['N']} = {100 * row['n'] / max(row['N'], 1):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        seeds = " | ".join("{:g}/{}".format(*row["seeds"].get(str(seed), ("-", "-"))) for seed in arguments.seeds)
+        against = "" if row["p_value"] is None else f"{row['weaver_alone_right']} / {row['control_alone_right']}"
+        p_value = "" if row["p_value"] is None else f"{row['p_value']:.2g}"
+        lines.append(f"| {row['cell']} | {of_all} | {seeds} | {against} | {p_value} |")
+    facts = f"Command: `{where['command']}`; commit {where['commit']}; {where['machine']}."
+    return "\n".join([f"# {TITLE}", "", f"Reasoner: {arguments.lm or 'tiny, made by the run'}. {facts}", "", *lines, ""])
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.memgen", description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs"))
+    parser.add_argument("--lm", help="an option of the group lm as reasoner; without it a tiny one is made")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--questions", type=int, default=500, help="of the test split, for each seed (500)")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--lora-rank", type=int, default=14, help="of the LoRA control: about as many parameters (14)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of all training runs")
+    parser.add_argument("--save", metavar="NAME")
+    add_queue_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    setup_logging()
+    arguments = parse(argv)
+    results: dict[tuple[str, int], dict[str, bool]] = {}
+    for seed in arguments.seeds:
+        for script, lines in (
+            (ENTRIES["pretrain_memgen"].script, train_lines(arguments, seed)),
+            (ENTRIES["evaluate_memgen"].script, evaluation_lines(arguments, seed)),
+        ):
+            file = JobsFile(jobs_path(arguments.folder / EXPERIMENT, lines), TITLE, CRITERION, script)
+            for ended in run_lines(file, lines, arguments.cluster, places=arguments.jobs):
+                print(f"{ended.name}: {ended.fault or 'done'}", flush=True)
+        results |= {(c.name, seed): found for c in CELLS if (found := scored(arguments, c, seed)) is not None}
+    rows, where = table(results, arguments.seeds), provenance()
+    text = markdown(rows, arguments, where)
+    print(text)
+    if arguments.save:
+        folder = ROOT / "experiments" / "results"
+        record = {"rows": rows, "arguments": {k: str(v) for k, v in vars(arguments).items()}, "provenance": where}
+        write_atomically(folder / f"{arguments.save}.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(folder / f"{arguments.save}.md", text)
+
+
+if __name__ == "__main__":
+    run_main(main)
