@@ -4,7 +4,7 @@
     schema, run = load(entry.schema), load(entry.run)        # only now are modules imported
     name = entry_named("evaluate.py", "program_sampling")    # "evaluate_programs"
 
-A new method adds its row here; see docs/adding_a_method.md.
+A new method adds its row here; see docs/extending.md.
 """
 
 from __future__ import annotations
