@@ -1,9 +1,9 @@
-# make demo | test-fast | test | test-slow | install | bench | bench-gpu | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
+# make demo | test-fast | test | test-slow | install | bench | bench-gpu | bench-control | bench-kills | docs | lint      Each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test-fast test test-slow install bench bench-gpu bench-control bench-kills lint
+.PHONY: demo test-fast test test-slow install bench bench-gpu bench-control bench-kills docs lint
 
 demo: .venv/installed
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
@@ -48,6 +48,11 @@ bench-control: .venv/installed
 bench-kills: .venv/installed
 	$(BIN)/python -m benchmarks.kills
 
+# The documents as a site in build/site; a link that leads nowhere ends it. Rewrites the parts that follow from code and records.
+docs: .venv/installed-docs
+	$(BIN)/python -m docs.tables
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,4 +66,8 @@ lint: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]' --constraint constraints.txt
 	@touch $@
