@@ -102,7 +102,9 @@ def main() -> None:
     made = {**provenance(), "command": command + (" --compile" if given.compile else ""), "seed": 0}
     record = {"rows": given.rows, "repeats": given.repeats, "threads": given.threads, "encoders": measure(given), **made}
     for name, figures in record["encoders"].items():
-        print(f"{name:20} {figures['parameters']['quickstart']:>10,} {figures['seconds']:.3f} s {figures['times_standard']:.2f}")
+        print(
+            f"{name:20} {figures['parameters']['quickstart']:>10,} {figures['seconds']:.3f} s {figures['times_standard']:.2f}"
+        )
     if given.save:
         write_atomically(RESULTS, json.dumps(record, indent=1) + "\n")
 

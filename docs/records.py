@@ -91,7 +91,14 @@ def _data(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
 
 def _evaluate(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
-        (p["path"], f"{p['seconds']:g}", f"{p['times_faster']:.2f}", p["same_first"]["text"], _of(p["pass@1"]), _of(p["pass@2"]))
+        (
+            p["path"],
+            f"{p['seconds']:g}",
+            f"{p['times_faster']:.2f}",
+            p["same_first"]["text"],
+            _of(p["pass@1"]),
+            _of(p["pass@2"]),
+        )
         for p in record["paths"]
     )
     title = f"Rules of evaluation: {record['tasks']} {record['split']} tasks, {record['augmentations']} augmentations"
@@ -163,7 +170,12 @@ def _train_step(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record
 
 def _encoders(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
-        (name, f"{figures['seconds']:.3f}", f"{figures['times_standard']:.2f}", f"{figures['low']:.2f} to {figures['high']:.2f}")
+        (
+            name,
+            f"{figures['seconds']:.3f}",
+            f"{figures['times_standard']:.2f}",
+            f"{figures['low']:.2f} to {figures['high']:.2f}",
+        )
         for name, figures in record["encoders"].items()
     )
     columns = ("encoder", "seconds a step", "times standard", "middle half of the turns")

@@ -50,10 +50,10 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def long_lines(page: Path, width: int) -> list[int]:
-    """Numbers of the lines of text that are longer; tables, headings, pictures and blocks may be."""
-    is_fenced, found = False, []
+    """Numbers of the lines of text that are longer; tables, headings, pictures, blocks and generated parts may be."""
+    is_free, found = False, []
     for number, line in enumerate(page.read_text().splitlines(), 1):
-        is_fenced ^= line.startswith("```")
-        if not is_fenced and len(line) > width and not line.startswith(("|", "#", "![", "<", "- `", "```")):
+        is_free ^= line.startswith(("```", "<!-- begin: ", "<!-- end: "))
+        if not is_free and len(line) > width and not line.startswith(("|", "#", "![", "<", "```")):
             found.append(number)
     return found

@@ -32,7 +32,16 @@ def name_of(page: Path) -> str:
 def test_readme_is_one_page() -> None:
     text = README.read_text()
     assert text.count("\n") <= 120 and len(text.split()) <= 1000
-    wanted = ["Install", "The first ten minutes", "Systems", "Results", "Where things are", "How scores", "Documentation", "Limits"]
+    wanted = [
+        "Install",
+        "The first ten minutes",
+        "Systems",
+        "Results",
+        "Where things are",
+        "How scores",
+        "Documentation",
+        "Limits",
+    ]
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert all(heading.startswith(word) for heading, word in zip(headings, wanted, strict=True))
 
@@ -57,7 +66,9 @@ def test_what_documents_name_is_there(page: Path) -> None:
     """Source files, and modules that are started with -m or named."""
     text = page.read_text()
     files = {ROOT / path for path in re.findall(r"`((?:src/arclab|tests)/[\w/.]+)`", text)}
-    files |= {ROOT / "src/arclab" / path for path in re.findall(r"`((?:config|data|runs|metrics|results|methods)/[\w/]+\.py)`", text)}
+    files |= {
+        ROOT / "src/arclab" / path for path in re.findall(r"`((?:config|data|runs|metrics|results|methods)/[\w/]+\.py)`", text)
+    }
     assert not {str(path) for path in files if not path.exists()}
     for name in set(re.findall(r"\barclab(?:\.[a-z_]+)+", text)):
         place = ROOT / "src" / name.replace(".", "/")
