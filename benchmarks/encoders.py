@@ -4,10 +4,11 @@
     python -m benchmarks.encoders --repeats 15 --save  # benchmarks/results/encoders.json
 
 A step is a whole one (forward, backward, clipping, AdamATan2, averages) of quickstart's decoder, canvas and rows; encoders
-have the sizes of the positive control (width 64, one layer; two with a CLS token; LPN those of its paper). Steps are timed in turns: in each turn every encoder takes one, so that other work on the machine meets
-all alike; the figure is the median over turns of an encoder's time over standard's in the same turn, with the middle half of
-these ratios. Parameters are encoder and adapter at this size and at the published one (experiment=etrm_arc1, width 512). It does
-not ask what is learned: experiments/control.py does.
+have the sizes of the positive control (width 64, one layer; two with a CLS token; LPN those of its paper). Steps are timed in
+turns: in each turn every encoder takes one, so that other work on the machine meets all alike. The figure is the median over
+turns of an encoder's time over standard's in the same turn, with the middle half of these ratios. Parameters are those of
+encoder and adapter at this size and at the published one (experiment=etrm_arc1, width 512). It does not ask what is learned:
+experiments/control.py does.
 """
 
 from __future__ import annotations

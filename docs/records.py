@@ -1,7 +1,7 @@
 """The recorded results as one page: a section for each record, with its commands, commits and machines.
 
     text = results()              # the generated part of docs/results.md
-    scores = control_scores()     # {"standard": "47.0 % (twin 9.0 %)"}
+    scores = control_scores()     # {"standard": "47.0 %, twin 9.0 %"}
 
 What a record does not hold is "not recorded". A record that no function here knows is a KeyError: add one to RECORDS.
 """
@@ -226,7 +226,7 @@ def _control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
 
 
 def _of(record: Record) -> str:
-    return str(Share(round(record["n"], 2), record["N"]))
+    return str(Share(record["n"], record["N"]))
 
 
 RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Record]]]] = {
@@ -255,7 +255,8 @@ def control_scores() -> dict[str, str]:
         if twin == "trained" and frozen is not None:
             ours, theirs = (share(c["scores"][COMPOSED]["exact"]) for c in (cell, frozen))
             note = ", the baseline" if cell["encoder"] == BASELINE else ""
-            text = f"{100 * ours.value:.1f} % (twin {100 * theirs.value:.1f} %{note})"
+            optimizer = ", with Muon" if "trainer.optimizer=muon" in cell["overrides"] else ""
+            text = f"{100 * ours.value:.1f} %, twin {100 * theirs.value:.1f} %{optimizer}{note}"
             best[cell["encoder"]] = max(best.get(cell["encoder"], (-1.0, "")), (ours.value, text))
     return {name: text for name, (_, text) in best.items()}
 

@@ -27,7 +27,6 @@ _PART = re.compile(r"(<!-- begin: (?P<name>\w+) \(python -m docs\.tables\) -->\n
 
 # What an encoder's idea comes from; the others are of this project or of ETRM.
 PAPERS = {
-    "puzzle_table": "[TRM](https://arxiv.org/abs/2510.04871)",
     "recurrent_trm": "[TRM](https://arxiv.org/abs/2510.04871)",
     "lpn": "[LPN](https://arxiv.org/abs/2411.08706)",
     "lpn_variational": "[LPN](https://arxiv.org/abs/2411.08706), [VAE](https://arxiv.org/abs/1312.6114)",

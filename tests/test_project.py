@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
 import yaml
 
 from .conftest import ROOT
