@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from itertools import product
@@ -63,8 +67,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_documents_name_is_there(page: Path) -> None:
-    """Source files, and modules that are started with -m or named."""
-    text = page.read_text()
+    """Source files, and modules that are started with -m or named. A worked change brings its own."""
+    text = re.sub(r"^```diff\n.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     files = {ROOT / path for path in re.findall(r"`((?:src/arclab|tests)/[\w/.]+)`", text)}
     files |= {
         ROOT / "src/arclab" / path for path in re.findall(r"`((?:config|data|runs|metrics|results|methods)/[\w/]+\.py)`", text)
@@ -204,3 +208,25 @@ def test_log_has_an_index_and_one_form() -> None:
         found = re.findall(r"^\*\*(Question|Setup|Result|So)\.\*\*", entry, re.MULTILINE)
         assert found in (["Question", "Setup", "Result", "So"], ["Question", "Result", "So"]), entry.splitlines()[0]
     assert "`python -m benchmarks.control" not in "".join(line for line in prose(text).splitlines() if len(line) > 100)
+
+
+def test_worked_changes_apply(tmp_path: Path) -> None:
+    """The changes of docs/extending.md, one after the other: the new encoder composes, the new rows are there."""
+    for name in ("src", "conf", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("fixtures", "__pycache__", "*.egg-info"))
+    changes = re.findall(r"^```diff\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(changes) == 4
+    for change in changes:
+        command = ["git", "apply", "--unsafe-paths", "--directory", str(tmp_path)]
+        done = subprocess.run(command, input=change, cwd="/", capture_output=True, text=True)
+        assert done.returncode == 0, f"docs/extending.md is not up to date: {done.stderr}"
+    program = """
+from arclab.config.plain_composer import PlainComposer
+from arclab.entries import ENTRIES
+from arclab.metrics.names import REGISTRY
+assert "train/first_step_share" in REGISTRY and {"line", "evaluate_line"} <= ENTRIES.keys()
+config = PlainComposer().compose("pretrain_encoder", ["experiment=quickstart", "name=a", "encoder=gated"])
+assert config.encoder.gate_start == 0.0
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=60)
