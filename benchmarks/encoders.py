@@ -91,7 +91,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rows", type=at_least_1, default=32)
     parser.add_argument("--repeats", type=at_least_1, default=15)
     parser.add_argument("--threads", type=at_least_1, default=1)

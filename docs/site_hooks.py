@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]  # of the extra [docs]
 
 ROOT = Path(__file__).parents[1]
 PREFIX = "repository"

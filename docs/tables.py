@@ -38,7 +38,7 @@ PAPERS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is not up to date")
     is_check = parser.parse_args().check
     pages = outdated()
