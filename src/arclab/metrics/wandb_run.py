@@ -24,7 +24,7 @@ from arclab.config.compose import flat
 from arclab.config.run import MAX_TAG_LENGTH, TrainingConfig, WandbMode
 from arclab.files import write_atomically
 from arclab.metrics.names import REGISTRY
-from arclab.metrics.workspace import save_workspace
+from arclab.metrics.panels import save_workspace
 
 log = logging.getLogger(__name__)
 
