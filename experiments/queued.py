@@ -91,7 +91,7 @@ def run_lines(
         return
     print(f"{file.path} has the runs. They go on if this command is killed; the same command then waits for them. Beside it:\n"
           f"    python -m arclab.launch status {file.path}\n"
-          f"    python -m arclab.launch cancel '*' --file {file.path}", flush=True)  # fmt: skip
+          f"    python -m arclab.launch cancel {file.path} '*'", flush=True)  # fmt: skip
     planned = list(wanted.values())
     retry(planned, cluster, places=places)
     submit(planned, cluster, places=places)

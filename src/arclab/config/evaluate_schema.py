@@ -17,6 +17,14 @@ from arclab.config.run import DeviceChoice, EvaluationConfig
 from arclab.config.saved_file import saved_key
 from arclab.config.schema import CanvasRule, EvalHalting, SplitName, VotesRule, WeightsKind
 
+RELEASE_FILE = "release.json"  # makes a run folder a release: see arclab.methods.recursive.release
+
+
+def results_folder(run: Path, runs_dir: str) -> Path:
+    """Where new results of a run go: into its folder; of a release, which stays as it was handed on, into
+    <runs_dir>/released/NAME."""
+    return Path(runs_dir) / "released" / run.resolve().name if (run / RELEASE_FILE).is_file() else run
+
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationWishes:
@@ -31,7 +39,7 @@ class EvaluationWishes:
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(EvaluationConfig):
     """Root of evaluate.py. null means: as the checkpoint's own run was configured; name: the folder in the run's evaluation/
-    (null: named after the split); output_dir: a folder anywhere else."""
+    (null: named after the split), of a release in runs_dir/released; output_dir: a folder anywhere else."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "device", "num_threads", "batch_size", "output_dir")
 
@@ -61,7 +69,9 @@ class EvaluateConfig(EvaluationConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir) if self.output_dir else self.run_folder / "evaluation" / (self.name or self._split_name())
+        if self.output_dir:
+            return Path(self.output_dir)
+        return results_folder(self.run_folder, self.runs_dir) / "evaluation" / (self.name or self._split_name())
 
     def _split_name(self) -> str:
         if self.split is not None:

@@ -6,7 +6,7 @@ it, in exchange for the usual keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Optional, Protocol, Self
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Optional, Protocol, Self
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.rules import within
 
+MAX_TAG_LENGTH = 64  # what W&B takes
 MIN_PROFILED_STEPS = 6  # trainer.profile records some steps after others: see arclab.runs.profile
 
 
@@ -47,9 +48,19 @@ class CriterionConfig:
 
 @dataclass(kw_only=True, slots=True)
 class WandbConfig:
+    """tags: beside those that every run gets (TrainingConfig.wandb_tags). Its default is for runs made before it was a key."""
+
     mode: WandbMode
     project: str
     group: Optional[str]
+    tags: list[str] = field(default_factory=list)
+
+    def check(self, path: str) -> list[str]:
+        return [
+            f"{path}.tags={tag!r} must have 1 to {MAX_TAG_LENGTH} characters (a rule of W&B); choose another word."
+            for tag in self.tags
+            if not 1 <= len(tag) <= MAX_TAG_LENGTH
+        ]
 
 
 class Cadence(Protocol):
@@ -130,6 +141,16 @@ class TrainingConfig(RunConfig, Protocol):
     @property
     def title(self) -> tuple[str, str]:
         return self.experiment_name, self.name
+
+    @property
+    def job_type(self) -> str:
+        """What W&B sorts its runs by, beside the group."""
+        return "train"
+
+    @property
+    def wandb_tags(self) -> tuple[str, ...]:
+        """By what W&B can find the run; wandb.tags come on top. A method may add its own words."""
+        return (self.experiment_name,)
 
     @property
     def folder(self) -> Path:

@@ -333,6 +333,10 @@ class ExperimentConfig(TrainingConfig):
     criterion: Optional[CriterionConfig]
     wandb: WandbConfig
 
+    @property
+    def wandb_tags(self) -> tuple[str, ...]:
+        return self.experiment_name, self.encoder.kind, self.dataset.name
+
     def settled(self, held: ExperimentConfig) -> ExperimentConfig:
         return self.with_batch_size(held.trainer.batch_size) if self.trainer.batch_size == AUTO else self
 

@@ -2,7 +2,8 @@
 
     python -m arclab.pages RUN [RUN ...] [--output DIR]
 
-Writes DIR/compare.html and DIR/<experiment>-<name>.md; DIR is <first run>/analysis unless given. The first run is the
+Writes DIR/compare.html and DIR/<experiment>-<name>.md; DIR is <first run>/analysis unless given (of a release
+runs/released/NAME/analysis). The first run is the
 baseline of the others. A folder of results alone (of a solver without a checkpoint, say) is compared as well. Runs that have
 not finished are reported with what there is; a folder that is no run is refused.
 """
@@ -15,6 +16,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from arclab.config.evaluate_schema import results_folder
 from arclab.files import write_atomically
 from arclab.pages.compare import baseline_of, render_comparison
 from arclab.pages.tracking import tracking_sheet
@@ -30,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <first RUN>/analysis)")
     arguments = parser.parse_args(argv)
     setup_logging()
-    for path in analyse(arguments.runs, arguments.output or arguments.runs[0] / "analysis"):
+    for path in analyse(arguments.runs, arguments.output or results_folder(arguments.runs[0], "runs") / "analysis"):
         log.info("wrote %s", path)
 
 

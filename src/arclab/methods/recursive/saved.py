@@ -46,6 +46,11 @@ def load_record(checkpoint: Path, state: dict[str, Any]) -> DataRecord | None:
     return parse_record(checked_file(checkpoint, TASKS_FILE, state)) if TASKS_FILE in state["files"] else None
 
 
+def is_release(state: dict[str, Any]) -> bool:
+    """Was the checkpoint made by arclab.methods.recursive.release: averaged weights and nothing to train on with?"""
+    return state.get("is_release") is True
+
+
 def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Path) -> None:
     """Copy the tensors of a checkpoint into a model; ValueError if it is of another shape."""
     own = model.state_dict()
@@ -99,8 +104,15 @@ class TrainedRun:
         return load_record(self.checkpoint, self.state)
 
     def tensors(self, weights: WeightsKind) -> dict[str, Tensor]:
-        """Raw or averaged weights by name. Only parameters are averaged: the rest is the same in both."""
+        """Raw or averaged weights by name. Only parameters are averaged: the rest is the same in both, and in the one file of a
+        release."""
         raw, averaged = WEIGHT_FILES
+        if is_release(self.state):
+            if weights is WeightsKind.raw:
+                raise ValueError(
+                    f"checkpoint {self.checkpoint} is a release, which has averaged weights alone; use weights=ema."
+                )
+            return load_tensors(self.checkpoint, averaged, self.state)
         tensors = load_tensors(self.checkpoint, raw, self.state)
         return tensors if weights is WeightsKind.raw else tensors | load_tensors(self.checkpoint, averaged, self.state)
 
