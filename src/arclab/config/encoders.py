@@ -1,8 +1,7 @@
 """Every kind of encoder, registered once: its schema, and the class that encodes. Imports no torch.
 
-    row = ENCODERS["standard"]
-    load(row.schema), load(row.module)      # the class of its configuration; the class of its module (this imports torch)
-    ENCODER_SCHEMAS["standard"]             # kind -> schema, of all kinds
+    ENCODER_SCHEMAS["standard"]         # the class of its configuration
+    encoder_class("standard")           # the class of its module; only now is it imported, and torch with it
 
 `arclab new-encoder NAME` writes the files of a new one and adds its row; its YAML is conf/encoder/NAME.yaml. All that lists
 encoders (composing, building, help, completion, tests) reads this table.
@@ -11,6 +10,7 @@ encoders (composing, building, help, completion, tests) reads this table.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from arclab.config.encoder_schema import EncoderConfig, TaskEncoderConfig
 from arclab.entries import load
@@ -61,3 +61,10 @@ def _schema(kind: str, row: EncoderKind) -> type[EncoderConfig]:
 
 
 ENCODER_SCHEMAS = {kind: _schema(kind, row) for kind, row in ENCODERS.items()}
+
+
+def encoder_class(kind: str) -> Any:
+    """The TaskEncoder of a kind, called as encoder_class(kind)(config, decoder_width, canvas)."""
+    module = ENCODERS[kind].module
+    assert module is not None, f"{kind} encodes nothing"
+    return load(module)

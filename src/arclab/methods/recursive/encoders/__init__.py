@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from arclab.config.encoder_schema import EncoderConfig
-from arclab.config.encoders import ENCODERS
-from arclab.entries import load
+from arclab.config.encoders import encoder_class
 from arclab.methods.recursive.encoders.base import Demonstrations, Memory, TaskContext, TaskEncoder
 
 __all__ = ["Demonstrations", "Memory", "TaskContext", "TaskEncoder", "build_encoder"]
@@ -12,6 +11,4 @@ __all__ = ["Demonstrations", "Memory", "TaskContext", "TaskEncoder", "build_enco
 
 def build_encoder(config: EncoderConfig, width: int, canvas: int) -> TaskEncoder:
     """The module of an encoder configuration; width is the decoder's."""
-    module = ENCODERS[config.kind].module
-    assert module is not None, f"{config.kind} encodes nothing"
-    return load(module)(config, width, canvas)
+    return encoder_class(config.kind)(config, width, canvas)
