@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,25 @@ def test_what_a_run_cannot_do_is_a_sentence(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
         arclab.load(tmp_path / "etrm")
+
+
+def test_the_page_on_it_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a small run in the place of the one that it names, and one of its tasks."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "my/tasks").mkdir(parents=True)
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/a").symlink_to(RUNS / "etrm")
+    task = load_tasks(arclab.load(RUNS / "etrm", device="cpu").config.dataset).train[0]
+    (tmp_path / "my/tasks/0d3d703e.json").write_text(json.dumps(plain(task)))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert (
+        len(blocks) == 4 and capsys.readouterr().out.startswith("0d3d703e ") and names["answers"].keys() == {"0d3d703e", "mine"}
+    )
 
 
 def test_compose_is_that_of_the_script() -> None:
