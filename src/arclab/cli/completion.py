@@ -85,7 +85,7 @@ def _of_script(script: str, before: Sequence[str], typed: str) -> list[str]:
     if "=" in typed:
         return _values(script, typed, groups, keys)
     sign = "" if {"-h", "--help"} & set(before) else "="
-    names = dict.fromkeys([*groups, *(["solver"] if solvers_of(script) else []), *keys])
+    names = [*groups, *(["solver"] if solvers_of(script) else []), *keys]
     found = (_to_the_next_dot(name, len(typed)) for name in names if name.startswith(typed))
     return list(dict.fromkeys(name if name.endswith(".") else f"{name}{sign}" for name in found))
 
