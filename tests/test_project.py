@@ -29,8 +29,11 @@ ALLOWED = {
     "results": {"config", "data", "files", "metrics", "runs"},
     "pages": {"config", "data", "files", "metrics", "results", "runs"},
     "launch": {"config", "entries", "files", "metrics", "runs"},
+    "cli": {"config", "entries", "files", "launch", "results", "runs"},
+    "__main__": {"cli", "config"},
+    "api": {"config", "data", "files", "methods", "results", "runs"},
 }
-BELOW = ALLOWED.keys() - {"launch", "entries"}
+BELOW = ALLOWED.keys() - {"launch", "entries", "cli", "__main__", "api"}
 ALLOWED |= {"methods": BELOW}
 
 
@@ -145,6 +148,25 @@ def test_whoever_starts_runs_needs_no_torch() -> None:
     assert len(modules) > 4
     script = f"import {', '.join(modules)}, sys; from arclab.runs.folder import provenance; provenance(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_make_alone_lists_every_target() -> None:
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    said = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert len(targets) > 10 and re.findall(r"^  make ([a-z-]+) +\S.*", said, re.MULTILINE) == targets
+
+
+def test_the_licence_is_said_once_and_the_same_everywhere() -> None:
+    """Also the versions of Python that are promised are those that are admitted."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["license"] == citation["license"] == "Apache-2.0" and project["version"] == citation["version"]
+    assert "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION" in (ROOT / "LICENSE").read_text()
+    assert [f"Programming Language :: Python :: 3.{minor}" in project["classifiers"] for minor in range(10, 15)] == [
+        False, True, True, True, False,
+    ]  # fmt: skip
 
 
 def test_entry_scripts_are_thin() -> None:

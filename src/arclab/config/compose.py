@@ -31,7 +31,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
+from arclab.config.encoder_schema import EncoderConfig
+from arclab.config.encoders import ENCODER_SCHEMAS
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.run import RunConfig

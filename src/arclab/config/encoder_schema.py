@@ -1,4 +1,4 @@
-"""The schema of encoders and their parts: one dataclass for each kind, and the dictionary that names them.
+"""The schema of encoders and their parts: one dataclass for each kind; encoders.py names them.
 
 Rules as in schema.py: fields have no defaults (values live in conf/encoder/*.yaml), check(path) returns broken rules as
 sentences. An option that a kind does not have is not in its dataclass, so that setting it is an unknown key.
@@ -353,20 +353,3 @@ class SetTransformerEncoderConfig(StandardEncoderConfig):
 @dataclass(kw_only=True, slots=True)
 class InContextEncoderConfig(TransformerEncoderConfig):
     """No compression: demonstration tokens stand in the decoder's own sequence. num_layers 0: plain embeddings."""
-
-
-ENCODER_SCHEMAS: dict[str, type[EncoderConfig]] = {
-    "puzzle_table": PuzzleTableConfig,
-    "standard": StandardEncoderConfig,
-    "variational": VariationalEncoderConfig,
-    "lpn": LpnEncoderConfig,
-    "lpn_variational": LpnVariationalEncoderConfig,
-    "hybrid": HybridEncoderConfig,
-    "hybrid_variational": HybridVariationalEncoderConfig,
-    "recurrent": RecurrentEncoderConfig,
-    "recurrent_trm": RecurrentTrmEncoderConfig,
-    "cross_attention": CrossAttentionEncoderConfig,
-    "hierarchical": HierarchicalEncoderConfig,
-    "set_transformer": SetTransformerEncoderConfig,
-    "in_context": InContextEncoderConfig,
-}

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, run_main
+from arclab.config.names import closest
 from arclab.runs.console import setup_logging
 
 Command = Callable[[argparse.Namespace], int]
@@ -30,7 +31,9 @@ DEFAULT_FILE = "jobs.txt"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = _parser()
+    parser, of_commands = parsers()
+    if argv and not argv[0].startswith("-") and argv[0] not in of_commands:
+        raise ConfigError(f"{argv[0]} is no command of the queue; {closest(argv[0], list(of_commands))}")
     arguments, later = parser.parse_known_args(argv)  # later: words behind an option
     if later and ("words" not in arguments or any(word.startswith("-") for word in later)):
         parser.error(f"unrecognized arguments: {' '.join(later)}")
@@ -45,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     return command(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and that of each command."""
     parser = argparse.ArgumentParser(
         prog="python -m arclab.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", parents=[on_file], help="one HTML page for the whole file")
     report.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <runs_dir>/report)")
     commands.add_parser("doctor", help="is this machine ready?")
-    return parser
+    return parser, dict(commands.choices)
 
 
 def _on_file() -> argparse.ArgumentParser:

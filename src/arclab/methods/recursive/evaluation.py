@@ -19,6 +19,7 @@ from arclab.config.compose import broken_rules, identity
 from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
+from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
@@ -95,13 +96,21 @@ def build_solver(
     store: VoteStore | None = None, progress: WorkProgress | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it."""
+    rows = setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None
+    return solver_of(config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress)
+
+
+def solver_of(
+    config: ExperimentConfig, model: RecursiveModel, ranks: Ranks, batch_size: int, puzzle_rows: dict[str, int] | None,
+    rule: ViewRule, store: VoteStore | None = None, progress: WorkProgress | None = None, show_progress: bool = True,
+) -> RecursiveSolver:  # fmt: skip
+    """The solver of a configuration with any tasks; puzzle_rows and rule: see RecursiveSolver."""
     evaluation = config.evaluation
     return RecursiveSolver(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
-        max_demos=config.dataset.max_demos, show_progress=True,
-        puzzle_rows=setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None,
+        max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
-        progress=progress, view_rule=setting.data.space.rule,
+        progress=progress, view_rule=rule,
     )  # fmt: skip
 
 
