@@ -7,7 +7,7 @@
     cancel  GLOB   [--file FILE]                   end queued and running jobs; a running one saves first
     retry   [FILE] --failed [--only GLOB]          submit failed, cancelled and lost runs again; each continues where it was
     report  [FILE] [--only GLOB] [--output DIR]    one HTML page for the whole file
-    doctor                                         is this machine ready? one line each, with what to do
+    doctor  [FILE]                                 is this machine ready? one line each, with what to do; what FILE's runs take
 
 FILE is jobs.txt unless given; --only takes runs whose name (or experiment/name) matches. The state of a run is in its folder,
 so every command can be repeated, from any machine that sees the folder. An error is one sentence and exit status 2. Nothing
@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("cancel", parents=[on_names], help="end queued and running jobs")
     report = commands.add_parser("report", parents=[on_file], help="one HTML page for the whole file")
     report.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <runs_dir>/report)")
-    commands.add_parser("doctor", help="is this machine ready?")
+    doctor = commands.add_parser("doctor", help="is this machine ready? With FILE: what will each line of it take?")
+    doctor.add_argument("file", nargs="?", type=Path, metavar="FILE", help="job file")
     return parser
 
 

@@ -166,11 +166,19 @@ def is_done(run: RunDir, config: RunConfig) -> bool:
 
 def require_same(run: RunDir, config: RunConfig) -> None:
     """ConfigError if the folder belongs to another configuration. One that never started and waits nowhere belongs to nobody,
-    and so does that of a run which the same command does again with whatever settings."""
-    if run.state is None or not run.config.is_file() or config.is_done_again:
+    nor does one that was refused before its first step, or of a run which the same command does again with whatever
+    settings."""
+    if run.state is None or not run.config.is_file() or config.is_done_again or _was_refused(run):
         return
     if other := other_run(thaw_run(run.config), config):
         raise ConfigError(f"the run folder {run.path} was made with {other}; choose another name=, or remove the folder.")
+
+
+def _was_refused(run: RunDir) -> bool:
+    """It never made a step, for a reason that the user was asked to mend."""
+    status = run.read_status() or {}
+    has_begun = run.metrics.exists() or bool(step_folders(run.checkpoints))
+    return status.get("state") == State.failed.value and status.get("exit_status") == 2 and not has_begun
 
 
 def provenance() -> dict[str, Any]:
