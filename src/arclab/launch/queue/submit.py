@@ -35,7 +35,7 @@ from arclab.launch.queue.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.queue.plan import PlannedRun
 from arclab.launch.queue.progress import CANCELLED, DAMAGED, LOST, NEW, QUEUED, damage_of, living_jobs, read_state
 from arclab.runs import slurm
-from arclab.runs.folder import RunDir, State
+from arclab.runs.folder import RunDir, State, has_finished
 from arclab.runs.killed import was_killed
 from arclab.runs.lock import queue_lock
 from arclab.runs.signals import StopSignals, interrupted_status
@@ -135,7 +135,8 @@ def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
 
 def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int, *, can_wait: bool) -> Action:
     """can_wait: nothing is in its way, or what it needs has a job that it can wait for."""
-    is_startable = state in _STARTABLE or (state == State.failed.value and was_killed(run.folder))
+    is_longer = state == State.done.value and not run.config.is_done_again and not has_finished(run.folder, run.config)
+    is_startable = state in _STARTABLE or is_longer or (state == State.failed.value and was_killed(run.folder))
     if is_startable and not can_wait:
         return _waits(run)
     if not is_startable:
