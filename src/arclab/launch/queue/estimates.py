@@ -19,7 +19,7 @@ from typing import Any
 from arclab.config.run import DeviceChoice
 from arclab.launch.queue.plan import PlannedRun
 from arclab.launch.sizes import Counts
-from arclab.runs.cost import CLEAR_MARGIN, GIB, Cost, Speed, gib, num_evaluations, run_seconds, sentence
+from arclab.runs.cost import GIB, Cost, Speed, gib, num_evaluations, run_seconds, sentence
 
 # bf16; a step that is not compiled.
 _H100 = Speed(flops_per_s=0.8 * 763e12, bytes_per_s=2.6e12, kernel_s=6e-6)
@@ -63,11 +63,11 @@ def _estimate(run: PlannedRun, cost: Cost | None) -> Estimate:
 
 def _problem(cost: Cost, launch: Any, *, is_on_gpu: bool) -> str:
     if is_on_gpu:
-        too_much = cost.memory_bytes > CLEAR_MARGIN * _H100_GIB * GIB
+        too_much = cost.memory_bytes > _H100_GIB * GIB
         remedy = "lower trainer.batch_size, raise trainer.grad_accumulation, or set trainer.recompute=true"
         return f"needs about {gib(cost.memory_bytes)} on each GPU, and an H100 has {_H100_GIB}; {remedy}" if too_much else ""
     needed = cost.memory_bytes * launch.ranks_per_node
-    if launch.mem_gib is not None and needed > CLEAR_MARGIN * launch.mem_gib * GIB:
+    if launch.mem_gib is not None and needed > launch.mem_gib * GIB:
         return (
             f"needs about {gib(needed)} on a node, and launch.mem_gib={launch.mem_gib}; raise it, or lower trainer.batch_size"
         )
