@@ -52,6 +52,7 @@ _SYNONYMS = {
     "heads": "num_heads", "wd": "weight_decay",
 }  # fmt: skip
 
+STEPS = "trainer.steps"  # of every run that trains
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
@@ -321,10 +322,18 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 def other_run(held: Any, config: Any, *, says: str = "now") -> str:
     """Why the run folder of the configuration `held` cannot hold the run of `config`, as files.difference says it; empty if it
-    can. What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it."""
+    can. What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it, and a run may become
+    longer where its first steps stay what they were."""
     if type(held) is not type(config):
         return difference({"entry": entry_of(held)}, {"entry": entry_of(config)}, says=says)
-    return difference(identity(held), identity(config.settled(held)), says=says)
+    before, now = identity(held), identity(config.settled(held))
+    is_longer = before.get(STEPS) is not None and now[STEPS] is not None and now[STEPS] > before[STEPS]
+    if is_longer and config.begins_as(before[STEPS]):
+        del before[STEPS], now[STEPS]
+    other = difference(before, now, says=says)
+    if is_longer and STEPS in before:
+        other += f": {STEPS} can grow only where the learning rate does not fall towards the end (trainer.lr_min_ratio=1)"
+    return other
 
 
 def config_hash(config: RunConfig) -> str:

@@ -117,6 +117,10 @@ class RunConfig(Protocol):
         """The same with what it leaves open as the run of the same folder, `held`, has found it."""
         ...
 
+    def begins_as(self, num_steps: int) -> bool:
+        """Is it longer than num_steps, and the same up to there as the run that ends there?"""
+        ...
+
     def inputs(self) -> dict[str, Path]:
         """{key: path} of what must be there before the run can start, other runs' folders included."""
         ...
@@ -175,6 +179,9 @@ class TrainingConfig(RunConfig, Protocol):
     def settled(self, held: Self) -> Self:
         return self
 
+    def begins_as(self, num_steps: int) -> bool:
+        return False
+
     def inputs(self) -> dict[str, Path]:
         return {}
 
@@ -203,6 +210,9 @@ class EvaluationConfig(RunConfig, Protocol):
 
     def settled(self, held: Self) -> Self:
         return self
+
+    def begins_as(self, num_steps: int) -> bool:
+        return False
 
     def inputs(self) -> dict[str, Path]:
         return {}

@@ -340,6 +340,11 @@ class ExperimentConfig(TrainingConfig):
     def settled(self, held: ExperimentConfig) -> ExperimentConfig:
         return self.with_batch_size(held.trainer.batch_size) if self.trainer.batch_size == AUTO else self
 
+    def begins_as(self, num_steps: int) -> bool:
+        """The one thing that depends on the number of steps is the fall of the learning rate after its warm-up."""
+        trainer = self.trainer
+        return trainer.steps > num_steps and (trainer.lr_min_ratio == 1.0 or num_steps <= trainer.warmup_steps)
+
     def with_batch_size(self, batch_size: int | str) -> ExperimentConfig:
         return replace(self, trainer=replace(self.trainer, batch_size=batch_size))
 

@@ -32,6 +32,7 @@ from arclab.results.attempts import Candidate, TestKey
 from arclab.results.criterion import read_criterion
 from arclab.results.scoring import Share
 from arclab.runs.folder import RunDir, State
+from arclab.runs.killed import status_now
 from arclab.runs.lock import living_holder, read_holder
 
 # Where a run lies and what it is called: no difference in what was done.
@@ -376,7 +377,7 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
         label,
         settings,
         read_rows(run.metrics),
-        status=run.read_status(),
+        status=status_now(run),
         provenance=_read_present(run.provenance, _PROVENANCE),
         is_abandoned=_is_abandoned(run),
         criterion=read_criterion(run),

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from arclab.config.compose import ConfigError
 from arclab.launch import doctor
+from arclab.launch.queue.estimates import estimates, problems_of
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_entry, by_section, read_plan
 from arclab.launch.queue.progress import OPEN_STATES, RunProgress, living_jobs, read_progress
 from arclab.launch.queue.submit import Action, cancel, retry, submit
@@ -37,7 +38,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     plan = read_plan(arguments.file, *arguments.names)
     seconds = time.perf_counter() - start
     sizes = sizes_of([run.config for run in plan.runs])
-    show_plan(plan, sizes.counts)
+    found = estimates(plan.runs, sizes.counts)
+    show_plan(plan, sizes.counts, [estimate.text for estimate in found])
     for runs in by_entry(plan.runs):
         columns = ablation_columns(runs, fold=not arguments.all_keys)
         if columns:
@@ -46,6 +48,8 @@ def check_command(arguments: argparse.Namespace) -> int:
         say(f"note: {note.at(plan.path)}")
     for note in sizes.notes:
         say(f"note: {note}")
+    for sentence in problems_of(plan.runs, found):
+        say(f"note: {sentence}")
     damaged = [f"{run.name}: {run.damage}" for run in plan.runs if run.damage]
     for sentence in damaged:
         say(f"damaged: {sentence}")
@@ -196,7 +200,18 @@ def _reported(run: PlannedRun, progress: RunProgress, parameters: str) -> dict[s
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
-    """1 if something is broken."""
+    """1 if something is broken. With a job file, also what every line of it will take."""
     findings = doctor.examine(Path("runs"))
     show(("", "what", "found", "what to do"), [(f.level, f.subject, f.text, f.fix) for f in findings])
+    if arguments.file is not None:
+        plan = read_plan(arguments.file)
+        sizes = sizes_of([run.config for run in plan.runs])
+        found = estimates(plan.runs, sizes.counts)
+        say("")
+        show(("", "run", "takes", "what to do"), [
+            (doctor.WARN if e.problem else doctor.OK, label, e.text or "not known", e.problem)
+            for label, e in zip(labels(plan.runs), found, strict=True)
+        ])  # fmt: skip
+        for note in sizes.notes:
+            say(f"note: {note}")
     return int(any(f.level == doctor.FAIL for f in findings))

@@ -23,7 +23,7 @@ from arclab.config.plain_composer import PlainComposer
 from arclab.config.run import RunConfig
 from arclab.files import DamagedFile, sentence_of
 from arclab.launch.queue.jobsfile import JobLine, JobsError, Problem, parse_jobs
-from arclab.runs.folder import RunDir, State
+from arclab.runs.folder import RunDir, State, how_to_continue
 
 # Where a run lies and how it is started: no difference in what is trained.
 LABEL_KEYS = ("name", "runs_dir", "output_dir", "wandb.", "launch.", "criterion")
@@ -166,8 +166,8 @@ def _other_configuration(path: Path, config: RunConfig, composer: PlainComposer)
         held = composer.thaw(RunDir(path).config)
     except ConfigError:
         return []  # no fault of the line: see _damage
-    other = other_run(held, config, says="this line says")
-    return [f"the run folder {path} was made with {other}; choose another name, or remove the folder."] if other else []
+    other, how = other_run(held, config, says="this line says"), how_to_continue(RunDir(path))
+    return [f"the run folder {path} was made with {other}; choose another name, or remove the folder{how}."] if other else []
 
 
 def _damage(config: RunConfig, composer: PlainComposer) -> str:

@@ -6,7 +6,8 @@
 Reads status.json, job.json, lock.json, metrics.jsonl and criterion.json, whoever wrote them and while they are written. It
 decides nothing. Beside the states of status.json there are NEW (no folder), QUEUED, REQUEUED (told to end, and will
 continue by itself), CANCELLED (by the command cancel), DAMAGED (a file of it cannot be read; the message says which) and LOST:
-the folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
+the folder says that it was submitted or runs, but there is no such job or process. Where it is certain that the process was
+killed (arclab.runs.killed), the run is FAILED.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from arclab.launch.queue.plan import PlannedRun
 from arclab.metrics.names import count_of
 from arclab.runs import slurm
 from arclab.runs.folder import RunDir, State
+from arclab.runs.killed import status_now
 from arclab.runs.lock import living_holder, read_holder
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,8 @@ def read_state(run: RunDir, living: str | None) -> str:
     job = read_job(run)
     if job is not None and job.is_cancelled:
         return CANCELLED
+    if written == _RUNNING:
+        written = (status_now(run) or {}).get("state")
     if written in (_RUNNING, State.submitted.value):
         return NEW if job is None and written == State.submitted.value else LOST
     return written or NEW
@@ -161,12 +165,13 @@ def read_progress(run: PlannedRun, living: str | None) -> RunProgress:
 
 def _progress(run: PlannedRun, living: str | None) -> RunProgress:
     folder = run.folder
-    status, job = folder.read_status() or {}, read_job(folder)
+    state, job = read_state(folder, living), read_job(folder)
+    status = folder.read_status() or {}  # after its state: that of a killed run is written down by who looks first
     rows = _last_rows(folder.metrics)
     health = next((f"{row['health']} at {row['_step']:,}" for row in reversed(rows) if "health" in row), "")
     step = max([status.get("step", 0), *(row["_step"] for row in rows[-1:])])
     return RunProgress(
-        state=read_state(folder, living), job=job.id if job else "", step=step,
+        state=state, job=job.id if job else "", step=step,
         total_steps=run.config.num_steps or status.get("num_steps"), steps_per_s=steps_per_s(rows), verdict=health,
         best=final_score(folder, run.config.best_metric) or best_score(folder.metrics, run.config.best_metric),
         result=_result(folder.path / "criterion.json"), message=status.get("message", ""),

@@ -21,7 +21,8 @@ from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask
-from arclab.methods.recursive.model import RecursiveModel
+from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
+from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, scored_tasks, view_rule
@@ -34,6 +35,7 @@ from arclab.results.writing import Evaluation, checkpoint_subject, require_no_la
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.memory import advice_if_out_of_memory
+from arclab.runs.preflight import announce
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 
@@ -75,6 +77,12 @@ def evaluate_in_ranks(
             provenance=provenance(),
         )  # fmt: skip
         store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights))
+        cost = evaluation_cost(
+            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
+        )
+        announce(
+            wanted, cost, ranks, num_steps=0, num_evaluations=1, dtype=DTYPES[config.trainer.precision], advice=_MEMORY_ADVICE
+        )
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
             solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store, progress)

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from arclab.config.compose import identity, thaw
+from arclab.config.compose import STEPS, identity, thaw
 from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.record import TASKS_FILE, DataRecord, parse_record
 from arclab.files import difference
@@ -33,10 +33,13 @@ WEIGHT_FILES = ("model.safetensors", "ema.safetensors")  # the second one replac
 def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
     """Where the settings that a checkpoint was made with are not those of config; empty if they are, or were not kept.
 
-    Keys that only one of them has were added or dropped by a newer version, and tell nothing.
+    Keys that only one of them has were added or dropped by a newer version, and tell nothing. A run that was trained longer has
+    checkpoints of fewer steps.
     """
     saved, now = state.get("settings") or {}, identity(config)
     shared = saved.keys() & now.keys()
+    if STEPS in shared and config.begins_as(saved[STEPS]):
+        shared -= {STEPS}
     other = difference({key: saved[key] for key in shared}, {key: now[key] for key in shared})
     return f"was made with {other}" if other else ""
 
