@@ -56,7 +56,7 @@ def test_scores_of_training_carry_the_stamps_of_their_weights(folder: Path) -> N
 
 def test_finished_run_has_no_partial_badge(folder: Path) -> None:
     page = render_comparison(load(folder, "a", "b"))
-    assert "PARTIAL" not in page and "DONE at step 4" in page
+    assert 'class="badge partial"' not in page and "DONE at step 4" in page
 
 
 def test_scores_stand_side_by_side(folder: Path) -> None:

@@ -33,9 +33,9 @@ from arclab.pages.compare_pictures import color_of, overlay_svgs
 from arclab.pages.report import MAX_POINTS, interval_svg
 from arclab.results.reading import Run, own_exact, read_runs
 from arclab.results.scoring import Share
+from arclab.runs.statewords import DAMAGED, ENDED_BADLY
 
 _CURVES = ("all.exact_accuracy", "train/exact_accuracy", "train/lm_loss", "grad/encoder_norm", "train/encoder_cross_sample_var")
-DAMAGED = "DAMAGED"  # the state of a run of which a file cannot be read, as the launcher says too
 _FINAL_SPLITS = ("evaluation", "validation", "train")
 
 
@@ -161,7 +161,7 @@ def _row(entry: Mapping[str, Any], run: Run | None, number: int | None, folder: 
 
 def _message(entry: Mapping[str, Any]) -> str:
     """What went wrong, for a run that did not end well."""
-    return str(entry["message"]) if entry["state"] in ("FAILED", "STOPPED", "LOST", DAMAGED) else ""
+    return str(entry["message"]) if entry["state"] in ENDED_BADLY else ""
 
 
 def _scores(run: Run) -> list[Score]:
