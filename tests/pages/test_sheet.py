@@ -13,7 +13,8 @@ import pytest
 
 from arclab.files import write_atomically
 from arclab.metrics.logger import read_rows
-from arclab.pages.compare import gap_row, render_comparison
+from arclab.pages.compare import render_comparison
+from arclab.pages.compare_scores import gap_row
 from arclab.pages.sheet import sheet_html
 from arclab.pages.tracking import TO_FILL_IN, convergence, gap, issues, tracking_sheet
 from arclab.results.scoring import Share
@@ -142,7 +143,7 @@ def test_status_is_that_of_the_criterion(folder: Path, result: str, status: str)
     run = load(folder, "a")
     assert field(tracking_sheet(run[0], None), "- Status:") == f"{status}: {sentence}"
     page = render_comparison(run)
-    assert f'<span class="badge {result.lower()}">{result}</span>' in page and sentence in page
+    assert f'<span class="badge {result.lower()}" title="{sentence}">{result}</span>' in page and sentence in page
 
 
 def test_interval_of_exact_accuracy_counts_tasks_not_copies(folder: Path) -> None:
@@ -236,7 +237,7 @@ def test_partial_run_is_reported_with_what_there_is(folder: Path) -> None:
     edit(folder / "b/status.json", state="FAILED", step=3, message="training diverged & stopped")
     runs = load(folder, "a", "b")
     page, sheet = render_comparison(runs), tracking_sheet(runs[1], runs[0])
-    assert '<div class="badge partial">FAILED at step 4 of 4 (training diverged &amp; stopped)</div>' in page
+    assert '<span class="badge partial">FAILED at step 4 of 4 (training diverged &amp; stopped)</span>' in page
     assert page.count('class="badge partial"') == 1 and page.index("FAILED at") < page.index("<header")
     assert "**FAILED at step 4 of 4 (training diverged & stopped)**" in sheet
     assert "during training, step 4; evaluate.py was not run" in page

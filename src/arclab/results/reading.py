@@ -142,6 +142,16 @@ class ScoredSplit:
         return list(dict.fromkeys(task for task, _ in self.predictions))
 
     @property
+    def most_candidates(self) -> int:
+        """Different answers of the test input that has most of them."""
+        return max((test.num_candidates for test in self.predictions.values()), default=0)
+
+    @property
+    def most_tests(self) -> int:
+        """Test inputs of the task that has most of them."""
+        return max(Counter(task for task, _ in self.predictions).values(), default=0)
+
+    @property
     def has_hidden_answers(self) -> bool:
         """Some task was not scored: predictions.jsonl does not tell a hidden answer from a wrong one."""
         return self.shares["ARC/solved@2"].total != len(self.task_ids)
