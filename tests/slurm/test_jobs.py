@@ -12,9 +12,11 @@ import pytest
 
 from arclab.launch.cluster import queue_states
 from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import living_jobs, read_job, read_state
+from arclab.launch.queue.progress import living_jobs
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import State
+from arclab.runs.jobrecord import read_job
+from arclab.runs.statewords import read_state
 
 from ..conftest import ROOT, script_env
 from ..test_second_method import add_to_path

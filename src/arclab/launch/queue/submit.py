@@ -29,17 +29,18 @@ from submitit.core.utils import DelayedSubmission
 
 from arclab.config.compose import ConfigError
 from arclab.files import DamagedFile, naming, read_object, write_atomically
-from arclab.launch.cluster import JobTask, Kind, build_executor, submission_errors
+from arclab.launch.cluster import JobTask, build_executor, submission_errors
 from arclab.launch.job import prepare_run, run_job
-from arclab.launch.queue.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.queue.plan import PlannedRun
-from arclab.launch.queue.progress import CANCELLED, DAMAGED, LOST, NEW, QUEUED, damage_of, living_jobs, read_state
+from arclab.launch.queue.progress import damage_of, living_jobs
 from arclab.runs import slurm
 from arclab.runs.folder import RunDir, State, has_finished
+from arclab.runs.jobrecord import JobRecord, Kind, read_job, write_job
 from arclab.runs.killed import was_killed
 from arclab.runs.lock import queue_lock
 from arclab.runs.signals import StopSignals, interrupted_status
 from arclab.runs.slurm import require_installed
+from arclab.runs.statewords import CANCELLED, DAMAGED, LOST, NEW, QUEUED, read_state
 
 # A year: jobs of this machine wait for each other, and no time limit is meant.
 _LOCAL_LIMIT_MIN = 365 * 24 * 60

@@ -32,6 +32,7 @@ from arclab.methods.recursive.training.checkpoint import progress_from
 from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
+from arclab.pages.training_report import write_training_report
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.results.scoring import NEW_COLORS, score
@@ -180,13 +181,16 @@ def _train(
 
 
 def _judged(config: ExperimentConfig, run: RunDir) -> str:
-    """The success criterion's PASS or FAIL as a sentence, also logged and written to criterion.json; empty without one."""
-    if config.criterion is None:
-        return ""
-    result = judge_criterion(config.criterion, read_rows(run.metrics))
-    write_criterion(result, run)
-    log.info("%s", result)
-    return str(result)
+    """The success criterion's PASS or FAIL as a sentence, also logged and written to criterion.json; empty without one. Then
+    the run's page is written, which shows it."""
+    sentence = ""
+    if config.criterion is not None:
+        result = judge_criterion(config.criterion, read_rows(run.metrics))
+        write_criterion(result, run)
+        log.info("%s", result)
+        sentence = str(result)
+    log.info("report: %s", write_training_report(run))
+    return sentence
 
 
 def first_predictions(tasks: Sequence[ArcTask], attempts: Attempts) -> list[Prediction]:
