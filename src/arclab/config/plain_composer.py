@@ -88,6 +88,7 @@ class PlainComposer:
     def compose(self, entry: str, overrides: Sequence[str]) -> Any:
         """As arclab.config.compose.compose_run, which also writes the error messages."""
         row = ENTRIES[entry]
+        slow.require_free(load(row.schema), overrides)
         try:
             if row.conf_dir is not None:
                 raise NotPlain
@@ -326,6 +327,8 @@ def _convert(value: Any, hint: Any) -> Any:
         hint = slow.VARIANTS[hint].get(value.get("kind", "") if isinstance(value, dict) else "")
     if isinstance(hint, type) and is_dataclass(hint):
         hints = _hints(hint)
+        if isinstance(value, dict) and (of_the_run := getattr(hint, "OF_THE_RUN", ())):
+            value = {key: item for key, item in value.items() if key not in of_the_run}
         if not isinstance(value, dict) or value.keys() != hints.keys():
             raise NotPlain
         return hint(**{key: _convert(value[key], hints[key]) for key in hints})

@@ -275,8 +275,8 @@ class EvaluationConfig:
     """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
 
     batch_size: rows in flight. health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*,
-    train_encoder/*); 0: none. The defaults of the last three are the published rules, for runs that were made before they were
-    keys.
+    train_encoder/*), no more of each than are scored; 0: none. The defaults of the last three are the published rules, for
+    runs that were made before they were keys.
     """
 
     split: SplitName
