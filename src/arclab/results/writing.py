@@ -68,6 +68,11 @@ class Evaluation:
     def shares(self) -> dict[str, Share]:
         return score(self.tasks, self.attempts)
 
+    @property
+    def num_hidden(self) -> int:
+        """Tasks with a test output that is not there: predicted, and not scored."""
+        return sum(any(test.output is None for test in task.tests) for task in self.tasks)
+
     @cached_property
     def truth_ranks(self) -> dict[str, list[int | None]]:
         """Task id -> 0-based place of the right grid per test input, None where it is absent."""
@@ -194,12 +199,18 @@ def metrics_record(result: Evaluation) -> dict[str, Any]:
     statistics = {name: value for name, value in result.attempts.statistics.items() if math.isfinite(value)}
     assert statistics.keys() <= REGISTRY.keys() and result.shares.keys() <= REGISTRY.keys()
     shares = {
-        name: {"n": s.n, "N": s.total, "value": s.value if s.total else None, "interval95": list(s.interval)}
+        name: {
+            "n": s.n,
+            "N": s.total,
+            "value": s.value if s.total else None,
+            "interval95": list(s.interval) if s.total else None,
+        }
         for name, s in result.shares.items()
     }
     return {
         "tasks_digest": tasks_digest(result.tasks),
         "num_tasks": len(result.tasks),
+        "num_hidden": result.num_hidden,
         "stamps": list(result.stamps),
         "notes": list(result.notes),
         **result.subject.record,

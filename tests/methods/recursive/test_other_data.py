@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,26 @@ def test_an_evaluation_saved_before_there_was_other_data_is_still_read(root: Pat
     ]
     write_atomically(tmp_path / "config.yaml", "".join(old))
     assert thaw_run(tmp_path / "config.yaml") == config
+
+
+def test_hidden_answers_are_said_and_not_scored(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """On the console, on the page and in metrics.json: no share of nothing; the submission is named in any case."""
+    with caplog.at_level("INFO", logger="arclab"):
+        logging.getLogger("arclab").propagate = True
+        record, ids, place = scored(root, f"dataset.eval_sources=file:{root}/hidden.json", "evaluation.health_tasks=4")
+    said, page = caplog.text, (place / "report.html").read_text()
+    stamp = "the answers of 1 of the 1 tasks are hidden: these are predicted and not scored"
+    assert ids == ["hidden"] and record["num_hidden"] == 1 and stamp in record["stamps"]
+    assert record["scores"]["ARC/pass@2"] == {"n": 0, "N": 0, "value": None, "interval95": None}
+    assert stamp in said and stamp in page and "answers are not known" in page
+    for text in (said, page, (place / "metrics.json").read_text(), (place / "status.json").read_text()):
+        assert "nan" not in text.lower().split() and "0/0 =" not in text and "NaN" not in text
+    assert f"submission: {place}/submission.json" in said
+    assert list(json.loads((place / "submission.json").read_text())) == ["hidden"]
+    (run,) = read_runs([place])
+    assert run.splits[0].has_hidden_answers
+
+    caplog.clear()
+    with caplog.at_level("INFO", logger="arclab"):
+        scored(root, f"dataset.eval_sources=folder:{root}/tasks", "name=again", "evaluation.health_tasks=4")
+    assert "encoder/swap_drop" in caplog.text and "submission: " in caplog.text and "hidden" not in caplog.text
