@@ -87,6 +87,7 @@ TABLE: Table = {
     "dataset.validation_ids": ("see TASKS", "every_key/test_pretrain.py::test_a_task_key_changes_what_its_row_says"),
     "dataset.train_ids": ("see TASKS", "every_key/test_pretrain.py::test_a_task_key_changes_what_its_row_says"),
     "dataset.max_train_tasks": (5, "batches"),
+    "dataset.max_side": (5, "batches"),
     "dataset.max_eval_tasks": ("see TASKS", "every_key/test_pretrain.py::test_a_task_key_changes_what_its_row_says"),
     "dataset.regime": ("puzzle_id", "every_key/test_pretrain.py::test_another_encoder_is_another_run"),
     "dataset.query_rule": ("test_pairs", "batches"),
@@ -165,6 +166,7 @@ TASKS: Table = {
     "dataset.train_ids": ("overfit32", "training"),
     "dataset.max_train_tasks": (3, "training"),
     "dataset.max_eval_tasks": (3, "validation evaluation"),
+    "dataset.max_side": (20, "training validation evaluation"),
     "evaluation.split": ("train", "scored"),
     "evaluation.max_tasks": (3, "scored"),
 }

@@ -51,6 +51,6 @@ def test_a_damaged_table_is_named(folder: Path) -> None:
         json.dumps({"step": 4, "predictions": [{"task": "t", "test": 0, "input": [[11]], "truth": None, "predicted": None}]})
     )
     before = (folder / "a/report.html").read_bytes()
-    with pytest.raises(DamagedFile, match="eval_predictions.json is damaged"):
+    with pytest.raises(DamagedFile, match=r"eval_predictions.json is damaged"):
         write_training_report(RunDir(folder / "a"))
     assert (folder / "a/report.html").read_bytes() == before

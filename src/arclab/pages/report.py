@@ -109,7 +109,8 @@ def header_facts(result: Evaluation) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """One share as the page shows it. percent is "none" if no task was scored; sort: what a click on a table sorts by."""
+    """One share as the page shows it. percent is "hidden" and there is no interval if no task has a known answer; sort: what a
+    click on a table sorts by."""
 
     name: str
     meaning: str
@@ -140,8 +141,8 @@ def _score_row(name: str, share: Share) -> ScoreRow:
         name=name,
         meaning=REGISTRY[name].meaning,
         fraction=f"{round(share.n, 2):g}/{share.total}",
-        percent=f"{100 * share.value:.1f} %" if share.total else "none",
-        interval=f"[{100 * low:.1f}, {100 * high:.1f}] %",
+        percent=f"{100 * share.value:.1f} %" if share.total else "hidden",
+        interval=f"[{100 * low:.1f}, {100 * high:.1f}] %" if share.total else "answers are not known",
         bar=interval_svg(share),
         sort=share.value if share.total else "",
     )

@@ -245,10 +245,15 @@ class Run:
         """The evaluation of the first of these splits that there is; of several the one in the folder of that name, else of the
         newest step."""
         for name in names:
-            found = [split for split in self.splits if split.split == name]
+            found = [split for split in self.splits if split.split == name or self._is_other_data(split, name)]
             if found:
                 return max(found, key=lambda split: (split.name == name, split.record.get("step", 0)))
         return None
+
+    def _is_other_data(self, split: ScoredSplit, name: str) -> bool:
+        """Other data than those of the run that was scored (evaluation-arc2): not its evaluation, but all that an evaluation
+        alone has."""
+        return self.is_evaluation and split.split.startswith(f"{name}-")
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) wherever the metric was logged and finite."""

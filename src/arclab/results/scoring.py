@@ -37,6 +37,8 @@ class Share:
         return wilson(self.n, self.total)
 
     def __str__(self) -> str:
+        if not self.total:
+            return "not scored"
         low, high = self.interval
         return f"{self.n:g}/{self.total} = {100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 

@@ -40,7 +40,7 @@ def test_the_plan_and_its_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert rows["quickstart/a"] == [".", ".", "."] and rows["b"] == [".", ".", "4"]
     assert rows["c"] == [".", "lpn", "."] and rows["other/a"] == ["other", ".", "9"]
     assert rows["run"] == ["=", "quickstart", "=", "standard", "=", "0"]
-    assert "encoder.width," in rows["with"]
+    assert "encoder.pooling," in rows["with"]
 
 
 def test_progress_shows_the_last_words_of_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,15 +23,16 @@ from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
-from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
+from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
-from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, scored_tasks, view_rule
+from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.memory import advice_if_out_of_memory
@@ -41,6 +42,7 @@ from arclab.runs.signals import StopSignals
 
 log = logging.getLogger(__name__)
 _MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
+_HEALTH_ROWS = 16  # at once, so that the bar moves
 _TALLY_VERSION = 3  # what the votes and the sums kept with them mean
 
 
@@ -65,13 +67,17 @@ def evaluate_in_ranks(
         record = trained.record()
         setting = build_setting(config, view_rule(record))
         apply_wishes(config, wanted)
-        setting = replace(setting, scored=scored_tasks(setting.split, config))
+        setting, data_stamps = with_wishes(config, setting, wanted.dataset)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
         require_trained_rows(config, setting)
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
-        require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations)
-        stamps = (*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config))
-        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value)
+        label = wanted.dataset.label(config.evaluation.split.value)
+        require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations, label)
+        for stamp in data_stamps:
+            log.warning("note: %s", stamp)
+        stamps = (*state["stamps"], *data_stamps, *overlap, *_split_stamp(config), *_part_stamp(config, setting),
+                  *rules_stamps(config))  # fmt: skip
+        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value, label)
         found = Evaluation(
             subject=subject, tasks=setting.scored, attempts=Attempts({}), stamps=stamps, notes=(*setting.split.notes, *notes),
             provenance=provenance(),
@@ -124,30 +130,41 @@ def solver_of(
 
 def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
     """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored
-    ones."""
+    ones. At most evaluation.health_tasks of each, and no more than are scored: a quick look stays quick."""
     samples = {"encoder": setting.scored}
     if config.evaluation.split is not SplitName.train:
         samples["train_encoder"] = setting.split.train
-    settings = HealthSettings(
-        max_tasks=config.evaluation.health_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas,
-        seed=config.seed, max_demos=config.dataset.max_demos, chunk_rows=config.evaluation.batch_size, device=ranks.device,
-    )  # fmt: skip
-    return {
-        f"{prefix}/{name}": value
-        for prefix, tasks in samples.items()
-        for name, value in encoder_health(model, tasks, settings).items()
-    }
+    max_tasks = min(config.evaluation.health_tasks, len(setting.scored))
+    total = sum(num_predictions(model, tasks, max_tasks) for tasks in samples.values())
+    if total == 0:
+        return {}
+    with progress_bar(total=total, desc="examining the encoder", unit="grid", disable=not ranks.is_main) as bar:
+        settings = HealthSettings(
+            max_tasks=max_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas, seed=config.seed,
+            max_demos=config.dataset.max_demos, chunk_rows=min(config.evaluation.batch_size, _HEALTH_ROWS),
+            device=ranks.device, done=bar.update,
+        )  # fmt: skip
+        return {
+            f"{prefix}/{name}": value
+            for prefix, tasks in samples.items()
+            for name, value in encoder_health(model, tasks, settings).items()
+        }
 
 
 def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
     """Settings given to evaluate.py replace those of the run."""
-    evaluation = config.evaluation
-    evaluation.split = wanted.split or evaluation.split
+    evaluation, dataset = config.evaluation, config.dataset
+    evaluation.split = wanted.wanted_split or evaluation.split
+    if wanted.dataset.eval_sources is not None:
+        dataset.eval_sources = wanted.dataset.eval_sources
+        dataset.name = wanted.dataset.name or ", ".join(wanted.dataset.eval_sources)
+    if wanted.dataset.max_side is not None:
+        dataset.max_side = wanted.dataset.max_side
     for key in ("num_augmentations", "batch_size", "max_tasks"):
         value = getattr(wanted, key)
         if value is not None:
             setattr(evaluation, key, value)
-    for key in ("halting", "votes", "canvas"):
+    for key in ("halting", "votes", "canvas", "health_tasks"):
         value = getattr(wanted.evaluation, key)
         if value is not None:
             setattr(evaluation, key, value)
