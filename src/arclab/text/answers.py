@@ -204,7 +204,7 @@ class _Comparer:
             why = f"no answer in {_START_S:g} s" if said is None else said.decode(errors="replace") or "it ended"
             raise ValueError(
                 f"answers cannot be compared: math-verify does not start ({why}); install it with: pip install "
-                "'math-verify[antlr4_9_3]'"
+                "'math-verify[antlr4-9-3]'"
             )
 
     def _read_line(self, within_s: float) -> bytes | None:

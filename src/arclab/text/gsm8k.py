@@ -111,12 +111,13 @@ def _downloaded(config: Gsm8kConfig, split: str, notes: list[str]) -> list[_Row]
     """By the library datasets, which keeps what it has downloaded."""
     import datasets
     import httpx
+    from datasets.exceptions import DatasetsError
 
     named = f"text_dataset.hub_name={config.hub_name}"
     try:
-        data = datasets.load_dataset(config.hub_name, config.hub_config, split=split)
+        data: Any = datasets.load_dataset(config.hub_name, config.hub_config, split=split)
     # DatasetNotFoundError and ConnectionError are OSErrors; an unknown configuration or split is a ValueError.
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError, DatasetsError) as error:
         lines = str(error).strip().splitlines()
         raise ValueError(
             f"{named} cannot be loaded ({(lines[0] if lines else type(error).__name__).rstrip('.')}); check the name, "
