@@ -118,7 +118,18 @@ def test_the_hub_is_read_by_the_datasets_library(
     assert (splits.train, splits.validation, splits.test) == (local.train, local.validation, local.test)
     with pytest.raises(ValueError, match=r"hub_name=.* cannot be loaded \(.*; check the name, hub_config and the network, or"):
         load_text(text_config("gsm8k", *given, "text_dataset.hub_config=other"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"hub_name=openai/gsm8k cannot be loaded \(.*give a folder") as error:
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(text_config: TextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def unreachable(*given: object, **named: object) -> None:
+        asked.append((given, named))
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (ConnectTimeout).\nTry again.")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(ValueError, match=r"hub_name=openai/gsm8k cannot be loaded \(Couldn't .*give a folder") as error:
         load_text(text_config("gsm8k"))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and asked == [(("openai/gsm8k", "main"), {"split": "train"})]
