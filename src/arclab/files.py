@@ -129,14 +129,19 @@ def read_lines(path: Path, kinds: Mapping[str, Kind] | None = None, *, remedy: s
 
 
 def numbered_lines(
-    path: Path, kinds: Mapping[str, Kind] | None = None, *, is_log: bool = True, remedy: str | None = None
+    path: Path,
+    kinds: Mapping[str, Kind] | None = None,
+    *,
+    is_log: bool = True,
+    needs_line_end: bool = True,
+    remedy: str | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same one after the other, each with its line number, counted from 1. is_log: the file grows line by line; any other
-    is damaged if it has no line break at its end."""
+    is damaged if it has no line break at its end, unless needs_line_end is false: others may have written it."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n") or not is_log:
-                if not line.endswith(b"\n"):
+                if needs_line_end and not line.endswith(b"\n"):
                     raise DamagedFile(path, "it is cut short", line=number, remedy=remedy)
                 yield number, parse_object(line, path, kinds, line=number, remedy=remedy)
 

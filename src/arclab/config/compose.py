@@ -39,12 +39,17 @@ from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, Mode
 from arclab.config.run import RunConfig
 from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
+from arclab.config.text_schema import TEXT_DATASET_SCHEMAS, TextDatasetConfig
 from arclab.entries import ENTRIES, entry_named, load, scripts, solvers_of
 from arclab.files import DamagedFile, difference, naming, sentence_for
 
 Root = TypeVar("Root")
 # Nodes whose keys depend on their kind.
-VARIANTS: dict[Any, dict[str, Any]] = {EncoderConfig: ENCODER_SCHEMAS, ModelConfig: MODEL_SCHEMAS}
+VARIANTS: dict[Any, dict[str, Any]] = {
+    EncoderConfig: ENCODER_SCHEMAS,
+    ModelConfig: MODEL_SCHEMAS,
+    TextDatasetConfig: TEXT_DATASET_SCHEMAS,
+}
 
 # What other projects call a key of ours.
 _SYNONYMS = {

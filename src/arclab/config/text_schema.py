@@ -1,0 +1,134 @@
+"""The schema of the group text_dataset: questions with worked replies, for language models that are trained on them.
+
+Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional
+
+from arclab.config.dataset_schema import DatasetConfig
+from arclab.config.llm_schema import PromptConfig
+from arclab.config.names import broken_name
+from arclab.config.rules import sized, within
+
+SAMPLE_LIMITS = {"train": 16, "validation": 8, "test": 8}
+
+
+class WordProblem(Enum):
+    """Families of generated word problems; see arclab.text.arithmetic."""
+
+    change = "change"
+    compare = "compare"
+    total = "total"
+    boxes = "boxes"
+
+
+@dataclass(kw_only=True, slots=True)
+class TextDatasetConfig:
+    """num_train, num_validation, num_test: at most so many examples; null: all there are.
+
+    sample: at most SAMPLE_LIMITS examples of the same form, generated here: nothing is read or downloaded. seed: which examples
+    are generated, or held out for validation.
+    """
+
+    kind: str
+    name: str
+    seed: int
+    num_train: Optional[int]
+    num_validation: Optional[int]
+    num_test: Optional[int]
+    sample: bool
+
+    @property
+    def limits(self) -> dict[str, Optional[int]]:
+        """The most examples of each split, that of the sample included."""
+        if not self.sample:
+            return self._given
+        return {split: SAMPLE_LIMITS[split] if n is None else min(n, SAMPLE_LIMITS[split]) for split, n in self._given.items()}
+
+    @property
+    def _given(self) -> dict[str, Optional[int]]:
+        return {"train": self.num_train, "validation": self.num_validation, "test": self.num_test}
+
+    def check(self, path: str) -> list[str]:
+        problems = [*broken_name(f"{path}.name", self.name), *sized(path, 0, seed=self.seed)]
+        for split, count in self._given.items():
+            if count is not None and count < 1:
+                problems.append(f"{path}.num_{split}={count} must be at least 1, or null for all; change it.")
+        return problems
+
+    def _needs(self, path: str, why: str, *splits: str) -> list[str]:
+        return [
+            f"{path}.num_{split}=null does not say how many {why}; give a number."
+            for split in splits
+            if self._given[split] is None
+        ]
+
+
+@dataclass(kw_only=True, slots=True)
+class ArithmeticConfig(TextDatasetConfig):
+    """Word problems that are generated. digits: of the largest number that a question names. Every problem has min_steps to
+    max_steps calculations. instruction: stands behind every question; empty: nothing does."""
+
+    families: list[WordProblem]
+    digits: int
+    min_steps: int
+    max_steps: int
+    instruction: str
+
+    def check(self, path: str) -> list[str]:
+        problems = TextDatasetConfig.check(self, path)
+        problems += self._needs(path, "problems are to be generated", "train", "validation", "test")
+        problems += within(path, 1, 9, digits=self.digits)
+        problems += within(path, 1, 7, min_steps=self.min_steps, max_steps=self.max_steps)
+        if self.min_steps > self.max_steps:
+            problems.append(
+                f"{path}.min_steps={self.min_steps} must not be above {path}.max_steps={self.max_steps}; change one of them."
+            )
+        if not self.families or len(set(self.families)) < len(self.families):
+            problems.append(
+                f"{path}.families must name at least one family, and each once; choose among "
+                f"{', '.join(family.name for family in WordProblem)}."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class Gsm8kConfig(TextDatasetConfig):
+    """Grade school word problems, of the Hugging Face hub or of a folder.
+
+    hub_name, hub_config: as datasets.load_dataset takes them. folder: holds train.jsonl and test.jsonl of the same form (a
+    question, and an answer that ends with #### and the result); null: the hub's. Validation examples are drawn from those of
+    train. calculator_marks: whether the marks <<2+3=5>> stay in the replies.
+    """
+
+    hub_name: str
+    hub_config: Optional[str]
+    folder: Optional[str]
+    calculator_marks: bool
+    instruction: str
+
+    def check(self, path: str) -> list[str]:
+        problems = TextDatasetConfig.check(self, path)
+        problems += self._needs(path, "training examples are held out for validation", "validation")
+        return problems + ([] if self.hub_name else [f"{path}.hub_name is empty; give a name such as openai/gsm8k."])
+
+
+@dataclass(kw_only=True, slots=True)
+class ArcTextConfig(TextDatasetConfig):
+    """ARC tasks as questions for a program. programs: a JSONL file with task_id and program, replies to learn from; null: only
+    generated (toy:) tasks have programs."""
+
+    dataset: DatasetConfig
+    prompt: PromptConfig
+    programs: Optional[str]
+
+
+TEXT_DATASET_SCHEMAS: dict[str, type[TextDatasetConfig]] = {
+    "arithmetic": ArithmeticConfig,
+    "gsm8k": Gsm8kConfig,
+    "arc": ArcTextConfig,
+}

@@ -1,0 +1,1 @@
+"""Questions and answers as text: datasets of questions with worked replies, and checking answers."""

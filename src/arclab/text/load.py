@@ -1,0 +1,41 @@
+"""From the configuration group text_dataset to the examples.
+
+    splits = load_text(config.text_dataset)        # TextSplits(train, validation, test, notes)
+
+The same configuration gives the same examples in the same order. It does not tokenise, train or score.
+"""
+
+from __future__ import annotations
+
+from arclab.config.text_schema import ArcTextConfig, ArithmeticConfig, Gsm8kConfig, TextDatasetConfig
+from arclab.text.arc import arc_splits
+from arclab.text.arithmetic import Draws, Problem, word_problems
+from arclab.text.examples import TextExample, TextSplits, boxed, separated, with_instruction
+from arclab.text.gsm8k import gsm8k_splits
+
+
+def load_text(config: TextDatasetConfig) -> TextSplits:
+    """ValueError, in one sentence: data that is missing or damaged, an empty split, problems that cannot be generated."""
+    if isinstance(config, ArithmeticConfig):
+        return _arithmetic_splits(config)
+    if isinstance(config, Gsm8kConfig):
+        return gsm8k_splits(config)
+    assert isinstance(config, ArcTextConfig), type(config)
+    return arc_splits(config)
+
+
+def _arithmetic_splits(config: ArithmeticConfig) -> TextSplits:
+    draws = Draws(tuple(config.families), config.digits, config.min_steps, config.max_steps, config.seed)
+    made: dict[str, list[TextExample]] = {}
+    for split, count in config.limits.items():
+        assert count is not None, "checked with the configuration"
+        problems = enumerate(word_problems(draws, split, count))
+        made[split] = [_example(problem, f"{split}_{number:05d}", config) for number, problem in problems]
+    return separated(config, made["train"], made["validation"], made["test"])
+
+
+def _example(problem: Problem, name: str, config: ArithmeticConfig) -> TextExample:
+    """Its id begins with the family."""
+    answer = str(problem.answer)
+    question = with_instruction(problem.question, config.instruction)
+    return TextExample(f"{problem.family.name}_{name}", question, boxed(problem.solution, answer), answer)
