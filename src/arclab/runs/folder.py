@@ -5,7 +5,7 @@ config.yaml        the resolved configuration        provenance.json   command, 
 status.json        state, step, message, exit status metrics.jsonl     one row per logged step
 lock.json          who works here (arclab.runs.lock)   console.log       output of a torchrun job (arclab.launch.job)
 PREEMPT            asks the run to save and end      run_id            the W&B run, the same after every resume
-criterion.json     PASS or FAIL, if the run has one
+criterion.json     PASS or FAIL, if the run has one    release.json    makes it a release: see arclab.methods.recursive.release
 checkpoints/       see arclab.runs.checkpoints    evaluation/       results of evaluate.py
 
 This module imports no torch: whoever starts a run does not need it.

@@ -51,7 +51,7 @@ def plan_of(file: Path) -> tuple[PlannedRun, ...]:
 
 
 def on_file(file: Path, **others: object) -> argparse.Namespace:
-    return argparse.Namespace(file=file, only=None, **others)
+    return argparse.Namespace(file=file, names=[], **others)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from arclab.results.reading import read_runs
 from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
 
-from ...conftest import TINY, compose
+from ...conftest import ROOT, TINY, compose
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 
@@ -109,3 +109,18 @@ def test_what_cannot_be_released(runs: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"copied is not DONE; let it end"):
         release(copied, out)
     assert {path.name for path in tmp_path.iterdir()} == {"copied"}
+
+
+def test_the_release_of_this_repository(tmp_path: Path) -> None:
+    """It is small, its record is what its files say, and it still answers as recorded (of twenty tasks all but one, for machines
+    that round another way)."""
+    out = ROOT / "released/toy_control_standard"
+    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < module.MAX_BYTES
+    (score,) = json.loads((out / "release.json").read_text())["scores"]
+    (run,) = read_runs([out])
+    assert (score["n"], score["N"]) == (run.splits[0].shares["ARC/solved@2"].n, 200) and score["n"] > score["control"]["n"]
+    wishes = ["split=evaluation", "max_tasks=20", f"runs_dir={tmp_path}"]
+    evaluate_in_ranks(compose_evaluate([f"checkpoint={out}", *wishes]), CPU)
+    (again,) = read_runs([tmp_path / "released/toy_control_standard/evaluation/evaluation"])
+    solved = again.splits[0].solved
+    assert len(solved) == 20 and sum(run.splits[0].solved[task] == value for task, value in solved.items()) >= 19

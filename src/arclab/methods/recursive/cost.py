@@ -231,10 +231,10 @@ def _encoder_blocks(
 
 
 def _encoder_widths(config: ExperimentConfig, encoder: EncoderConfig) -> tuple[int, float]:
-    if isinstance(encoder, LpnEncoderConfig):
-        return encoder.width, _LPN_INNER * encoder.width
-    assert isinstance(encoder, TransformerEncoderConfig)
+    assert isinstance(encoder, LpnEncoderConfig | TransformerEncoderConfig)
     width = encoder.width or config.decoder.width
+    if isinstance(encoder, LpnEncoderConfig):
+        return width, _LPN_INNER * width
     return width, mlp_width(width, encoder.expansion)
 
 
