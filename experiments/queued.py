@@ -26,15 +26,16 @@ from arclab.config.compose import compose
 from arclab.entries import ENTRIES
 from arclab.files import write_atomically
 from arclab.launch.cluster import Kind
-from arclab.launch.queue.jobrecord import read_job
 from arclab.launch.queue.jobsfile import JobsError
 from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import LOST, RunProgress
+from arclab.launch.queue.progress import RunProgress
 from arclab.launch.queue.submit import is_living, retry, submit
 from arclab.launch.queue.wait import wait_until_ended
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import RunDir, State
+from arclab.runs.jobrecord import read_job
 from arclab.runs.signals import interrupted_status
+from arclab.runs.statewords import LOST
 from benchmarks.arguments import at_least_1
 
 Lines = Mapping[str, Sequence[str]]
@@ -91,7 +92,7 @@ def run_lines(
         return
     print(f"{file.path} has the runs. They go on if this command is killed; the same command then waits for them. Beside it:\n"
           f"    python -m arclab.launch status {file.path}\n"
-          f"    python -m arclab.launch cancel '*' --file {file.path}", flush=True)  # fmt: skip
+          f"    python -m arclab.launch cancel {file.path} '*'", flush=True)  # fmt: skip
     planned = list(wanted.values())
     retry(planned, cluster, places=places)
     submit(planned, cluster, places=places)

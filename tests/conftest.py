@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 FAST = (
     "config/", "metrics/", "results/test_scoring.py", "results/test_criterion.py", "programs/test_prompts.py", "programs/test_rewards.py",
     "programs/test_voting.py", "programs/test_code_blocks.py", "data/test_augment.py", "data/test_codec.py", "data/test_tasks.py",
-    "launch/queue/test_jobsfile.py", "launch/queue/test_plan.py", "launch/queue/test_tables.py", "test_project.py", "test_records.py",
+    "launch/queue/test_jobsfile.py", "launch/queue/test_plan.py", "launch/queue/test_tables.py", "test_project.py", "test_records.py", "test_documents.py",
     "methods/recursive/test_health.py",
 )  # fmt: skip
 # As arclab.config.compose.compose, without the quarter of a second that Hydra takes each time (tests/config/test_plain_composer.py compares them).

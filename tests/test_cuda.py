@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from arclab.config.encoders import ENCODERS as ROWS
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.run import DeviceChoice
 from arclab.config.schema import ExperimentConfig, WeightsKind
@@ -33,10 +34,7 @@ from .methods.recursive.common import setup
 Tiny = Callable[..., ExperimentConfig]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = torch.device("cuda")
-ENCODERS = (
-    "standard", "variational", "lpn", "lpn_variational", "hybrid", "hybrid_variational", "recurrent", "recurrent_trm",
-    "cross_attention", "hierarchical", "set_transformer", "in_context",
-)  # fmt: skip
+ENCODERS = tuple(kind for kind, row in ROWS.items() if row.module is not None)
 SMALL = {"hybrid": ["encoder.num_layers=2"], "hybrid_variational": ["encoder.num_layers=2"]}
 # Dozens of matrices multiply what bf16's 8 bits lose, on any device: what the CPU loses in bf16 is the measure.
 MORE_THAN_ON_CPU = 1.5

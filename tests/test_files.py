@@ -308,7 +308,7 @@ def test_output_that_cannot_be_written() -> None:
 def test_difference_names_the_first_key_and_counts_the_others() -> None:
     """As JSON keeps the values: lists are what tuples become, and an absent key is null."""
     assert difference({"a": (1, 2), "b": None}, {"a": [1, 2]}) == ""
-    assert difference({"b": 1, "a": 0}, {"b": 2, "c": 3, "a": 0}) == "b=1, now b=2 (2 keys differ)"
+    assert difference({"b": 1, "a": 0}, {"b": 2, "c": 3, "a": 0}) == "b=1, now b=2; c=None, now c=3 (2 keys differ)"
     assert difference({}, {"c": 3}, says="this line says") == "c=None, this line says c=3 (1 keys differ)"
 
 

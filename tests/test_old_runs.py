@@ -61,4 +61,4 @@ def test_an_old_run_goes_on_to_where_it_would_have_come(kept: Path, name: str) -
 def test_old_runs_are_compared(kept: Path, tmp_path: Path) -> None:
     analyse([kept / name for name in NAMES], tmp_path / "page")
     page = (tmp_path / "page" / "compare.html").read_text()
-    assert all(f"toy_queue/{name}" in page for name in NAMES) and "PARTIAL" in page
+    assert all(f"toy_queue/{name}" in page for name in NAMES) and "PREEMPTED at step 61 of 120" in page

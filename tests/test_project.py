@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
 import yaml
 
 from .conftest import ROOT
@@ -31,8 +30,11 @@ ALLOWED = {
     "results": {"config", "data", "files", "metrics", "runs"},
     "pages": {"config", "data", "files", "metrics", "results", "runs"},
     "launch": {"config", "entries", "files", "metrics", "runs"},
+    "cli": {"config", "entries", "files", "launch", "results", "runs"},
+    "__main__": {"cli", "config"},
+    "api": {"config", "data", "files", "methods", "results", "runs"},
 }
-BELOW = ALLOWED.keys() - {"launch", "entries"}
+BELOW = ALLOWED.keys() - {"launch", "entries", "cli", "__main__", "api"}
 ALLOWED |= {"methods": BELOW}
 
 
@@ -150,6 +152,25 @@ def test_whoever_starts_runs_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+def test_make_alone_lists_every_target() -> None:
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    said = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert len(targets) > 10 and re.findall(r"^  make ([a-z-]+) +\S.*", said, re.MULTILINE) == targets
+
+
+def test_the_licence_is_said_once_and_the_same_everywhere() -> None:
+    """Also the versions of Python that are promised are those that are admitted."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["license"] == citation["license"] == "Apache-2.0" and project["version"] == citation["version"]
+    assert "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION" in (ROOT / "LICENSE").read_text()
+    assert [f"Programming Language :: Python :: 3.{minor}" in project["classifiers"] for minor in range(10, 15)] == [
+        False, True, True, True, False,
+    ]  # fmt: skip
+
+
 def test_entry_scripts_are_thin() -> None:
     for name in ("pretrain_encoder.py", "evaluate.py"):
         assert (ROOT / name).read_text().count("\n") <= 25
@@ -166,41 +187,7 @@ def test_environment_is_in_step_with_pyproject() -> None:
 def test_constraints_pin_every_direct_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    direct = [*project["dependencies"], *extras["dev"], *extras["docs"]]
     assert {re.split(r"[<>=[]", d)[0].lower() for d in direct} <= pinned
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
-
-
-PAGES = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "LOG.md")]
-
-
-def test_readme_is_one_page() -> None:
-    assert (ROOT / "README.md").read_text().count("\n") <= 120
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_documents_name_is_there(page: Path) -> None:
-    """Links between files, source files, and modules that are started with -m or named."""
-    text = page.read_text()
-    links = {page.parent / link.split("#")[0] for link in re.findall(r"\]\(([^):]+)\)", text)}
-    files = {ROOT / path for path in re.findall(r"`(src/arclab/[\w/.]+)`", text)}
-    files |= {
-        ROOT / "src/arclab" / path for path in re.findall(r"`((?:config|data|runs|metrics|results|methods)/[\w/]+\.py)`", text)
-    }
-    assert not {str(path) for path in links | files if not path.exists()}
-    for name in set(re.findall(r"\barclab(?:\.[a-z_]+)+", text)):
-        place = ROOT / "src" / name.replace(".", "/")
-        assert place.is_dir() or place.with_suffix(".py").is_file(), name
-    for name in set(re.findall(r"\b(?:benchmarks|experiments)\.[a-z_0-9]+", text)):
-        assert (ROOT / name.replace(".", "/")).with_suffix(".py").is_file(), name
-
-
-def test_readme_commands_exist() -> None:
-    """Every make target and script that the documents name is there."""
-    readme, makefile = "".join(page.read_text() for page in PAGES), (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"`make ([\w-]+)`", readme))
-    assert {"demo", "test"} <= targets and all(f"\n{t}:" in makefile for t in targets)
-    for script in set(re.findall(r"python (\w+\.py)", readme)):
-        assert (ROOT / script).is_file()
-    for experiment in set(re.findall(r"experiment=(\w+)", readme)):
-        assert (ROOT / "conf/experiment" / f"{experiment}.yaml").is_file()

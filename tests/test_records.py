@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arclab.files import is_kind
-from arclab.launch.queue.jobrecord import JobRecord, read_job
 from arclab.runs.folder import RunDir, State
+from arclab.runs.jobrecord import JobRecord, read_job
 from arclab.runs.lock import Holder, read_holder
 
 from .damage import OTHER_VALUES, REPEATED, damaged_json, outcome_or_sentence

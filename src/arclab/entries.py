@@ -4,7 +4,7 @@
     schema, run = load(entry.schema), load(entry.run)        # only now are modules imported
     name = entry_named("evaluate.py", "program_sampling")    # "evaluate_programs"
 
-A new method adds its row here; see docs/adding_a_method.md.
+A new method adds its row here; see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Entry:
     does; returns the exit status. names_itself: a line of jobs.txt needs no name=. hint: what to do with a finished run, for
     the end of the sentence that says it is DONE; {run} stands for its folder. None: nothing is said. sizes: called as
     sizes(config, shared) by arclab.launch.sizes, returns {part: parameters} with "model" among the parts, and "puzzle_table"
-    where there is one; None: the run has no model of its own. shared: a dictionary, empty at first, that all calls of one
-    process have in common. sizes_keys: dotted keys, or their beginnings, that decide what it returns. example: overrides that
-    make a whole configuration, for help."""
+    where there is one, and the fields of arclab.runs.cost.Cost if the method counts what a run needs; None: the run has no
+    model of its own. shared: a dictionary, empty at first, that all calls of one process have in common. sizes_keys: dotted
+    keys, or their beginnings, that decide what it returns. example: overrides that make a whole configuration, for help."""
 
     script: str
     config: str
@@ -47,8 +47,25 @@ ENTRIES = {
         run="arclab.methods.recursive.run:pretrain",
         example=("experiment=quickstart", "name=a"),
         hint="evaluate it with: python evaluate.py checkpoint={run}",
-        sizes="arclab.methods.recursive.sizes:count_parameters",
-        sizes_keys=("encoder.", "decoder.", "dataset.", "evaluation.split", "evaluation.max_tasks", "seed"),
+        sizes="arclab.methods.recursive.sizes:count_sizes",
+        sizes_keys=(
+            "encoder.",
+            "decoder.",
+            "dataset.",
+            "seed",
+            "halting.",
+            "evaluation.",
+            "trainer.batch_size",
+            "trainer.grad_accumulation",
+            "trainer.canvas",
+            "trainer.precision",
+            "trainer.compile",
+            "trainer.recompute",
+            "trainer.device",
+            "launch.gpus",
+            "launch.cpus",
+            "launch.nodes",
+        ),
     ),
     "evaluate": Entry(
         script="evaluate.py",

@@ -272,14 +272,14 @@ def as_record(found: Mapping[str, Any], schema: type[Record], path: Path, *, rem
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], *, says: str = "now") -> str:
-    """The first key by which two settings differ, with its two values, and how many keys do: "seed=0, now seed=1 (1 keys
-    differ)". Empty if they are the same. Compared as JSON keeps them: a tuple is a list. An absent key is null."""
+    """Every key by which two settings differ, with its two values, and how many keys do: "lr=1, now lr=2; seed=0, now seed=1 (2
+    keys differ)". Empty if they are the same. Compared as JSON keeps them: a tuple is a list. An absent key is null."""
     old, new = (json.loads(json.dumps(dict(each))) for each in (before, now))
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if not different:
         return ""
-    key = different[0]
-    return f"{key}={old.get(key)}, {says} {key}={new.get(key)} ({len(different)} keys differ)"
+    each = "; ".join(f"{key}={old.get(key)}, {says} {key}={new.get(key)}" for key in different)
+    return f"{each} ({len(different)} keys differ)"
 
 
 def step_folders(checkpoints: Path) -> list[Path]:

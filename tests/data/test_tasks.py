@@ -196,3 +196,26 @@ def test_damaged_sources_are_read_or_named(tmp_path: Path, task: bytes, challeng
         read: Callable[[], list[ArcTask]] = lambda source=source: load_source(source)  # noqa: E731
         tasks = outcome_or_sentence(read, name)
         assert tasks is None or is_whole(tasks)
+
+
+def test_a_file_and_a_path_are_sources_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One task or several in a file, folders of folders as ConceptARC has them, ~, and a path without its kind."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "concepts/A").mkdir(parents=True)
+    (tmp_path / "concepts/A/A1.json").write_text(json.dumps(GOOD))
+    (tmp_path / "several.json").write_text(json.dumps({"a": GOOD, "b": GOOD}))
+    wanted = {
+        f"file:{tmp_path}/concepts/A/A1.json": ["A1"], f"{tmp_path}/concepts/A/A1.json": ["A1"], "folder:~/concepts": ["A1"],
+        "~/concepts/A": ["A1"], "file:~/several.json": ["a", "b"], f"{tmp_path}/several.json": ["a", "b"],
+        "kaggle:~/several.json": ["a", "b"],
+    }  # fmt: skip
+    for source, ids in wanted.items():
+        assert [task.id for task in load_source(source)] == ids, source
+    for source, remedy in (
+        (f"folder:{tmp_path}/several.json", r"several.json is a file; write file:.*several\.json\."),
+        (f"file:{tmp_path}/concepts", r"concepts is a folder; write folder:"),
+        ("file:nowhere.json", r"nowhere.json does not exist; check the path"),
+        ("nowhere/at/all", r"'nowhere/at/all' is not known; use .* or a path that is there"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            load_source(source)

@@ -9,7 +9,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from arclab.config.compose import to_typed
-from arclab.config.encoder_schema import ENCODER_SCHEMAS, TaskEncoderConfig
+from arclab.config.encoder_schema import TaskEncoderConfig
+from arclab.config.encoders import ENCODER_SCHEMAS
 from arclab.config.schema import ExperimentConfig
 from arclab.methods.recursive.auxiliary import auxiliary_losses, auxiliary_weights
 from arclab.methods.recursive.training.step import noise_generator

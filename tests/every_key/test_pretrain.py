@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -86,6 +87,7 @@ TABLE: Table = {
     "dataset.validation_ids": ("see TASKS", "every_key/test_pretrain.py::test_a_task_key_changes_what_its_row_says"),
     "dataset.train_ids": ("see TASKS", "every_key/test_pretrain.py::test_a_task_key_changes_what_its_row_says"),
     "dataset.max_train_tasks": (5, "batches"),
+    "dataset.max_side": (5, "batches"),
     "dataset.max_eval_tasks": ("see TASKS", "every_key/test_pretrain.py::test_a_task_key_changes_what_its_row_says"),
     "dataset.regime": ("puzzle_id", "every_key/test_pretrain.py::test_another_encoder_is_another_run"),
     "dataset.query_rule": ("test_pairs", "batches"),
@@ -133,6 +135,7 @@ TABLE: Table = {
     "wandb.mode": ("offline", "every_key/test_pretrain.py::test_wandb_settings_reach_the_run"),
     "wandb.project": ("my-project", "every_key/test_pretrain.py::test_wandb_settings_reach_the_run"),
     "wandb.group": ("my-group", "every_key/test_pretrain.py::test_wandb_settings_reach_the_run"),
+    "wandb.tags": ("[my-tag]", "every_key/test_pretrain.py::test_wandb_settings_reach_the_run"),
 }  # fmt: skip
 # Encoder options that the encoder of the base run does not show, and what a job asks for, which SLURM sees and not the run.
 ENCODERS = {
@@ -163,6 +166,7 @@ TASKS: Table = {
     "dataset.train_ids": ("overfit32", "training"),
     "dataset.max_train_tasks": (3, "training"),
     "dataset.max_eval_tasks": (3, "validation evaluation"),
+    "dataset.max_side": (20, "training validation evaluation"),
     "evaluation.split": ("train", "scored"),
     "evaluation.max_tasks": (3, "scored"),
 }
@@ -398,14 +402,23 @@ def test_device_is_used(tmp_path: Path) -> None:
         pretrain(compose("pretrain_encoder", [*TINY, f"runs_dir={tmp_path}", "trainer.device=cuda"]))
 
 
-def test_wandb_settings_reach_the_run(tmp_path: Path) -> None:
-    """An offline run in its own folder, with the project, the group, the run's name and the metrics."""
-    run(["wandb.mode=offline", "wandb.project=my-project", "wandb.group=my-group"], tmp_path)
-    (file,) = (tmp_path / "runs/quickstart/default").glob("wandb/offline-run-*/run-*.wandb")
+def test_wandb_settings_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An offline run in its own folder, with the project, the group, the tags, the run's name and the metrics; its pictures lie
+    there too, and nothing in the home folder."""
+    home, folder = tmp_path / "home", tmp_path / "runs/quickstart/default"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    run(["wandb.mode=offline", "wandb.project=my-project", "wandb.group=my-group", "wandb.tags=[my-tag,arc1]"], tmp_path)
+    assert not list(home.rglob("*")) and not {"WANDB_DATA_DIR", "WANDB_CACHE_DIR"} & os.environ.keys()
+    pictures = [path for path in folder.glob("wandb/data/artifacts/staging/*") if path.read_bytes().startswith(b"\x89PNG")]
+    assert len(pictures) >= 2
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     written = file.read_bytes()
-    for text in ("my-project", "my-group", "quickstart/default", "train/lm_loss", "grad/encoder_norm", "ARC/pass@2"):
+    for text in ("my-project", "my-group", "my-tag", "quickstart/default", "train/lm_loss", "grad/encoder_norm", "ARC/pass@2"):
         assert text.encode() in written, text
-    record = json.loads((tmp_path / "runs/quickstart/default/wandb.json").read_text())
+    record = json.loads((folder / "wandb.json").read_text())
     assert record["mode"] == "offline" and record["url"] is None and record["id"] in file.name
 
 

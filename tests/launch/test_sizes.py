@@ -16,7 +16,7 @@ from arclab.launch import sizes
 from arclab.launch.queue.tables import parameters_text
 from arclab.methods.recursive.model import build_model
 from arclab.methods.recursive.setting import build_setting
-from arclab.methods.recursive.sizes import PUZZLE_KEYS, count_parameters
+from arclab.methods.recursive.sizes import COST_KEYS, PUZZLE_KEYS, count_parameters, count_sizes
 
 from ..conftest import ROOT
 
@@ -42,7 +42,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def count(missing: dict[str, Any], notes: list[str]) -> dict[str, sizes.Counts]:
         calls.append(len(missing))
-        return {key: count_parameters(config, {}) for key, config in missing.items()}
+        return {key: count_sizes(config, {}) for key, config in missing.items()}
 
     monkeypatch.setattr(sizes, "_count_apart", count)
     return calls
@@ -92,7 +92,7 @@ def test_other_code_or_other_data_are_counted_anew(
 ) -> None:
     tasks = tmp_path / "ids.txt"
     tasks.write_text("007bbfb7\n")
-    config = config_of(f"dataset.train_ids={tasks}")
+    config = config_of(f"dataset.train_ids={tasks}", "dataset.canvas=30", "dataset.validation_ids=null")
     for _ in range(2):
         sizes.sizes_of([config])
     tasks.write_text("007bbfb7\n00d62c1b\n")
@@ -142,7 +142,7 @@ def test_one_process_counts_and_one_failure_leaves_the_others(memory: Path, monk
     found = sizes.sizes_of([config_of(), gone, evaluation, config_of("encoder=lpn", "encoder.width=16")])
     assert len(calls) == 1
     assert [parameters_text(counts) for counts in found.counts][1:3] == ["?", ""]
-    assert found.counts[0] == count_parameters(config_of(), {}) and found.counts[3]
+    assert found.counts[0] == count_sizes(config_of(), {}) and found.counts[3]
     assert len(found.notes) == 1 and "1 configuration could" in found.notes[0] and "nowhere does not exist" in found.notes[0]
     assert len(json.loads(memory.read_text())["sizes"]) == 2  # what failed is tried again
 
@@ -168,4 +168,6 @@ def test_what_else_is_printed_while_counting_is_no_error(memory: Path, tmp_path:
 
 
 def test_the_entry_names_the_keys_that_the_method_counts_by() -> None:
-    assert set(ENTRIES["pretrain_encoder"].sizes_keys) == {"encoder.", "decoder.", *PUZZLE_KEYS}
+    assert set(ENTRIES["pretrain_encoder"].sizes_keys) | {"evaluation.split", "evaluation.max_tasks"} == {
+        "encoder.", "decoder.", *PUZZLE_KEYS, *COST_KEYS,
+    }  # fmt: skip

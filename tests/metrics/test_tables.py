@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import wandb
 
+from arclab.config.compose import ConfigError
 from arclab.data.tasks import COLORS
 from arclab.metrics import wandb_run
 from arclab.metrics.names import REGISTRY
@@ -60,6 +62,23 @@ def test_every_registered_metric_has_its_summary(tmp_path: Path) -> None:
         assert summary["last"] == 0.5 and (best is None or summary[best[0]] == best[1]), name
     run.finish()
     assert json.loads((tmp_path / "wandb.json").read_text())["mode"] == "offline"
+
+
+def test_tags_and_the_users_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tag once, none longer than W&B takes; a job type; and a data folder that the user has set stays."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: given.append({**settings, **os.environ}) or MagicMock(url=""))
+    monkeypatch.setenv("WANDB_DATA_DIR", "/mine")
+    monkeypatch.delenv("WANDB_CACHE_DIR", raising=False)
+    long = "e" * 70
+    config = compose("pretrain_encoder", [*TINY, "wandb.mode=offline", "wandb.tags=[arc1,mine]", f"experiment_name={long}"])
+    start_wandb(config, tmp_path, "1")
+    (call,) = given
+    assert call["tags"] == [long[:64], "standard", "arc1", "mine"] and call["job_type"] == "train"
+    assert call["WANDB_DATA_DIR"] == "/mine" and call["WANDB_CACHE_DIR"] == str(tmp_path.resolve() / "wandb/cache")
+    assert "WANDB_CACHE_DIR" not in os.environ
+    with pytest.raises(ConfigError, match=r"wandb.tags='' must have 1 to 64 characters .*; choose another word"):
+        compose("pretrain_encoder", [*TINY, "wandb.tags=['']"])
 
 
 @pytest.mark.parametrize(("variables", "expected"), [

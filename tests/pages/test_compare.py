@@ -1,7 +1,8 @@
-"""The comparison page: scores side by side, curves, the gallery, what differs, and what it refuses."""
+"""The comparison page: a row for every run, scores, curves, what differs, and what it refuses. Tasks: test_compare_tasks.py."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -12,12 +13,13 @@ import pytest
 
 from arclab.metrics.names import REGISTRY, Metric
 from arclab.pages.analyse import analyse
-from arclab.pages.compare import commits, render_comparison, score_groups
-from arclab.pages.compare_pictures import disagreements, failures, overlay_svgs
+from arclab.pages.compare import render_comparison
+from arclab.pages.compare_pictures import line_sample, overlay_svgs
+from arclab.pages.compare_scores import commits, run_rows, score_groups
 from arclab.pages.tracking import tracking_sheet
 from arclab.results.reading import FIT_STAMP, read_runs, settings_difference
 
-from .conftest import edit, load, set_ranks
+from .conftest import CRITERION, edit, load, set_ranks
 
 
 def test_settings_difference_keeps_only_what_differs() -> None:
@@ -56,25 +58,109 @@ def test_scores_of_training_carry_the_stamps_of_their_weights(folder: Path) -> N
 
 def test_finished_run_has_no_partial_badge(folder: Path) -> None:
     page = render_comparison(load(folder, "a", "b"))
-    assert "PARTIAL" not in page and "DONE at step 4" in page
+    assert 'class="badge partial"' not in page and "DONE at step 4" in page
 
 
 def test_scores_stand_side_by_side(folder: Path) -> None:
     set_ranks(folder / "a", {f"t{i}": [0] for i in range(3)})
     runs = load(folder, "a", "b")
     (group,) = score_groups(runs)
-    first, second = (column.rows["ARC/pass@2"] for column in group.columns)
+    first, second = (run.rows["ARC/pass@2"] for run in group.runs)
     assert (first.fraction, first.percent) == ("3/3", "100.0 %") and second.fraction.endswith("/4")
     page = render_comparison(runs)
     assert first.interval in page and second.interval in page and "not generalisation" in page
 
 
+def columns(page: str, section: str) -> list[list[str]]:
+    """What each row of the section's first sortable table is sorted by, column by column; columns that cannot are left out."""
+    table = re.search(rf'<section id="{section}">.*?<table class="[^"]*sortable">(.*?)</table>', page, re.DOTALL)
+    assert table
+    heads = re.findall(r"<th(?: [^>]*)?>", table[1].split("</thead>")[0])
+    fixed = sum("data-fixed" in head for head in heads)
+    rows = [re.findall(r'<t[hd][^>]*data-sort="([^"]*)"', row) for row in table[1].split("</thead>")[1].split("</tr>")[:-1]]
+    assert rows and all(len(row) == len(heads) - fixed for row in rows)
+    return rows
+
+
+def test_a_run_is_a_row_that_every_column_can_sort(folder: Path) -> None:
+    """As numbers, so that 9 % stands before 10 %; what is missing has no key and goes last."""
+    set_ranks(folder / "a", {f"t{i}": [0 if i < 1 else None] for i in range(11)})
+    set_ranks(folder / "b", {f"t{i}": [0 if i < 2 else None] for i in range(11)})
+    (folder / "a/criterion.json").write_text(json.dumps({**CRITERION, "result": "FAIL", "sentence": "FAIL <why>"}))
+    runs = load(folder, "a", "b")
+    page = render_comparison(runs)
+    (a, b), names = columns(page, "runs"), list(run_rows(runs)[0].values)
+    assert (a[:3], b[:3]) == (["a", "DONE", "FAIL"], ["b", "DONE", "no criterion"]) and 'title="FAIL &lt;why&gt;"' in page
+    place = 3 + names.index("pass@2, train")
+    assert (float(a[place]), float(b[place])) == (1 / 11, 2 / 11)
+    assert "steps to 90 %" not in names  # no run has reached it
+    assert [row[0] for row in columns(page, "scores")] == ["a", "b"]
+    assert float(columns(page, "scores")[0][2]) == 1 / 11
+    shutil.rmtree(folder / "b/evaluation")
+    runs = load(folder, "a", "b")
+    runs[1].rows.clear()
+    assert columns(render_comparison(runs), "runs")[1][place] == ""
+
+
+def test_settings_have_a_row_for_every_run_once_there_are_many(folder: Path) -> None:
+    names = [shutil.copytree(folder / "b", folder / f"b{i}").name for i in range(3)]
+    for i, name in enumerate(names):
+        config = folder / name / "config.yaml"
+        config.write_text(config.read_text().replace("name: b", f"name: {name}").replace("gain: 0.7", f"gain: {i + 2}.5"))
+    page = render_comparison(load(folder, "a", "b", *names))
+    rows = columns(page, "settings")
+    assert rows == [["a", "0.1"], ["b", "0.7"], ["b0", "2.5"], ["b1", "3.5"], ["b2", "4.5"]]
+    few = render_comparison(load(folder, "a", "b"))
+    assert '<th scope="row">encoder.context.gain</th><td>0.1</td><td class="changed">0.7</td>' in few
+
+
+def test_the_page_follows_the_theme_and_scrolls_tables_in_boxes(folder: Path) -> None:
+    page = render_comparison(load(folder, "a", "b"))
+    style = page[page.index("<style>") : page.index("</style>")]
+    light, dark = (re.findall(r"(--[\w-]+): (#\w+)", part) for part in style.split("prefers-color-scheme: dark")[:2])
+    assert "color-scheme: light dark" in style and {"--ink", "--paper", "--card", "--up", "--down"} <= dict(dark[:20]).keys()
+    assert all(dict(light)[name] != value for name, value in dark[:10])
+    bare = re.sub(r'<div class="scroll[^>]*>.*?</table></div>|<details><summary>All.*?</details>', "", page, flags=re.DOTALL)
+    assert "<table" not in bare, "a table outside a box widens the whole page"
+
+
+def test_ninth_run_has_other_dashes_than_the_first(folder: Path) -> None:
+    assert line_sample(0) != line_sample(8) != line_sample(16) and len({line_sample(i) for i in range(22)}) == 22
+    run = load(folder, "a")[0]
+    (svg,) = overlay_svgs([run] * 9, ["train/lm_loss"])
+    first, ninth = (re.search(rf'<g class="run-{i}"><path[^>]*style="([^"]*)"', svg) for i in (0, 8))
+    assert first and ninth and "stroke-dasharray" in ninth[1] and "stroke-dasharray" not in first[1]
+
+
+def test_scores_that_must_be_equal_are_left_out(folder: Path) -> None:
+    set_ranks(folder / "a", {"t1": [0], "t2": [1]})
+    edit(
+        folder / "a/evaluation/train/metrics.json",
+        scores={f"ARC/{name}": {"n": 1, "N": 2} for name in ("pass@1", "pass@2", "pass@5", "pass@10", "solved@1", "solved@2")},
+    )
+    (group,) = score_groups(load(folder, "a"))
+    assert group.names == ("ARC/pass@1", "ARC/pass@2") and group.more == ()
+    assert group.idle == {
+        "ARC/pass@5": "ARC/pass@2",
+        "ARC/pass@10": "ARC/pass@2",
+        "ARC/solved@1": "ARC/pass@1",
+        "ARC/solved@2": "ARC/pass@2",
+    }
+    assert "Left out, as they must be equal to what is shown: ARC/solved@1 (= ARC/pass@1); " in render_comparison(
+        load(folder, "a")
+    )
+    (folder / "a/evaluation/train/predictions.jsonl").unlink()
+    assert score_groups(load(folder, "a"))[0].idle == {}  # nobody knows how many answers there were
+
+
 def test_page_loads_nothing_and_its_anchors_lead_somewhere(folder: Path) -> None:
     page = render_comparison(load(folder, "a", "b"))
     assert "<figure><svg" in page
-    assert not re.search(r"https?:|//\w+\.|@import|<link|<script|<img|<iframe", page)
+    assert not re.search(r"https?:|//\w+\.|@import|<link|<script |<img|<iframe|fetch\(|XMLHttp", page)
     references = [r for pair in re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', page) for r in pair if r]
-    assert references and all(reference.startswith("#") and f'id="{reference[1:]}"' in page for reference in references)
+    anchors = [r for r in references if r.startswith("#")]
+    assert anchors and all(f'id="{reference[1:]}"' in page for reference in anchors)
+    assert all(r.startswith("tasks/train/") for r in references if r not in anchors)
 
 
 def test_curves_hold_every_run_that_logged_the_metric(folder: Path) -> None:
@@ -85,53 +171,6 @@ def test_curves_hold_every_run_that_logged_the_metric(folder: Path) -> None:
     (one,) = overlay_svgs([a, b], ["train/lm_loss"])
     assert "#2f6fdb" in one and "#e2711d" not in one
     assert overlay_svgs([b], ["train/lm_loss"]) == []
-
-
-def test_gallery_shows_real_grids_and_who_was_right(folder: Path) -> None:
-    task = load(folder, "a")[0].splits[0].task_ids[0]
-    for name, place in (("a", 0), ("b", None)):
-        tests = [place] * sum(key[0] == task for key in load(folder, name)[0].splits[0].predictions)
-        set_ranks(folder / name, {task: tests, "gone": [place]})
-    (gallery,) = disagreements(load(folder, "a", "b"))
-    known, gone = gallery.cards
-    assert known.solvers == ("a",) and known.demos and known.tests[0].truth is not None
-    assert [(x.label, x.is_right) for x in known.tests[0].answers] == [("a", True), ("b", False)]
-    assert gone.tests[0].truth is None and gallery.problem == "task gone is in none of the runs' sources"
-    page = render_comparison(load(folder, "a", "b"))
-    assert f'data-task="{task}"' in page and "1x2 instead of" in page
-
-
-def test_failures_are_the_tasks_that_no_run_solves(folder: Path) -> None:
-    set_ranks(folder / "a", {"t1": [0], "t2": [None], "t3": [1, 5]})
-    set_ranks(folder / "b", {"t1": [None], "t2": [3], "t3": [None, 0]})
-    both, alone = failures(load(folder, "a", "b"))[0], failures(load(folder, "b"))[0]
-    assert [card.id for card in both.cards] == ["t2", "t3"] and (both.num_tasks, both.num_common) == (2, 3)
-    assert [card.id for card in alone.cards] == ["t1", "t2", "t3"] and not disagreements(load(folder, "b"))
-    page = render_comparison(load(folder, "b"))
-    assert 'id="failures-train"' in page and page.count("<article") == 3 and "Tasks that b does not solve" in page
-    set_ranks(folder / "b", {"t1": [0]})
-    assert "Every task is solved." in render_comparison(load(folder, "b"))
-    edit(folder / "b/evaluation/train/metrics.json", scores={"ARC/solved@2": {"n": 0, "N": 0}, "ARC/pass@2": {"n": 0, "N": 0}})
-    assert failures(load(folder, "b")) == []  # hidden answers: wrong is not known
-
-
-def test_grids_of_validation_tasks_are_found(folder: Path) -> None:
-    source = "toy:dihedral?tasks=3&side=4&split=validation"
-    set_ranks(folder / "a", {"toy_dihedral_validation_00001": [None]})
-    (run,) = load(folder, "a")
-    run.settings["dataset.validation_sources"] = [source]
-    (gallery,) = failures([run])
-    assert gallery.problem == "" and gallery.cards[0].demos and gallery.cards[0].tests[0].truth is not None
-
-
-def test_unreadable_source_leaves_the_predictions(folder: Path) -> None:
-    set_ranks(folder / "a", {"t": [0]})
-    set_ranks(folder / "b", {"t": [None]})
-    runs = load(folder, "a", "b")
-    for run in runs:
-        run.settings.update({"dataset.train_sources": ["folder:gone"], "dataset.eval_sources": []})
-    (gallery,) = disagreements(runs)
-    assert "gone does not exist" in gallery.problem and gallery.cards[0].tests[0].answers[0].view is not None
 
 
 def test_labels_are_as_long_as_they_must_be(folder: Path, tmp_path: Path) -> None:
@@ -146,7 +185,12 @@ def test_command_writes_page_and_sheets(folder: Path, run_script: Any, tmp_path:
     arguments = ("arclab.pages", f"{folder}/a", f"{folder}/b", "--output", f"{tmp_path}/out")
     done = run_script("-m", *arguments)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.html", "quickstart-a.md", "quickstart-b.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "compare.html",
+        "quickstart-a.md",
+        "quickstart-b.md",
+        "tasks",
+    ]
 
 
 @pytest.mark.parametrize(

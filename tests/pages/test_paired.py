@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from arclab.pages.compare import gap_row, paired_tests, render_comparison
-from arclab.pages.compare_pictures import disagreements
+from arclab.pages.compare import render_comparison
+from arclab.pages.compare_scores import gap_row
+from arclab.pages.compare_tasks import task_galleries
+from arclab.pages.paired_views import paired_matrices, paired_tests, standings
 from arclab.pages.tracking import observations
 from arclab.results.paired import compare_splits, difference_interval, mcnemar_p
 from arclab.results.reading import unlike
@@ -45,7 +47,8 @@ def test_paired_test_counts_tasks_and_test_inputs(folder: Path) -> None:
     assert (tasks.total, tasks.both, tasks.only_first, tasks.only_second) == (5, 1, 2, 1)
     assert (inputs.total, inputs.both, inputs.only_first, inputs.only_second) == (7, 2, 3, 1)
     assert tasks.p_value == 1.0 and inputs.p_value == 2 * (1 + 4) / 16
-    assert [card.id for card in disagreements([a, b])[0].cards] == ["t2", "t3", "t5"]
+    (gallery,) = task_galleries([a, b])
+    assert [task.id for task in gallery.tasks if task.outcome == "some"] == ["t2", "t3", "t5"]
 
 
 def test_runs_with_other_tasks_are_not_comparable(folder: Path) -> None:
@@ -53,7 +56,7 @@ def test_runs_with_other_tasks_are_not_comparable(folder: Path) -> None:
     (pair,) = paired_tests(load(folder, "a", "b"))
     assert pair.problem == "not comparable: the task sets differ (4 tasks and 2, 0 in common)" and not pair.tests
     page = render_comparison(load(folder, "a", "b"))
-    assert pair.problem in page and "The runs have no task in common." in page
+    assert pair.problem in page and f"Nothing can be said on the train split: {pair.problem}." in page
 
 
 def test_runs_without_a_common_split_or_with_hidden_answers_are_not_comparable(folder: Path) -> None:
@@ -114,3 +117,74 @@ def test_evaluations_made_differently_say_so(folder: Path) -> None:
     row = gap_row(0, run)
     assert row.note.startswith("trained steps: 4 for train, 3 for evaluation; augmented copies voted")
     assert any("(made differently: trained steps: 4 for train, 3 for evaluation;" in line for line in observations(run))
+
+
+def ranks_of(num_solved: int, num_tasks: int) -> dict[str, list[int | None]]:
+    """The first tasks solved, the others not."""
+    return {f"t{i}": [0 if i < num_solved else None] for i in range(num_tasks)}
+
+
+def test_the_first_line_says_who_is_ahead_and_whether_that_is_decided(folder: Path) -> None:
+    set_ranks(folder / "a", ranks_of(5, 20))
+    set_ranks(folder / "b", ranks_of(3, 20))
+    low, high = Share(5, 20).interval
+    runs = load(folder, "b", "a")
+    (standing,) = standings(runs)
+    assert standing.sentence == (
+        f"a, 25.0 % [{100 * low:.1f}, {100 * high:.1f}] of 20 tasks solved within two attempts (train split), ahead of b by 2 "
+        "tasks, p = 0.50: nothing is decided between them."
+    )
+    page = render_comparison(runs)
+    assert not standing.is_decided and page.index(standing.sentence) < page.index("<nav>")
+    set_ranks(folder / "a", ranks_of(14, 20))
+    (standing,) = standings(load(folder, "a", "b"))
+    assert (
+        standing.is_decided and "ahead of b by 11 tasks, p = 0.0010: decided between these two trainings." in standing.sentence
+    )
+    set_ranks(folder / "b", ranks_of(14, 20))
+    assert "level with b: nothing is decided." in standings(load(folder, "a", "b"))[0].sentence
+    alone = standings(load(folder, "a"))[0].sentence
+    assert alone.startswith("a: 70.0 %") and "p =" not in alone
+    shutil.rmtree(folder / "a/evaluation")
+    assert standings(load(folder, "a")) == [] and "Nothing is decided: evaluate.py has scored no run" in render_comparison(
+        load(folder, "a")
+    )
+
+
+def test_a_winner_of_many_runs_is_held_to_all_the_pairs(folder: Path) -> None:
+    """p = 0.031 decides between two runs, and nothing where the best of five is looked at."""
+    set_ranks(folder / "a", ranks_of(16, 20))
+    set_ranks(folder / "b", ranks_of(10, 20))
+    assert "p = 0.0312: decided" in standings(load(folder, "a", "b"))[0].sentence
+    names = [shutil.copytree(folder / "b", folder / f"b{i}").name for i in range(3)]
+    for name in names:
+        config = folder / name / "config.yaml"
+        config.write_text(config.read_text().replace("name: b", f"name: {name}"))
+    set_ranks(folder / names[-1], ranks_of(0, 20))
+    (standing,) = standings(load(folder, "a", "b", *names))
+    assert "p = 0.0312: not decided, as 10 pairs were tested" in standing.sentence and not standing.is_decided
+    assert "It is surely ahead of 1 of the 4 others (p < 0.05 for all 10 pairs)." in standing.sentence
+
+
+def test_the_matrix_is_antisymmetric_and_counts_its_tests(folder: Path) -> None:
+    set_ranks(folder / "a", ranks_of(3, 20))
+    set_ranks(folder / "b", ranks_of(20, 20))
+    other = shutil.copytree(folder / "b", folder / "c")
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("name: b", "name: c"))
+    set_ranks(other, {"elsewhere": [None]})
+    runs = load(folder, "a", "b", "c")
+    (matrix,) = paired_matrices(runs)
+    assert [header.label for header in matrix.headers] == ["b", "a", "c"]
+    up, down = matrix.rows[0][1], matrix.rows[1][0]
+    assert up and down and (up.text, down.text, up.sign, down.sign, up.certainty) == ("+17", "-17", "up", "down", "sure")
+    assert (up.p, up.certainty) == (down.p, down.certainty) == ("<.001", "sure")
+    assert up.sentence == "20 tasks: both 3, only b 17, only a 0; p = < 0.0001"
+    assert down.sentence == "20 tasks: both 3, only a 0, only b 17; p = < 0.0001"
+    assert [row[i] for i, row in enumerate(matrix.rows)] == [None] * 3
+    untested = matrix.rows[2][0]
+    assert untested and not untested.is_tested and "not comparable" in untested.sentence
+    assert matrix.num_tests == 2 and sum(matrix.problems.values()) == 2
+    page = render_comparison(runs)
+    assert "2 tests (tasks and test inputs of each pair)" in page and "not corrected for their number" in page
+    assert page.count('<td class="up sure"') == page.count('<td class="down sure"') == 1

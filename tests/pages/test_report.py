@@ -158,6 +158,29 @@ def test_sections_agree_with_solved_at_2(result: Evaluation) -> None:
     assert counts["solved"] == share.n and counts["solved"] + counts["failed"] == share.total
 
 
+def test_pictures_stand_before_statistics_which_are_folded(result: Evaluation) -> None:
+    write_rows(result, 20)
+    page = render_report(result)
+    order = [
+        page.index(f'<section id="{key}">') for key in ("scores", "solved", "failed", "statistics", "curves", "configuration")
+    ]
+    assert order == sorted(order)
+    statistics = section_html(page, "statistics")
+    assert statistics.index("<details><summary>Statistics of the solver (3, 1 outside") < statistics.index("<table")
+
+
+def test_scores_that_cannot_differ_are_left_out(result: Evaluation, training: dict[str, ArcTask]) -> None:
+    """Two votes give two answers at most: pass@5 is pass@2. Where each task has one test input, solved@k is pass@k."""
+    one = replace(result, tasks=[training[FAILED]])
+    scores = section_html(render_report(one), "scores")
+    table = re.findall(r'<th scope="row">([^<]*)</th>', scores)
+    tiles = re.findall(r'class="label">([^<]*)<', scores)
+    assert table == tiles == ["ARC/pass@1", "ARC/pass@2", "ARC/pass@5"][: len(tiles)] + table[len(tiles) :]
+    assert "ARC/solved@2" not in tiles and "ARC/pass@10" not in table
+    assert "ARC/solved@2 (= ARC/pass@2)" in scores and "ARC/pass@1000" in scores.split("Left out")[1]
+    assert "ARC/solved@2" in re.findall(r'class="label">([^<]*)<', section_html(render_report(result), "scores"))
+
+
 def test_scores_show_fraction_percent_and_interval(result: Evaluation) -> None:
     scores = section_html(render_report(result), "scores")
     share = result.shares["ARC/pass@2"]
@@ -229,7 +252,7 @@ def test_the_page_loads_nothing(result: Evaluation) -> None:
     write_rows(result, 20)
     page = render_report(result)
     assert "<figure><svg" in page
-    assert not re.search(r"https?:|//\w+\.|@import|<link|<script|<img|<iframe", page)
+    assert not re.search(r"https?:|//\w+\.|@import|<link|<script |<img|<iframe", page)
     references = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', page)
     assert all(reference.startswith("#") for pair in references for reference in pair if reference)
 
@@ -292,7 +315,7 @@ def test_statistics_have_their_meaning_and_show_what_is_unhealthy(result: Evalua
     assert rows["all.count"].value == "4,096" and not rows["all.count"].is_unhealthy
     assert rows["all.q_halt_accuracy"].is_unhealthy and rows["all.q_halt_accuracy"].healthy == "0.8 to 1"
     assert rows["all.lm_loss"].value == "not finite"
-    assert rows["all.exact_accuracy"].metric.meaning in section_html(render_report(result), "scores")
+    assert rows["all.exact_accuracy"].metric.meaning in section_html(render_report(result), "statistics")
 
 
 def test_missing_metrics_are_said(result: Evaluation) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from arclab.files import write_atomically
 from arclab.metrics.logger import read_rows
-from arclab.pages.compare import gap_row, render_comparison
+from arclab.pages.compare import render_comparison
+from arclab.pages.compare_scores import gap_row
 from arclab.pages.sheet import sheet_html
 from arclab.pages.tracking import TO_FILL_IN, convergence, gap, issues, tracking_sheet
 from arclab.results.scoring import Share
@@ -142,7 +143,7 @@ def test_status_is_that_of_the_criterion(folder: Path, result: str, status: str)
     run = load(folder, "a")
     assert field(tracking_sheet(run[0], None), "- Status:") == f"{status}: {sentence}"
     page = render_comparison(run)
-    assert f'<span class="badge {result.lower()}">{result}</span>' in page and sentence in page
+    assert f'<span class="badge {result.lower()}" title="{sentence}">{result}</span>' in page and sentence in page
 
 
 def test_interval_of_exact_accuracy_counts_tasks_not_copies(folder: Path) -> None:
@@ -180,9 +181,9 @@ def test_a_run_that_was_killed_is_not_running(folder: Path) -> None:
     run = RunDir(folder / "a")
     run.write_status(State.running, 3)
     write_atomically(run.path / "lock.json", json.dumps({**asdict(Holder.me()), "pid": 2**22 + 1}))
-    assert "PARTIAL: RUNNING, but its process is gone, step 4" in load(folder, "a")[0].state
+    assert load(folder, "a")[0].state == "LOST at step 4 of 4"
     write_atomically(run.path / "lock.json", json.dumps(asdict(Holder.me())))
-    assert "PARTIAL: RUNNING, step 4" in load(folder, "a")[0].state
+    assert load(folder, "a")[0].state == "RUNNING at step 4 of 4"
 
 
 def test_gradients_are_judged_by_the_gain_and_not_once_all_is_right(folder: Path) -> None:
@@ -236,9 +237,9 @@ def test_partial_run_is_reported_with_what_there_is(folder: Path) -> None:
     edit(folder / "b/status.json", state="FAILED", step=3, message="training diverged & stopped")
     runs = load(folder, "a", "b")
     page, sheet = render_comparison(runs), tracking_sheet(runs[1], runs[0])
-    assert '<div class="badge partial">PARTIAL: FAILED, step 4 of 4 (training diverged &amp; stopped)</div>' in page
-    assert page.count('class="badge partial"') == 1 and page.index("PARTIAL") < page.index("<header")
-    assert "**PARTIAL: FAILED, step 4 of 4 (training diverged & stopped)**" in sheet
+    assert '<span class="badge partial">FAILED at step 4 of 4 (training diverged &amp; stopped)</span>' in page
+    assert page.count('class="badge partial"') == 1 and page.index("FAILED at") < page.index("<header")
+    assert "**FAILED at step 4 of 4 (training diverged & stopped)**" in sheet
     assert "during training, step 4; evaluate.py was not run" in page
 
 
@@ -249,5 +250,5 @@ def test_run_that_only_began_is_reported(folder: Path) -> None:
         shutil.rmtree(folder / "b" / name)
     (run,) = load(folder, "b")
     page, sheet = render_comparison([run]), tracking_sheet(run, None)
-    assert "PARTIAL: no status.json, step 0 of 4" in page and "No curves" in page and "No scores" in page
+    assert "NEW at step 0 of 4" in page and "No curves" in page and "No scores" in page
     assert field(sheet, "- Train accuracy:") == "not evaluated" and all(heading in sheet for heading in HEADINGS)

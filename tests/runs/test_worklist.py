@@ -67,7 +67,7 @@ def test_other_settings_are_refused_in_the_words_of_the_items(tmp_path: Path) ->
     before = path.read_bytes() + b'{"id": "half'
     path.write_bytes(before)
     other = Worklist(path, {"seed": 1}, kind)
-    words = r"nodes\.jsonl holds nodes searched with depth=\[1, 2\], now depth=None \(2 keys differ\); choose another name=, or"
+    words = r"nodes\.jsonl holds nodes searched with depth=\[1, 2\], now depth=None; seed=0, now seed=1 \(2 keys differ\); choose another name=, or"
     with pytest.raises(ConfigError, match=words):
         other.check()
     with pytest.raises(ConfigError, match=words):

@@ -12,9 +12,11 @@ import pytest
 
 from arclab.launch.cluster import queue_states
 from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import living_jobs, read_job, read_state
+from arclab.launch.queue.progress import living_jobs
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import State
+from arclab.runs.jobrecord import read_job
+from arclab.runs.statewords import read_state
 
 from ..conftest import ROOT, script_env
 from ..test_second_method import add_to_path
@@ -74,10 +76,8 @@ def test_a_queue_from_submitting_to_the_report(launch: Launch, tmp_path: Path, s
     }
 
     wait_until(lambda: has_reached(runs["long"].folder, 5), "the long run")
-    assert re.search(
-        r"RUNNING \d+ [\d,]+/1,000,000 [\d.]+ \d+ ", table(launch("status", path, "--only", "long").stdout)["long"]
-    )
-    assert table(launch("cancel", "long", "--file", path).stdout)["long"] == f"{jobs['long']} told to save and end"
+    assert re.search(r"RUNNING \d+ [\d,]+/1,000,000 [\d.]+ \d+ ", table(launch("status", path, "long").stdout)["long"])
+    assert table(launch("cancel", path, "long").stdout)["long"] == f"{jobs['long']} told to save and end"
     wait_until(lambda: state_of(runs["long"]) == "CANCELLED", "the end of the long run", 60)
     saved = runs["long"].folder.step
     assert runs["long"].folder.state is State.preempted and (runs["long"].folder.checkpoints / f"step_{saved:08d}").is_dir()
@@ -88,8 +88,8 @@ def test_a_queue_from_submitting_to_the_report(launch: Launch, tmp_path: Path, s
     retried = table(launch("retry", path, "--failed").stdout)
     assert retried["a"] == "skipped: DONE" and retried["long"].endswith("submitted again (CANCELLED)")
     wait_until(lambda: has_reached(runs["long"].folder, saved + 3), "the long run again")
-    assert f"continuing from step {saved}" in launch("tail", "long", "--file", path, "-n", "1000").stdout
-    launch("cancel", "long", "--file", path)
+    assert f"continuing from step {saved}" in launch("tail", path, "long", "-n", "1000").stdout
+    launch("cancel", path, "long")
     wait_until(lambda: state_of(runs["long"]) == "CANCELLED", "the end of the long run", 60)
     steps = [row["_step"] for row in read_rows(runs["long"].folder.metrics)]
     assert steps == list(range(len(steps)))
@@ -144,7 +144,7 @@ def test_an_evaluation_of_any_method_depends_on_its_run(
     assert launch("submit", str(failing)).returncode == 0
     evaluation, maker, _ = read_plan(failing).runs
     wait_until(lambda: has_reached(maker.folder, 10), "step 10")
-    assert launch("cancel", "b_lr-0.?", "--file", str(failing)).returncode == 0
+    assert launch("cancel", str(failing), "b_lr-0.?").returncode == 0
     wait_until(lambda: state_of(evaluation) == "LOST", "the end of the evaluation", 60)
 
 

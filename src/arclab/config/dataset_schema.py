@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
+from pathlib import Path
+from typing import ClassVar, Optional
 
 from arclab.config.rules import sized, within
 
@@ -30,7 +32,9 @@ class DatasetConfig:
     """Task sources, subsets and how examples are drawn. Source strings: see arclab.data.sources.
 
     Validation tasks are those of train_sources that validation_ids names, and all of validation_sources. query_rule and
-    max_demos concern few_shot alone: a puzzle table sees no demonstrations, and learns from all pairs.
+    max_demos concern few_shot alone: a puzzle table sees no demonstrations, and learns from all pairs. max_side: tasks with a
+    longer side in any grid are left out, before max_train_tasks and max_eval_tasks count; its default is for runs that were
+    made before it was a key.
     """
 
     name: str
@@ -47,6 +51,7 @@ class DatasetConfig:
     num_augmentations: int
     translate: bool
     max_demos: int
+    max_side: Optional[int] = None
 
     def check(self, path: str) -> list[str]:
         problems = [
@@ -60,4 +65,53 @@ class DatasetConfig:
         for key, value in (("max_train_tasks", self.max_train_tasks), ("max_eval_tasks", self.max_eval_tasks)):
             if value is not None and value < 1:
                 problems.append(f"{path}.{key}={value} must be at least 1, or null for all tasks; change it.")
+        return [*problems, *broken_max_side(path, self.max_side)]
+
+
+def broken_max_side(path: str, max_side: int | None) -> list[str]:
+    return [] if max_side is None else within(path, 1, CANVASES[-1], max_side=max_side)
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetWishes:
+    """The keys of a data set that evaluate.py takes: what is scored instead of the run's own tasks. null: as the run.
+
+    name: what results call it; null: after the sources. All other keys of an option of the group belong to the training of the
+    checkpoint, whose values they keep. The defaults are for evaluations that were made before there were these wishes.
+    """
+
+    OF_THE_RUN: ClassVar[tuple[str, ...]] = (
+        "train_sources", "validation_sources", "validation_ids", "train_ids", "max_train_tasks", "max_eval_tasks", "regime",
+        "query_rule", "canvas", "num_augmentations", "translate", "max_demos",
+    )  # fmt: skip
+
+    name: Optional[str] = None
+    eval_sources: Optional[list[str]] = None
+    max_side: Optional[int] = None
+
+    def check(self, path: str) -> list[str]:
+        problems = broken_max_side(path, self.max_side)
+        if self.eval_sources == []:
+            problems.append(f"{path}.eval_sources=[] must name at least one source; for example [folder:my/tasks].")
+        if self.name is not None and self.eval_sources is None:
+            problems.append(f"{path}.name={self.name} names other tasks, but {path}.eval_sources is not set; set it.")
         return problems
+
+    def label(self, split: str) -> str:
+        """Names what is scored, as a part of a path: the split, and what is not as in the run."""
+        parts = [split]
+        if self.eval_sources is not None:
+            parts.append(_slug(self.name or "+".join(map(_last_parts, self.eval_sources))))
+        if self.max_side is not None:
+            parts.append(f"side{self.max_side}")
+        return "-".join(parts)
+
+
+def _last_parts(source: str) -> str:
+    """The last two names of a path, so that a/tasks and b/tasks differ; of toy:FAMILY?... the family."""
+    _, _, rest = source.partition(":")
+    return "-".join(Path((rest or source).partition(",")[0].partition("?")[0]).with_suffix("").parts[-2:])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-")[:80]

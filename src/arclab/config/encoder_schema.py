@@ -1,4 +1,4 @@
-"""The schema of encoders and their parts: one dataclass for each kind, and the dictionary that names them.
+"""The schema of encoders and their parts: one dataclass for each kind; encoders.py names them.
 
 Rules as in schema.py: fields have no defaults (values live in conf/encoder/*.yaml), check(path) returns broken rules as
 sentences. An option that a kind does not have is not in its dataclass, so that setting it is an unknown key.
@@ -264,15 +264,15 @@ class HybridVariationalEncoderConfig(HybridEncoderConfig):
 
 @dataclass(kw_only=True, slots=True)
 class LpnEncoderConfig(TaskEncoderConfig):
-    """The encoder of the LPN paper, at its own width."""
+    """The encoder of the LPN paper, at its own width; null: the decoder's."""
 
-    width: int
+    width: Optional[int]
     num_layers: int
     num_heads: int
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
-        if self.num_heads > 0 and self.width % self.num_heads:
+        if self.width is not None and self.num_heads > 0 and self.width % self.num_heads:
             problems.append(f"{path}.width={self.width} must be a multiple of {path}.num_heads={self.num_heads}; change one.")
         return problems
 
@@ -284,7 +284,7 @@ class LpnVariationalEncoderConfig(LpnEncoderConfig):
 
     def check(self, path: str) -> list[str]:
         problems = LpnEncoderConfig.check(self, path)
-        if not 1 <= self.latent_dim <= self.width:
+        if self.width is not None and not 1 <= self.latent_dim <= self.width:
             problems.append(
                 f"{path}.latent_dim={self.latent_dim} must be between 1 and the encoder's width {self.width}; choose a value "
                 "in that range."
@@ -353,20 +353,3 @@ class SetTransformerEncoderConfig(StandardEncoderConfig):
 @dataclass(kw_only=True, slots=True)
 class InContextEncoderConfig(TransformerEncoderConfig):
     """No compression: demonstration tokens stand in the decoder's own sequence. num_layers 0: plain embeddings."""
-
-
-ENCODER_SCHEMAS: dict[str, type[EncoderConfig]] = {
-    "puzzle_table": PuzzleTableConfig,
-    "standard": StandardEncoderConfig,
-    "variational": VariationalEncoderConfig,
-    "lpn": LpnEncoderConfig,
-    "lpn_variational": LpnVariationalEncoderConfig,
-    "hybrid": HybridEncoderConfig,
-    "hybrid_variational": HybridVariationalEncoderConfig,
-    "recurrent": RecurrentEncoderConfig,
-    "recurrent_trm": RecurrentTrmEncoderConfig,
-    "cross_attention": CrossAttentionEncoderConfig,
-    "hierarchical": HierarchicalEncoderConfig,
-    "set_transformer": SetTransformerEncoderConfig,
-    "in_context": InContextEncoderConfig,
-}

@@ -6,10 +6,11 @@ sentences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized
@@ -17,23 +18,43 @@ from arclab.config.run import DeviceChoice, EvaluationConfig
 from arclab.config.saved_file import saved_key
 from arclab.config.schema import CanvasRule, EvalHalting, SplitName, VotesRule, WeightsKind
 
+RELEASE_FILE = "release.json"  # makes a run folder a release: see arclab.methods.recursive.release
+
+
+def results_folder(run: Path, runs_dir: str) -> Path:
+    """Where new results of a run go: into its folder; of a release, which stays as it was handed on, into
+    <runs_dir>/released/NAME."""
+    return Path(runs_dir) / "released" / run.resolve().name if (run / RELEASE_FILE).is_file() else run
+
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationWishes:
     """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that
-    name)."""
+    name). The default is for evaluations that were made before it was a key."""
 
     halting: Optional[EvalHalting]
     votes: Optional[VotesRule]
     canvas: Optional[CanvasRule]
+    health_tasks: Optional[int] = None
+
+    def check(self, path: str) -> list[str]:
+        return [] if self.health_tasks is None else at_least(path, 0, health_tasks=self.health_tasks)
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(EvaluationConfig):
     """Root of evaluate.py. null means: as the checkpoint's own run was configured; name: the folder in the run's evaluation/
-    (null: named after the split); output_dir: a folder anywhere else."""
+    (null: named after the split and dataset), of a release in runs_dir/released; output_dir: a folder anywhere else. Tasks of
+    dataset.eval_sources are scored as the split evaluation."""
 
-    FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "device", "num_threads", "batch_size", "output_dir")
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (
+        "launch.",
+        "device",
+        "num_threads",
+        "batch_size",
+        "output_dir",
+        "evaluation.health_tasks",
+    )
 
     checkpoint: str
     name: Optional[str]
@@ -44,6 +65,7 @@ class EvaluateConfig(EvaluationConfig):
     num_augmentations: Optional[int]
     batch_size: Optional[int]
     max_tasks: Optional[int]
+    dataset: DatasetWishes = field(default_factory=DatasetWishes)
     evaluation: EvaluationWishes
     device: DeviceChoice
     num_threads: Optional[int]
@@ -61,11 +83,21 @@ class EvaluateConfig(EvaluationConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir) if self.output_dir else self.run_folder / "evaluation" / (self.name or self._split_name())
+        if self.output_dir:
+            return Path(self.output_dir)
+        return results_folder(self.run_folder, self.runs_dir) / "evaluation" / (self.name or self._results_name())
+
+    @property
+    def wanted_split(self) -> SplitName | None:
+        """None: the run's own."""
+        return self.split or (None if self.dataset.eval_sources is None else SplitName.evaluation)
+
+    def _results_name(self) -> str:
+        return self.dataset.label(self._split_name())
 
     def _split_name(self) -> str:
-        if self.split is not None:
-            return self.split.value
+        if self.wanted_split is not None:
+            return self.wanted_split.value
         saved = self.run_folder / "config.yaml"
         if not saved.is_file():
             what = f"has no {saved.name}" if (saved.parent / "checkpoints").is_dir() else "has no checkpoints/step_*"
@@ -88,6 +120,11 @@ class EvaluateConfig(EvaluationConfig):
         problems += [] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks)
         problems += [] if self.name is None else broken_name("name", self.name)
         problems += broken_path("runs_dir", self.runs_dir)
+        if self.dataset.eval_sources is not None and self.wanted_split is not SplitName.evaluation:
+            problems.append(
+                f"split={self._split_name()} are tasks of the run, and dataset.eval_sources names other ones; drop split, or "
+                "score the run's own without dataset= and dataset.eval_sources."
+            )
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

@@ -49,16 +49,13 @@ def _about(entry: str, topic: str) -> str:
         f"{topic}={option:<{_WIDTH - len(topic) - 1}} {_head(CONF_DIR / topic / f'{option}.yaml', 1)}" for option in options
     ]
     dotted = topic.replace("/", ".")
-    keys = [
-        (key, kind) for key, kind in _keys(load(ENTRIES[entry].schema), "") if key == dotted or key.startswith(f"{dotted}.")
-    ]
+    keys = {key: kind for key, kind in keys_of(entry).items() if key == dotted or key.startswith(f"{dotted}.")}
     if not lines and not keys:
         near = closest_key(topic, entry)
         raise ConfigError(f"{topic} is no group or key of {ENTRIES[entry].script}; {near}")
     defaults = flat(compose_run(entry, ENTRIES[entry].example))
     lines += [""] if lines and keys else []
-    seen = dict.fromkeys((key, kind) for key, kind in keys)
-    lines += [f"{key:<{_WIDTH + 8}} {kind:<34} {_default(key, defaults)}".rstrip() for key, kind in seen]
+    lines += [f"{key:<{_WIDTH + 8}} {kind:<34} {_default(key, defaults)}".rstrip() for key, kind in keys.items()]
     return "\n".join([*lines, *([f"(defaults: of {' '.join(ENTRIES[entry].example)})"] if keys else [])])
 
 
@@ -68,6 +65,15 @@ def groups_of(entry: str) -> list[str]:
     named = [group for group in found if (CONF_DIR / group).is_dir() and group != "local"]
     below = [f"{group}/{path.name}" for group in named for path in sorted((CONF_DIR / group).iterdir()) if path.is_dir()]
     return sorted([*named, *below], key=lambda group: (group != "experiment", group))
+
+
+def keys_of(entry: str) -> dict[str, str]:
+    """Dotted key -> its type in words, of every leaf, of all kinds of encoders and models."""
+    found: dict[str, str] = {}
+    for key, words in _keys(load(ENTRIES[entry].schema), ""):
+        # Kinds may differ in the type of a key: it is all that one of them takes.
+        found[key] = "|".join(dict.fromkeys([*found.get(key, words).split("|"), *words.split("|")]))
+    return found
 
 
 def _root_file(entry: str) -> Path:
@@ -89,7 +95,6 @@ def _head(file: Path, num_lines: int | None = None) -> str:
 
 
 def _keys(schema: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """(dotted key, its type in words) of every leaf, of all kinds of encoders and models."""
     hints = get_type_hints(schema)
     for name in (field.name for field in fields(schema)):
         kind = hints[name]

@@ -17,7 +17,9 @@ class LaunchConfig:
 
     mem_gib: per node. timeout_min: the job's time limit. signal_delay_s: how long before the limit the job is told to save.
     max_requeues: how often a job that ran into its limit continues; preemptions are not counted. setup: shell lines before
-    the job. partition, account, qos, constraint, mem_gib: null leaves them to SLURM. Without SLURM only the ranks count.
+    the job. check_memory: refuse to start a run that needs clearly more memory than there is (its default is for runs that
+    were made before it was a key). partition, account, qos, constraint, mem_gib: null leaves them to SLURM. Without SLURM
+    only the ranks and check_memory count.
     """
 
     gpus: int
@@ -33,6 +35,7 @@ class LaunchConfig:
     qos: Optional[str]
     constraint: Optional[str]
     setup: list[str]
+    check_memory: bool = True
 
     @property
     def ranks_per_node(self) -> int:

@@ -1,13 +1,15 @@
 """What may be the name of a folder of runs: it also stands in commands, in Hydra's grammar, in SLURM's patterns and in
-addresses.
+addresses. And which known name a wrong one is nearest to.
 
 list(broken_name("name", "a=b"))        # a sentence
+closest("evalute", ["train", "evaluate"])        # "did you mean evaluate?"
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _MAX_LENGTH = 200  # a file name has at most 255 bytes
 
@@ -29,3 +31,9 @@ def broken_path(key: str, value: str) -> Iterator[str]:
             f"{key}={value!r} must be a path without percent signs (SLURM replaces them) and line breaks, and not empty; "
             "choose another folder."
         )
+
+
+def closest(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence that refuses a word: the known one that it looks like, else all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}."

@@ -25,6 +25,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from arclab.config import compose as slow
+from arclab.config import other_kinds
 from arclab.config.saved_file import pop_entry, require_plain
 from arclab.entries import ENTRIES, load
 
@@ -88,6 +89,7 @@ class PlainComposer:
     def compose(self, entry: str, overrides: Sequence[str]) -> Any:
         """As arclab.config.compose.compose_run, which also writes the error messages."""
         row = ENTRIES[entry]
+        slow.require_free(load(row.schema), overrides)
         try:
             if row.conf_dir is not None:
                 raise NotPlain
@@ -107,7 +109,8 @@ class PlainComposer:
             return slow.thaw_run(path)
 
     def overruled(self, entry: str, overrides: Sequence[str]) -> list[str]:
-        """Sentences on chosen group options that do not count: the experiment (or conf/local) sets the same keys afterwards.
+        """Sentences on chosen group options that do not count: the experiment (or conf/local) sets the same keys afterwards;
+        and on what an encoder changes beside its kind, where the experiment has one of its own.
 
         Only values are compared that the override's files set and the overrides do not. Nothing for overrides that are not
         plain.
@@ -116,20 +119,47 @@ class PlainComposer:
         try:
             final = dict(_leaves(self._merged(config_name, overrides), ""))
             parts = [split_override(override) for override in overrides]
-            return [
-                f"{group}={option} says {key}={alone}, but the run has {key}={final[key]}, set after it by the experiment or "
-                f"conf/local; set {key} itself."
+            found = [
+                f"{group}={option} says {key}={_text(alone)}, but the run has {key}={_text(final[key])}, set after it by the "
+                f"experiment or conf/local; set {key} itself."
                 for group, option in parts
                 if group != "experiment" and (self._conf_dir / group).is_dir()
                 for key, alone in _leaves(self._merged(config_name, [f"{group}={option}"]), "")
                 if key.startswith(f"{group.replace('/', '.')}.") and final.get(key, alone) != alone and not _is_set(key, parts)
             ]
+            return [*found, *self._replaced(config_name, overrides, parts, final)]
         except NotPlain:
             return []
 
     def _compose(self, config_name: str, overrides: Sequence[str]) -> Node:
         root = self._merged(config_name, overrides)
+        schema = load(next(entry.schema for entry in ENTRIES.values() if entry.config == config_name))
+        slow.fit_to_encoder(root, schema, overrides, self._conf_dir)
         return _resolved(root, root)
+
+    def _replaced(
+        self, config_name: str, overrides: Sequence[str], parts: Sequence[tuple[str, str]], final: Node
+    ) -> Iterator[str]:
+        """What the experiment's own encoder has and the one chosen in its place changes: the two differ in more than their
+        kind."""
+        node = other_kinds.NODE
+        option = next((option for group, option in parts if group == node), None)
+        kept = [override for override in overrides if not override.startswith((f"{node}=", f"{node}.", f"{node}/"))]
+        experiment = self._source(f"experiment/{dict(parts).get('experiment')}")
+        if option is None or experiment is None or not any(f"override /{node}" in item for item in experiment.defaults):
+            return
+        before = dict(_leaves(self._merged(config_name, kept), ""))
+        changed = [
+            f"{key} from {_text(value)} to {_text(final[key])}"
+            for key, value in before.items()
+            if key.startswith(f"{node}.") and key in final and final[key] != value
+            if key != f"{node}.kind" and not _is_set(key, parts)
+        ]
+        if changed:
+            yield (
+                f"{node}={option} changes more than the kind of the experiment's own encoder: {', '.join(changed)}; set these "
+                "keys if the runs are to differ in the encoder alone."
+            )
 
     def _merged(self, config_name: str, overrides: Sequence[str]) -> Node:
         """Everything put together; interpolations are still text."""
@@ -166,6 +196,10 @@ def _leaves(node: Node, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _is_set(key: str, parts: Sequence[tuple[str, str]]) -> bool:
@@ -326,6 +360,8 @@ def _convert(value: Any, hint: Any) -> Any:
         hint = slow.VARIANTS[hint].get(value.get("kind", "") if isinstance(value, dict) else "")
     if isinstance(hint, type) and is_dataclass(hint):
         hints = _hints(hint)
+        if isinstance(value, dict) and (of_the_run := getattr(hint, "OF_THE_RUN", ())):
+            value = {key: item for key, item in value.items() if key not in of_the_run}
         if not isinstance(value, dict) or value.keys() != hints.keys():
             raise NotPlain
         return hint(**{key: _convert(value[key], hints[key]) for key in hints})

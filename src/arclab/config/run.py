@@ -6,7 +6,7 @@ it, in exchange for the usual keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Optional, Protocol, Self
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Optional, Protocol, Self
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.rules import within
 
+MAX_TAG_LENGTH = 64  # what W&B takes
 MIN_PROFILED_STEPS = 6  # trainer.profile records some steps after others: see arclab.runs.profile
 
 
@@ -47,9 +48,19 @@ class CriterionConfig:
 
 @dataclass(kw_only=True, slots=True)
 class WandbConfig:
+    """tags: beside those that every run gets (TrainingConfig.wandb_tags). Its default is for runs made before it was a key."""
+
     mode: WandbMode
     project: str
     group: Optional[str]
+    tags: list[str] = field(default_factory=list)
+
+    def check(self, path: str) -> list[str]:
+        return [
+            f"{path}.tags={tag!r} must have 1 to {MAX_TAG_LENGTH} characters (a rule of W&B); choose another word."
+            for tag in self.tags
+            if not 1 <= len(tag) <= MAX_TAG_LENGTH
+        ]
 
 
 class Cadence(Protocol):
@@ -106,6 +117,10 @@ class RunConfig(Protocol):
         """The same with what it leaves open as the run of the same folder, `held`, has found it."""
         ...
 
+    def begins_as(self, num_steps: int) -> bool:
+        """Is it longer than num_steps, and the same up to there as the run that ends there?"""
+        ...
+
     def inputs(self) -> dict[str, Path]:
         """{key: path} of what must be there before the run can start, other runs' folders included."""
         ...
@@ -132,6 +147,16 @@ class TrainingConfig(RunConfig, Protocol):
         return self.experiment_name, self.name
 
     @property
+    def job_type(self) -> str:
+        """What W&B sorts its runs by, beside the group."""
+        return "train"
+
+    @property
+    def wandb_tags(self) -> tuple[str, ...]:
+        """By what W&B can find the run; wandb.tags come on top. A method may add its own words."""
+        return (self.experiment_name,)
+
+    @property
     def folder(self) -> Path:
         return Path(self.runs_dir) / self.experiment_name / self.name
 
@@ -153,6 +178,9 @@ class TrainingConfig(RunConfig, Protocol):
 
     def settled(self, held: Self) -> Self:
         return self
+
+    def begins_as(self, num_steps: int) -> bool:
+        return False
 
     def inputs(self) -> dict[str, Path]:
         return {}
@@ -182,6 +210,9 @@ class EvaluationConfig(RunConfig, Protocol):
 
     def settled(self, held: Self) -> Self:
         return self
+
+    def begins_as(self, num_steps: int) -> bool:
+        return False
 
     def inputs(self) -> dict[str, Path]:
         return {}

@@ -22,6 +22,8 @@ from arclab.config.encoder_schema import (
     EncoderConfig,
     HybridVariationalEncoderConfig,
     InContextEncoderConfig,
+    LpnEncoderConfig,
+    LpnVariationalEncoderConfig,
     OptimConfig,
     PuzzleTableConfig,
     TransformerEncoderConfig,
@@ -275,8 +277,8 @@ class EvaluationConfig:
     """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
 
     batch_size: rows in flight. health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*,
-    train_encoder/*); 0: none. The defaults of the last three are the published rules, for runs that were made before they were
-    keys.
+    train_encoder/*), no more of each than are scored; 0: none. The defaults of the last three are the published rules, for
+    runs that were made before they were keys.
     """
 
     split: SplitName
@@ -333,8 +335,17 @@ class ExperimentConfig(TrainingConfig):
     criterion: Optional[CriterionConfig]
     wandb: WandbConfig
 
+    @property
+    def wandb_tags(self) -> tuple[str, ...]:
+        return self.experiment_name, self.encoder.kind, self.dataset.name
+
     def settled(self, held: ExperimentConfig) -> ExperimentConfig:
         return self.with_batch_size(held.trainer.batch_size) if self.trainer.batch_size == AUTO else self
+
+    def begins_as(self, num_steps: int) -> bool:
+        """The one thing that depends on the number of steps is the fall of the learning rate after its warm-up."""
+        trainer = self.trainer
+        return trainer.steps > num_steps and (trainer.lr_min_ratio == 1.0 or num_steps <= trainer.warmup_steps)
 
     def with_batch_size(self, batch_size: int | str) -> ExperimentConfig:
         return replace(self, trainer=replace(self.trainer, batch_size=batch_size))
@@ -433,7 +444,11 @@ class ExperimentConfig(TrainingConfig):
                 "encoder.demo_attention=varlen does not go with trainer.precision=fp32 on a GPU (the kernel is half "
                 "precision only); use trainer.precision=bf16, or encoder.demo_attention=auto or dense."
             )
-        if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig):
+        heads = encoder.num_heads if isinstance(encoder, LpnEncoderConfig) and encoder.width is None else 0
+        if heads > 0 and self.decoder.width % heads:
+            problems.append(f"encoder.num_heads={heads} must divide decoder.width={self.decoder.width}; change one.")
+        is_at_decoder_width = isinstance(encoder, LpnVariationalEncoderConfig) and encoder.width is None
+        if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig) or is_at_decoder_width:
             width = encoder.width or self.decoder.width
             if not 1 <= encoder.latent_dim <= width:
                 problems.append(

@@ -83,6 +83,13 @@ def demos_digest(task: ArcTask) -> str:
     return _digest(task.demos, with_outputs=True)
 
 
+def same_task(one: ArcTask, other: ArcTask) -> bool:
+    """The same demonstrations and tests, answers included."""
+    return demos_digest(one) == demos_digest(other) and all(
+        _digest(one.tests, with_outputs=given) == _digest(other.tests, with_outputs=given) for given in (False, True)
+    )
+
+
 def _digest(pairs: Iterable[Pair], *, with_outputs: bool) -> str:
     digest = hashlib.sha256()
     for pair in pairs:

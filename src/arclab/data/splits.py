@@ -14,8 +14,8 @@ input grid as it is. A toy task and a real one are compared by content like two 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +36,15 @@ _MAX_DROPPED_SHARE = 0.05
 class TaskSplit:
     """train is learned from; validation (held-out training tasks) steers; evaluation is for final numbers.
 
-    notes: sentences the user must see (dropped overlaps, reduced sets); every report repeats them.
+    notes: sentences the user must see (dropped overlaps, reduced sets); every report repeats them. num_too_large: of each
+    list, the tasks that dataset.max_side left out.
     """
 
     train: tuple[ArcTask, ...]
     validation: tuple[ArcTask, ...]
     evaluation: tuple[ArcTask, ...]
     notes: tuple[str, ...]
+    num_too_large: Mapping[str, int] = field(default_factory=dict)
 
     def named(self, name: str) -> tuple[ArcTask, ...]:
         return {"train": self.train, "validation": self.validation, "evaluation": self.evaluation}[name]
@@ -64,20 +66,42 @@ def load_tasks(config: DatasetConfig) -> TaskSplit:
     """The three task lists of a dataset configuration. ValueError: unknown ids, leaking sets, tasks that do not fit."""
     _refuse_known_leak(config)
     pool = _unique_by_id(task for source in config.train_sources for task in load_source(source))
-    evaluation = list(_unique_by_id(task for source in config.eval_sources for task in load_source(source)).values())
+    evaluation = load_sources(config.eval_sources)
     held_out = _select(pool, load_id_list(config.validation_ids), config.validation_ids) if config.validation_ids else []
     held_out_ids = {task.id for task in held_out}
     train = [task for task in pool.values() if task.id not in held_out_ids]
     if config.train_ids:
         train = _select({t.id: t for t in train}, load_id_list(config.train_ids), config.train_ids)
-    held_out += _unique_by_id(task for source in config.validation_sources for task in load_source(source)).values()
+    held_out += load_sources(config.validation_sources)
+    whole = {"train": train, "validation": held_out, "evaluation": evaluation}
+    train, held_out, evaluation = (up_to_side(tasks, config.max_side) for tasks in whole.values())
+    if not train and whole["train"]:
+        raise ValueError(f"dataset.max_side={config.max_side} leaves none of {len(whole['train'])} training tasks; raise it.")
+    num_too_large = dict(zip(whole, map(len, whole.values()), strict=True))
+    for name, kept in (("train", train), ("validation", held_out), ("evaluation", evaluation)):
+        num_too_large[name] -= len(kept)
     train, notes = drop_overlaps(train, evaluation + held_out)
+    notes += [size_note(count, len(whole[name]), name, config.max_side) for name, count in num_too_large.items() if count]
     train, evaluation = train[: config.max_train_tasks], evaluation[: config.max_eval_tasks]
     held_out = held_out[: config.max_eval_tasks]
     require_fit(train, config.canvas, "training")
     _require_answers(train)
     assert_disjoint(train, evaluation + held_out)
-    return TaskSplit(tuple(train), tuple(held_out), tuple(evaluation), tuple(notes))
+    return TaskSplit(tuple(train), tuple(held_out), tuple(evaluation), tuple(notes), num_too_large)
+
+
+def load_sources(sources: Sequence[str]) -> list[ArcTask]:
+    """The tasks of several sources. ValueError if an id is in two of them."""
+    return list(_unique_by_id(task for source in sources for task in load_source(source)).values())
+
+
+def up_to_side(tasks: Sequence[ArcTask], max_side: int | None) -> list[ArcTask]:
+    """The tasks without those that have a grid with a longer side. The size of a hidden answer is not known."""
+    return [task for task in tasks if max_side is None or task.max_side <= max_side]
+
+
+def size_note(num_left_out: int, num_tasks: int, name: str, max_side: int | None) -> str:
+    return f"{num_left_out} of the {num_tasks} {name} tasks have a side above {max_side} and are left out (dataset.max_side)"
 
 
 def _refuse_known_leak(config: DatasetConfig) -> None:
@@ -120,7 +144,7 @@ def require_fit(tasks: Sequence[ArcTask], canvas: int, role: str) -> None:
         task = max(too_large, key=lambda t: t.max_side)
         raise ValueError(
             f"dataset.canvas={canvas} is too small for {len(too_large)} of {len(tasks)} {role} tasks (task {task.id} has a "
-            f"side of {task.max_side}); use a larger canvas or an id list of smaller tasks."
+            f"side of {task.max_side}); set dataset.max_side={canvas} to leave them out, or train with a larger canvas."
         )
 
 

@@ -1,5 +1,6 @@
 """ARC tasks: the records, and parsing them. Where they are read from: sources.py.
 
+    task = ArcTask.from_json("my/tasks/0a1b2c3d.json")
     task = parse_task({"train": [...], "test": [...]}, "0a1b2c3d", "my/tasks/0a1b2c3d.json")
     grid = parse_grid([[0, 1], [2, 3]], "my/tasks/0a1b2c3d.json: task 0a1b2c3d, train pair 0, input")
 
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from arclab.files import is_encodable, short
+from arclab.files import is_encodable, read_json, short
 
 Grid = npt.NDArray[np.uint8]
 
@@ -48,6 +51,15 @@ class ArcTask:
     tests: tuple[Pair, ...]
     source: str
     rule: str | None = None
+
+    @classmethod
+    def from_json(cls, source: Path | str | Mapping[str, Any], task_id: str | None = None) -> ArcTask:
+        """One official task: a file, or what such a file holds, {"train": [...], "test": [...]}. task_id: the name of the file
+        without .json unless given; "task" for an object. ValueError: it is none; OSError: the file cannot be read."""
+        if isinstance(source, Mapping):
+            return parse_task(dict(source), task_id or "task", "json")
+        path = Path(source)
+        return parse_task(read_json(path), task_id or path.stem, f"file:{path}")
 
     @property
     def pairs(self) -> tuple[Pair, ...]:

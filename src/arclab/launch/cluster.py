@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, UncompletedJobError
@@ -30,12 +30,12 @@ from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import LaunchConfig
 from arclab.launch.job import run_job
 from arclab.runs import slurm
+from arclab.runs.jobrecord import Kind
 from arclab.runs.signals import interrupted_status
 from arclab.runs.slurm import queue_states
 
 __all__ = ["JobTask", "build_executor", "queue_states", "shared_parameters", "slurm_parameters", "submission_errors"]
 log = logging.getLogger(__name__)
-Kind = Literal["slurm", "local", "debug"]
 _WAIT_FOR_REQUEUE_S = 120
 # sbatch --requeue: a cluster with JobRequeue=0 would refuse it otherwise.
 ALWAYS_REQUEUED = {"requeue": True}

@@ -22,6 +22,7 @@ from arclab.config.run import RunConfig
 from arclab.launch.torchrun import Node, Torchrun
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, is_done, open_run, require_same
+from arclab.runs.killed import say_if_killed
 from arclab.runs.lock import keeper, locked, require_free
 from arclab.runs.signals import StopSignals, interrupted_status
 
@@ -49,6 +50,8 @@ def run_job(run_dir: Path) -> int:
     run = RunDir(run_dir)
     config = thaw_run(run.config)
     node = Node.here(config.launch)
+    if node.number == 0:
+        say_if_killed(run)
     held: AbstractContextManager[None] = locked(run) if node.number == 0 else nullcontext()
     with held, StopSignals() as signals:
         if is_done(run, config):

@@ -110,8 +110,10 @@ def _texts(value: Any) -> list[str]:
 def _stamps(text: str) -> Iterator[tuple[str, int, int]]:
     """Name, size and time of the files that a value like folder:PATH, kaggle:PATH,PATH or PATH names."""
     for part in {text, *text.partition(":")[2].split(",")} - {""}:
+        part = os.path.expanduser(part)
         path = Path(part)
-        for file in sorted(path.glob("*.json")) if os.path.isdir(part) else [path] if os.path.isfile(part) else []:
+        found = [*path.glob("*.json"), *path.glob("*/*.json")] if os.path.isdir(part) else []
+        for file in sorted(found) if found else [path] if os.path.isfile(part) else []:
             with suppress(OSError):  # removed a moment ago
                 status = file.stat()
                 yield str(file), status.st_size, status.st_mtime_ns

@@ -41,7 +41,7 @@ from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
 from arclab.runs import slurm
 from arclab.runs.console import setup_logging
-from arclab.runs.folder import RunDir, State
+from arclab.runs.folder import RunDir, State, has_finished
 from arclab.runs.lock import queue_lock
 from arclab.runs.process_id import boot_id, is_running, pid_namespace, start_ticks
 
@@ -182,8 +182,7 @@ def _prepared(configs: list[RunConfig], kind: str | None, folder: Path) -> tuple
         before = {config.folder: RunDir(config.folder).read_status() for config in configs}
         runs = [prepare_run(config) for config in configs]
         for run, config in zip(runs, configs, strict=True):
-            is_finished = run.state is State.done and not config.is_done_again
-            if not (is_finished or (run.state is State.stopped and config.stops_when_unhealthy)):
+            if not (has_finished(run, config) or (run.state is State.stopped and config.stops_when_unhealthy)):
                 run.write_status(State.submitted, run.step)
         _record(folder, runs)
     return before, runs

@@ -21,6 +21,8 @@ from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.run import DeviceChoice
 from arclab.lm.chat_template import conversation_text, require_lossless
 from arclab.lm.language_model import Message
+from arclab.lm.smollm2 import FOLDER as SMOLLM2_FOLDER
+from arclab.lm.smollm2 import INSTALL as SMOLLM2_INSTALL
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -80,7 +82,8 @@ def _check_name(name: str) -> None:
     folder = Path(_source(name))
     if not folder.is_dir():
         if folder.parts[:1] == ("models",):
-            raise ValueError(f"model.name={name} is not a folder; make it with: python -m arclab.lm.tiny {name}")
+            made_by = SMOLLM2_INSTALL if folder == SMOLLM2_FOLDER else f"python -m arclab.lm.tiny {name}"
+            raise ValueError(f"model.name={name} is not a folder; make it with: {made_by}")
         if not _HUB_NAME.fullmatch(name) or name.startswith(".") or folder.exists():
             raise ValueError(
                 f"model.name={name} is not a folder; give the folder of a model, or a name on the Hugging Face hub such as "

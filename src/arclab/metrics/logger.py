@@ -20,6 +20,7 @@ from typing import Any
 from arclab.files import DamagedFile, is_kind, naming, numbered_lines, short, write_atomically
 from arclab.metrics.names import COUNTS, REGISTRY, ROW_FIELDS, TABLES, TEXT_FIELDS, is_counted_share
 from arclab.metrics.tables import Prediction, table_record, wandb_table
+from arclab.metrics.wandb_run import kept_in
 
 _ROUNDING = 1e-6  # a mean of ones can come out above 1
 _MAX_COUNT = 2**40  # steps, rows, seconds since 1970: no run has more, and dates end somewhere
@@ -64,14 +65,16 @@ class MetricLogger:
         assert name in TABLES
         write_atomically(self._path.with_name(f"{name}.json"), json.dumps(table_record(step, predictions)) + "\n")
         if self._wandb is not None:
-            self._wandb.log({name: wandb_table(predictions)}, step=step)
+            with kept_in(self._path.parent):  # the table copies its pictures
+                self._wandb.log({name: wandb_table(predictions)}, step=step)
 
     def __enter__(self) -> MetricLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if error is None else 1)
+            with kept_in(self._path.parent):
+                self._wandb.finish(exit_code=0 if error is None else 1)
         with suppress(OSError) if error else naming(self._path):  # of two errors the first one says what happened
             self._file.close()
 

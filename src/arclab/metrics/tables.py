@@ -69,5 +69,5 @@ def picture(prediction: Prediction) -> npt.NDArray[np.uint8]:
 def wandb_table(predictions: Sequence[Prediction]) -> Any:
     import wandb
 
-    rows = [[p.task, p.test, p.correct, wandb.Image(picture(p))] for p in predictions]
+    rows: list[Any] = [[p.task, p.test, p.correct, wandb.Image(picture(p))] for p in predictions]
     return wandb.Table(columns=["task", "test", "correct", "input, truth, prediction"], data=rows)

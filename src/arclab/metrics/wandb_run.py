@@ -1,5 +1,13 @@
 """The W&B run of a training run: optional, offline without a key or where W&B's own settings say so, the same id after every
-resume."""
+resume.
+
+    run = start_wandb(config, folder, run_id)                # None: disabled
+    with kept_in(folder):                                    # around whatever may write files: tables, the end of the run
+        run.log({"eval_predictions": table}, step=step)
+
+All that a run writes is in its folder (wandb/), unless WANDB_DATA_DIR or WANDB_CACHE_DIR say another place. Scores of
+evaluate.py are not sent to W&B.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +15,16 @@ import configparser
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import flat
-from arclab.config.run import TrainingConfig, WandbMode
+from arclab.config.run import MAX_TAG_LENGTH, TrainingConfig, WandbMode
 from arclab.files import write_atomically
 from arclab.metrics.names import REGISTRY
-from arclab.metrics.workspace import save_workspace
+from arclab.metrics.panels import save_workspace
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +38,8 @@ _SPELLINGS = {
 }
 _NO = ("", "0", "false", "no", "off", "n", "f")
 _STRICTNESS = ("online", "offline", "disabled")
+# Where wandb puts the files of tables and its own logs: below the home folder unless these say otherwise.
+_PLACES = {"WANDB_DATA_DIR": "wandb/data", "WANDB_CACHE_DIR": "wandb/cache"}
 
 
 def wandb_mode(mode: WandbMode) -> str:
@@ -88,6 +99,30 @@ def _written_mode(environment: Mapping[str, str]) -> str | None:
     return None
 
 
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """wandb writes below this run folder and not below the home folder; a place that the user has set is left as it is.
+
+    wandb has no setting for it but the environment, which is afterwards as it was: a process may hold several runs.
+    """
+    ours = {name: str(folder.resolve() / place) for name, place in _PLACES.items() if not os.environ.get(name)}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def tags_of(config: TrainingConfig) -> list[str]:
+    """Those of the configuration and the user's, each once; a long name is cut to what W&B takes."""
+    return list(dict.fromkeys(tag[:MAX_TAG_LENGTH] for tag in (*config.wandb_tags, *config.wandb.tags)))
+
+
 def start_wandb(config: TrainingConfig, folder: Path, run_id: str) -> Any | None:
     """The started run, or None if disabled. Every registered metric is defined with its direction."""
     mode = wandb_mode(config.wandb.mode)
@@ -101,17 +136,20 @@ def start_wandb(config: TrainingConfig, folder: Path, run_id: str) -> Any | None
 
     if "WANDB_MODE" in os.environ:
         os.environ["WANDB_MODE"] = mode  # wandb refuses an empty one and other spellings
-    run = wandb.init(
-        project=config.wandb.project,
-        group=config.wandb.group,
-        name=f"{config.experiment_name}/{config.name}",
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        dir=folder,
-        config=flat(config),
-        mode=mode,  # pyright: ignore[reportArgumentType]
-        settings=wandb.Settings(silent=True),
-    )
+    with kept_in(folder):
+        run = wandb.init(
+            project=config.wandb.project,
+            group=config.wandb.group,
+            job_type=config.job_type,
+            tags=tags_of(config),
+            name=f"{config.experiment_name}/{config.name}",
+            id=run_id,
+            resume="allow" if mode == "online" else None,
+            dir=folder,
+            config=flat(config),
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            settings=wandb.Settings(silent=True),
+        )
     for metric in REGISTRY.values():
         summary = {"up": "max", "down": "min"}.get(metric.direction)
         # A dot would name a key within another: "all.steps" is a metric of its own.

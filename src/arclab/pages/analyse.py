@@ -2,7 +2,8 @@
 
     python -m arclab.pages RUN [RUN ...] [--output DIR]
 
-Writes DIR/compare.html and DIR/<experiment>-<name>.md; DIR is <first run>/analysis unless given. The first run is the
+Writes DIR/compare.html, DIR/tasks/<split>/<task>.html (every candidate of every run) and DIR/<experiment>-<name>.md; DIR is
+<first run>/analysis unless given (of a release runs/released/NAME/analysis). The first run is the
 baseline of the others. A folder of results alone (of a solver without a checkpoint, say) is compared as well. Runs that have
 not finished are reported with what there is; a folder that is no run is refused.
 """
@@ -15,8 +16,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from arclab.config.evaluate_schema import results_folder
 from arclab.files import write_atomically
 from arclab.pages.compare import baseline_of, render_comparison
+from arclab.pages.compare_tasks import task_pages
 from arclab.pages.tracking import tracking_sheet
 from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
@@ -30,13 +33,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <first RUN>/analysis)")
     arguments = parser.parse_args(argv)
     setup_logging()
-    for path in analyse(arguments.runs, arguments.output or arguments.runs[0] / "analysis"):
+    for path in analyse(arguments.runs, arguments.output or results_folder(arguments.runs[0], "runs") / "analysis"):
         log.info("wrote %s", path)
 
 
 def analyse(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """Write the page and the sheets into `folder`; returns their paths, the page first. ValueError: a path is no run."""
+    """Write the pages and the sheets into `folder`; returns the paths of the page and of the sheets. ValueError: a path is no
+    run."""
     runs = read_runs(paths)
+    for place, text in task_pages(runs).items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / place, text)
     pages = {folder / "compare.html": render_comparison(runs)}
     trained = [run for run in runs if not run.is_evaluation]
     pages |= {folder / name: tracking_sheet(run, baseline_of(run, runs)) for run, name in _sheet_names(trained)}

@@ -9,19 +9,35 @@ arclab.results.writing.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+from arclab.metrics.names import REGISTRY
 from arclab.pages import report
 from arclab.results.writing import Evaluation, write_results
 
 log = logging.getLogger(__name__)
 _SAID = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
+_SWAP_DROP = "encoder/swap_drop"
 
 
 def publish(result: Evaluation, folder: Path) -> str:
     """Write the results and say the scores; returns the sentence of a finished evaluation. OSError names a file."""
+    result = replace(result, stamps=(*result.stamps, *_hidden(result)))
     write_results(result, folder, {"report.html": report.render_report(result)})
-    for name in _SAID:
+    scored = len(result.tasks) - result.num_hidden
+    for name in _SAID if scored else ():
         log.info("%s %s", name, result.shares[name])
+    if scored and _SWAP_DROP in result.attempts.statistics:
+        log.info("%s %.3g: %s", _SWAP_DROP, result.attempts.statistics[_SWAP_DROP], REGISTRY[_SWAP_DROP].meaning)
+    for note in _hidden(result):
+        log.info("note: %s", note)
     log.info("report: %s", folder / "report.html")
-    return f"ARC/pass@2 {result.shares['ARC/pass@2']}"
+    log.info("submission: %s (two attempts for each test input, in the form that Kaggle wants)", folder / "submission.json")
+    return f"ARC/pass@2 {result.shares['ARC/pass@2']}" if scored else "all answers are hidden: predictions, and no score"
+
+
+def _hidden(result: Evaluation) -> tuple[str, ...]:
+    """What stands beside the scores if some answers are not known."""
+    count, total = result.num_hidden, len(result.tasks)
+    return (f"the answers of {count} of the {total} tasks are hidden: these are predicted and not scored",) if count else ()

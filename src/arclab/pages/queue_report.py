@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from arclab.config.compose import run_main
@@ -31,11 +30,12 @@ from arclab.files import write_atomically
 from arclab.pages.analyse import analyse
 from arclab.pages.compare_pictures import color_of, overlay_svgs
 from arclab.pages.report import MAX_POINTS, interval_svg
+from arclab.pages.templating import page
 from arclab.results.reading import Run, own_exact, read_runs
 from arclab.results.scoring import Share
+from arclab.runs.statewords import DAMAGED, ENDED_BADLY
 
 _CURVES = ("all.exact_accuracy", "train/exact_accuracy", "train/lm_loss", "grad/encoder_norm", "train/encoder_cross_sample_var")
-DAMAGED = "DAMAGED"  # the state of a run of which a file cannot be read, as the launcher says too
 _FINAL_SPLITS = ("evaluation", "validation", "train")
 
 
@@ -93,13 +93,9 @@ def write_queue_report(request: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     pages: list[Path] = []
     sections = [_section(number, entry, folder, pages) for number, entry in enumerate(request["sections"], start=1)]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    html = environment.get_template("queue.html.j2").render(
-        file=request["file"], made=time.strftime("%Y-%m-%d %H:%M:%S"), sections=sections, max_points=MAX_POINTS,
-        num_runs=sum(len(section.rows) for section in sections),
+    html = page(
+        "queue.html.j2", file=request["file"], made=time.strftime("%Y-%m-%d %H:%M:%S"), sections=sections,
+        max_points=MAX_POINTS, num_runs=sum(len(section.rows) for section in sections),
     )  # fmt: skip
     write_atomically(folder / "index.html", html)
     return [folder / "index.html", *pages]
@@ -161,7 +157,7 @@ def _row(entry: Mapping[str, Any], run: Run | None, number: int | None, folder: 
 
 def _message(entry: Mapping[str, Any]) -> str:
     """What went wrong, for a run that did not end well."""
-    return str(entry["message"]) if entry["state"] in ("FAILED", "STOPPED", "LOST", DAMAGED) else ""
+    return str(entry["message"]) if entry["state"] in ENDED_BADLY else ""
 
 
 def _scores(run: Run) -> list[Score]:

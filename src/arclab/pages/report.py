@@ -17,13 +17,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,8 +30,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from arclab.data.tasks import COLORS, ArcTask, Grid, Pair
 from arclab.metrics.logger import read_rows
 from arclab.metrics.names import REGISTRY, Metric
+from arclab.pages.templating import page
 from arclab.results.attempts import Candidate, WrittenProgram
-from arclab.results.scoring import Share, rank_of_truth
+from arclab.results.scoring import Share, idle_scores, rank_of_truth
 from arclab.results.writing import Evaluation
 
 Mask = npt.NDArray[np.bool_]
@@ -41,8 +40,8 @@ Mask = npt.NDArray[np.bool_]
 SHOWN_TASKS = 40
 MAX_POINTS = 500
 _ATTEMPTS = 2
-_HEADLINES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
-_FEW_ROWS = 10  # below this the page says that the curves show little
+HEADLINES = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
+FEW_ROWS = 10  # below this the page says that the curves show little
 
 # (longest grid side on the page in px, smallest cell, largest cell): 30x30 must fit four abreast beside the demonstrations.
 DEMO_SIZE = (96, 4, 13)
@@ -71,28 +70,35 @@ CURVE_STYLE: dict[Any, Any] = {
 
 def render_report(result: Evaluation) -> str:
     """The whole page as one HTML string without any reference to another file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     training = result.subject.training
     rows = read_rows(training.metrics) if training else []
-    scores = score_rows(result.shares)
-    return environment.get_template("report.html.j2").render(
+    idle, statistics = idle_shares(result), statistic_rows(result.attempts.statistics)
+    scores = [row for row in score_rows(result.shares) if row.name not in idle]
+    return page(
+        "report.html.j2",
         result=result,
         subject=result.subject,
         training=training,
         facts=header_facts(result),
-        headlines=[row for row in scores if row.name in _HEADLINES],
+        headlines=[row for row in scores if row.name in HEADLINES],
         scores=scores,
-        statistics=statistic_rows(result.attempts.statistics),
+        idle=idle,
+        statistics=statistics,
+        num_unhealthy=sum(row.is_unhealthy for row in statistics),
         num_rows=len(rows),
-        few_rows=_FEW_ROWS,
+        few_rows=FEW_ROWS,
         max_points=MAX_POINTS,
         curves=curve_svgs(rows, training.step) if training else [],
         sections=gallery(result),
         origin={key: str(value) for key, value in result.provenance.items()} | result.subject.origin,
     )
+
+
+def idle_shares(result: Evaluation) -> dict[str, str]:
+    """Scores that must be equal to others of this evaluation: score -> the one that it equals."""
+    most_candidates = max((len(ranked) for ranked in result.attempts.candidates.values()), default=0)
+    most_tests = max((len(task.tests) for task in result.tasks), default=0)
+    return idle_scores(list(result.shares), most_candidates, most_tests)
 
 
 def header_facts(result: Evaluation) -> dict[str, str]:
@@ -103,7 +109,8 @@ def header_facts(result: Evaluation) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """One share as the page shows it. percent is "none" if no task was scored."""
+    """One share as the page shows it. percent is "hidden" and there is no interval if no task has a known answer; sort: what a
+    click on a table sorts by."""
 
     name: str
     meaning: str
@@ -111,6 +118,7 @@ class ScoreRow:
     percent: str
     interval: str
     bar: Markup
+    sort: float | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +141,10 @@ def _score_row(name: str, share: Share) -> ScoreRow:
         name=name,
         meaning=REGISTRY[name].meaning,
         fraction=f"{round(share.n, 2):g}/{share.total}",
-        percent=f"{100 * share.value:.1f} %" if share.total else "none",
-        interval=f"[{100 * low:.1f}, {100 * high:.1f}] %",
+        percent=f"{100 * share.value:.1f} %" if share.total else "hidden",
+        interval=f"[{100 * low:.1f}, {100 * high:.1f}] %" if share.total else "answers are not known",
         bar=interval_svg(share),
+        sort=share.value if share.total else "",
     )
 
 
@@ -230,6 +239,7 @@ def inline_svg(figure: Figure) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(?<=<g) id="(run-\d+)"', r' class="\1"', text)  # what a legend can point at
     text = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", text)
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
     return Markup(re.sub(r">\s+<", "><", text).replace(INK, "currentColor").strip())
@@ -242,8 +252,22 @@ def cell_px(side: int, size: tuple[int, int, int]) -> int:
 
 
 def grid_svg(grid: Grid, cell: int, wrong: Mask | None = None) -> Markup:
-    """A (H, W) grid, `cell` px a cell: the commonest colour below, runs of the others on it, thin lines, wrong cells
-    outlined."""
+    """A (H, W) grid, `cell` px a cell."""
+    return grid_frame(grid, cell, grid_shapes(grid, wrong))
+
+
+def grid_frame(grid: Grid, cell: int, shapes: Markup) -> Markup:
+    """The <svg> of a grid, in cells; shapes: what is drawn in it, or a reference to it."""
+    height, width = grid.shape
+    return Markup(
+        f'<svg class="g{" fine" if cell < 9 else ""}" viewBox="0 0 {width} {height}" '
+        f'width="{width * cell}" height="{height * cell}" role="img" '
+        f'aria-label="grid {height}x{width}">{shapes}</svg>'
+    )
+
+
+def grid_shapes(grid: Grid, wrong: Mask | None = None) -> Markup:
+    """The commonest colour below, runs of the others on it, thin lines, wrong cells outlined; one unit a cell."""
     height, width = grid.shape
     background = int(np.bincount(grid.ravel()).argmax())
     parts = [f'<rect width="{width}" height="{height}" fill="{COLORS[background]}"/>']
@@ -253,11 +277,7 @@ def grid_svg(grid: Grid, cell: int, wrong: Mask | None = None) -> Markup:
     if wrong is not None and wrong.any():
         outline = "".join(f"M{x} {y}h1v1h-1z" for y, x in np.argwhere(wrong))
         parts += [f'<path class="halo" d="{outline}"/>', f'<path class="wrong" d="{outline}"/>']
-    return Markup(
-        f'<svg class="g{" fine" if cell < 9 else ""}" viewBox="0 0 {width} {height}" '
-        f'width="{width * cell}" height="{height * cell}" role="img" '
-        f'aria-label="grid {height}x{width}">{"".join(parts)}</svg>'
-    )
+    return Markup("".join(parts))
 
 
 def _runs_path(mask: Mask) -> str:

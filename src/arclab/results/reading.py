@@ -32,7 +32,8 @@ from arclab.results.attempts import Candidate, TestKey
 from arclab.results.criterion import read_criterion
 from arclab.results.scoring import Share
 from arclab.runs.folder import RunDir, State
-from arclab.runs.lock import living_holder, read_holder
+from arclab.runs.killed import status_now
+from arclab.runs.statewords import ENDED_BADLY, NEW, living_folders, read_state
 
 # Where a run lies and what it is called: no difference in what was done.
 LABEL_KEYS = ("experiment_name", "name", "runs_dir", "wandb")
@@ -142,6 +143,16 @@ class ScoredSplit:
         return list(dict.fromkeys(task for task, _ in self.predictions))
 
     @property
+    def most_candidates(self) -> int:
+        """Different answers of the test input that has most of them."""
+        return max((test.num_candidates for test in self.predictions.values()), default=0)
+
+    @property
+    def most_tests(self) -> int:
+        """Test inputs of the task that has most of them."""
+        return max(Counter(task for task, _ in self.predictions).values(), default=0)
+
+    @property
     def has_hidden_answers(self) -> bool:
         """Some task was not scored: predictions.jsonl does not tell a hidden answer from a wrong one."""
         return self.shares["ARC/solved@2"].total != len(self.task_ids)
@@ -163,8 +174,8 @@ class ScoredSplit:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. settings: dotted key -> value; status None: the run never wrote one. is_evaluation: it trained nothing;
-    its settings are those that its numbers were made with.
+    """One run folder. settings: dotted key -> value; status None: the run never wrote one. state_word: see
+    arclab.runs.statewords. is_evaluation: it trained nothing; its settings are those that its numbers were made with.
 
     weight_stamps: what the newest checkpoint says that every result of its weights must carry.
     """
@@ -175,18 +186,16 @@ class Run:
     rows: list[dict[str, Any]]
     status: dict[str, Any] | None
     provenance: dict[str, Any]
-    is_abandoned: bool
     criterion: dict[str, Any] | None
     wandb: dict[str, Any]
     weight_stamps: tuple[str, ...]
     splits: tuple[ScoredSplit, ...]
+    state_word: str
     is_evaluation: bool = False
 
     @property
     def is_partial(self) -> bool:
-        if self.is_evaluation and self.status is None:  # older versions wrote results alone
-            return not self.splits
-        return self.status is None or self.status.get("state") != State.done.value
+        return self.state_word != State.done.value
 
     @property
     def step(self) -> int:
@@ -195,19 +204,17 @@ class Run:
 
     @property
     def state(self) -> str:
-        """One line: DONE at step 1,800, or what is missing and why."""
+        """One line: DONE at step 1,800; CANCELLED at step 40 of 1,800; FAILED at step 3 of 4 (what went wrong)."""
         total = self.settings.get("trainer.steps")
         if self.is_evaluation:
             total = (self.status or {}).get("num_steps")
+            if not self.is_partial:
+                return self.state_word
         unit = "task" if self.is_evaluation else "step"
         where = f"{unit} {self.step:,}" + (f" of {total:,}" if self.is_partial and total is not None else "")
-        if not self.is_partial:
-            return "DONE" if self.is_evaluation else f"DONE at {where}"
-        state, message = (self.status or {}).get("state", "no status.json"), (self.status or {}).get("message", "")
-        if self.is_abandoned:
-            state = f"{state}, but its process is gone"
-        message = "" if state == State.running.value else message  # the verdict of health, which stands elsewhere
-        return f"PARTIAL: {state}, {where}" + (f" ({message})" if message else "")
+        # The messages of the others say what stands elsewhere: the verdict of health, the criterion's sentence.
+        message = (self.status or {}).get("message", "") if self.state_word in ENDED_BADLY else ""
+        return f"{self.state_word} at {where}" + (f" ({message})" if message else "")
 
     @property
     def health(self) -> str | None:
@@ -238,10 +245,15 @@ class Run:
         """The evaluation of the first of these splits that there is; of several the one in the folder of that name, else of the
         newest step."""
         for name in names:
-            found = [split for split in self.splits if split.split == name]
+            found = [split for split in self.splits if split.split == name or self._is_other_data(split, name)]
             if found:
                 return max(found, key=lambda split: (split.name == name, split.record.get("step", 0)))
         return None
+
+    def _is_other_data(self, split: ScoredSplit, name: str) -> bool:
+        """Other data than those of the run that was scored (evaluation-arc2): not its evaluation, but all that an evaluation
+        alone has."""
+        return self.is_evaluation and split.split.startswith(f"{name}-")
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) wherever the metric was logged and finite."""
@@ -302,7 +314,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         raise ValueError(f"the run folder {twice[0]} was given twice; give each run once.")
     settings = [_read_settings(path) for path in paths]
     labels = _labels(paths, settings)
-    return [_read_run(*parts) for parts in zip(paths, labels, settings, strict=True)]
+    living = living_folders([RunDir(path) for path in paths], must_know=False)
+    return [_read_run(*parts, living.get(parts[0])) for parts in zip(paths, labels, settings, strict=True)]
 
 
 def _labels(paths: Sequence[Path], settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -367,7 +380,7 @@ def _flat(node: Any, prefix: str) -> list[tuple[str, Any]]:
     return [item for key, value in node.items() for item in _flat(value, f"{prefix}{key}.")]
 
 
-def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
+def _read_run(path: Path, label: str, settings: dict[str, Any], living: str | None) -> Run:
     run, is_evaluation = RunDir(path), _is_evaluation(path)
     results = path.glob("metrics.json") if is_evaluation else (path / "evaluation").glob("*/metrics.json")
     folders = sorted(p.parent for p in results)
@@ -376,25 +389,26 @@ def _read_run(path: Path, label: str, settings: dict[str, Any]) -> Run:
         label,
         settings,
         read_rows(run.metrics),
-        status=run.read_status(),
+        status=status_now(run),
         provenance=_read_present(run.provenance, _PROVENANCE),
-        is_abandoned=_is_abandoned(run),
         criterion=read_criterion(run),
         wandb=_read_present(path / "wandb.json", {}),
         weight_stamps=_weight_stamps(run),
         splits=tuple(_read_split(folder) for folder in folders),
+        state_word=_state_word(run, living, has_results=is_evaluation and bool(folders)),
         is_evaluation=is_evaluation,
     )
 
 
-def _is_abandoned(run: RunDir) -> bool:
-    """Killed without a word: it says RUNNING, and who held the folder is gone."""
-    if run.state is not State.running or read_holder(run) is None:
-        return False
+def _state_word(run: RunDir, living: str | None, *, has_results: bool) -> str:
+    """As every table says it. Results alone, which older versions wrote without a status, are DONE."""
+    status = run.read_status()
+    if status is None and has_results:
+        return State.done.value
     try:
-        return living_holder(run) is None
-    except ConfigError:
-        return False  # a job of SLURM, which does not answer: its word counts
+        return read_state(run, living)
+    except ConfigError:  # a job of SLURM, which does not answer: the word of the folder counts
+        return str((status or {}).get("state", NEW))
 
 
 def _weight_stamps(run: RunDir) -> tuple[str, ...]:

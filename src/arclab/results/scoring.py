@@ -37,6 +37,8 @@ class Share:
         return wilson(self.n, self.total)
 
     def __str__(self) -> str:
+        if not self.total:
+            return "not scored"
         low, high = self.interval
         return f"{self.n:g}/{self.total} = {100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -92,3 +94,18 @@ def score(tasks: Sequence[ArcTask], attempts: Attempts) -> dict[str, Share]:
     if new:
         shares[NEW_COLORS] = Share(sum(sum(right) / len(right) for right in new), len(new))
     return shares
+
+
+def idle_scores(names: Sequence[str], most_candidates: int, most_tests: int) -> dict[str, str]:
+    """Scores that equal another one whatever was answered: score -> the one that it equals.
+
+    most_candidates: of any test input; pass@k cannot change beyond it. most_tests: of any task; with one test input a task,
+    solved@k is pass@k. ARC/pass@2 always stays.
+    """
+    idle: dict[str, str] = {}
+    by_k = {k: f"ARC/pass@{k}" for k in PASS_KS}
+    last = next((k for k in PASS_KS if k >= max(2, most_candidates)), PASS_KS[-1])
+    idle |= {by_k[k]: by_k[last] for k in PASS_KS if k > last}
+    if most_tests == 1:
+        idle |= {f"ARC/solved@{k}": by_k[k] for k in SOLVED_KS}
+    return {name: same for name, same in idle.items() if name in names and same in names}

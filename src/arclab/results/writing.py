@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import flat
-from arclab.config.schema import ExperimentConfig
+from arclab.config.schema import ExperimentConfig, SplitName
 from arclab.data.tasks import ArcTask, Grid
 from arclab.files import naming, read_object, require_kinds
 from arclab.metrics.names import REGISTRY
@@ -68,14 +68,22 @@ class Evaluation:
     def shares(self) -> dict[str, Share]:
         return score(self.tasks, self.attempts)
 
+    @property
+    def num_hidden(self) -> int:
+        """Tasks with a test output that is not there: predicted, and not scored."""
+        return sum(any(test.output is None for test in task.tests) for task in self.tasks)
+
     @cached_property
     def truth_ranks(self) -> dict[str, list[int | None]]:
         """Task id -> 0-based place of the right grid per test input, None where it is absent."""
         return truth_ranks(self.tasks, self.attempts)
 
 
-def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, step: int, weights: str) -> Subject:
-    """A trained recursive model. weights: ema or raw."""
+def checkpoint_subject(
+    config: ExperimentConfig, run: RunDir, checkpoint: Path, step: int, weights: str, label: str | None = None
+) -> Subject:
+    """A trained recursive model. weights: ema or raw. label: what was scored, by which results are told apart; None: the
+    split."""
     evaluation, dataset = config.evaluation, config.dataset
     facts = {
         "dataset": f"{dataset.name} / {evaluation.split.value}",
@@ -86,8 +94,10 @@ def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, 
         "seed": str(config.seed),
     }
     record = {
-        "split": evaluation.split.value,
+        "split": label or evaluation.split.value,
         "dataset": dataset.name,
+        "sources": _sources(config),
+        "max_side": dataset.max_side,
         "num_augmentations": evaluation.num_augmentations,
         "checkpoint": str(checkpoint),
         "step": step,
@@ -97,6 +107,18 @@ def checkpoint_subject(config: ExperimentConfig, run: RunDir, checkpoint: Path, 
     origin = {"checkpoint": str(checkpoint), "run folder": str(run.path)}
     title = (config.experiment_name, config.name)
     return Subject(title, facts, origin, record, flat(config), TrainingCurves(run.metrics, step))
+
+
+def _sources(config: ExperimentConfig) -> list[str]:
+    """Where the tasks of evaluation.split come from."""
+    dataset, split = config.dataset, config.evaluation.split
+    if split is SplitName.evaluation:
+        return list(dataset.eval_sources)
+    ids = dataset.train_ids if split is SplitName.train else dataset.validation_ids
+    chosen = [] if ids is None else [f"id list {ids}"]
+    if split is SplitName.train:
+        return [*dataset.train_sources, *chosen]
+    return [*(dataset.train_sources if chosen else ()), *chosen, *dataset.validation_sources]
 
 
 def write_results(result: Evaluation, folder: Path, pages: Mapping[str, str]) -> None:
@@ -139,16 +161,21 @@ def _replace_together(beside: Path, folder: Path, names: Sequence[str]) -> None:
         undo.pop_all()
 
 
-def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int) -> None:
+def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int, label: str | None = None) -> None:
     """ValueError if the folder holds an evaluation of more tasks, or of more copies of each: a quick look must not replace
-    it."""
+    it; or one of other data. label: see checkpoint_subject."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file; give a folder.")
     path = folder / "metrics.json"
     if not path.is_file():
         return
-    held = {"num_tasks": 0, "num_augmentations": 0, **read_object(path)}  # sampled programs have no copies
-    require_kinds(held, {"num_tasks": int, "num_augmentations": int}, path)
+    held = {"num_tasks": 0, "num_augmentations": 0, "split": "", **read_object(path)}  # sampled programs have no copies
+    require_kinds(held, {"num_tasks": int, "num_augmentations": int, "split": str}, path)
+    if label is not None and held["split"] not in ("", label):
+        raise ValueError(
+            f"{folder} holds the results of {held['split']}, which those of {label} would replace; give another name= or "
+            "output_dir=, or remove that folder first."
+        )
     tasks, copies = held["num_tasks"], held["num_augmentations"]
     if tasks > num_tasks or copies > num_augmentations:
         raise ValueError(
@@ -172,12 +199,18 @@ def metrics_record(result: Evaluation) -> dict[str, Any]:
     statistics = {name: value for name, value in result.attempts.statistics.items() if math.isfinite(value)}
     assert statistics.keys() <= REGISTRY.keys() and result.shares.keys() <= REGISTRY.keys()
     shares = {
-        name: {"n": s.n, "N": s.total, "value": s.value if s.total else None, "interval95": list(s.interval)}
+        name: {
+            "n": s.n,
+            "N": s.total,
+            "value": s.value if s.total else None,
+            "interval95": list(s.interval) if s.total else None,
+        }
         for name, s in result.shares.items()
     }
     return {
         "tasks_digest": tasks_digest(result.tasks),
         "num_tasks": len(result.tasks),
+        "num_hidden": result.num_hidden,
         "stamps": list(result.stamps),
         "notes": list(result.notes),
         **result.subject.record,

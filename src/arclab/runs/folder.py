@@ -5,7 +5,7 @@ config.yaml        the resolved configuration        provenance.json   command, 
 status.json        state, step, message, exit status metrics.jsonl     one row per logged step
 lock.json          who works here (arclab.runs.lock)   console.log       output of a torchrun job (arclab.launch.job)
 PREEMPT            asks the run to save and end      run_id            the W&B run, the same after every resume
-criterion.json     PASS or FAIL, if the run has one
+criterion.json     PASS or FAIL, if the run has one    release.json    makes it a release: see arclab.methods.recursive.release
 checkpoints/       see arclab.runs.checkpoints    evaluation/       results of evaluate.py
 
 This module imports no torch: whoever starts a run does not need it.
@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -135,7 +137,7 @@ def open_run(config: RunConfig, notes: tuple[str, ...] = ()) -> RunDir:
     """
     run = RunDir(config.folder)
     require_same(run, config)
-    if run.state is State.done and not config.is_done_again:
+    if has_finished(run, config):
         return run
     if run.config.is_file() and step_folders(run.checkpoints):
         config = config.settled(thaw_run(run.config))
@@ -161,22 +163,47 @@ def is_done(run: RunDir, config: RunConfig) -> bool:
     status = run.read_status() or {"state": "", "message": ""}
     if status["state"] == State.stopped.value and config.stops_when_unhealthy:
         raise ConfigError(f"{status['message']}; {run.path} goes on from there with trainer.stop_when_unhealthy=false.")
-    return status["state"] == State.done.value and not config.is_done_again
+    return has_finished(run, config)
+
+
+def has_finished(run: RunDir, config: RunConfig) -> bool:
+    """It is DONE, the same command does not do it again, and there are no more steps than it has made."""
+    is_longer = config.num_steps is not None and config.num_steps > run.step
+    return run.state is State.done and not config.is_done_again and not is_longer
 
 
 def require_same(run: RunDir, config: RunConfig) -> None:
     """ConfigError if the folder belongs to another configuration. One that never started and waits nowhere belongs to nobody,
-    and so does that of a run which the same command does again with whatever settings."""
-    if run.state is None or not run.config.is_file() or config.is_done_again:
+    nor does one that was refused before its first step, or of a run which the same command does again with whatever
+    settings."""
+    if run.state is None or not run.config.is_file() or config.is_done_again or _was_refused(run):
         return
     if other := other_run(thaw_run(run.config), config):
-        raise ConfigError(f"the run folder {run.path} was made with {other}; choose another name=, or remove the folder.")
+        raise ConfigError(
+            f"the run folder {run.path} was made with {other}; choose another name=, or remove the "
+            f"folder{how_to_continue(run)}."
+        )
+
+
+def how_to_continue(run: RunDir) -> str:
+    """The command of the run in the folder, as the end of a sentence; empty if it is not known."""
+    command = read_object(run.provenance).get("command", "") if run.provenance.is_file() else ""
+    if not isinstance(command, str) or not re.match(r"(python )?\w+\.py( |$)", command):
+        return ""
+    return f"; the run in it goes on with: {command if command.startswith('python ') else f'python {command}'}"
+
+
+def _was_refused(run: RunDir) -> bool:
+    """It never made a step, for a reason that the user was asked to mend."""
+    status = run.read_status() or {}
+    has_begun = run.metrics.exists() or bool(step_folders(run.checkpoints))
+    return status.get("state") == State.failed.value and status.get("exit_status") == 2 and not has_begun
 
 
 def provenance() -> dict[str, Any]:
     """What a number needs to be traced: command, commit, machine and versions."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git_commit(),
         "machine": ", ".join([platform.machine(), f"{os.cpu_count()} cores", *_gpu_names()]),
         "python": platform.python_version(),

@@ -28,6 +28,7 @@ from arclab.config.run import DeviceChoice, RunConfig, TrainingConfig
 from arclab.files import sentence_for
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, add_notes, is_done, open_run
+from arclab.runs.killed import say_if_killed
 from arclab.runs.lock import LostLock, keeper, locked
 from arclab.runs.monitor import UnhealthyRun
 from arclab.runs.preempt import StopRequest, ToldToEnd
@@ -103,6 +104,8 @@ class OwnFolder:
 
     @contextmanager
     def held(self, config: RunConfig, notes: tuple[str, ...]) -> Iterator[bool]:
+        if self._ranks.is_main:
+            say_if_killed(self.run)
         with locked(self.run) if self._ranks.is_main else nullcontext():
             is_finished = self._ranks.gather_objects(self._open(config, notes) if self._ranks.is_main else None)[0]
             assert is_finished is not None

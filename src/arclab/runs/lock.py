@@ -189,7 +189,7 @@ def locked(run: RunDir) -> Iterator[None]:
     """Hold the run folder, which is created if need be. ConfigError if a living process holds it."""
     me, path = Holder.me(), lock_path(run)
     run.path.mkdir(parents=True, exist_ok=True)
-    with _exclusive(run.path / ".lock", is_said=True):  # held for a moment only: makes looking and taking one action
+    with folder_lock(run):  # makes looking and taking one action
         require_free(run)
         holder = read_holder(run)
         if holder is not None:
@@ -214,7 +214,7 @@ def _release(run: RunDir, me: Holder, descriptor: int) -> None:
     """Of a folder that was moved away meanwhile nothing is made again where it was."""
     try:
         if run.path.is_dir():
-            with _exclusive(run.path / ".lock", is_said=True):
+            with folder_lock(run):
                 if not _is_of_another(run, me):
                     lock_path(run).unlink(missing_ok=True)
     finally:
@@ -244,6 +244,13 @@ def queue_lock(runs_dir: Path) -> Iterator[None]:
     """One command at a time submits, cancels or sweeps runs of this folder, which is created if need be."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     with _exclusive(runs_dir / ".submit.lock", is_said=False):
+        yield
+
+
+@contextmanager
+def folder_lock(run: RunDir) -> Iterator[None]:
+    """For a moment: nobody takes the run folder over meanwhile."""
+    with _exclusive(run.path / ".lock", is_said=True):
         yield
 
 

@@ -13,6 +13,7 @@ import math
 import resource
 import signal
 import sys
+from typing import Any
 
 _MEMORY_BYTES = 4 << 30
 _GRACE_S = 5  # after the limit of the one who asks, who is to be first
@@ -22,10 +23,11 @@ def is_equal(answer: str, gold: str) -> bool:
     """Whether two texts of boxes mean the same, as math-verify sees it."""
     from math_verify import LatexExtractionConfig, parse, verify
 
-    read = [LatexExtractionConfig(boxed_match_priority=0)]
-    # Its own timeouts are off: they take the alarm.
-    parsed = [parse(f"\\boxed{{{text}}}", extraction_config=read, parsing_timeout=None) for text in (gold, answer)]
-    return bool(verify(*parsed, timeout_seconds=None))
+    def parsed(text: str) -> list[Any]:
+        # The timeouts of math-verify are off: they take the alarm.
+        return parse(f"\\boxed{{{text}}}", extraction_config=[LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=0)
+
+    return bool(verify(parsed(gold), parsed(answer), timeout_seconds=0))
 
 
 def main() -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from arclab.config.compose import ConfigError
+from arclab.launch.__main__ import main
+from arclab.launch.queue import commands
 from arclab.launch.queue.plan import read_plan
 from arclab.runs.folder import State, open_run
 
@@ -37,8 +40,8 @@ def file(tmp_path: Path) -> Path:
 def test_tail_shows_the_end_and_follows(file: Path) -> None:
     folder = open_run(read_plan(file, "a").runs[0].config)
     folder.console.write_text("".join(f"line {i}\n" for i in range(100)))
-    assert launch("tail", "a", "--file", str(file), "-n", "2").stdout.splitlines()[1:] == ["line 98", "line 99"]
-    command = [sys.executable, "-u", "-m", "arclab.launch", "tail", "a", "--file", str(file), "-n", "1", "--follow"]
+    assert launch("tail", str(file), "a", "-n", "2").stdout.splitlines()[1:] == ["line 98", "line 99"]
+    command = [sys.executable, "-u", "-m", "arclab.launch", "tail", str(file), "-n", "1", "--follow", "a"]
     # A shell's background job, and so its children, starts with SIGINT ignored.
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=listen) as follower:
@@ -56,11 +59,11 @@ def test_tail_shows_the_end_and_follows(file: Path) -> None:
 
 def test_before_training_the_log_of_the_job_is_shown(file: Path) -> None:
     folder = open_run(read_plan(file, "a").runs[0].config)
-    silent = launch("tail", "a", "--file", str(file))
+    silent = launch("tail", str(file), "a")
     assert silent.returncode == 2 and "a has written nothing yet" in silent.stderr
     (folder.path / "jobs").mkdir()
     (folder.path / "jobs/12_0_log.err").write_text("ModuleNotFoundError: torch\n")
-    assert "ModuleNotFoundError: torch" in launch("tail", "a", "--file", str(file)).stdout
+    assert "ModuleNotFoundError: torch" in launch("tail", str(file), "a").stdout
 
 
 def test_watching_ends_when_nothing_runs(file: Path) -> None:
@@ -70,11 +73,55 @@ def test_watching_ends_when_nothing_runs(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("tail", "*"), "* matches 2 runs (a, b); name one of them"), (("cancel", "x"), "--only 'x' matches none of the 2 runs"),
+    (("tail", "{file}", "*"), "* matches 2 runs (a, b) and tail shows one; give its name"),
+    (("tail", "{file}"), "jobs.txt has 2 runs (a, b) and tail shows one; give its name"),
+    (("cancel", "{file}", "x"), "x is neither a file nor the name of one of the 2 runs of {file} (a, b)"),
+    (("status", "{file}", "a", "x"), "x is neither a file nor the name of one of the 2 runs of {file} (a, b)"),
+    (("cancel", "{file}"), "cancel needs a name; give a run of {file}, a pattern, or '*'"),
+    (("cancel", "a", "{file}"), "{file} is a file, and one job file comes before the names; give: cancel {file} a"),
+    (("report", "other.txt"), "other.txt"),
+    (("tail", "{file}", "a", "-n", "0"), "argument -n/--lines: '0' must be a whole number of at least 1"),
+    (("status", "--watch", "{file}"), "argument --watch: '{file}' must be a number of seconds above 0 (FILE and names come before it)"),
+    (("status", "{file}", "--wach", "1"), "unrecognized arguments: --wach 1"), (("doctor", "a"), "unrecognized arguments: a"),
 ])  # fmt: skip
-def test_wrong_names(file: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = launch(*arguments, "--file", str(file))
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_wrong_words_in_the_place_of_names(
+    file: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, errors = in_process(*(word.format(file=file) for word in arguments), capsys=capsys)
+    assert status == 2 and message.format(file=file) in errors
+
+
+def in_process(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """(exit status, standard error) without the second that a process takes to begin."""
+    try:
+        return main(arguments), capsys.readouterr().err
+    except ConfigError as error:
+        return 2, str(error)
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "file", "names"), [
+    ([], "jobs.txt", []), (["a"], "jobs.txt", ["a"]), (["a", "e/b*"], "jobs.txt", ["a", "e/b*"]), (["mine.txt"], "mine.txt", []),
+    (["mine.txt", "a", "b"], "mine.txt", ["a", "b"]), (["plan", "a"], "plan", ["a"]), (["folder"], "jobs.txt", ["folder"]),
+])  # fmt: skip
+def test_every_command_takes_file_and_names_in_the_same_way(
+    words: list[str], file: str, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with options before, between and behind; --only is another way to give a name."""
+    (tmp_path / "plan").write_text("")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given: list[tuple[str, list[str]]] = []
+    for command in ("check", "submit", "status", "tail", "cancel", "retry", "report"):
+        monkeypatch.setattr(commands, f"{command}_command", lambda found: given.append((str(found.file), found.names)) or 0)
+        option = {"tail": ["-n", "3"], "retry": ["--failed"], "report": ["--output", "x"]}.get(command, [])
+        for line in ([*words, *option], [*option, *words], [*words[:1], *option, *words[1:]]):
+            main([command, *line])
+        main([command, *words, *option, "--only", "z"])
+        assert given == [(file, names)] * 3 + [(file, [*names, "z"])], command
+        given.clear()
 
 
 def test_wrong_words(file: Path) -> None:

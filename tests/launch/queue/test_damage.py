@@ -16,14 +16,14 @@ import pytest
 from arclab.config.compose import ConfigError
 from arclab.launch.queue import commands
 from arclab.launch.queue import submit as submit_module
-from arclab.launch.queue.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import DAMAGED, NEW
 from arclab.launch.queue.submit import cancel, retry, submit
 from arclab.launch.sweep import _prepared, _require_unclaimed
 from arclab.pages.queue_report import write_queue_report
 from arclab.runs.folder import State, open_run
+from arclab.runs.jobrecord import JobRecord, read_job, write_job
 from arclab.runs.slurm import end_job
+from arclab.runs.statewords import DAMAGED, NEW
 
 from ...conftest import ROOT
 
@@ -51,7 +51,7 @@ def plan_of(file: Path) -> tuple[PlannedRun, ...]:
 
 
 def on_file(file: Path, **others: object) -> argparse.Namespace:
-    return argparse.Namespace(file=file, only=None, **others)
+    return argparse.Namespace(file=file, names=[], **others)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ PREFIX = "pretrain_encoder.py experiment=quickstart"
 def plan_of(tmp_path: Path, *lines: str, only: str | None = None) -> JobsPlan:
     path = tmp_path / "jobs.txt"
     path.write_text("".join(f"{PREFIX} runs_dir={tmp_path}/runs {line}\n" for line in lines))
-    return read_plan(path, only)
+    return read_plan(path, *([only] if only else []))
 
 
 def problems(tmp_path: Path, *lines: str, only: str | None = None) -> list[tuple[int, str]]:
@@ -126,7 +126,9 @@ def test_only_leaves_the_mistakes_of_other_lines_alone(tmp_path: Path) -> None:
     assert [run.name for run in plan.runs] == ["toy-a", "toy-b"]
     assert [run.name for run in plan_of(tmp_path, *lines, only="quickstart/*-b").runs] == ["toy-b"]
     assert [line for line, _ in problems(tmp_path, *lines, only="b*")] == [3]
-    with pytest.raises(ConfigError, match="--only 'none' matches none of the 3 runs"):
+    with pytest.raises(
+        ConfigError, match=r"none is neither a file nor the name of one of the 3 runs of .*jobs.txt \(toy-a, toy-b, \.\.\.\)"
+    ):
         plan_of(tmp_path, *lines, only="none")
 
 
@@ -178,9 +180,9 @@ def test_the_matrix_has_a_column_for_everything_that_differs(tmp_path: Path) -> 
     assert list(columns) == ["encoder.kind", "seed", "encoder.num_layers"]
     assert (
         columns["encoder.kind"].values == ("standard", "lpn", "lpn", "standard")
-        and "encoder.width" in columns["encoder.kind"].decided
+        and "encoder.pooling" in columns["encoder.kind"].decided
     )
-    assert columns["encoder.num_layers"].values == ("1", "2", "3", "1")
+    assert columns["encoder.num_layers"].values == ("1", "1", "3", "1")
     assert columns["seed"].values == ("0", "0", "0", "4")
     every = {column.key: column.values for column in ablation_columns(runs, fold=False)}
     assert every.keys() == columns.keys() | set(columns["encoder.kind"].decided)
@@ -205,10 +207,16 @@ def test_a_group_option_that_an_experiment_overrules_is_noted(tmp_path: Path) ->
     note = plan_of(tmp_path, "name=a dataset=arc2").notes[1]
     assert "dataset=arc2 says dataset.canvas=30, but the run has dataset.canvas=6" in note.message
     assert (tmp_path / "jobs.txt").read_text()[note.column - 1 :].startswith("dataset=arc2")
-    for line in (
-        "name=a halting=short8",
-        "name=b halting=short8 halting.halt_max_steps=6",
-        "name=c encoder=lpn encoder/context=trm_compat",
-        "name=d encoder=lpn_variational decoder=trm",
-    ):
+    for line in ("name=a halting=short8", "name=b halting=short8 halting.halt_max_steps=6", "name=c decoder=trm"):
         assert not plan_of(tmp_path, line).notes
+
+
+def test_what_an_encoder_changes_beside_its_kind_is_noted(tmp_path: Path) -> None:
+    """Where the experiment says it for all encoders, it is what the option says that does not count."""
+    told = " ".join(note.message for note in plan_of(tmp_path, "name=a encoder=lpn encoder.num_layers=3").notes)
+    assert "encoder=lpn says encoder.width=128, but the run has encoder.width=null" in told and "num_layers" not in told
+    toy = "pretrain_encoder.py experiment=toy_control"
+    (tmp_path / "jobs.txt").write_text(f"{toy} name=b encoder=lpn encoder.num_layers=1\n{toy} name=c encoder.num_layers=2\n")
+    (note,) = read_plan(tmp_path / "jobs.txt").notes
+    assert "encoder=lpn changes more than the kind" in note.message and "encoder.num_layers" not in note.message
+    assert "encoder.demo_layout from aligned to concat" in note.message and "encoder.width from null to 128" in note.message

@@ -13,14 +13,15 @@ import pytest
 
 from arclab.config.compose import ConfigError
 from arclab.config.schema import ExperimentConfig
-from arclab.launch.queue.jobrecord import JobRecord, write_job
 from arclab.launch.queue.jobsfile import JobLine, Section
 from arclab.launch.queue.plan import PlannedRun
-from arclab.launch.queue.progress import best_score, living_jobs, read_progress, read_state, steps_per_s
+from arclab.launch.queue.progress import best_score, living_jobs, read_progress, steps_per_s
 from arclab.launch.queue.submit import cancel, submit
 from arclab.launch.queue.tables import duration
 from arclab.runs.folder import RunDir, State, open_run
+from arclab.runs.jobrecord import JobRecord, write_job
 from arclab.runs.lock import Holder, lock_path
+from arclab.runs.statewords import read_state
 
 Tiny = Callable[..., ExperimentConfig]
 DEAD_PID = 2**22 + 1  # above the kernel's largest

@@ -17,12 +17,13 @@ from arclab.config.compose import ConfigError, thaw
 from arclab.launch.__main__ import main
 from arclab.launch.cluster import JobTask
 from arclab.launch.queue import submit as submit_module
-from arclab.launch.queue.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.queue.plan import PlannedRun, read_plan
-from arclab.launch.queue.progress import living_jobs, read_progress, read_state
+from arclab.launch.queue.progress import living_jobs, read_progress
 from arclab.launch.queue.submit import LocalTask, cancel, retry, submit
 from arclab.pages.analyse import analyse
 from arclab.runs.folder import State
+from arclab.runs.jobrecord import JobRecord, read_job, write_job
+from arclab.runs.statewords import read_state
 
 from ...conftest import ROOT, TINY, script_env
 

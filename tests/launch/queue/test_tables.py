@@ -30,16 +30,17 @@ def test_resources(overrides: list[str], text: str) -> None:
 
 def test_the_plan_and_its_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(tmp_path, "name=a", "name=b seed=4", "name=c encoder=lpn", "name=a experiment_name=other seed=9")
-    show_plan(plan, [{"model": 1234}, {"model": 1234, "puzzle_table": 5678}, {}, None])
+    show_plan(plan, [{"model": 1234}, {"model": 1234, "puzzle_table": 5678}, {}, None], ["about 4 minutes", "", "", ""])
     shown = capsys.readouterr().out
     assert "  1,234  " in shown and "  1,234 + 5,678 table  " in shown and "  ?  " in shown
+    assert "  about 4 minutes  " in shown
     show_matrix(plan.runs, ablation_columns(plan.runs))
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert labels(plan.runs) == ["quickstart/a", "b", "c", "other/a"]
     assert rows["quickstart/a"] == [".", ".", "."] and rows["b"] == [".", ".", "4"]
     assert rows["c"] == [".", "lpn", "."] and rows["other/a"] == ["other", ".", "9"]
     assert rows["run"] == ["=", "quickstart", "=", "standard", "=", "0"]
-    assert "encoder.width," in rows["with"]
+    assert "encoder.pooling," in rows["with"]
 
 
 def test_progress_shows_the_last_words_of_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:

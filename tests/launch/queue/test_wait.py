@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from arclab.launch.queue import wait
-from arclab.launch.queue.jobrecord import JobRecord, write_job
 from arclab.launch.queue.plan import PlannedRun, read_plan
 from arclab.launch.queue.progress import RunProgress
 from arclab.launch.queue.wait import wait_until_ended
 from arclab.runs.folder import State, open_run
+from arclab.runs.jobrecord import JobRecord, write_job
 
 from ...conftest import TINY
 

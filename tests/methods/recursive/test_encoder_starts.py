@@ -14,7 +14,7 @@ from arclab.methods.recursive.encoders.demo_tokens import DemoTokens
 from arclab.methods.recursive.model import RecursiveModel, build_model
 
 from .common import ROWS, setup
-from .test_encoders import KINDS, config_of, noise
+from .test_encoders import config_of, noise
 
 Tiny = Callable[..., ExperimentConfig]
 
@@ -82,7 +82,7 @@ RECORDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECORDED)
 def test_a_seed_gives_the_weights_that_it_always_gave(tiny: Tiny, kind: str) -> None:
     """A recorded run can be trained again only if no draw is added, left out or moved."""
     config = config_of(tiny, kind, "encoder.width=32")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from arclab.config.encoder_schema import ENCODER_SCHEMAS, DemoLayout, TaskEncoderConfig
+from arclab.config.encoder_schema import DemoLayout, TaskEncoderConfig
+from arclab.config.encoders import ENCODER_SCHEMAS
 from arclab.config.schema import ExperimentConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral
 from arclab.data.codec import PAD, decode, encode

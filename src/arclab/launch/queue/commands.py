@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from arclab.config.compose import ConfigError
 from arclab.launch import doctor
+from arclab.launch.queue.estimates import estimates, problems_of
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_entry, by_section, read_plan
 from arclab.launch.queue.progress import OPEN_STATES, RunProgress, living_jobs, read_progress
 from arclab.launch.queue.submit import Action, cancel, retry, submit
@@ -34,10 +35,11 @@ _FOLLOW_S = 0.5
 
 def check_command(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
-    plan = read_plan(arguments.file, arguments.only)
+    plan = read_plan(arguments.file, *arguments.names)
     seconds = time.perf_counter() - start
     sizes = sizes_of([run.config for run in plan.runs])
-    show_plan(plan, sizes.counts)
+    found = estimates(plan.runs, sizes.counts)
+    show_plan(plan, sizes.counts, [estimate.text for estimate in found])
     for runs in by_entry(plan.runs):
         columns = ablation_columns(runs, fold=not arguments.all_keys)
         if columns:
@@ -46,6 +48,8 @@ def check_command(arguments: argparse.Namespace) -> int:
         say(f"note: {note.at(plan.path)}")
     for note in sizes.notes:
         say(f"note: {note}")
+    for sentence in problems_of(plan.runs, found):
+        say(f"note: {sentence}")
     damaged = [f"{run.name}: {run.damage}" for run in plan.runs if run.damage]
     for sentence in damaged:
         say(f"damaged: {sentence}")
@@ -57,13 +61,13 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 
 def submit_command(arguments: argparse.Namespace) -> int:
-    plan = read_plan(arguments.file, arguments.only)
+    plan = read_plan(arguments.file, *arguments.names)
     cluster = arguments.cluster or "slurm"
     return _show_actions(submit(plan.runs, cluster, dry_run=arguments.dry_run, places=_places(arguments)))
 
 
 def retry_command(arguments: argparse.Namespace) -> int:
-    plan = read_plan(arguments.file, arguments.only)
+    plan = read_plan(arguments.file, *arguments.names)
     return _show_actions(retry(plan.runs, arguments.cluster, dry_run=arguments.dry_run, places=_places(arguments)))
 
 
@@ -76,7 +80,11 @@ def _places(arguments: argparse.Namespace) -> int:
 
 
 def cancel_command(arguments: argparse.Namespace) -> int:
-    return _show_actions(cancel(read_plan(arguments.file, arguments.only).runs))
+    if not arguments.names:
+        raise ConfigError(
+            f"cancel needs a name; give a run of {arguments.file}, a pattern, or '*' (in quotes) for all of them."
+        )
+    return _show_actions(cancel(read_plan(arguments.file, *arguments.names).runs))
 
 
 def _show_actions(actions: Sequence[Action]) -> int:
@@ -87,7 +95,7 @@ def _show_actions(actions: Sequence[Action]) -> int:
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Once, or with --watch until everything has ended or Ctrl-C."""
-    plan = read_plan(arguments.file, arguments.only)
+    plan = read_plan(arguments.file, *arguments.names)
     while True:
         progress = _progress(plan.runs)
         if arguments.watch is not None:
@@ -116,9 +124,11 @@ def _show_status(plan: JobsPlan, progress: dict[Path, RunProgress]) -> None:
 
 
 def tail_command(arguments: argparse.Namespace) -> int:
-    runs = read_plan(arguments.file, arguments.only).runs
+    runs = read_plan(arguments.file, *arguments.names).runs
     if len(runs) != 1:
-        raise ConfigError(f"{arguments.only} matches {len(runs)} runs ({', '.join(labels(runs)[:8])}); name one of them.")
+        given = f"{' '.join(arguments.names)} matches" if arguments.names else f"{arguments.file} has"
+        names = ", ".join([*labels(runs)[:8], *(["..."] if len(runs) > 8 else [])])
+        raise ConfigError(f"{given} {len(runs)} runs ({names}) and tail shows one; give its name.")
     log = _log_of(runs[0])
     with log.open(encoding="utf-8", errors="replace") as file:
         lines = file.read().splitlines()
@@ -152,7 +162,7 @@ def _follow(file: TextIO) -> None:
 
 def report_command(arguments: argparse.Namespace) -> int:
     """The page is made where torch and matplotlib may be imported: in a process of its own."""
-    plan = read_plan(arguments.file, arguments.only)
+    plan = read_plan(arguments.file, *arguments.names)
     output = arguments.output or Path(plan.runs[0].config.runs_dir) / "report"
     command = [sys.executable, "-m", "arclab.pages.queue_report", "--output", str(output)]
     done = subprocess.run(command, input=json.dumps(_report_request(plan)), text=True)
@@ -190,7 +200,18 @@ def _reported(run: PlannedRun, progress: RunProgress, parameters: str) -> dict[s
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
-    """1 if something is broken."""
+    """1 if something is broken. With a job file, also what every line of it will take."""
     findings = doctor.examine(Path("runs"))
     show(("", "what", "found", "what to do"), [(f.level, f.subject, f.text, f.fix) for f in findings])
+    if arguments.file is not None:
+        plan = read_plan(arguments.file)
+        sizes = sizes_of([run.config for run in plan.runs])
+        found = estimates(plan.runs, sizes.counts)
+        say("")
+        show(("", "run", "takes", "what to do"), [
+            (doctor.WARN if e.problem else doctor.OK, label, e.text or "not known", e.problem)
+            for label, e in zip(labels(plan.runs), found, strict=True)
+        ])  # fmt: skip
+        for note in sizes.notes:
+            say(f"note: {note}")
     return int(any(f.level == doctor.FAIL for f in findings))

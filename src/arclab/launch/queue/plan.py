@@ -1,6 +1,6 @@
 """A job file with its configurations: what every run is, what differs between runs, and whether all of it can be started.
 
-    plan = read_plan(Path("jobs.txt"), only="toy*")      # JobsError with every mistake, by line and column
+    plan = read_plan(Path("jobs.txt"), "toy*")           # JobsError with every mistake, by line and column
     columns = ablation_columns(plan.runs)                # what differs, a column for each independent key
 
 Refused are: keys and values that the schema refuses, two lines that build the same run, a run folder that two lines or another
@@ -23,7 +23,7 @@ from arclab.config.plain_composer import PlainComposer
 from arclab.config.run import RunConfig
 from arclab.files import DamagedFile, sentence_of
 from arclab.launch.queue.jobsfile import JobLine, JobsError, Problem, parse_jobs
-from arclab.runs.folder import RunDir, State
+from arclab.runs.folder import RunDir, State, how_to_continue
 
 # Where a run lies and how it is started: no difference in what is trained.
 LABEL_KEYS = ("name", "runs_dir", "output_dir", "wandb.", "launch.", "criterion")
@@ -57,7 +57,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class JobsPlan:
-    """The runs of a file that --only leaves, in the file's order; num_runs counts those of the whole file.
+    """The runs of a file that were asked for, in the file's order; num_runs counts those of the whole file.
 
     notes: what is no mistake but may not be meant.
     """
@@ -68,8 +68,9 @@ class JobsPlan:
     notes: tuple[Problem, ...]
 
 
-def read_plan(path: Path, only: str | None = None) -> JobsPlan:
-    """The checked plan. JobsError: all mistakes of the file, or with `only` those of its lines and of the syntax."""
+def read_plan(path: Path, *names: str) -> JobsPlan:
+    """The checked plan of the runs with these names or patterns, without any of all runs. JobsError: all mistakes of the file,
+    or those of their lines and of the syntax."""
     jobs, problems = parse_jobs(path)
     composer = PlainComposer()
     composed: list[tuple[JobLine, RunConfig]] = []
@@ -77,17 +78,17 @@ def read_plan(path: Path, only: str | None = None) -> JobsPlan:
         try:
             composed.append((job, _compose(composer, job)))
         except ConfigError as error:
-            problems += _problems_of(job, error, only)
-    wanted = [(job, config) for job, config in composed if _is_wanted(config, only)]
+            problems += _problems_of(job, error, names)
+    wanted = [(job, config) for job, config in composed if _is_wanted(config, names)]
     problems += _same_runs(wanted) + _claimed_folders(wanted, composer) + _missing_checkpoints(wanted, composed)
     problems += _circles(wanted, composed)
     if problems:
         raise JobsError(path, list(dict.fromkeys(problems)))
-    if not wanted:
-        names = ", ".join(config.title[1] for _, config in composed[:8])
-        raise ConfigError(
-            f"--only {only!r} matches none of the {len(jobs)} runs of {path} ({names}, ...); give another pattern."
-        )
+    for name in names:
+        if not any(_is_wanted(config, [name]) for _, config in composed):
+            shown = [config.title[1] for _, config in composed[:8]]
+            known = ", ".join([*shown, *(["..."] if len(shown) < len(jobs) else [])])
+            raise ConfigError(f"{name} is neither a file nor the name of one of the {len(jobs)} runs of {path} ({known}).")
     folders = {_real(config.folder): config.folder for _, config in composed}
     runs = tuple(PlannedRun(job, config, _open_maker(config, folders), _damage(config, composer)) for job, config in wanted)
     return JobsPlan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
@@ -113,13 +114,14 @@ def _compose(composer: PlainComposer, job: JobLine) -> RunConfig:
     return config
 
 
-def _is_wanted(config: RunConfig, only: str | None) -> bool:
-    return only is None or any(fnmatchcase(name, only) for name in (config.title[1], "/".join(config.title)))
+def _is_wanted(config: RunConfig, names: Sequence[str]) -> bool:
+    own = (config.title[1], "/".join(config.title))
+    return not names or any(fnmatchcase(each, name) for each in own for name in names)
 
 
-def _problems_of(job: JobLine, error: ConfigError, only: str | None) -> list[Problem]:
+def _problems_of(job: JobLine, error: ConfigError, names: Sequence[str]) -> list[Problem]:
     """One for every sentence. Without its experiment's name a broken line is matched by name alone."""
-    if only is not None and job.name and not fnmatchcase(job.name, only.rpartition("/")[2]):
+    if names and job.name and not any(fnmatchcase(job.name, name.rpartition("/")[2]) for name in names):
         return []
     return [Problem(job.line, job.column_of(sentence), sentence) for sentence in str(error).splitlines()]
 
@@ -164,8 +166,8 @@ def _other_configuration(path: Path, config: RunConfig, composer: PlainComposer)
         held = composer.thaw(RunDir(path).config)
     except ConfigError:
         return []  # no fault of the line: see _damage
-    other = other_run(held, config, says="this line says")
-    return [f"the run folder {path} was made with {other}; choose another name, or remove the folder."] if other else []
+    other, how = other_run(held, config, says="this line says"), how_to_continue(RunDir(path))
+    return [f"the run folder {path} was made with {other}; choose another name, or remove the folder{how}."] if other else []
 
 
 def _damage(config: RunConfig, composer: PlainComposer) -> str:

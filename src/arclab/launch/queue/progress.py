@@ -4,34 +4,25 @@
     progress = read_progress(run, living.get(run.folder.path))
 
 Reads status.json, job.json, lock.json, metrics.jsonl and criterion.json, whoever wrote them and while they are written. It
-decides nothing. Beside the states of status.json there are NEW (no folder), QUEUED, REQUEUED (told to end, and will
-continue by itself), CANCELLED (by the command cancel), DAMAGED (a file of it cannot be read; the message says which) and LOST:
-the folder says that it was submitted or runs, but there is no such job or process; it was killed without a word.
+decides nothing. The words for a state are those of arclab.runs.statewords.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError
 from arclab.files import DamagedFile, is_kind, parse_object, read_object, require_kinds, sentence_of
-from arclab.launch.queue.jobrecord import JobRecord, read_job
 from arclab.launch.queue.plan import PlannedRun
 from arclab.metrics.names import count_of
-from arclab.runs import slurm
 from arclab.runs.folder import RunDir, State
-from arclab.runs.lock import living_holder, read_holder
+from arclab.runs.jobrecord import read_job
+from arclab.runs.lock import read_holder
+from arclab.runs.statewords import DAMAGED, QUEUED, REQUEUED, living_folders, read_state
 
-log = logging.getLogger(__name__)
-NEW, QUEUED, REQUEUED, LOST, CANCELLED, DAMAGED = "NEW", "QUEUED", "REQUEUED", "LOST", "CANCELLED", "DAMAGED"
-_RUNNING = State.running.value
-OPEN_STATES = (_RUNNING, QUEUED, REQUEUED)  # the run goes on by itself
-_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
-_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
+OPEN_STATES = (State.running.value, QUEUED, REQUEUED)  # the run goes on by itself
 _TAIL_BYTES = 65536
 _RATE_ROWS = 20
 
@@ -77,57 +68,9 @@ class RunProgress:
 def living_jobs(runs: Sequence[PlannedRun], *, must_know: bool = True) -> dict[Path, str]:
     """Folder -> QUEUED or RUNNING, for the runs that have a job in the queue or a process of this machine.
 
-    Where SLURM is not installed (a machine that only sees the folders), or with must_know=False does not answer, the word of
-    the folder counts for SLURM's jobs, as it does for processes of other machines. ConfigError if it must be known and SLURM
-    does not answer.
+    See arclab.runs.statewords.living_folders; damaged runs are left out.
     """
-    whole = [run.folder for run in runs if not damage_of(run)]
-    jobs = {folder.path: job for folder in whole if (job := read_job(folder)) is not None}
-    queue = _queue(must_know) if any(job.cluster == "slurm" for job in jobs.values()) else None
-    states = {path: _job_state(RunDir(path), job, queue) for path, job in jobs.items()}
-    return {path: state for path, state in states.items() if state is not None}
-
-
-def _queue(must_know: bool) -> dict[str, str] | None:
-    """SLURM's states by job id; None if it cannot be asked."""
-    if not slurm.is_installed():
-        return None
-    try:
-        return slurm.queue_states()
-    except ConfigError as error:
-        if must_know:
-            raise
-        log.warning("states are those of the run folders: %s", error)
-        return None
-
-
-def _job_state(run: RunDir, job: JobRecord, queue: Mapping[str, str] | None) -> str | None:
-    if job.cluster == "slurm" and queue is not None:
-        state = queue.get(job.id)
-        return None if state is None or state in _ENDED else QUEUED if state in _WAITING else _RUNNING
-    written = (run.read_status() or {}).get("state")
-    is_unseen = job.cluster == "slurm" or job.is_elsewhere
-    is_open = written in (State.submitted.value, _RUNNING)
-    # The process of a debug job goes on after its run.
-    is_alive = is_open if is_unseen else job.is_running_here() and (is_open or job.cluster == "local")
-    return None if not is_alive else QUEUED if written == State.submitted.value else _RUNNING
-
-
-def read_state(run: RunDir, living: str | None) -> str:
-    """The state in one word. living: what living_jobs() knows of it."""
-    written = (run.read_status() or {}).get("state")
-    if written == State.done.value:
-        return written
-    if living is not None:
-        return REQUEUED if written == State.preempted.value else living
-    if living_holder(run) is not None:
-        return _RUNNING
-    job = read_job(run)
-    if job is not None and job.is_cancelled:
-        return CANCELLED
-    if written in (_RUNNING, State.submitted.value):
-        return NEW if job is None and written == State.submitted.value else LOST
-    return written or NEW
+    return living_folders([run.folder for run in runs if not damage_of(run)], must_know=must_know)
 
 
 def damage_of(run: PlannedRun) -> str:
@@ -161,12 +104,13 @@ def read_progress(run: PlannedRun, living: str | None) -> RunProgress:
 
 def _progress(run: PlannedRun, living: str | None) -> RunProgress:
     folder = run.folder
-    status, job = folder.read_status() or {}, read_job(folder)
+    state, job = read_state(folder, living), read_job(folder)
+    status = folder.read_status() or {}  # after its state: that of a killed run is written down by who looks first
     rows = _last_rows(folder.metrics)
     health = next((f"{row['health']} at {row['_step']:,}" for row in reversed(rows) if "health" in row), "")
     step = max([status.get("step", 0), *(row["_step"] for row in rows[-1:])])
     return RunProgress(
-        state=read_state(folder, living), job=job.id if job else "", step=step,
+        state=state, job=job.id if job else "", step=step,
         total_steps=run.config.num_steps or status.get("num_steps"), steps_per_s=steps_per_s(rows), verdict=health,
         best=final_score(folder, run.config.best_metric) or best_score(folder.metrics, run.config.best_metric),
         result=_result(folder.path / "criterion.json"), message=status.get("message", ""),

@@ -29,16 +29,18 @@ from submitit.core.utils import DelayedSubmission
 
 from arclab.config.compose import ConfigError
 from arclab.files import DamagedFile, naming, read_object, write_atomically
-from arclab.launch.cluster import JobTask, Kind, build_executor, submission_errors
+from arclab.launch.cluster import JobTask, build_executor, submission_errors
 from arclab.launch.job import prepare_run, run_job
-from arclab.launch.queue.jobrecord import JobRecord, read_job, write_job
 from arclab.launch.queue.plan import PlannedRun
-from arclab.launch.queue.progress import CANCELLED, DAMAGED, LOST, NEW, QUEUED, damage_of, living_jobs, read_state
+from arclab.launch.queue.progress import damage_of, living_jobs
 from arclab.runs import slurm
-from arclab.runs.folder import RunDir, State
+from arclab.runs.folder import RunDir, State, has_finished
+from arclab.runs.jobrecord import JobRecord, Kind, read_job, write_job
+from arclab.runs.killed import was_killed
 from arclab.runs.lock import queue_lock
 from arclab.runs.signals import StopSignals, interrupted_status
 from arclab.runs.slurm import require_installed
+from arclab.runs.statewords import CANCELLED, DAMAGED, LOST, NEW, QUEUED, read_state
 
 # A year: jobs of this machine wait for each other, and no time limit is meant.
 _LOCAL_LIMIT_MIN = 365 * 24 * 60
@@ -58,7 +60,7 @@ class Action:
 
 
 def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, places: int = 1) -> list[Action]:
-    """Submit every run that is new, lost or preempted. places: runs at a time on this machine."""
+    """Submit every run that is new, lost, killed or preempted. places: runs at a time on this machine."""
     if cluster == "slurm" and not dry_run:
         require_installed()
     with _alone(runs, dry_run=dry_run):
@@ -134,9 +136,11 @@ def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
 
 def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int, *, can_wait: bool) -> Action:
     """can_wait: nothing is in its way, or what it needs has a job that it can wait for."""
-    if state in _STARTABLE and not can_wait:
+    is_longer = state == State.done.value and not run.config.is_done_again and not has_finished(run.folder, run.config)
+    is_startable = state in _STARTABLE or is_longer or (state == State.failed.value and was_killed(run.folder))
+    if is_startable and not can_wait:
         return _waits(run)
-    if state not in _STARTABLE:
+    if not is_startable:
         hint = "; retry --failed starts it again" if state in _RETRIED else ""
         return Action(run.name, _job_id(run), f"skipped: {state}{hint}")
     how = [f"after {run.maker}" if run.maker else "", "" if state == NEW else f"continues: {state}"]

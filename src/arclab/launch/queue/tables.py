@@ -74,13 +74,16 @@ def section_heading(section: Section) -> None:
         out.print(Text(f"criterion: {section.criterion}", style="dim"))
 
 
-def show_plan(plan: JobsPlan, counts: Sequence[Counts | None]) -> None:
-    """Every run below its section: resources, parameters, steps, folder. counts: of every run, see arclab.launch.sizes."""
+def show_plan(plan: JobsPlan, counts: Sequence[Counts | None], needs: Sequence[str]) -> None:
+    """Every run below its section: resources, parameters, steps, what it will take, folder. counts, needs: of every
+    run, see arclab.launch.sizes and arclab.launch.queue.estimates."""
     parameters = dict(zip((run.folder.path for run in plan.runs), map(parameters_text, counts), strict=True))
+    takes = dict(zip((run.folder.path for run in plan.runs), needs, strict=True))
     for section, runs in by_section(plan.runs):
         section_heading(section)
-        show(("run", "line", "resources", "parameters", "steps", "run folder"),
-             [_plan_row(run, parameters[run.folder.path]) for run in runs], right=("line", "parameters", "steps"))  # fmt: skip
+        columns = ("run", "line", "resources", "parameters", "steps", "takes", "run folder")
+        rows = [_plan_row(run, parameters[run.folder.path], takes[run.folder.path]) for run in runs]
+        show(columns, rows, right=("line", "parameters", "steps"))
 
 
 def parameters_text(counts: Counts | None) -> str:
@@ -91,12 +94,12 @@ def parameters_text(counts: Counts | None) -> str:
     return f"{counts['model']:,}" + (f" + {table:,} table" if table else "")
 
 
-def _plan_row(run: PlannedRun, parameters: str) -> tuple[str, ...]:
+def _plan_row(run: PlannedRun, parameters: str, takes: str) -> tuple[str, ...]:
     num_steps = run.config.num_steps
     waits = f"  (after {run.maker})" if run.maker else ""
     return (
-        run.name, str(run.job.line), resources(run.config.launch), parameters, "" if num_steps is None else f"{num_steps:,}",
-        f"{run.folder.path}{waits}",
+        run.name, str(run.job.line), resources(run.config.launch), parameters,
+        "" if num_steps is None else f"{num_steps:,}", takes, f"{run.folder.path}{waits}",
     )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from arclab.launch.queue.plan import PlannedRun
-from arclab.launch.queue.progress import LOST, OPEN_STATES, RunProgress, living_jobs, read_progress
+from arclab.launch.queue.progress import OPEN_STATES, RunProgress, living_jobs, read_progress
+from arclab.runs.statewords import LOST
 
 POLL_S = 2.0
 OnChange = Callable[[Sequence[tuple[PlannedRun, RunProgress]]], None]

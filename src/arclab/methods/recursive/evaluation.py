@@ -19,25 +19,30 @@ from arclab.config.compose import broken_rules, identity
 from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
+from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask
-from arclab.methods.recursive.model import RecursiveModel
-from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health
+from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
+from arclab.methods.recursive.model import DTYPES, RecursiveModel
+from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
-from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, scored_tasks, view_rule
+from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.memory import advice_if_out_of_memory
+from arclab.runs.preflight import announce
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 
 log = logging.getLogger(__name__)
 _MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
+_HEALTH_ROWS = 16  # at once, so that the bar moves
 _TALLY_VERSION = 3  # what the votes and the sums kept with them mean
 
 
@@ -62,18 +67,28 @@ def evaluate_in_ranks(
         record = trained.record()
         setting = build_setting(config, view_rule(record))
         apply_wishes(config, wanted)
-        setting = replace(setting, scored=scored_tasks(setting.split, config))
+        setting, data_stamps = with_wishes(config, setting, wanted.dataset)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
         require_trained_rows(config, setting)
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
-        require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations)
-        stamps = (*state["stamps"], *overlap, *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config))
-        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value)
+        label = wanted.dataset.label(config.evaluation.split.value)
+        require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations, label)
+        for stamp in data_stamps:
+            log.warning("note: %s", stamp)
+        stamps = (*state["stamps"], *data_stamps, *overlap, *_split_stamp(config), *_part_stamp(config, setting),
+                  *rules_stamps(config))  # fmt: skip
+        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value, label)
         found = Evaluation(
             subject=subject, tasks=setting.scored, attempts=Attempts({}), stamps=stamps, notes=(*setting.split.notes, *notes),
             provenance=provenance(),
         )  # fmt: skip
         store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights))
+        cost = evaluation_cost(
+            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
+        )
+        announce(
+            wanted, cost, ranks, num_steps=0, num_evaluations=1, dtype=DTYPES[config.trainer.precision], advice=_MEMORY_ADVICE
+        )
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
             solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store, progress)
@@ -95,42 +110,61 @@ def build_solver(
     store: VoteStore | None = None, progress: WorkProgress | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it."""
+    rows = setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None
+    return solver_of(config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress)
+
+
+def solver_of(
+    config: ExperimentConfig, model: RecursiveModel, ranks: Ranks, batch_size: int, puzzle_rows: dict[str, int] | None,
+    rule: ViewRule, store: VoteStore | None = None, progress: WorkProgress | None = None, show_progress: bool = True,
+) -> RecursiveSolver:  # fmt: skip
+    """The solver of a configuration with any tasks; puzzle_rows and rule: see RecursiveSolver."""
     evaluation = config.evaluation
     return RecursiveSolver(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
-        max_demos=config.dataset.max_demos, show_progress=True,
-        puzzle_rows=setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None,
+        max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
-        progress=progress, view_rule=setting.data.space.rule,
+        progress=progress, view_rule=rule,
     )  # fmt: skip
 
 
 def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
     """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored
-    ones."""
+    ones. At most evaluation.health_tasks of each, and no more than are scored: a quick look stays quick."""
     samples = {"encoder": setting.scored}
     if config.evaluation.split is not SplitName.train:
         samples["train_encoder"] = setting.split.train
-    settings = HealthSettings(
-        max_tasks=config.evaluation.health_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas,
-        seed=config.seed, max_demos=config.dataset.max_demos, chunk_rows=config.evaluation.batch_size, device=ranks.device,
-    )  # fmt: skip
-    return {
-        f"{prefix}/{name}": value
-        for prefix, tasks in samples.items()
-        for name, value in encoder_health(model, tasks, settings).items()
-    }
+    max_tasks = min(config.evaluation.health_tasks, len(setting.scored))
+    total = sum(num_predictions(model, tasks, max_tasks) for tasks in samples.values())
+    if total == 0:
+        return {}
+    with progress_bar(total=total, desc="examining the encoder", unit="grid", disable=not ranks.is_main) as bar:
+        settings = HealthSettings(
+            max_tasks=max_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas, seed=config.seed,
+            max_demos=config.dataset.max_demos, chunk_rows=min(config.evaluation.batch_size, _HEALTH_ROWS),
+            device=ranks.device, done=bar.update,
+        )  # fmt: skip
+        return {
+            f"{prefix}/{name}": value
+            for prefix, tasks in samples.items()
+            for name, value in encoder_health(model, tasks, settings).items()
+        }
 
 
 def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
     """Settings given to evaluate.py replace those of the run."""
-    evaluation = config.evaluation
-    evaluation.split = wanted.split or evaluation.split
+    evaluation, dataset = config.evaluation, config.dataset
+    evaluation.split = wanted.wanted_split or evaluation.split
+    if wanted.dataset.eval_sources is not None:
+        dataset.eval_sources = wanted.dataset.eval_sources
+        dataset.name = wanted.dataset.name or ", ".join(wanted.dataset.eval_sources)
+    if wanted.dataset.max_side is not None:
+        dataset.max_side = wanted.dataset.max_side
     for key in ("num_augmentations", "batch_size", "max_tasks"):
         value = getattr(wanted, key)
         if value is not None:
             setattr(evaluation, key, value)
-    for key in ("halting", "votes", "canvas"):
+    for key in ("halting", "votes", "canvas", "health_tasks"):
         value = getattr(wanted.evaluation, key)
         if value is not None:
             setattr(evaluation, key, value)

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 
 from arclab.config.compose import freeze, thaw
+from arclab.config.dataset_schema import CANVASES
 from arclab.config.schema import AUTO, CanvasRule, ExperimentConfig, SplitName
 from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask
 from arclab.files import step_folders, write_atomically
+from arclab.methods.recursive.cost import ModelSize, Placement, training_cost
 from arclab.methods.recursive.decoder_init import apply_decoder_init, source_stamps
 from arclab.methods.recursive.evaluation import build_solver, context_metrics
-from arclab.methods.recursive.model import RecursiveModel, build_model
+from arclab.methods.recursive.model import DTYPES, RecursiveModel, build_model
 from arclab.methods.recursive.saved import load_record
 from arclab.methods.recursive.setting import Setting, build_setting, protocol_stamps, view_rule
 from arclab.methods.recursive.training.batch_size import find_batch_size
@@ -30,13 +32,16 @@ from arclab.methods.recursive.training.checkpoint import progress_from
 from arclab.methods.recursive.training.trainer import train
 from arclab.metrics.logger import read_rows
 from arclab.metrics.tables import TABLE_ROWS, Prediction
+from arclab.pages.training_report import write_training_report
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.criterion import judge_criterion, require_answers, require_measurable, write_criterion
 from arclab.results.scoring import NEW_COLORS, score
 from arclab.runs.checkpoints import read_state
-from arclab.runs.folder import RunDir, State
+from arclab.runs.cost import num_evaluations
+from arclab.runs.folder import RunDir, State, is_done
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, finish, in_ranks
 from arclab.runs.memory import advice_if_out_of_memory, memory_budget
+from arclab.runs.preflight import announce
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 
@@ -71,11 +76,17 @@ def pretrain_in_ranks(
         stamps = _initialise(config, setting, model, saved)
         for note in (*setting.split.notes, *stamps):
             log.info("note: %s", note)
+        is_open = ranks.gather_objects(not is_done(run, config) if ranks.is_main else None)[0]
+        if is_open and config.trainer.batch_size != AUTO:
+            announce_training(config, setting, model, ranks, saved["step"] if saved else 0)
         with folder.held(config, setting.split.notes) as is_finished:
             if is_finished:
                 return State.done
             with RecordFailure(run):
+                is_auto = config.trainer.batch_size == AUTO
                 config = _settle_batch_size(config, setting, model, run, ranks)
+                if is_auto:
+                    announce_training(config, setting, model, ranks, saved["step"] if saved else 0)
             with RecordFailure(run), advice_if_out_of_memory(_memory_advice(config)):
                 log.info(
                     "%s: %d training tasks, %d augmented puzzles, %d scored tasks (%s), run folder %s", config.dataset.name,
@@ -83,6 +94,21 @@ def pretrain_in_ranks(
                     config.evaluation.split.value, run.path,
                 )  # fmt: skip
                 return _train(config, setting, model, run, ranks, stamps, signals)
+
+
+def announce_training(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, step: int) -> None:
+    """What the steps that are left will take; see arclab.runs.preflight."""
+    cost = training_cost(
+        config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
+    )
+    trainer = config.trainer
+    small = "" if config.experiment_name == "quickstart" else ", begin with experiment=quickstart"
+    canvas = "" if config.dataset.canvas == min(CANVASES) else f" or dataset.canvas={config.dataset.canvas}"
+    announce(
+        config, cost, ranks, dtype=DTYPES[trainer.precision], num_steps=max(0, trainer.steps - step),
+        num_evaluations=num_evaluations(trainer.steps, trainer.eval_every, from_step=step),
+        advice=f"{_memory_advice(config)}{canvas}{small}",
+    )  # fmt: skip
 
 
 def _memory_advice(config: ExperimentConfig) -> str:
@@ -155,13 +181,16 @@ def _train(
 
 
 def _judged(config: ExperimentConfig, run: RunDir) -> str:
-    """The success criterion's PASS or FAIL as a sentence, also logged and written to criterion.json; empty without one."""
-    if config.criterion is None:
-        return ""
-    result = judge_criterion(config.criterion, read_rows(run.metrics))
-    write_criterion(result, run)
-    log.info("%s", result)
-    return str(result)
+    """The success criterion's PASS or FAIL as a sentence, also logged and written to criterion.json; empty without one. Then
+    the run's page is written, which shows it."""
+    sentence = ""
+    if config.criterion is not None:
+        result = judge_criterion(config.criterion, read_rows(run.metrics))
+        write_criterion(result, run)
+        log.info("%s", result)
+        sentence = str(result)
+    log.info("report: %s", write_training_report(run))
+    return sentence
 
 
 def first_predictions(tasks: Sequence[ArcTask], attempts: Attempts) -> list[Prediction]:

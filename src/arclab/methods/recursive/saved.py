@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from arclab.config.compose import identity, thaw
+from arclab.config.compose import STEPS, identity, thaw
 from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.record import TASKS_FILE, DataRecord, parse_record
 from arclab.files import difference
@@ -33,10 +33,13 @@ WEIGHT_FILES = ("model.safetensors", "ema.safetensors")  # the second one replac
 def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
     """Where the settings that a checkpoint was made with are not those of config; empty if they are, or were not kept.
 
-    Keys that only one of them has were added or dropped by a newer version, and tell nothing.
+    Keys that only one of them has were added or dropped by a newer version, and tell nothing. A run that was trained longer has
+    checkpoints of fewer steps.
     """
     saved, now = state.get("settings") or {}, identity(config)
     shared = saved.keys() & now.keys()
+    if STEPS in shared and config.begins_as(saved[STEPS]):
+        shared -= {STEPS}
     other = difference({key: saved[key] for key in shared}, {key: now[key] for key in shared})
     return f"was made with {other}" if other else ""
 
@@ -44,6 +47,11 @@ def other_settings(state: dict[str, Any], config: ExperimentConfig) -> str:
 def load_record(checkpoint: Path, state: dict[str, Any]) -> DataRecord | None:
     """The record of the training tasks; None if the checkpoint was written before there were records."""
     return parse_record(checked_file(checkpoint, TASKS_FILE, state)) if TASKS_FILE in state["files"] else None
+
+
+def is_release(state: dict[str, Any]) -> bool:
+    """Was the checkpoint made by arclab.methods.recursive.release: averaged weights and nothing to train on with?"""
+    return state.get("is_release") is True
 
 
 def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Path) -> None:
@@ -99,8 +107,15 @@ class TrainedRun:
         return load_record(self.checkpoint, self.state)
 
     def tensors(self, weights: WeightsKind) -> dict[str, Tensor]:
-        """Raw or averaged weights by name. Only parameters are averaged: the rest is the same in both."""
+        """Raw or averaged weights by name. Only parameters are averaged: the rest is the same in both, and in the one file of a
+        release."""
         raw, averaged = WEIGHT_FILES
+        if is_release(self.state):
+            if weights is WeightsKind.raw:
+                raise ValueError(
+                    f"checkpoint {self.checkpoint} is a release, which has averaged weights alone; use weights=ema."
+                )
+            return load_tensors(self.checkpoint, averaged, self.state)
         tensors = load_tensors(self.checkpoint, raw, self.state)
         return tensors if weights is WeightsKind.raw else tensors | load_tensors(self.checkpoint, averaged, self.state)
 

@@ -3,23 +3,26 @@
 setting = build_setting(config)                                           # a new run
 setting = build_setting(config, view_rule(record))                        # one that goes on, or is scored
 setting, notes, stamps = as_trained(config, setting, record, checkpoint)  # refuses tasks that changed since
+setting, stamps = with_wishes(config, setting, wishes)                    # evaluate.py may score other tasks
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arclab.config.dataset_schema import Regime
+from arclab.config.dataset_schema import DatasetWishes, Regime
 from arclab.config.schema import ExperimentConfig, SplitName
 from arclab.data.augment import ViewRule
-from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of
+from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of, same_task
 from arclab.data.sampler import TrainingData, build_training_data
-from arclab.data.splits import TaskSplit, load_tasks, require_fit
+from arclab.data.splits import TaskSplit, find_overlaps, load_sources, load_tasks, require_fit, size_note, up_to_side
 from arclab.data.tasks import ArcTask
 
 log = logging.getLogger(__name__)
+_SOURCES = {"train": "train_sources", "validation": "validation_sources", "evaluation": "eval_sources"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,72 @@ def scored_tasks(split: TaskSplit, config: ExperimentConfig) -> tuple[ArcTask, .
     name = config.evaluation.split.value
     scored = split.named(name)[: config.evaluation.max_tasks]
     if not scored:
-        raise ValueError(f"evaluation.split={name} has no tasks in dataset={config.dataset.name}; choose another split.")
+        num_too_large = split.num_too_large.get(name, 0)
+        if num_too_large:
+            what = f"dataset.max_side={config.dataset.max_side} leaves none of its {num_too_large} tasks; raise it"
+        else:
+            what = f"dataset={config.dataset.name} has none; choose another split, or give dataset.{_SOURCES[name]}"
+        raise ValueError(f"evaluation.split={name} has no tasks: {what}.")
     require_fit(scored, config.dataset.canvas, name)
     return scored
+
+
+def with_wishes(config: ExperimentConfig, setting: Setting, wishes: DatasetWishes) -> tuple[Setting, list[str]]:
+    """The setting with the tasks that evaluate.py is to score, and what results must say of them. config: of the run, wishes
+    applied. What the checkpoint was trained on is no test of it and left out of other data, whoever holds it.
+
+    ValueError: no task is left or one does not fit; a puzzle table has no vectors for one.
+    """
+    name, split, stamps = config.evaluation.split.value, setting.split, []
+    scored = list(split.named(name))
+    num_too_large = split.num_too_large.get(name, 0)
+    if wishes.eval_sources is not None:
+        scored, num_too_large = load_sources(wishes.eval_sources), 0
+        stamps.append(f"scored on other data than the run's: {', '.join(wishes.eval_sources)}")
+    num_tasks = num_too_large + len(scored)
+    kept = up_to_side(scored, config.dataset.max_side)
+    num_too_large += len(scored) - len(kept)
+    if wishes.eval_sources is not None and config.dataset.regime is Regime.few_shot:
+        kept, leaks = _without_trained(setting, kept)
+        stamps += leaks
+    split = replace(split, num_too_large={**split.num_too_large, name: num_too_large}, **{name: tuple(kept)})
+    if num_too_large and kept:
+        stamps.append(size_note(num_too_large, num_tasks, name, config.dataset.max_side))
+    setting = replace(setting, split=split, scored=scored_tasks(split, config))
+    if wishes.eval_sources is not None and config.dataset.regime is Regime.puzzle_id:
+        _require_own_tasks(setting)
+    return setting, stamps
+
+
+def _without_trained(setting: Setting, tasks: Sequence[ArcTask]) -> tuple[list[ArcTask], list[str]]:
+    """Tasks that share nothing with those that the weights were trained on, and a sentence on the others. ValueError if none is
+    left."""
+    trained = {task.demos for task in setting.record.tasks}
+    leaks = {scored: train for train, scored in reversed(find_overlaps(setting.split.train, tasks))}
+    leaks |= {task.id: task.id for task in tasks if demos_digest(task) in trained}
+    if not leaks:
+        return list(tasks), []
+    first = next(task.id for task in tasks if task.id in leaks)
+    found = (
+        f"{len(leaks)} of the {len(tasks)} tasks share an input-output pair with the training data ({first} with "
+        f"{leaks[first]})"
+    )
+    if len(leaks) == len(tasks):
+        raise ValueError(f"dataset.eval_sources: {found}, which leaves none to score; split=train measures fit.")
+    return [task for task in tasks if task.id not in leaks], [f"{found} and are left out"]
+
+
+def _require_own_tasks(setting: Setting) -> None:
+    """A puzzle table knows a task by its id; here it must be the same task."""
+    own = {task.id: task for task in setting.data.space.tasks}
+    scored = setting.scored
+    unknown = [task.id for task in scored if task.id not in own or not same_task(task, own[task.id])]
+    if unknown:
+        raise ValueError(
+            f"dataset.eval_sources: this checkpoint has one learned vector for each task that it was trained with "
+            f"(encoder.kind=puzzle_table), and none for {len(unknown)} of the {len(scored)} tasks ({unknown[0]}, ...); score "
+            "the run's own tasks, or the checkpoint of an encoder, which reads demonstrations."
+        )
 
 
 def protocol_stamps(config: ExperimentConfig) -> list[str]:

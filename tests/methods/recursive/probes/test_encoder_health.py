@@ -12,6 +12,7 @@ from torch import Tensor
 from arclab.config.schema import CanvasRule, ExperimentConfig
 from arclab.data.codec import FIRST_COLOR, VOCAB_SIZE
 from arclab.data.sampler import Batch
+from arclab.methods.recursive import evaluation
 from arclab.methods.recursive.encoders.base import TaskContext
 from arclab.methods.recursive.evaluation import context_metrics
 from arclab.methods.recursive.model import RecursiveModel, build_model
@@ -165,12 +166,42 @@ def test_no_numbers_without_an_encoder_or_tasks(tiny: Tiny) -> None:
 
 
 def test_scored_and_training_tasks_are_told_apart(tiny: Tiny) -> None:
-    """On a held-out split both samples are measured; where training tasks are scored there is one."""
+    """On a held-out split both samples are measured, neither larger than what is scored; where training tasks are scored there
+    is one."""
     config = tiny("dataset.canvas=30", "dataset.max_train_tasks=3", "dataset.validation_ids=arc1_validation",
                   "evaluation.split=validation", "evaluation.max_tasks=2", "halting.halt_max_steps=2", "decoder.h_cycles=1")  # fmt: skip
     setting = build_setting(config)
     metrics = context_metrics(config, setting, build_model(config, 1), CPU)
-    assert metrics["encoder/tasks"] == 2 and metrics["train_encoder/tasks"] == 3
+    assert metrics["encoder/tasks"] == 2 and metrics["train_encoder/tasks"] == 2
+    config.evaluation.health_tasks = 0
+    assert context_metrics(config, setting, build_model(config, 1), CPU) == {}
     fit = tiny()
     metrics = context_metrics(fit, build_setting(fit), build_model(fit, 1), CPU)
     assert metrics["encoder/tasks"] == 2 and not any(n.startswith("train_encoder/") for n in metrics)
+
+
+def test_a_bar_counts_every_answer_that_the_model_is_asked_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends where it said it would, and moves on the way; nothing is predicted twice."""
+    config = tiny("evaluation.max_tasks=null", "evaluation.batch_size=5")
+    setting, model = build_setting(config), build_model(config, 1)
+    predicted: list[int] = []
+    steps: list[int] = []
+    original = RecursiveModel.predict
+    monkeypatch.setattr(RecursiveModel, "predict", lambda self, data: (predicted.append(len(data)), original(self, data))[1])
+
+    class Bar:
+        def __init__(self, *, total: int, **_: object) -> None:
+            self.total = total
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            assert sum(steps) == self.total == sum(predicted) == 3 * len(setting.scored)
+
+        def update(self, count: int) -> None:
+            steps.append(count)
+
+    monkeypatch.setattr(evaluation, "progress_bar", Bar)
+    assert "encoder/swap_drop" in context_metrics(config, setting, model, CPU)
+    assert max(steps) == 5

@@ -42,14 +42,15 @@ def layer_norm(x: Tensor) -> Tensor:
 class LpnEncoder(TaskEncoder):
     def __init__(self, config: LpnEncoderConfig, decoder_width: int, canvas: int) -> None:
         super().__init__()
-        self.tokens = DemoTokens(config.demo_layout, config.width, canvas, table_positions=True)
-        self.cls = nn.Parameter(truncated_normal((config.width,), QUERY_STD))
-        self.layers = nn.ModuleList(LpnBlock(config.width, config.num_heads) for _ in range(config.num_layers))
+        width = config.width or decoder_width
+        self.tokens = DemoTokens(config.demo_layout, width, canvas, table_positions=True)
+        self.cls = nn.Parameter(truncated_normal((width,), QUERY_STD))
+        self.layers = nn.ModuleList(LpnBlock(width, config.num_heads) for _ in range(config.num_layers))
         self.num_tokens = config.context.num_tokens
-        self.to_context = Linear(self.task_width(config), self.num_tokens * decoder_width)
+        self.to_context = Linear(self.task_width(config, width), self.num_tokens * decoder_width)
 
-    def task_width(self, config: LpnEncoderConfig) -> int:
-        return config.width
+    def task_width(self, config: LpnEncoderConfig, width: int) -> int:
+        return width
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
         read = packed(self.tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
@@ -75,9 +76,9 @@ class LpnVariationalEncoder(LpnEncoder):
     def __init__(self, config: LpnVariationalEncoderConfig, decoder_width: int, canvas: int) -> None:
         super().__init__(config, decoder_width, canvas)
         self.free_bits = config.kl.free_bits
-        self.latent = Gaussian(config.width, config.latent_dim)
+        self.latent = Gaussian(config.width or decoder_width, config.latent_dim)
 
-    def task_width(self, config: LpnEncoderConfig) -> int:
+    def task_width(self, config: LpnEncoderConfig, width: int) -> int:
         assert isinstance(config, LpnVariationalEncoderConfig)
         return config.latent_dim
 

@@ -10,7 +10,7 @@ Shapes: B rows, S canvas cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,8 @@ from arclab.data.sampler import Batch
 from arclab.methods.recursive.encoders import Memory, TaskContext
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel
+
+Done = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,23 @@ class ContextDrop:
 
 
 def swap_drop(
-    model: RecursiveModel, batches: Sequence[Batch], swapped: Sequence[Batch], *, chunk_rows: int | None = None
-) -> ContextDrop:
-    """The same queries with their own demonstrations and with those of others; chunk_rows limits the rows predicted at once."""
-    return ContextDrop(_accuracy(model, batches, chunk_rows), _accuracy(model, swapped, chunk_rows))
+    model: RecursiveModel, batches: Sequence[Batch], swapped: Sequence[Batch], *, chunk_rows: int | None = None,
+    done: Done | None = None,
+) -> ContextDrop:  # fmt: skip
+    """The same queries with their own demonstrations and with those of others; chunk_rows limits the rows predicted at once.
+    done: hears how many rows were predicted, after every chunk."""
+    return ContextDrop(_accuracy(model, batches, chunk_rows, done), _accuracy(model, swapped, chunk_rows, done))
 
 
-def zero_context_drop(model: RecursiveModel, batches: Sequence[Batch], *, chunk_rows: int | None = None) -> ContextDrop:
-    """Every query is answered with whatever the encoder gives replaced by zeros. Only for models with an encoder."""
-    intact = _accuracy(model, batches, chunk_rows)
+def zero_context_drop(
+    model: RecursiveModel, batches: Sequence[Batch], *, intact: Accuracy | None = None, chunk_rows: int | None = None,
+    done: Done | None = None,
+) -> ContextDrop:  # fmt: skip
+    """Every query is answered with whatever the encoder gives replaced by zeros. Only for models with an encoder. intact: what
+    the same queries reach with it, where that is known."""
+    intact = intact or _accuracy(model, batches, chunk_rows, done)
     with zeroed_context(model):
-        return ContextDrop(intact, _accuracy(model, batches, chunk_rows))
+        return ContextDrop(intact, _accuracy(model, batches, chunk_rows, done))
 
 
 @contextmanager
@@ -86,7 +94,7 @@ def zeroed_context(model: RecursiveModel) -> Iterator[None]:
             encoder.write = outer
 
 
-def _accuracy(model: RecursiveModel, batches: Sequence[Batch], chunk_rows: int | None) -> Accuracy:
+def _accuracy(model: RecursiveModel, batches: Sequence[Batch], chunk_rows: int | None, done: Done | None = None) -> Accuracy:
     exact, cells, rows = 0.0, 0.0, 0
     for batch in batches:
         size = chunk_rows or len(batch)
@@ -97,4 +105,6 @@ def _accuracy(model: RecursiveModel, batches: Sequence[Batch], chunk_rows: int |
             exact += float(losses.exact[counted].double().sum())
             cells += float(losses.accuracy[counted].double().sum())
             rows += int(counted.sum())
+            if done is not None:
+                done(len(part))
     return Accuracy(exact / rows, cells / rows, rows) if rows else Accuracy(float("nan"), float("nan"), 0)

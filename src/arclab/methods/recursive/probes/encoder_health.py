@@ -24,13 +24,13 @@ from arclab.data.buckets import smallest_canvas
 from arclab.data.sampler import Batch, BatchPlan, IntArray, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.model import RecursiveModel
-from arclab.methods.recursive.probes.context_ablations import swap_drop, zero_context_drop
+from arclab.methods.recursive.probes.context_ablations import Done, swap_drop, zero_context_drop
 
 
 @dataclass(frozen=True, slots=True)
 class HealthSettings:
     """max_tasks: the sample, spread evenly over the task list; chunk_rows: rows in the model at once. rule: the canvas of
-    answers."""
+    answers. done: hears how many of the num_predictions are made."""
 
     max_tasks: int
     canvas: int
@@ -39,6 +39,7 @@ class HealthSettings:
     max_demos: int
     chunk_rows: int
     device: torch.device
+    done: Done | None = None
 
 
 def between_task_share(contexts_NX: Tensor) -> float:
@@ -84,6 +85,12 @@ def _quotient(part: Tensor, whole: Tensor) -> float:
     return float(part / whole) if whole > 0 else math.nan
 
 
+def num_predictions(model: RecursiveModel, tasks: Sequence[ArcTask], max_tasks: int) -> int:
+    """How many answers encoder_health asks the model for: intact, swapped and zeroed. The rest takes next to no time."""
+    sample = min(max_tasks, len(tasks))
+    return 0 if model.encoder is None or sample < 2 else 3 * sample
+
+
 def encoder_health(model: RecursiveModel, tasks: Sequence[ArcTask], settings: HealthSettings) -> dict[str, float]:
     """Names without prefix. Empty for a puzzle table, an empty sample or one task; what is undefined is left out."""
     sample = spread_sample(tasks, settings.max_tasks)
@@ -98,8 +105,9 @@ def encoder_health(model: RecursiveModel, tasks: Sequence[ArcTask], settings: He
     order = np.empty_like(by_canvas)
     order[by_canvas] = np.roll(by_canvas, -1)
     whole = _render_by_canvas(space, settings, demos_NK)
-    swapped = swap_drop(model, whole, _render_by_canvas(space, settings, demos_NK[order]), chunk_rows=settings.chunk_rows)
-    zeroed = zero_context_drop(model, whole, chunk_rows=settings.chunk_rows)
+    other = _render_by_canvas(space, settings, demos_NK[order])
+    swapped = swap_drop(model, whole, other, chunk_rows=settings.chunk_rows, done=settings.done)
+    zeroed = zero_context_drop(model, whole, intact=swapped.intact, chunk_rows=settings.chunk_rows, done=settings.done)
     metrics |= {
         "exact_accuracy": swapped.intact.exact, "accuracy": swapped.intact.cells,
         "swap_drop": swapped.exact, "swap_drop_cells": swapped.cells,

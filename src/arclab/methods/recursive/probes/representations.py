@@ -83,20 +83,26 @@ def task_contexts(
     model = _model(of_run, weights if trained else None)
     space = PuzzleSpace(tasks, num_augmentations, config.seed, config.dataset.canvas)
     views = np.array(list(_views(space, config.dataset.max_demos)), dtype=np.int64)
-    vectors = [_encode(model, space, views[i : i + _BATCH], config.dataset.max_demos) for i in range(0, len(views), _BATCH)]
+    vectors = [
+        encode_views(model, space, views[i : i + _BATCH], config.dataset.max_demos) for i in range(0, len(views), _BATCH)
+    ]
     step = int(of_run.state["step"]) if trained else 0
     task_V, augmentation_V, left_out_V = views.T.copy()
     ids, rules = tuple(task.id for task in tasks), tuple(rule_of(task) for task in tasks)
     return Contexts(np.concatenate(vectors), task_V, augmentation_V, left_out_V, ids, rules, step)
 
 
+def require_encoder(run: TrainedRun) -> None:
+    """ValueError: the run has none."""
+    kind = run.config.encoder.kind
+    if isinstance(run.config.encoder, PuzzleTableConfig):
+        raise ValueError(f"{run.run.path} has encoder.kind={kind}, which reads no demonstrations; give the run of an encoder.")
+
+
 def _model(run: TrainedRun, weights: WeightsKind | None) -> RecursiveModel:
     """The run's model on the CPU; weights None: as at its first step, decoder initialisation left out (it moves no encoder)."""
+    require_encoder(run)
     config = run.config
-    if isinstance(config.encoder, PuzzleTableConfig):
-        raise ValueError(
-            f"{run.run.path} has encoder.kind={config.encoder.kind}, which reads no demonstrations; give the run of an encoder."
-        )
     torch.manual_seed(config.seed)
     model = build_model(config, num_puzzles=1) if weights is None else run.model(weights)
     return model.eval()
@@ -111,8 +117,8 @@ def _views(space: PuzzleSpace, max_demos: int) -> Iterator[tuple[int, int, int]]
 
 
 @torch.no_grad()
-def _encode(model: RecursiveModel, space: PuzzleSpace, views: Ints, max_demos: int) -> Floats:
-    """(V, F) context of the views; the test input does not enter it."""
+def encode_views(model: RecursiveModel, space: PuzzleSpace, views: Ints, max_demos: int) -> Floats:
+    """(V, F) context of the views, rows of (task, augmentation, demonstration left out); the test input does not enter it."""
     task_V, augmentation_V, left_out_V = views.T.copy()
     store = space.store
     slots = np.arange(min(max_demos, int(store.num_demos_T.max())))[None]
@@ -123,9 +129,9 @@ def _encode(model: RecursiveModel, space: PuzzleSpace, views: Ints, max_demos: i
     query_V = store.first_pair_T[task_V] + store.num_demos_T[task_V]
     offsets = np.zeros((len(views), 1 + slots.shape[1], 2), dtype=np.int64)
     batch = space.render(BatchPlan(task_V, augmentation_V, query_V, demos_VK, offsets), with_puzzle_ids=False)
-    context = model.condition(batch).context
+    context = model.condition(batch.to(next(model.parameters()).device)).context
     assert context is not None
-    return context.summary_BTD.flatten(1).double().numpy()
+    return context.summary_BTD.flatten(1).double().cpu().numpy()
 
 
 def pca(vectors: Floats, num_components: int = 2) -> tuple[Floats, Floats]:

@@ -76,8 +76,14 @@ def _carry(flat: dict[str, Tensor]) -> Carry:
 
 
 def progress_from(state: dict[str, Any]) -> TrainingProgress:
-    """The progress in a state.json. ValueError if it was written by a version that kept less, or holds other kinds of
-    values."""
+    """The progress in a state.json. ValueError if it is of a release, was written by a version that kept less, or holds other
+    kinds of values."""
+    if state.get("is_release"):
+        raise ValueError(
+            f"the checkpoint at step {state['step']} is a release: weights without the optimiser's state, to be evaluated "
+            "and not continued; start a run under another name (decoder_init=pretrained decoder_init.path=FOLDER takes its "
+            "decoder)."
+        )
     values = {"settings": None, **state}
     missing = [f.name for f in fields(TrainingProgress) if f.name not in values]
     if missing:

@@ -15,14 +15,15 @@ import re
 import socket
 import time
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import psutil
 
 from arclab.files import DamagedFile, read_record, write_atomically
-from arclab.launch.cluster import Kind
 from arclab.runs.folder import RunDir
 from arclab.runs.process_id import boot_id, is_running, pid_namespace, start_ticks
 
+Kind = Literal["slurm", "local", "debug"]  # where a job runs: see arclab.launch.cluster
 _REMEDY = "restore it; or see that no job of the run is left, and remove the file"
 
 
