@@ -114,8 +114,8 @@ def evaluation(arguments: argparse.Namespace, folder: Path, family: str) -> list
     )
     return [
         "solver=program_sampling",
-        "model=tiny",
-        f"model.name={folder}",
+        "lm=tiny",
+        f"lm.name={folder}",
         "dataset=toy",
         f'dataset.train_sources=["{train}"]',
         f'dataset.eval_sources=["{test}"]',

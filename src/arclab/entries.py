@@ -82,7 +82,7 @@ ENTRIES = {
         config="evaluate_programs",
         schema="arclab.config.llm_schema:EvaluateProgramsConfig",
         run="arclab.methods.program_sampling.run:evaluate_programs",
-        example=("solver=program_sampling", "model=tiny", "dataset=toy"),
+        example=("solver=program_sampling", "lm=tiny", "dataset=toy"),
         names_itself=True,
     ),
     "pretrain_memgen": Entry(

@@ -29,7 +29,7 @@ from ..conftest import compose as quick_compose
 GROUPS = ["decoder", "encoder", "halting", "dataset", "trainer", "evaluation", "experiment"]
 
 
-@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in group_options(g)])
+@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in group_options(g, "pretrain_encoder.py")])
 def test_every_yaml_builds(choice: str) -> None:
     extra = ["dataset.regime=puzzle_id"] if choice == "encoder=puzzle_table" else []
     config = quick_compose("pretrain_encoder", [choice, *extra])
@@ -41,8 +41,22 @@ def test_group_options_differ_from_each_other() -> None:
     """No option of a group is a copy of another."""
     for group in GROUPS:
         extra = {"puzzle_table": ["dataset.regime=puzzle_id"]}
-        built = [freeze(quick_compose("pretrain_encoder", [f"{group}={o}", *extra.get(o, [])])) for o in group_options(group)]
+        built = [
+            freeze(quick_compose("pretrain_encoder", [f"{group}={o}", *extra.get(o, [])]))
+            for o in group_options(group, "pretrain_encoder.py")
+        ]
         assert len(set(built)) == len(built), group
+
+
+def test_an_option_of_another_script_is_refused_with_those_that_fit() -> None:
+    for script, word, fitting in (
+        ("pretrain_encoder", "dataset=gsm8k", "arc1, arc1_concept, arc2, toy"),
+        ("pretrain_memgen", "dataset=arc1", "arc_programs, arithmetic, gsm8k"),
+        ("pretrain_memgen", "trainer=default", "sft"),
+        ("pretrain_encoder", "experiment=memgen_quickstart", "etrm_arc1"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{word} is for .*, not for {script}.py; choose .*{fitting}"):
+            compose_run(script, [word])
 
 
 def test_decoder_init_groups() -> None:
@@ -50,7 +64,7 @@ def test_decoder_init_groups() -> None:
     assert quick_compose("pretrain_encoder", ["encoder/context=trm_compat"]).encoder.context.num_tokens == 1  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("experiment", group_options("experiment"))
+@pytest.mark.parametrize("experiment", group_options("experiment", "pretrain_encoder.py"))
 def test_an_experiment_does_not_overrule_the_chosen_halting(experiment: str) -> None:
     """Four halting configurations are to be compared on one experiment: the command decides, not the overlay."""
     for option in group_options("halting"):
@@ -189,25 +203,25 @@ def test_identity_ignores_what_cannot_change_the_weights() -> None:
     assert config_hash(compose("pretrain_encoder", ["seed=1"])) != config_hash(b)
 
 
-PROGRAMS = ["solver=program_sampling", "model=tiny", "dataset=toy"]
+PROGRAMS = ["solver=program_sampling", "lm=tiny", "dataset=toy"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["solver=program_sampling", "dataset=toy"], "model has no value; choose model=endpoint or"),
+        (["solver=program_sampling", "dataset=toy"], "model has no value; choose lm=endpoint or"),
         (["solver=nothing"], "solver=nothing is not an option of the group solver; choose program_sampling, recursive."),
         ([*PROGRAMS, "solver=recursive"], "solver=program_sampling and recursive is more than one option"),
         ([*PROGRAMS, "checkpoint=x"], "checkpoint goes with solver=recursive; drop checkpoint"),
-        (["model=tiny", "checkpoint=x"], "model goes with solver=program_sampling; drop model"),
-        ([*PROGRAMS[:1], "model=endpoint", "dataset=toy"], "model.name has no value"),
-        ([*PROGRAMS, "model.base_url=http://x"], "model.base_url is not a key of the chosen model"),
+        (["lm=tiny", "checkpoint=x"], "model goes with solver=program_sampling; drop model"),
+        ([*PROGRAMS[:1], "lm=endpoint", "dataset=toy"], "lm.name has no value"),
+        ([*PROGRAMS, "lm.base_url=http://x"], "lm.base_url is not a key of the chosen lm"),
         ([*PROGRAMS, "solver.sampling.temprature=1"], "did you mean solver.sampling.temperature?"),
         ([*PROGRAMS, "solver.sampling.temperature=0"], "all samples would be equal"),
         ([*PROGRAMS, "solver.sampling.top_p=0"], "top_p=0.0 must be above 0"),
         ([*PROGRAMS, "sandbox.min_isolation=none"], "sandbox.min_isolation"),
         ([*PROGRAMS, "solver.prompt.entry=2x"], "must be a name of Python"),
-        ([*PROGRAMS, "model.max_context=1"], "model.max_context=1 must be at least 2"),
+        ([*PROGRAMS, "lm.max_context=1"], "lm.max_context=1 must be at least 2"),
         ([*PROGRAMS, "num_threads=100000"], "num_threads=100000 must be at most 1024; lower it."),
         (["checkpoint=x", "num_threads=100000"], "num_threads=100000 must be at most 1024; lower it."),
         (["checkpoint=x", "num_augmentations=1000000000"], "num_augmentations=1000000000 must be at most 100000"),
@@ -228,7 +242,7 @@ def test_an_evaluation_of_programs_is_typed() -> None:
     config = compose_evaluate([*PROGRAMS, "solver.prompt.grid_format=pipes", "sandbox.min_isolation=limits"])
     assert isinstance(config, EvaluateProgramsConfig) and isinstance(config.model, HfModelConfig)
     assert flat(config)["solver.prompt.grid_format"] == "pipes" and flat(config)["sandbox.min_isolation"] == "limits"
-    endpoint = compose_evaluate([PROGRAMS[0], "model=endpoint", "model.name=m", "dataset=arc1"])
+    endpoint = compose_evaluate([PROGRAMS[0], "lm=endpoint", "lm.name=m", "dataset=arc1"])
     assert isinstance(endpoint, EvaluateProgramsConfig) and isinstance(endpoint.model, EndpointModelConfig)
     assert isinstance(compose_evaluate(["solver=recursive", "checkpoint=x"]), EvaluateConfig)
 

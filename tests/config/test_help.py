@@ -20,7 +20,9 @@ def test_every_group_option_and_key_is_explained(entry: str) -> None:
     schema = load(ENTRIES[entry].schema)
     for group in groups_of(entry):
         text = help_text(entry, [group])
-        assert group in overview and all(f"{group}={option} " in text for option in group_options(group)), group
+        assert group in overview and all(
+            f"{group}={option} " in text for option in group_options(group, ENTRIES[entry].script)
+        ), group
         assert all(line.split(None, 1)[1:] for line in text.splitlines() if line.startswith(f"{group}=")), "without a word"
     keys = [key for key in known_keys(schema) if "." not in key]
     assert all(re.search(rf"\b{key}\b", overview) for key in keys)

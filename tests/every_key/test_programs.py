@@ -28,7 +28,7 @@ from .table import Parts, Table, differences, effect, leaves, require_a_row_for_
 
 TOY = "toy:color_map?tasks=4&side=4&colors=4&palette=6&demos=3"
 BASE = [
-    "solver=program_sampling", "model=tiny", "dataset=toy", f'dataset.train_sources=["{TOY}"]', f'dataset.eval_sources=["{TOY}&split=test"]',
+    "solver=program_sampling", "lm=tiny", "dataset=toy", f'dataset.train_sources=["{TOY}"]', f'dataset.eval_sources=["{TOY}&split=test"]',
     f'dataset.validation_sources=["{TOY}&split=validation"]', "sandbox.num_workers=1", "num_threads=1",
 ]  # fmt: skip
 TASK_KEYS = "test_a_task_key_changes_what_its_row_says"
@@ -46,14 +46,14 @@ TABLE: Table = {
     "solver.sampling.top_p": (0.5, "drawing"),
     "solver.sampling.top_k": (3, "drawing"),
     "solver.sampling.min_p": (0.1, "drawing"),
-    "model.name": ("other", "model files"),
-    "model.max_context": (77, "model"),
-    "model.thinking": (True, "model"),
-    "model.adapter": ("some", "model"),
-    "model.dtype": ("bfloat16", "model"),
-    "model.attention": ("eager", "model"),
-    "model.device": ("cpu", "model"),
-    "model.batch_size": (3, "model"),
+    "lm.name": ("other", "model files"),
+    "lm.max_context": (77, "model"),
+    "lm.thinking": (True, "model"),
+    "lm.adapter": ("some", "model"),
+    "lm.dtype": ("bfloat16", "model"),
+    "lm.attention": ("eager", "model"),
+    "lm.device": ("cpu", "model"),
+    "lm.batch_size": (3, "model"),
     "sandbox.num_workers": (2, "sandbox"),
     "sandbox.cpu_s": (1, "sandbox"),
     "sandbox.wall_s": (1.5, "sandbox"),
@@ -72,13 +72,13 @@ TABLE: Table = {
 }
 OTHERS: Table = {
     "solver.kind": (None, "every_key/test_programs.py::test_there_is_one_solver"),
-    "model.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
-    "model.base_url": (None, "lm/test_endpoint.py::test_every_setting_is_sent"),
-    "model.api_key_env": (None, "lm/test_endpoint.py::test_a_key"),
-    "model.timeout_s": (None, "lm/test_endpoint.py::test_a_server_that_hangs"),
-    "model.max_retries": (None, "lm/test_endpoint.py::test_it_gives_up"),
-    "model.backoff_s": (None, "lm/test_endpoint.py::test_it_tries_again_and_waits_longer"),
-    "model.num_parallel": (None, "lm/test_endpoint.py::test_requests_are_made_in_parallel_and_stay_in_order"),
+    "lm.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
+    "lm.base_url": (None, "lm/test_endpoint.py::test_every_setting_is_sent"),
+    "lm.api_key_env": (None, "lm/test_endpoint.py::test_a_key"),
+    "lm.timeout_s": (None, "lm/test_endpoint.py::test_a_server_that_hangs"),
+    "lm.max_retries": (None, "lm/test_endpoint.py::test_it_gives_up"),
+    "lm.backoff_s": (None, "lm/test_endpoint.py::test_it_tries_again_and_waits_longer"),
+    "lm.num_parallel": (None, "lm/test_endpoint.py::test_requests_are_made_in_parallel_and_stay_in_order"),
     # The same data code as for runs.
     **{
         key: (None, f"every_key/test_pretrain.py::{test}")

@@ -70,6 +70,6 @@ def test_an_evaluation_scores_its_own_twin_on_unseen_tasks(tmp_path: Path) -> No
     file = JobsFile(tmp_path / "jobs.txt", "T", "none", ENTRIES["evaluate_programs"].script)
     config = plan_lines(file, lines)[0]["a"].config
     assert isinstance(config, EvaluateProgramsConfig)
-    assert config.folder == tmp_path / "shuffled/evaluation_dihedral" and config.model.name == str(tmp_path / "shuffled")
+    assert config.folder == tmp_path / "shuffled/evaluation_dihedral" and config.lm.name == str(tmp_path / "shuffled")
     assert (config.seed, config.solver.num_samples, config.num_threads) == (3, 5, 1)
     assert "split=test" in config.dataset.eval_sources[0] and "toy:dihedral?" in config.dataset.eval_sources[0]

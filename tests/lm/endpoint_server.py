@@ -1,4 +1,4 @@
-"""A pretended server for the tests of model=endpoint: on this machine only, it answers what a test tells it to, and notes what it is sent."""
+"""A pretended server for the tests of lm=endpoint: on this machine only, it answers what a test tells it to, and notes what it is sent."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_retry_after_is_honoured(server: FakeServer, as_date: bool) -> None:
 
 def test_it_gives_up(server: FakeServer) -> None:
     server.answer = lambda number, body: refuse(500, "out of memory")
-    fails(endpoint(server.url), server.url, "failed 3 times", "status 500: out of memory", "model.max_retries=2")
+    fails(endpoint(server.url), server.url, "failed 3 times", "status 500: out of memory", "lm.max_retries=2")
     assert len(server.requests) == 3
 
 
@@ -169,7 +169,7 @@ def test_a_server_that_hangs(server: FakeServer) -> None:
         return said(body)
 
     server.answer = answer
-    fails(endpoint(server.url, timeout_s=0.15, max_retries=1), "failed 2 times", "no answer within model.timeout_s=0.15")
+    fails(endpoint(server.url, timeout_s=0.15, max_retries=1), "failed 2 times", "no answer within lm.timeout_s=0.15")
     release.set()
 
 
@@ -197,13 +197,13 @@ def test_a_key(server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pyte
         message = fails(endpoint(server.url, api_key_env="LM_KEY"), "denies access", "check the key in $LM_KEY")
     assert "sk-secret" not in message + caplog.text
     assert [key for _, _, key in server.requests] == ["Bearer sk-secret"]  # sent, once: a wrong key does not get better
-    fails(endpoint(server.url), "model.api_key_env")
+    fails(endpoint(server.url), "lm.api_key_env")
     assert server.requests[-1][2] is None
 
 
 def test_a_model_that_is_not_offered(server: FakeServer) -> None:
     server.answer = lambda number, body: refuse(404, "The model `m` does not exist")
-    fails(endpoint(server.url), "model.name=m", "it offers one, two")
+    fails(endpoint(server.url), "lm.name=m", "it offers one, two")
     assert len(server.requests) == 1
 
 
@@ -299,7 +299,7 @@ def test_a_prompt_that_is_too_long(server: FakeServer, refusal: Answer) -> None:
 
 def test_a_prompt_that_is_longer_than_the_configuration_allows(server: FakeServer) -> None:
     (reply,) = endpoint(server.url, max_context=22).generate(PROMPTS[:1], 1, sampling())
-    assert reply.completions == () and "11 tokens" in reply.too_long and "model.max_context=22" in reply.too_long
+    assert reply.completions == () and "11 tokens" in reply.too_long and "lm.max_context=22" in reply.too_long
     assert endpoint(server.url, max_context=23).generate(PROMPTS[:1], 1, sampling())[0].completions
 
 

@@ -72,9 +72,7 @@ def test_the_deadline_is_for_connecting_too() -> None:
             other.setblocking(False)
             other.connect_ex(address)
         begun = time.monotonic()
-        fails(
-            endpoint(f"http://127.0.0.1:{address[1]}/v1", timeout_s=0.2, max_retries=0), "no answer within model.timeout_s=0.2"
-        )
+        fails(endpoint(f"http://127.0.0.1:{address[1]}/v1", timeout_s=0.2, max_retries=0), "no answer within lm.timeout_s=0.2")
         assert time.monotonic() - begun < 2
         for other in others:
             other.close()
@@ -138,7 +136,7 @@ def test_a_redirect_is_not_followed(server: FakeServer, monkeypatch: pytest.Monk
         for status in (301, 302, 307, 308):
             server.answer = lambda number, body, status=status: (status, "", {"Location": place})
             message = fails(
-                endpoint(server.url, api_key_env="LM_KEY"), server.url, "redirects to http://127.0.0.1", "model.base_url"
+                endpoint(server.url, api_key_env="LM_KEY"), server.url, "redirects to http://127.0.0.1", "lm.base_url"
             )
             assert "sk-" not in message
             asked.append(len(server.requests))
@@ -204,7 +202,7 @@ def test_a_proxy_that_cannot_be_used_is_a_sentence(proxy: str, words: str, monke
 )
 def test_a_secret_where_none_belongs_is_refused_and_not_shown(key: str, value: str, words: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        compose_evaluate(["solver=program_sampling", "model=endpoint", "model.name=m", "dataset=arc1", f"model.{key}={value}"])
+        compose_evaluate(["solver=program_sampling", "lm=endpoint", "lm.name=m", "dataset=arc1", f"model.{key}={value}"])
     assert f"model.{key}" in str(raised.value) and words in str(raised.value) and "sk-word" not in str(raised.value)
     with pytest.raises(EndpointError, match=r"model\."):
         endpoint(**{"url": "http://localhost/v1", key: value.strip("'")})

@@ -295,7 +295,7 @@ def test_thinking_reaches_the_template(hf_config: Config, tiny_copy: Path, caplo
     template.write_text(template.read_text().replace("enable_thinking", "other"))
     with caplog.at_level(logging.WARNING):
         load_tokenizer(hf_config(name=str(tiny_copy), thinking=False))
-    assert "model.thinking=False changes nothing" in caplog.text
+    assert "lm.thinking=False changes nothing" in caplog.text
 
 
 def test_a_prompt_that_the_template_refuses(hf_config: Config, tiny_copy: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_name_that_leads_nowhere(
 @pytest.mark.parametrize(
     ("cuda", "change", "words"),
     [
-        (False, {"device": DeviceChoice.cuda}, "model.device=cuda"),
+        (False, {"device": DeviceChoice.cuda}, "lm.device=cuda"),
         (False, {"attention": LmAttention.flash_attention_2}, "needs CUDA"),
         (True, {"attention": LmAttention.flash_attention_2, "device": DeviceChoice.cuda}, r"pip install 'arclab\[flash\]'"),
     ],

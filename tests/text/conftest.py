@@ -1,4 +1,4 @@
-"""text_config("gsm8k", "text_dataset.sample=true"): an option of the group text_dataset with overrides, as Hydra composes it."""
+"""text_config("gsm8k", "dataset.sample=true"): an option of the group dataset with overrides, as Hydra composes it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ TextConfig = Callable[..., TextDatasetConfig]
 
 @dataclass(kw_only=True, slots=True)
 class Root:
-    text_dataset: TextDatasetConfig
+    dataset: TextDatasetConfig
 
 
 @pytest.fixture(scope="session")
 def text_config(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
     conf = tmp_path_factory.mktemp("conf")
-    (conf / "root.yaml").write_text("defaults:\n  - text_dataset: ???\n  - _self_\n")
+    (conf / "root.yaml").write_text("defaults:\n  - dataset: ???\n  - _self_\n")
 
     @cache  # Hydra takes a quarter of a second each time
     def build(option: str, *overrides: str) -> TextDatasetConfig:
-        node = _compose("root", [f"text_dataset={option}", *overrides], conf)
-        return to_typed(node, Root).text_dataset
+        node = _compose("root", [f"dataset={option}", *overrides], conf)
+        return to_typed(node, Root).dataset
 
     return build

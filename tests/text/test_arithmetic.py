@@ -86,5 +86,5 @@ def test_the_same_for_a_seed_on_any_machine() -> None:
 
 def test_more_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arithmetic, "_MAX_REJECTED", 60)
-    with pytest.raises(ValueError, match=r"text_dataset\.num_validation=9000 .* lower it, or raise text_dataset\.digits or"):
+    with pytest.raises(ValueError, match=r"dataset\.num_validation=9000 .* lower it, or raise dataset\.digits or"):
         word_problems(draws(WordProblem.total, digits=1, steps=(1, 1)), "validation", 9000)

@@ -1,4 +1,4 @@
-"""The options of the group text_dataset: what each gives, what is kept apart, and sentences for what cannot be."""
+"""The options of the group dataset: what each gives, what is kept apart, and sentences for what cannot be."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ def apart(splits: TextSplits) -> None:
 
 
 def test_every_option_has_a_sample(text_config: TextConfig) -> None:
-    assert group_options("text_dataset") == sorted(TEXT_DATASET_SCHEMAS)
-    for option in TEXT_DATASET_SCHEMAS:
-        splits = load_text(text_config(option, "text_dataset.sample=true"))
+    options = group_options("dataset", "pretrain_memgen.py")
+    assert len(options) == len(TEXT_DATASET_SCHEMAS)
+    for option in options:
+        splits = load_text(text_config(option, "dataset.sample=true"))
         assert [len(splits.named(name)) for name in SPLITS] == [16, 8, 8], option
         apart(splits)
-        assert splits == load_text(text_config(option, "text_dataset.sample=true"))
+        assert splits == load_text(text_config(option, "dataset.sample=true"))
         if option != "arc":
             assert all(each.is_right for each in check_answers([(e.reply, e.answer) for e in (*splits.train, *splits.test)]))
             assert all(e.reply.endswith(f"\\boxed{{{e.answer}}}") for e in splits.train)
@@ -76,10 +77,10 @@ def test_bad_settings_are_one_sentence(option: str, change: dict[str, Any], sent
 
 
 def test_kinds_and_families_that_are_none(text_config: TextConfig) -> None:
-    with pytest.raises(ConfigError, match=r"text_dataset\.kind=algebra is not known; choose arc, arithmetic, gsm8k\."):
-        text_config("arithmetic", "text_dataset.kind=algebra")
+    with pytest.raises(ConfigError, match=r"dataset\.kind=algebra is not known; choose arc, arithmetic, gsm8k\."):
+        text_config("arithmetic", "dataset.kind=algebra")
     with pytest.raises(ConfigError, match=r"families.*sums.*"):
-        text_config("arithmetic", "text_dataset.families=[sums]")
+        text_config("arithmetic", "dataset.families=[sums]")
 
 
 def example(name: str, question: str, reply: str = "so") -> TextExample:
@@ -87,7 +88,7 @@ def example(name: str, question: str, reply: str = "so") -> TextExample:
 
 
 def test_what_is_asked_in_a_scored_split_is_not_learned(text_config: TextConfig) -> None:
-    config = text_config("arithmetic", "text_dataset.num_train=2", "text_dataset.num_validation=2", "text_dataset.num_test=1")
+    config = text_config("arithmetic", "dataset.num_train=2", "dataset.num_validation=2", "dataset.num_test=1")
     train = [example("t0", "Who  is\nit?"), example("t1", "one"), example("t2", "two", reply=""), example("t3", "v"), example("t4", "ok"), example("t5", "y"), example("t6", "z")]  # fmt: skip
     splits = separated(config, train, [example("v0", "v"), example("v1", "who is it?")], [example("s0", "Who is it?"), example("s1", "one")])  # fmt: skip
     ids: Sequence[Sequence[str]] = [[e.id for e in splits.named(name)] for name in SPLITS]
@@ -102,7 +103,7 @@ def test_what_is_asked_in_a_scored_split_is_not_learned(text_config: TextConfig)
 
 
 def test_arc_tasks_are_questions_for_a_program(text_config: TextConfig) -> None:
-    config = text_config("arc", "dataset@text_dataset.dataset=toy", "text_dataset.num_train=5", "text_dataset.num_test=3")
+    config = text_config("arc_programs", "dataset@dataset.dataset=toy", "dataset.num_train=5", "dataset.num_test=3")
     splits = load_text(config)
     assert len(splits.train) == 5 and len(splits.test) == 3 and splits.test[0].reply.startswith("```python\ndef solve(I):")
     task = load_source(config.dataset.eval_sources[0])[0]  # type: ignore[attr-defined]
@@ -122,14 +123,14 @@ def real_tasks(folder: Path) -> list[str]:
         (folder / name.replace("b", "a") / f"{name}.json").write_text(json.dumps(task))
     sources = {"train_sources": "a", "validation_sources": "v", "eval_sources": "e"}
     return [
-        "text_dataset.dataset.validation_ids=null",
-        *(f"text_dataset.dataset.{key}=['folder:{folder / name}']" for key, name in sources.items()),
+        "dataset.dataset.validation_ids=null",
+        *(f"dataset.dataset.{key}=['folder:{folder / name}']" for key, name in sources.items()),
     ]
 
 
 def test_programs_of_real_tasks_come_from_a_file(text_config: TextConfig, tmp_path: Path) -> None:
     file, tasks = tmp_path / "programs.jsonl", real_tasks(tmp_path)
-    config = text_config("arc", *tasks, f"text_dataset.programs={file}")
+    config = text_config("arc_programs", *tasks, f"dataset.programs={file}")
     with pytest.raises(ValueError, match=r"programs=.*programs\.jsonl is no file; give a JSONL file with task_id and program"):
         load_text(config)
     row = {"task_id": "a", "program": "def solve(grid):\n    return grid\n"}
@@ -141,7 +142,7 @@ def test_programs_of_real_tasks_come_from_a_file(text_config: TextConfig, tmp_pa
         ("v", "", "[[[5, 6, 6, 6]]]"), ("e", "", "[[[5, 6, 6, 6, 6]]]"),
     ]  # fmt: skip
     for broken, why in (
-        ({**row, "task_id": "nobody"}, r"line 2 \(text_dataset\.dataset has no task nobody\)"),
+        ({**row, "task_id": "nobody"}, r"line 2 \(dataset\.dataset has no task nobody\)"),
         (row, "line 2 .*stands twice"),
         ({**row, "task_id": "b", "program": "x = 1"}, "line 2 .*defines no function solve"),
         ({"task_id": "b"}, "line 2 .*it has no program"),
@@ -150,4 +151,4 @@ def test_programs_of_real_tasks_come_from_a_file(text_config: TextConfig, tmp_pa
         with pytest.raises(ValueError, match=why):
             load_text(config)
     with pytest.raises(ValueError, match=r"has no train example \(2 training examples dropped: the data has no reply for them"):
-        load_text(text_config("arc", *tasks))
+        load_text(text_config("arc_programs", *tasks))

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def load(folder: Path, text_config: TextConfig) -> Load:
     def build(*overrides: str) -> TextSplits:
-        given = [f"text_dataset.folder={folder}", "text_dataset.num_validation=5", *(f"text_dataset.{o}" for o in overrides)]
+        given = [f"dataset.folder={folder}", "dataset.num_validation=5", *(f"dataset.{o}" for o in overrides)]
         return load_text(text_config("gsm8k", *given))
 
     return build
@@ -70,7 +70,7 @@ def test_a_test_question_is_not_learned(load: Load, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "why"), [
-    ('{"question": "q"}', r"it has no answer, but question\); text_dataset\.kind=gsm8k needs the columns question and answer"),
+    ('{"question": "q"}', r"it has no answer, but question\); dataset\.kind=gsm8k needs the columns question and answer"),
     ('{"problem": "q", "solution": "a"}', "it has no question and no answer, but problem, solution"),
     ('{"question": "q", "answer": "no result"}', "its answer does not end with #### and a result on one line"),
     ('{"question": "q", "answer": "x #### "}', "its answer does not end with #### and a result on one line"),
@@ -112,12 +112,12 @@ def test_the_hub_is_read_by_the_datasets_library(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     card = {"config_name": "main", "data_files": [{"split": s, "path": f"{s}.jsonl"} for s in ("train", "test")]}
     (folder / "README.md").write_text(f"---\nconfigs:\n- {json.dumps(card)}\n---\n")
-    given = ["text_dataset.num_validation=5", f"text_dataset.hub_name={folder}"]
+    given = ["dataset.num_validation=5", f"dataset.hub_name={folder}"]
     splits = load_text(text_config("gsm8k", *given))
-    local = load_text(text_config("gsm8k", "text_dataset.num_validation=5", f"text_dataset.folder={folder}"))
+    local = load_text(text_config("gsm8k", "dataset.num_validation=5", f"dataset.folder={folder}"))
     assert (splits.train, splits.validation, splits.test) == (local.train, local.validation, local.test)
     with pytest.raises(ValueError, match=r"hub_name=.* cannot be loaded \(.*; check the name, hub_config and the network, or"):
-        load_text(text_config("gsm8k", *given, "text_dataset.hub_config=other"))
+        load_text(text_config("gsm8k", *given, "dataset.hub_config=other"))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(text_config: TextConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def _values(script: str, typed: str, groups: Sequence[str], keys: dict[str, str]
     if key == "solver" and solvers_of(script):
         known = solvers_of(script)
     elif key in groups:
-        known = group_options(key)
+        known = group_options(key, script)
     else:
         known = [word for word in keys.get(key, "").split("|") if re.fullmatch(r"[a-z]\w*", word)]
         known = known if len(known) > 1 else []

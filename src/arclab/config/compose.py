@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -138,6 +139,7 @@ def compose_run(entry: str, overrides: Sequence[str]) -> Any:
     """The configuration (a RunConfig) of an entry with Hydra overrides, checked and typed by its schema."""
     row = ENTRIES[entry]
     require_free(load(row.schema), overrides)
+    require_of_script(row.script, overrides)
     node = _compose(row.config, overrides_for(entry, overrides), Path(row.conf_dir) if row.conf_dir else CONF_DIR)
     with open_dict(node):
         fit_to_encoder(node, load(row.schema), overrides)
@@ -184,6 +186,17 @@ def _compose(config_name: str, overrides: Sequence[str], conf_dir: Path = CONF_D
             raise ConfigError(f"{' '.join(str(error).split())}; correct that file of conf/.") from error
 
 
+def require_of_script(script: str, overrides: Sequence[str]) -> None:
+    """ConfigError if an option of a group is for other scripts."""
+    for override in overrides:
+        group, _, option = override.lstrip("+~").partition("=")
+        others = scripts_of(group, option) if option and group else ()
+        if others and script not in others:
+            fitting = group_options(group, script)
+            choices = f"choose {', '.join(fitting)}" if fitting else f"drop {group}"
+            raise ConfigError(f"{group}={option} is for {' and '.join(others)}, not for {script}; {choices}.")
+
+
 def _require_choices(overrides: Sequence[str]) -> None:
     """ConfigError if a group is chosen twice (Hydra would silently take the last: frozen and scratch would be scratch), or if
     the choice is a file that options start from."""
@@ -204,18 +217,20 @@ def _require_choices(overrides: Sequence[str]) -> None:
 
 
 def _sentence_from_hydra(error: Exception, config_name: str) -> str:
-    text = str(error)
+    text, entry = str(error), next((name for name, row in ENTRIES.items() if row.config == config_name), None)
+    script = ENTRIES[entry].script if entry is not None else None
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
-        return _no_option(group, option)
+        return _no_option(group, option, script)
     if match := re.search(r"You must specify '([^']+)'", text):
         group = match.group(1)
-        return f"{group} has no value; choose {group}={f' or {group}='.join(group_options(group))}."
+        return f"{group} has no value; choose {group}={f' or {group}='.join(group_options(group, script))}."
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)
         if "/" in key and (CONF_DIR / key).is_dir():
             return f"{key} does not go with the chosen {key.split('/')[0]}; drop it, or choose the option that has it."
-        return _unknown_key(key, next(name for name, entry in ENTRIES.items() if entry.config == config_name))
+        assert entry is not None, config_name
+        return _unknown_key(key, entry)
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'\n", text):
         key, value = match.groups()
         return f"{key}={value} has a comma, which would be a sweep; quote the text: '{key}=\"{value}\"'."
@@ -223,13 +238,26 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
     return f"{first_lines} (settings are written key=value)."
 
 
-def _no_option(group: str, option: str) -> str:
-    return f"{group}={option} is not an option of the group {group}; choose {', '.join(group_options(group))}."
+def _no_option(group: str, option: str, script: str | None = None) -> str:
+    return f"{group}={option} is not an option of the group {group}; choose {', '.join(group_options(group, script))}."
 
 
-def group_options(group: str) -> list[str]:
-    """What a group can be set to: its files, but for those that others start from (_base.yaml)."""
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml") if not is_base(path.stem))
+def group_options(group: str, script: str | None = None) -> list[str]:
+    """What a group can be set to: its files, but for those that others start from (_base.yaml). script: those alone that go
+    with it."""
+    options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml") if not is_base(path.stem))
+    return [option for option in options if script is None or script in (scripts_of(group, option) or (script,))]
+
+
+def scripts_of(group: str, option: str) -> tuple[str, ...]:
+    """The scripts that an option goes with, by a line of the comment at its head: "# For: pretrain_memgen.py". Empty: it does
+    not say so, and goes with all that have the group."""
+    file = CONF_DIR / group / f"{option}.yaml"
+    if not file.is_file():
+        return ()
+    with file.open(encoding="utf-8") as lines:
+        head = next((line for line in itertools.takewhile(lambda line: line.startswith("#"), lines) if "# For: " in line), "")
+    return tuple(head.partition("# For: ")[2].replace(",", " ").split())
 
 
 def is_base(option: str) -> bool:

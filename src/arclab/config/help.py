@@ -33,7 +33,7 @@ def _overview(entry: str) -> str:
     usage = (
         f"usage: python {row.script} KEY=VALUE ...     -m KEY=A,B: a sweep     --cfg: what it would run     --help GROUP|KEY"
     )
-    groups = [f"  {group:<{_WIDTH}}{', '.join(group_options(group))}" for group in groups_of(entry)]
+    groups = [f"  {group:<{_WIDTH}}{', '.join(group_options(group, row.script))}" for group in groups_of(entry)]
     others = [solver for solver in solvers_of(row.script) if solver != row.solver]
     more = [f"With another solver: python {row.script} solver={' or solver='.join(others)} --help"] if others else []
     keys = ", ".join(field.name for field in fields(load(row.schema)) if field.name not in groups_of(entry))
@@ -44,7 +44,7 @@ def _overview(entry: str) -> str:
 
 def _about(entry: str, topic: str) -> str:
     topic = topic.rstrip(".=").replace("/", ".") if topic not in groups_of(entry) else topic
-    options = group_options(topic) if topic in groups_of(entry) else []
+    options = group_options(topic, ENTRIES[entry].script) if topic in groups_of(entry) else []
     lines = [
         f"{topic}={option:<{_WIDTH - len(topic) - 1}} {_head(CONF_DIR / topic / f'{option}.yaml', 1)}" for option in options
     ]

@@ -237,11 +237,11 @@ class EvaluateProgramsConfig(EvaluationConfig):
         "num_threads",
         "output_dir",
         "sandbox.num_workers",
-        *(f"model.{key}" for key in HOW_MODELS_RUN),
+        *(f"lm.{key}" for key in HOW_MODELS_RUN),
     )
 
     solver: ProgramSamplingConfig
-    model: ModelConfig
+    lm: ModelConfig
     dataset: DatasetConfig
     sandbox: SandboxConfig
     name: Optional[str]
@@ -255,13 +255,13 @@ class EvaluateProgramsConfig(EvaluationConfig):
 
     @property
     def title(self) -> tuple[str, str]:
-        return self.solver.kind, f"{Path(self.model.name).name}-{self._name}"
+        return self.solver.kind, f"{Path(self.lm.name).name}-{self._name}"
 
     @property
     def folder(self) -> Path:
         if self.output_dir:
             return Path(self.output_dir)
-        return Path(self.runs_dir) / self.solver.kind / Path(self.model.name).name / self._name
+        return Path(self.runs_dir) / self.solver.kind / Path(self.lm.name).name / self._name
 
     @property
     def _name(self) -> str:

@@ -90,6 +90,7 @@ class PlainComposer:
         """As arclab.config.compose.compose_run, which also writes the error messages."""
         row = ENTRIES[entry]
         slow.require_free(load(row.schema), overrides)
+        slow.require_of_script(row.script, overrides)
         try:
             if row.conf_dir is not None:
                 raise NotPlain

@@ -1,4 +1,4 @@
-"""The schema of the group text_dataset: questions with worked replies, for language models that are trained on them.
+"""The schema of the group dataset: questions with worked replies, for language models that are trained on them.
 
 Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
 """

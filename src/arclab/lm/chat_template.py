@@ -46,11 +46,11 @@ def conversation_text(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bo
         num_written += 1
     if refusal is not None and not num_written:
         raise RefusedPromptError(
-            f"the chat template of model.name={name} refuses a prompt with the roles {[m.role for m in prompt]} ({refusal}); "
+            f"the chat template of lm.name={name} refuses a prompt with the roles {[m.role for m in prompt]} ({refusal}); "
             "give it other roles, for example one user message."
         ) from refusal
     raise ValueError(
-        f"the chat template of model.name={name} does not write what the {lost[0]} message holds ({len(prompt)} messages, as "
+        f"the chat template of lm.name={name} does not write what the {lost[0]} message holds ({len(prompt)} messages, as "
         "strings and as lists of text parts), so the model would not see it; use a model whose chat_template writes message "
         "content as it is."
     )
@@ -84,7 +84,7 @@ def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: boo
     other = conversation_text(tokenizer, name, masked, thinking=thinking, add_generation_prompt=True)
     if len(other) != len(text):
         raise ValueError(
-            f"a message holds {held[0]}, a special token of model.name={name}, which its chat template does not write as "
+            f"a message holds {held[0]}, a special token of lm.name={name}, which its chat template does not write as "
             "other text; leave it out of the message."
         )
     ids: list[int] = []
@@ -111,6 +111,6 @@ def require_lossless(tokenizer: Any, name: str) -> None:
     read = tokenizer.decode(plain_ids(tokenizer, _PROBE), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if read.strip() != _PROBE:
         raise ValueError(
-            f"the tokenizer of model.name={name} does not keep text as it is: {_PROBE!r} comes back as {read!r}, so the model "
+            f"the tokenizer of lm.name={name} does not keep text as it is: {_PROBE!r} comes back as {read!r}, so the model "
             "would see other grids; use a model whose tokenizer keeps digits and white space."
         )

@@ -1,6 +1,6 @@
 """A language model that transformers runs in this process, on one device.
 
-    model = load_hf(config)                                       # conf/model/tiny.yaml, qwen3_0_6b.yaml
+    model = load_hf(config)                                       # conf/lm/tiny.yaml, qwen3_0_6b.yaml
     replies = model.generate(prompts, num_samples=8, sampling=sampling)
     with model.adapter(folder): ...                               # a LoRA adapter, in this block only
     with model.new_adapter(rank=8, alpha=16) as trainable: ...    # a fresh one to train; the base stays as it is
@@ -208,7 +208,7 @@ class HfModel:
             return ""
         return (
             f"the prompt has {num_prompt} tokens, which with {num_reply} for the reply is more than the context of "
-            f"{self.max_context} tokens (model.max_context={self.config.max_context}, name={self.name}); shorten the prompt "
+            f"{self.max_context} tokens (lm.max_context={self.config.max_context}, name={self.name}); shorten the prompt "
             "or lower sampling.max_new_tokens."
         )
 
@@ -237,8 +237,8 @@ class HfModel:
         logprobs_BT = torch.stack(drawing.logprobs, dim=1).tolist()
         if any(math.isnan(value) for row in logprobs_BT for value in row):
             raise ValueError(
-                f"model.name={self.name} in model.dtype={self.config.dtype.value} computed what is not a number; use "
-                "model.dtype=bfloat16 or float32, or check its weights."
+                f"lm.name={self.name} in lm.dtype={self.config.dtype.value} computed what is not a number; use "
+                "lm.dtype=bfloat16 or float32, or check its weights."
             )
         return [
             ending.completion(row, tokens, logprobs)
@@ -294,7 +294,7 @@ class HfModel:
             yield
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"{str(error).splitlines()[0]} Lower model.batch_size={self.config.batch_size}, or shorten the prompts."
+                f"{str(error).splitlines()[0]} Lower lm.batch_size={self.config.batch_size}, or shorten the prompts."
             ) from error
         finally:
             self._model.train(was_training)

@@ -40,13 +40,13 @@ def load_tokenizer(config: HfModelConfig) -> Any:
         tokenizer: Any = AutoTokenizer.from_pretrained(_source(config.name), padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"model.name={config.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), "
+            f"lm.name={config.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), "
             "which says how a conversation is written; use the instruction-tuned model, or add that file."
         )
     require_lossless(tokenizer, config.name)
     if config.thinking is not None and "enable_thinking" not in str(tokenizer.chat_template):
         log.warning(
-            "model.thinking=%s changes nothing: the chat template of %s has no enable_thinking.", config.thinking, config.name
+            "lm.thinking=%s changes nothing: the chat template of %s has no enable_thinking.", config.thinking, config.name
         )
     return tokenizer
 
@@ -67,7 +67,7 @@ def load_model(config: HfModelConfig) -> Any:
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"model.name={config.name} has no weights for {missing[0]} ({len(missing)} missing); it is incomplete, or not a "
+            f"lm.name={config.name} has no weights for {missing[0]} ({len(missing)} missing); it is incomplete, or not a "
             "language model: download it again, or name another."
         )
     return model.to(device)
@@ -83,21 +83,21 @@ def _check_name(name: str) -> None:
     if not folder.is_dir():
         if folder.parts[:1] == ("models",):
             made_by = SMOLLM2_INSTALL if folder == SMOLLM2_FOLDER else f"python -m arclab.lm.tiny {name}"
-            raise ValueError(f"model.name={name} is not a folder; make it with: {made_by}")
+            raise ValueError(f"lm.name={name} is not a folder; make it with: {made_by}")
         if not _HUB_NAME.fullmatch(name) or name.startswith(".") or folder.exists():
             raise ValueError(
-                f"model.name={name} is not a folder; give the folder of a model, or a name on the Hugging Face hub such as "
+                f"lm.name={name} is not a folder; give the folder of a model, or a name on the Hugging Face hub such as "
                 "Qwen/Qwen3-0.6B."
             )
         return
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
-        remedy = f"it is an adapter: give it as model.adapter={name}" if adapter else "name a folder that save_pretrained wrote"
-        raise ValueError(f"model.name={name} has no config.json; {remedy}.")
+        remedy = f"it is an adapter: give it as lm.adapter={name}" if adapter else "name a folder that save_pretrained wrote"
+        raise ValueError(f"lm.name={name} has no config.json; {remedy}.")
     for what, files in (("weights", _WEIGHTS), ("tokenizer", _TOKENIZER)):
         if not any((folder / file).is_file() for file in files):
             raise ValueError(
-                f"model.name={name} has no {what}: none of {', '.join(files)} is there; copy the whole model into it."
+                f"lm.name={name} has no {what}: none of {', '.join(files)} is there; copy the whole model into it."
             )
 
 
@@ -116,14 +116,14 @@ def _one_sentence(config: HfModelConfig) -> Iterator[None]:
         if Path(_source(config.name)).is_dir():
             remedy = "check that its files are complete and made for this version of transformers"
         else:
-            remedy = "check the name and the network, or download it elsewhere and give its folder as model.name"
-        raise ValueError(f"model.name={config.name} cannot be loaded ({reason}); {remedy}.") from error
+            remedy = "check the name and the network, or download it elsewhere and give its folder as lm.name"
+        raise ValueError(f"lm.name={config.name} cannot be loaded ({reason}); {remedy}.") from error
 
 
 def _device(config: HfModelConfig) -> torch.device:
     if config.device is DeviceChoice.cuda and not torch.cuda.is_available():
         raise ValueError(
-            "model.device=cuda was asked for but torch sees no CUDA device; use model.device=cpu or a CUDA build of torch."
+            "lm.device=cuda was asked for but torch sees no CUDA device; use lm.device=cpu or a CUDA build of torch."
         )
     return torch.device("cpu" if config.device is DeviceChoice.cpu or not torch.cuda.is_available() else "cuda")
 
@@ -131,13 +131,13 @@ def _device(config: HfModelConfig) -> torch.device:
 def _check_attention(config: HfModelConfig, device: torch.device) -> None:
     if config.attention is not LmAttention.flash_attention_2:
         return
-    asked = "model.attention=flash_attention_2"
+    asked = "lm.attention=flash_attention_2"
     if device.type != "cuda":
-        raise ValueError(f"{asked} needs CUDA, and the model runs on the {device.type}; use model.attention=sdpa.")
+        raise ValueError(f"{asked} needs CUDA, and the model runs on the {device.type}; use lm.attention=sdpa.")
     if find_spec("flash_attn") is None:
-        raise ValueError(f"{asked} needs the package flash-attn: pip install 'arclab[flash]', or use model.attention=sdpa.")
+        raise ValueError(f"{asked} needs the package flash-attn: pip install 'arclab[flash]', or use lm.attention=sdpa.")
     if config.dtype is Dtype.float32:
-        raise ValueError(f"{asked} has no float32 (model.dtype=float32); use model.dtype=bfloat16, or model.attention=sdpa.")
+        raise ValueError(f"{asked} has no float32 (lm.dtype=float32); use lm.dtype=bfloat16, or lm.attention=sdpa.")
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -164,7 +164,7 @@ def turn_end(config: HfModelConfig, tokenizer: Any) -> int:
         return after[0]
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"model.name={config.name} has no end token: neither its chat template nor its tokenizer names one; set eos_token "
+            f"lm.name={config.name} has no end token: neither its chat template nor its tokenizer names one; set eos_token "
             "in tokenizer_config.json."
         )
     return int(tokenizer.eos_token_id)

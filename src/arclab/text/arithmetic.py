@@ -88,8 +88,8 @@ def word_problems(draws: Draws, split: str, count: int) -> list[Problem]:
                 break
         else:
             raise ValueError(
-                f"text_dataset.num_{split}={count} word problems cannot be had: after {number} hardly any differ from those "
-                "before; lower it, or raise text_dataset.digits or text_dataset.max_steps."
+                f"dataset.num_{split}={count} word problems cannot be had: after {number} hardly any differ from those "
+                "before; lower it, or raise dataset.digits or dataset.max_steps."
             )
         asked.add(problem.question)
         found.append(problem)

@@ -66,7 +66,7 @@ def separated(
     for split, examples in (("train", kept), ("validation", kept_validation), ("test", test)):
         if not examples:
             why = f" ({'; '.join(found)})" if found else ""
-            raise ValueError(f"text_dataset.name={config.name} has no {split} example{why}; give it data that have some.")
+            raise ValueError(f"dataset.name={config.name} has no {split} example{why}; give it data that have some.")
     return TextSplits(
         tuple(kept[: limits["train"]]), tuple(kept_validation[: limits["validation"]]), tuple(test), (*notes, *found)
     )  # fmt: skip

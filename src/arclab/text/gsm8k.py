@@ -50,7 +50,7 @@ def gsm8k_splits(config: Gsm8kConfig) -> TextSplits:
             rows = _downloaded(config, split, notes)
         examples[split] = [_example(row, f"{split}_{number:05d}", source, config) for number, row in enumerate(rows)]
     if config.sample:
-        notes.append("text_dataset.sample=true: a few problems that were generated here, not GSM8K")
+        notes.append("dataset.sample=true: a few problems that were generated here, not GSM8K")
     held_out = _held_out(len(examples["train"]), config)
     validation = [examples["train"][number] for number in held_out]
     train = [example for number, example in enumerate(examples["train"]) if number not in held_out]
@@ -63,7 +63,7 @@ def _held_out(num_rows: int, config: Gsm8kConfig) -> list[int]:
     assert count is not None, "checked with the configuration"
     if count >= num_rows:
         raise ValueError(
-            f"text_dataset.num_validation={count} must be below the number of training rows ({num_rows}), from which they are "
+            f"dataset.num_validation={count} must be below the number of training rows ({num_rows}), from which they are "
             "drawn; lower it."
         )
     # random() alone is promised to stay the same from version to version of Python.
@@ -74,8 +74,8 @@ def _held_out(num_rows: int, config: Gsm8kConfig) -> list[int]:
 def _read(path: Path, notes: list[str]) -> list[_Row]:
     if not path.is_file():
         raise ValueError(
-            f"text_dataset.folder={path.parent} has no {path.name}; give a folder with train.jsonl and test.jsonl, or "
-            "text_dataset.folder=null for the Hugging Face hub."
+            f"dataset.folder={path.parent} has no {path.name}; give a folder with train.jsonl and test.jsonl, or "
+            "dataset.folder=null for the Hugging Face hub."
         )
     rows: list[_Row] = []
     unused: dict[str, None] = {}
@@ -96,7 +96,7 @@ def _require_columns(columns: list[str], path: Path, line: int | None) -> None:
             path,
             f"it has no {' and no '.join(missing)}, but {', '.join(columns) or 'no columns'}",
             line=line,
-            remedy=f"text_dataset.kind=gsm8k needs the columns {' and '.join(COLUMNS)}: rename them, or remove the row",
+            remedy=f"dataset.kind=gsm8k needs the columns {' and '.join(COLUMNS)}: rename them, or remove the row",
         )
 
 
@@ -113,7 +113,7 @@ def _downloaded(config: Gsm8kConfig, split: str, notes: list[str]) -> list[_Row]
     import httpx
     from datasets.exceptions import DatasetsError
 
-    named = f"text_dataset.hub_name={config.hub_name}"
+    named = f"dataset.hub_name={config.hub_name}"
     try:
         data: Any = datasets.load_dataset(config.hub_name, config.hub_config, split=split)
     # DatasetNotFoundError and ConnectionError are OSErrors; an unknown configuration or split is a ValueError.
@@ -121,7 +121,7 @@ def _downloaded(config: Gsm8kConfig, split: str, notes: list[str]) -> list[_Row]
         lines = str(error).strip().splitlines()
         raise ValueError(
             f"{named} cannot be loaded ({(lines[0] if lines else type(error).__name__).rstrip('.')}); check the name, "
-            "hub_config and the network, or give a folder with train.jsonl and test.jsonl as text_dataset.folder."
+            "hub_config and the network, or give a folder with train.jsonl and test.jsonl as dataset.folder."
         ) from error
     path = Path(config.hub_name) / split
     _require_columns(list(data.column_names), path, None)

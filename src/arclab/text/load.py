@@ -1,6 +1,6 @@
-"""From the configuration group text_dataset to the examples.
+"""From the configuration group dataset to the examples.
 
-    splits = load_text(config.text_dataset)        # TextSplits(train, validation, test, notes)
+    splits = load_text(config.dataset)        # TextSplits(train, validation, test, notes)
 
 The same configuration gives the same examples in the same order. It does not tokenise, train or score.
 """

@@ -106,7 +106,7 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_entry_is_refused_by_name(tmp_path: Path) -> None:
     run = open_run(plan_of(tmp_path, "name=a").runs[0].config)
-    evaluation = f"evaluate.py solver=program_sampling model=tiny dataset=toy output_dir={run.path}\n"
+    evaluation = f"evaluate.py solver=program_sampling lm=tiny dataset=toy output_dir={run.path}\n"
     path = tmp_path / "evaluations.txt"
     path.write_text(evaluation)
     with pytest.raises(JobsError, match="was made with entry=pretrain_encoder, this line says entry=evaluate_programs"):

@@ -185,7 +185,7 @@ def test_evaluations_are_lines_like_any_other(tmp_path: Path, tiny_lm: Path) -> 
     )
     path.write_text(
         f"evaluate.py checkpoint={folder} split=train weights=ema,raw max_tasks=2 num_augmentations=1 runs_dir={tmp_path}/runs\n"
-        f"evaluate.py solver=program_sampling model=tiny model.name={tiny_lm} dataset=toy {sources} dataset.validation_sources=[] max_tasks=1 solver.prompt.instructions=false solver.prompt.grid_format=digits solver.prompt.show_shapes=false "
+        f"evaluate.py solver=program_sampling lm=tiny lm.name={tiny_lm} dataset=toy {sources} dataset.validation_sources=[] max_tasks=1 solver.prompt.instructions=false solver.prompt.grid_format=digits solver.prompt.show_shapes=false "
         f"solver.num_samples=1 solver.sampling.temperature=0 solver.sampling.max_new_tokens=4 runs_dir={tmp_path}/runs\n"
         f"pretrain_encoder.py {SETTINGS} runs_dir={tmp_path}/runs name=m trainer.steps=2\n"
     )

@@ -17,7 +17,7 @@ from arclab.methods.program_sampling.samples import SampleStore
 
 from ...damage import REPEATED, damaged_bytes, damaged_value, outcome_or_sentence
 
-SETTINGS = {"seed": 0, "model.name": "m"}
+SETTINGS = {"seed": 0, "lm.name": "m"}
 TASKS = {
     name: (
         (Message("user", name),),

@@ -150,7 +150,7 @@ def test_what_became_of_every_reply_is_counted(sandbox: Sandbox) -> None:
     ("reply", "finish", "words"),
     [
         ("The rule is", "length", "raise solver.sampling.max_new_tokens=64"),
-        ("<think>hm", "length", "max_new_tokens=64, or set model.thinking=false"),
+        ("<think>hm", "length", "max_new_tokens=64, or set lm.thinking=false"),
         ("", "stop", "chat template"),
         ("I do not know.", "stop", "solver.prompt"),
     ],
@@ -254,7 +254,7 @@ def test_finished_tasks_are_kept_and_not_drawn_again(sandbox: Sandbox, tmp_path:
 
 
 COMMAND = [
-    "solver=program_sampling", "model=tiny", "dataset=toy", "solver.num_samples=2", "sandbox.min_isolation=limits", "sandbox.num_workers=1",
+    "solver=program_sampling", "lm=tiny", "dataset=toy", "solver.num_samples=2", "sandbox.min_isolation=limits", "sandbox.num_workers=1",
     'dataset.eval_sources=["toy:color_map?tasks=3&side=4&colors=4&palette=6&demos=3&split=test"]', "solver.sampling.max_new_tokens=8",
     "solver.prompt.instructions=false", "solver.prompt.grid_format=digits", "solver.prompt.show_shapes=false",
 ]  # fmt: skip
@@ -268,7 +268,7 @@ def composed(*overrides: str) -> EvaluateProgramsConfig:
 
 def test_evaluate_writes_results_and_goes_on(tmp_path: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A random model through the command: files, stamps and settings; a second call draws nothing."""
-    command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
+    command = [*COMMAND, f"lm.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
     start("evaluate.py", command)
     names = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
     results = {"metrics.json", "predictions.jsonl", "report.html", "samples.jsonl", "submission.json"}
@@ -312,16 +312,16 @@ def test_which_settings_make_other_replies(tmp_path: Path, tiny_lm: Path) -> Non
     """Where and how fast replies are drawn does not matter, what is drawn does; other weights in the same folder do."""
 
     def settings(*overrides: str) -> dict[str, object]:
-        return evaluate_programs.reply_settings(composed(f"model.name={tmp_path / 'model'}", *overrides))
+        return evaluate_programs.reply_settings(composed(f"lm.name={tmp_path / 'model'}", *overrides))
 
     import shutil
 
     shutil.copytree(tiny_lm, tmp_path / "model")
     base = settings()
     assert base == settings(
-        "model.batch_size=1", "max_tasks=1", "sandbox.cpu_s=1", "output_dir=x", "solver.prompt.show_tests=false"
+        "lm.batch_size=1", "max_tasks=1", "sandbox.cpu_s=1", "output_dir=x", "solver.prompt.show_tests=false"
     )
-    for other in ("seed=1", "solver.num_samples=3", "solver.sampling.top_k=1", "model.dtype=bfloat16", "model.max_context=99"):
+    for other in ("seed=1", "solver.num_samples=3", "solver.sampling.top_k=1", "lm.dtype=bfloat16", "lm.max_context=99"):
         assert settings(other) != base
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
@@ -330,7 +330,7 @@ def test_which_settings_make_other_replies(tmp_path: Path, tiny_lm: Path) -> Non
 
 def test_it_is_told_to_end_and_goes_on(tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first reply; what is kept is not drawn again, and the end is that of an evaluation left alone."""
-    command = [*COMMAND, f"model.name={tiny_lm}", "model.batch_size=2"]
+    command = [*COMMAND, f"lm.name={tiny_lm}", "lm.batch_size=2"]
     drawn: list[str] = []
     add = SampleStore.add
 
@@ -354,7 +354,7 @@ def test_it_is_told_to_end_and_goes_on(tmp_path: Path, tiny_lm: Path, monkeypatc
 
 def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="is not a folder; give the folder of a model"):
-        evaluate_programs.evaluate_programs(composed(f"model.name={tmp_path / 'none'}", f"output_dir={tmp_path / 'o'}"))
+        evaluate_programs.evaluate_programs(composed(f"lm.name={tmp_path / 'none'}", f"output_dir={tmp_path / 'o'}"))
     with pytest.raises(ConfigError, match="split=validation has no tasks in dataset=toy"):
         evaluate_programs.scored_tasks(composed("split=validation", "dataset.validation_sources=[]"))
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -384,7 +384,7 @@ def test_a_change_anywhere_in_large_weights_is_another_model(tmp_path: Path) -> 
 
 def test_no_result_where_no_task_could_be_tried(tmp_path: Path, tiny_lm: Path) -> None:
     """A setting that leaves no room for any prompt is no score of zero, and nothing of it is remembered."""
-    command = [*COMMAND, f"model.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
+    command = [*COMMAND, f"lm.name={tiny_lm}", f"output_dir={tmp_path / 'out'}", "max_tasks=2"]
     with pytest.raises(
         ConfigError,
         match=r"none of the 2 tasks could be tried, so there is no result; the first one: the prompt has \d+ tokens",
@@ -432,7 +432,7 @@ def test_what_a_server_does_not_do_is_said_of_the_result(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the command: a server without a seed whose filter refuses one task. A second call asks for that task alone."""
-    server, command = FakeServer(), [part for part in COMMAND if part != "model=tiny"]
+    server, command = FakeServer(), [part for part in COMMAND if part != "lm=tiny"]
     refused: list[str] = []
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
@@ -448,7 +448,7 @@ def test_what_a_server_does_not_do_is_said_of_the_result(
 
     server.answer = answer
     monkeypatch.setattr(evaluate_programs, "open_sandbox", lambda config: nullcontext(sandbox))
-    command += ["model=endpoint", "model.name=m", f"model.base_url={server.url}", f"output_dir={tmp_path}"]
+    command += ["lm=endpoint", "lm.name=m", f"lm.base_url={server.url}", f"output_dir={tmp_path}"]
     try:
         start("evaluate.py", command)
         record, page = json.loads((tmp_path / "metrics.json").read_text()), (tmp_path / "report.html").read_text()

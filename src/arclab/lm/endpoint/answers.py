@@ -33,7 +33,7 @@ _FILTER_SPEAKS = re.compile(
     r"|flagged as|moderation|data.?inspection|prohibited.?content",
     re.I,
 )
-_NO_COMPLETION_REMEDY = "check model.base_url, which often ends in /v1"
+_NO_COMPLETION_REMEDY = "check lm.base_url, which often ends in /v1"
 
 
 class Filtered(NoReply):

@@ -67,7 +67,7 @@ def connect(base_url: str, key: str | None) -> Connection:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise EndpointError(f"model.base_url={base_url} is no address ({error}); give the server's.") from error
+        raise EndpointError(f"lm.base_url={base_url} is no address ({error}); give the server's.") from error
     try:
         tls = httpx.create_ssl_context()
     except OSError as error:  # ssl.SSLError is one
@@ -147,7 +147,7 @@ async def _bounded(exchange: Coroutine[Any, Any, Response], timeout_s: float, st
         while not task.done():
             left = deadline - loop.time()
             if left <= 0:
-                raise NoReply(f"no answer within model.timeout_s={timeout_s:g}")
+                raise NoReply(f"no answer within lm.timeout_s={timeout_s:g}")
             if stop.is_set():
                 raise NoReply("given up")
             await asyncio.wait({task}, timeout=min(left, _POLL_S))

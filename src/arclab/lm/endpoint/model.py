@@ -1,6 +1,6 @@
 """A language model behind a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp, transformers serve, paid services.
 
-    model = load_endpoint(config)                      # conf/model/endpoint.yaml; nothing is asked of the server yet
+    model = load_endpoint(config)                      # conf/lm/endpoint.yaml; nothing is asked of the server yet
     replies = model.generate(prompts, num_samples=8, sampling=sampling)
 
 Every setting of Sampling is sent, neutral ones too, since servers fill what is left open from the model's generation_config.
@@ -39,7 +39,7 @@ Found = list[tuple[int, Answer]]  # of a prompt: the first sample of each reques
 
 def load_endpoint(config: EndpointModelConfig) -> EndpointModel:
     """EndpointError: an address or a proxy that cannot be used, or the environment variable of the key is not set."""
-    for problem in config.check("model"):
+    for problem in config.check("lm"):
         raise EndpointError(problem)
     key = None
     if config.api_key_env is not None:
@@ -47,8 +47,8 @@ def load_endpoint(config: EndpointModelConfig) -> EndpointModel:
         if not key or not (key.isascii() and key.isprintable()):
             wrong = "is not set in the environment" if not key else "holds characters that no key has"
             raise EndpointError(  # without the name: it may be the key itself
-                f"the variable that model.api_key_env names {wrong}; export it with the server's key, or use "
-                "model.api_key_env=null for a server that wants none."
+                f"the variable that lm.api_key_env names {wrong}; export it with the server's key, or use "
+                "lm.api_key_env=null for a server that wants none."
             )
     return EndpointModel(Server(config, connect(config.base_url, key)))
 

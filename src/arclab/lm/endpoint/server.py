@@ -75,7 +75,7 @@ class Server:
         if isinstance(error, Filtered):
             return Answer((), None, refused=f"the filter of the server {url} keeps every reply to the prompt back ({reason}).")
         remedy = error.remedy or (
-            f"check that it runs and keeps up, or raise model.max_retries={self.config.max_retries} or model.timeout_s"
+            f"check that it runs and keeps up, or raise lm.max_retries={self.config.max_retries} or lm.timeout_s"
         )
         raise EndpointError(f"the server {url} failed {num_attempts} times, at last with: {reason}; {remedy}.") from error
 
@@ -106,7 +106,7 @@ class Server:
             self.warn(
                 "thought",
                 "%s wrote a whole reply into message.reasoning_content and no answer behind it: the reply ended inside its "
-                "thinking (raise sampling.max_new_tokens), or the server takes answers for thinking (model.thinking=false, "
+                "thinking (raise sampling.max_new_tokens), or the server takes answers for thinking (lm.thinking=false, "
                 "or its reasoning parser off).",
                 self.config.base_url,
             )
@@ -115,7 +115,7 @@ class Server:
             return answer
         problem = (
             f"the prompt has {num_prompt} tokens, which with {sampling.max_new_tokens} for the reply is more than "
-            f"model.max_context={limit}; shorten the prompt or lower sampling.max_new_tokens."
+            f"lm.max_context={limit}; shorten the prompt or lower sampling.max_new_tokens."
         )
         return Answer((), num_prompt, problem)
 
@@ -149,7 +149,7 @@ class Server:
         if status < 400:
             raise EndpointError(
                 f"the server {where} redirects to {_place(response)} (status {status}), which is not followed because it "
-                "would get the key and the prompts; give that address as model.base_url if it is the right one."
+                "would get the key and the prompts; give that address as lm.base_url if it is the right one."
             )
         if status in _NO_SUCH_PARAMETER and _REPLY_TOO_LONG.search(said):
             raise EndpointError(f"the server {where} allows no reply of sampling.max_new_tokens ({said}); lower it.")
@@ -160,15 +160,15 @@ class Server:
             return Answer((), None, refused=f"the filter of the server {where} refused the prompt ({said}).")
         if status in (401, 403):
             named = self.config.api_key_env
-            remedy = f"check the key in ${named}" if named else "name the variable that holds its key as model.api_key_env"
+            remedy = f"check the key in ${named}" if named else "name the variable that holds its key as lm.api_key_env"
             raise EndpointError(f"the server {where} denies access (status {status}: {said}); {remedy}.")
         if status == 404:
             raise EndpointError(
-                f"the server {where} has no model.name={self.config.name} (status 404: {said}); {self._offered()}."
+                f"the server {where} has no lm.name={self.config.name} (status 404: {said}); {self._offered()}."
             )
         kind = Refused if status in _NO_SUCH_PARAMETER else EndpointError
         raise kind(
-            f"the server {where} refuses the request (status {status}: {said}); check model.name and the sampling settings."
+            f"the server {where} refuses the request (status {status}: {said}); check lm.name and the sampling settings."
         )
 
     def _said(self, response: Response) -> str:
@@ -192,7 +192,7 @@ class Server:
         models = listed.get("data") if isinstance(listed, dict) else None
         ids = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
         names = sorted(name[:100] for name in ids if isinstance(name, str) and name.isprintable())
-        return f"it offers {', '.join(names[:20])}" if names else "check model.name and model.base_url, which often ends in /v1"
+        return f"it offers {', '.join(names[:20])}" if names else "check lm.name and lm.base_url, which often ends in /v1"
 
 
 def _place(response: Response) -> str:

@@ -69,8 +69,8 @@ class _Rows(Dataset[dict[str, list[int]]]):
             if model.opened(prompt) and "</think>" not in reply:
                 raise ValueError(
                     f"row {number}: the chat template opens <think> before the reply "
-                    f"(model.thinking={model.config.thinking}), and the reply does not close it, so that what is taught would "
-                    "be read as unfinished thinking; use model.thinking=false, or replies with </think>."
+                    f"(lm.thinking={model.config.thinking}), and the reply does not close it, so that what is taught would "
+                    "be read as unfinished thinking; use lm.thinking=false, or replies with </think>."
                 )
             self._rows.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
 
@@ -135,13 +135,12 @@ def _require_fresh(model: HfModel) -> None:
     """ValueError: weights in which steps would be lost, or that are no longer what the model's name says."""
     if model.config.dtype is not Dtype.float32:
         raise ValueError(
-            f"fine-tuning in model.dtype={model.config.dtype.value} loses most steps to rounding; load the model with "
-            "model.dtype=float32."
+            f"fine-tuning in lm.dtype={model.config.dtype.value} loses most steps to rounding; load the model with "
+            "lm.dtype=float32."
         )
     if model.was_trained:
         raise ValueError(
-            f"the weights of model.name={model.name} have been trained already since they were loaded; load it again with "
-            "load_hf."
+            f"the weights of lm.name={model.name} have been trained already since they were loaded; load it again with load_hf."
         )
 
 

@@ -1,6 +1,6 @@
 """evaluate.py for methods without a checkpoint: configuration -> model, sandbox, solver -> results.
 
-    python evaluate.py solver=program_sampling model=tiny dataset=toy
+    python evaluate.py solver=program_sampling lm=tiny dataset=toy
 
 Replies are kept in the run's folder as they come (samples.jsonl): the same command goes on after a kill, or where it was told
 to end. One process.
@@ -50,7 +50,7 @@ _FREE = (
     "sandbox.",
     "num_threads",
     "solver.prompt.",
-    *(f"model.{key}" for key in HOW_MODELS_RUN),
+    *(f"lm.{key}" for key in HOW_MODELS_RUN),
 )
 
 
@@ -78,7 +78,7 @@ def _evaluate_programs(config: EvaluateProgramsConfig, ranks: Ranks, signals: St
         store.check()  # refuses other settings before a model is loaded
         require_no_larger(run.path, len(tasks), 0)
         sandbox = stack.enter_context(open_sandbox(config.sandbox))
-        model = load_language_model(config.model)
+        model = load_language_model(config.lm)
         with folder.held(config, notes), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, len(tasks))
 
@@ -146,7 +146,7 @@ def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], t
 def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:
     """Everything but the prompt that decides a reply, the bytes of a local model included."""
     settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
-    for key in ("model.name", "model.adapter"):
+    for key in ("lm.name", "lm.adapter"):
         if settings.get(key):
             settings[f"{key} (content)"] = model_identity(settings[key])
     return settings
@@ -165,12 +165,12 @@ def programs_subject(config: EvaluateProgramsConfig, sandbox: Sandbox, folder: P
         "split": config.split.value,
         "dataset": config.dataset.name,
         "solver": solver.kind,
-        "model": config.model.name,
+        "model": config.lm.name,
         "num_samples": solver.num_samples,
         "isolation": sandbox.isolation.name,
         "seed": config.seed,
     }
-    return Subject((solver.kind, Path(config.model.name).name), facts, {"folder": str(folder)}, record, settings)
+    return Subject((solver.kind, Path(config.lm.name).name), facts, {"folder": str(folder)}, record, settings)
 
 
 def stamps(config: EvaluateProgramsConfig, sandbox: Sandbox, attempts: Attempts, num_tasks: int) -> tuple[str, ...]:

@@ -211,7 +211,7 @@ def few_programs_remedy(found: dict[str, float], max_new_tokens: int) -> str:
     longer = f"raise solver.sampling.max_new_tokens={max_new_tokens}"
     remedies = {
         "cut": longer,
-        "unclosed_thinking": f"{longer}, or set model.thinking=false",
+        "unclosed_thinking": f"{longer}, or set lm.thinking=false",
         "empty": "use a model that follows instructions, and check its chat template",
         "unclosed_fence": "check what ends a reply in its chat template and generation_config.json",
     }
