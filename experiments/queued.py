@@ -25,7 +25,6 @@ from pathlib import Path
 from arclab.config.compose import compose
 from arclab.entries import ENTRIES
 from arclab.files import write_atomically
-from arclab.launch.cluster import Kind
 from arclab.launch.queue.jobsfile import JobsError
 from arclab.launch.queue.plan import PlannedRun, read_plan
 from arclab.launch.queue.progress import RunProgress
@@ -33,7 +32,7 @@ from arclab.launch.queue.submit import is_living, retry, submit
 from arclab.launch.queue.wait import wait_until_ended
 from arclab.metrics.logger import read_rows
 from arclab.runs.folder import RunDir, State
-from arclab.runs.jobrecord import read_job
+from arclab.runs.jobrecord import Kind, read_job
 from arclab.runs.signals import interrupted_status
 from arclab.runs.statewords import LOST
 from benchmarks.arguments import at_least_1

@@ -282,15 +282,6 @@ class LpnVariationalEncoderConfig(LpnEncoderConfig):
     latent_dim: int
     kl: KlConfig
 
-    def check(self, path: str) -> list[str]:
-        problems = LpnEncoderConfig.check(self, path)
-        if self.width is not None and not 1 <= self.latent_dim <= self.width:
-            problems.append(
-                f"{path}.latent_dim={self.latent_dim} must be between 1 and the encoder's width {self.width}; choose a value "
-                "in that range."
-            )
-        return problems
-
 
 @dataclass(kw_only=True, slots=True)
 class RecurrentEncoderConfig(StandardEncoderConfig):

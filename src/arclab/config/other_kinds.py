@@ -25,8 +25,8 @@ def leave_out(
     """Removes keys below node's encoder in place. own: the dotted keys of the chosen kind; known: of all kinds."""
     given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
     files = [conf_dir / f"experiment/{given.get('experiment')}.yaml", conf_dir / "local/default.yaml"]
-    foreign = set(known) - set(own) - set(given)
-    for key in {key for file in files if file.is_file() for key in _keys_in(file, file.stat().st_mtime_ns)} & foreign:
+    said = {key for file in files if file.is_file() for key in _keys_in(file, file.stat().st_mtime_ns)}
+    for key in said & (set(known) - set(own) - set(given)) if said else ():
         _remove(node, key.split("."))
 
 

@@ -447,8 +447,7 @@ class ExperimentConfig(TrainingConfig):
         heads = encoder.num_heads if isinstance(encoder, LpnEncoderConfig) and encoder.width is None else 0
         if heads > 0 and self.decoder.width % heads:
             problems.append(f"encoder.num_heads={heads} must divide decoder.width={self.decoder.width}; change one.")
-        is_at_decoder_width = isinstance(encoder, LpnVariationalEncoderConfig) and encoder.width is None
-        if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig) or is_at_decoder_width:
+        if isinstance(encoder, VariationalEncoderConfig | HybridVariationalEncoderConfig | LpnVariationalEncoderConfig):
             width = encoder.width or self.decoder.width
             if not 1 <= encoder.latent_dim <= width:
                 problems.append(

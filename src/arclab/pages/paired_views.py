@@ -71,7 +71,7 @@ def _standing(name: str, scored: list[tuple[str, ScoredSplit]]) -> Standing:
     tests = [compare_splits(*ranked[0], *other).tests[0] for other in ranked[1:]]
     is_decided = is_sure(tests[0], num_pairs)
     parts = [_lead(name, ranked, tests[0], num_pairs)]
-    if len(tests) > 1:
+    if len(tests) > 1 and difference(tests[0]):
         num_sure = sum(is_sure(test, num_pairs) for test in tests)
         parts.append(f"It is surely ahead of {num_sure} of the {len(tests)} others (p < {LEVEL} for all {num_pairs} pairs).")
     if len(group) < len(scored):

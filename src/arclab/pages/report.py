@@ -96,7 +96,8 @@ def render_report(result: Evaluation) -> str:
 
 def idle_shares(result: Evaluation) -> dict[str, str]:
     """Scores that must be equal to others of this evaluation: score -> the one that it equals."""
-    most_candidates = max((len(ranked) for ranked in result.attempts.candidates.values()), default=0)
+    keys = [(task.id, number) for task in result.tasks for number in range(len(task.tests))]
+    most_candidates = max((len(result.attempts.candidates[key]) for key in keys), default=0)
     most_tests = max((len(task.tests) for task in result.tasks), default=0)
     return idle_scores(list(result.shares), most_candidates, most_tests)
 

@@ -55,7 +55,7 @@
   viewer.addEventListener("click", function () { viewer.close(); });
   var enlarge = function (grid) {
     var copy = grid.cloneNode(true), box = grid.viewBox.baseVal;
-    var cell = Math.floor(Math.min(window.innerWidth * 0.86 / box.width, window.innerHeight * 0.78 / box.height, 48));
+    var cell = Math.floor(Math.min(window.innerWidth * 0.86 / box.width, window.innerHeight * 0.78 / box.height, 90));
     copy.removeAttribute("tabindex");
     copy.classList.remove("fine");
     copy.setAttribute("width", cell * box.width);
