@@ -19,7 +19,7 @@ import arclab
 from arclab.config.compose import entry_for
 from arclab.config.help import help_text
 from arclab.config.plain_composer import PlainComposer
-from arclab.launch.__main__ import _parser as launch_parser
+from arclab.launch.__main__ import parsers as launch_parsers
 from docs.records import RECORDS, record_files
 from docs.tables import PARTS, outdated
 
@@ -153,7 +153,7 @@ def sweep_of(override: str) -> list[str]:
 
 def check_module(module: str, words: list[str]) -> None:
     if module == "arclab.launch":
-        launch_parser().parse_args(words)
+        launch_parsers()[0].parse_args(words)
         return
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
     if module in ("pytest", "venv"):

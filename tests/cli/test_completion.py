@@ -13,7 +13,7 @@ from arclab.cli.commands import COMMANDS
 from arclab.cli.completion import candidates
 from arclab.config.compose import compose_run, entry_for, group_options
 from arclab.config.help import groups_of, keys_of
-from arclab.entries import ENTRIES
+from arclab.entries import ENTRIES, solvers_of
 
 from ..conftest import ROOT, script_env
 
@@ -42,7 +42,7 @@ def test_groups_options_keys_and_values() -> None:
 
 
 def test_the_solver_decides_what_evaluate_offers() -> None:
-    assert candidates(["evaluate", "solver="]) == ["solver=recursive", "solver=program_sampling"]
+    assert candidates(["evaluate", "solver="]) == [f"solver={name}" for name in solvers_of("evaluate.py")]
     assert "checkpoint=" in candidates(["evaluate", "ch"]) and "model=" not in candidates(["evaluate", "mo"])
     assert "model=" in candidates(["evaluate", "solver=program_sampling", "mo"])
     assert candidates(["evaluate", "solver=wrong", "mo"]) == []

@@ -12,6 +12,7 @@ from arclab.config.compose import (  # fmt: skip
     ConfigError,
     compose,
     compose_evaluate,
+    compose_run,
     config_hash,
     flat,
     freeze,
@@ -209,11 +210,11 @@ PROGRAMS = ["solver=program_sampling", "lm=tiny", "dataset=toy"]
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["solver=program_sampling", "dataset=toy"], "model has no value; choose lm=endpoint or"),
-        (["solver=nothing"], "solver=nothing is not an option of the group solver; choose program_sampling, recursive."),
+        (["solver=program_sampling", "dataset=toy"], "lm has no value; choose lm=endpoint or"),
+        (["solver=nothing"], "solver=nothing is not an option of the group solver; choose memgen, memgen_ltpo, program_sampling, recursive."),
         ([*PROGRAMS, "solver=recursive"], "solver=program_sampling and recursive is more than one option"),
         ([*PROGRAMS, "checkpoint=x"], "checkpoint goes with solver=recursive; drop checkpoint"),
-        (["lm=tiny", "checkpoint=x"], "model goes with solver=program_sampling; drop model"),
+        (["lm=tiny", "checkpoint=x"], "lm goes with solver=program_sampling; drop lm"),
         ([*PROGRAMS[:1], "lm=endpoint", "dataset=toy"], "lm.name has no value"),
         ([*PROGRAMS, "lm.base_url=http://x"], "lm.base_url is not a key of the chosen lm"),
         ([*PROGRAMS, "solver.sampling.temprature=1"], "did you mean solver.sampling.temperature?"),
@@ -229,7 +230,7 @@ PROGRAMS = ["solver=program_sampling", "lm=tiny", "dataset=toy"]
         ([*PROGRAMS, "sandbox.wall_s=nan"], "sandbox.wall_s=nan must be at least 0.05"),
         ([*PROGRAMS, "solver.prompt.entry=class"], "must be a name of Python"),
         ([*PROGRAMS, "solver.kind=foo"], "solver.kind=foo is not known; choose program_sampling."),
-        (["+solver=program_sampling", "dataset=toy"], "model has no value"),
+        (["+solver=program_sampling", "dataset=toy"], "lm has no value"),
         (["checkpoint=x", "encoder=standard"], "encoder is a key of pretrain_encoder.py, not of evaluate.py; drop encoder."),
     ],
 )
@@ -240,10 +241,10 @@ def test_what_is_wrong_with_an_evaluation_of_programs_is_said(overrides: list[st
 
 def test_an_evaluation_of_programs_is_typed() -> None:
     config = compose_evaluate([*PROGRAMS, "solver.prompt.grid_format=pipes", "sandbox.min_isolation=limits"])
-    assert isinstance(config, EvaluateProgramsConfig) and isinstance(config.model, HfModelConfig)
+    assert isinstance(config, EvaluateProgramsConfig) and isinstance(config.lm, HfModelConfig)
     assert flat(config)["solver.prompt.grid_format"] == "pipes" and flat(config)["sandbox.min_isolation"] == "limits"
     endpoint = compose_evaluate([PROGRAMS[0], "lm=endpoint", "lm.name=m", "dataset=arc1"])
-    assert isinstance(endpoint, EvaluateProgramsConfig) and isinstance(endpoint.model, EndpointModelConfig)
+    assert isinstance(endpoint, EvaluateProgramsConfig) and isinstance(endpoint.lm, EndpointModelConfig)
     assert isinstance(compose_evaluate(["solver=recursive", "checkpoint=x"]), EvaluateConfig)
 
 

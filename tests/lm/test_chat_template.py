@@ -73,7 +73,7 @@ LOST = {
 @pytest.mark.parametrize("name", LOST)
 def test_a_template_that_does_not_write_the_prompt_is_refused(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = template(LOST[name])
-    with pytest.raises(ValueError, match=r"^the chat template of model\.name=some/model does not write what the user message holds .*; use a model") as raised:  # fmt: skip
+    with pytest.raises(ValueError, match=r"^the chat template of lm\.name=some/model does not write what the user message holds .*; use a model") as raised:  # fmt: skip
         ids_of(tokenizer, user("a grid: 0 1\n2 3 <b>"))
     assert "\n" not in str(raised.value)
 
@@ -88,7 +88,7 @@ def test_the_message_that_is_lost_is_named(tokenizer: Any) -> None:
 @pytest.mark.parametrize("content", ["{{ raise_exception('no\nway') }}", "{{ m.content + 1 }}", "{{ m.content.no.way }}", "{{ 1 / 0 }}", "{{ m.content"])  # fmt: skip
 def test_an_error_in_a_template_is_a_sentence(tokenizer: Any, content: str) -> None:
     tokenizer.chat_template = template(content)
-    with pytest.raises(RefusedPromptError, match=r"model\.name=some/model refuses a prompt with the roles \['user'\] \(.+\); give") as raised:  # fmt: skip
+    with pytest.raises(RefusedPromptError, match=r"lm\.name=some/model refuses a prompt with the roles \['user'\] \(.+\); give") as raised:  # fmt: skip
         text_of(tokenizer, GRID)
     assert "\n" not in str(raised.value)
 
@@ -152,7 +152,7 @@ def test_a_tokenizer_that_changes_grids_is_refused(
     file = tiny_copy / "tokenizer.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": normalizer}))
     with pytest.raises(
-        ValueError, match=r"^the tokenizer of model\.name=.* does not keep text as it is: .*; use a model"
+        ValueError, match=r"^the tokenizer of lm\.name=.* does not keep text as it is: .*; use a model"
     ) as raised:
         load_tokenizer(hf_config(name=str(tiny_copy)))
     assert "\n" not in str(raised.value)

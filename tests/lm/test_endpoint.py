@@ -181,10 +181,10 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_key(server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("LM_KEY", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "not for you")
-    with pytest.raises(EndpointError, match=r"the variable that model\.api_key_env names is not set"):
+    with pytest.raises(EndpointError, match=r"the variable that lm\.api_key_env names is not set"):
         endpoint(server.url, api_key_env="LM_KEY")
     for pasted in ("sk-pasted-1234", "PASTED1234567890"):
-        with pytest.raises(EndpointError, match=r"model\.api_key_env") as raised:
+        with pytest.raises(EndpointError, match=r"lm\.api_key_env") as raised:
             endpoint(server.url, api_key_env=pasted)
         assert pasted not in str(raised.value)
     monkeypatch.setenv("LM_KEY", "sk-\u2603")

@@ -202,7 +202,7 @@ def test_a_proxy_that_cannot_be_used_is_a_sentence(proxy: str, words: str, monke
 )
 def test_a_secret_where_none_belongs_is_refused_and_not_shown(key: str, value: str, words: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        compose_evaluate(["solver=program_sampling", "lm=endpoint", "lm.name=m", "dataset=arc1", f"model.{key}={value}"])
-    assert f"model.{key}" in str(raised.value) and words in str(raised.value) and "sk-word" not in str(raised.value)
-    with pytest.raises(EndpointError, match=r"model\."):
+        compose_evaluate(["solver=program_sampling", "lm=endpoint", "lm.name=m", "dataset=arc1", f"lm.{key}={value}"])
+    assert f"lm.{key}" in str(raised.value) and words in str(raised.value) and "sk-word" not in str(raised.value)
+    with pytest.raises(EndpointError, match=r"lm\."):
         endpoint(**{"url": "http://localhost/v1", key: value.strip("'")})

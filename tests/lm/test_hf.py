@@ -248,7 +248,7 @@ def test_logits_that_are_no_numbers_and_batches_that_do_not_fit(hf_config: Confi
     broken = load_hf(hf_config())
     broken._model.model.norm.weight.data[0] = torch.nan
     for asked in (sampling(), sampling(temperature=0.0), sampling(top_k=5)):
-        with pytest.raises(ValueError, match=r"model\.dtype=float32 .* not a number"):
+        with pytest.raises(ValueError, match=r"lm\.dtype=float32 .* not a number"):
             broken.generate(PROMPTS, 1, asked)
 
     def out_of_memory(*_: object, **__: object) -> None:
@@ -256,7 +256,7 @@ def test_logits_that_are_no_numbers_and_batches_that_do_not_fit(hf_config: Confi
 
     for name, call in (("generate", lambda: broken.generate(PROMPTS, 1, sampling())), ("forward", lambda: broken.logprobs(PROMPTS[:1], ["0"]))):  # fmt: skip
         monkeypatch.setattr(broken._model, name, out_of_memory)
-        with pytest.raises(ValueError, match=r"Lower model\.batch_size=4"):
+        with pytest.raises(ValueError, match=r"Lower lm\.batch_size=4"):
             call()
 
 

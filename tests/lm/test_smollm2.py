@@ -86,5 +86,5 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, hf_conf
     from arclab.lm.hf_loading import load_tokenizer
 
     monkeypatch.chdir("/")
-    with pytest.raises(ValueError, match=r"model\.name=models/smollm2_135m is not a folder; make it with: make smollm2$"):
+    with pytest.raises(ValueError, match=r"lm\.name=models/smollm2_135m is not a folder; make it with: make smollm2$"):
         load_tokenizer(hf_config(name="models/smollm2_135m"))

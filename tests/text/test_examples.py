@@ -40,7 +40,7 @@ def test_every_option_has_a_sample(text_config: TextConfig) -> None:
         assert [len(splits.named(name)) for name in SPLITS] == [16, 8, 8], option
         apart(splits)
         assert splits == load_text(text_config(option, "dataset.sample=true"))
-        if option != "arc":
+        if option != "arc_programs":
             assert all(each.is_right for each in check_answers([(e.reply, e.answer) for e in (*splits.train, *splits.test)]))
             assert all(e.reply.endswith(f"\\boxed{{{e.answer}}}") for e in splits.train)
 
@@ -69,7 +69,7 @@ def test_every_key_of_arithmetic_counts(text_config: TextConfig) -> None:
     ("arithmetic", {"seed": -1}, r"d\.seed=-1 must be at least 0"),
     ("gsm8k", {"num_validation": None}, r"d\.num_validation=null does not say how many training examples are held out"),
     ("gsm8k", {"hub_name": ""}, r"d\.hub_name is empty; give a name such as openai/gsm8k"),
-    ("arc", {"name": "a/b"}, r"d\.name='a/b' becomes a folder name"),
+    ("arc_programs", {"name": "a/b"}, r"d\.name='a/b' becomes a folder name"),
 ])  # fmt: skip
 def test_bad_settings_are_one_sentence(option: str, change: dict[str, Any], sentence: str, text_config: TextConfig) -> None:
     (problem,) = replace(text_config(option), **change).check("d")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -32,10 +31,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from arclab.config import other_kinds
+from arclab.config import groups, other_kinds
 from arclab.config.encoder_schema import EncoderConfig
 from arclab.config.encoders import ENCODER_SCHEMAS
 from arclab.config.evaluate_schema import EvaluateConfig
+from arclab.config.groups import CONF_DIR, group_options, is_base, no_option
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.run import RunConfig
 from arclab.config.saved_file import ENTRY, pop_entry, read_config
@@ -60,8 +60,6 @@ _SYNONYMS = {
 }  # fmt: skip
 
 STEPS = "trainer.steps"  # of every run that trains
-CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
-
 _ONE_AT_A_TIME = threading.Lock()  # Hydra has one global instance: threads that compose would meet in it
 
 
@@ -188,13 +186,8 @@ def _compose(config_name: str, overrides: Sequence[str], conf_dir: Path = CONF_D
 
 def require_of_script(script: str, overrides: Sequence[str]) -> None:
     """ConfigError if an option of a group is for other scripts."""
-    for override in overrides:
-        group, _, option = override.lstrip("+~").partition("=")
-        others = scripts_of(group, option) if option and group else ()
-        if others and script not in others:
-            fitting = group_options(group, script)
-            choices = f"choose {', '.join(fitting)}" if fitting else f"drop {group}"
-            raise ConfigError(f"{group}={option} is for {' and '.join(others)}, not for {script}; {choices}.")
+    if fault := groups.misplaced(script, overrides):
+        raise ConfigError(fault)
 
 
 def _require_choices(overrides: Sequence[str]) -> None:
@@ -206,7 +199,7 @@ def _require_choices(overrides: Sequence[str]) -> None:
         if not option or not (CONF_DIR / group).is_dir():
             continue
         if is_base(option):
-            raise ConfigError(_no_option(group, option))
+            raise ConfigError(no_option(group, option))
         if option.startswith("[") or chosen.setdefault(group, option) != option:
             given = option.strip("[]").replace(",", " and ") if option.startswith("[") else f"{chosen[group]} and {option}"
             raise ConfigError(f"{group}={given} is more than one option of the group {group}; choose one of them.")
@@ -221,7 +214,7 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
     script = ENTRIES[entry].script if entry is not None else None
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
-        return _no_option(group, option, script)
+        return no_option(group, option, script)
     if match := re.search(r"You must specify '([^']+)'", text):
         group = match.group(1)
         return f"{group} has no value; choose {group}={f' or {group}='.join(group_options(group, script))}."
@@ -236,32 +229,6 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
         return f"{key}={value} has a comma, which would be a sweep; quote the text: '{key}=\"{value}\"'."
     first_lines = " ".join(text.split("See https")[0].split())
     return f"{first_lines} (settings are written key=value)."
-
-
-def _no_option(group: str, option: str, script: str | None = None) -> str:
-    return f"{group}={option} is not an option of the group {group}; choose {', '.join(group_options(group, script))}."
-
-
-def group_options(group: str, script: str | None = None) -> list[str]:
-    """What a group can be set to: its files, but for those that others start from (_base.yaml). script: those alone that go
-    with it."""
-    options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml") if not is_base(path.stem))
-    return [option for option in options if script is None or script in (scripts_of(group, option) or (script,))]
-
-
-def scripts_of(group: str, option: str) -> tuple[str, ...]:
-    """The scripts that an option goes with, by a line of the comment at its head: "# For: pretrain_memgen.py". Empty: it does
-    not say so, and goes with all that have the group."""
-    file = CONF_DIR / group / f"{option}.yaml"
-    if not file.is_file():
-        return ()
-    with file.open(encoding="utf-8") as lines:
-        head = next((line for line in itertools.takewhile(lambda line: line.startswith("#"), lines) if "# For: " in line), "")
-    return tuple(head.partition("# For: ")[2].replace(",", " ").split())
-
-
-def is_base(option: str) -> bool:
-    return option.startswith("_")
 
 
 def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:

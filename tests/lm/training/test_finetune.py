@@ -131,10 +131,10 @@ def test_every_setting_of_the_training_changes_the_weights(hf_config: Callable[.
 def test_what_cannot_be_trained_as_it_says(hf_config: Callable[..., HfModelConfig], tmp_path: Path) -> None:
     """Half precision loses steps; weights that were trained already are not those of the name; open thinking is never read."""
     with pytest.raises(
-        ValueError, match=r"model\.dtype=bfloat16 loses most steps to rounding; load the model with model\.dtype=float32"
+        ValueError, match=r"lm\.dtype=bfloat16 loses most steps to rounding; load the model with lm\.dtype=float32"
     ):
         finetune(load_hf(hf_config(dtype=Dtype.bfloat16)), tmp_path / "half", ROWS, SETTINGS)
-    with pytest.raises(ValueError, match=r"row 0: the chat template opens <think> .*model\.thinking=True"):
+    with pytest.raises(ValueError, match=r"row 0: the chat template opens <think> .*lm\.thinking=True"):
         finetune(load_hf(hf_config(thinking=True)), tmp_path / "open", ROWS, SETTINGS)
     model, short = load_hf(hf_config()), replace(SETTINGS, steps=1)
     finetune(model, tmp_path / "first", ROWS, short)
