@@ -71,6 +71,7 @@ TABLE: Table = {
     "num_threads": (2, "threads"),
 }
 OTHERS: Table = {
+    "dataset.max_side": (5, "data/test_splits.py::test_a_size_limit_leaves_out_and_says_how_many"),
     "solver.kind": (None, "every_key/test_programs.py::test_there_is_one_solver"),
     "model.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
     "model.base_url": (None, "lm/test_endpoint.py::test_every_setting_is_sent"),
