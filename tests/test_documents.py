@@ -74,7 +74,7 @@ def test_what_documents_name_is_there(page: Path) -> None:
     files |= {
         ROOT / "src/arclab" / path for path in re.findall(r"`((?:config|data|runs|metrics|results|methods)/[\w/]+\.py)`", text)
     }
-    assert not {str(path) for path in files if not path.exists()}
+    assert not {str(path) for path in files if not path.exists() and "NAME" not in path.name}
     for name in set(re.findall(r"\barclab(?:\.[a-z_]+)+", text)):
         if name.removeprefix("arclab.") in arclab.__all__:
             continue

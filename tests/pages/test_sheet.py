@@ -181,7 +181,7 @@ def test_a_run_that_was_killed_is_not_running(folder: Path) -> None:
     run = RunDir(folder / "a")
     run.write_status(State.running, 3)
     write_atomically(run.path / "lock.json", json.dumps({**asdict(Holder.me()), "pid": 2**22 + 1}))
-    assert load(folder, "a")[0].state == "LOST at step 4 of 4"
+    assert load(folder, "a")[0].state.startswith("FAILED at step 4 of 4 (was killed after step 3")
     write_atomically(run.path / "lock.json", json.dumps(asdict(Holder.me())))
     assert load(folder, "a")[0].state == "RUNNING at step 4 of 4"
 

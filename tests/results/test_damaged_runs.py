@@ -17,7 +17,8 @@ from arclab.config.plain_composer import PlainComposer
 from arclab.config.saved_file import read_config
 from arclab.config.schema import ExperimentConfig
 from arclab.metrics.logger import MetricLogger, read_rows
-from arclab.pages.compare import commits, render_comparison
+from arclab.pages.compare import render_comparison
+from arclab.pages.compare_scores import commits
 from arclab.pages.tracking import convergence, issues, observations, status, tracking_sheet
 from arclab.results.criterion import read_criterion
 from arclab.results.reading import read_runs

@@ -68,7 +68,7 @@ def test_whoever_looks_next_sees_a_failure(tiny: Tiny, capfd: pytest.CaptureFixt
     written = json.loads((run.path / "status.json").read_text())
     assert (written["state"], written["step"], written["exit_status"]) == ("FAILED", 2, KILLED)
     compared = read_runs([run.path])[0].state
-    assert compared.startswith("PARTIAL: FAILED, step ") and "was killed" in compared
+    assert compared.startswith("FAILED at step ") and "was killed" in compared
     assert submit([planned], "local", dry_run=True)[0].what == "would be submitted to local (continues: FAILED)"
     assert pretrain(config) == 0 and run.state is State.done
     said = capfd.readouterr().err

@@ -82,7 +82,7 @@ def test_watching_ends_when_nothing_runs(file: Path) -> None:
     (("report", "other.txt"), "other.txt"),
     (("tail", "{file}", "a", "-n", "0"), "argument -n/--lines: '0' must be a whole number of at least 1"),
     (("status", "--watch", "{file}"), "argument --watch: '{file}' must be a number of seconds above 0 (FILE and names come before it)"),
-    (("status", "{file}", "--wach", "1"), "unrecognized arguments: --wach 1"), (("doctor", "a"), "unrecognized arguments: a"),
+    (("status", "{file}", "--wach", "1"), "unrecognized arguments: --wach 1"), (("doctor", "a"), "a does not exist; give a job file"),
 ])  # fmt: skip
 def test_wrong_words_in_the_place_of_names(
     file: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]

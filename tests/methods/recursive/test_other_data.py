@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ def test_hidden_answers_are_said_and_not_scored(root: Path, caplog: pytest.LogCa
     assert record["scores"]["ARC/pass@2"] == {"n": 0, "N": 0, "value": None, "interval95": None}
     assert stamp in said and stamp in page and "answers are not known" in page
     for text in (said, page, (place / "metrics.json").read_text(), (place / "status.json").read_text()):
+        text = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
         assert "nan" not in text.lower().split() and "0/0 =" not in text and "NaN" not in text
     assert f"submission: {place}/submission.json" in said
     assert list(json.loads((place / "submission.json").read_text())) == ["hidden"]
