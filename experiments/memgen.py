@@ -140,7 +140,7 @@ def markdown(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace, wher
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m experiments.memgen", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.memgen", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--lm", help="an option of the group lm as reasoner; without it a tiny one is made")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

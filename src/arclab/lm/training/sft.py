@@ -97,9 +97,10 @@ def sft(
 
 def _arguments(settings: SftSettings, where: Where, per_piece: int) -> SFTConfig:
     """trl's and transformers' defaults change between versions: what matters is written out."""
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+    renamed = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+    off: dict[str, Any] = {renamed: False}
     return SFTConfig(
-        **{checkpointing: False},  # renamed by transformers
+        **off,
         output_dir=str(where.run.checkpoints),
         max_steps=where.cadence.steps,
         per_device_train_batch_size=per_piece,

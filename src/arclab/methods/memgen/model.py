@@ -83,8 +83,8 @@ class MemoryBackbone(nn.Module):
         """States (B, L, D) from which the head predicts the token after each token. plan_BL: see insertions.py; None: no
         memory."""
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        has_memory = plan_BL is not None and not (self.is_off or self.settings.adapts_reasoner)
-        plan_BL = plan_BL if has_memory else torch.zeros_like(input_ids)
+        if plan_BL is None or self.is_off or self.settings.adapts_reasoner:
+            plan_BL = torch.zeros_like(input_ids)
         layout = Layout(plan_BL, mask_BL, self.settings.sizes.of_kind)
         embeds_BTD = layout.scattered(self.embed(input_ids))
         if layout.events:

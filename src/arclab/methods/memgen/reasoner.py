@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _TOKENIZER_TEXTS = 3000  # that its tokenizer is made of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Cadence:
     """Of a stage before the run's own steps: no evaluation."""
 

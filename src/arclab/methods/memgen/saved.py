@@ -39,7 +39,7 @@ class MemoryWeights:
     def tensors(self) -> dict[str, Tensor]:
         backbone = self._model.backbone
         adapter = adapter_parameters(backbone.written_by, WEAVER)
-        found = {_ADAPTER + name: value for name, value in adapter.items()}
+        found: dict[str, Tensor] = {_ADAPTER + name: value for name, value in adapter.items()}
         return found | {_WEAVER + name: value for name, value in backbone.weaver.named_parameters()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:

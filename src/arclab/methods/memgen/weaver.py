@@ -78,7 +78,8 @@ class Weaver(nn.Module):
 
 def _projection(width_in: int, width_out: int, generator: torch.Generator) -> nn.Linear:
     """The identity, or where the widths differ random orthogonal rows or columns. The bias is zero."""
-    layer = nn.utils.skip_init(nn.Linear, width_in, width_out)
+    with torch.random.fork_rng(devices=[]):  # what Linear draws itself is replaced
+        layer = nn.Linear(width_in, width_out)
     with torch.no_grad():
         layer.bias.zero_()
         if width_in == width_out:
