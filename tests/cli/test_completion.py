@@ -43,8 +43,8 @@ def test_groups_options_keys_and_values() -> None:
 
 def test_the_solver_decides_what_evaluate_offers() -> None:
     assert candidates(["evaluate", "solver="]) == [f"solver={name}" for name in solvers_of("evaluate.py")]
-    assert "checkpoint=" in candidates(["evaluate", "ch"]) and "model=" not in candidates(["evaluate", "mo"])
-    assert "model=" in candidates(["evaluate", "solver=program_sampling", "mo"])
+    assert "checkpoint=" in candidates(["evaluate", "ch"]) and "lm=" not in candidates(["evaluate", "l"])
+    assert "lm=" in candidates(["evaluate", "solver=program_sampling", "lm"])
     assert candidates(["evaluate", "solver=wrong", "mo"]) == []
 
 

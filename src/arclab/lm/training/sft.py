@@ -1,6 +1,9 @@
 """Supervised fine-tuning with trl, for whatever trains: loss on the answer's tokens, and the life of a run.
 
-    step = sft(model, rows, settings, where, weights=weights, evaluate=None, record={})
+    step = sft(
+        model, rows, settings, where, pad_id=0, weights=weights, evaluate=None, record={}, tokenizer=tokenizer,
+        divergence_remedy="lower trainer.lr",
+    )
 
 The model is one of transformers, or anything that trl's SFTTrainer takes; what wants a gradient is trained. rows hold
 input_ids and labels (IGNORED where no loss is), and may hold `plan`; they are padded on the right. The loss is the mean over

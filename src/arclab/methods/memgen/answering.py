@@ -1,7 +1,8 @@
 """Questions in, checked answers out: the part that training's evaluation and evaluate.py have in common.
 
-    answered = answer(model, language, rule, examples, sampling, seed, batch_size)
-    metrics = measure(answered, seconds)
+    for batch in answer(model, language, rule, weaver, examples, sampling, batch_size):
+        answered += batch
+    metrics = measure(answered)
 
 An answer is right if what its last \\boxed{} holds equals the example's answer (arclab.text.answers).
 """

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training.sft import IGNORED, Row, SftSettings, Where, sft
-from arclab.methods.memgen.setting import load_reasoner, weaver_folder
+from arclab.methods.memgen.setting import load_reasoner, reasoner_folder
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.folder import RunDir
 from arclab.runs.preempt import StopRequest
@@ -61,7 +61,7 @@ class _AllWeights:
 def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks: Ranks, stop: StopRequest) -> bool:
     """False: the run was told to end before the reasoner was finished. ValueError: examples that do not fit into its
     context."""
-    scratch, folder = config.memgen.reasoner.scratch, weaver_folder(run.path)
+    scratch, folder = config.memgen.reasoner.scratch, reasoner_folder(run.path)
     is_there = ranks.gather_objects(folder.is_dir() if ranks.is_main else None)[0]
     if scratch is None or is_there:
         return True

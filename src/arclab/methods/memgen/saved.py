@@ -1,10 +1,10 @@
 """The trained part of a MemGen model as a file: the weaver's adapter, its queries and its projections.
 
 weights = MemoryWeights(model)
-save_tensors(weights.tensors(), file)           # nothing of the reasoner
-weights.load(tensors)                           # every tensor counted; ValueError: one lacks, is too many, or has another shape
+save_tensors(weights.tensors(), file)        # nothing of the reasoner
+weights.load(tensors)                        # ValueError: a tensor lacks, is too many, or has another shape
 
-saved = load_memgen(run_folder, device)         # the reasoner of the run, with its weaver
+saved = load_memgen(run_folder, device, Memory.trained)      # the reasoner of the run, with its weaver
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from arclab.config.run import DeviceChoice
 from arclab.lm.switched import adapter_parameters, load_adapter, require_same_tensors
 from arclab.lm.training.life import WEIGHTS_FILE
 from arclab.methods.memgen.model import WEAVER, MemGenModel
-from arclab.methods.memgen.setting import Language, build_memgen, load_reasoner, weaver_folder
+from arclab.methods.memgen.setting import Language, build_memgen, load_reasoner, reasoner_folder
 from arclab.runs.checkpoints import load_tensors, newest_checkpoint, read_state
 
 log = logging.getLogger(__name__)
@@ -96,5 +96,5 @@ def load_memgen(folder: Path, device: DeviceChoice, memory: Memory) -> SavedMemG
 
 def reasoner_config(config: PretrainMemGenConfig, folder: Path, device: DeviceChoice) -> Any:
     """lm, with the folder of the reasoner that the run has made if it makes one."""
-    name = str(weaver_folder(folder)) if config.memgen.reasoner.scratch is not None else config.lm.name
+    name = str(reasoner_folder(folder)) if config.memgen.reasoner.scratch is not None else config.lm.name
     return replace(config.lm, name=name, device=device)

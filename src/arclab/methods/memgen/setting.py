@@ -2,7 +2,7 @@
 
     language = load_reasoner(config.lm)                           # frozen, with its end and padding tokens
     rule = insertion_rule(language, config.memgen.weaver)
-    rows = training_rows(language, examples, rule)                # input_ids, labels and plan of each example
+    rows = training_rows(language, examples, rule, weaver)                # input_ids, labels and plan of each example
 
 Prompts go through the chat template of the tokenizer, up to the assistant's header; the loss is on the reply and its end token.
 Examples that are longer than the context are refused, never cut.
@@ -144,6 +144,6 @@ def shuffled_targets(examples: Sequence[TextExample], seed: int) -> list[TextExa
     ]
 
 
-def weaver_folder(folder: Path) -> Path:
+def reasoner_folder(folder: Path) -> Path:
     """Where a run keeps the reasoner that it has made itself."""
     return folder / "reasoner"

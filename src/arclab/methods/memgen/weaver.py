@@ -1,6 +1,8 @@
 """The weaver: what it asks, what it has read, and how what it answers becomes embeddings of the reasoner.
 
-    weaver = Weaver(WeaverSizes(prompt=8, inference=8), reasoner_width, weaver_width, embedding_rms)
+    weaver = Weaver(
+        WeaverSizes(prompt=8, inference=8), 64, 64, embedding_rms=0.02, query_rms=0.02, seed=0, reads_reasoner=False
+    )
     queries_BND, valid_BN = weaver.queries(kind_B)
     latents_BND = weaver.to_reasoner(hidden_BND)
 
