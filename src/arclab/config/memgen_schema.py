@@ -115,8 +115,11 @@ class WeaverConfig:
 @dataclass(kw_only=True, slots=True)
 class ScratchConfig:
     """A reasoner that the run itself makes: a small Qwen3 that is trained from random weights on the training split for
-    steps, and then frozen."""
+    steps, and then frozen. position_gaps: positions leap in its training rows where memory may be inserted later, by up to as
+    many as there may be latents; without it a tiny model knows no token that stands further back than the text says, and every
+    insertion costs accuracy."""
 
+    position_gaps: bool
     steps: int
     width: int
     num_layers: int

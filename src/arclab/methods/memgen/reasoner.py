@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training.sft import IGNORED, Row, SftSettings, Where, sft
-from arclab.methods.memgen.setting import load_reasoner, reasoner_folder
+from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, plan_of
+from arclab.methods.memgen.setting import Language, insertion_rule, load_reasoner, reasoner_folder
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.folder import RunDir
 from arclab.runs.preempt import StopRequest
@@ -29,6 +32,7 @@ from arclab.text.examples import TextSplits
 
 log = logging.getLogger(__name__)
 _TOKENIZER_TEXTS = 3000  # that its tokenizer is made of
+_GAP_SHARE = 0.6  # of the places at which memory may be inserted
 
 
 @dataclass(slots=True)
@@ -73,10 +77,7 @@ def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir,
         _build(scratch, splits, start, config.seed)
     ranks.barrier()
     language = load_reasoner(_with_name(config, str(start)))
-    rows: list[Row] = []
-    for example in splits.train:
-        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.reply)
-        rows.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply})
+    rows = _rows(config, language, splits)
     model = language.model.requires_grad_(True)
     logger = MetricLogger(making / "metrics.jsonl", None, resume_step=10**9, runtime_s=0.0) if ranks.is_main else None
     with logger or nullcontext():
@@ -104,6 +105,33 @@ def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir,
         log.info("made the reasoner %s in %d steps", folder, step)
     ranks.barrier()
     return True
+
+
+def _rows(config: PretrainMemGenConfig, language: Language, splits: TextSplits) -> list[Row]:
+    """Questions with their replies, without memory."""
+    weaver, scratch = config.memgen.weaver, config.memgen.reasoner.scratch
+    assert scratch is not None
+    rule, leaps = insertion_rule(language, weaver), random.Random(f"{config.seed} position gaps")
+    most = {PROMPT: weaver.prompt_latents_len, INFERENCE: weaver.inference_latents_len}
+    rows: list[Row] = []
+    for example in splits.train:
+        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.reply)
+        ids = prompt + reply
+        plan = plan_of(ids, len(prompt), rule.delimiters_V, rule.limits)
+        row: Row = {"input_ids": ids, "labels": [IGNORED] * len(prompt) + reply}
+        if scratch.position_gaps:
+            row["position_ids"] = [at + gap for at, gap in enumerate(_gaps(plan, most, leaps))]
+        rows.append(row)
+    return rows
+
+
+def _gaps(plan: Sequence[int], most: Mapping[int, int], leaps: random.Random) -> Iterator[int]:
+    """How far each token stands behind its own place: a random part of what memory before it might take; often nothing."""
+    gap = 0
+    for kind in plan:
+        yield gap
+        if kind != NONE and leaps.random() < _GAP_SHARE:
+            gap += leaps.randint(0, most[kind])
 
 
 def _build(scratch: ScratchConfig, splits: TextSplits, folder: Any, seed: int) -> None:
