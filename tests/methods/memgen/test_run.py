@@ -101,6 +101,8 @@ def test_evaluations_answer_each_question_once(trained: Path) -> None:
         assert summary["summary"]["N"] == 6 == len(lines) and summary["summary"]["memory"] == memory
         assert {line["num_insertions"] > 0 for line in lines} == {memory != "off"}
         replies[memory] = [(line["reply"], line["logprob"]) for line in lines]
+        page = (folder / "report.html").read_text()
+        assert lines[0]["id"] in page and f"{summary['summary']['n']}/6" in page and "http" not in page.partition("<main")[0]
     assert replies["off"] != replies["random"] != replies["trained"]
     moved = _evaluate(trained, "ltpo.max_steps=2")
     *lines, summary = [json.loads(line) for line in (moved / "answer_ltpo.json").read_text().splitlines()]

@@ -22,6 +22,7 @@ from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answe
 from arclab.methods.memgen.ltpo import LatentOptimiser
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule
+from arclab.pages.text_report import TextAnswer, TextResult, render_text_report
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.lock import keeper
@@ -158,8 +159,39 @@ def _write(
         "settings": flat(config),
     }
     write_atomically(run.path / "text_metrics.json", json.dumps(record, indent=1) + "\n")
+    write_atomically(run.path / "report.html", _page(config, saved, answered, metrics, notes, name))
     log.info("%s: %s", run.path / name, share)
+    log.info("report: %s", run.path / "report.html")
     return f"text/accuracy {share}"
+
+
+def _page(
+    config: EvaluateMemGenConfig, saved: SavedMemGen, answered: Sequence[Answered], metrics: dict[str, float],
+    notes: Sequence[str], file: str,
+) -> str:  # fmt: skip
+    facts = {
+        "reasoner": saved.config.lm.name,
+        "memory": config.memory.value,
+        "questions": f"{saved.config.dataset.name} / {config.split.value}",
+        "step": str(saved.step),
+        "temperature": f"{config.sampling.temperature:g}",
+    }
+    answers = [
+        TextAnswer(each.id, each.question, each.reply, each.answer, each.gold, each.is_right, _detail(each))
+        for each in answered
+    ]
+    made = {key: str(value) for key, value in provenance().items()} | {"checkpoint": str(saved.checkpoint)}
+    return render_text_report(
+        TextResult(config.title, facts, accuracy(answered), metrics, answers, notes, made, flat(config), file)
+    )
+
+
+def _detail(answered: Answered) -> str:
+    words = [f"{answered.num_insertions} insertions, {answered.num_tokens} tokens"]
+    words += ["cut at max_new_tokens"] if answered.is_cut else []
+    before, after = answered.extra.get("reward_before", []), answered.extra.get("reward_after", [])
+    words += [f"reward {b:.2f} -> {a:.2f}" for b, a in zip(before, after, strict=True)]
+    return "; ".join(words)
 
 
 def _ltpo_metrics(answered: Sequence[Answered]) -> dict[str, float]:
