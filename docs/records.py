@@ -225,6 +225,35 @@ def _control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return f"Positive control{', with Muon' if is_muon else ''}", columns, rows, made
 
 
+def _memgen_generation(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    cached = record["cached_s"]
+    rows = (
+        (how, f"{record[key]:.2f}", f"{record[key] / cached:.2f}")
+        for how, key in (
+            ("one growing cache", "cached_s"), ("everything again for each token", "again_s"),
+            ("weaver on the reasoner's cache (fast)", "fast_s"), ("no memory", "off_s"),
+        )
+    )  # fmt: skip
+    same = f"{record['same_tokens']}/{record['all_tokens']} tokens equal, {record['insertions']} insertions"
+    title = f"Generation with memory, {record['lm']}: {record['rows']} rows of {record['tokens']} tokens, {same}"
+    return title, ("how", "seconds", "times"), rows, [record["provenance"] | {"seed": 0}]
+
+
+def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (
+            row["cell"],
+            _of(row),
+            ", ".join(f"seed {seed}: {n:g}/{total}" for seed, (n, total) in row["seeds"].items()),
+            "" if row["p_value"] is None else f"{row['weaver_alone_right']} / {row['control_alone_right']}",
+            "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+        )
+        for row in record["rows"]
+    )
+    columns = ("memory", "right", "by seed", "weaver alone right / it alone", "p (McNemar)")
+    return "MemGen's weaver and its controls", columns, rows, [record["provenance"] | {"seed": "of the columns"}]
+
+
 def _of(record: Record) -> str:
     return str(Share(record["n"], record["N"]))
 
@@ -234,6 +263,8 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "data": _data,
     "evaluate": _evaluate,
     "kills": _kills,
+    "memgen_generation": _memgen_generation,
+    "memgen_control": _memgen_control,
     "precision": _precision,
     "sandbox": _sandbox,
     "scaling": _scaling,

@@ -1,0 +1,120 @@
+"""Supervised fine-tuning with trl: what a step is, whatever it is computed in, and that it is a run's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from arclab.config.run import DeviceChoice
+from arclab.lm.training.health import LanguageRules
+from arclab.lm.training.sft import IGNORED, SftSettings, Where, collate, sft
+from arclab.metrics.logger import MetricLogger, read_rows
+from arclab.runs.folder import RunDir
+from arclab.runs.monitor import HealthMonitor
+from arclab.runs.preempt import StopRequest
+from arclab.runs.ranks import start_ranks
+
+SETTINGS = SftSettings(
+    batch_size=4, grad_accumulation=1, lr=1e-3, warmup_steps=0, schedule="constant_with_warmup", weight_decay=0.0, clip_norm=None, seed=0
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Cadence:
+    steps: int = 2
+    num_threads: int | None = None
+    device: DeviceChoice = DeviceChoice.cpu
+    log_every: int = 1
+    eval_every: int = 0
+    checkpoint_every: int = 1
+    health_every: int = 1
+    stop_when_unhealthy: bool = False
+
+
+class All:
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.model.named_parameters())
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.model.load_state_dict(tensors, strict=False)
+
+
+def rows() -> list[dict[str, list[int]]]:
+    """Of unequal lengths: a mean of means would not be the mean over tokens."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for prompt, reply in [(3, 1), (2, 9), (5, 4), (1, 6), (4, 2), (2, 7), (6, 3), (2, 2)]:
+        ids = torch.randint(3, 250, (prompt + reply,), generator=generator).tolist()
+        found.append({"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]})
+    return found
+
+
+def train(
+    tiny_lm: Path, folder: Path, settings: SftSettings = SETTINGS, cadence: Cadence | None = None, **given: Any
+) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    ranks, run = start_ranks(DeviceChoice.cpu), RunDir(folder)
+    folder.mkdir(exist_ok=True)
+    with MetricLogger(run.metrics, None, resume_step=10**6, runtime_s=0.0) as logger:
+        where = Where(
+            cadence=cadence or Cadence(), run=run, ranks=ranks, stop=StopRequest(run, ranks, None), logger=logger,
+            monitor=HealthMonitor(LanguageRules(), 1, (), 0), title="t", keep_last=1,
+        )  # fmt: skip
+        sft(
+            model, given.get("rows", rows()), settings, where, pad_id=0, weights=All(model), evaluate=None, record={},
+            tokenizer=AutoTokenizer.from_pretrained(tiny_lm), divergence_remedy="lower lr",
+        )  # fmt: skip
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def test_a_step_in_pieces_is_the_step_and_the_loss_is_the_mean_over_tokens(tiny_lm: Path, tmp_path: Path) -> None:
+    whole = train(tiny_lm, tmp_path / "whole")
+    pieces = train(tiny_lm, tmp_path / "pieces", replace(SETTINGS, grad_accumulation=4))
+    start = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    moved = [name for name, value in start.named_parameters() if not torch.equal(value, whole[name])]
+    assert len(moved) == len(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(value, pieces[name], atol=2e-5, rtol=1e-3, msg=name)
+    first, second = (read_rows(tmp_path / name / "metrics.jsonl")[0] for name in ("whole", "pieces"))
+    assert first["train/lm_loss"] == pytest.approx(second["train/lm_loss"], rel=1e-4)
+    assert first["grad/total_norm"] == pytest.approx(second["grad/total_norm"], rel=1e-4)
+
+
+def test_only_the_reply_is_learned(tiny_lm: Path, tmp_path: Path) -> None:
+    """A row without supervised tokens moves nothing; labels of the prompt would."""
+    silent = [{"input_ids": row["input_ids"], "labels": [IGNORED] * len(row["labels"])} for row in rows()]
+    start = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    ended = train(tiny_lm, tmp_path / "silent", rows=silent)
+    assert all(torch.equal(value, ended[name]) for name, value in start.named_parameters())
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tiny_lm: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"trainer.batch_size=4 must be divisible by ranks x trainer.grad_accumulation = 1 x 3"
+    ):
+        train(tiny_lm, tmp_path / "a", replace(SETTINGS, grad_accumulation=3))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(tiny_lm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training diverged: .* at step \d+; lower lr"):
+        train(tiny_lm, tmp_path / "a", replace(SETTINGS, lr=1e30), Cadence(steps=6))
+    assert [path.name for path in (tmp_path / "a/checkpoints").iterdir() if path.name.startswith("step_")] in (
+        [],
+        ["step_00000001"],
+    )
+
+
+def test_padding_that_is_also_the_end_mark_keeps_its_loss() -> None:
+    batch = collate(
+        [{"input_ids": [5, 2], "labels": [IGNORED, 2]}, {"input_ids": [5, 6, 2], "labels": [IGNORED, 6, 2]}], pad_id=2
+    )
+    assert batch["labels"].tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 6, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
