@@ -181,6 +181,11 @@ class SftConfig:
             keep_last=self.keep_last, log_every=self.log_every, health_every=self.health_every,
         )  # fmt: skip
         problems += at_least(path, 0, eval_every=self.eval_every, warmup_steps=self.warmup_steps, lr=self.lr)
+        if self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
+            problems.append(
+                f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; "
+                "change one of them."
+            )
         return problems + at_least(path, 0, weight_decay=self.weight_decay)
 
 

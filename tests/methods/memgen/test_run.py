@@ -137,3 +137,15 @@ def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path)
         tokenizer.write_text(kept)
     finally:
         config.write_text(text)
+
+
+def test_what_cannot_be_trained_is_said_before_the_reasoner_is_made(tmp_path: Path) -> None:
+    for override, words in (
+        ("criterion.metric=text/acuracy", "text/acuracy is not measured here; use text/accuracy"),
+        ("trainer.eval_every=0", "trainer.eval_every=0 has none"),
+        ("trainer.grad_accumulation=3", "must be divisible by trainer.grad_accumulation=3"),
+        ("memgen.reasoner.scratch.context=60", "raise memgen.reasoner.scratch.context"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            _pretrain(tmp_path, "bad", override)
+        assert not (tmp_path / "memgen_quickstart/bad/reasoner").exists()

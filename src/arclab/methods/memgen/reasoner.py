@@ -23,7 +23,7 @@ from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training.sft import IGNORED, Row, SftSettings, Where, sft
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, plan_of
-from arclab.methods.memgen.setting import Language, insertion_rule, load_reasoner, reasoner_folder
+from arclab.methods.memgen.setting import Language, insertion_rule, load_reasoner, reasoner_folder, require_room
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.folder import RunDir
 from arclab.runs.preempt import StopRequest
@@ -117,6 +117,7 @@ def _rows(config: PretrainMemGenConfig, language: Language, splits: TextSplits) 
     for example in splits.train:
         prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.reply)
         ids = prompt + reply
+        require_room(language, example, len(ids), weaver, "raise memgen.reasoner.scratch.context")
         plan = plan_of(ids, len(prompt), rule.delimiters_V, rule.limits)
         row: Row = {"input_ids": ids, "labels": [IGNORED] * len(prompt) + reply}
         if scratch.position_gaps:

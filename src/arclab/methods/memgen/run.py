@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from arclab.config.compose import ConfigError
 from arclab.config.memgen_schema import Memory, PretrainMemGenConfig
 from arclab.files import step_folders
 from arclab.lm.training.health import LanguageRules
@@ -32,6 +33,7 @@ from arclab.methods.memgen.setting import (
     training_rows,
 )
 from arclab.metrics.logger import MetricLogger, read_rows
+from arclab.metrics.names import is_counted_share
 from arclab.metrics.wandb_run import start_wandb
 from arclab.results.criterion import judge_criterion, write_criterion
 from arclab.runs.checkpoints import read_state
@@ -58,6 +60,7 @@ def pretrain(config: PretrainMemGenConfig, given: RunDir | None = None) -> int:
 
 def _pretrain(config: PretrainMemGenConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     with folder.building():
+        _require_measurable(config)
         splits = load_text(config.dataset)
         for note in splits.notes:
             log.info("note: %s", note)
@@ -69,6 +72,17 @@ def _pretrain(config: PretrainMemGenConfig, ranks: Ranks, signals: StopSignals, 
                 if not make_reasoner(config, splits, folder.run, ranks, stop):
                     return finish(config, folder.run, ranks, 0, lambda: "")
                 return _train(config, splits, folder.run, ranks, stop)
+
+
+def _require_measurable(config: PretrainMemGenConfig) -> None:
+    """ConfigError: a criterion that no evaluation of this run measures."""
+    if config.criterion is None:
+        return
+    metric = config.criterion.metric
+    if not metric.startswith("text/") or not is_counted_share(metric):
+        raise ConfigError(f"criterion.metric={metric} is not measured here; use text/accuracy or text/memory_wins.")
+    if config.trainer.eval_every == 0:
+        raise ConfigError(f"criterion.metric={metric} is measured in evaluations and trainer.eval_every=0 has none; raise it.")
 
 
 def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks: Ranks, stop: StopRequest) -> State:
