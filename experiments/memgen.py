@@ -146,7 +146,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--questions", type=int, default=500, help="of the test split, for each seed (500)")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--lora-rank", type=int, default=14, help="of the LoRA control: about as many parameters (14)")
+    parser.add_argument(
+        "--lora-rank", type=int, default=45, help="of the LoRA control: about as many parameters as the weaver has (45)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of all training runs")
     parser.add_argument("--save", metavar="NAME")
     add_queue_arguments(parser)
