@@ -85,7 +85,9 @@ def test_a_finished_run_is_not_repeated(run_in_process: Run, trained: Path) -> N
 
 
 def test_missing_and_truncated_checkpoints(run_in_process: Run, trained: Path, tmp_path: Path) -> None:
-    refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none"), "has no checkpoints/step_*, and split is not set")
+    refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none"), "none does not exist, and split is not set")
+    typo = run_in_process("evaluate.py", f"checkpoint={trained.parent}/tt")
+    refused(typo, f"tt does not exist; did you mean {trained}?")
     refused(run_in_process("evaluate.py", f"checkpoint={tmp_path}/none", "split=train"), "has no checkpoints/step_*")
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)

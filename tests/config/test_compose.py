@@ -105,7 +105,7 @@ BAD = [
     (["halt_max_steps=3"], "unknown key halt_max_steps; did you mean halting.halt_max_steps?"),
     (["+foo=1"], "unknown key foo; known top-level keys are experiment_name"),
     (["encodr=standard"], "unknown key encodr; did you mean encoder?"),
-    (["encoder=standrd"], "encoder=standrd is not an option of the group encoder; choose cross_attention, hierarchical, hybrid, hybrid_variational, in_context"),
+    (["encoder=standrd"], "encoder=standrd is not an option of the group encoder (did you mean standard?); choose cross_attention, hierarchical, hybrid,"),
     (["encoder=_base"], "encoder=_base is not an option of the group encoder; choose cross_attention,"),
     (["experiment=quick"], "experiment=quick is not an option of the group experiment"),
     (["trainer.steps=many"], "trainer.steps: Value 'many' of type 'str' could not be converted to Integer"),

@@ -50,10 +50,12 @@ def test_the_table_has_a_picture_in_every_row() -> None:
     assert all(isinstance(row[3], wandb.Image) for row in table.data)
 
 
-def test_every_registered_metric_has_its_summary(tmp_path: Path) -> None:
-    """In a real run of wandb: the best and the last value where one direction is better, also where the name has a dot."""
+def test_every_registered_metric_has_its_summary(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In a real run of wandb: the best and the last value where one direction is better, also where the name has a dot. It
+    starts without a warning."""
     run = start_wandb(compose("pretrain_encoder", [*TINY, "wandb.mode=offline"]), tmp_path, "1")
-    assert run is not None
+    assert run is not None and "WARNING" not in capfd.readouterr().err
+    assert (Path(run.dir) / "workspace.json").read_text() == (tmp_path / "workspace.json").read_text()
     for step, value in enumerate((0.2, 0.9, 0.5, 0.0)):  # the summary has what was logged before the newest step
         run.log(dict.fromkeys(REGISTRY, value), step=step)
     for name, metric in REGISTRY.items():
@@ -67,7 +69,9 @@ def test_every_registered_metric_has_its_summary(tmp_path: Path) -> None:
 def test_tags_and_the_users_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tag once, none longer than W&B takes; a job type; and a data folder that the user has set stays."""
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(wandb, "init", lambda **settings: given.append({**settings, **os.environ}) or MagicMock(url=""))
+    monkeypatch.setattr(
+        wandb, "init", lambda **settings: given.append({**settings, **os.environ}) or MagicMock(url="", dir=str(tmp_path))
+    )
     monkeypatch.setenv("WANDB_DATA_DIR", "/mine")
     monkeypatch.delenv("WANDB_CACHE_DIR", raising=False)
     long = "e" * 70
@@ -91,7 +95,9 @@ def test_the_environment_keeps_a_run_from_the_network(
 ) -> None:
     """A key is set, and what counts is what wandb.init is called with."""
     given: list[str] = []
-    monkeypatch.setattr(wandb, "init", lambda **settings: given.append(settings["mode"]) or MagicMock(url=""))
+    monkeypatch.setattr(
+        wandb, "init", lambda **settings: given.append(settings["mode"]) or MagicMock(url="", dir=str(tmp_path))
+    )
     monkeypatch.setattr(wandb_run, "save_workspace", lambda *_: None)
     for name, value in {
         "WANDB_API_KEY": "secret",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -87,6 +88,16 @@ def test_grids_of_validation_tasks_are_found(folder: Path) -> None:
     (run,) = load(folder, "a")
     run.settings["dataset.validation_sources"] = [source]
     (gallery,) = task_galleries([run])
+    assert gallery.problem == "" and gallery.tasks[0].demos and gallery.tasks[0].tests[0].truth is not None
+
+
+def test_grids_of_an_evaluation_on_other_data_are_found(folder: Path) -> None:
+    """What evaluate.py dataset.eval_sources= scored is known to its own record alone."""
+    set_ranks(folder / "a", {"toy_dihedral_test_00001": [None]}, "other")
+    record = folder / "a/evaluation/other/metrics.json"
+    sources = ["toy:dihedral?tasks=3&side=4&split=test"]
+    edit(record, config={**json.loads(record.read_text())["config"], "dataset.eval_sources": sources})
+    (gallery,) = (each for each in task_galleries(load(folder, "a")) if each.split == "other")
     assert gallery.problem == "" and gallery.tasks[0].demos and gallery.tasks[0].tests[0].truth is not None
 
 

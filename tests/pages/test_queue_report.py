@@ -66,7 +66,8 @@ def test_the_page_of_a_queue(tiny: Tiny, tmp_path: Path) -> None:
         {"title": "First: <it> works", "text": "More words.", "criterion": "at least 90 %",
          "runs": [reported(done, runs, "DONE"), reported(running, runs, "RUNNING"), reported(new, runs, "NEW", step=0, verdict=""),
                   reported(failed, runs, "FAILED", message="line one\nKeyError: 'x'")]},
-        {"title": "Second", "text": "", "criterion": "none", "runs": [reported(tiny("name=later"), runs, "NEW")]},
+        {"title": "Second", "text": "", "criterion": "none", "runs": [
+            reported(tiny("name=later"), runs, "NEW"), reported(tiny("name=scored"), runs, "NEW", step=0, total_steps=None)]},
     ]}  # fmt: skip
     pages = write_queue_report(request, tmp_path / "runs/report")
     page = pages[0].read_text()
@@ -85,6 +86,8 @@ def test_the_page_of_a_queue(tiny: Tiny, tmp_path: Path) -> None:
     assert "this measures fit, not generalisation" in row and 'href="../quickstart/done/metrics.jsonl"' in row
     assert "during training" in row_of(page, "running") and "PASS" not in row_of(page, "running")
     assert "nothing measured" in row_of(page, "new") and "<a " not in row_of(page, "new")
+    assert 'class="chip"' in row_of(page, "running") and 'class="chip"' not in row_of(page, "new")  # has no curve
+    assert "<td>\N{EN DASH}<" in row_of(page, "scored")  # an evaluation has no steps
     assert "KeyError: &#39;x&#39;" in row_of(page, "failed")
     first, second = page.split('<section id="')[1:]
     assert (

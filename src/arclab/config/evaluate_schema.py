@@ -6,6 +6,7 @@ sentences.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Optional
@@ -100,7 +101,10 @@ class EvaluateConfig(EvaluationConfig):
             return self.wanted_split.value
         saved = self.run_folder / "config.yaml"
         if not saved.is_file():
+            if near := _neighbour(self.run_folder):
+                raise ValueError(f"checkpoint {self.checkpoint} does not exist; did you mean {near}?")
             what = f"has no {saved.name}" if (saved.parent / "checkpoints").is_dir() else "has no checkpoints/step_*"
+            what = what if self.run_folder.exists() else "does not exist"
             raise ValueError(
                 f"checkpoint {self.checkpoint} {what}, and split is not set; give a run folder or one of its checkpoints, or, "
                 f"if a run is still to make it, split={' or split='.join(split.value for split in SplitName)}."
@@ -128,3 +132,18 @@ class EvaluateConfig(EvaluationConfig):
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems
+
+
+def _neighbour(run: Path) -> Path | None:
+    """Of a run that does not exist: the one beside it, or of an experiment spelled nearly so, whose name is nearest. None:
+    there is none like it."""
+    if run.exists():
+        return None
+    folders = [run.parent] if run.parent.is_dir() else _near(run.parent)
+    found = [near for folder in folders for near in _near(folder / run.name) if (near / "config.yaml").is_file()]
+    return found[0] if found else None
+
+
+def _near(path: Path) -> list[Path]:
+    siblings = {each.name: each for each in path.parent.iterdir() if each.is_dir()} if path.parent.is_dir() else {}
+    return [siblings[name] for name in difflib.get_close_matches(path.name, list(siblings))]

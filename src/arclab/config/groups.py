@@ -7,6 +7,7 @@ A file that goes with some scripts only says so in the comment at its head: "# F
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 
 
 def no_option(group: str, option: str, script: str | None = None) -> str:
-    return f"{group}={option} is not an option of the group {group}; choose {', '.join(group_options(group, script))}."
+    options = group_options(group, script)
+    near = difflib.get_close_matches(option, options, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{group}={option} is not an option of the group {group}{hint}; choose {', '.join(options)}."
 
 
 def group_options(group: str, script: str | None = None) -> list[str]:

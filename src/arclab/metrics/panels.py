@@ -46,6 +46,9 @@ def workspace_text() -> str:
 def save_workspace(run: Any, folder: Path) -> Path:
     """workspace.json in the run folder and among the files of the W&B run."""
     path = folder / "workspace.json"
-    write_atomically(path, workspace_text())
-    run.save(str(path), base_path=str(folder), policy="now")
+    # A file in W&B's own folder is sent as it stands; one elsewhere it links to, and warns of the link.
+    copy = Path(run.dir) / path.name
+    for place in (path, copy):
+        write_atomically(place, workspace_text())
+    run.save(str(copy), base_path=run.dir, policy="now")
     return path

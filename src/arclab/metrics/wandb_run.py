@@ -156,5 +156,7 @@ def start_wandb(config: TrainingConfig, folder: Path, run_id: str) -> Any | None
         run.define_metric(metric.name.replace(".", "\\."), summary=f"{summary},last" if summary else "last")
     save_workspace(run, folder)
     # For the tracking sheet; url is null offline, where `wandb sync` makes one later.
-    write_atomically(folder / "wandb.json", json.dumps({"id": run_id, "mode": mode, "url": run.url or None}) + "\n")
+    write_atomically(
+        folder / "wandb.json", json.dumps({"id": run_id, "mode": mode, "url": run.url if mode == "online" else None}) + "\n"
+    )
     return run

@@ -180,11 +180,14 @@ def _entry(task: str, entries: list[Scored], address: str) -> TaskEntry:
 
 
 def _load_tasks(group: Sequence[Scored], wanted: set[str]) -> tuple[dict[str, ArcTask], str]:
-    """The wanted tasks from the sources in the runs' settings, and the first reason why a source could not be read."""
+    """The wanted tasks from the sources that the evaluations were made with, then from those of the runs, and the first reason
+    why a source could not be read."""
     found: dict[str, ArcTask] = {}
     problem = ""
     keys = ("dataset.train_sources", "dataset.validation_sources", "dataset.eval_sources")
-    for source in dict.fromkeys(s for entry in group for key in keys for s in entry.run.settings.get(key) or ()):
+    # evaluate.py can score other tasks than the run's; scores that were taken during training have no config of their own.
+    settings = [entry.split.record.get("config", {}) for entry in group] + [entry.run.settings for entry in group]
+    for source in dict.fromkeys(source for each in settings for key in keys for source in each.get(key) or ()):
         if wanted <= found.keys():
             break
         try:

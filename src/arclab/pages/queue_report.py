@@ -53,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run. links: (text, address relative to the page)."""
+    """One run. color: of its curves, "" if it has no folder. links: (text, address relative to the page)."""
 
     name: str
     color: str
@@ -145,9 +145,10 @@ def _with_damage(entry: Mapping[str, Any], damage: Mapping[Path, str]) -> Mappin
 
 
 def _row(entry: Mapping[str, Any], run: Run | None, number: int | None, folder: Path) -> Row:
-    steps = f"{entry['step']:,}" + ("" if entry["total_steps"] is None else f" of {entry['total_steps']:,}")
+    total = entry["total_steps"]
+    steps = f"{entry['step']:,} of {total:,}" if total is not None else f"{entry['step']:,}" if entry["step"] else "\N{EN DASH}"
     return Row(
-        name=entry["name"], color=color_of(number) if number is not None else "transparent", state=entry["state"],
+        name=entry["name"], color=color_of(number) if number is not None else "", state=entry["state"],
         result=run.verdict if run is not None and run.criterion is not None else "", steps=steps, verdict=entry["verdict"],
         parameters=entry["parameters"], scores=tuple(_scores(run)) if run is not None else (),
         stamps=tuple(run.stamps) if run is not None else (), message=_message(entry), command=entry["command"],

@@ -51,8 +51,7 @@ def in_ranks(
     None: this process, or rank 0, looks after it. Returns the exit status: 0, or 128 + the signal that ended the run early; 0
     for the latter too under torchrun, which would take anything else for a crash."""
     setup_logging()
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    use_threads(num_threads)
     with StopSignals() as signals:
         ranks = start_ranks(device)
         try:
@@ -62,6 +61,12 @@ def in_ranks(
             stop_ranks()
     is_alone = ranks.world_size == 1 and given is None
     return interrupted_status(signals.number) if state is State.preempted and is_alone else 0
+
+
+def use_threads(num_threads: int | None) -> None:
+    """On this many threads torch computes on the CPU from here on. None: as many as it is set to."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
 
 
 class RecordFailure:

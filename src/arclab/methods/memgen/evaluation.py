@@ -24,7 +24,7 @@ from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule
 from arclab.pages.text_report import TextAnswer, TextResult, render_text_report
 from arclab.runs.folder import RunDir, State, provenance
-from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
+from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
 from arclab.runs.lock import keeper
 from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
@@ -53,6 +53,8 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
     run = folder.run
     with folder.building():
         saved = load_memgen(config.run_path, config.device, config.memory)
+        if config.num_threads is None:
+            use_threads(saved.config.trainer.num_threads)
         splits = load_text(saved.config.dataset)
         split = config.split
         examples = splits.named(split.value)[: config.max_examples]

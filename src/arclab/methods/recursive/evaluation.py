@@ -34,7 +34,7 @@ from arclab.results.reading import FIT_STAMP, rules_stamp
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
-from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
+from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
 from arclab.runs.memory import advice_if_out_of_memory
 from arclab.runs.preflight import announce
 from arclab.runs.ranks import Ranks
@@ -64,6 +64,8 @@ def evaluate_in_ranks(
     with folder.building():
         trained = TrainedRun.open(Path(wanted.checkpoint))
         checkpoint, config, state = trained.checkpoint, trained.config, trained.state
+        if wanted.num_threads is None:
+            use_threads(config.trainer.num_threads)
         record = trained.record()
         setting = build_setting(config, view_rule(record))
         apply_wishes(config, wanted)
