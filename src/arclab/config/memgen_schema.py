@@ -229,6 +229,12 @@ class PretrainMemGenConfig(TrainingConfig):
     def best_metric(self) -> str:
         return self.criterion.metric if self.criterion else "text/accuracy"
 
+    def inputs(self) -> dict[str, Path]:
+        """Models that another run makes."""
+        given = None if self.memgen.reasoner.scratch is not None else self.lm.name
+        names = {"lm.name": given, "memgen.weaver.model": self.memgen.weaver.model}
+        return {key: Path(name) for key, name in names.items() if name and Path(name).is_relative_to(self.runs_dir)}
+
     def check(self, path: str) -> list[str]:
         problems = [*broken_name("experiment_name", self.experiment_name), *broken_name("name", self.name)]
         return [*problems, *broken_path("runs_dir", self.runs_dir)]

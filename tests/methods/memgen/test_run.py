@@ -139,6 +139,15 @@ def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path)
         config.write_text(text)
 
 
+def test_a_reasoner_of_another_run_is_waited_for() -> None:
+    given = ["experiment=memgen_quickstart", "name=b", "memgen/reasoner=given", "runs_dir=x"]
+    assert compose_run("pretrain_memgen", [*given, "lm.name=x/memgen_quickstart/a/reasoner"]).inputs() == {
+        "lm.name": Path("x/memgen_quickstart/a/reasoner")
+    }
+    assert compose_run("pretrain_memgen", [*given, "lm.name=Qwen/Qwen3-0.6B"]).inputs() == {}
+    assert compose_run("pretrain_memgen", [*TINY, "name=b", "lm.name=x/y"]).inputs() == {}
+
+
 def test_what_cannot_be_trained_is_said_before_the_reasoner_is_made(tmp_path: Path) -> None:
     for override, words in (
         ("criterion.metric=text/acuracy", "text/acuracy is not measured here; use text/accuracy"),
