@@ -39,7 +39,7 @@ EXPERIMENT = "memgen_control"
 RUNS: Mapping[str, tuple[str, ...]] = {
     "weaver": (),
     "shuffled": ("trainer.shuffle_targets=true",),
-    "lora": ("memgen/weaver=lora",),
+    "lora": ("memgen/weaver=lora", "memgen.weaver.max_prompt_aug_num=0", "memgen.weaver.max_inference_aug_num=0"),
 }
 
 
