@@ -11,7 +11,7 @@ help: ## this list
 	@echo 'Needs: Python 3.11 to 3.13 with venv, git and a C compiler; .venv takes 2.1 GiB of disk with a CPU build of torch, several'
 	@echo 'GiB more with CUDA (what pip installs on Linux by default); make demo takes 0.6 GiB of memory and 11 MiB in runs/.'
 
-demo: .venv/installed ## train on twelve tasks and evaluate them: three to four minutes on two CPU cores
+demo: .venv/installed ## train on twelve tasks and evaluate them: about four minutes on one CPU core
 	$(BIN)/python pretrain_encoder.py experiment=quickstart name=demo
 	$(BIN)/python evaluate.py checkpoint=runs/quickstart/demo
 

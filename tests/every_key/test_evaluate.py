@@ -124,6 +124,14 @@ def test_the_same_wishes_leave_the_same_behind(base: Parts, runs: Path, monkeypa
     assert not differences(base, evaluated(runs / "seed0", monkeypatch))
 
 
+def test_without_a_number_it_takes_the_threads_of_the_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    evaluated(runs / "seed0", monkeypatch)
+    evaluated(runs / "seed0", monkeypatch, "num_threads=3")  # is set where the ranks start
+    assert threads == [1]  # of experiment=quickstart
+
+
 @pytest.mark.parametrize("key", shown_here(TABLE))
 def test_a_key_changes_what_its_row_says(
     key: str, base: Parts, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -113,7 +113,7 @@ def _new(kind: Kind, argv: Sequence[str], taken: set[str]) -> int:
     name = argv[0]
     _require_name(kind, name, taken)
     paths = write_files(kind, name, ROOT)
-    sys.stdout.write("".join(f"wrote {path}\n" for path in paths))
+    sys.stdout.write("".join(f"wrote {path.relative_to(ROOT)}\n" for path in paths))
     sys.stdout.write(f"registered in {kind.table[0]}; now: {kind.hint.format(name=name)}\n")
     return 0
 

@@ -92,7 +92,9 @@ def _evaluate(run: Path, *overrides: str) -> Path:
     return config.folder
 
 
-def test_evaluations_answer_each_question_once(trained: Path) -> None:
+def test_evaluations_answer_each_question_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     folders = {memory: _evaluate(trained, f"memory={memory}") for memory in ("off", "random", "trained")}
     replies = {}
     for memory, folder in folders.items():
@@ -111,6 +113,7 @@ def test_evaluations_answer_each_question_once(trained: Path) -> None:
     still = _evaluate(trained, "ltpo.max_steps=0", "name=still")
     *lines, _ = [json.loads(line) for line in (still / "answer_ltpo.json").read_text().splitlines()]
     assert [line["reply"] for line in lines] == [reply for reply, _ in replies["trained"]]
+    assert threads == [1] * 5  # null: as the run was configured
 
 
 def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path) -> None:
