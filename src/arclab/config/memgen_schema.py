@@ -232,7 +232,7 @@ class PretrainMemGenConfig(TrainingConfig):
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
         given = None if self.memgen.reasoner.scratch is not None else self.lm.name
-        names = {"lm.name": given, "memgen.weaver.model": self.memgen.weaver.model}
+        names: dict[str, Optional[str]] = {"lm.name": given, "memgen.weaver.model": self.memgen.weaver.model}
         return {key: Path(name) for key, name in names.items() if name and Path(name).is_relative_to(self.runs_dir)}
 
     def check(self, path: str) -> list[str]:
