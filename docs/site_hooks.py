@@ -20,7 +20,7 @@ _LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 
 def on_files(files: Files, config: Any) -> Files:
     """Add every file outside docs/ that a page, or such a file, links to."""
-    waiting = [(file.src_uri, _read(Path(file.abs_src_path))) for file in files if file.src_uri.endswith(".md")]
+    waiting = [(file.src_uri, _read(Path(str(file.abs_src_path)))) for file in files if file.src_uri.endswith(".md")]
     while waiting:
         uri, text = waiting.pop()
         for target in {_target(uri, match[2]) for match in _LINK.finditer(text)}:
