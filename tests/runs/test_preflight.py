@@ -44,7 +44,9 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(tiny: Tiny, monke
     assert text.count("\n") == 0 and "needs about 0.4" in text and "has 0.093 GiB free" in text
     for key in ("trainer.batch_size=8", "trainer.grad_accumulation=1", "dataset.canvas=6", "launch.check_memory=false"):
         assert key in text
-    assert not config.folder.exists()
+    assert not config.folder.exists() and "begin with" not in text
+    with pytest.raises(ConfigError, match="GiB free; begin with experiment=quickstart, or "):  # no experiment was chosen
+        pretrain(tiny("experiment_name=scratchpad"))
     assert pretrain(tiny("launch.check_memory=false")) == 0 and RunDir(config.folder).state is State.done
 
 

@@ -23,13 +23,14 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from arclab.config.compose import ConfigError, freeze, other_run, thaw_run
+from arclab.config.compose import ConfigError, freeze, identity, other_run, quoted, thaw_run
 from arclab.config.run import RunConfig
 from arclab.files import DamagedFile, read_object, require_kinds, step_folders, write_atomically
 
@@ -178,18 +179,25 @@ def require_same(run: RunDir, config: RunConfig) -> None:
     settings."""
     if run.state is None or not run.config.is_file() or config.is_done_again or _was_refused(run):
         return
-    if other := other_run(thaw_run(run.config), config):
+    held = thaw_run(run.config)
+    if other := other_run(held, config):
+        before, now = identity(held), identity(config)
+        changed = [f"{key}={quoted(value)}" for key, value in before.items() if key in now and now[key] != value]
         raise ConfigError(
             f"the run folder {run.path} was made with {other}; choose another name=, or remove the "
-            f"folder{how_to_continue(run)}."
+            f"folder{how_to_continue(run, changed)}."
         )
 
 
-def how_to_continue(run: RunDir) -> str:
-    """The command of the run in the folder, as the end of a sentence; empty if it is not known."""
+def how_to_continue(run: RunDir, changed: Sequence[str] = ()) -> str:
+    """The command of the run in the folder, as the end of a sentence; empty if it is not known. changed: overrides that give
+    back what the run was made with. The command gets them where it is the present one: then it is a file of conf/ that says
+    something else since."""
     command = read_object(run.provenance).get("command", "") if run.provenance.is_file() else ""
     if not isinstance(command, str) or not re.match(r"(python )?\w+\.py( |$)", command):
         return ""
+    if command == _command():
+        command = " ".join([command, *map(shlex.quote, changed)])
     return f"; the run in it goes on with: {command if command.startswith('python ') else f'python {command}'}"
 
 
@@ -200,10 +208,14 @@ def _was_refused(run: RunDir) -> bool:
     return status.get("state") == State.failed.value and status.get("exit_status") == 2 and not has_begun
 
 
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def provenance() -> dict[str, Any]:
     """What a number needs to be traced: command, commit, machine and versions."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "commit": _git_commit(),
         "machine": ", ".join([platform.machine(), f"{os.cpu_count()} cores", *_gpu_names()]),
         "python": platform.python_version(),

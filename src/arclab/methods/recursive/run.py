@@ -102,12 +102,13 @@ def announce_training(config: ExperimentConfig, setting: Setting, model: Recursi
         config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
     )
     trainer = config.trainer
-    small = "" if config.experiment_name == "quickstart" else ", begin with experiment=quickstart"
+    first = "begin with experiment=quickstart, or " if config.experiment_name == "scratchpad" else ""  # none was chosen
+    last = "" if first or config.experiment_name == "quickstart" else ", begin with experiment=quickstart"
     canvas = "" if config.dataset.canvas == min(CANVASES) else f" or dataset.canvas={config.dataset.canvas}"
     announce(
         config, cost, ranks, dtype=DTYPES[trainer.precision], num_steps=max(0, trainer.steps - step),
         num_evaluations=num_evaluations(trainer.steps, trainer.eval_every, from_step=step),
-        advice=f"{_memory_advice(config)}{canvas}{small}",
+        advice=f"{first}{_memory_advice(config)}{canvas}{last}",
     )  # fmt: skip
 
 

@@ -66,7 +66,11 @@ def test_a_refusal_names_every_key_and_the_command_of_the_run(tiny: Tiny, monkey
     for words in ("seed=0, now seed=3", "trainer.beta1=0.9, now trainer.beta1=0.8", "trainer.steps=2, now trainer.steps=8",
                   "trainer.steps can grow only where the learning rate does not fall"):  # fmt: skip
         assert words in text
-    assert text.endswith("goes on with: python pretrain_encoder.py experiment=quickstart name=t "
-                         "'dataset.train_sources=[toy:color_map?side=3]'.")  # fmt: skip
+    # The command is the present one, so the settings differ by files of conf/, and it alone would be refused again.
+    assert text.endswith("goes on with: python pretrain_encoder.py experiment=quickstart name=t 'dataset.train_sources="
+                         "[toy:color_map?side=3]' seed=0 trainer.steps=2 trainer.beta1=0.9.")  # fmt: skip
+    monkeypatch.setattr("sys.argv", [*command, "seed=3"])
+    with pytest.raises(ConfigError, match=r"name=t 'dataset.train_sources=\[toy:color_map\?side=3\]'\.$"):
+        pretrain(tiny("trainer.lr_min_ratio=0.5", "trainer.steps=2", "seed=3"))
     assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == before
     assert RunDir(config.folder).state is State.done and Path(config.folder).is_dir()
