@@ -24,7 +24,7 @@ ALLOWED = {
     "data": {"config", "files"},
     "metrics": {"config", "data", "files"},
     "runs": {"config", "files", "metrics"},
-    "lm": {"config", "data", "files", "metrics", "runs"},
+    "lm": {"config", "data", "entries", "files", "metrics", "runs"},
     "programs": {"config", "data", "files", "lm"},
     "text": {"config", "data", "files", "lm", "programs"},
     "results": {"config", "data", "files", "metrics", "runs"},

@@ -43,6 +43,15 @@ class LmAttention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class Memory(Enum):
+    """off: the plain reasoner. random: a weaver that was never trained, the twin of the one that was. trained: the weaver of
+    the checkpoint."""
+
+    off = "off"
+    random = "random"
+    trained = "trained"
+
+
 class GridFormat(Enum):
     """A row of a grid as text. spaced: 0 1 2. digits: 012. pipes: 0|1|2. json: the whole grid as [[0, 1, 2], ...]."""
 
@@ -86,6 +95,24 @@ class HfModelConfig(ModelConfig):
 
     def check(self, path: str) -> list[str]:
         return [*ModelConfig.check(self, path), *at_least(path, 1, batch_size=self.batch_size)]
+
+
+@dataclass(kw_only=True, slots=True)
+class MemGenModelConfig(ModelConfig):
+    """A run of pretrain_memgen.py: its reasoner, with the memory of its weaver. name: the run folder, or one of its
+    checkpoints. thinking: as the run has it; must be null."""
+
+    memory: Memory
+    device: DeviceChoice
+    batch_size: int
+
+    def check(self, path: str) -> list[str]:
+        problems = [*ModelConfig.check(self, path), *at_least(path, 1, batch_size=self.batch_size)]
+        if self.thinking is not None:
+            problems.append(
+                f"{path}.thinking={self.thinking} is a setting of the run that was trained; set {path}.thinking=null."
+            )
+        return problems
 
 
 @dataclass(kw_only=True, slots=True)
@@ -141,7 +168,11 @@ def _wrong_with_address(url: str) -> str:
 HOW_MODELS_RUN = (
     "device", "batch_size", "base_url", "api_key_env", "timeout_s", "max_retries", "backoff_s", "num_parallel",
 )  # fmt: skip
-MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"hf": HfModelConfig, "endpoint": EndpointModelConfig}
+MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
+    "hf": HfModelConfig,
+    "endpoint": EndpointModelConfig,
+    "memgen": MemGenModelConfig,
+}
 
 
 @dataclass(kw_only=True, slots=True)

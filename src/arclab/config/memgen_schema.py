@@ -11,20 +11,11 @@ from pathlib import Path
 from typing import ClassVar, Optional
 
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.llm_schema import HfModelConfig, SamplingConfig
+from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, TrainingConfig, WandbConfig
 from arclab.config.text_schema import TextDatasetConfig
-
-
-class Memory(Enum):
-    """off: the plain reasoner. random: a weaver that was never trained, the twin of the one that was. trained: the weaver of
-    the checkpoint."""
-
-    off = "off"
-    random = "random"
-    trained = "trained"
 
 
 class TextSplitName(Enum):

@@ -19,6 +19,7 @@ import torch
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.run import DeviceChoice
+from arclab.files import step_folders
 from arclab.lm.chat_template import conversation_text, require_lossless
 from arclab.lm.language_model import Message
 from arclab.lm.smollm2 import FOLDER as SMOLLM2_FOLDER
@@ -171,8 +172,10 @@ def turn_end(config: HfModelConfig, tokenizer: Any) -> int:
 
 
 def model_identity(name: str) -> str:
-    """A name of the hub as it is; of a folder, what names its content."""
+    """A name of the hub as it is; of a folder, what names its content; of a run, that of its newest checkpoint."""
     folder = Path(name).expanduser()
+    if step_folders(folder / "checkpoints"):
+        folder = step_folders(folder / "checkpoints")[-1]
     return folder_digest(folder) if folder.is_dir() else name
 
 

@@ -124,13 +124,18 @@ def training_rows(language: Language, examples: Sequence[TextExample], rule: Ins
 
 def require_room(language: Language, example: TextExample, num_tokens: int, weaver: WeaverConfig, remedy: str) -> None:
     """ValueError unless num_tokens and all latents that may come to them fit into the context."""
-    latents = bool(weaver.max_prompt_aug_num) * weaver.prompt_latents_len
-    latents += weaver.max_inference_aug_num * weaver.inference_latents_len
+    latents = most_latents(weaver)
     if language.limit is not None and num_tokens + latents > language.limit:
         raise ValueError(
             f"example {example.id} has {num_tokens} tokens, which with {latents} latents is more than the context of "
             f"{language.limit} tokens (lm.name={language.config.name}); {remedy}."
         )
+
+
+def most_latents(weaver: WeaverConfig) -> int:
+    """Of one prompt and its answer."""
+    inside = weaver.max_inference_aug_num * weaver.inference_latents_len
+    return bool(weaver.max_prompt_aug_num) * weaver.prompt_latents_len + inside
 
 
 def shuffled_targets(examples: Sequence[TextExample], seed: int) -> list[TextExample]:
