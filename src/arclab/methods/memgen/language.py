@@ -104,6 +104,6 @@ class MemoryLanguageModel:
         if self._limit is None or num_prompt + num_reply + self._latents <= self._limit:
             return ""
         return (
-            f"the prompt has {num_prompt} tokens, which with {num_reply} for the reply and {self._latents} latents is more than "
-            f"the context of {self._limit} tokens (lm.name={self.name}); shorten it, or lower sampling.max_new_tokens."
+            f"the prompt has {num_prompt} tokens, which with {num_reply} for the reply and {self._latents} latents is more "
+            f"than the context of {self._limit} tokens (lm.name={self.name}); shorten it, or lower sampling.max_new_tokens."
         )
