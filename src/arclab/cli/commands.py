@@ -38,6 +38,10 @@ COMMANDS = {
         summary="train TRM or ETRM", run="arclab.launch.start:start",
         same_as="python pretrain_encoder.py", script="pretrain_encoder.py",
     ),
+    "train-memgen": Command(
+        summary="train MemGen's weaver", run="arclab.launch.start:start",
+        same_as="python pretrain_memgen.py", script="pretrain_memgen.py",
+    ),
     "evaluate": Command(
         summary="score a checkpoint, or a solver without one", run="arclab.launch.start:start",
         same_as="python evaluate.py", script="evaluate.py",
@@ -53,6 +57,10 @@ COMMANDS = {
     "doctor": Command(
         summary="is this machine ready?", run="arclab.launch.__main__:main", given=("doctor",),
         same_as="python -m arclab.launch doctor",
+    ),
+    "wandb-workspace": Command(
+        summary="the panels of a run at W&B", run="arclab.metrics.workspace:main",
+        same_as="python -m arclab.metrics.workspace",
     ),
     "new-encoder": Command(summary="the files of an encoder of your own, registered", run="arclab.cli.scaffold:new_encoder"),
     "new-method": Command(summary="the files of a method of your own, registered", run="arclab.cli.scaffold:new_method"),
