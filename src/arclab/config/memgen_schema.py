@@ -182,16 +182,15 @@ class SftConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AnswersConfig:
-    """How answers are drawn and how many are scored. max_examples: the first of the split; null: all."""
+    """How answers are drawn and how many are scored. max_examples: the first of the split; null: all. lm.batch_size of them are
+    drawn at once."""
 
     split: TextSplitName
     max_examples: Optional[int]
-    batch_size: int
     sampling: SamplingConfig
 
     def check(self, path: str) -> list[str]:
-        problems = sized(path, 1, batch_size=self.batch_size)
-        return problems + ([] if self.max_examples is None else at_least(path, 1, max_examples=self.max_examples))
+        return [] if self.max_examples is None else at_least(path, 1, max_examples=self.max_examples)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -200,7 +199,7 @@ class PretrainMemGenConfig(TrainingConfig):
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.", "wandb.", "criterion", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last",
-        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size", "evaluation.batch_size",
+        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size",
     )  # fmt: skip
 
     experiment_name: str

@@ -32,10 +32,10 @@ from arclab.files import DamagedFile, difference, naming, read_object, write_ato
 from arclab.lm.hf import HfModel
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import Prompt
+from arclab.lm.training.sft import IGNORED, collate
 from arclab.runs.console import progress_bar
 
 log = logging.getLogger(__name__)
-IGNORED = -100  # label of a token without loss
 _IDENTITY = "finetuned.json"
 
 
@@ -79,21 +79,6 @@ class _Rows(Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         return self._rows[index]
-
-
-def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded (B, T) input_ids, attention_mask and labels. Padding is masked by length, not by token: an end mark that is
-    also the padding token keeps its loss."""
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def padded(values: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([value + [fill] * (longest - len(value)) for value in values])
-
-    return {
-        "input_ids": padded([row["input_ids"] for row in rows], pad_id),
-        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
-        "labels": padded([row["labels"] for row in rows], IGNORED),
-    }
 
 
 class DivergedError(ValueError):

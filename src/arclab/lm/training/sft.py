@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +83,7 @@ def sft(
             f"trainer.batch_size={settings.batch_size} must be divisible by ranks x trainer.grad_accumulation = "
             f"{ranks.world_size} x {settings.grad_accumulation}; change one of them."
         )
+    _require_deepspeed(settings)
     folder = CheckpointFolder(where.run.checkpoints, where.keep_last)
     done = folder.steps()[-1] if folder.steps() else 0
     with progress_bar(total=cadence.steps, initial=done, desc=where.title, unit="step", disable=not ranks.is_main) as bar:
@@ -96,6 +99,21 @@ def sft(
             processing_class=tokenizer,
         )
         return trainer.live(folder, weights, ranks, life, record).go_on()
+
+
+def _require_deepspeed(settings: SftSettings) -> None:
+    """ValueError: its file or its package is not there."""
+    if settings.deepspeed is None:
+        return
+    if not Path(settings.deepspeed).is_file():
+        raise ValueError(
+            f"trainer.deepspeed={settings.deepspeed} is not a file; give a configuration of DeepSpeed as JSON, or null."
+        )
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            f"trainer.deepspeed={settings.deepspeed} needs the package deepspeed: pip install deepspeed, or set "
+            "trainer.deepspeed=null."
+        )
 
 
 def _arguments(settings: SftSettings, where: Where, per_piece: int) -> SFTConfig:

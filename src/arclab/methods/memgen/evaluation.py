@@ -92,7 +92,7 @@ def _answered(
     start, made = time.monotonic(), 0
     batches = answer(
         saved.model, language, insertion_rule(language, weaver), weaver, left, to_sampling(config.sampling, config.seed),
-        config.batch_size or saved.config.evaluation.batch_size, _new_refine(config, saved),
+        config.batch_size or saved.config.lm.batch_size, _new_refine(config, saved),
     )  # fmt: skip
     with _memory(config, saved):
         for batch in batches:
@@ -101,8 +101,12 @@ def _answered(
             kept += batch
             made += sum(each.num_tokens for each in batch)
             progress.report(len(kept) * ranks.world_size)
-            if progress.is_told and len(kept) < len(mine):
-                raise ToldToEnd(f"{len(kept)} of {len(mine)} answers are kept")
+            if progress.is_told:
+                break
+    # All ranks end early, or none: a rank that is told when another has finished would leave it waiting.
+    done = ranks.gather_objects(len(kept))
+    if sum(done) < len(examples):
+        raise ToldToEnd(f"{sum(done)} of {len(examples)} answers are kept")
     by_id = {each.id: each for part in ranks.gather_objects(kept) for each in part}
     seconds = time.monotonic() - start
     log.info("%d answers, %.0f tokens/s", len(by_id), made / max(seconds, 1e-9))

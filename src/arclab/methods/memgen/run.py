@@ -190,7 +190,7 @@ def answer_all(
     weaver, wished = config.memgen.weaver, config.evaluation
     batches = answer(
         model, language, insertion_rule(language, weaver), weaver, examples, to_sampling(wished.sampling, config.seed),
-        wished.batch_size,
+        config.lm.batch_size,
     )  # fmt: skip
     return [each for batch in batches for each in batch]
 
