@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from arclab.lm.training.health import LanguageRules
 from arclab.lm.training.sft import IGNORED, SftSettings, Where, collate, sft
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.runs.folder import RunDir
-from arclab.runs.monitor import HealthMonitor
+from arclab.runs.monitor import HealthMonitor, UnhealthyRun
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import start_ranks
 
@@ -66,10 +67,11 @@ def train(
     with MetricLogger(run.metrics, None, resume_step=10**6, runtime_s=0.0) as logger:
         where = Where(
             cadence=cadence or Cadence(), run=run, ranks=ranks, stop=StopRequest(run, ranks, None), logger=logger,
-            monitor=HealthMonitor(LanguageRules(), 1, (), 0), title="t", keep_last=1,
+            monitor=HealthMonitor(LanguageRules(), (cadence or Cadence()).health_every, (), 0), title="t",
+            keep_last=given.get("keep_last", 1),
         )  # fmt: skip
         sft(
-            model, given.get("rows", rows()), settings, where, pad_id=0, weights=All(model), evaluate=None, record={},
+            model, given.get("rows", rows()), settings, where, pad_id=0, weights=All(model), evaluate=given.get("evaluate"), record={},
             tokenizer=AutoTokenizer.from_pretrained(tiny_lm), divergence_remedy="lower lr",
         )  # fmt: skip
     return {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -118,3 +120,61 @@ def test_padding_that_is_also_the_end_mark_keeps_its_loss() -> None:
     )
     assert batch["labels"].tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 6, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_the_cadence_says_when_to_log_judge_score_and_save(tiny_lm: Path, tmp_path: Path) -> None:
+    scored: list[int] = []
+
+    def evaluate(step: int, logger: MetricLogger | None) -> dict[str, float]:
+        scored.append(step)
+        return {"text/accuracy": step / 10}
+
+    cadence = Cadence(steps=7, log_every=2, eval_every=4, checkpoint_every=3, health_every=5)
+    train(tiny_lm, tmp_path / "a", cadence=cadence, evaluate=evaluate, keep_last=2)
+    found = {row["_step"]: row for row in read_rows(tmp_path / "a/metrics.jsonl")}
+    assert scored == [4, 7] and list(found) == [2, 3, 4, 5, 6, 7]  # what is saved is logged too
+    assert [step for step, row in found.items() if "text/accuracy" in row] == [4, 7] and found[4]["text/accuracy"] == 0.4
+    assert [step for step, row in found.items() if "health" in row] == [5]
+    assert sorted(path.name for path in (tmp_path / "a/checkpoints").glob("step_*")) == ["step_00000006", "step_00000007"]
+
+
+def test_a_run_that_no_gradient_reaches_is_stopped_if_it_may_be(tiny_lm: Path, tmp_path: Path) -> None:
+    silent = [{"input_ids": row["input_ids"], "labels": [IGNORED] * len(row["labels"])} for row in rows()]
+    with pytest.raises(UnhealthyRun, match=r"DEAD grad/total_norm 0 < 1e-07"):
+        train(tiny_lm, tmp_path / "a", cadence=Cadence(steps=6, stop_when_unhealthy=True), rows=silent)
+    assert [path.name for path in (tmp_path / "a/checkpoints").glob("step_*")] == [
+        "step_00000002"
+    ]  # the second time it is said
+    train(tiny_lm, tmp_path / "b", cadence=Cadence(steps=3), rows=silent)  # goes on where it may not
+
+
+def test_verdicts_on_a_language_model() -> None:
+    def judged(*losses: float, norm: float = 1.0) -> str:
+        rules = LanguageRules()
+        return rules.judge(
+            [{"_step": n, "train/lm_loss": loss, "grad/total_norm": norm} for n, loss in enumerate(losses)]
+        ).kind.value
+
+    assert judged(2.0, 1.0, 1.9) == "HEALTHY" and judged(2.0, 1.0, 2.1) == "DIVERGING"
+    assert judged(1.0, float("nan")) == "DIVERGING" and judged(1.0, norm=0.0) == "DEAD"
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("lr", 5e-3), ("warmup_steps", 7), ("schedule", "cosine"),
+    ("weight_decay", 0.3), ("clip_norm", 0.25), ("seed", 9), ("batch_size", 2),
+])  # fmt: skip
+def test_every_setting_changes_the_weights(tiny_lm: Path, tmp_path: Path, key: str, value: Any) -> None:
+    """grad_accumulation does not: see the first test."""
+    base = train(tiny_lm, tmp_path / "base", cadence=Cadence(steps=3))
+    other = train(tiny_lm, tmp_path / "other", replace(SETTINGS, **{key: value}), Cadence(steps=3))
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in base.items())
+
+
+def test_a_file_for_deepspeed_is_needed_and_the_package(tiny_lm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer.deepspeed=nothing.json is not a file; give a configuration"):
+        train(tiny_lm, tmp_path / "a", replace(SETTINGS, deepspeed="nothing.json"))
+    file = tmp_path / "zero2.json"
+    file.write_text("{}")
+    if find_spec("deepspeed") is None:
+        with pytest.raises(ValueError, match=r"needs the package deepspeed: pip install deepspeed"):
+            train(tiny_lm, tmp_path / "b", replace(SETTINGS, deepspeed=str(file)))
