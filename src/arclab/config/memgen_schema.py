@@ -17,6 +17,9 @@ from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, TrainingConfig, WandbConfig
 from arclab.config.text_schema import TextDatasetConfig
 
+# What scores programs of a run.
+PROGRAMS_SOLVER = "solver=program_sampling lm=memgen lm.name=RUN"
+
 
 class TextSplitName(Enum):
     train = "train"
@@ -227,6 +230,12 @@ class PretrainMemGenConfig(TrainingConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [*broken_name("experiment_name", self.experiment_name), *broken_name("name", self.name)]
+        if self.trainer.eval_every > 0 and not self.dataset.has_boxed_answers:
+            problems.append(
+                f"trainer.eval_every={self.trainer.eval_every} does not go with dataset.kind={self.dataset.kind}, whose "
+                "replies are programs; set trainer.eval_every=0 and criterion=null, and score the run with evaluate.py "
+                f"{PROGRAMS_SOLVER}."
+            )
         return [*problems, *broken_path("runs_dir", self.runs_dir)]
 
 

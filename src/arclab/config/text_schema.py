@@ -43,6 +43,11 @@ class TextDatasetConfig:
     sample: bool
 
     @property
+    def has_boxed_answers(self) -> bool:
+        """Is a reply scored by what its last box holds? Programs are not: they are run."""
+        return True
+
+    @property
     def limits(self) -> dict[str, Optional[int]]:
         """The most examples of each split, that of the sample included."""
         if not self.sample:
@@ -125,6 +130,10 @@ class ArcTextConfig(TextDatasetConfig):
     dataset: DatasetConfig
     prompt: PromptConfig
     programs: Optional[str]
+
+    @property
+    def has_boxed_answers(self) -> bool:
+        return False
 
 
 TEXT_DATASET_SCHEMAS: dict[str, type[TextDatasetConfig]] = {

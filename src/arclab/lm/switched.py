@@ -37,8 +37,9 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def add_adapter(model: Any, name: str, settings: LoraSettings, seed: int) -> None:
-    """Put an adapter into the model, inactive, with weights drawn from seed; nothing else is drawn. Only its own parameters
-    want a gradient, besides those that did. ValueError: target modules that the model lacks."""
+    """Put an adapter into the model, inactive, with weights drawn from seed; nothing else is drawn. They are float32 also in a
+    model of half precision, where most steps of a usual size would round to nothing. Only its own parameters want a gradient,
+    besides those that did. ValueError: target modules that the model lacks."""
     from peft import LoraConfig, inject_adapter_in_model
 
     there = linear_names(model)
@@ -53,6 +54,8 @@ def add_adapter(model: Any, name: str, settings: LoraSettings, seed: int) -> Non
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=name)
+    for parameter in adapter_parameters(model, name).values():
+        parameter.data = parameter.data.float()
     own = {id(parameter) for parameter in adapter_parameters(model, name).values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in own or parameter in wanted)

@@ -82,3 +82,25 @@ def test_the_published_reward_is_not_monotone_in_certainty_and_the_default_is() 
     ten = torch.cat([torch.full((10,), 9.0), torch.zeros(990)])[None]  # surer than the even distribution, and rewarded less
     assert float(_negative_entropy(ten)) > entropy[0]
     assert float(_topk(ten[:, None], valid_BN, 10)) < float(_topk(logits(0.0)[:, None], valid_BN, 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "base"),
+    [
+        ({"reward": LtpoReward.lookahead}, {}), ({"lr": 0.02}, {}), ({"sigma": 0.5}, {}), ({"sigma_decay": 0.1}, {}),
+        ({"max_steps": 3}, {}), ({"reward_threshold": -4.9}, {}), ({"use_auto_grad": False}, {}), ({"verbose": False}, {}),
+        ({"top_k": 3}, {"reward": LtpoReward.topk}), ({"lookahead_tokens": 5}, {"reward": LtpoReward.lookahead}),
+    ],
+    ids=lambda value: "".join(value),
+)  # fmt: skip
+def test_every_key_changes_what_becomes_of_latents(
+    build: Build, rule: InsertionRule, changes: dict[str, object], base: dict[str, object]
+) -> None:
+    def told(config: LtpoConfig) -> list[dict[str, object]]:
+        optimiser = LatentOptimiser(model, config, 0, NAMES)
+        generate(model, PROMPTS, rule, sampling(2, 0.0), [0] * 4, optimiser)
+        return [optimiser.told(row) for row in range(4)]
+
+    model, before = build(), replace(CONFIG, **base)  # type: ignore[arg-type]
+    assert told(before) == told(before)
+    assert told(before) != told(replace(before, **changes))  # type: ignore[arg-type]

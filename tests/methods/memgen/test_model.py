@@ -181,3 +181,21 @@ def test_the_lora_control_adapts_the_reasoner_and_has_no_memory(build: Build, ti
         with control.memory_off():
             assert torch.equal(control(ids_BL, mask_BL, plan_BL=plan_BL).logits[mask_BL.bool()], off[mask_BL.bool()])
     assert {name for name, p in control.named_parameters() if p.requires_grad and ".lora_" not in name} == set()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_trains_is_float32_in_a_model_of_half_precision(build: Build, tiny_lm: Path, fast: bool) -> None:
+    settings = replace(build().backbone.settings, fast=fast)
+    model = MemGenModel(reasoner_of(tiny_lm).to(torch.bfloat16), settings, seed=0).train()
+    trained = MemoryWeights(model).tensors()
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    ids_BL, mask_BL, plan_BL = _batch()
+    logits = model(ids_BL, mask_BL, plan_BL=plan_BL).logits
+    assert logits.dtype is torch.bfloat16
+    before = {name: value.detach().clone() for name, value in trained.items()}
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    logits[mask_BL.bool()].float().log_softmax(-1)[:, 3].mean().backward()
+    optimiser.step()
+    # A is behind B, which is zero at first, and gets no gradient yet.
+    still = [name for name, value in trained.items() if torch.equal(value, before[name]) and "lora_A" not in name]
+    assert not still

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from arclab.config.compose import ConfigError, compose_run
+from arclab.methods.memgen import answering
 from arclab.methods.memgen import run as memgen_run
 from arclab.methods.memgen.evaluation import evaluate
+from arclab.methods.memgen.generation import Answer
 from arclab.metrics.logger import read_rows
 
 TINY = (
@@ -116,6 +118,33 @@ def test_evaluations_answer_each_question_once(trained: Path, monkeypatch: pytes
     assert threads == [1] * 5  # null: as the run was configured
 
 
+def test_every_wish_of_an_evaluation_counts(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def generate(model, prompts, rule, sampling, seeds, refine):
+        asked.append((len(prompts), sampling, seeds))
+        return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
+
+    monkeypatch.setattr(answering, "generate", generate)
+
+    def asked_with(number: int, *wishes: str) -> list[object]:
+        asked.clear()
+        assert _evaluate(trained, f"output_dir={tmp_path / str(number)}", *wishes) == tmp_path / str(number)
+        return list(asked)
+
+    base, wishes = asked_with(0), (
+        "split=validation", "max_examples=2", "batch_size=2", "seed=5", "sampling.max_new_tokens=5", "sampling.temperature=0.5",
+        "sampling.top_p=0.5", "sampling.top_k=3", "sampling.min_p=0.1",
+    )  # fmt: skip
+    assert asked_with(99) == base
+    for number, wish in enumerate(wishes, start=1):
+        assert asked_with(number, wish) != base, wish
+    assert _evaluate(trained, "name=mine") == trained / "evaluation" / "mine"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            _evaluate(trained, "device=cuda", "name=gpu")
+
+
 def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ltpo.enabled=false"):
         _evaluate(trained, "ltpo.enabled=false")
@@ -157,7 +186,28 @@ def test_what_cannot_be_trained_is_said_before_the_reasoner_is_made(tmp_path: Pa
         ("trainer.eval_every=0", "trainer.eval_every=0 has none"),
         ("trainer.grad_accumulation=3", "must be divisible by trainer.grad_accumulation=3"),
         ("memgen.reasoner.scratch.context=60", "raise memgen.reasoner.scratch.context"),
+        ("lm.adapter=some", "merge it into the model first, or set lm.adapter=null"),
     ):
         with pytest.raises(ValueError, match=words):
             _pretrain(tmp_path, "bad", override)
         assert not (tmp_path / "memgen_quickstart/bad/reasoner").exists()
+
+
+def test_programs_are_not_scored_by_a_box(tmp_path: Path) -> None:
+    """They would all be wrong."""
+    arc = [word for word in TINY if not word.startswith(("experiment=", "dataset."))]
+    arc += ["dataset=arc_programs", "dataset@dataset.dataset=toy", "dataset.num_train=4", "memgen/reasoner=scratch", "lm=tiny"]
+    with pytest.raises(
+        ConfigError, match=r"trainer.eval_every=4 does not go with dataset.kind=arc, whose replies .* solver=program_sampling"
+    ):
+        compose_run("pretrain_memgen", arc)
+    given = [
+        "name=a",
+        f"runs_dir={tmp_path}",
+        "trainer.eval_every=0",
+        "memgen.reasoner.scratch.context=4096",
+        "trainer.steps=1",
+    ]
+    memgen_run.pretrain(compose_run("pretrain_memgen", [*arc, *given]))
+    with pytest.raises(ConfigError, match=r"was trained to write programs .*use solver=program_sampling lm=memgen"):
+        _evaluate(tmp_path / "memgen" / "a")

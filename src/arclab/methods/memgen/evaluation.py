@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arclab.config.compose import ConfigError, flat
-from arclab.config.memgen_schema import EvaluateMemGenConfig, EvaluateMemGenLtpoConfig, Memory
+from arclab.config.memgen_schema import PROGRAMS_SOLVER, EvaluateMemGenConfig, EvaluateMemGenLtpoConfig, Memory
 from arclab.files import write_atomically
 from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answer, measure, to_sampling
 from arclab.methods.memgen.ltpo import LatentOptimiser
@@ -55,6 +55,11 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
         saved = load_memgen(config.run_path, config.device, config.memory)
         if config.num_threads is None:
             use_threads(saved.config.trainer.num_threads)
+        if not saved.config.dataset.has_boxed_answers:
+            raise ConfigError(
+                f"checkpoint={config.checkpoint} was trained to write programs (dataset.kind={saved.config.dataset.kind}), "
+                f"which are scored by running them; use {PROGRAMS_SOLVER}."
+            )
         splits = load_text(saved.config.dataset)
         split = config.split
         examples = splits.named(split.value)[: config.max_examples]

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
+from arclab.lm.switched import require_same_tensors
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training.sft import IGNORED, Row, SftSettings, Where, sft
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, plan_of
@@ -59,7 +60,8 @@ class _AllWeights:
         return dict(self._model.named_parameters())
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        self._model.load_state_dict(tensors, strict=False)
+        require_same_tensors(self.tensors(), tensors, "the reasoner")
+        self._model.load_state_dict(tensors, strict=False)  # tied weights have one name here and two there
 
 
 def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks: Ranks, stop: StopRequest) -> bool:
