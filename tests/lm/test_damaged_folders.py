@@ -15,7 +15,7 @@ from hypothesis import settings as example_settings
 from arclab.config.llm_schema import HfModelConfig
 from arclab.files import DamagedFile
 from arclab.lm.hf import HfModel, load_hf
-from arclab.lm.training.finetune import _last_whole_checkpoint, _require_same
+from arclab.lm.training.finetune import _require_same
 
 from ..damage import REPEATED, damaged_bytes, damaged_json, outcome_or_sentence
 
@@ -73,22 +73,3 @@ def test_an_adapter_whose_settings_are_none(model: HfModel, adapter: Path, conte
 def test_a_damaged_record_of_a_training_is_no_other_training(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "finetuned.json").write_bytes(content)
     outcome_or_sentence(lambda: _require_same(tmp_path, {"model": "abc", "seed": 3, "steps": 8}), tmp_path)
-
-
-def test_only_remains_of_a_kill_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint that cannot be opened just now may be whole."""
-    for number, state in ((4, "{}"), (8, '{"global_st'), (12, None)):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-mine").mkdir()
-
-    def refuse(*_: object) -> Any:
-        raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch, pytest.raises(PermissionError):
-        patch.setattr(Path, "read_bytes", refuse)
-        _last_whole_checkpoint(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
-    assert _last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-mine"}

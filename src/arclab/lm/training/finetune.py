@@ -3,20 +3,17 @@
     finetune(load_hf(config), Path("models/taught"), [(prompt, "def solve(I): ..."), ...], FinetuneSettings(steps=2000, ...))
 
 The training text is made by the model that generates (chat template, then the reply, then the end mark), so that what is
-learned is what is asked for. transformers' Trainer does the work and keeps checkpoints: the same call goes on after a kill. All
-weights are trained, in float32 (in bfloat16 most steps of a usual size round to nothing); for adapters see hf.py. Rows that are
-longer than the model's context are refused, never cut. A training whose loss stops being finite ends with an error and leaves
-nothing.
-"""
+learned is what is asked for. arclab.lm.training.sft does the work and keeps checkpoints: the same call goes on after a kill.
+All weights are trained, in float32 (in bfloat16 most steps of a usual size round to nothing); for adapters see hf.py. Rows
+that are longer than the model's context are refused, never cut. A training whose loss stops being finite ends with an error
+and leaves nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import math
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,16 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from arclab.config.llm_schema import Dtype
-from arclab.files import DamagedFile, difference, naming, read_object, write_atomically
+from arclab.config.run import DeviceChoice
+from arclab.files import difference, naming, read_object, write_atomically
 from arclab.lm.hf import HfModel
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import Prompt
-from arclab.lm.training.sft import IGNORED, collate
-from arclab.runs.console import progress_bar
+from arclab.lm.training.life import AllWeights, DivergedError
+from arclab.lm.training.sft import IGNORED, Row, SftSettings, StageCadence, Where, sft
+from arclab.metrics.logger import MetricLogger
+from arclab.runs.checkpoints import CheckpointFolder
+from arclab.runs.folder import RunDir
+from arclab.runs.preempt import StopRequest
+from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
 _IDENTITY = "finetuned.json"
@@ -53,58 +54,25 @@ class FinetuneSettings:
     seed: int
 
 
-class _Rows(Dataset[dict[str, list[int]]]):
-    """Tokenised rows. ValueError: one that does not fit into the context."""
-
-    def __init__(self, model: HfModel, rows: Sequence[tuple[Prompt, str]]) -> None:
-        self._rows, limit = [], model.max_context
-        for number, (prompt, reply) in enumerate(rows):
-            shown, written = model.prompt_ids(prompt), model.reply_ids(reply)
-            length = len(shown) + len(written)
-            if limit is not None and length > limit:
-                raise ValueError(
-                    f"row {number} has {length} tokens, more than the model's context of {limit}; drop it, or use a model "
-                    "with a longer context."
-                )
-            if model.opened(prompt) and "</think>" not in reply:
-                raise ValueError(
-                    f"row {number}: the chat template opens <think> before the reply "
-                    f"(lm.thinking={model.config.thinking}), and the reply does not close it, so that what is taught would "
-                    "be read as unfinished thinking; use lm.thinking=false, or replies with </think>."
-                )
-            self._rows.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return self._rows[index]
-
-
-class DivergedError(ValueError):
-    """The loss or the weights are no longer finite."""
-
-    def __init__(self, step: int, lr: float) -> None:
-        super().__init__(f"fine-tuning diverged by step {step}: the loss or a weight is not finite; lower lr={lr:g}.")
-
-
-class _Report(TrainerCallback):
-    """A bar with the time left, and losses as log lines; Trainer's own would be printed."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            log.info("step %d of %d: loss %.4f nats", state.global_step, state.max_steps, logs["loss"])
-            if not math.isfinite(logs["loss"]):
-                raise DivergedError(state.global_step, args.learning_rate)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.close()
+def _tokenised(model: HfModel, rows: Sequence[tuple[Prompt, str]]) -> list[Row]:
+    """ValueError: a row that does not fit into the context."""
+    found: list[Row] = []
+    for number, (prompt, reply) in enumerate(rows):
+        shown, written = model.prompt_ids(prompt), model.reply_ids(reply)
+        length, limit = len(shown) + len(written), model.max_context
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"row {number} has {length} tokens, more than the model's context of {limit}; drop it, or use a model with a "
+                "longer context."
+            )
+        if model.opened(prompt) and "</think>" not in reply:
+            raise ValueError(
+                f"row {number}: the chat template opens <think> before the reply (lm.thinking={model.config.thinking}), and "
+                "the reply does not close it, so that what is taught would be read as unfinished thinking; use lm.thinking=false, "
+                "or replies with </think>."
+            )
+        found.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
+    return found
 
 
 def _require_trainable(rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
@@ -150,48 +118,15 @@ def _require_same(folder: Path, identity: dict[str, Any]) -> None:
         raise ValueError(f"{folder} was trained with {other}; name another folder, or remove it.")
 
 
-def _last_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was saved to its end. Trainer writes its state last; later folders are remains of a kill."""
-    whole = None
-    found = [path for path in work.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for folder in sorted(found, key=lambda path: int(path.name.rpartition("-")[2])):
-        try:
-            read_object(folder / "trainer_state.json")
-        except (FileNotFoundError, DamagedFile):  # not any OSError: one that cannot be read today may be whole
-            shutil.rmtree(folder)
-            continue
-        whole = str(folder)
-    return whole
-
-
-def _arguments(settings: FinetuneSettings, work: Path, device: torch.device) -> TrainingArguments:
+def _one_device(model: HfModel, settings: FinetuneSettings) -> Ranks:
     """ValueError if there is more than one device: each would take a batch of its own."""
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.lr,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type="cosine",
-        logging_steps=settings.log_every,
-        save_steps=settings.save_every,
-        save_total_limit=1,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
-        use_cpu=device.type == "cpu",
-    )
-    if arguments.n_gpu > 1 or arguments.world_size > 1:
+    count = max(torch.cuda.device_count() if model.device.type == "cuda" else 1, int(os.environ.get("WORLD_SIZE", "1")))
+    if count > 1:
         raise ValueError(
-            f"fine-tuning uses one device, but {max(arguments.n_gpu, arguments.world_size)} are at hand, each of which would "
-            f"take batch_size={settings.batch_size} rows; show it one with CUDA_VISIBLE_DEVICES=0, without torchrun."
+            f"fine-tuning uses one device, but {count} are at hand, each of which would take "
+            f"batch_size={settings.batch_size} rows; show it one with CUDA_VISIBLE_DEVICES=0, without torchrun."
         )
-    return arguments
+    return Ranks(0, 1, model.device)
 
 
 def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
@@ -209,26 +144,38 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
         log.info("%s is there already", output)
         return
     _require_fresh(model)
-    data = _Rows(model, rows)
+    data, ranks = _tokenised(model, rows), _one_device(model, settings)
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(work / _IDENTITY, json.dumps(identity))
-    arguments = _arguments(settings, work, model.device)
-    with model.trainable() as network:
-        trainer = Trainer(
-            model=network, args=arguments, train_dataset=data, callbacks=[_Report()],
-            data_collator=lambda batch: collate(batch, model.pad_id),
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        try:
-            with naming(work):
-                trainer.train(resume_from_checkpoint=_last_whole_checkpoint(work))
-            if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
-                raise DivergedError(settings.steps, settings.lr)
-        except DivergedError:
-            shutil.rmtree(work)  # its checkpoints lead there again
-            raise
-        finished = work / "finished"
-        model.save(finished)
+    try:
+        with naming(work), model.trainable() as network:
+            _train(model, network, data, settings, RunDir(work), ranks)
+    except DivergedError:
+        shutil.rmtree(work)  # its checkpoints lead there again
+        raise
+    finished = work / "finished"
+    model.save(finished)
     write_atomically(finished / _IDENTITY, json.dumps(identity))
     os.replace(finished, output)
     shutil.rmtree(work)
+
+
+def _train(model: HfModel, network: Any, rows: list[Row], settings: FinetuneSettings, run: RunDir, ranks: Ranks) -> None:
+    device = DeviceChoice.cuda if ranks.device.type == "cuda" else DeviceChoice.cpu
+    cadence = StageCadence(settings.steps, None, device, settings.log_every, settings.save_every)
+    how = SftSettings(
+        batch_size=settings.batch_size, grad_accumulation=1, lr=settings.lr, warmup_steps=settings.warmup_steps,
+        schedule="cosine", weight_decay=settings.weight_decay, clip_norm=1.0, seed=settings.seed,
+    )  # fmt: skip
+    steps = CheckpointFolder(run.checkpoints, 1).steps()
+    with MetricLogger(run.metrics, None, resume_step=steps[-1] if steps else -1, runtime_s=0.0) as logger:
+        where = Where(
+            cadence=cadence, run=run, ranks=ranks, stop=StopRequest(run, ranks, None), logger=logger, monitor=None,
+            title="fine-tuning", keep_last=1,
+        )  # fmt: skip
+        sft(
+            network, rows, how, where, pad_id=model.pad_id, weights=AllWeights(network), evaluate=None, record={},
+            tokenizer=model.tokenizer, divergence_remedy=f"lower lr={settings.lr:g}",
+        )  # fmt: skip
+    if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+        raise DivergedError(f"fine-tuning diverged by step {settings.steps}: a weight is not finite; lower lr={settings.lr:g}.")

@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from arclab.config.run import Cadence
+from arclab.lm.switched import require_same_tensors
 from arclab.metrics.logger import MetricLogger
 from arclab.metrics.verdicts import Level
 from arclab.runs.checkpoints import CheckpointFolder, load_tensors, read_state, save_tensors
@@ -45,6 +46,10 @@ _NAMES = {
 Evaluate = Callable[[int, MetricLogger | None], dict[str, float]]
 
 
+class DivergedError(ValueError):
+    """The loss, its gradient or the weights are no longer finite."""
+
+
 class Weights(Protocol):
     """What a run trains, as named tensors."""
 
@@ -53,6 +58,20 @@ class Weights(Protocol):
     def load(self, tensors: dict[str, Tensor]) -> None:
         """ValueError, in one sentence: other names or shapes."""
         ...
+
+
+class AllWeights:
+    """Every parameter of a model, by name; tied ones once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self._model.named_parameters())
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        require_same_tensors(self.tensors(), tensors, "the model")
+        self._model.load_state_dict(tensors, strict=False)  # tied weights have one name here and two there
 
 
 class RunLife(TrainerCallback):
@@ -108,7 +127,7 @@ class RunLife(TrainerCallback):
             self._write(row, state.global_step)
         bad = [name for name in ("train/lm_loss", "grad/total_norm") if not math.isfinite(row.get(name, 0.0))]
         if bad:
-            raise ValueError(
+            raise DivergedError(
                 f"training diverged: {bad[0]} is {row[bad[0]]} at step {state.global_step}; {self._divergence_remedy}, and "
                 "start a run with another name."
             )

@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from arclab.config.run import Cadence
+from arclab.config.run import Cadence, DeviceChoice
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder
@@ -50,6 +50,20 @@ class SftSettings:
     clip_norm: float | None
     seed: int
     deepspeed: str | None = None
+
+
+@dataclass(slots=True)
+class StageCadence:
+    """Of a training that is no run of its own: neither scored nor judged."""
+
+    steps: int
+    num_threads: int | None
+    device: DeviceChoice
+    log_every: int
+    checkpoint_every: int
+    eval_every: int = 0
+    health_every: int = 10**9
+    stop_when_unhealthy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,12 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
 from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
-from arclab.lm.switched import require_same_tensors
 from arclab.lm.tiny import build_tiny
-from arclab.lm.training.sft import IGNORED, Row, SftSettings, Where, sft
+from arclab.lm.training.life import AllWeights
+from arclab.lm.training.sft import IGNORED, Row, SftSettings, StageCadence, Where, sft
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, plan_of
 from arclab.methods.memgen.setting import Language, insertion_rule, load_reasoner, reasoner_folder, require_room
 from arclab.metrics.logger import MetricLogger
@@ -34,34 +31,6 @@ from arclab.text.examples import TextSplits
 log = logging.getLogger(__name__)
 _TOKENIZER_TEXTS = 3000  # that its tokenizer is made of
 _GAP_SHARE = 0.6  # of the places at which memory may be inserted
-
-
-@dataclass(slots=True)
-class _Cadence:
-    """Of a stage before the run's own steps: no evaluation."""
-
-    steps: int
-    num_threads: int | None
-    device: Any
-    log_every: int
-    checkpoint_every: int
-    eval_every: int = 0
-    health_every: int = 10**9
-    stop_when_unhealthy: bool = False
-
-
-class _AllWeights:
-    """Every parameter of a model, by name; tied ones once."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self._model.named_parameters())
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        require_same_tensors(self.tensors(), tensors, "the reasoner")
-        self._model.load_state_dict(tensors, strict=False)  # tied weights have one name here and two there
 
 
 def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks: Ranks, stop: StopRequest) -> bool:
@@ -84,7 +53,7 @@ def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir,
     logger = MetricLogger(making / "metrics.jsonl", None, resume_step=10**9, runtime_s=0.0) if ranks.is_main else None
     with logger or nullcontext():
         where = Where(
-            cadence=_Cadence(
+            cadence=StageCadence(
                 scratch.steps, config.trainer.num_threads, config.trainer.device, config.trainer.log_every,
                 config.trainer.checkpoint_every,
             ),
@@ -92,7 +61,7 @@ def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir,
             keep_last=1,
         )  # fmt: skip
         step = sft(
-            model, rows, _settings(scratch, config.seed), where, pad_id=language.pad_id, weights=_AllWeights(model),
+            model, rows, _settings(scratch, config.seed), where, pad_id=language.pad_id, weights=AllWeights(model),
             evaluate=None, record={}, tokenizer=language.tokenizer,
             divergence_remedy="lower memgen.reasoner.scratch.lr",
         )  # fmt: skip
