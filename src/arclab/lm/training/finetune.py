@@ -68,8 +68,8 @@ def _tokenised(model: HfModel, rows: Sequence[tuple[Prompt, str]]) -> list[Row]:
         if model.opened(prompt) and "</think>" not in reply:
             raise ValueError(
                 f"row {number}: the chat template opens <think> before the reply (lm.thinking={model.config.thinking}), and "
-                "the reply does not close it, so that what is taught would be read as unfinished thinking; use lm.thinking=false, "
-                "or replies with </think>."
+                "the reply does not close it, so that what is taught would be read as unfinished thinking; use "
+                "lm.thinking=false, or replies with </think>."
             )
         found.append({"input_ids": shown + written, "labels": [IGNORED] * len(shown) + written})
     return found
