@@ -6,7 +6,7 @@ what follows a block is bit-identical to what came before it. merge_adapter does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from arclab.files import Kind, read_object, require_kinds
+from arclab.lm.switched import linear_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -126,7 +127,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _there_are(model: Any) -> str:
-    names: Sequence[str] = sorted(
-        {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-    )
-    return f"its linear layers are {', '.join(names)}"
+    return f"its linear layers are {', '.join(linear_names(model))}"

@@ -45,8 +45,8 @@ def add_adapter(model: Any, name: str, settings: LoraSettings, seed: int) -> Non
     there = linear_names(model)
     if unknown := [target for target in settings.target_modules if target not in there]:
         raise ValueError(
-            f"target_modules={list(settings.target_modules)}: the model has no linear layer {unknown[0]}; it has "
-            f"{', '.join(there)}."
+            f"target_modules={list(settings.target_modules)} names {unknown[0]}, which is no linear layer of the model; choose "
+            f"among {', '.join(there)}."
         )
     wanted = {parameter for parameter in model.parameters() if parameter.requires_grad}
     options: Any = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}

@@ -143,7 +143,7 @@ def test_only_one_adapter_is_active_and_only_inside_its_block(build: Build) -> N
 
 
 def test_target_modules_that_the_model_lacks_are_named_with_those_it_has(build: Build) -> None:
-    with pytest.raises(ValueError, match=r"no linear layer query; it has .*q_proj"):
+    with pytest.raises(ValueError, match=r"names query, which is no linear layer of the model; choose among .*q_proj"):
         build(lora=LoraSettings(4, 8.0, 0.0, ("q_proj", "query")))
 
 

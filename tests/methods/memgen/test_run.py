@@ -10,11 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from arclab.config.compose import ConfigError, compose_run
-from arclab.methods.memgen import answering
+from arclab.methods.memgen import answering, evaluation
 from arclab.methods.memgen import run as memgen_run
 from arclab.methods.memgen.evaluation import evaluate
 from arclab.methods.memgen.generation import Answer
+from arclab.methods.memgen.saved import load_memgen
 from arclab.metrics.logger import read_rows
+from arclab.runs.folder import RunDir
+from arclab.runs.preempt import ToldToEnd
+from arclab.runs.ranks import Ranks
+from arclab.text.load import load_text
 
 TINY = (
     "experiment=memgen_quickstart", "trainer.steps=4", "trainer.eval_every=4", "trainer.log_every=1", "trainer.checkpoint_every=2",
@@ -211,3 +216,27 @@ def test_programs_are_not_scored_by_a_box(tmp_path: Path) -> None:
     memgen_run.pretrain(compose_run("pretrain_memgen", [*arc, *given]))
     with pytest.raises(ConfigError, match=r"was trained to write programs .*use solver=program_sampling lm=memgen"):
         _evaluate(tmp_path / "memgen" / "a")
+
+
+@pytest.mark.parametrize("mine_is_told", [True, False])
+def test_ranks_that_are_told_to_end_do_so_together(trained: Path, tmp_path: Path, mine_is_told: bool) -> None:
+    """One that has finished its share does not wait for answers that never come."""
+    config = compose_run("evaluate_memgen", [f"checkpoint={trained}", "sampling.max_new_tokens=2", "batch_size=1"])
+    saved = load_memgen(trained, config.device, config.memory)
+    examples = load_text(saved.config.dataset).test
+    other = 1 if not mine_is_told else len(examples) // 2
+
+    class TwoRanks(Ranks):
+        def gather_objects(self, item):
+            return [item, other]
+
+    class Progress:
+        is_told = mine_is_told
+
+        def report(self, num_done: int) -> None: ...
+
+    ranks = TwoRanks(0, 2, torch.device("cpu"))
+    (tmp_path / "run").mkdir()
+    kept = 1 if mine_is_told else len(examples) // 2
+    with pytest.raises(ToldToEnd, match=f"{kept + other} of 6 answers are kept"):
+        evaluation._answered(config, saved, examples, RunDir(tmp_path / "run"), ranks, Progress())  # type: ignore[arg-type]

@@ -39,7 +39,8 @@ _FIELDS = {field.name for field in fields(SFTConfig)}
 @dataclass(frozen=True, slots=True)
 class SftSettings:
     """batch_size: rows of all ranks in a step, computed in grad_accumulation pieces. schedule: of transformers
-    (constant_with_warmup, cosine, linear). clip_norm: None does not clip. deepspeed: a configuration file of DeepSpeed."""
+    (constant_with_warmup, cosine, linear). clip_norm: None does not clip. deepspeed: a configuration file of DeepSpeed. key:
+    the node of the configuration that these come from, for messages."""
 
     batch_size: int
     grad_accumulation: int
@@ -50,6 +51,7 @@ class SftSettings:
     clip_norm: float | None
     seed: int
     deepspeed: str | None = None
+    key: str = "trainer"
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ def sft(
     per_piece, left = divmod(settings.batch_size, ranks.world_size * settings.grad_accumulation)
     if left or not per_piece:
         raise ValueError(
-            f"trainer.batch_size={settings.batch_size} must be divisible by ranks x trainer.grad_accumulation = "
+            f"{settings.key}.batch_size={settings.batch_size} must be divisible by ranks x {settings.key}.grad_accumulation = "
             f"{ranks.world_size} x {settings.grad_accumulation}; change one of them."
         )
     _require_deepspeed(settings)

@@ -99,7 +99,7 @@ def _answered(
         saved.model, language, insertion_rule(language, weaver), weaver, left, to_sampling(config.sampling, config.seed),
         config.batch_size or saved.config.lm.batch_size, _new_refine(config, saved),
     )  # fmt: skip
-    with _memory(config, saved):
+    with saved.model.memory_off(config.memory is Memory.off):
         for batch in batches:
             for each in batch:
                 worklist.add(each.id, each.record())
@@ -116,12 +116,6 @@ def _answered(
     seconds = time.monotonic() - start
     log.info("%d answers, %.0f tokens/s", len(by_id), made / max(seconds, 1e-9))
     return [by_id[example.id] for example in examples], seconds
-
-
-def _memory(config: EvaluateMemGenConfig, saved: SavedMemGen) -> Any:
-    from contextlib import nullcontext
-
-    return saved.model.memory_off() if config.memory is Memory.off else nullcontext()
 
 
 def _new_refine(config: EvaluateMemGenConfig, saved: SavedMemGen) -> NewRefine | None:

@@ -10,7 +10,6 @@ prompt, sample), whatever else is in the batch. Stop strings are not supported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ class MemoryLanguageModel:
     """See arclab.lm.language_model.LanguageModel."""
 
     def __init__(self, config: MemGenModelConfig, saved: SavedMemGen) -> None:
-        self._config, self._saved = config, saved
+        self._config, self._saved, self._is_off = config, saved, config.memory is Memory.off
         self._language, weaver = saved.language, saved.config.memgen.weaver
         self._rule, self._latents = insertion_rule(self._language, weaver), most_latents(weaver)
         limits = [limit for limit in (config.max_context, self._language.limit) if limit is not None]
@@ -62,7 +61,7 @@ class MemoryLanguageModel:
         for start in range(0, len(wanted), self._config.batch_size):
             batch = wanted[start : start + self._config.batch_size]
             seeds = [draw_seed(sampling.seed, ids[number], sample) for number, sample in batch]
-            with self._memory():
+            with self._saved.model.memory_off(self._is_off):
                 answers = generate(self._saved.model, [ids[number] for number, _ in batch], self._rule, sampling, seeds)
             for (number, sample), answer in zip(batch, answers, strict=True):
                 drawn[number][sample] = self._completion(answer)
@@ -84,7 +83,7 @@ class MemoryLanguageModel:
             ids_BL = torch.tensor([shown + reply], device=self._language.model.device)
             plan = plan_of(shown + reply, len(shown), self._rule.delimiters_V, self._rule.limits)
             plan_BL = torch.tensor([plan], device=ids_BL.device)
-            with self._memory():
+            with self._saved.model.memory_off(self._is_off):
                 logits_LV = self._saved.model(ids_BL, None, plan_BL=plan_BL).logits[0, len(shown) - 1 : -1].float()
             scores.append(logits_LV.log_softmax(-1).gather(1, ids_BL[0, len(shown) :, None])[:, 0].tolist())
         return scores
@@ -92,9 +91,6 @@ class MemoryLanguageModel:
     def _ids(self, prompt: Prompt) -> list[int]:
         language = self._language
         return conversation_ids(language.tokenizer, language.config.name, prompt, thinking=language.config.thinking)
-
-    def _memory(self) -> AbstractContextManager[None]:
-        return self._saved.model.memory_off() if self._config.memory is Memory.off else nullcontext()
 
     def _completion(self, answer: Answer) -> Completion:
         reason = FinishReason.stop if answer.is_ended else FinishReason.length

@@ -172,9 +172,9 @@ class MemGenModel(PreTrainedModel):
         return self.backbone.reasoner
 
     @contextmanager
-    def memory_off(self) -> Iterator[None]:
-        """Inside, plans are ignored and nothing is inserted, in the same code."""
-        before, self.backbone.is_off = self.backbone.is_off, True
+    def memory_off(self, is_off: bool = True) -> Iterator[None]:
+        """Inside, plans are ignored and nothing is inserted, in the same code. is_off=False: nothing changes."""
+        before, self.backbone.is_off = self.backbone.is_off, is_off or self.backbone.is_off
         try:
             yield
         finally:

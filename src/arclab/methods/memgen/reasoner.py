@@ -14,6 +14,7 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
@@ -47,7 +48,7 @@ def make_reasoner(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir,
         making.mkdir(parents=True)
         _build(scratch, splits, start, config.seed)
     ranks.barrier()
-    language = load_reasoner(_with_name(config, str(start)))
+    language = load_reasoner(replace(config.lm, name=str(start)))
     rows = _rows(config, language, splits)
     model = language.model.requires_grad_(True)
     logger = MetricLogger(making / "metrics.jsonl", None, resume_step=10**9, runtime_s=0.0) if ranks.is_main else None
@@ -118,10 +119,5 @@ def _settings(scratch: ScratchConfig, seed: int) -> SftSettings:
     return SftSettings(
         batch_size=scratch.batch_size, grad_accumulation=1, lr=scratch.lr, warmup_steps=scratch.warmup_steps,
         schedule="constant_with_warmup", weight_decay=0.0, clip_norm=1.0, seed=seed,
+        key="memgen.reasoner.scratch",
     )  # fmt: skip
-
-
-def _with_name(config: PretrainMemGenConfig, name: str) -> Any:
-    from dataclasses import replace
-
-    return replace(config.lm, name=name)

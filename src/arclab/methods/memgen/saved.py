@@ -90,7 +90,10 @@ def load_memgen(folder: Path, device: DeviceChoice, memory: Memory) -> SavedMemG
         try:
             MemoryWeights(model).load(load_tensors(checkpoint, WEIGHTS_FILE, state))
         except ValueError as error:
-            raise ValueError(f"{checkpoint} does not fit its config.yaml: {error}") from error
+            raise ValueError(
+                f"{checkpoint} does not fit its config.yaml: {str(error).rstrip('.')}; restore that file, or give another "
+                "checkpoint."
+            ) from error
     return SavedMemGen(config, language, model.eval(), checkpoint, int(state["step"]))
 
 
