@@ -53,7 +53,7 @@ def test_an_option_of_another_script_is_refused_with_those_that_fit() -> None:
     for script, word, fitting in (
         ("pretrain_encoder", "dataset=gsm8k", "arc1, arc1_concept, arc2, toy"),
         ("pretrain_memgen", "dataset=arc1", "arc_programs, arithmetic, gsm8k"),
-        ("pretrain_memgen", "trainer=default", "sft"),
+        ("pretrain_memgen", "trainer=default", "grpo, sft"),
         ("pretrain_encoder", "experiment=memgen_quickstart", "etrm_arc1"),
     ):
         with pytest.raises(ConfigError, match=rf"{word} is for .*, not for {script}.py; choose .*{fitting}"):

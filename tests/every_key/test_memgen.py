@@ -21,6 +21,7 @@ from arclab.methods.memgen.saved import MemoryWeights
 from arclab.methods.memgen.setting import load_reasoner
 
 from .table import Parts, Table, differences, effect, leaves, require_a_row_for_each, require_the_named_tests, shown_here
+from .test_memgen_grpo import OF_GRPO
 
 SMALL = [
     "wandb.mode=disabled", "name=a", "dataset=arithmetic", "dataset.num_train=12", "dataset.num_validation=4", "dataset.num_test=4",
@@ -135,7 +136,7 @@ def launch_rows(schema: type) -> Table:
 
 
 def test_every_key_has_a_row() -> None:
-    require_a_row_for_each(leaves(PretrainMemGenConfig), TABLE, OF_SCRATCH, OTHERS, launch_rows(PretrainMemGenConfig))
+    require_a_row_for_each(leaves(PretrainMemGenConfig), TABLE, OF_SCRATCH, OTHERS, OF_GRPO, launch_rows(PretrainMemGenConfig))
     ltpo = {key: row for key, row in EVALUATION.items() if key.startswith("ltpo.")}
     rest = {key: row for key, row in EVALUATION.items() if key not in ltpo}
     require_a_row_for_each(leaves(EvaluateMemGenConfig), rest, launch_rows(EvaluateMemGenConfig))

@@ -15,7 +15,7 @@ from arclab.config.compose import ConfigError, group_options
 from arclab.config.text_schema import TEXT_DATASET_SCHEMAS, WordProblem
 from arclab.data.sources import load_source
 from arclab.programs.prompts import render_prompt
-from arclab.text.answers import check_answers
+from arclab.text.answers import check_answers, is_right
 from arclab.text.examples import TextExample, TextSplits, same_question, separated
 from arclab.text.load import load_text
 
@@ -55,6 +55,13 @@ def test_every_key_of_arithmetic_counts(text_config: TextConfig) -> None:
     for change in changes:
         assert load_text(replace(small, **change)).train != base.train, change
     assert all(e.id.startswith("total_train_") for e in load_text(replace(small, families=[WordProblem.total])).train)
+    guessed = load_text(replace(small, guessed_share=0.5))
+    assert guessed.validation == base.validation and guessed.test == base.test
+    both = list(zip(guessed.train, base.train, strict=True))
+    changed = [(mine, plain) for mine, plain in both if mine != plain]
+    assert 4 < len(changed) < 16 and all(mine.answer == plain.answer for mine, plain in both)
+    assert all(re.fullmatch(r"The answer is \\boxed\{\d+\}", mine.reply) for mine, _ in changed)
+    assert not any(is_right(mine.reply, mine.answer) for mine, _ in changed)
     told = load_text(replace(small, instruction="Reason.")).train[0]
     assert told.question == f"{base.train[0].question}\n\nReason." and told.reply == base.train[0].reply
 

@@ -37,6 +37,7 @@ from arclab.config.encoders import ENCODER_SCHEMAS
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.groups import CONF_DIR, group_options, is_base, no_option
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
+from arclab.config.memgen_trainer_schema import TRAINER_SCHEMAS, MemGenTrainerConfig
 from arclab.config.run import RunConfig
 from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
@@ -50,6 +51,7 @@ VARIANTS: dict[Any, dict[str, Any]] = {
     EncoderConfig: ENCODER_SCHEMAS,
     ModelConfig: MODEL_SCHEMAS,
     TextDatasetConfig: TEXT_DATASET_SCHEMAS,
+    MemGenTrainerConfig: TRAINER_SCHEMAS,
 }
 
 # What other projects call a key of ours.
@@ -284,7 +286,8 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
     schema = OmegaConf.structured(root)
     for name, declared in get_type_hints(root).items():
         if declared in VARIANTS:
-            kinds, kind = VARIANTS[declared], OmegaConf.select(node, f"{name}.kind")
+            kinds, unsaid = VARIANTS[declared], getattr(declared, "UNSAID_KIND", None)
+            kind = OmegaConf.select(node, f"{name}.kind") or unsaid
             if kind not in kinds:
                 raise ConfigError(f"{name}.kind={kind} is not known; choose {', '.join(sorted(kinds))}.")
             schema[name] = OmegaConf.structured(kinds[kind])

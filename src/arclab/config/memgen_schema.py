@@ -12,11 +12,13 @@ from typing import ClassVar, Optional
 
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig
+from arclab.config.memgen_trainer_schema import GrpoConfig, MemGenTrainerConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, TrainingConfig, WandbConfig
 from arclab.config.text_schema import TextDatasetConfig
 
+UNTRAINED = "untrained"  # of memgen.weaver.start_from
 # What scores programs of a run.
 PROGRAMS_SOLVER = "solver=program_sampling lm=memgen lm.name=RUN"
 
@@ -25,14 +27,6 @@ class TextSplitName(Enum):
     train = "train"
     validation = "validation"
     test = "test"
-
-
-class LrSchedule(Enum):
-    """Names of transformers; all begin with a rise over warmup_steps."""
-
-    constant_with_warmup = "constant_with_warmup"
-    linear = "linear"
-    cosine = "cosine"
 
 
 class LtpoReward(Enum):
@@ -69,9 +63,10 @@ class WeaverConfig:
     (0: none); max_inference_aug_num: at most so many delimiters of an answer are followed by memory. adapt_reasoner: no
     memory; the adapter is part of the reasoner, which is ordinary LoRA fine-tuning, the control. fast: the adapter reads the
     reasoner's own cache. model: another language model that weaves (a folder or a name on the hub); null: the reasoner
-    itself."""
+    itself. start_from: a run, or one of its checkpoints, whose weaver this one begins as; null, or untrained: a new one."""
 
     model: Optional[str]
+    start_from: Optional[str]
     prompt_latents_len: int
     inference_latents_len: int
     max_prompt_aug_num: int
@@ -145,45 +140,6 @@ class MemGenConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class SftConfig:
-    """trainer of pretrain_memgen.py. batch_size: rows of a step, of all ranks; grad_accumulation: pieces it is computed in.
-    shuffle_targets: the control in which every question is taught with the reply of another one."""
-
-    steps: int
-    batch_size: int
-    grad_accumulation: int
-    lr: float
-    schedule: LrSchedule
-    warmup_steps: int
-    weight_decay: float
-    clip_norm: Optional[float]
-    shuffle_targets: bool
-    deepspeed: Optional[str]
-    eval_every: int
-    checkpoint_every: int
-    keep_last: int
-    log_every: int
-    health_every: int
-    stop_when_unhealthy: bool
-    num_threads: Optional[int]
-    device: DeviceChoice
-
-    def check(self, path: str) -> list[str]:
-        problems = sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
-        problems += at_least(
-            path, 1, steps=self.steps, grad_accumulation=self.grad_accumulation, checkpoint_every=self.checkpoint_every,
-            keep_last=self.keep_last, log_every=self.log_every, health_every=self.health_every,
-        )  # fmt: skip
-        problems += at_least(path, 0, eval_every=self.eval_every, warmup_steps=self.warmup_steps, lr=self.lr)
-        if self.grad_accumulation > 0 and self.batch_size % self.grad_accumulation:
-            problems.append(
-                f"{path}.batch_size={self.batch_size} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; "
-                "change one of them."
-            )
-        return problems + at_least(path, 0, weight_decay=self.weight_decay)
-
-
-@dataclass(kw_only=True, slots=True)
 class AnswersConfig:
     """How answers are drawn and how many are scored. max_examples: the first of the split; null: all. lm.batch_size of them are
     drawn at once."""
@@ -215,7 +171,7 @@ class PretrainMemGenConfig(TrainingConfig):
     lm: HfModelConfig
     memgen: MemGenConfig
     dataset: TextDatasetConfig
-    trainer: SftConfig
+    trainer: MemGenTrainerConfig
     evaluation: AnswersConfig
 
     @property
@@ -225,7 +181,9 @@ class PretrainMemGenConfig(TrainingConfig):
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
         given = None if self.memgen.reasoner.scratch is not None else self.lm.name
-        names: dict[str, Optional[str]] = {"lm.name": given, "memgen.weaver.model": self.memgen.weaver.model}
+        weaver = self.memgen.weaver
+        names: dict[str, Optional[str]] = {"lm.name": given, "memgen.weaver.model": weaver.model}
+        names["memgen.weaver.start_from"] = None if weaver.start_from == UNTRAINED else weaver.start_from
         return {key: Path(name) for key, name in names.items() if name and Path(name).is_relative_to(self.runs_dir)}
 
     def check(self, path: str) -> list[str]:
@@ -236,7 +194,24 @@ class PretrainMemGenConfig(TrainingConfig):
                 "replies are programs; set trainer.eval_every=0 and criterion=null, and score the run with evaluate.py "
                 f"{PROGRAMS_SOLVER}."
             )
+        if isinstance(self.trainer, GrpoConfig):
+            problems += self._check_reinforced(self.trainer)
         return [*problems, *broken_path("runs_dir", self.runs_dir)]
+
+    def _check_reinforced(self, trainer: GrpoConfig) -> list[str]:
+        problems = []
+        if self.memgen.weaver.start_from is None and trainer.sft_steps == 0:
+            problems.append(
+                "memgen.weaver.start_from=null leaves trainer=grpo without a trained weaver; give "
+                "memgen.weaver.start_from=RUN of trainer=sft, or trainer.sft_steps above 0, or "
+                f"memgen.weaver.start_from={UNTRAINED} if that is meant."
+            )
+        if not self.dataset.has_boxed_answers:
+            problems.append(
+                f"trainer=grpo rewards right answers in a box, and dataset.kind={self.dataset.kind} has none; use "
+                "dataset=arithmetic or dataset=gsm8k, or trainer=sft."
+            )
+        return problems
 
 
 @dataclass(kw_only=True, slots=True)

@@ -76,18 +76,21 @@ class TextDatasetConfig:
 @dataclass(kw_only=True, slots=True)
 class ArithmeticConfig(TextDatasetConfig):
     """Word problems that are generated. digits: of the largest number that a question names. Every problem has min_steps to
-    max_steps calculations. instruction: stands behind every question; empty: nothing does."""
+    max_steps calculations. instruction: stands behind every question; empty: nothing does. guessed_share: so many of the
+    training replies are a wrong answer without working, which reward can unlearn and supervision cannot; its default is for
+    runs made before it was a key."""
 
     families: list[WordProblem]
     digits: int
     min_steps: int
     max_steps: int
     instruction: str
+    guessed_share: float = 0.0
 
     def check(self, path: str) -> list[str]:
         problems = TextDatasetConfig.check(self, path)
         problems += self._needs(path, "problems are to be generated", "train", "validation", "test")
-        problems += within(path, 1, 9, digits=self.digits)
+        problems += within(path, 1, 9, digits=self.digits) + within(path, 0.0, 1.0, guessed_share=self.guessed_share)
         problems += within(path, 1, 7, min_steps=self.min_steps, max_steps=self.max_steps)
         if self.min_steps > self.max_steps:
             problems.append(

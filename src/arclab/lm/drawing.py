@@ -19,11 +19,12 @@ from arclab.lm.language_model import Completion, FinishReason, Sampling, cut_aft
 
 
 class Drawing:
-    """A logits processor that leaves one token standing in each row, and keeps its log-probability (of the logits as they
-    are)."""
+    """A logits processor that leaves one token standing in each row, and keeps its log-probability: of the logits as they are,
+    or, is_tempered, of those that it is drawn from before top-k, top-p and min-p."""
 
-    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
-        self._sampling = sampling
+    def __init__(self, sampling: Sampling, seeds: Sequence[int], *, is_tempered: bool = False) -> None:
+        assert not is_tempered or sampling.temperature > 0
+        self._sampling, self._divisor = sampling, sampling.temperature if is_tempered else 1.0
         self._generators = [np.random.default_rng(seed) for seed in seeds]
         self.logprobs: list[torch.Tensor] = []  # (B) for each step
 
@@ -35,7 +36,7 @@ class Drawing:
     def choose(self, logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each row (B), and its log-probability (B)."""
         chosen_B = self._choose(logits_BV.float())
-        return chosen_B, logits_BV.float().log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
+        return chosen_B, (logits_BV.float() / self._divisor).log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""

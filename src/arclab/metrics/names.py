@@ -72,10 +72,11 @@ _TEXT = {
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
+    "start_accuracy": ("share", "up", "accuracy on the same questions with the weaver as reinforcement learning began with it"),
     "memory_wins": (
         "share",
         "up",
-        "of the questions on which the trained weaver and the stronger control disagree, those that it gets right; 0.5: chance",
+        "of the questions on which the trained weaver and the best control disagree, those that it gets right; 0.5: chance",
     ),
     "discordant": ("questions", "none", "questions on which they disagree: the N of memory_wins"),
     "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
@@ -87,6 +88,35 @@ _LTPO = {
     "raised_share": ("share", "up", "insertions whose reward rose"),
     "moved": ("ratio", "none", "root mean square of the change of latents, relative to their own"),
     "count": ("insertions", "none", "insertions that were optimised"),
+}
+
+# Reinforcement learning of language models: means over the rollouts of a step, since the last log. Those that were drawn anew
+# for groups without a difference count in timing/rollouts_per_s, rl/dropped_share, rl/entropy and rl/offpolicy alone.
+_RL = {
+    "loss": ("", "none", "the loss of GRPO; it stands near 0 however good the policy is, so look at rl/reward"),
+    "reward": ("", "up", "reward of a rollout"),
+    "reward_std": ("", "none", "standard deviation of the reward over rollouts"),
+    "reward_right": ("share", "up", "rollouts whose last boxed answer is right"),
+    "reward_boxed": ("share", "up", "rollouts that have a boxed answer"),
+    "zero_variance_share": ("share", "down", "groups whose rewards are all alike: nothing can be learned from them"),
+    "dropped_share": (
+        "share",
+        "down",
+        "rollouts that are no part of the loss: alike (also after refills), cut, or without reward",
+    ),
+    "failed_share": ("share", "down", "rollouts whose reward could not be computed"),
+    "truncated_share": ("share", "down", "rollouts that ended at trainer.max_new_tokens"),
+    "tokens": ("tokens", "none", "tokens of a rollout, its end token included"),
+    "insertions": ("insertions", "none", "insertions of memory in a rollout, the one at the end of the prompt included"),
+    "kl": ("nats", "none", "KL divergence from the reference, per token; only with trainer.beta above 0"),
+    "entropy": ("nats", "none", "entropy of the next token, over the tokens of rollouts, at the temperature they are drawn at"),
+    "clip_share": ("share", "down", "tokens whose probability has moved so far that they are clipped"),
+    "offpolicy": (
+        "nats",
+        "down",
+        "mean absolute difference of a token's log-probability, as the sampler says and as the trainer computes it, on new "
+        "rollouts",
+    ),
 }
 
 # Of methods that write programs: over all replies of all scored tasks.
@@ -236,6 +266,8 @@ _METRICS = [
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
+    *[Metric(f"rl/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _RL.items()],
+    Metric("timing/rollouts_per_s", "rollouts/s", "up", "rollouts drawn and scored per second, all ranks"),
     Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
     Metric("train/token_entropy", "nats", "none", "entropy of the next token over the tokens of replies"),
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),

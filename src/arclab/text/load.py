@@ -7,6 +7,9 @@ The same configuration gives the same examples in the same order. It does not to
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 from arclab.config.text_schema import ArcTextConfig, ArithmeticConfig, Gsm8kConfig, TextDatasetConfig
 from arclab.text.arc import arc_splits
 from arclab.text.arithmetic import Draws, Problem, word_problems
@@ -31,6 +34,7 @@ def _arithmetic_splits(config: ArithmeticConfig) -> TextSplits:
         assert count is not None, "checked with the configuration"
         problems = enumerate(word_problems(draws, split, count))
         made[split] = [_example(problem, f"{split}_{number:05d}", config) for number, problem in problems]
+    made["train"] = _partly_guessed(made["train"], config)
     return separated(config, made["train"], made["validation"], made["test"])
 
 
@@ -39,3 +43,14 @@ def _example(problem: Problem, name: str, config: ArithmeticConfig) -> TextExamp
     answer = str(problem.answer)
     question = with_instruction(problem.question, config.instruction)
     return TextExample(f"{problem.family.name}_{name}", question, boxed(problem.solution, answer), answer)
+
+
+def _partly_guessed(examples: list[TextExample], config: ArithmeticConfig) -> list[TextExample]:
+    """Some of them with a wrong answer, of another one, as their whole reply. Their own answer stays the right one."""
+    found = []
+    for number, example in enumerate(examples):
+        draw = random.Random(f"{config.seed} guessed {number}")
+        wrong = sorted({other.answer for other in draw.sample(examples, min(8, len(examples)))} - {example.answer})
+        is_guessed = draw.random() < config.guessed_share and wrong
+        found.append(replace(example, reply=boxed("", draw.choice(wrong)).strip()) if is_guessed else example)
+    return found

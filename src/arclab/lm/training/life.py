@@ -25,6 +25,7 @@ from transformers import PrinterCallback, TrainerCallback
 from arclab.config.run import Cadence
 from arclab.lm.switched import require_same_tensors
 from arclab.metrics.logger import MetricLogger
+from arclab.metrics.names import REGISTRY
 from arclab.metrics.verdicts import Level
 from arclab.runs.checkpoints import CheckpointFolder, load_tensors, read_state, save_tensors
 from arclab.runs.folder import RunDir, State
@@ -35,8 +36,8 @@ from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
-# transformers' and trl's names of what they log, and ours.
-_NAMES = {
+# transformers' and trl's names of what they log, and ours. What they log under one of our names keeps it.
+SFT_NAMES: Mapping[str, str] = {
     "loss": "train/lm_loss",
     "grad_norm": "grad/total_norm",
     "learning_rate": "train/lr",
@@ -76,7 +77,7 @@ class AllWeights:
 
 class RunLife(TrainerCallback):
     """See the module. Rank 0 has a logger and a monitor. evaluate: scores at this step (every rank calls it); None: never.
-    divergence_remedy: what to change, as the end of a sentence."""
+    divergence_remedy: what to change, as the end of a sentence. names: of what the trainer logs -> registered ones."""
 
     def __init__(
         self,
@@ -91,10 +92,12 @@ class RunLife(TrainerCallback):
         evaluate: Evaluate | None,
         rows_per_step: int,
         divergence_remedy: str,
+        names: Mapping[str, str] = SFT_NAMES,
     ) -> None:
         self._cadence, self._run, self._ranks, self._stop, self._bar = cadence, run, ranks, stop, bar
         self.logger, self._monitor, self._evaluate = logger, monitor, evaluate
         self._rows_per_step, self._divergence_remedy = rows_per_step, divergence_remedy
+        self._names, self._loss = {**{name: name for name in REGISTRY}, **names}, names["loss"]
         self._require_held, self._scores = keeper(run), dict[str, float]()
         self._logged: tuple[int, float] | None = None
         self.unhealthy: str | None = None
@@ -121,11 +124,12 @@ class RunLife(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:  # the summary at the end
             return
-        row = {_NAMES[name]: float(value) for name, value in logs.items() if name in _NAMES} | self._scores
+        known = {self._names[name]: value for name, value in logs.items() if name in self._names}
+        row = {name: float(value) for name, value in known.items() if value is not None} | self._scores
         self._scores = {}
         if self.logger is not None:
             self._write(row, state.global_step)
-        bad = [name for name in ("train/lm_loss", "grad/total_norm") if not math.isfinite(row.get(name, 0.0))]
+        bad = [name for name in (self._loss, "grad/total_norm") if not math.isfinite(row.get(name, 0.0))]
         if bad:
             raise DivergedError(
                 f"training diverged: {bad[0]} is {row[bad[0]]} at step {state.global_step}; {self._divergence_remedy}, and "
@@ -142,7 +146,7 @@ class RunLife(TrainerCallback):
         now = self.logger.runtime_s
         row["timing/train_samples_per_s"] = (step - self._logged[0]) * self._rows_per_step / max(now - self._logged[1], 1e-9)
         self._logged = (step, now)
-        self._bar.set_postfix({"loss": f"{row['train/lm_loss']:.3f}"}, refresh=False)
+        self._bar.set_postfix({"loss": f"{row[self._loss]:.3f}"}, refresh=False)
         verdict = self._monitor.observe(row, step) if self._monitor is not None else None
         if verdict is None or self._monitor is None:
             self.logger.write(step, row)

@@ -36,13 +36,12 @@ Row = dict[str, list[int]]
 _FIELDS = {field.name for field in fields(SFTConfig)}
 
 
-@dataclass(frozen=True, slots=True)
-class SftSettings:
-    """batch_size: rows of all ranks in a step, computed in grad_accumulation pieces. schedule: of transformers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSettings:
+    """Of every training with trl. A step is computed in grad_accumulation pieces. schedule: of transformers
     (constant_with_warmup, cosine, linear). clip_norm: None does not clip. deepspeed: a configuration file of DeepSpeed. key:
     the node of the configuration that these come from, for messages."""
 
-    batch_size: int
     grad_accumulation: int
     lr: float
     warmup_steps: int
@@ -52,6 +51,13 @@ class SftSettings:
     seed: int
     deepspeed: str | None = None
     key: str = "trainer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftSettings(StepSettings):
+    """batch_size: rows of all ranks in a step."""
+
+    batch_size: int
 
 
 @dataclass(slots=True)
@@ -133,43 +139,49 @@ def _require_deepspeed(settings: SftSettings) -> None:
 
 
 def _arguments(settings: SftSettings, where: Where, per_piece: int) -> SFTConfig:
-    """trl's and transformers' defaults change between versions: what matters is written out."""
-    renamed = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
-    off: dict[str, Any] = {renamed: False}
     return SFTConfig(
-        **off,
-        output_dir=str(where.run.checkpoints),
-        max_steps=where.cadence.steps,
-        per_device_train_batch_size=per_piece,
-        gradient_accumulation_steps=settings.grad_accumulation,
-        learning_rate=settings.lr,
-        warmup_steps=settings.warmup_steps,
-        lr_scheduler_type=settings.schedule,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip_norm or 0.0,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        optim="adamw_torch",
-        bf16=False,
-        fp16=False,
-        deepspeed=settings.deepspeed,
-        use_cpu=where.ranks.device.type == "cpu",
-        save_strategy="no",
-        eval_strategy="no",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        **step_arguments(settings, where, per_piece),
         packing=False,
         padding_free=False,
         max_length=None,
         loss_type="nll",
         dataset_kwargs={"skip_prepare_dataset": True},
-        # Every trained weight gets a gradient in every step; a search for those that do not costs time.
-        ddp_find_unused_parameters=False,
     )
+
+
+def step_arguments(settings: StepSettings, where: Where, per_piece: int) -> dict[str, Any]:
+    """Arguments of every trainer of trl. per_piece: rows of one rank at a time. trl's and transformers' defaults change between
+    versions: what matters is written out."""
+    renamed = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+    return {
+        renamed: False,
+        "output_dir": str(where.run.checkpoints),
+        "max_steps": where.cadence.steps,
+        "per_device_train_batch_size": per_piece,
+        "gradient_accumulation_steps": settings.grad_accumulation,
+        "learning_rate": settings.lr,
+        "warmup_steps": settings.warmup_steps,
+        "lr_scheduler_type": settings.schedule,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip_norm or 0.0,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "optim": "adamw_torch",
+        "bf16": False,
+        "fp16": False,
+        "deepspeed": settings.deepspeed,
+        "use_cpu": where.ranks.device.type == "cpu",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        # Every trained weight gets a gradient in every step; a search for those that do not costs time.
+        "ddp_find_unused_parameters": False,
+    }
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Does memory help? The trained weaver against its controls, question by question.
 
-    metrics = compared(trained, {Memory.off: off, Memory.random: random})
+    metrics = compared(trained, {"off": off, "random": random})
 
 The control that counts is the stronger one. Of the questions on which the two disagree, text/memory_wins is the share that the
 trained weaver answers right: one half is a coin, and text/p_value is McNemar's exact test of that. It needs the same questions.
@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from arclab.config.memgen_schema import Memory
 from arclab.methods.memgen.answering import Answered, accuracy
 from arclab.results.paired import mcnemar_p
 
 
-def compared(trained: Sequence[Answered], controls: Mapping[Memory, Sequence[Answered]]) -> dict[str, float]:
-    """Registered metrics. All sequences answer the same examples in the same order."""
+def compared(trained: Sequence[Answered], controls: Mapping[str, Sequence[Answered]]) -> dict[str, float]:
+    """Registered metrics. controls: by name (off, random, start). All sequences answer the same examples in the same order."""
     metrics: dict[str, float] = {}
     strongest, best = None, -1.0
-    for memory, answered in controls.items():
+    for name, answered in controls.items():
         assert [each.id for each in answered] == [each.id for each in trained]
         value = accuracy(answered).value
-        metrics[f"text/{memory.value}_accuracy"] = value
+        metrics[f"text/{name}_accuracy"] = value
         if value > best:
             strongest, best = answered, value
     assert strongest is not None

@@ -75,12 +75,15 @@ def generate(
     sampling: Sampling,
     seeds: Sequence[int],
     refine: Refine | None = None,
+    *,
+    is_tempered: bool = False,
 ) -> list[Answer]:
-    """An answer for each prompt (token ids that end with the assistant's header). seeds: of each row's draws."""
+    """An answer for each prompt (token ids that end with the assistant's header). seeds: of each row's draws. is_tempered:
+    log-probabilities are those at sampling.temperature."""
     assert not model.backbone.training, "generation needs eval mode: dropout would change what is drawn"
     assert not sampling.stop, "stop strings are not supported with memory"
     batch = _Batch(model, prompts, rule, refine)
-    drawing, answers = Drawing(sampling, seeds), [Answer() for _ in prompts]
+    drawing, answers = Drawing(sampling, seeds, is_tempered=is_tempered), [Answer() for _ in prompts]
     for number in range(sampling.max_new_tokens):
         kinds = batch.kinds(answers, number)
         if any(kinds):

@@ -159,6 +159,7 @@ class MemGenModel(PreTrainedModel):
         _require_plain_head(reasoner)
         super().__init__(copy.deepcopy(reasoner.config))
         self.backbone = MemoryBackbone(reasoner, settings, seed, weaver_model)
+        self.generation_config = copy.deepcopy(reasoner.generation_config)  # trl's trainers ask it for the end tokens
         self.eval()
 
     def get_input_embeddings(self) -> Any:

@@ -3,27 +3,34 @@
     status = pretrain(compose("pretrain_memgen", ["experiment=memgen_quickstart", "name=a"]))
 
 The reasoner is frozen: a model of lm.name, or a small one that the run first trains from random weights
-(memgen.reasoner.scratch). The last evaluation answers the same questions with the trained weaver, with one that was never
-trained, and without memory; a criterion judges what comes out. It works in one process and under torchrun."""
+(memgen.reasoner.scratch). The weaver is trained on worked replies (trainer=sft) or by reinforcement (trainer=grpo). The last
+evaluation answers the same questions with the trained weaver, with one that was never trained, without memory, and after
+trainer=grpo also with the weaver that it began with; a criterion judges what comes out. It works in one process and under
+torchrun."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from torch import Tensor
+
 from arclab.config.compose import ConfigError
-from arclab.config.memgen_schema import Memory, PretrainMemGenConfig
+from arclab.config.memgen_schema import UNTRAINED, PretrainMemGenConfig
+from arclab.config.memgen_trainer_schema import GrpoConfig, SftConfig
 from arclab.files import step_folders
-from arclab.lm.training.health import LanguageRules
-from arclab.lm.training.life import Evaluate
-from arclab.lm.training.sft import SftSettings, Where, sft
+from arclab.lm.training.grpo import grpo
+from arclab.lm.training.health import LanguageRules, RlRules
+from arclab.lm.training.life import Evaluate, Weights
+from arclab.lm.training.sft import Row, SftSettings, Where, sft
 from arclab.methods.memgen.answering import Answered, answer, measure, to_sampling
 from arclab.methods.memgen.control import compared
 from arclab.methods.memgen.model import MemGenModel
 from arclab.methods.memgen.reasoner import make_reasoner
-from arclab.methods.memgen.saved import MemoryWeights, reasoner_config
+from arclab.methods.memgen.reinforcement import grpo_settings, new_drawer, taught_before
+from arclab.methods.memgen.saved import MemoryWeights, reasoner_config, start_from
 from arclab.methods.memgen.setting import (
     Language,
     build_memgen,
@@ -89,36 +96,56 @@ def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks:
     trainer, weaver = config.trainer, config.memgen.weaver
     language = load_reasoner(reasoner_config(config, run.path, config.lm.device))
     model = build_memgen(language, weaver, config.seed)
-    rule = insertion_rule(language, weaver)
-    examples = list(splits.train)
-    taught = shuffled_targets(examples, config.seed) if trainer.shuffle_targets else examples
-    rows = training_rows(language, taught, rule, weaver)
     weights = MemoryWeights(model)
+    untrained = copied(weights)
+    if weaver.start_from not in (None, UNTRAINED):
+        start_from(weaver.start_from, weights, language)
     newest = ranks.gather_objects(step_folders(run.checkpoints)[-1:] if ranks.is_main else None)[0]
     state = read_state(newest[0]) if newest else None
     _require_same_reasoner(state, language, run)
+    drawer = None
+    if isinstance(trainer, GrpoConfig):
+        drawer = new_drawer(config, model, language, splits.train)
+        if not taught_before(config, model, weights, language, splits.train, run, ranks, stop):
+            return finish(config, run, ranks, 0, lambda: "")
+    controls = {"random": untrained} | ({"start": copied(weights)} if drawer is not None else {})
     scored = splits.named(config.evaluation.split.value)[: config.evaluation.max_examples]
-    evaluate = _evaluation(config, model, language, scored, ranks)
+    evaluate = _evaluation(config, model, language, scored, ranks, controls)
     logger = _open_logger(config, model, run, state) if ranks.is_main else None
     monitor = None
     if ranks.is_main:
         done, known = int(state["step"]) if state else 0, read_rows(run.metrics)
-        monitor = HealthMonitor(LanguageRules(), trainer.health_every, known, done)
-    log.info("%s: %d training examples, %d scored, %s", config.dataset.name, len(rows), len(scored), run.path)
+        rules = LanguageRules() if drawer is None else RlRules()
+        monitor = HealthMonitor(rules, trainer.health_every, known, done)
+    log.info("%s: %d training examples, %d scored, %s", config.dataset.name, len(splits.train), len(scored), run.path)
     with logger or nullcontext():
         where = Where(
             cadence=trainer, run=run, ranks=ranks, stop=stop, logger=logger, monitor=monitor, title=config.name,
             keep_last=trainer.keep_last,
         )  # fmt: skip
-        step = sft(
-            model, rows, sft_settings(config), where, pad_id=language.pad_id, weights=weights, evaluate=evaluate,
-            record={"reasoner": language.identity}, tokenizer=language.tokenizer, divergence_remedy="lower trainer.lr",
-        )  # fmt: skip
+        given = {
+            "pad_id": language.pad_id, "weights": weights, "evaluate": evaluate, "record": {"reasoner": language.identity},
+            "tokenizer": language.tokenizer,
+        }  # fmt: skip
+        if drawer is None:
+            rows = _taught_rows(config, language, splits)
+            step = sft(model, rows, sft_settings(config), where, divergence_remedy="lower trainer.lr", **given)
+        else:
+            step = grpo(model, drawer, grpo_settings(config), where, reference=model.memory_off, **given)
     return finish(config, run, ranks, step, lambda: _judged(config, run))
+
+
+def _taught_rows(config: PretrainMemGenConfig, language: Language, splits: TextSplits) -> list[Row]:
+    trainer, weaver = config.trainer, config.memgen.weaver
+    assert isinstance(trainer, SftConfig)
+    examples = list(splits.train)
+    taught = shuffled_targets(examples, config.seed) if trainer.shuffle_targets else examples
+    return training_rows(language, taught, insertion_rule(language, weaver), weaver)
 
 
 def sft_settings(config: PretrainMemGenConfig) -> SftSettings:
     trainer = config.trainer
+    assert isinstance(trainer, SftConfig)
     return SftSettings(
         batch_size=trainer.batch_size,
         grad_accumulation=trainer.grad_accumulation,
@@ -152,11 +179,11 @@ def _open_logger(config: PretrainMemGenConfig, model: MemGenModel, run: RunDir, 
 
 
 def _evaluation(
-    config: PretrainMemGenConfig, model: MemGenModel, language: Language, scored: Sequence[TextExample], ranks: Ranks
-) -> Evaluate:
-    """Scores of the weaver as it is; at the last step also those of its untrained twin and of the reasoner without memory."""
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, scored: Sequence[TextExample], ranks: Ranks,
+    controls: Mapping[str, dict[str, Tensor]],
+) -> Evaluate:  # fmt: skip
+    """Scores of the weaver as it is; at the last step also of the reasoner without memory, and of the controls' weavers."""
     weights = MemoryWeights(model)
-    initial = {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
 
     def answers() -> list[Answered]:
         mine = scored[ranks.rank :: ranks.world_size]
@@ -171,17 +198,22 @@ def _evaluation(
         metrics = measure(trained)
         if step == config.trainer.steps:
             with model.memory_off():
-                off = answers()
-            now = {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
-            weights.load(initial)
-            random = answers()
+                others = {"off": answers()}
+            now = copied(weights)
+            for name, tensors in controls.items():
+                weights.load(tensors)
+                others[name] = answers()
             weights.load(now)
-            metrics |= compared(trained, {Memory.off: off, Memory.random: random})
+            metrics |= compared(trained, others)
         model.train(was_training)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         return metrics
 
     return evaluate
+
+
+def copied(weights: Weights) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
 
 
 def answer_all(

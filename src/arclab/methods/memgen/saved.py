@@ -21,7 +21,7 @@ from arclab.config.compose import ConfigError, thaw_run
 from arclab.config.memgen_schema import Memory, PretrainMemGenConfig
 from arclab.config.run import DeviceChoice
 from arclab.lm.switched import adapter_parameters, load_adapter, require_same_tensors
-from arclab.lm.training.life import WEIGHTS_FILE
+from arclab.lm.training.life import WEIGHTS_FILE, Weights
 from arclab.methods.memgen.model import WEAVER, MemGenModel
 from arclab.methods.memgen.setting import Language, build_memgen, load_reasoner, reasoner_folder
 from arclab.runs.checkpoints import load_tensors, newest_checkpoint, read_state
@@ -88,13 +88,32 @@ def load_memgen(folder: Path, device: DeviceChoice, memory: Memory) -> SavedMemG
     model = build_memgen(language, config.memgen.weaver, config.seed)
     if memory is Memory.trained:
         try:
-            MemoryWeights(model).load(load_tensors(checkpoint, WEIGHTS_FILE, state))
+            load_weights(checkpoint, MemoryWeights(model))
         except ValueError as error:
             raise ValueError(
                 f"{checkpoint} does not fit its config.yaml: {str(error).rstrip('.')}; restore that file, or give another "
                 "checkpoint."
             ) from error
     return SavedMemGen(config, language, model.eval(), checkpoint, int(state["step"]))
+
+
+def load_weights(checkpoint: Path, weights: Weights) -> None:
+    """ValueError: a damaged checkpoint, or weights of another shape."""
+    weights.load(load_tensors(checkpoint, WEIGHTS_FILE, read_state(checkpoint)))
+
+
+def start_from(given: str, weights: Weights, language: Language) -> None:
+    """memgen.weaver.start_from. ValueError, which names the key: there is no such weaver, or it is of another reasoner."""
+    try:
+        checkpoint = newest_checkpoint(Path(given).expanduser())
+        if read_state(checkpoint).get("reasoner") != language.identity:
+            raise ValueError(
+                f"its weaver was trained for another reasoner than lm.name={language.config.name}; give that one "
+                "(memgen/reasoner=given lm.name=RUN/reasoner where the run has made its own)"
+            )
+        load_weights(checkpoint, weights)
+    except ValueError as error:
+        raise ValueError(f"memgen.weaver.start_from={given}: {str(error).rstrip('.')}.") from error
 
 
 def reasoner_config(config: PretrainMemGenConfig, folder: Path, device: DeviceChoice) -> Any:

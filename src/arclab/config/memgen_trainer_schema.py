@@ -1,0 +1,141 @@
+"""The schema of the group trainer of pretrain_memgen.py: supervised fine-tuning, or reinforcement learning, by its kind.
+
+Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Optional
+
+from arclab.config.rules import at_least, sized, within
+from arclab.config.run import DeviceChoice
+
+
+class LrSchedule(Enum):
+    """Names of transformers; all begin with a rise over warmup_steps."""
+
+    constant_with_warmup = "constant_with_warmup"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class GrpoLoss(Enum):
+    """How the terms of tokens become one loss. dapo: mean over all tokens of a step. grpo: mean over rollouts of the mean over
+    their tokens. dr_grpo: sum over tokens, by rollouts x max_new_tokens."""
+
+    dapo = "dapo"
+    grpo = "grpo"
+    dr_grpo = "dr_grpo"
+
+
+class AdvantageScale(Enum):
+    """Advantages are divided by the standard deviation of rewards in their group, in the batch, or by none."""
+
+    group = "group"
+    batch = "batch"
+    none = "none"
+
+
+@dataclass(kw_only=True, slots=True)
+class MemGenTrainerConfig:
+    """What every kind has. A step is computed in grad_accumulation pieces. The default of kind is for runs made before it was
+    a key."""
+
+    UNSAID_KIND: ClassVar[str] = "sft"
+
+    kind: str = UNSAID_KIND
+    steps: int
+    grad_accumulation: int
+    lr: float
+    schedule: LrSchedule
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: Optional[float]
+    eval_every: int
+    checkpoint_every: int
+    keep_last: int
+    log_every: int
+    health_every: int
+    stop_when_unhealthy: bool
+    num_threads: Optional[int]
+    device: DeviceChoice
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(
+            path, 1, steps=self.steps, grad_accumulation=self.grad_accumulation, checkpoint_every=self.checkpoint_every,
+            keep_last=self.keep_last, log_every=self.log_every, health_every=self.health_every,
+        )  # fmt: skip
+        problems += sized(path, 1, num_threads=self.num_threads)
+        problems += at_least(path, 0, eval_every=self.eval_every, warmup_steps=self.warmup_steps, lr=self.lr)
+        return problems + at_least(path, 0, weight_decay=self.weight_decay)
+
+    def _check_pieces(self, path: str, rows: int, named: str) -> list[str]:
+        if self.grad_accumulation < 1 or rows % self.grad_accumulation == 0:
+            return []
+        return [f"{named} must be divisible by {path}.grad_accumulation={self.grad_accumulation}; change one of them."]
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig(MemGenTrainerConfig):
+    """Supervised fine-tuning. batch_size: rows of a step, of all ranks. shuffle_targets: the control in which every question is
+    taught with the reply of another one."""
+
+    batch_size: int
+    shuffle_targets: bool
+    deepspeed: Optional[str]
+
+    def check(self, path: str) -> list[str]:
+        problems = MemGenTrainerConfig.check(self, path) + sized(path, 1, batch_size=self.batch_size)
+        return problems + self._check_pieces(path, self.batch_size, f"{path}.batch_size={self.batch_size}")
+
+
+@dataclass(kw_only=True, slots=True)
+class GrpoConfig(MemGenTrainerConfig):
+    """Reinforcement learning with GRPO: group_size rollouts for each of prompts_per_step questions, of all ranks.
+    updates_per_rollout: steps on the same rollouts. clip_low, clip_high: how far the probability of a token may move below and
+    above what it was. beta: weight of the KL divergence from the reasoner without memory. mask_truncated: replies that were cut
+    are no part of the loss. refills: how often a group of equal rewards is drawn anew, with another question. boxed_reward:
+    added to the reward of a reply that has a boxed answer, right or wrong. shuffle_rewards: the control, in which rewards are
+    dealt out at random. sft_steps: supervised steps of a stage before (0: none), with sft_batch_size rows and sft_lr."""
+
+    prompts_per_step: int
+    group_size: int
+    updates_per_rollout: int
+    loss: GrpoLoss
+    scale_rewards: AdvantageScale
+    clip_low: float
+    clip_high: float
+    beta: float
+    temperature: float
+    max_new_tokens: int
+    mask_truncated: bool
+    refills: int
+    boxed_reward: float
+    shuffle_rewards: bool
+    sft_steps: int
+    sft_batch_size: int
+    sft_lr: float
+
+    def check(self, path: str) -> list[str]:
+        problems = MemGenTrainerConfig.check(self, path) + at_least(
+            path, 1, prompts_per_step=self.prompts_per_step, updates_per_rollout=self.updates_per_rollout,
+            max_new_tokens=self.max_new_tokens, sft_batch_size=self.sft_batch_size,
+        )  # fmt: skip
+        problems += at_least(
+            path, 0, beta=self.beta, boxed_reward=self.boxed_reward, sft_steps=self.sft_steps, sft_lr=self.sft_lr
+        )
+        problems += within(path, 0, 10, refills=self.refills) + within(path, 0.0, 1.0, clip_low=self.clip_low)
+        problems += at_least(path, 0, clip_high=self.clip_high)
+        if self.group_size < 2:
+            problems.append(
+                f"{path}.group_size={self.group_size} must be at least 2, so that a rollout has others to be compared with."
+            )
+        if not self.temperature > 0:
+            problems.append(f"{path}.temperature={self.temperature} must be above 0: rollouts must differ; use 1.0.")
+        rows = self.prompts_per_step * self.group_size
+        return problems + self._check_pieces(path, rows, f"{path}.prompts_per_step x {path}.group_size = {rows}")
+
+
+TRAINER_SCHEMAS: dict[str, type[MemGenTrainerConfig]] = {"sft": SftConfig, "grpo": GrpoConfig}
