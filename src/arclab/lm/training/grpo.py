@@ -155,7 +155,7 @@ class _Grpo(LivesInRun, GRPOTrainer):
             self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
         return super()._prepare_inputs(generation_batch)
 
-    def _rolled_out(self, prompts: Sequence[int], _: Any) -> dict[str, Any]:
+    def _rolled_out(self, prompts: Any, _: Any) -> dict[str, Any]:
         """prompts: the numbers of this rank's, each group_size times."""
         ranks, size = self._where.ranks, self._drawer.settings.group_size
         numbers = prompts[::size]
@@ -244,7 +244,8 @@ class _Grpo(LivesInRun, GRPOTrainer):
         logprob_BC, entropy_BC = self._seen
         apart_BC = (logprob_BC - inputs["sampling_per_token_logps"]).abs()
         sums = torch.stack([(apart_BC * mask_BC).sum(), (entropy_BC * mask_BC).sum(), mask_BC.sum().float()])
-        apart, entropy, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        summed: Any = self.accelerator.reduce(sums, reduction="sum")
+        apart, entropy, count = summed.tolist()
         if int(self.state.global_step) % self._settings.updates_per_rollout == 0:  # later the policy is another one
             self._metrics["train"]["rl/offpolicy"].append(apart / count)
         self._metrics["train"]["rl/entropy"].append(entropy / count)
