@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
@@ -75,8 +76,11 @@ class EvaluateConfig(EvaluationConfig):
     @property
     def run_folder(self) -> Path:
         """Of the run that is scored."""
-        path = Path(self.checkpoint)
-        return path.parent.parent if path.parent.name == "checkpoints" else path
+        return self.wish.run_folder
+
+    @property
+    def wish(self) -> CheckpointWish:
+        return checkpoint_wish(self.checkpoint)
 
     @property
     def title(self) -> tuple[str, str]:
@@ -94,7 +98,11 @@ class EvaluateConfig(EvaluationConfig):
         return self.split or (None if self.dataset.eval_sources is None else SplitName.evaluation)
 
     def _results_name(self) -> str:
-        return self.dataset.label(self._split_name())
+        return self.label(self._split_name())
+
+    def label(self, split: str) -> str:
+        """Names what is scored, and at which step if one was asked for: results are told apart by it."""
+        return f"{self.dataset.label(split)}{self.wish.suffix}"
 
     def _split_name(self) -> str:
         if self.wanted_split is not None:
@@ -116,7 +124,7 @@ class EvaluateConfig(EvaluationConfig):
         return found
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": Path(self.checkpoint)}
+        return {"checkpoint": self.wish.path}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 0, num_augmentations=self.num_augmentations)
@@ -129,6 +137,7 @@ class EvaluateConfig(EvaluationConfig):
                 f"split={self._split_name()} are tasks of the run, and dataset.eval_sources names other ones; drop split, or "
                 "score the run's own without dataset= and dataset.eval_sources."
             )
+        problems += broken_checkpoint("checkpoint", self.checkpoint)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems
