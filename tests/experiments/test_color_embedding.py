@@ -31,10 +31,10 @@ def test_arms_differ_by_the_embedding_alone(task: str) -> None:
     assert configs[0]["decoder.width"] // configs[0]["decoder.num_heads"] >= 10
 
 
-def test_a_record_says_when_the_accuracy_was_reached() -> None:
-    made = color_embedding.record(ROWS, 0.5)
+def test_a_record_says_when_the_loss_was_reached() -> None:
+    made = color_embedding.record(ROWS, 0.7)
     assert (made["first_step"], made["steps"], made["loss"], made["n"], made["N"]) == (20, 50, 0.6, 10, 40)
-    assert color_embedding.record(ROWS, 0.6)["first_step"] is None and made["losses"] == {50: 0.6}
+    assert color_embedding.record(ROWS, 0.5)["first_step"] is None and made["losses"] == {50: 0.6}
 
 
 def test_the_table_is_of_the_runs_that_are_done(
@@ -71,4 +71,4 @@ def test_the_table_is_of_the_runs_that_are_done(
     assert color_embedding.main(command) == 0 and trained == ["views-free-seed0", "views-shared-seed0"]
     saved = json.loads((tmp_path / "results" / "color_embedding.json").read_text())
     assert [(row["task"], row["arm"], row["N"]) for row in saved["rows"]] == [("views", "free", 6), ("views", "shared", 6)]
-    assert "| views | shared | none |" in (tmp_path / "results" / "color_embedding.md").read_text()
+    assert "| views | shared | 0.9: none |" in (tmp_path / "results" / "color_embedding.md").read_text()
