@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.adaptation_schema import AdaptationConfig, NoAdaptation
 from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
@@ -45,8 +46,9 @@ class EvaluationWishes:
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(EvaluationConfig):
     """Root of evaluate.py. null means: as the checkpoint's own run was configured; name: the folder in the run's evaluation/
-    (null: named after the split and dataset), of a release in runs_dir/released; output_dir: a folder anywhere else. Tasks of
-    dataset.eval_sources are scored as the split evaluation."""
+    (null: named after the split, dataset and adaptation), of a release in runs_dir/released; output_dir: a folder anywhere
+    else. Tasks of dataset.eval_sources are scored as the split evaluation. The default of adaptation is for evaluations that
+    were made before it was a key."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
@@ -55,6 +57,7 @@ class EvaluateConfig(EvaluationConfig):
         "batch_size",
         "output_dir",
         "evaluation.health_tasks",
+        "adaptation.batch_size",
     )
 
     checkpoint: str
@@ -68,6 +71,7 @@ class EvaluateConfig(EvaluationConfig):
     max_tasks: Optional[int]
     dataset: DatasetWishes = field(default_factory=DatasetWishes)
     evaluation: EvaluationWishes
+    adaptation: AdaptationConfig = field(default_factory=NoAdaptation)
     device: DeviceChoice
     num_threads: Optional[int]
     launch: LaunchConfig
@@ -94,7 +98,12 @@ class EvaluateConfig(EvaluationConfig):
         return self.split or (None if self.dataset.eval_sources is None else SplitName.evaluation)
 
     def _results_name(self) -> str:
-        return self.dataset.label(self._split_name())
+        return self.label(self._split_name())
+
+    def label(self, split: str) -> str:
+        """What results are told apart by: the split, what was scored of it, and how the model was adapted."""
+        label = self.dataset.label(split)
+        return label if isinstance(self.adaptation, NoAdaptation) else f"{label}-{self.adaptation.kind}"
 
     def _split_name(self) -> str:
         if self.wanted_split is not None:
