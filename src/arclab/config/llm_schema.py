@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Optional
 from urllib.parse import urlsplit
 
+from arclab.config.checkpoint_key import broken_checkpoint, checkpoint_wish
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
@@ -144,8 +145,8 @@ def as_the_run() -> TriggerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class MemGenModelConfig(ModelConfig):
-    """A run of pretrain_memgen.py: its reasoner, with the memory of its weaver. name: the run folder, or one of its
-    checkpoints. thinking: as the run has it; must be null."""
+    """A run of pretrain_memgen.py: its reasoner, with the memory of its weaver. name: the run folder (also
+    RUN@best, RUN@last and RUN@STEP), or one of its checkpoints. thinking: as the run has it; must be null."""
 
     memory: Memory
     trigger: TriggerConfig = field(default_factory=as_the_run)
@@ -154,6 +155,7 @@ class MemGenModelConfig(ModelConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [*ModelConfig.check(self, path), *at_least(path, 1, batch_size=self.batch_size)]
+        problems += broken_checkpoint(f"{path}.name", self.name)
         if self.thinking is not None:
             problems.append(
                 f"{path}.thinking={self.thinking} is a setting of the run that was trained; set {path}.thinking=null."
@@ -339,6 +341,11 @@ class EvaluateProgramsConfig(EvaluationConfig):
         if self.output_dir:
             return Path(self.output_dir)
         return Path(self.runs_dir) / self.solver.kind / Path(self.lm.name).name / self._name
+
+    def inputs(self) -> dict[str, Path]:
+        """A model that another run makes."""
+        is_run = isinstance(self.lm, MemGenModelConfig) and self.lm.name
+        return {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
 
     @property
     def _name(self) -> str:

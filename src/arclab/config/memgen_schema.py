@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig, TriggerConfig, TriggerKind, as_the_run
 from arclab.config.names import broken_name, broken_path
@@ -230,8 +231,8 @@ class PretrainMemGenConfig(TrainingConfig):
     evaluation: AnswersConfig
 
     @property
-    def best_metric(self) -> str:
-        return self.criterion.metric if self.criterion else "text/accuracy"
+    def scored_metric(self) -> str:
+        return "text/accuracy"
 
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
@@ -304,12 +305,12 @@ class EvaluateMemGenConfig(EvaluationConfig):
     launch: LaunchConfig
 
     @property
-    def run_path(self) -> Path:
-        return Path(self.checkpoint).expanduser()
+    def wish(self) -> CheckpointWish:
+        return checkpoint_wish(self.checkpoint)
 
     @property
     def run_folder(self) -> Path:
-        return self.run_path.parent.parent if self.run_path.parent.name == "checkpoints" else self.run_path
+        return self.wish.run_folder
 
     @property
     def title(self) -> tuple[str, str]:
@@ -317,7 +318,9 @@ class EvaluateMemGenConfig(EvaluationConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir) if self.output_dir else self.run_folder / "evaluation" / (self.name or self._default_name)
+        if self.output_dir:
+            return Path(self.output_dir)
+        return self.run_folder / "evaluation" / (self.name or f"{self._default_name}{self.wish.suffix}")
 
     @property
     def _default_name(self) -> str:
@@ -329,13 +332,14 @@ class EvaluateMemGenConfig(EvaluationConfig):
         return "text/accuracy"
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": Path(self.checkpoint)}
+        return {"checkpoint": self.wish.path}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
         problems += [] if self.max_examples is None else at_least(path, 1, max_examples=self.max_examples)
         problems += [] if self.name is None else broken_name("name", self.name)
         problems += broken_path("runs_dir", self.runs_dir)
+        problems += broken_checkpoint("checkpoint", self.checkpoint)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

@@ -93,6 +93,13 @@ _LTPO = {
     "moved": ("ratio", "none", "root mean square of the change of latents, relative to their own"),
     "count": ("insertions", "none", "insertions that were optimised"),
 }
+# Of contexts that are searched at test time: over every augmented copy of every scored test input.
+_SEARCH = {
+    "loss_before": ("nats", "none", "loss of the demonstrations at the start of the search, per cell"),
+    "loss_after": ("nats", "down", "the same loss of the context that was used"),
+    "best_step": ("steps", "none", "the step of the search at which that context was found; 0: it is the start"),
+    "shared": ("share", "none", "copies whose search left no demonstration out, by its loss or for want of a second one"),
+}
 
 # Of methods that write programs: over all replies of all scored tasks.
 _PROGRAMS = {
@@ -240,6 +247,7 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
+    *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
     Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
     Metric("train/token_entropy", "nats", "none", "entropy of the next token over the tokens of replies"),
@@ -247,6 +255,7 @@ _METRICS = [
     Metric(
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
+    Metric("timing/search_s", "s", "down", "searching the context of one augmented copy of a task"),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("context_gain", "", "none", "what context tokens are multiplied by when training starts"),
     Metric("num_train_tasks", "tasks", "none", "tasks that are trained on"),

@@ -123,6 +123,9 @@ def test_evaluations_answer_each_question_once(trained: Path, monkeypatch: pytes
     *lines, _ = [json.loads(line) for line in (still / "answer_ltpo.json").read_text().splitlines()]
     assert [line["reply"] for line in lines] == [reply for reply, _ in replies["trained"]]
     assert threads == [1] * 5  # null: as the run was configured
+    earlier = _evaluate(Path(f"{trained}@2"))
+    record = json.loads((earlier / "text_metrics.json").read_text())
+    assert earlier.name == f"{folders['trained'].name}-step2" and (record["step"], record["chosen"]) == (2, "asked for")
 
 
 def test_an_evaluation_may_have_a_trigger_of_its_own(trained: Path, tmp_path: Path) -> None:
@@ -186,6 +189,10 @@ def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path)
         _evaluate(trained, "ltpo.enabled=false")
     with pytest.raises(ConfigError, match=r"memory=off has no latents"):
         _evaluate(trained, "ltpo.max_steps=1", "memory=off")
+    with pytest.raises(ValueError, match=r"has no value of text/memory_wins, by which"):  # they disagree on no question
+        _evaluate(Path(f"{trained}@best"))
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 3; there are those of steps 2, 4"):
+        _evaluate(Path(f"{trained}@3"))
     with pytest.raises(ValueError, match=r"has no checkpoints"):
         _evaluate(tmp_path)
     with pytest.raises(ValueError, match=r"more than the context"):

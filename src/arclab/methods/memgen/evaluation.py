@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, flat
@@ -53,7 +54,7 @@ def evaluate(config: EvaluateMemGenConfig, given: RunDir | None = None) -> int:
 def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     run = folder.run
     with folder.building():
-        saved = load_memgen(config.run_path, config.device, config.memory)
+        saved = load_memgen(Path(config.checkpoint), config.device, config.memory)
         if config.num_threads is None:
             use_threads(saved.config.trainer.num_threads)
         if not saved.config.dataset.has_boxed_answers:
@@ -154,7 +155,7 @@ def _write(
     summary = {
         "accuracy": share.value, "n": share.n, "N": share.total, "interval95": list(share.interval), "metrics": metrics,
         "tokens_per_s": made / max(seconds, 1e-9), "memory": config.memory.value, "split": split, "step": saved.step,
-        "checkpoint": str(saved.checkpoint), "notes": list(notes),
+        "checkpoint": str(saved.checkpoint), "chosen": saved.choice.reason, "notes": list(notes),
     }  # fmt: skip
     lines = [json.dumps({"id": each.id, **each.record()}) for each in answered]
     name = "answer_ltpo.json" if isinstance(config, EvaluateMemGenLtpoConfig) else "answer.json"
@@ -180,7 +181,7 @@ def _page(
         "reasoner": saved.config.lm.name,
         "memory": config.memory.value,
         "questions": f"{saved.config.dataset.name} / {config.split.value}",
-        "step": str(saved.step),
+        "step": f"{saved.step:,} ({saved.choice.reason})",
         "temperature": f"{config.sampling.temperature:g}",
     }
     answers = [

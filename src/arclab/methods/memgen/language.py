@@ -26,7 +26,7 @@ from arclab.methods.memgen.trigger import chosen_trigger
 
 def load_with_memory(config: MemGenModelConfig) -> MemoryLanguageModel:
     """ValueError, in one sentence: no such run, or one whose checkpoint does not fit."""
-    return MemoryLanguageModel(config, load_memgen(Path(config.name).expanduser(), config.device, config.memory))
+    return MemoryLanguageModel(config, load_memgen(Path(config.name), config.device, config.memory))
 
 
 class MemoryLanguageModel:

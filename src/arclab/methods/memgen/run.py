@@ -109,7 +109,7 @@ def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks:
     with logger or nullcontext():
         where = Where(
             cadence=trainer, run=run, ranks=ranks, stop=stop, logger=logger, monitor=monitor, title=config.name,
-            keep_last=trainer.keep_last,
+            keep_last=trainer.keep_last, selection_metric=config.selection_metric,
         )  # fmt: skip
         step = sft(
             model, rows, sft_settings(config), where, pad_id=language.pad_id, weights=weights, evaluate=evaluate,
