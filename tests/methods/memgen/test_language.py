@@ -58,7 +58,7 @@ def test_a_trigger_decides_in_generation_and_in_scores_alike(trained: Path) -> N
     for kind, probability, threshold in (
         ("never", None, None), ("random", 0.0, None), ("random", 1.0, None), ("entropy", None, 0.0), (None, None, None),
     ):  # fmt: skip
-        trigger = TriggerConfig(kind=kind and TriggerKind[kind], probability=probability, threshold=threshold)
+        trigger = TriggerConfig(kind=None if kind is None else TriggerKind[kind], probability=probability, threshold=threshold)
         model = load_language_model(replace(config_of(trained), trigger=trigger))
         (drawn,) = model.generate(prompts, 1, replace(SAMPLING, max_new_tokens=40))[0].completions
         (scores,) = model.logprobs(prompts, ["Tom, Tom. Tom, Tom. Tom, 3."])
