@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 import torch
 
+from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.schema import ExperimentConfig
 from arclab.data import rearc
 from arclab.data.buckets import bucketed
 from arclab.data.rearc import INSTALL, PairRule, draw_pair, generators, origin_of
+from arclab.data.record import demos_digest, rearc_demos
 from arclab.data.sampler import Batch, Cursor, Cursors, TrainingData, batch_loader, build_training_data, start_cursors, whole
 from arclab.data.sources import REARC_ORIGINALS, load_source
 from arclab.data.splits import load_id_list, load_tasks
 from arclab.files import DamagedFile
+from arclab.methods.recursive.setting import build_setting, with_wishes
 
 from ..conftest import compose
 from ..methods.recursive.training.common import identical, run_training
@@ -207,6 +210,19 @@ def test_nothing_is_generated_of_a_task_that_is_scored(tmp_path: Path, calls: Ca
     assert any(
         note.startswith(f"RE-ARC (reasoning-gym 9): pairs with sides up to 30 of {len(generated)} tr") for note in split.notes
     )
+
+
+def test_originals_count_as_trained_on(tiny: Tiny, calls: Calls) -> None:
+    """For an evaluation of other data, and for a decoder that is taken from the run."""
+    setting = build_setting(tasks_of(tiny))
+    others = [task for task in load_source(REARC_ORIGINALS) if task.max_side <= 6]
+    assert rearc_demos(setting.record) == {demos_digest(task) for task in others if task.id in load_id_list("quickstart")}
+    config = tasks_of(tiny, "evaluation.max_tasks=null")
+    wishes = DatasetWishes(eval_sources=[REARC_ORIGINALS], max_side=6)
+    config.dataset.max_side = 6
+    scored, (_, leak, *_) = with_wishes(config, setting, wishes)
+    assert {task.id for task in others} - {task.id for task in scored.scored} == set(load_id_list("quickstart"))
+    assert leak.startswith(f"12 of the {len(others)} tasks share an input-output pair with the training data")
 
 
 def test_a_generator_that_hangs_is_cut_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
