@@ -89,6 +89,18 @@ def _data(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return "Data", ("what", "measured"), iter(rows), [record]
 
 
+def _rearc(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    pairs = [
+        (
+            f"pairs with sides up to {p['max_side']}",
+            f"{p['pairs_per_s']}/s, {p['share_usable_at_once']:.1%} usable at once, {p['share_skipped']:.1%} without one",
+        )
+        for p in record["pairs"]
+    ]
+    rows = [(f"rows of dataset={group}, canvas 10", f"{of['rows_per_s']:,}/s") for group, of in record["rows"].items()]
+    return f"RE-ARC ({record['package']})", ("what", "measured"), iter([*pairs, *rows]), [record]
+
+
 def _evaluate(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
         (
@@ -262,6 +274,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "bucketing": _bucketing,
     "data": _data,
     "evaluate": _evaluate,
+    "rearc": _rearc,
     "kills": _kills,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,

@@ -51,7 +51,7 @@ def test_group_options_differ_from_each_other() -> None:
 
 def test_an_option_of_another_script_is_refused_with_those_that_fit() -> None:
     for script, word, fitting in (
-        ("pretrain_encoder", "dataset=gsm8k", "arc1, arc1_concept, arc2, toy"),
+        ("pretrain_encoder", "dataset=gsm8k", "arc1, arc1_concept, arc1_rearc, arc2, rearc, toy"),
         ("pretrain_memgen", "dataset=arc1", "arc_programs, arithmetic, gsm8k"),
         ("pretrain_memgen", "trainer=default", "sft"),
         ("pretrain_encoder", "experiment=memgen_quickstart", "etrm_arc1"),
