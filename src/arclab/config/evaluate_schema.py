@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.adaptation_schema import AdaptationConfig, NoAdaptation
 from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.launch_schema import LaunchConfig
@@ -49,8 +50,9 @@ class EvaluationWishes:
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(EvaluationConfig):
     """Root of evaluate.py. null means: as the checkpoint's own run was configured; name: the folder in the run's evaluation/
-    (null: named after the split and dataset), of a release in runs_dir/released; output_dir: a folder anywhere else. Tasks of
-    dataset.eval_sources are scored as the split evaluation."""
+    (null: named after the split, dataset and adaptation), of a release in runs_dir/released; output_dir: a folder anywhere
+    else. Tasks of dataset.eval_sources are scored as the split evaluation. The default of adaptation is for evaluations that
+    were made before it was a key."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
@@ -59,6 +61,7 @@ class EvaluateConfig(EvaluationConfig):
         "batch_size",
         "output_dir",
         "evaluation.health_tasks",
+        "adaptation.batch_size",
     )
 
     checkpoint: str
@@ -72,6 +75,7 @@ class EvaluateConfig(EvaluationConfig):
     max_tasks: Optional[int]
     dataset: DatasetWishes = field(default_factory=DatasetWishes)
     evaluation: EvaluationWishes
+    adaptation: AdaptationConfig = field(default_factory=NoAdaptation)
     device: DeviceChoice
     num_threads: Optional[int]
     launch: LaunchConfig
@@ -104,8 +108,10 @@ class EvaluateConfig(EvaluationConfig):
         return self.label(self._split_name())
 
     def label(self, split: str) -> str:
-        """Names what is scored, and at which step if one was asked for: results are told apart by it."""
-        return f"{self.dataset.label(split)}{self.wish.suffix}"
+        """What results are told apart by: the split, what was scored of it, at which step if one was asked for, and how the
+        model was adapted."""
+        label = f"{self.dataset.label(split)}{self.wish.suffix}"
+        return label if isinstance(self.adaptation, NoAdaptation) else f"{label}-{self.adaptation.kind}"
 
     def _split_name(self) -> str:
         if self.wanted_split is not None:

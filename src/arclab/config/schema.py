@@ -49,6 +49,15 @@ class AttentionKernel(Enum):
     flash = "flash"
 
 
+class ColorEmbedding(Enum):
+    """free: a vector and an output row for each colour, as published. shared: colours share their weights but for an identity
+    that is drawn for each row of the training; shared_nonzero: but colour 0 (see arclab.methods.recursive.colors)."""
+
+    free = "free"
+    shared = "shared"
+    shared_nonzero = "shared_nonzero"
+
+
 class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
@@ -102,7 +111,10 @@ class WeightsKind(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class DecoderConfig:
-    """The TRM network: num_layers shared blocks, run as h_cycles x (l_cycles updates of z_L, one of z_H)."""
+    """The TRM network: num_layers shared blocks, run as h_cycles x (l_cycles updates of z_L, one of z_H).
+
+    color_embedding: how it and the encoder embed colours; the default is for runs that were made before it was a key.
+    """
 
     width: int
     num_heads: int
@@ -114,6 +126,7 @@ class DecoderConfig:
     positions: Positions
     attention: AttentionKernel
     optim: OptimConfig
+    color_embedding: ColorEmbedding = ColorEmbedding.free
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers,

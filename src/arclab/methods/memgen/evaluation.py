@@ -23,6 +23,7 @@ from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answe
 from arclab.methods.memgen.ltpo import LatentOptimiser
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule
+from arclab.methods.memgen.trigger import chosen_trigger
 from arclab.pages.text_report import TextAnswer, TextResult, render_text_report
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -88,6 +89,7 @@ def _answered(
 ) -> tuple[list[Answered], float]:  # fmt: skip
     """All ranks' answers, in the order of the examples, and the seconds that those of this process took."""
     weaver, language = saved.config.memgen.weaver, saved.language
+    rule = insertion_rule(language, weaver, chosen_trigger(config.trigger, saved.config.memgen.trigger))
     settings = {key: value for key, value in flat(config).items() if not key.startswith(config.FREE_KEYS)}
     settings |= {"step": saved.step, "reasoner": language.identity}
     worklist = Worklist(run.path / f"answers_{ranks.rank}_of_{ranks.world_size}.jsonl", settings)
@@ -97,7 +99,7 @@ def _answered(
     left = [example for example in mine if example.id not in known]
     start, made = time.monotonic(), 0
     batches = answer(
-        saved.model, language, insertion_rule(language, weaver), weaver, left, to_sampling(config.sampling, config.seed),
+        saved.model, language, rule, weaver, left, to_sampling(config.sampling, config.seed),
         config.batch_size or saved.config.lm.batch_size, _new_refine(config, saved),
     )  # fmt: skip
     with saved.model.memory_off(config.memory is Memory.off):
@@ -133,7 +135,7 @@ def _new_refine(config: EvaluateMemGenConfig, saved: SavedMemGen) -> NewRefine |
 
 _FIELDS = {
     "question": str, "reply": str, "answer": str | None, "gold": str, "is_right": bool, "num_tokens": int,
-    "num_insertions": int, "is_cut": bool, "logprob": float,
+    "inserted": list, "inserted_chars": list, "asked": list, "is_cut": bool, "logprob": float,
 }  # fmt: skip
 
 
@@ -183,7 +185,9 @@ def _page(
         "temperature": f"{config.sampling.temperature:g}",
     }
     answers = [
-        TextAnswer(each.id, each.question, each.reply, each.answer, each.gold, each.is_right, _detail(each))
+        TextAnswer(
+            each.id, each.question, each.reply, each.answer, each.gold, each.is_right, _detail(each), each.inserted_chars
+        )
         for each in answered
     ]
     made = {key: str(value) for key, value in provenance().items()} | {"checkpoint": str(saved.checkpoint)}
@@ -193,7 +197,7 @@ def _page(
 
 
 def _detail(answered: Answered) -> str:
-    words = [f"{answered.num_insertions} insertions, {answered.num_tokens} tokens"]
+    words = [f"{len(answered.inserted)} insertions, {answered.num_tokens} tokens"]
     words += ["cut at max_new_tokens"] if answered.is_cut else []
     before, after = answered.extra.get("reward_before", []), answered.extra.get("reward_after", [])
     words += [f"reward {b:.2f} -> {a:.2f}" for b, a in zip(before, after, strict=True)]

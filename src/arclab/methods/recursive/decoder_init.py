@@ -174,7 +174,7 @@ def apply_decoder_init(config: DecoderInitConfig, model: RecursiveModel, encoder
 
 def _require_same_attention(decoder: Decoder, source: TrainedRun) -> None:
     """ValueError if the source computes something else with tensors of the same shapes."""
-    for key in ("num_heads", "positions"):
+    for key in ("num_heads", "positions", "color_embedding"):
         theirs, ours = getattr(source.config.decoder, key), getattr(decoder.config, key)
         if theirs != ours:
             raise ValueError(

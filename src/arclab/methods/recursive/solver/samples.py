@@ -50,6 +50,7 @@ class _Surest:
     logits_SV: Tensor
     q_halt: Tensor
     steps: int
+    facts_F: Tensor | None
 
 
 def surest(finished: Iterable[FinishedRows], num_samples: int) -> Iterator[FinishedRows]:
@@ -65,7 +66,8 @@ def surest(finished: Iterable[FinishedRows], num_samples: int) -> Iterator[Finis
             num = 1 if best is None else best.num + 1
             if best is None or mine > best.rank:
                 best = _Surest(
-                    num, mine, part.labels_BS[b], part.logits_BSV[b], part.q_halt_B[b], int(part.steps_B[b])
+                    num, mine, part.labels_BS[b], part.logits_BSV[b], part.q_halt_B[b], int(part.steps_B[b]),
+                    None if part.facts_BF is None else part.facts_BF[b],
                 )  # fmt: skip
                 open_rows[row] = best
             best.num = num
@@ -79,4 +81,8 @@ def surest(finished: Iterable[FinishedRows], num_samples: int) -> Iterator[Finis
 def _joined(rows: list[int], best: list[_Surest]) -> FinishedRows:
     labels, logits, q_halt = ([getattr(one, name) for one in best] for name in ("labels_S", "logits_SV", "q_halt"))
     numbers: list[IntArray] = [np.array(rows, dtype=np.int64), np.array([one.steps for one in best], dtype=np.int64)]
-    return FinishedRows(numbers[0], torch.stack(labels), torch.stack(logits), torch.stack(q_halt), numbers[1])
+    facts = [one.facts_F for one in best if one.facts_F is not None]
+    return FinishedRows(
+        numbers[0], torch.stack(labels), torch.stack(logits), torch.stack(q_halt), numbers[1],
+        torch.stack(facts) if facts else None,
+    )  # fmt: skip

@@ -206,7 +206,7 @@ def _open_logger(
     kept_until = progress.step if progress.step > 0 else -1
     logger = MetricLogger(run.metrics, wandb_run, resume_step=kept_until, runtime_s=progress.runtime_s)
     if progress.step == 0:
-        logger.write(0, {"num_train_tasks": float(len(data.members_M)), **_start(model)})
+        logger.write(0, {"num_train_tasks": float(len(data.space.tasks)), **_start(model)})
     return logger
 
 
