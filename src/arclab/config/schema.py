@@ -319,10 +319,9 @@ class EvaluationConfig:
     def check(self, path: str) -> list[str]:
         problems = [
             *sized(path, 0, num_augmentations=self.num_augmentations),
-            *sized(path, 1, samples=self.samples),
-            *at_least(path, 0, carry_noise=self.carry_noise),
+            *within(path, 0, 100, carry_noise=self.carry_noise),
             *at_least(path, 0, health_tasks=self.health_tasks),
-            *sized(path, 1, batch_size=self.batch_size),
+            *sized(path, 1, batch_size=self.batch_size, samples=self.samples),
         ]
         if self.max_tasks is not None and self.max_tasks < 1:
             problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")

@@ -80,6 +80,6 @@ def test_samples_are_those_of_the_row_in_any_batch(model: RecursiveModel, haltin
 def test_samples_without_noise_are_refused(tiny: Callable[..., ExperimentConfig]) -> None:
     with pytest.raises(ValueError, match=r"evaluation.samples=4 with evaluation.carry_noise=0 predicts the same 4 times; set"):
         tiny("evaluation.samples=4")
-    with pytest.raises(ValueError, match=r"evaluation.carry_noise=-1.0 must be at least 0"):
+    with pytest.raises(ValueError, match=r"evaluation.carry_noise=-1.0 must be between 0 and 100"):
         tiny("evaluation.carry_noise=-1")
     assert tiny("evaluation.samples=4", "evaluation.carry_noise=0.5").evaluation.samples == 4
