@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,27 @@ def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path)
         tokenizer.write_text(kept)
     finally:
         config.write_text(text)
+
+
+def test_a_question_without_an_answer_and_a_run_that_is_not_named_are_refused(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(config):
+        splits = load_text(config)
+        return replace(splits, test=(*splits.test[:-1], replace(splits.test[-1], answer="")))
+
+    monkeypatch.setattr(evaluation, "load_text", hidden)
+    with pytest.raises(ValueError, match=r"split=test has no answer for \w+ \(1 are hidden\).*choose another split"):
+        _evaluate(trained, "name=hidden")
+    assert not (trained / "evaluation" / "hidden").exists()
+    for given, words in (("checkpoint=", "checkpoint is empty; give checkpoint=RUN_FOLDER"), ("checkpoint=null", "checkpoint")):
+        with pytest.raises(ConfigError, match=words):
+            compose_run("evaluate_memgen", [given])
+
+
+def test_batches_of_one(trained: Path) -> None:
+    run = _pretrain(trained.parents[1], "one", "trainer.batch_size=1", "lm.batch_size=1")
+    assert _status(run)["state"] == "DONE" and read_rows(run / "metrics.jsonl")[-1]["text/count"] == 6
 
 
 def test_a_reasoner_of_another_run_is_waited_for() -> None:
