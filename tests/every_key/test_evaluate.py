@@ -36,6 +36,9 @@ TABLE: Table = {
     "evaluation.halting": ("early", "rules"),
     "evaluation.votes": ("adaptive_first", "rules"),
     "evaluation.canvas": ("bucketed", "rules"),
+    "evaluation.ranking": ("product", "rules"),
+    "evaluation.carry_noise": (0.5, "rules"),
+    "evaluation.samples": (2, "methods/recursive/solver/test_samples.py::test_the_surest_of_several_samples_votes"),
     "name": ("other", "place"),
     "output_dir": ("elsewhere", "place"),
     "device": ("cuda", "device"),
@@ -86,9 +89,7 @@ def evaluated(run: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Pa
 
     def build_solver(config: Any, *args: Any, **kwargs: Any) -> Any:
         # What the others do is seen in tasks and scores.
-        started.update(
-            rules={key: plain(getattr(config.evaluation, key)) for key in ("batch_size", "halting", "votes", "canvas")}
-        )
+        started.update(rules={key: plain(getattr(config.evaluation, key)) for key in ("batch_size", *evaluation.RULES)})
         return original(config, *args, **kwargs)
 
     original = evaluation.build_solver

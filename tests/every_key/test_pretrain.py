@@ -132,6 +132,9 @@ TABLE: Table = {
     "evaluation.halting": ("early", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
     "evaluation.votes": ("adaptive_first", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
     "evaluation.canvas": ("bucketed", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
+    "evaluation.ranking": ("product", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
+    "evaluation.carry_noise": (2.0, "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
+    "evaluation.samples": (2, "methods/recursive/solver/test_samples.py::test_the_surest_of_several_samples_votes"),
     "criterion.metric": ("all.exact_accuracy", "every_key/test_pretrain.py::test_criterion_keys"),
     "criterion.threshold": (0.0, "every_key/test_pretrain.py::test_criterion_keys"),
     "criterion.phase": ("two", "every_key/test_pretrain.py::test_criterion_keys"),
@@ -178,6 +181,8 @@ EVALUATION: Table = {
     "evaluation.halting": ("early", "scored"),
     "evaluation.votes": ("adaptive_first", "scored"),
     "evaluation.canvas": ("bucketed", "scored"),
+    "evaluation.ranking": ("product", "scored"),
+    "evaluation.carry_noise": (2.0, "scored"),
 }
 
 

@@ -228,6 +228,12 @@ _METRICS = [
     Metric(
         "eval/rows_share", "share", "none", "augmented test inputs that were predicted, of all; below 1 with adaptive votes"
     ),
+    Metric(
+        "eval/second_pass_share",
+        "share",
+        "none",
+        "predictions made again for evaluation.ranking=product, of all that were counted",
+    ),
     Metric("eval/rerun_share", "share", "none", "predictions made again on a larger canvas, of all that were counted"),
     Metric("ARC/undecodable", "share", "down", "predictions that show no grid; they count as wrong"),
     *[

@@ -228,7 +228,9 @@ def _rows(grid: Grid | None) -> list[list[int]] | None:
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
-    return {"grid": _rows(candidate.grid), "votes": candidate.votes, "confidence": round(candidate.confidence, 6)}
+    record = {"grid": _rows(candidate.grid), "votes": candidate.votes, "confidence": round(candidate.confidence, 6)}
+    likelihood = candidate.log_likelihood
+    return record if likelihood is None else record | {"log_likelihood": round(likelihood, 6)}
 
 
 def prediction_records(result: Evaluation) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
 from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig, NoAdaptation
@@ -47,6 +48,7 @@ from arclab.runs.signals import StopSignals
 log = logging.getLogger(__name__)
 _MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
 _HEALTH_ROWS = 16  # at once, so that the bar moves
+RULES = ("halting", "votes", "canvas", "ranking", "samples", "carry_noise")  # of evaluation.*: how rows become answers
 _TALLY_VERSION = 3  # what the votes and the sums kept with them mean
 
 
@@ -147,7 +149,8 @@ def solver_of(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
         max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
-        progress=progress, view_rule=rule, reader=reader,
+        progress=progress, view_rule=rule, ranking=evaluation.ranking, samples=evaluation.samples,
+        carry_noise=evaluation.carry_noise, reader=reader,
     )  # fmt: skip
 
 
@@ -187,7 +190,7 @@ def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
         value = getattr(wanted, key)
         if value is not None:
             setattr(evaluation, key, value)
-    for key in ("halting", "votes", "canvas", "health_tasks"):
+    for key in (*RULES, "health_tasks"):
         value = getattr(wanted.evaluation, key)
         if value is not None:
             setattr(evaluation, key, value)
@@ -241,5 +244,5 @@ def adaptation_stamp(adaptation: AdaptationConfig) -> tuple[str, ...]:
 
 
 def rules_stamps(config: ExperimentConfig) -> tuple[str, ...]:
-    rules = config.evaluation
-    return rules_stamp({f"evaluation.{key}": getattr(rules, key).name for key in ("halting", "votes", "canvas")})
+    values = {f"evaluation.{key}": getattr(config.evaluation, key) for key in RULES}
+    return rules_stamp({key: value.name if isinstance(value, Enum) else value for key, value in values.items()})
