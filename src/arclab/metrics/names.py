@@ -117,6 +117,19 @@ _PROGRAMS = {
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
 }
 
+# Of an ensemble of finished results.
+_ENSEMBLE = {
+    "members": ("results", "none", "results that were merged"),
+    "agreement": ("share", "none", "test inputs to which all members answer the same grid first"),
+    "oracle_coverage": (
+        "share",
+        "up",
+        "test inputs whose right grid is a candidate of any member: what merging can reach at most",
+    ),
+    "test_inputs": ("test inputs", "none", "test inputs with a known answer: the N of ensemble/oracle_coverage"),
+    "best_member": ("share", "up", "ARC/pass@2 of the best member alone, chosen by these very answers"),
+}
+
 # Components of programs/rewards.py: means over the programs (replies) of a step.
 _REWARD = {
     "value": ("", "up", "reward, by the kind that is trained on"),
@@ -234,6 +247,7 @@ _METRICS = [
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
     Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
@@ -263,6 +277,7 @@ _COUNTS = {
     "train/": ("train/count",),
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
+    "ensemble/oracle_coverage": ("ensemble/test_inputs",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
