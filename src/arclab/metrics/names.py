@@ -108,6 +108,8 @@ _PROGRAMS = {
         "tasks that were not tried because their prompt is longer than the context or refused by a filter; they count as wrong",
     ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end mark included"),
+    "tokens": ("tokens", "none", "tokens of all replies together; missing where a server does not tell"),
+    "run": ("programs", "none", "programs that were run, those kept from earlier included"),
     "logprob_per_token": (
         "nats",
         "none",
@@ -256,10 +258,16 @@ _METRICS = [
     Metric(
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
+    Metric(
+        "timing/solve_s",
+        "s",
+        "down",
+        "seconds of answering all tasks, ranks and earlier starts added; missing where replies were kept from an earlier start",
+    ),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("context_gain", "", "none", "what context tokens are multiplied by when training starts"),
     Metric("num_train_tasks", "tasks", "none", "tasks that are trained on"),
-    Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
+    Metric("num_params", "parameters", "none", "parameters of the network, puzzle table left out"),
     Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),
 ]
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}

@@ -283,8 +283,14 @@ class TaskTest:
     rows: tuple[RunAnswers, ...]
 
 
-def task_pages(runs: Sequence[Run]) -> dict[PurePosixPath, str]:
-    """Path below the folder of compare.html -> page, for every task that any run answered."""
+def task_addresses(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """(split, task id) -> address of the task's page, for every task that any run answered."""
+    found = {name: _addresses(name, _answered(group)) for name, group in _groups(runs).items()}
+    return {(name, task): quote(address) for name, addresses in found.items() for task, address in addresses.items()}
+
+
+def task_pages(runs: Sequence[Run], back: str = "compare.html") -> dict[PurePosixPath, str]:
+    """Path below the folder of the page `back` -> page, for every task that any run answered."""
     pages: dict[PurePosixPath, str] = {}
     for name, group in _groups(runs).items():
         answered = _answered(group)
@@ -294,7 +300,7 @@ def task_pages(runs: Sequence[Run]) -> dict[PurePosixPath, str]:
             entry = _entry(task_id, answered[task_id], address)
             numbers = _numbers(task_id, entry.answered)
             pages[PurePosixPath(address)] = page(
-                "task.html.j2", entry=entry, split=name, outcome=OUTCOMES[entry.outcome],
+                "task.html.j2", entry=entry, split=name, back=back, outcome=OUTCOMES[entry.outcome],
                 problem=problem if task is None else "",
                 demos=demo_pictures(task) if task else (),
                 tests=[_task_test(task_id, number, task, entry.answered) for number in numbers],

@@ -73,7 +73,8 @@ def find_tasks(settings: Iterable[Mapping[str, Any]], split: str, wanted: set[st
     ("" if none is)."""
     found: dict[str, ArcTask] = {}
     problem = ""
-    keys = sorted(_SOURCE_KEYS.values(), key=lambda key: key != _SOURCE_KEYS.get(split.partition("-")[0]))
+    first = next((key for name, key in _SOURCE_KEYS.items() if name in split), None)
+    keys = sorted(_SOURCE_KEYS.values(), key=lambda key: key != first)
     for source in dict.fromkeys(source for each in settings for key in keys for source in each.get(key) or ()):
         if wanted <= found.keys():
             break
@@ -128,6 +129,14 @@ def different_grids(tasks: Mapping[str, ArcTask], others: Mapping[str, ArcTask])
 def named(ids: Sequence[str]) -> str:
     """The first ids of a list, for a sentence."""
     return ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
+
+
+def method_of(run: Run, split: ScoredSplit) -> str:
+    """What answered, in a word or two: ETRM standard, TRM, program_sampling tiny, ensemble votes."""
+    kind = run.settings.get("encoder.kind")
+    if kind is None:
+        return " ".join(Path(str(part)).name for key in ("solver", "model") if (part := split.record.get(key)))
+    return "TRM" if kind == "puzzle_table" else f"ETRM {kind}"
 
 
 def has_candidates(split: ScoredSplit) -> bool:

@@ -166,6 +166,7 @@ def evaluation(config: EvaluateEnsembleConfig, merged: Merged, notes: tuple[str,
             "ensemble/test_inputs": float(coverage.total),
             "ensemble/best_member": max(part.alone.value for part in parts),
         }
+    attempts.statistics |= _cost(merged.runs)
     stamps = dict.fromkeys(stamp for run in merged.runs for stamp in run.splits[0].record.get("stamps", ()))
     result = Evaluation(
         subject=_subject(config, merged, folder), tasks=merged.tasks, attempts=attempts, stamps=tuple(stamps), notes=notes,
@@ -175,6 +176,24 @@ def evaluation(config: EvaluateEnsembleConfig, merged: Merged, notes: tuple[str,
     record = {**result.subject.record, "members": _member_records(merged, parts, whole)}
     tables = (_table(merged, parts, whole, coverage),)
     return replace(result, subject=replace(result.subject, record=record, tables=tables))
+
+
+def _cost(runs: Sequence[Run]) -> dict[str, float]:
+    """What the members cost together, where each says it. A model that several members have counts once."""
+    found = [run.splits[0].statistics for run in runs]
+    cost: dict[str, float] = {}
+    if all("timing/solve_s" in each for each in found):
+        cost["timing/solve_s"] = sum(each["timing/solve_s"] for each in found)
+    for name in ("programs/tokens", "programs/run"):
+        if any(name in each for each in found):
+            cost[name] = sum(each.get(name, 0.0) for each in found)
+    for name in ("num_params", "num_puzzle_params"):
+        models = {
+            tuple(map(str, _identity(run).values())): each[name] for run, each in zip(runs, found, strict=True) if name in each
+        }
+        if models and (name != "num_params" or all(name in each for each in found)):
+            cost[name] = sum(models.values())
+    return cost
 
 
 def _subject(config: EvaluateEnsembleConfig, merged: Merged, folder: Path) -> Subject:

@@ -21,7 +21,7 @@ from arclab.config.schema import SplitName
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.lm.hf_loading import model_identity
-from arclab.lm.language_model import LanguageModel, Sampling
+from arclab.lm.language_model import LanguageModel, Sampling, num_parameters
 from arclab.lm.models import load_language_model
 from arclab.methods.program_sampling.samples import SampleStore
 from arclab.methods.program_sampling.solver import ProgramSampling, few_programs, few_programs_remedy
@@ -127,6 +127,8 @@ def _solve(
         ),
     )
     attempts = solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
+    if (parameters := num_parameters(model)) is not None:
+        attempts.statistics["num_params"] = float(parameters)
     for task_id, why in list(attempts.skipped.items())[:_NAMED_TASKS]:
         log.warning("%s was not tried: %s", task_id, why)
     if len(attempts.skipped) > _NAMED_TASKS:

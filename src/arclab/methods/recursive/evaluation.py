@@ -43,7 +43,7 @@ from arclab.runs.signals import StopSignals
 log = logging.getLogger(__name__)
 _MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
 _HEALTH_ROWS = 16  # at once, so that the bar moves
-_TALLY_VERSION = 3  # what the votes and the sums kept with them mean
+_TALLY_VERSION = 4  # what the votes and the sums kept with them mean
 
 
 def evaluate(wanted: EvaluateConfig, given: RunDir | None = None) -> int:
@@ -97,7 +97,7 @@ def evaluate_in_ranks(
 
             def work() -> str:
                 attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
-                attempts.statistics |= context_metrics(config, setting, model, ranks)
+                attempts.statistics |= context_metrics(config, setting, model, ranks) | model.num_parameters
                 if not ranks.is_main:
                     return ""
                 message = publish(replace(found, attempts=attempts), folder.run.path)

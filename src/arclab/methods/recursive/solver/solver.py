@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 # The sums of a tally, by place: over sampled rows with known answers, the number of those rows, and over all rows.
 _OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
 _OF_ALL = ("all.steps", "ARC/undecodable", "eval/rerun_share")
-_PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL))}
+_SECONDS = "timing/solve_s"  # so that they are kept with the votes
+_PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL, _SECONDS))}
 # What a row adds by itself: all sums up to its steps; only those before depend on its answer.
 _ROW_SUMS = slice(0, _PLACES["all.steps"] + 1)
 _ANSWER_SUMS = slice(0, _PLACES["all.steps"])
@@ -96,6 +97,7 @@ class RecursiveSolver:
         is_finished = True
         for finished, canvas in self._landings(job):
             self._count(job, finished, canvas)
+            job.tally.sums[_PLACES[_SECONDS]] = time.monotonic() - start
             if self.store is not None and time.monotonic() - saved >= self.save_every_s:
                 self.store.save(self.ranks.rank, job.table.keys, job.tally)
                 saved = time.monotonic()
@@ -235,6 +237,7 @@ class RecursiveSolver:
             "eval/rows_share": num_rows / len(job.table.task_R),
         }
         statistics["timing/eval_samples_per_s"] = now / max(seconds, 1e-9)
+        statistics[_SECONDS] = float(sums[_PLACES[_SECONDS]])
         return Attempts({key: total.ranked(key) for key in job.table.keys}, statistics)
 
 
