@@ -80,10 +80,21 @@ class Board:
     num_pairs: int
 
     @property
-    def columns(self) -> list[str]:
-        """Those that any row fills; scores always."""
-        names = list(self.rows[0].values)
-        return [n for n in names if n in _SCORES.values() or any(row.values[n] is not _UNKNOWN for row in self.rows)]
+    def stamps(self) -> list[str]:
+        """Those of every result, which are said once."""
+        return [stamp for stamp in self.rows[0].stamps if all(stamp in row.stamps for row in self.rows)]
+
+    @property
+    def scores(self) -> list[str]:
+        """solved@2 equals pass@2 where every task has one test input."""
+        most_tests = max(run.splits[0].most_tests for run in self.group.runs)
+        return [name for name in _SCORES.values() if name != "solved@2" or most_tests > 1]
+
+    @property
+    def costs(self) -> list[str]:
+        """Those that any row fills."""
+        names = [*_COSTS.values(), *_PARAMETERS.values()]
+        return [name for name in names if any(row.values[name] is not _UNKNOWN for row in self.rows)]
 
     @property
     def counts(self) -> dict[str, int]:

@@ -72,16 +72,14 @@ def _group(runs: list[Run], taken: Collection[str]) -> TaskGroup:
     ids = [id_ for id_ in ids if id_ not in changed]
     if not ids:
         raise ConfigError(
-            f"no task is common to all of {', '.join(str(run.path) for run in runs)}; leave out the results that share none with "
-            "the others."
+            f"no task is common to all of {', '.join(str(run.path) for run in runs)}; leave out the results that share none "
+            "with the others."
         )
-    notes = (
-        [f"{len(changed)} tasks have the same ids and other grids, and are left out ({named(sorted(changed))})"]
-        if changed
-        else []
-    )
+    notes = []
+    if changed:
+        notes.append(f"{len(changed)} tasks have the same ids and other grids, and are left out ({named(sorted(changed))})")
     notes += _left_out(runs, ids)
-    notes += [f"{run.label}: its tasks could not be read again, so that other grids would not be noticed" for run in unread]
+    notes += [f"the tasks of {run.label} could not be read again, so other grids would not be noticed" for run in unread]
     known = {id_ for each in tasks for id_, task in each.items() if all(test.output is not None for test in task.tests)}
     hidden = _hidden(runs, ids, known if tasks else None)
     first = runs[0].splits[0]

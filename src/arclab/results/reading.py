@@ -93,6 +93,11 @@ def rules_stamp(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"not the published evaluation: {', '.join(other)}",) if other else ()
 
 
+def part_stamp(num_scored: int, num_tasks: int) -> tuple[str, ...]:
+    """If not all tasks of the split were scored."""
+    return (f"the first {num_scored} of the {num_tasks} tasks of this split were scored",) if num_scored < num_tasks else ()
+
+
 @dataclass(frozen=True, slots=True)
 class PredictedTest:
     """One line of predictions.jsonl. truth_rank: 0-based place of the right grid, None where it is absent. num_votes: of all
@@ -349,7 +354,9 @@ def _results_settings(path: Path) -> dict[str, Any]:
     require_kinds(record, {"config": dict}, path / "metrics.json", may_lack=True, remedy=_AGAIN)
     settings = dict(record.get("config", {}))
     experiment = settings.get("experiment_name") or record.get("solver") or path.parent.parent.name
-    return {**settings, "experiment_name": str(experiment), "name": f"{settings.get('name') or path.parent.name}-{path.name}"}
+    name = settings.get("name") or path.parent.name
+    name = name if name == path.name else f"{name}-{path.name}"
+    return {**settings, "experiment_name": str(experiment), "name": name}
 
 
 def _saved_settings(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from arclab.methods.program_sampling.solver import ProgramSampling, few_programs
 from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts, Budget
-from arclab.results.reading import FIT_STAMP
+from arclab.results.reading import FIT_STAMP, part_stamp
 from arclab.results.writing import Evaluation, Subject, require_no_larger
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
@@ -73,7 +73,7 @@ def evaluate_programs(config: EvaluateProgramsConfig, given: RunDir | None = Non
 def _evaluate_programs(config: EvaluateProgramsConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     run = folder.run
     with folder.building(), ExitStack() as stack:
-        tasks, notes = scored_tasks(config)
+        tasks, num_tasks, notes = scored_tasks(config)
         store = SampleStore(run.path, reply_settings(config))
         store.check()  # refuses other settings before a model is loaded
         require_no_larger(run.path, len(tasks), 0)
@@ -91,7 +91,8 @@ def _evaluate_programs(config: EvaluateProgramsConfig, ranks: Ranks, signals: St
                     )
                 result = Evaluation(
                     subject=programs_subject(config, sandbox, run.path), tasks=tasks, attempts=attempts,
-                    stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
+                    stamps=(*part_stamp(len(tasks), num_tasks), *stamps(config, sandbox, attempts, len(tasks))),
+                    notes=notes, provenance=provenance(),
                 )  # fmt: skip
                 keeper(run)()
                 message = publish(result, run.path)
@@ -136,13 +137,13 @@ def _solve(
     return attempts
 
 
-def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], tuple[str, ...]]:
-    """The tasks of the split and the notes on the data. ValueError if there are none."""
+def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], int, tuple[str, ...]]:
+    """The tasks of the split that are scored, how many it has, and the notes on the data. ValueError if there are none."""
     split = load_tasks(config.dataset)
-    tasks = split.named(config.split.value)[: config.max_tasks]
+    tasks = split.named(config.split.value)
     if not tasks:
         raise ConfigError(f"split={config.split.value} has no tasks in dataset={config.dataset.name}; choose another split.")
-    return tasks, split.notes
+    return tasks[: config.max_tasks], len(tasks), split.notes
 
 
 def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
-from arclab.results.reading import FIT_STAMP, rules_stamp
+from arclab.results.reading import FIT_STAMP, part_stamp, rules_stamp
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
@@ -77,7 +77,8 @@ def evaluate_in_ranks(
         require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations, label)
         for stamp in data_stamps:
             log.warning("note: %s", stamp)
-        stamps = (*state["stamps"], *data_stamps, *overlap, *_split_stamp(config), *_part_stamp(config, setting),
+        num_tasks = len(setting.split.named(config.evaluation.split.value))
+        stamps = (*state["stamps"], *data_stamps, *overlap, *_split_stamp(config), *part_stamp(len(setting.scored), num_tasks),
                   *rules_stamps(config))  # fmt: skip
         subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value, label)
         found = Evaluation(
@@ -188,11 +189,6 @@ def votes_key(config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Pa
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
-
-
-def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
-    total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
-    return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
 
 
 def rules_stamps(config: ExperimentConfig) -> tuple[str, ...]:
