@@ -48,6 +48,8 @@ bench-gpu: .venv/installed-dev ## the same on one CUDA GPU, and its control tabl
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --save
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --compile --save
 	$(BIN)/python -m experiments.phase1 --minutes 9 --jobs 3 --layout aligned+colors --save phase1_colors
+	$(BIN)/python -m experiments.phase1 --steps 15000 --encoders standard --layout aligned+colors --runs-dir runs/one_cycle --save phase1_one_cycle \
+	    --set decoder.h_cycles=1 halting=single trainer.batch_size=512 trainer.compile=true trainer.device=cuda
 	$(BIN)/python -m experiments.control --steps 2000 --jobs 4 --layouts symmetry symmetry+colors --set trainer.device=cuda trainer.num_threads=1 \
 	    trainer.batch_size=512 trainer.num_workers=1
 

@@ -68,7 +68,7 @@ def train(
         where = Where(
             cadence=cadence or Cadence(), run=run, ranks=ranks, stop=StopRequest(run, ranks, None), logger=logger,
             monitor=HealthMonitor(LanguageRules(), (cadence or Cadence()).health_every, (), 0), title="t",
-            keep_last=given.get("keep_last", 1),
+            keep_last=given.get("keep_last", 1), selection_metric=given.get("selection_metric"),
         )  # fmt: skip
         sft(
             model, given.get("rows", rows()), settings, where, pad_id=0, weights=All(model), evaluate=given.get("evaluate"), record={},
@@ -136,6 +136,10 @@ def test_the_cadence_says_when_to_log_judge_score_and_save(tiny_lm: Path, tmp_pa
     assert [step for step, row in found.items() if "text/accuracy" in row] == [4, 7] and found[4]["text/accuracy"] == 0.4
     assert [step for step, row in found.items() if "health" in row] == [5]
     assert sorted(path.name for path in (tmp_path / "a/checkpoints").glob("step_*")) == ["step_00000006", "step_00000007"]
+
+    falling = lambda step, logger: {"text/accuracy": 1 - step / 10}  # noqa: E731
+    train(tiny_lm, tmp_path / "b", cadence=cadence, evaluate=falling, keep_last=1, selection_metric="text/accuracy")
+    assert sorted(path.name for path in (tmp_path / "b/checkpoints").glob("step_*")) == ["step_00000004", "step_00000007"]
 
 
 def test_a_run_that_no_gradient_reaches_is_stopped_if_it_may_be(tiny_lm: Path, tmp_path: Path) -> None:
