@@ -30,13 +30,23 @@ from arclab.runs.folder import RunDir
 
 # Kaggle wants two attempts for every test input; a missing one is this grid.
 _NO_ATTEMPT = [[0]]
-_KEPT_CANDIDATES = 10
+KEPT_CANDIDATES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTable:
+    """A table that a method adds to its page. rows: texts, the first one says what the row is of. note: below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What was scored, in the words of its method. title: two parts. facts: shown at the top of the report. origin: where it
-    lies. record: its own fields of metrics.json. settings: every key of its configuration."""
+    lies. record: its own fields of metrics.json. settings: every key of its configuration. tables: below the scores."""
 
     title: tuple[str, str]
     facts: dict[str, str]
@@ -44,6 +54,7 @@ class Subject:
     record: dict[str, Any]
     settings: dict[str, Any]
     training: TrainingCurves | None = None
+    tables: tuple[ResultTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +255,9 @@ def prediction_records(result: Evaluation) -> list[dict[str, Any]]:
                 {
                     "task": task.id,
                     "test": number,
-                    "candidates": [_candidate(c) for c in candidates[:_KEPT_CANDIDATES]],
+                    "candidates": [_candidate(c) for c in candidates[:KEPT_CANDIDATES]],
                     "num_candidates": len(candidates),
+                    "num_votes": sum(candidate.votes for candidate in candidates),
                     "truth_rank": None if places is None else places[number],
                 }
             )

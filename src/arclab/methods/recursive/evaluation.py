@@ -34,7 +34,7 @@ from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
-from arclab.results.reading import FIT_STAMP, rules_stamp
+from arclab.results.reading import FIT_STAMP, part_stamp, rules_stamp
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
 from arclab.runs.choice import Choice
 from arclab.runs.console import progress_bar
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 _MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
 _HEALTH_ROWS = 16  # at once, so that the bar moves
 RULES = ("halting", "votes", "canvas", "ranking", "samples", "carry_noise")  # of evaluation.*: how rows become answers
-_TALLY_VERSION = 3  # what the votes and the sums kept with them mean
+_TALLY_VERSION = 4  # what the votes and the sums kept with them mean
 
 
 def evaluate(wanted: EvaluateConfig, given: RunDir | None = None) -> int:
@@ -86,8 +86,9 @@ def evaluate_in_ranks(
         log.info("%s", trained.choice)
         for stamp in data_stamps:
             log.warning("note: %s", stamp)
+        num_tasks = len(setting.split.named(config.evaluation.split.value))
         stamps = (*state["stamps"], *data_stamps, *overlap, *_choice_stamp(trained.choice, wanted, config, chosen_by),
-                  *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config),
+                  *_split_stamp(config), *part_stamp(len(setting.scored), num_tasks), *rules_stamps(config),
                   *adaptation_stamp(wanted.adaptation))  # fmt: skip
         subject = checkpoint_subject(config, RunDir(wanted.run_folder), trained.choice, wanted.weights.value, label)
         found = Evaluation(
@@ -109,7 +110,7 @@ def evaluate_in_ranks(
 
             def work() -> str:
                 attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
-                attempts.statistics |= context_metrics(config, setting, model, ranks)
+                attempts.statistics |= context_metrics(config, setting, model, ranks) | model.num_parameters
                 if not ranks.is_main:
                     return ""
                 message = publish(replace(found, attempts=attempts), folder.run.path)
@@ -232,11 +233,6 @@ def _better_step(choice: Choice) -> tuple[str, ...]:
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
-
-
-def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
-    total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
-    return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
 
 
 def adaptation_stamp(adaptation: AdaptationConfig) -> tuple[str, ...]:

@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 # stand those of the reader's facts, over all rows.
 _OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
 _OF_ALL = ("all.steps", "ARC/undecodable", "eval/rerun_share")
-_PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL))}
+_SECONDS = "timing/solve_s"  # so that they are kept with the votes
+_PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL, _SECONDS))}
 # What a row adds by itself: all sums up to its steps; only those before depend on its answer.
 _ROW_SUMS = slice(0, _PLACES["all.steps"] + 1)
 _ANSWER_SUMS = slice(0, _PLACES["all.steps"])
@@ -120,14 +121,17 @@ class RecursiveSolver:
             scores = self._total(second)
             attempts.candidates = {key: lists.ranked(total.box, scores.box, key) for key in job.table.keys}
             attempts.statistics["eval/second_pass_share"] = float(scores.done_R.sum() / total.done_R.sum())
+            attempts.statistics[_SECONDS] += float(scores.sums[_PLACES[_SECONDS]])
         return attempts
 
     def _work(self, job: _Job, store: VoteStore | None) -> None:
         """Predict and count all rows of a pass."""
         count = self._count if job.shortlists is None else self._score
-        saved, is_finished = time.monotonic(), True
+        start = saved = time.monotonic()
+        is_finished = True
         for finished, canvas in self._landings(job):
             count(job, finished, canvas)
+            job.tally.sums[_PLACES[_SECONDS]] = time.monotonic() - start
             if store is not None and time.monotonic() - saved >= self.save_every_s:
                 store.save(self.ranks.rank, job.table.keys, job.tally)
                 saved = time.monotonic()
@@ -298,6 +302,7 @@ class RecursiveSolver:
             "eval/rows_share": num_rows / len(job.table.task_R),
         }
         statistics["timing/eval_samples_per_s"] = now / max(seconds, 1e-9)
+        statistics[_SECONDS] = float(sums[_PLACES[_SECONDS]])
         return Attempts({key: total.box.ranked(key) for key in job.table.keys}, statistics)
 
 
