@@ -119,10 +119,9 @@ def markdown(rows: Sequence[dict[str, Any]], where: Mapping[str, Any]) -> str:
         seeds = list(row["seeds"].values())
         firsts = ", ".join(str(r["first_step"] or "none") for r in seeds)
         losses, exact = (", ".join(f"{r[key]:.3f}" for r in seeds) for key in ("loss", "exact"))
-        steps = " ".join(sorted({str(r["steps"]) for r in seeds}))
-        lines.append(
-            f"| {row['task']} | {row['arm']} | {LOSSES[row['task']]:g}: {firsts} | {losses} | {exact} | {Share(row['n'], row['N'])} | {steps} |"
-        )
+        steps, first = " ".join(sorted({str(r["steps"]) for r in seeds})), f"{LOSSES[row['task']]:g}: {firsts}"
+        share = Share(row["n"], row["N"])
+        lines.append(f"| {row['task']} | {row['arm']} | {first} | {losses} | {exact} | {share} | {steps} |")
     return "\n".join([*lines, ""])
 
 
