@@ -267,8 +267,9 @@ def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[R
         for row in record["rows"]
     )
     columns = ("task", "embedding", "first step with loss", "loss at the end", "exact answers")
-    seeds = sorted({seed for row in record["rows"] for seed in row["seeds"]})
-    return "Colours that share their weights", columns, rows, [record["provenance"] | {"seed": ", ".join(seeds)}]
+    command = {"command": "python -m experiments.color_embedding"}
+    made = [{**row["provenance"], **command, "seed": ", ".join(row["seeds"])} for row in record["rows"]]
+    return "Colours that share their weights", columns, rows, made
 
 
 def _of(record: Record) -> str:
