@@ -73,4 +73,4 @@ def test_the_table_is_of_the_runs_that_are_done(
     assert color_embedding.main(command) == 0 and trained == ["views-free-seed0", "views-shared-seed0"]
     saved = json.loads((tmp_path / "results" / "color_embedding.json").read_text())
     assert [(row["task"], row["arm"], row["N"]) for row in saved["rows"]] == [("views", "free", 6), ("views", "shared", 6)]
-    assert "| views | shared | 0.9: none |" in (tmp_path / "results" / "color_embedding.md").read_text()
+    assert "| views | shared | 1: none |" in (tmp_path / "results" / "color_embedding.md").read_text()
