@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.checkpoint_key import checkpoint_wish
 from arclab.config.dataset_schema import DatasetConfig, Regime
 from arclab.config.encoder_schema import (
     DemoAttention,
@@ -364,7 +365,7 @@ class ExperimentConfig(TrainingConfig):
         return replace(self, trainer=replace(self.trainer, batch_size=batch_size))
 
     def inputs(self) -> dict[str, Path]:
-        return {"decoder_init.path": Path(self.decoder_init.path)} if self.decoder_init.path else {}
+        return {"decoder_init.path": checkpoint_wish(self.decoder_init.path).path} if self.decoder_init.path else {}
 
     def check(self, path: str) -> list[str]:
         problems = sized("", 0, seed=self.seed)

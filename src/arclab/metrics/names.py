@@ -69,6 +69,11 @@ _TEXT = {
     "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
     "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
+    "insert_share": (
+        "share",
+        "none",
+        "delimiters in replies, while insertions were left, after which the trigger inserted memory",
+    ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
@@ -87,6 +92,13 @@ _LTPO = {
     "raised_share": ("share", "up", "insertions whose reward rose"),
     "moved": ("ratio", "none", "root mean square of the change of latents, relative to their own"),
     "count": ("insertions", "none", "insertions that were optimised"),
+}
+# Of contexts that are searched at test time: over every augmented copy of every scored test input.
+_SEARCH = {
+    "loss_before": ("nats", "none", "loss of the demonstrations at the start of the search, per cell"),
+    "loss_after": ("nats", "down", "the same loss of the context that was used"),
+    "best_step": ("steps", "none", "the step of the search at which that context was found; 0: it is the start"),
+    "shared": ("share", "none", "copies whose search left no demonstration out, by its loss or for want of a second one"),
 }
 
 # Of methods that write programs: over all replies of all scored tasks.
@@ -235,6 +247,7 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
+    *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
     Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
     Metric("train/token_entropy", "nats", "none", "entropy of the next token over the tokens of replies"),
@@ -242,6 +255,7 @@ _METRICS = [
     Metric(
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
+    Metric("timing/search_s", "s", "down", "searching the context of one augmented copy of a task"),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("context_gain", "", "none", "what context tokens are multiplied by when training starts"),
     Metric("num_train_tasks", "tasks", "none", "tasks that are trained on"),

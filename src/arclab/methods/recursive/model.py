@@ -61,31 +61,40 @@ class Condition:
 @dataclass(slots=True)
 class Reading:
     """What evaluation keeps of rows whose demonstrations were read: prefix and memory for the decoder; or, for an encoder with
-    a state of its own, the state and the memory that it writes from. num_demos: demonstrations behind the canvas."""
+    a state of its own, the state and the memory that it writes from. num_demos: demonstrations behind the canvas.
+
+    offset_BTD: fp32, added to the context tokens that such an encoder writes, at every step. facts_BF: numbers on how the rows
+    were read, for statistics (see solver.reader.Reader).
+    """
 
     num_demos: int
     prefix_BPD: Tensor | None = None
     memory: Memory | None = None
     state_BXD: Tensor | None = None
+    offset_BTD: Tensor | None = None
+    facts_BF: Tensor | None = None
 
     def rows(self, index_R: Tensor) -> Reading:
         """The rows with these numbers; one may be taken several times."""
         memory = self.memory and Memory(self.memory.tokens_BMD[index_R], self.memory.mask_BM[index_R])
-        prefix, state = (None if x is None else x[index_R] for x in (self.prefix_BPD, self.state_BXD))
-        return Reading(self.num_demos, prefix, memory, state)
+        return Reading(self.num_demos, memory=memory, **{
+            name: None if x is None else x[index_R] for name, x in self._optional().items()
+        })  # fmt: skip
+
+    def _optional(self) -> dict[str, Tensor | None]:
+        names = ("prefix_BPD", "state_BXD", "offset_BTD", "facts_BF")
+        return {name: getattr(self, name) for name in names}
 
     def join(self, other: Reading) -> Reading:
         """These rows, then the other ones, which must have been read by the same model with as many slots."""
-
-        def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return None if a is None or b is None else torch.cat([a, b])
-
-        memory = None
+        memory, others = None, other._optional()
         if self.memory is not None and other.memory is not None:
             tokens = torch.cat([self.memory.tokens_BMD, other.memory.tokens_BMD])
             memory = Memory(tokens, torch.cat([self.memory.mask_BM, other.memory.mask_BM]))
-        prefix, state = both(self.prefix_BPD, other.prefix_BPD), both(self.state_BXD, other.state_BXD)
-        return Reading(self.num_demos, prefix, memory, state)
+        return Reading(self.num_demos, memory=memory, **{
+            name: None if x is None or (y := others[name]) is None else torch.cat([x, y])
+            for name, x in self._optional().items()
+        })  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -257,13 +266,23 @@ class RecursiveModel(nn.Module):
         condition = self._from_context(self.encoder.write(memory, None, None))
         return Reading(num_demos, prefix_BPD=condition.prefix_BPD, memory=condition.memory)
 
+    def moved(self, tokens_BTD: Tensor, offset_BTD: Tensor) -> Tensor:
+        """Tokens for the decoder, in its precision, after a move in fp32."""
+        return (tokens_BTD.float() + offset_BTD).to(self.decoder.dtype)
+
     def start(self, inputs_BS: Tensor, reading: Reading) -> Latents:
         """Fresh latents for rows of evaluation."""
         return self.decoder.start(len(inputs_BS), inputs_BS.shape[1], reading.num_demos)
 
     @torch.no_grad()
     def refine(self, latents: Latents, inputs_BS: Tensor, reading: Reading) -> tuple[Latents, Reading, Tensor, Tensor]:
-        """Evaluation: one more step of every row; (latents, reading) for the next one, logits (B, S, V), halt logits (B,).
+        """Evaluation: one more step of every row; (latents, reading) for the next one, logits (B, S, V), halt logits (B,)."""
+        return self.refine_with_gradient(latents, inputs_BS, reading)
+
+    def refine_with_gradient(
+        self, latents: Latents, inputs_BS: Tensor, reading: Reading
+    ) -> tuple[Latents, Reading, Tensor, Tensor]:
+        """As refine.
 
         An encoder with a state of its own refines it too, as in training; the others wrote their context when they read.
         """
@@ -273,6 +292,8 @@ class RecursiveModel(nn.Module):
         else:
             assert self.encoder is not None and memory is not None
             context = self.encoder.write(memory, reading.state_BXD, None)
+            if reading.offset_BTD is not None:
+                context = replace(context, tokens_BTD=self.moved(context.tokens_BTD, reading.offset_BTD))
             condition = self._from_context(context)
             prefix_BPD, memory, state = condition.prefix_BPD, condition.memory, context.state
         assert prefix_BPD is not None

@@ -45,13 +45,14 @@ class ReadyRows:
 
 @dataclass(slots=True)
 class FinishedRows:
-    """Rows that have ended, with the logits of their last step and the number of steps."""
+    """Rows that have ended, with the logits of their last step, the number of steps, and facts of their reading."""
 
     rows_B: IntArray
     labels_BS: Tensor
     logits_BSV: Tensor
     q_halt_B: Tensor
     steps_B: IntArray
+    facts_BF: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -102,9 +103,11 @@ def run_rows(
         if not ended_B.any():
             continue
         index = torch.from_numpy(ended_B.nonzero()[0]).to(logits_BSV.device)
+        facts = running.reading.facts_BF
         finished = FinishedRows(
-            running.rows_B[ended_B], running.labels_BS[index], logits_BSV[index], q_halt_B[index], running.steps_B[ended_B]
-        )
+            running.rows_B[ended_B], running.labels_BS[index], logits_BSV[index], q_halt_B[index], running.steps_B[ended_B],
+            None if facts is None else facts[index],
+        )  # fmt: skip
         running = running.select(~ended_B)
         yield finished
 

@@ -27,12 +27,13 @@ from tqdm import tqdm
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.schema import CanvasRule, EvalHalting, VotesRule
 from arclab.data.augment import ViewRule
-from arclab.data.sampler import Batch, BatchPlan, IntArray, PuzzleSpace
+from arclab.data.sampler import BatchPlan, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel
 from arclab.methods.recursive.solver.continuous_batching import FinishedRows, ReadyRows, run_rows
 from arclab.methods.recursive.solver.pending_rows import PendingRows, RowTable, row_table, sampled_rows
+from arclab.methods.recursive.solver.reader import ModelReader, Puzzles, Reader
 from arclab.methods.recursive.solver.store import Tally, VoteStore
 from arclab.methods.recursive.solver.votes import VoteBox, restore_grids, shown_sides
 from arclab.methods.recursive.token_views import corner_cells
@@ -43,7 +44,8 @@ from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
-# The sums of a tally, by place: over sampled rows with known answers, the number of those rows, and over all rows.
+# The sums of a tally, by place: over sampled rows with known answers, the number of those rows, and over all rows. Behind them
+# stand those of the reader's facts, over all rows.
 _OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
 _OF_ALL = ("all.steps", "ARC/undecodable", "eval/rerun_share")
 _PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL))}
@@ -72,6 +74,8 @@ class RecursiveSolver:
     """puzzle_rows: task id -> first row of the task in a trained puzzle table (TRM); None for an encoder (ETRM). view_rule: the
     one that the table was made by, so that augmentation n of a task is row first + n.
 
+    reader: what turns a task's demonstrations into what the decoder reads; None: the model alone.
+
     store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end. progress: hears
     how many tasks' worth of rows are predicted, and may end it.
     """
@@ -81,12 +85,14 @@ class RecursiveSolver:
         puzzle_rows: dict[str, int] | None = None, show_progress: bool = False, halting: EvalHalting = EvalHalting.all_steps,
         votes: VotesRule = VotesRule.all, canvas_rule: CanvasRule = CanvasRule.full, store: VoteStore | None = None,
         save_every_s: float = 60.0, view_rule: ViewRule = ViewRule.content, progress: WorkProgress | None = None,
+        reader: Reader | None = None,
     ) -> None:  # fmt: skip
         self.model, self.ranks = model, ranks
         self.canvas, self.seed, self.batch_size, self.max_demos = canvas, seed, batch_size, max_demos
-        self.puzzle_rows, self.show_progress = puzzle_rows, show_progress
+        self.show_progress = show_progress
         self.halting, self.votes, self.canvas_rule = halting, votes, canvas_rule
         self.store, self.save_every_s, self.view_rule, self.progress = store, save_every_s, view_rule, progress
+        self.reader = reader or ModelReader(model, max_demos, puzzle_rows, ranks.device)
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known. ToldToEnd, on
@@ -128,7 +134,8 @@ class RecursiveSolver:
     def _job(self, tasks: Sequence[ArcTask], budget: Budget) -> _Job:
         space = PuzzleSpace(tasks, budget.num_augmentations, self.seed, self.canvas, self.view_rule)
         table = row_table(space, self.max_demos, self.canvas_rule)
-        tally, earlier = Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(len(_PLACES))), None
+        num_sums = len(_PLACES) + len(self.reader.facts)
+        tally, earlier = Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(num_sums)), None
         if self.store is not None:
             loaded = self.store.load(table.keys) if self.ranks.is_main else None
             earlier, generation = self.ranks.gather_objects((loaded, self.store.generation))[0]
@@ -169,25 +176,11 @@ class RecursiveSolver:
         # Also labels are cut, not rendered, to the smaller canvas: an answer may be too large for it.
         cells = corner_cells(small.canvas, self.canvas)
         device = self.ranks.device
-        reading = self.model.read(self._demonstrations(small, task_B[first_P], augmentation_B[first_P]).to(device))
+        reading = self.reader.read(Puzzles(small, task_B[first_P], augmentation_B[first_P]))
         return ReadyRows(
             rows_B, shown.inputs_BS[:, cells].to(device), shown.labels_BS[:, cells].to(device), reading,
             torch.from_numpy(puzzle_B.reshape(-1)).to(device),
         )  # fmt: skip
-
-    def _demonstrations(self, space: PuzzleSpace, task_P: IntArray, augmentation_P: IntArray) -> Batch:
-        """All demonstrations of each puzzle in file order, nothing translated, without a query; or the rows of a puzzle
-        table."""
-        store = space.store
-        slots = np.arange(min(self.max_demos, int(store.num_demos_T.max())) if self.puzzle_rows is None else 0)[None]
-        demos_PK = np.where(slots < store.num_demos_T[task_P][:, None], store.first_pair_T[task_P][:, None] + slots, -1)
-        offsets = np.zeros((len(task_P), 1 + slots.shape[1], 2), dtype=np.int64)
-        plan = BatchPlan(task_P, augmentation_P, np.full(len(task_P), -1), demos_PK, offsets)
-        batch = space.render(plan, with_puzzle_ids=False)
-        if self.puzzle_rows is not None:
-            first = np.array([self.puzzle_rows[space.tasks[t].id] for t in task_P])
-            batch.puzzle_id_B = torch.from_numpy(first + augmentation_P)
-        return batch
 
     def _count(self, job: _Job, finished: FinishedRows, canvas: int) -> None:
         """Votes and statistics of ended rows; those that may not have had the room are predicted again instead."""
@@ -214,6 +207,8 @@ class RecursiveSolver:
         job.tally.sums[_PLACES["eval/rerun_share"]] += int(
             (np.searchsorted(CANVASES, canvas) - np.searchsorted(CANVASES, table.canvas_R[rows_B])).sum()
         )
+        if finished.facts_BF is not None:
+            job.tally.sums[len(_PLACES) :] += finished.facts_BF.double().cpu().numpy()[counted_B].sum(axis=0)
         job.tally.done_R[rows_B] = True
         job.pending.finish(rows_B)
         job.bar.total = job.pending.num_rows - job.pending.num_saved
@@ -229,6 +224,7 @@ class RecursiveSolver:
         num_rows, count = sum(int(part.done_R.sum()) for part in parts), sums[_PLACES["all.labelled"]]
         statistics = {name: sums[_PLACES[name]] / count for name in _OF_LABELLED} if count else {}
         statistics |= {name: sums[_PLACES[name]] / num_rows for name in _OF_ALL}
+        statistics |= {name: sums[len(_PLACES) + place] / num_rows for place, name in enumerate(self.reader.facts)}
         statistics |= {
             "all.count": float(num_rows),
             "all.labelled": float(count),
