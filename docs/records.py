@@ -266,6 +266,24 @@ def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Re
     return "MemGen's weaver and its controls", columns, rows, [record["provenance"] | {"seed": "of the columns"}]
 
 
+def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (
+            row["task"],
+            row["arm"],
+            f"{record['first_loss'][row['task']]:g}: "
+            + ", ".join(str(r["first_step"] or "none") for r in row["seeds"].values()),
+            ", ".join(f"{r['loss']:.3f}" for r in row["seeds"].values()),
+            _of(row),
+        )
+        for row in record["rows"]
+    )
+    columns = ("task", "embedding", "first step with loss", "loss at the end", "exact answers")
+    command = {"command": "python -m experiments.color_embedding"}
+    made = [{**row["provenance"], **command, "seed": ", ".join(row["seeds"])} for row in record["rows"]]
+    return "Colours that share their weights", columns, rows, made
+
+
 def _of(record: Record) -> str:
     return str(Share(record["n"], record["N"]))
 
@@ -278,6 +296,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "kills": _kills,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,
+    "color_embedding": _color_embedding,
     "precision": _precision,
     "sandbox": _sandbox,
     "scaling": _scaling,
