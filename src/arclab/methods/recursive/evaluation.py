@@ -26,6 +26,7 @@ from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
+from arclab.methods.recursive.search.against_plain import judged, write_verdict
 from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.reader import ModelReader, Reader
@@ -34,7 +35,7 @@ from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
-from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger, tasks_digest
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -85,10 +86,9 @@ def evaluate_in_ranks(
                   *rules_stamps(config), *adaptation_stamp(wanted.adaptation))  # fmt: skip
         subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value, label)
         found = Evaluation(
-            subject=subject, tasks=setting.scored, attempts=Attempts({}), stamps=stamps, notes=(*setting.split.notes, *notes),
-            provenance=provenance(),
+            subject=_adapted(subject, wanted.adaptation), tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
+            notes=(*setting.split.notes, *notes), provenance=provenance(),
         )  # fmt: skip
-        store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights, wanted.adaptation))
         cost = evaluation_cost(
             config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
         )
@@ -97,18 +97,21 @@ def evaluate_in_ranks(
         )
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
-            solver = build_solver(
-                config, setting, model, ranks, config.evaluation.batch_size, store, progress, adaptation=wanted.adaptation
-            )
+
+            def solve(adaptation: AdaptationConfig) -> Attempts:
+                key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
+                solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
+                                      VoteStore(folder.run.path, key), progress, adaptation)  # fmt: skip
+                return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
 
             def work() -> str:
-                attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+                attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
                 attempts.statistics |= context_metrics(config, setting, model, ranks)
                 if not ranks.is_main:
                     return ""
                 message = publish(replace(found, attempts=attempts), folder.run.path)
-                store.remove()
-                return message
+                VoteStore(folder.run.path, "").remove()
+                return f"{message}{write_verdict(verdict, folder.run)}"
 
             return until_told(folder.run, ranks, progress, work)
 
@@ -217,6 +220,17 @@ def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
 def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
     total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
     return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
+
+
+def _adapted(subject: Subject, adaptation: AdaptationConfig) -> Subject:
+    """The subject, saying how it was adapted."""
+    if isinstance(adaptation, NoAdaptation):
+        return subject
+    settings = {f"adaptation.{key}": value for key, value in flat(adaptation).items()}
+    return replace(
+        subject, facts=subject.facts | {"adaptation": adaptation.kind}, settings=subject.settings | settings,
+        record=subject.record | {"adaptation": adaptation.stamp},
+    )  # fmt: skip
 
 
 def adaptation_stamp(adaptation: AdaptationConfig) -> tuple[str, ...]:
