@@ -16,7 +16,6 @@ from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.search.against_plain import against_plain
 from arclab.methods.recursive.search.reader import LatentSearchReader
-from arclab.methods.recursive.solver.pending_rows import RowTable
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.pages import report
 from arclab.results.attempts import Attempts, Candidate
@@ -109,10 +108,17 @@ def test_wrong_settings_are_one_sentence(overrides: list[str], sentence: str) ->
         compose_evaluate(["checkpoint=x", "split=evaluation", *overrides])
 
 
-@pytest.mark.parametrize("solver", ["program_sampling", "memgen", "memgen_ltpo"])
-def test_solvers_without_a_recursive_model_have_no_adaptation(solver: str) -> None:
-    with pytest.raises(ConfigError, match="adaptation.* goes with solver=recursive|adaptation"):
-        compose_evaluate([f"solver={solver}", "checkpoint=x", "adaptation=latent"])
+@pytest.mark.parametrize(
+    ("solver", "needs"),
+    [
+        ("program_sampling", ["lm=tiny", "dataset=toy"]),
+        ("memgen", ["checkpoint=x"]),
+        ("memgen_ltpo", ["checkpoint=x"]),
+    ],
+)
+def test_solvers_without_a_recursive_model_have_no_adaptation(solver: str, needs: list[str]) -> None:
+    with pytest.raises(ConfigError, match="adaptation goes with solver=recursive; drop adaptation, or choose"):
+        compose_evaluate([f"solver={solver}", *needs, "adaptation=latent"])
 
 
 def test_a_killed_search_goes_on_and_counts_nothing_twice(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +133,9 @@ def test_a_killed_search_goes_on_and_counts_nothing_twice(runs: Path, tmp_path: 
         evaluated(runs / "etrm", *command, f"output_dir={tmp_path}/killed")
     searched: list[int] = []
     read = LatentSearchReader.read
-    monkeypatch.setattr(LatentSearchReader, "read", lambda self, puzzles: (searched.extend(puzzles.task_P.tolist()), read(self, puzzles))[1])
+    monkeypatch.setattr(
+        LatentSearchReader, "read", lambda self, puzzles: (searched.extend(puzzles.task_P.tolist()), read(self, puzzles))[1]
+    )
     record, folder = evaluated(runs / "etrm", *command, f"output_dir={tmp_path}/killed")
     assert len(searched) == 4 and not list(folder.glob("votes_*"))
     assert (folder / "predictions.jsonl").read_text() == (tmp_path / "whole/predictions.jsonl").read_text()
