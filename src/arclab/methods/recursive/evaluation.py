@@ -90,8 +90,9 @@ def evaluate_in_ranks(
             notes=(*setting.split.notes, *notes), provenance=provenance(),
         )  # fmt: skip
         cost = evaluation_cost(
-            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
-        )
+            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size),
+            wanted.adaptation,
+        )  # fmt: skip
         announce(
             wanted, cost, ranks, num_steps=0, num_evaluations=1, dtype=DTYPES[config.trainer.precision], advice=_MEMORY_ADVICE
         )

@@ -26,7 +26,7 @@ SHALLOW = ("decoder.num_layers=1", "decoder.h_cycles=1", "decoder.l_cycles=1")
 CPU = torch.device("cpu")
 SEARCH = LatentSearchConfig(
     kind="latent", steps=4, start=LatentStart.encoder, loss=SearchLoss.leave_one_out, optimizer=SearchOptimizer.adam, lr=0.05,
-    max_offset=None, num_starts=1, sigma=0.0, unroll=1, batch_size=64,
+    max_offset=None, num_starts=1, sigma=0.0, unroll=1, batch_size=64, min_wins=None,
 )  # fmt: skip
 BEFORE, AFTER, STEP, SHARED = range(4)
 
