@@ -92,6 +92,17 @@ def test_every_encoder_is_searched_and_its_weights_stay(tiny: Tiny, kind: str) -
     assert all(p.grad is None for p in searched.model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["standard", "in_context", "recurrent"])
+def test_a_model_of_half_precision_is_searched_in_fp32(tiny: Tiny, kind: str) -> None:
+    """Steps that bf16 would round away add up; without steps it reads what it did, bit for bit."""
+    searched = Searched(config_of(tiny, kind, *SHALLOW, "trainer.precision=bf16"))
+    demos, plain = searched.plain.demonstrations(searched.puzzles([0, 1])), searched.plain.read(searched.puzzles([0, 1]))
+    still, moved = searched.read([0, 1], steps=0), searched.read([0, 1], lr=1e-3, steps=40)
+    assert torch.equal(logits(searched.model, still, demos), logits(searched.model, plain, demos))
+    assert (searched.facts(moved, AFTER) < searched.facts(moved, BEFORE)).all()
+    assert not torch.equal(logits(searched.model, moved, demos), logits(searched.model, plain, demos))
+
+
 @pytest.mark.parametrize("start", [start.name for start in LatentStart])
 def test_a_puzzle_does_not_depend_on_its_batch(standard: Searched, start: str) -> None:
     """Beside others, alone, and cut by the row bound; with noise of its own too."""
