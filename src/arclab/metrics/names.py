@@ -69,6 +69,11 @@ _TEXT = {
     "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
     "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
+    "insert_share": (
+        "share",
+        "none",
+        "delimiters in replies, while insertions were left, after which the trigger inserted memory",
+    ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),

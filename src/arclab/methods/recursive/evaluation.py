@@ -36,6 +36,7 @@ from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
 from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.runs.choice import Choice
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -72,6 +73,7 @@ def evaluate_in_ranks(
             use_threads(config.trainer.num_threads)
         record = trained.record()
         setting = build_setting(config, view_rule(record))
+        chosen_by = config.evaluation.split
         apply_wishes(config, wanted)
         setting, data_stamps = with_wishes(config, setting, wanted.dataset)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
@@ -80,14 +82,16 @@ def evaluate_in_ranks(
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
         label = wanted.label(config.evaluation.split.value)
         require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations, label)
+        log.info("%s", trained.choice)
         for stamp in data_stamps:
             log.warning("note: %s", stamp)
-        stamps = (*state["stamps"], *data_stamps, *overlap, *_split_stamp(config), *_part_stamp(config, setting),
-                  *rules_stamps(config), *adaptation_stamp(wanted.adaptation))  # fmt: skip
-        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value, label)
+        stamps = (*state["stamps"], *data_stamps, *overlap, *_choice_stamp(trained.choice, wanted, config, chosen_by),
+                  *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config),
+                  *adaptation_stamp(wanted.adaptation))  # fmt: skip
+        subject = checkpoint_subject(config, RunDir(wanted.run_folder), trained.choice, wanted.weights.value, label)
         found = Evaluation(
             subject=_adapted(subject, wanted.adaptation), tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
-            notes=(*setting.split.notes, *notes), provenance=provenance(),
+            notes=(*setting.split.notes, *notes, *_better_step(trained.choice)), provenance=provenance(),
         )  # fmt: skip
         cost = evaluation_cost(
             config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size),
@@ -212,6 +216,19 @@ def votes_key(
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     digest.update(tasks_digest(tasks).encode())
     return digest.hexdigest()[:16]
+
+
+def _choice_stamp(choice: Choice, wanted: EvaluateConfig, config: ExperimentConfig, chosen_by: SplitName) -> tuple[str, ...]:
+    """If the step was chosen by its scores on the very tasks that are scored now. chosen_by: the split scored in training."""
+    if choice.rule != "best" or config.evaluation.split is not chosen_by or wanted.dataset.eval_sources is not None:
+        return ()
+    return (
+        f"step {choice.step} was chosen by its score on these tasks ({choice.reason}): the scores are too high for new ones",
+    )
+
+
+def _better_step(choice: Choice) -> tuple[str, ...]:
+    return (str(choice),) if choice.is_behind else ()
 
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
