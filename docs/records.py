@@ -284,6 +284,23 @@ def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[R
     return "Colours that share their weights", columns, rows, made
 
 
+def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (
+            row["encoder"],
+            row["start"],
+            str(row["steps"]),
+            _of(row),
+            f"{row['search_alone_right']} / {row['one_encoding_alone_right']}",
+            f"{row['p_value']:.2g}",
+            f"{row['seconds_per_task']:.2f}",
+        )
+        for row in record["rows"]
+    )
+    columns = ("encoder", "start", "steps", "right", "search alone / one encoding alone", "p (McNemar)", "seconds a task")
+    return "Latent search on unseen compositions", columns, rows, [record["provenance"] | {"seed": "of the runs"}]
+
+
 def _of(record: Record) -> str:
     return str(Share(record["n"], record["N"]))
 
@@ -294,6 +311,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "evaluate": _evaluate,
     "rearc": _rearc,
     "kills": _kills,
+    "latent_search": _latent_search,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,
     "color_embedding": _color_embedding,

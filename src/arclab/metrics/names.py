@@ -100,6 +100,13 @@ _SEARCH = {
     "best_step": ("steps", "none", "the step of the search at which that context was found; 0: it is the start"),
     "shared": ("share", "none", "copies whose search left no demonstration out, by its loss or for want of a second one"),
 }
+# Of a model that was adapted to each task, beside the same one as it is: over scored tasks with known answers.
+_ADAPTED = {
+    "plain_solved@2": ("share", "none", "tasks solved by the model as it is, with two attempts"),
+    "wins": ("share", "up", "of the tasks that one of the two alone solves, those of the adapted model; 0.5: chance"),
+    "discordant": ("tasks", "none", "tasks that one of the two alone solves: the N of wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+}
 
 # Of methods that write programs: over all replies of all scored tasks.
 _PROGRAMS = {
@@ -270,6 +277,7 @@ _METRICS = [
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
     *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
+    *[Metric(f"adapted/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ADAPTED.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
     Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
     Metric("train/token_entropy", "nats", "none", "entropy of the next token over the tokens of replies"),
@@ -306,6 +314,7 @@ _COUNTS = {
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
     "ensemble/oracle_coverage": ("ensemble/test_inputs",),
+    "adapted/wins": ("adapted/discordant",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 

@@ -73,7 +73,12 @@ _PUBLISHED_RULES: dict[str, str | int | float] = {
 }  # fmt: skip
 
 
-_CONDITIONS = {"step": "trained steps", "weights": "weights", "num_augmentations": "augmented copies voted"}
+_CONDITIONS = {
+    "step": "trained steps",
+    "weights": "weights",
+    "num_augmentations": "augmented copies voted",
+    "adaptation": "adaptation to each task",
+}
 
 
 def unlike(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> tuple[str, ...]:

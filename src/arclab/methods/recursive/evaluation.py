@@ -27,6 +27,7 @@ from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
+from arclab.methods.recursive.search.against_plain import judged, write_verdict
 from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.reader import ModelReader, Reader
@@ -35,7 +36,7 @@ from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, part_stamp, rules_stamp
-from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger, tasks_digest
 from arclab.runs.choice import Choice
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
@@ -92,30 +93,33 @@ def evaluate_in_ranks(
                   *adaptation_stamp(wanted.adaptation))  # fmt: skip
         subject = checkpoint_subject(config, RunDir(wanted.run_folder), trained.choice, wanted.weights.value, label)
         found = Evaluation(
-            subject=subject, tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
+            subject=_adapted(subject, wanted.adaptation), tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
             notes=(*setting.split.notes, *notes, *_better_step(trained.choice)), provenance=provenance(),
         )  # fmt: skip
-        store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights, wanted.adaptation))
         cost = evaluation_cost(
-            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
-        )
+            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size),
+            wanted.adaptation,
+        )  # fmt: skip
         announce(
             wanted, cost, ranks, num_steps=0, num_evaluations=1, dtype=DTYPES[config.trainer.precision], advice=_MEMORY_ADVICE
         )
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
-            solver = build_solver(
-                config, setting, model, ranks, config.evaluation.batch_size, store, progress, adaptation=wanted.adaptation
-            )
+
+            def solve(adaptation: AdaptationConfig) -> Attempts:
+                key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
+                solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
+                                      VoteStore(folder.run.path, key), progress, adaptation)  # fmt: skip
+                return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
 
             def work() -> str:
-                attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+                attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
                 attempts.statistics |= context_metrics(config, setting, model, ranks) | model.num_parameters
                 if not ranks.is_main:
                     return ""
                 message = publish(replace(found, attempts=attempts), folder.run.path)
-                store.remove()
-                return message
+                VoteStore(folder.run.path, "").remove()
+                return f"{message}{write_verdict(verdict, folder.run)}"
 
             return until_told(folder.run, ranks, progress, work)
 
@@ -233,6 +237,17 @@ def _better_step(choice: Choice) -> tuple[str, ...]:
 
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
+
+
+def _adapted(subject: Subject, adaptation: AdaptationConfig) -> Subject:
+    """The subject, saying how it was adapted."""
+    if isinstance(adaptation, NoAdaptation):
+        return subject
+    settings = {f"adaptation.{key}": value for key, value in flat(adaptation).items()}
+    return replace(
+        subject, facts=subject.facts | {"adaptation": adaptation.kind}, settings=subject.settings | settings,
+        record=subject.record | {"adaptation": adaptation.stamp},
+    )  # fmt: skip
 
 
 def adaptation_stamp(adaptation: AdaptationConfig) -> tuple[str, ...]:
