@@ -62,7 +62,8 @@ def fit_calibration(split: ScoredSplit, path: object) -> Calibration:
         )
     table = np.array([(1.0, share, confidence) for share, confidence, _ in rows])
     weights = _fitted(table, np.array([float(is_right) for *_, is_right in rows]))
-    return Calibration(*map(float, weights), num_right, len(rows))
+    bias, of_share, of_confidence = map(float, weights)
+    return Calibration(bias, of_share, of_confidence, num_right, len(rows))
 
 
 def _fitted(table: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

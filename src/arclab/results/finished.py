@@ -17,10 +17,9 @@ from typing import Any
 
 from arclab.config.compose import ConfigError
 from arclab.data.sources import load_source
-from arclab.data.tasks import ArcTask
+from arclab.data.tasks import ArcTask, tasks_digest
 from arclab.files import sentence_for
 from arclab.results.reading import Run, ScoredSplit, read_runs
-from arclab.results.writing import tasks_digest
 
 _SOURCE_KEYS = {
     "train": "dataset.train_sources",

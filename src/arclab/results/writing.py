@@ -20,7 +20,7 @@ from typing import Any
 
 from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig, SplitName
-from arclab.data.tasks import ArcTask, Grid
+from arclab.data.tasks import ArcTask, Grid, tasks_digest
 from arclab.files import naming, read_object, require_kinds
 from arclab.metrics.names import REGISTRY
 from arclab.results.attempts import Attempts, Candidate
@@ -195,16 +195,6 @@ def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int, labe
             f"{folder} holds the results of {tasks} tasks with {copies} augmented copies of each, which these of {num_tasks} "
             f"tasks with {num_augmentations} would replace; give another output_dir=, or remove that folder first."
         )
-
-
-def tasks_digest(tasks: Sequence[ArcTask]) -> str:
-    """Names the scored tasks by their ids and all of their grids."""
-    digest = hashlib.sha256()
-    for task in tasks:
-        digest.update(task.id.encode())
-        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
-            digest.update(str(grid.shape).encode() + grid.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def metrics_record(result: Evaluation) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.augment import ViewRule
-from arclab.data.tasks import ArcTask
+from arclab.data.tasks import ArcTask, tasks_digest
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
@@ -36,7 +36,7 @@ from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, part_stamp, rules_stamp
-from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger
 from arclab.runs.choice import Choice
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
