@@ -82,7 +82,7 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
 
     def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, *, is_tempered: bool) -> list[Answer]:
         assert is_tempered
-        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, sampling, list(seeds)])
+        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.__name__, sampling, list(seeds)])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
     with monkeypatch.context() as patch:
@@ -104,6 +104,10 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> str:
 def base(lm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
     with pytest.MonkeyPatch.context() as patch:
         yield looked_at([lm], tmp_path_factory.mktemp("base"), patch)
+
+
+def test_rollouts_ask_the_trigger(base: Parts, lm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert differences(base, looked_at([lm, "memgen/trigger=never"], tmp_path, monkeypatch)) == {"drawn"}
 
 
 def test_the_named_tests_are_there() -> None:

@@ -73,6 +73,7 @@ TABLE: Table = {
 OTHERS: Table = {
     "dataset.max_side": (5, "data/test_splits.py::test_a_size_limit_leaves_out_and_says_how_many"),
     "solver.kind": (None, "every_key/test_programs.py::test_there_is_one_solver"),
+    **{f"lm.trigger.{key}": (None, "methods/memgen/test_language.py::test_a_trigger_decides_in_generation_and_in_scores_alike") for key in ("kind", "probability", "threshold")},
     "lm.memory": (None, "methods/memgen/test_language.py::test_samples_do_not_depend_on_their_batch_and_memory_counts"),
     "lm.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
     "lm.base_url": (None, "lm/test_endpoint.py::test_every_setting_is_sent"),
@@ -92,6 +93,8 @@ OTHERS: Table = {
                              "dataset.translate", "dataset.max_demos"), "test_a_key_changes_what_its_row_says"),
         }.items()
     },
+    **dict.fromkeys(("dataset.train_visits", "dataset.rearc.pairs", "dataset.rearc.min_difficulty", "dataset.rearc.max_difficulty"), (None, "data/test_rearc.py::test_every_key_changes_the_pairs_of_a_batch")),
+    "dataset.rearc.timeout_s": (None, "data/test_rearc.py::test_a_generator_that_hangs_is_cut_off"),
     **{
         key: (None, "launch/test_launch.py::test_every_launch_key_changes_what_is_started")
         for key in leaves(EvaluateProgramsConfig)

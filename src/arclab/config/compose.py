@@ -22,16 +22,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from arclab.config import groups, other_kinds
+from arclab.config.adaptation_schema import ADAPTATION_SCHEMAS, AdaptationConfig
 from arclab.config.encoder_schema import EncoderConfig
 from arclab.config.encoders import ENCODER_SCHEMAS
 from arclab.config.evaluate_schema import EvaluateConfig
@@ -48,6 +49,7 @@ from arclab.files import DamagedFile, difference, naming, sentence_for
 Root = TypeVar("Root")
 # Nodes whose keys depend on their kind.
 VARIANTS: dict[Any, dict[str, Any]] = {
+    AdaptationConfig: ADAPTATION_SCHEMAS,
     EncoderConfig: ENCODER_SCHEMAS,
     ModelConfig: MODEL_SCHEMAS,
     TextDatasetConfig: TEXT_DATASET_SCHEMAS,
@@ -284,8 +286,9 @@ def _owner_of(key: str, entry: str, known: Sequence[str]) -> str:
 def to_typed(node: DictConfig, root: type[Root]) -> Root:
     """The typed configuration, after every check. ConfigError lists every broken rule."""
     schema = OmegaConf.structured(root)
+    optional = {field.name for field in fields(cast(Any, root)) if field.default_factory is not MISSING}
     for name, declared in get_type_hints(root).items():
-        if declared in VARIANTS:
+        if declared in VARIANTS and (name in node or name not in optional):
             kinds, unsaid = VARIANTS[declared], getattr(declared, "UNSAID_KIND", None)
             kind = OmegaConf.select(node, f"{name}.kind") or unsaid
             if kind not in kinds:

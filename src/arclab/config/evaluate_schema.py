@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.adaptation_schema import AdaptationConfig, NoAdaptation
+from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized
 from arclab.config.run import DeviceChoice, EvaluationConfig
 from arclab.config.saved_file import saved_key
-from arclab.config.schema import CanvasRule, EvalHalting, SplitName, VotesRule, WeightsKind
+from arclab.config.schema import CanvasRule, EvalHalting, Ranking, SplitName, VotesRule, WeightsKind
 
 RELEASE_FILE = "release.json"  # makes a run folder a release: see arclab.methods.recursive.release
 
@@ -31,12 +33,15 @@ def results_folder(run: Path, runs_dir: str) -> Path:
 @dataclass(kw_only=True, slots=True)
 class EvaluationWishes:
     """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that
-    name). The default is for evaluations that were made before it was a key."""
+    name). The defaults are for evaluations that were made before they were keys."""
 
     halting: Optional[EvalHalting]
     votes: Optional[VotesRule]
     canvas: Optional[CanvasRule]
     health_tasks: Optional[int] = None
+    ranking: Optional[Ranking] = None
+    samples: Optional[int] = None
+    carry_noise: Optional[float] = None
 
     def check(self, path: str) -> list[str]:
         return [] if self.health_tasks is None else at_least(path, 0, health_tasks=self.health_tasks)
@@ -45,8 +50,9 @@ class EvaluationWishes:
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(EvaluationConfig):
     """Root of evaluate.py. null means: as the checkpoint's own run was configured; name: the folder in the run's evaluation/
-    (null: named after the split and dataset), of a release in runs_dir/released; output_dir: a folder anywhere else. Tasks of
-    dataset.eval_sources are scored as the split evaluation."""
+    (null: named after the split, dataset and adaptation), of a release in runs_dir/released; output_dir: a folder anywhere
+    else. Tasks of dataset.eval_sources are scored as the split evaluation. The default of adaptation is for evaluations that
+    were made before it was a key."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
@@ -55,6 +61,7 @@ class EvaluateConfig(EvaluationConfig):
         "batch_size",
         "output_dir",
         "evaluation.health_tasks",
+        "adaptation.batch_size",
     )
 
     checkpoint: str
@@ -68,6 +75,7 @@ class EvaluateConfig(EvaluationConfig):
     max_tasks: Optional[int]
     dataset: DatasetWishes = field(default_factory=DatasetWishes)
     evaluation: EvaluationWishes
+    adaptation: AdaptationConfig = field(default_factory=NoAdaptation)
     device: DeviceChoice
     num_threads: Optional[int]
     launch: LaunchConfig
@@ -75,8 +83,11 @@ class EvaluateConfig(EvaluationConfig):
     @property
     def run_folder(self) -> Path:
         """Of the run that is scored."""
-        path = Path(self.checkpoint)
-        return path.parent.parent if path.parent.name == "checkpoints" else path
+        return self.wish.run_folder
+
+    @property
+    def wish(self) -> CheckpointWish:
+        return checkpoint_wish(self.checkpoint)
 
     @property
     def title(self) -> tuple[str, str]:
@@ -94,7 +105,13 @@ class EvaluateConfig(EvaluationConfig):
         return self.split or (None if self.dataset.eval_sources is None else SplitName.evaluation)
 
     def _results_name(self) -> str:
-        return self.dataset.label(self._split_name())
+        return self.label(self._split_name())
+
+    def label(self, split: str) -> str:
+        """What results are told apart by: the split, what was scored of it, at which step if one was asked for, and how the
+        model was adapted."""
+        label = f"{self.dataset.label(split)}{self.wish.suffix}"
+        return label if isinstance(self.adaptation, NoAdaptation) else f"{label}-{self.adaptation.kind}"
 
     def _split_name(self) -> str:
         if self.wanted_split is not None:
@@ -116,7 +133,7 @@ class EvaluateConfig(EvaluationConfig):
         return found
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": Path(self.checkpoint)}
+        return {"checkpoint": self.wish.path}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 0, num_augmentations=self.num_augmentations)
@@ -129,6 +146,7 @@ class EvaluateConfig(EvaluationConfig):
                 f"split={self._split_name()} are tasks of the run, and dataset.eval_sources names other ones; drop split, or "
                 "score the run's own without dataset= and dataset.eval_sources."
             )
+        problems += broken_checkpoint("checkpoint", self.checkpoint)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

@@ -5,13 +5,14 @@ Rules as in schema.py: fields have no defaults (values live in conf/), check(pat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig
+from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig, TriggerConfig, TriggerKind, as_the_run
 from arclab.config.memgen_trainer_schema import GrpoConfig, MemGenTrainerConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
@@ -63,7 +64,8 @@ class WeaverConfig:
     (0: none); max_inference_aug_num: at most so many delimiters of an answer are followed by memory. adapt_reasoner: no
     memory; the adapter is part of the reasoner, which is ordinary LoRA fine-tuning, the control. fast: the adapter reads the
     reasoner's own cache. model: another language model that weaves (a folder or a name on the hub); null: the reasoner
-    itself. start_from: a run, or one of its checkpoints, whose weaver this one begins as; null, or untrained: a new one."""
+    itself. start_from: a run (also RUN@best), or one of its checkpoints, whose weaver this one begins as; null, or untrained: a
+    new one."""
 
     model: Optional[str]
     start_from: Optional[str]
@@ -135,8 +137,19 @@ class ReasonerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class MemGenConfig:
+    """trigger: of the evaluations within the run and, unless they say otherwise, of those after it. Its default is for runs
+    made before it was a key."""
+
     weaver: WeaverConfig
     reasoner: ReasonerConfig
+    trigger: TriggerConfig = field(
+        default_factory=lambda: TriggerConfig(kind=TriggerKind.always, probability=None, threshold=None)
+    )
+
+    def check(self, path: str) -> list[str]:
+        if self.trigger.kind is not None:
+            return []
+        return [f"{path}.trigger.kind=null is for evaluations; choose {', '.join(kind.value for kind in TriggerKind)}."]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,15 +188,16 @@ class PretrainMemGenConfig(TrainingConfig):
     evaluation: AnswersConfig
 
     @property
-    def best_metric(self) -> str:
-        return self.criterion.metric if self.criterion else "text/accuracy"
+    def scored_metric(self) -> str:
+        return "text/accuracy"
 
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
         given = None if self.memgen.reasoner.scratch is not None else self.lm.name
         weaver = self.memgen.weaver
         names: dict[str, Optional[str]] = {"lm.name": given, "memgen.weaver.model": weaver.model}
-        names["memgen.weaver.start_from"] = None if weaver.start_from == UNTRAINED else weaver.start_from
+        if weaver.start_from not in (None, UNTRAINED):
+            names["memgen.weaver.start_from"] = str(checkpoint_wish(weaver.start_from).path)
         return {key: Path(name) for key, name in names.items() if name and Path(name).is_relative_to(self.runs_dir)}
 
     def check(self, path: str) -> list[str]:
@@ -194,6 +208,7 @@ class PretrainMemGenConfig(TrainingConfig):
                 "replies are programs; set trainer.eval_every=0 and criterion=null, and score the run with evaluate.py "
                 f"{PROGRAMS_SOLVER}."
             )
+        problems += broken_checkpoint("memgen.weaver.start_from", self.memgen.weaver.start_from or "")
         if isinstance(self.trainer, GrpoConfig):
             problems += self._check_reinforced(self.trainer)
         return [*problems, *broken_path("runs_dir", self.runs_dir)]
@@ -247,15 +262,17 @@ class LtpoConfig:
 @dataclass(kw_only=True, slots=True)
 class EvaluateMemGenConfig(EvaluationConfig):
     """Root of evaluate.py solver=memgen. null means: as the checkpoint's own run was configured. name: the folder in the run's
-    evaluation/ (null: <split>_<memory>); output_dir: a folder anywhere else."""
+    evaluation/ (null: <split>_<memory>, with the kind of a trigger of its own); output_dir: a folder anywhere else."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "device", "num_threads", "batch_size", "output_dir")
+    _SUFFIX: ClassVar[str] = ""  # of the default name
 
     checkpoint: str
     name: Optional[str]
     runs_dir: str
     output_dir: Optional[str]
     memory: Memory
+    trigger: TriggerConfig = field(default_factory=as_the_run)
     split: TextSplitName
     max_examples: Optional[int]
     batch_size: Optional[int]
@@ -266,12 +283,12 @@ class EvaluateMemGenConfig(EvaluationConfig):
     launch: LaunchConfig
 
     @property
-    def run_path(self) -> Path:
-        return Path(self.checkpoint).expanduser()
+    def wish(self) -> CheckpointWish:
+        return checkpoint_wish(self.checkpoint)
 
     @property
     def run_folder(self) -> Path:
-        return self.run_path.parent.parent if self.run_path.parent.name == "checkpoints" else self.run_path
+        return self.wish.run_folder
 
     @property
     def title(self) -> tuple[str, str]:
@@ -279,24 +296,28 @@ class EvaluateMemGenConfig(EvaluationConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir) if self.output_dir else self.run_folder / "evaluation" / (self.name or self._default_name)
+        if self.output_dir:
+            return Path(self.output_dir)
+        return self.run_folder / "evaluation" / (self.name or f"{self._default_name}{self.wish.suffix}")
 
     @property
     def _default_name(self) -> str:
-        return f"{self.split.value}_{self.memory.value}"
+        trigger = "" if self.trigger.kind is None else f"_{self.trigger.kind.value}"
+        return f"{self.split.value}_{self.memory.value}{trigger}{self._SUFFIX}"
 
     @property
     def best_metric(self) -> str:
         return "text/accuracy"
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": Path(self.checkpoint)}
+        return {"checkpoint": self.wish.path}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
         problems += [] if self.max_examples is None else at_least(path, 1, max_examples=self.max_examples)
         problems += [] if self.name is None else broken_name("name", self.name)
         problems += broken_path("runs_dir", self.runs_dir)
+        problems += broken_checkpoint("checkpoint", self.checkpoint)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems
@@ -308,9 +329,7 @@ class EvaluateMemGenLtpoConfig(EvaluateMemGenConfig):
 
     ltpo: LtpoConfig
 
-    @property
-    def _default_name(self) -> str:
-        return f"{self.split.value}_{self.memory.value}_ltpo"
+    _SUFFIX: ClassVar[str] = "_ltpo"
 
     def check(self, path: str) -> list[str]:
         problems = EvaluateMemGenConfig.check(self, path)

@@ -10,12 +10,13 @@ splits.py, augment.py and codec.py.
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +40,21 @@ class Pair:
     output: Grid | None
 
 
+class PairStream(Protocol):
+    """Pairs of one task without end, by number; the same number is always the same pair. No side is longer than max_side."""
+
+    @property
+    def max_side(self) -> int: ...
+
+    def pair(self, number: int) -> Pair: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ArcTask:
     """demos are shown with their answers; tests are the queries. source is the string it was loaded from.
 
-    rule: what a toy task was generated from, equal for tasks with the same rule; None for every other task.
+    rule: what a toy task was generated from, equal for tasks with the same rule; None for every other task. stream: where
+    training takes further pairs of a RE-ARC task from (rearc.py). visits: how often an epoch of training comes to it.
     """
 
     id: str
@@ -51,6 +62,8 @@ class ArcTask:
     tests: tuple[Pair, ...]
     source: str
     rule: str | None = None
+    stream: PairStream | None = None
+    visits: int = 1
 
     @classmethod
     def from_json(cls, source: Path | str | Mapping[str, Any], task_id: str | None = None) -> ArcTask:
@@ -144,3 +157,13 @@ def _parse_pair(pair: Any, where: str, *, need_output: bool) -> Pair:
         parse_grid(pair["input"], f"{where}, input"),
         None if output is None else parse_grid(output, f"{where}, output"),
     )
+
+
+def tasks_digest(tasks: Sequence[ArcTask]) -> str:
+    """Names the scored tasks by their ids and all of their grids."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(task.id.encode())
+        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
+            digest.update(str(grid.shape).encode() + grid.tobytes())
+    return digest.hexdigest()[:16]

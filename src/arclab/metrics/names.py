@@ -69,6 +69,11 @@ _TEXT = {
     "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
     "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
+    "insert_share": (
+        "share",
+        "none",
+        "delimiters in replies, while insertions were left, after which the trigger inserted memory",
+    ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
@@ -88,6 +93,20 @@ _LTPO = {
     "raised_share": ("share", "up", "insertions whose reward rose"),
     "moved": ("ratio", "none", "root mean square of the change of latents, relative to their own"),
     "count": ("insertions", "none", "insertions that were optimised"),
+}
+# Of contexts that are searched at test time: over every augmented copy of every scored test input.
+_SEARCH = {
+    "loss_before": ("nats", "none", "loss of the demonstrations at the start of the search, per cell"),
+    "loss_after": ("nats", "down", "the same loss of the context that was used"),
+    "best_step": ("steps", "none", "the step of the search at which that context was found; 0: it is the start"),
+    "shared": ("share", "none", "copies whose search left no demonstration out, by its loss or for want of a second one"),
+}
+# Of a model that was adapted to each task, beside the same one as it is: over scored tasks with known answers.
+_ADAPTED = {
+    "plain_solved@2": ("share", "none", "tasks solved by the model as it is, with two attempts"),
+    "wins": ("share", "up", "of the tasks that one of the two alone solves, those of the adapted model; 0.5: chance"),
+    "discordant": ("tasks", "none", "tasks that one of the two alone solves: the N of wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
 }
 
 # Reinforcement learning of language models: means over the rollouts of a step, since the last log. Those that were drawn anew
@@ -138,6 +157,8 @@ _PROGRAMS = {
         "tasks that were not tried because their prompt is longer than the context or refused by a filter; they count as wrong",
     ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end mark included"),
+    "tokens": ("tokens", "none", "tokens of all replies together; missing where a server does not tell"),
+    "run": ("programs", "none", "programs that were run, those kept from earlier included"),
     "logprob_per_token": (
         "nats",
         "none",
@@ -145,6 +166,19 @@ _PROGRAMS = {
     ),
     "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
+}
+
+# Of an ensemble of finished results.
+_ENSEMBLE = {
+    "members": ("results", "none", "results that were merged"),
+    "agreement": ("share", "none", "test inputs to which all members answer the same grid first"),
+    "oracle_coverage": (
+        "share",
+        "up",
+        "test inputs whose right grid is a candidate of any member: what merging can reach at most",
+    ),
+    "test_inputs": ("test inputs", "none", "test inputs with a known answer: the N of ensemble/oracle_coverage"),
+    "best_member": ("share", "up", "ARC/pass@2 of the best member alone, chosen by these very answers"),
 }
 
 # Components of programs/rewards.py: means over the programs (replies) of a step.
@@ -246,6 +280,12 @@ _METRICS = [
     Metric(
         "eval/rows_share", "share", "none", "augmented test inputs that were predicted, of all; below 1 with adaptive votes"
     ),
+    Metric(
+        "eval/second_pass_share",
+        "share",
+        "none",
+        "predictions made again for evaluation.ranking=product, of all that were counted",
+    ),
     Metric("eval/rerun_share", "share", "none", "predictions made again on a larger canvas, of all that were counted"),
     Metric("ARC/undecodable", "share", "down", "predictions that show no grid; they count as wrong"),
     *[
@@ -264,7 +304,10 @@ _METRICS = [
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
+    *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
+    *[Metric(f"adapted/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ADAPTED.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
     *[Metric(f"rl/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _RL.items()],
     Metric("timing/rollouts_per_s", "rollouts/s", "up", "rollouts drawn and scored per second, all ranks"),
@@ -274,10 +317,17 @@ _METRICS = [
     Metric(
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
+    Metric("timing/search_s", "s", "down", "searching the context of one augmented copy of a task"),
+    Metric(
+        "timing/solve_s",
+        "s",
+        "down",
+        "seconds of answering all tasks, ranks and earlier starts added; missing where replies were kept from an earlier start",
+    ),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("context_gain", "", "none", "what context tokens are multiplied by when training starts"),
     Metric("num_train_tasks", "tasks", "none", "tasks that are trained on"),
-    Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
+    Metric("num_params", "parameters", "none", "parameters of the network, puzzle table left out"),
     Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),
 ]
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
@@ -295,6 +345,8 @@ _COUNTS = {
     "train/": ("train/count",),
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
+    "ensemble/oracle_coverage": ("ensemble/test_inputs",),
+    "adapted/wins": ("adapted/discordant",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 

@@ -86,7 +86,9 @@ def grpo(
         )  # fmt: skip
         num_groups = math.ceil(cadence.steps / settings.updates_per_rollout) * settings.prompts_per_step
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*'rollout_func'")  # experimental: tests hold what it must do
+            # rollout_func is experimental: tests hold what it must do. trl asks transformers by an old name, at every step.
+            for message in (".*'rollout_func'", ".*is_gradient_checkpointing"):
+                warnings.filterwarnings("ignore", message=message)
             trainer = _Grpo(
                 drawer, settings, where, reference,
                 model=model,
@@ -95,7 +97,7 @@ def grpo(
                 processing_class=tokenizer,
                 pad_id=pad_id,
             )  # fmt: skip
-        return trainer.live(folder, weights, ranks, life, record).go_on()
+            return trainer.live(folder, weights, ranks, life, record, where.selection_metric).go_on()
 
 
 def _rows_per_piece(settings: GrpoSettings, group_size: int, world_size: int) -> int:

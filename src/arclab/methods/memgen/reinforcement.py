@@ -26,6 +26,7 @@ from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT
 from arclab.methods.memgen.model import MemGenModel
 from arclab.methods.memgen.saved import load_weights
 from arclab.methods.memgen.setting import Language, insertion_rule, require_room, training_rows
+from arclab.methods.memgen.trigger import new_trigger
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.folder import RunDir
@@ -45,7 +46,7 @@ def new_drawer(config: PretrainMemGenConfig, model: MemGenModel, language: Langu
     for example in examples:
         num_tokens = len(language.prompt_ids(example.question)) + trainer.max_new_tokens
         require_room(language, example, num_tokens, weaver, "lower trainer.max_new_tokens")
-    rule = insertion_rule(language, weaver)
+    rule = insertion_rule(language, weaver, new_trigger(config.memgen.trigger))
     sampling = Sampling(trainer.max_new_tokens, trainer.temperature, 1.0, 0, 0.0, stop=(), seed=config.seed)
 
     def roll_out(prompts: Sequence[TextExample], seeds: Sequence[int]) -> list[Rollout]:

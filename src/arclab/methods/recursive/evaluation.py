@@ -13,25 +13,31 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
-from arclab.config.compose import broken_rules, identity
+from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig, NoAdaptation
+from arclab.config.compose import broken_rules, flat, identity
 from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.augment import ViewRule
-from arclab.data.tasks import ArcTask
+from arclab.data.tasks import ArcTask, tasks_digest
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
+from arclab.methods.recursive.search.against_plain import judged, write_verdict
+from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
+from arclab.methods.recursive.solver.reader import ModelReader, Reader
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
-from arclab.results.reading import FIT_STAMP, rules_stamp
-from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.results.reading import FIT_STAMP, part_stamp, rules_stamp
+from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger
+from arclab.runs.choice import Choice
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -43,7 +49,8 @@ from arclab.runs.signals import StopSignals
 log = logging.getLogger(__name__)
 _MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
 _HEALTH_ROWS = 16  # at once, so that the bar moves
-_TALLY_VERSION = 3  # what the votes and the sums kept with them mean
+RULES = ("halting", "votes", "canvas", "ranking", "samples", "carry_noise")  # of evaluation.*: how rows become answers
+_TALLY_VERSION = 4  # what the votes and the sums kept with them mean
 
 
 def evaluate(wanted: EvaluateConfig, given: RunDir | None = None) -> int:
@@ -68,57 +75,78 @@ def evaluate_in_ranks(
             use_threads(config.trainer.num_threads)
         record = trained.record()
         setting = build_setting(config, view_rule(record))
+        chosen_by = config.evaluation.split
         apply_wishes(config, wanted)
         setting, data_stamps = with_wishes(config, setting, wanted.dataset)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
         require_trained_rows(config, setting)
+        require_searchable(wanted.adaptation, config, len(setting.scored))
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
-        label = wanted.dataset.label(config.evaluation.split.value)
+        label = wanted.label(config.evaluation.split.value)
         require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations, label)
+        log.info("%s", trained.choice)
         for stamp in data_stamps:
             log.warning("note: %s", stamp)
-        stamps = (*state["stamps"], *data_stamps, *overlap, *_split_stamp(config), *_part_stamp(config, setting),
-                  *rules_stamps(config))  # fmt: skip
-        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value, label)
+        num_tasks = len(setting.split.named(config.evaluation.split.value))
+        stamps = (*state["stamps"], *data_stamps, *overlap, *_choice_stamp(trained.choice, wanted, config, chosen_by),
+                  *_split_stamp(config), *part_stamp(len(setting.scored), num_tasks), *rules_stamps(config),
+                  *adaptation_stamp(wanted.adaptation))  # fmt: skip
+        subject = checkpoint_subject(config, RunDir(wanted.run_folder), trained.choice, wanted.weights.value, label)
         found = Evaluation(
-            subject=subject, tasks=setting.scored, attempts=Attempts({}), stamps=stamps, notes=(*setting.split.notes, *notes),
-            provenance=provenance(),
+            subject=_adapted(subject, wanted.adaptation), tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
+            notes=(*setting.split.notes, *notes, *_better_step(trained.choice)), provenance=provenance(),
         )  # fmt: skip
-        store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights))
         cost = evaluation_cost(
-            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
-        )
+            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size),
+            wanted.adaptation,
+        )  # fmt: skip
         announce(
             wanted, cost, ranks, num_steps=0, num_evaluations=1, dtype=DTYPES[config.trainer.precision], advice=_MEMORY_ADVICE
         )
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
-            solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store, progress)
+
+            def solve(adaptation: AdaptationConfig) -> Attempts:
+                key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
+                solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
+                                      VoteStore(folder.run.path, key), progress, adaptation)  # fmt: skip
+                return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
 
             def work() -> str:
-                attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
-                attempts.statistics |= context_metrics(config, setting, model, ranks)
+                attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
+                attempts.statistics |= context_metrics(config, setting, model, ranks) | model.num_parameters
                 if not ranks.is_main:
                     return ""
                 message = publish(replace(found, attempts=attempts), folder.run.path)
-                store.remove()
-                return message
+                VoteStore(folder.run.path, "").remove()
+                return f"{message}{write_verdict(verdict, folder.run)}"
 
             return until_told(folder.run, ranks, progress, work)
 
 
 def build_solver(
     config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int,
-    store: VoteStore | None = None, progress: WorkProgress | None = None,
+    store: VoteStore | None = None, progress: WorkProgress | None = None, adaptation: AdaptationConfig | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it."""
     rows = setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None
-    return solver_of(config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress)
+    reader = None if adaptation is None else reader_of(adaptation, config, model, ranks)
+    return solver_of(config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress, reader=reader)
+
+
+def reader_of(
+    adaptation: AdaptationConfig, config: ExperimentConfig, model: RecursiveModel, ranks: Ranks
+) -> LatentSearchReader | None:
+    """Who reads the demonstrations in the model's place; None: the model."""
+    if not isinstance(adaptation, LatentSearchConfig):
+        return None
+    return LatentSearchReader(adaptation, ModelReader(model, config.dataset.max_demos, None, ranks.device), config.seed)
 
 
 def solver_of(
     config: ExperimentConfig, model: RecursiveModel, ranks: Ranks, batch_size: int, puzzle_rows: dict[str, int] | None,
     rule: ViewRule, store: VoteStore | None = None, progress: WorkProgress | None = None, show_progress: bool = True,
+    reader: Reader | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """The solver of a configuration with any tasks; puzzle_rows and rule: see RecursiveSolver."""
     evaluation = config.evaluation
@@ -126,7 +154,8 @@ def solver_of(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
         max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
-        progress=progress, view_rule=rule,
+        progress=progress, view_rule=rule, ranking=evaluation.ranking, samples=evaluation.samples,
+        carry_noise=evaluation.carry_noise, reader=reader,
     )  # fmt: skip
 
 
@@ -166,7 +195,7 @@ def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
         value = getattr(wanted, key)
         if value is not None:
             setattr(evaluation, key, value)
-    for key in ("halting", "votes", "canvas", "health_tasks"):
+    for key in (*RULES, "health_tasks"):
         value = getattr(wanted.evaluation, key)
         if value is not None:
             setattr(evaluation, key, value)
@@ -175,9 +204,16 @@ def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
         raise ValueError("\n".join(problems))
 
 
-def votes_key(config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Path, weights: WeightsKind) -> str:
-    """Names everything that decides the votes of an evaluation: settings, scored tasks, and the bytes of the weights."""
-    digest = hashlib.sha256(json.dumps([_TALLY_VERSION, identity(config), weights.value], sort_keys=True).encode())
+def votes_key(
+    config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Path, weights: WeightsKind,
+    adaptation: AdaptationConfig | None = None,
+) -> str:  # fmt: skip
+    """Names everything that decides the votes of an evaluation: settings, scored tasks, how the model is adapted, and the bytes
+    of the weights."""
+    settings = [_TALLY_VERSION, identity(config), weights.value]
+    if adaptation is not None and not isinstance(adaptation, NoAdaptation):
+        settings.append(flat(adaptation))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in sorted(checkpoint.glob("*.safetensors")):
         if path.name in WEIGHT_FILES:
             with path.open("rb") as file:
@@ -186,15 +222,38 @@ def votes_key(config: ExperimentConfig, tasks: Sequence[ArcTask], checkpoint: Pa
     return digest.hexdigest()[:16]
 
 
+def _choice_stamp(choice: Choice, wanted: EvaluateConfig, config: ExperimentConfig, chosen_by: SplitName) -> tuple[str, ...]:
+    """If the step was chosen by its scores on the very tasks that are scored now. chosen_by: the split scored in training."""
+    if choice.rule != "best" or config.evaluation.split is not chosen_by or wanted.dataset.eval_sources is not None:
+        return ()
+    return (
+        f"step {choice.step} was chosen by its score on these tasks ({choice.reason}): the scores are too high for new ones",
+    )
+
+
+def _better_step(choice: Choice) -> tuple[str, ...]:
+    return (str(choice),) if choice.is_behind else ()
+
+
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
 
 
-def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
-    total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
-    return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
+def _adapted(subject: Subject, adaptation: AdaptationConfig) -> Subject:
+    """The subject, saying how it was adapted."""
+    if isinstance(adaptation, NoAdaptation):
+        return subject
+    settings = {f"adaptation.{key}": value for key, value in flat(adaptation).items()}
+    return replace(
+        subject, facts=subject.facts | {"adaptation": adaptation.kind}, settings=subject.settings | settings,
+        record=subject.record | {"adaptation": adaptation.stamp},
+    )  # fmt: skip
+
+
+def adaptation_stamp(adaptation: AdaptationConfig) -> tuple[str, ...]:
+    return (adaptation.stamp,) if adaptation.stamp else ()
 
 
 def rules_stamps(config: ExperimentConfig) -> tuple[str, ...]:
-    rules = config.evaluation
-    return rules_stamp({f"evaluation.{key}": getattr(rules, key).name for key in ("halting", "votes", "canvas")})
+    values = {f"evaluation.{key}": getattr(config.evaluation, key) for key in RULES}
+    return rules_stamp({key: value.name if isinstance(value, Enum) else value for key, value in values.items()})

@@ -1,0 +1,1 @@
+"""Latent search at test time: the context is moved until it explains the demonstrations."""
