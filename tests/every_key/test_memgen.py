@@ -93,7 +93,16 @@ DATA = {
     "dataset.sample": "text/test_examples.py::test_every_option_has_a_sample",
     **{
         f"dataset.{key}": ARITHMETIC
-        for key in ("families", "digits", "min_steps", "max_steps", "instruction", "num_validation", "num_test")
+        for key in (
+            "families",
+            "digits",
+            "min_steps",
+            "max_steps",
+            "instruction",
+            "guessed_share",
+            "num_validation",
+            "num_test",
+        )
     },
     "dataset.calculator_marks": "text/test_gsm8k.py::test_a_row_becomes_question_reply_and_answer",
     **{
