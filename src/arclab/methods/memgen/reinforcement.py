@@ -40,7 +40,7 @@ _STAGE = "weaver_sft"
 
 
 def new_drawer(config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample]) -> Drawer:
-    """ValueError: a question that leaves no room for trainer.max_new_tokens, or without a known answer."""
+    """ValueError: a question that leaves no room for trainer.max_new_tokens."""
     trainer, weaver = config.trainer, config.memgen.weaver
     assert isinstance(trainer, GrpoConfig)
     for example in examples:
