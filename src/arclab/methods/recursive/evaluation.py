@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig, NoAdaptation
+from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig, NoAdaptation, WeightAdaptationConfig
 from arclab.config.compose import broken_rules, flat, identity
 from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask
+from arclab.methods.recursive.adaptation.tasks import AdaptedReader, TaskAdapter, require_adaptable
+from arclab.methods.recursive.adaptation.training import steps_of_rank, with_adaptation
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
@@ -29,7 +31,7 @@ from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
 from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.reader import ModelReader, Reader
-from arclab.methods.recursive.solver.solver import RecursiveSolver
+from arclab.methods.recursive.solver.solver import PerTask, RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
@@ -44,7 +46,10 @@ from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 
 log = logging.getLogger(__name__)
-_MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
+_MEMORY_ADVICE = (
+    "lower batch_size (rows in flight), or adaptation.rows_per_step where the model is trained, or set "
+    "evaluation.canvas=bucketed for a model trained so"
+)
 _HEALTH_ROWS = 16  # at once, so that the bar moves
 _TALLY_VERSION = 3  # what the votes and the sums kept with them mean
 
@@ -72,9 +77,11 @@ def evaluate_in_ranks(
         record = trained.record()
         setting = build_setting(config, view_rule(record))
         apply_wishes(config, wanted)
-        setting, data_stamps = with_wishes(config, setting, wanted.dataset)
+        learns = wanted.adaptation if isinstance(wanted.adaptation, WeightAdaptationConfig) else None
+        setting, data_stamps = with_wishes(config, setting, wanted.dataset, learns_vectors=learns is not None)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
-        require_trained_rows(config, setting)
+        require_trained_rows(config, setting, learns_vectors=learns is not None)
+        require_adaptable(wanted.adaptation, config, len(setting.scored))
         require_searchable(wanted.adaptation, config, len(setting.scored))
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
         label = wanted.label(config.evaluation.split.value)
@@ -89,19 +96,29 @@ def evaluate_in_ranks(
             provenance=provenance(),
         )  # fmt: skip
         store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights, wanted.adaptation))
-        cost = evaluation_cost(
-            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size)
-        )
+        size, place = ModelSize.of(model), Placement(ranks.device.type, ranks.world_size)
+        cost, num_steps = evaluation_cost(config, size, setting.data, setting.scored, place), 0
+        if learns is not None:
+            cost = with_adaptation(cost, config, learns, size, setting.data, place)
+            num_steps = steps_of_rank(learns, len(setting.scored), ranks.world_size)
         announce(
-            wanted, cost, ranks, num_steps=0, num_evaluations=1, dtype=DTYPES[config.trainer.precision], advice=_MEMORY_ADVICE
-        )
+            wanted, cost, ranks, num_steps=num_steps, num_evaluations=1, dtype=DTYPES[config.trainer.precision],
+            advice=_MEMORY_ADVICE,
+        )  # fmt: skip
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
+            adapter = None if learns is None else TaskAdapter(
+                model, config, learns, setting.scored, setting.known_rows, setting.data.space.rule, first_step=state["step"],
+                ranks=ranks,
+            )  # fmt: skip
             solver = build_solver(
-                config, setting, model, ranks, config.evaluation.batch_size, store, progress, adaptation=wanted.adaptation
-            )
+                config, setting, model, ranks, config.evaluation.batch_size, store, progress,
+                adaptation=wanted.adaptation, adapter=adapter,
+            )  # fmt: skip
 
             def work() -> str:
+                if adapter is not None and adapter.is_joint:
+                    adapter.adapt_jointly()
                 attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
                 attempts.statistics |= context_metrics(config, setting, model, ranks)
                 if not ranks.is_main:
@@ -116,11 +133,19 @@ def evaluate_in_ranks(
 def build_solver(
     config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int,
     store: VoteStore | None = None, progress: WorkProgress | None = None, adaptation: AdaptationConfig | None = None,
+    adapter: TaskAdapter | None = None,
 ) -> RecursiveSolver:  # fmt: skip
-    """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it."""
+    """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it. adapter: of an
+    adaptation that trains the model."""
     rows = setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None
     reader = None if adaptation is None else reader_of(adaptation, config, model, ranks)
-    return solver_of(config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress, reader=reader)
+    if adapter is not None:
+        plain = ModelReader(model, config.dataset.max_demos, adapter.puzzle_rows(), ranks.device)
+        reader = AdaptedReader(plain, adapter)
+    return solver_of(
+        config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress, reader=reader,
+        per_task=None if adapter is None or adapter.is_joint else adapter.adapted,
+    )  # fmt: skip
 
 
 def reader_of(
@@ -135,7 +160,7 @@ def reader_of(
 def solver_of(
     config: ExperimentConfig, model: RecursiveModel, ranks: Ranks, batch_size: int, puzzle_rows: dict[str, int] | None,
     rule: ViewRule, store: VoteStore | None = None, progress: WorkProgress | None = None, show_progress: bool = True,
-    reader: Reader | None = None,
+    reader: Reader | None = None, per_task: PerTask | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """The solver of a configuration with any tasks; puzzle_rows and rule: see RecursiveSolver."""
     evaluation = config.evaluation
@@ -143,7 +168,7 @@ def solver_of(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
         max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
-        progress=progress, view_rule=rule, reader=reader,
+        progress=progress, view_rule=rule, reader=reader, per_task=per_task,
     )  # fmt: skip
 
 
