@@ -254,6 +254,23 @@ def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Re
     return "MemGen's weaver and its controls", columns, rows, [record["provenance"] | {"seed": "of the columns"}]
 
 
+def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (
+            row["encoder"],
+            row["start"],
+            str(row["steps"]),
+            _of(row),
+            f"{row['search_alone_right']} / {row['one_encoding_alone_right']}",
+            f"{row['p_value']:.2g}",
+            f"{row['seconds_per_task']:.2f}",
+        )
+        for row in record["rows"]
+    )
+    columns = ("encoder", "start", "steps", "right", "search alone / one encoding alone", "p (McNemar)", "seconds a task")
+    return "Latent search on unseen compositions", columns, rows, [record["provenance"] | {"seed": "of the runs"}]
+
+
 def _of(record: Record) -> str:
     return str(Share(record["n"], record["N"]))
 
@@ -263,6 +280,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "data": _data,
     "evaluate": _evaluate,
     "kills": _kills,
+    "latent_search": _latent_search,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,
     "precision": _precision,

@@ -1,13 +1,13 @@
 """Does latent memory help? A trained weaver against every control, on questions that nobody trained on.
 
     python -m experiments.memgen                              # a tiny reasoner, three seeds; goes on where it was stopped
-    python -m experiments.memgen --lm smollm2_135m --seeds 0 --set trainer.steps=400    # a real small model: make smollm2
+    python -m experiments.memgen --lm smollm2_135m --seeds 0 --set trainer.steps=400    # a real small model: make bench-memgen
 
-For each seed, from one frozen reasoner: `weaver` (MemGen), `shuffled` (the same weaver taught with the replies of other
-questions) and `lora` (the adapter in the reasoner itself, no memory, with about as many parameters). Each is scored on the same
-test questions; so are the reasoner without memory (`off`) and with a weaver that was never trained (`random`). Training and
-evaluation are lines of a jobs file (experiments/queued.py), an evaluation waits for its run. The table has accuracies with 95 %
-intervals, and McNemar's test of the weaver against each control.
+For each seed, from one frozen reasoner: `weaver` (MemGen), `fast` (the same weaver on the reasoner's own cache), `shuffled`
+(taught with the replies of other questions) and `lora` (the adapter in the reasoner itself, no memory, with about as many
+parameters). Each is scored on the same test questions; so are the reasoner without memory (`off`) and with a weaver that was
+never trained (`random`). Training and evaluation are lines of a jobs file (experiments/queued.py), an evaluation waits for its
+run. The table has accuracies with 95 % intervals, and McNemar's test of the weaver against each of the others.
 
 --save NAME writes experiments/results/NAME.{md,json}.
 """
@@ -39,6 +39,7 @@ EXPERIMENT = "memgen_control"
 RUNS: Mapping[str, tuple[str, ...]] = {
     "weaver": (),
     "shuffled": ("trainer.shuffle_targets=true",),
+    "fast": ("memgen/weaver=fast",),
     "lora": ("memgen/weaver=lora", "memgen.weaver.max_prompt_aug_num=0", "memgen.weaver.max_inference_aug_num=0"),
 }
 
@@ -57,6 +58,7 @@ CELLS = (
     Cell("random", "weaver", Memory.random),
     Cell("shuffled", "shuffled", Memory.trained),
     Cell("lora", "lora", Memory.trained),
+    Cell("fast", "fast", Memory.trained),
     Cell("weaver", "weaver", Memory.trained),
 )
 
@@ -66,7 +68,7 @@ def train_lines(arguments: argparse.Namespace, seed: int) -> dict[str, list[str]
     lines = {}
     for run, changes in RUNS.items():
         name = f"{run}_s{seed}"
-        line = ["experiment=memgen_quickstart", *changes, f"experiment_name={EXPERIMENT}", f"name={name}"]
+        line = ["experiment=memgen_quickstart", *changes, f"experiment_name={experiment_name(arguments)}", f"name={name}"]
         line += [f"runs_dir={arguments.folder}", f"seed={seed}", "criterion=null", "wandb.mode=disabled"]
         if arguments.lm is not None:
             line += [f"lm={arguments.lm}", "memgen/reasoner=given"]
@@ -78,8 +80,13 @@ def train_lines(arguments: argparse.Namespace, seed: int) -> dict[str, list[str]
     return lines
 
 
+def experiment_name(arguments: argparse.Namespace) -> str:
+    """A reasoner of its own has folders of its own."""
+    return EXPERIMENT if arguments.lm is None else f"{EXPERIMENT}_{arguments.lm}"
+
+
 def run_folder(arguments: argparse.Namespace, run: str, seed: int) -> Path:
-    return arguments.folder / EXPERIMENT / f"{run}_s{seed}"
+    return arguments.folder / experiment_name(arguments) / f"{run}_s{seed}"
 
 
 def evaluation_lines(arguments: argparse.Namespace, seed: int) -> dict[str, list[str]]:
@@ -164,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
             (ENTRIES["pretrain_memgen"].script, train_lines(arguments, seed)),
             (ENTRIES["evaluate_memgen"].script, evaluation_lines(arguments, seed)),
         ):
-            file = JobsFile(jobs_path(arguments.folder / EXPERIMENT, lines), TITLE, CRITERION, script)
+            file = JobsFile(jobs_path(arguments.folder / experiment_name(arguments), lines), TITLE, CRITERION, script)
             for ended in run_lines(file, lines, arguments.cluster, places=arguments.jobs):
                 print(f"{ended.name}: {ended.fault or 'done'}", flush=True)
         results |= {(c.name, seed): found for c in CELLS if (found := scored(arguments, c, seed)) is not None}

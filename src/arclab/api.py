@@ -1,6 +1,6 @@
 """arclab in Python: a trained run, the tasks it solves, and what its encoder makes of them. See docs/python.md.
 
-    run = load("runs/quickstart/a")                     # a run folder, or one of its checkpoints
+    run = load("runs/quickstart/a")                     # a run folder, also with @best or @STEP, or one of its checkpoints
     answers = run.solve("my/tasks")                     # {task id: for each test input its candidates, the best first}
     vectors = run.contexts(ArcTask.from_json("my/tasks/0a1b2c3d.json"))     # (T, D)
     config = compose(["experiment=quickstart", "encoder=lpn", "name=b"])
@@ -11,6 +11,7 @@ evaluate.py does; nothing is written, and nothing is trained.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from arclab.methods.recursive.setting import as_trained, build_setting, view_rul
 from arclab.results.attempts import Budget, Candidate
 from arclab.runs.ranks import start_ranks
 
+log = logging.getLogger(__name__)
 Tasks = Path | str | ArcTask | Sequence[ArcTask]
 
 
@@ -44,12 +46,14 @@ def compose(overrides: Sequence[str] = ()) -> ExperimentConfig:
 
 
 def load(folder: Path | str, *, weights: str = "ema", device: str = "auto") -> Run:
-    """A trained run at its newest checkpoint, or at the checkpoint whose folder is given. weights: ema (averaged) or raw.
+    """A trained run at its newest checkpoint, at RUN@best (by its own evaluations), RUN@last or RUN@STEP, or at the checkpoint
+    whose folder is given; Run.trained.choice says which one it is, and why. weights: ema (averaged) or raw.
     device: auto, cpu or cuda. ValueError: there is none, it is damaged, or a word is not one of these."""
     for name, word, kind in (("weights", weights, WeightsKind), ("device", device, DeviceChoice)):
         if word not in kind.__members__:
             raise ValueError(f"{name}={word!r} is not known; choose {', '.join(kind.__members__)}.")
     trained = TrainedRun.open(Path(folder))
+    log.info("%s", trained.choice)
     record = trained.record()
     if record is None and isinstance(trained.config.encoder, PuzzleTableConfig):  # of an older version: its tasks say the rows
         setting = build_setting(trained.config, view_rule(None))

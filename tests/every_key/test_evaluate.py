@@ -21,6 +21,7 @@ from ..conftest import TINY, compose
 from .table import Parts, Table, differences, effect, leaves, require_a_row_for_each, require_the_named_tests, shown_here
 
 CPU = Ranks(0, 1, torch.device("cpu"))
+SEARCH = "methods/recursive/search"
 # scores: with the votes behind them. tasks: which ones, and of which split. place: the folder. device, threads: what ranks start with.
 # rules: how it is solved, whose effect on scores is in test_pretrain.py.
 TABLE: Table = {
@@ -36,6 +37,16 @@ TABLE: Table = {
     "evaluation.halting": ("early", "rules"),
     "evaluation.votes": ("adaptive_first", "rules"),
     "evaluation.canvas": ("bucketed", "rules"),
+    "adaptation.kind": ("latent", f"{SEARCH}/test_evaluate.py::test_searched_results_have_a_place_of_their_own_and_say_so"),
+    **{
+        f"adaptation.{key}": (value, f"{SEARCH}/test_search.py::test_keys_of_the_search_change_it")
+        for key, value in {"steps": 5, "loss": "shared", "optimizer": "sgd", "lr": 0.1, "max_offset": 0.01, "unroll": 2}.items()
+    },
+    "adaptation.start": ("zeros", f"{SEARCH}/test_search.py::test_starts_are_what_they_say"),
+    "adaptation.num_starts": (4, f"{SEARCH}/test_search.py::test_the_best_iterate_counts_not_the_last"),
+    "adaptation.sigma": (1.0, f"{SEARCH}/test_search.py::test_the_best_iterate_counts_not_the_last"),
+    "adaptation.batch_size": (7, f"{SEARCH}/test_search.py::test_a_puzzle_does_not_depend_on_its_batch"),
+    "adaptation.min_wins": (0.75, f"{SEARCH}/test_evaluate.py::test_searched_results_have_a_place_of_their_own_and_say_so"),
     "name": ("other", "place"),
     "output_dir": ("elsewhere", "place"),
     "device": ("cuda", "device"),

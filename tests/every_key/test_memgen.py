@@ -52,6 +52,7 @@ TABLE: Table = {
     "memgen.weaver.lora.alpha": (5.0, "model"),
     "memgen.weaver.lora.dropout": (0.4, "model"),
     "memgen.weaver.lora.target_modules": ("[k_proj]", "model"),
+    "memgen.trigger.kind": ("never", "answers"),
     "dataset.seed": (3, "rows answers"),
     "dataset.num_train": (8, "rows"),
     "trainer.steps": (3, "training"),
@@ -71,6 +72,7 @@ TABLE: Table = {
     "evaluation.sampling.top_k": (3, "answers"),
     "evaluation.sampling.min_p": (0.1, "answers"),
 }
+OF_TRIGGER: Table = {"memgen.trigger.probability": (0.1, "answers"), "memgen.trigger.threshold": (0.6, "answers")}
 OF_SCRATCH: Table = {
     f"memgen.reasoner.scratch.{key}": (value, "scratch")
     for key, value in {
@@ -125,6 +127,7 @@ EVALUATION: Table = {
     **{f"sampling.{key}": (None, f"{RUN}test_every_wish_of_an_evaluation_counts") for key in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")},
     **dict.fromkeys(("split", "max_examples", "batch_size", "seed", "output_dir", "name", "device"), (None, f"{RUN}test_every_wish_of_an_evaluation_counts")),
     **dict.fromkeys(("checkpoint", "memory", "num_threads"), (None, ANSWERED)),
+    **{f"trigger.{key}": (None, f"{RUN}test_an_evaluation_may_have_a_trigger_of_its_own") for key in ("kind", "probability", "threshold")},
     "runs_dir": (None, "launch/test_sweep.py::test_hydra_gets_numbers_and_no_settings"),
 }  # fmt: skip
 LAUNCH = "launch/test_launch.py::test_every_launch_key_changes_what_is_started"
@@ -135,7 +138,9 @@ def launch_rows(schema: type) -> Table:
 
 
 def test_every_key_has_a_row() -> None:
-    require_a_row_for_each(leaves(PretrainMemGenConfig), TABLE, OF_SCRATCH, OTHERS, launch_rows(PretrainMemGenConfig))
+    require_a_row_for_each(
+        leaves(PretrainMemGenConfig), TABLE, OF_TRIGGER, OF_SCRATCH, OTHERS, launch_rows(PretrainMemGenConfig)
+    )
     ltpo = {key: row for key, row in EVALUATION.items() if key.startswith("ltpo.")}
     rest = {key: row for key, row in EVALUATION.items() if key not in ltpo}
     require_a_row_for_each(leaves(EvaluateMemGenConfig), rest, launch_rows(EvaluateMemGenConfig))
@@ -171,7 +176,9 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         return where.cadence.steps
 
     def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any) -> list[Answer]:
-        found["answers"].append([[list(prompt) for prompt in prompts], rule.limits, sampling, list(seeds)])
+        logits_BV = torch.tensor([[0.0, number / 8] for number in range(16)])
+        decisions = rule.trigger(list(range(16)), logits_BV, logits_BV, 1)
+        found["answers"].append([[list(prompt) for prompt in prompts], rule.limits, sampling, list(seeds), decisions])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
     load = setting.load_model
@@ -228,6 +235,18 @@ def test_a_key_changes_what_its_row_says(
     value, what = TABLE[key]
     changed = looked_at([*given(models), f"{key}={written(value, models)}"], tmp_path, monkeypatch)
     assert differences(base, changed) == effect(what, {})
+
+
+@pytest.mark.parametrize(("key", "kind"), [("memgen.trigger.probability", "random"), ("memgen.trigger.threshold", "entropy")])
+def test_a_key_of_a_trigger_changes_what_is_decided(
+    key: str, kind: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, what = OF_TRIGGER[key]
+    chosen = [*given(models), f"memgen/trigger={kind}"]
+    of_its_option, changed = (
+        looked_at([*chosen, *more], tmp_path / str(len(more)), monkeypatch) for more in ([], [f"{key}={value}"])
+    )
+    assert differences(of_its_option, changed) == effect(what, {})
 
 
 @pytest.mark.parametrize("key", shown_here(OF_SCRATCH))

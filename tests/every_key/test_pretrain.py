@@ -57,6 +57,7 @@ TABLE: Table = {
     "decoder.l_cycles": (1, "weights"),
     "decoder.mlp_t": (True, "shapes"),
     "decoder.positions": ("none", "weights"),
+    "decoder.color_embedding": ("shared", "shapes"),
     "decoder.attention": ("flash", "methods/recursive/test_recursive.py::test_flash_attention_is_called_where_no_mask_is_needed"),
     "decoder.optim.lr": (0.001, "weights"),
     "decoder.optim.weight_decay": (0.9, "weights"),

@@ -23,6 +23,7 @@ from arclab.results import writing
 from arclab.results.attempts import Attempts, Candidate, WrittenProgram
 from arclab.results.scoring import Share
 from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, write_results
+from arclab.runs.choice import Choice
 from arclab.runs.folder import RunDir
 
 from ..conftest import compose
@@ -52,7 +53,9 @@ def outputs(task: ArcTask) -> list[Grid]:
 
 def evaluation(folder: Path, tasks: Sequence[ArcTask], candidates: dict[tuple[str, int], list[Candidate]]) -> Evaluation:
     return Evaluation(
-        subject=checkpoint_subject(CONFIG, RunDir(folder), folder / "checkpoints" / "step_600", 600, "ema"),
+        subject=checkpoint_subject(
+            CONFIG, RunDir(folder), Choice(folder / "checkpoints" / "step_600", 600, "last", 600), "ema"
+        ),
         tasks=tasks,
         attempts=Attempts(candidates, {"all.exact_accuracy": 0.25, "all.q_halt_accuracy": 0.5, "all.count": 4096.0}),
         stamps=(STAMP,),

@@ -49,6 +49,12 @@ class AdaptationConfig:
         """What every result must say of it; "" for nothing."""
         return ""
 
+    @property
+    def wanted_wins(self) -> float | None:
+        """The share of the tasks that the adapted model or the plain one alone solves, which the adapted one must reach; None:
+        they are not compared."""
+        return None
+
 
 @dataclass(kw_only=True, slots=True)
 class NoAdaptation(AdaptationConfig):
@@ -63,7 +69,9 @@ class LatentSearchConfig(AdaptationConfig):
 
     Lengths are in units of the root mean square of the context's numbers: lr (of a step), sigma (of the noise that each of
     num_starts but the first begins with), max_offset (how far the result may be from its start; null: anywhere). unroll: how
-    many supervision steps the loss sees. batch_size: predicted demonstrations at once.
+    many supervision steps the loss sees. batch_size: predicted demonstrations at once. min_wins: a share; tasks are then also
+    answered without a search, and criterion.json says whether so many of those that one of the two alone solves are the
+    searched one's.
     """
 
     steps: int
@@ -76,6 +84,11 @@ class LatentSearchConfig(AdaptationConfig):
     sigma: float
     unroll: int
     batch_size: int
+    min_wins: Optional[float]
+
+    @property
+    def wanted_wins(self) -> float | None:
+        return self.min_wins
 
     @property
     def stamp(self) -> str:
@@ -83,10 +96,12 @@ class LatentSearchConfig(AdaptationConfig):
 
     def check(self, path: str) -> list[str]:
         limit = {} if self.max_offset is None else {"max_offset": self.max_offset}
+        wins = {} if self.min_wins is None else {"min_wins": self.min_wins}
         problems = [
             *at_least(path, 0, steps=self.steps),
             *at_least(path, 1, num_starts=self.num_starts, unroll=self.unroll),
             *within(path, 0.0, 100.0, sigma=self.sigma, lr=self.lr, **limit),
+            *within(path, 0.0, 1.0, **wins),
             *sized(path, 1, batch_size=self.batch_size),
         ]
         if self.num_starts > 1 and self.sigma == 0:
@@ -128,7 +143,7 @@ class WeightAdaptationConfig(AdaptationConfig):
     all scored tasks together, once.
 
     steps: optimiser steps for each task (joint: in all), of rows_per_step demonstrations in random views. table_lr: learning
-    rate of a puzzle table's vectors; null: that of the run. start: see TableStart.
+    rate of a puzzle table's vectors; null: that of the run. start: see TableStart. min_wins: see LatentSearchConfig.
     """
 
     steps: int
@@ -137,6 +152,11 @@ class WeightAdaptationConfig(AdaptationConfig):
     start: TableStart
     demonstrations: ShownTask
     joint: bool
+    min_wins: Optional[float]
+
+    @property
+    def wanted_wins(self) -> float | None:
+        return self.min_wins
 
     @property
     def weights_lr(self) -> float | None:
@@ -153,10 +173,11 @@ class WeightAdaptationConfig(AdaptationConfig):
 
     def check(self, path: str) -> list[str]:
         rates = {name: rate for name in ("table_lr", "lr") if (rate := getattr(self, name, None)) is not None}
+        wins = {} if self.min_wins is None else {"min_wins": self.min_wins}
         problems = [
             *at_least(path, 0, steps=self.steps),
             *sized(path, 1, rows_per_step=self.rows_per_step),
-            *within(path, 0.0, 1.0, **rates),
+            *within(path, 0.0, 1.0, **rates, **wins),
         ]
         if self.joint and self.demonstrations is ShownTask.other_task:
             problems.append(

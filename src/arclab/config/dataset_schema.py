@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Optional
@@ -28,13 +28,38 @@ class QueryRule(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
+class RearcConfig:
+    """The pairs of the source rearc: (arclab.data.rearc). pairs: from how many of a task a row is drawn; with every visit of
+    the task one of them makes room for the next. min_difficulty, max_difficulty: bounds, 0 to 1, from which the generators draw
+    sizes and counts. timeout_s: after so many seconds a call of a generator counts as one that hangs."""
+
+    pairs: int = 32
+    min_difficulty: float = 0.0
+    max_difficulty: float = 1.0
+    timeout_s: float = 10.0
+
+    def check(self, path: str) -> list[str]:
+        problems = [
+            *within(path, 12, 1000, pairs=self.pairs),  # 12: the most pairs that an original task has
+            *within(path, 0, 1, min_difficulty=self.min_difficulty, max_difficulty=self.max_difficulty),
+            *within(path, 0.1, 3600, timeout_s=self.timeout_s),
+        ]
+        if self.min_difficulty > self.max_difficulty:
+            problems.append(
+                f"{path}.min_difficulty={self.min_difficulty} is above {path}.max_difficulty={self.max_difficulty}; lower it."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
 class DatasetConfig:
     """Task sources, subsets and how examples are drawn. Source strings: see arclab.data.sources.
 
     Validation tasks are those of train_sources that validation_ids names, and all of validation_sources. query_rule and
     max_demos concern few_shot alone: a puzzle table sees no demonstrations, and learns from all pairs. max_side: tasks with a
-    longer side in any grid are left out, before max_train_tasks and max_eval_tasks count; its default is for runs that were
-    made before it was a key.
+    longer side in any grid are left out, before max_train_tasks and max_eval_tasks count. train_visits: for each of
+    train_sources, how often an epoch comes to each of its tasks (0: never; validation_ids finds them all the same); null: once.
+    Defaults are for runs that were made before there was the key.
     """
 
     name: str
@@ -52,6 +77,8 @@ class DatasetConfig:
     translate: bool
     max_demos: int
     max_side: Optional[int] = None
+    train_visits: Optional[list[int]] = None
+    rearc: RearcConfig = field(default_factory=RearcConfig)
 
     def check(self, path: str) -> list[str]:
         problems = [
@@ -65,6 +92,12 @@ class DatasetConfig:
         for key, value in (("max_train_tasks", self.max_train_tasks), ("max_eval_tasks", self.max_eval_tasks)):
             if value is not None and value < 1:
                 problems.append(f"{path}.{key}={value} must be at least 1, or null for all tasks; change it.")
+        visits = self.train_visits
+        if visits is not None and (len(visits) != len(self.train_sources) or min(visits, default=0) < 0 or not any(visits)):
+            problems.append(
+                f"{path}.train_visits={visits} must have a whole number, 0 or more, for each of the {len(self.train_sources)} "
+                f"{path}.train_sources, one of them above 0; change it, or set null."
+            )
         return [*problems, *broken_max_side(path, self.max_side)]
 
 
@@ -82,7 +115,7 @@ class DatasetWishes:
 
     OF_THE_RUN: ClassVar[tuple[str, ...]] = (
         "train_sources", "validation_sources", "validation_ids", "train_ids", "max_train_tasks", "max_eval_tasks", "regime",
-        "query_rule", "canvas", "num_augmentations", "translate", "max_demos",
+        "query_rule", "canvas", "num_augmentations", "translate", "max_demos", "train_visits", "rearc",
     )  # fmt: skip
 
     name: Optional[str] = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Optional
 
 from arclab.config.adaptation_schema import AdaptationConfig, NoAdaptation
+from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
@@ -79,8 +80,11 @@ class EvaluateConfig(EvaluationConfig):
     @property
     def run_folder(self) -> Path:
         """Of the run that is scored."""
-        path = Path(self.checkpoint)
-        return path.parent.parent if path.parent.name == "checkpoints" else path
+        return self.wish.run_folder
+
+    @property
+    def wish(self) -> CheckpointWish:
+        return checkpoint_wish(self.checkpoint)
 
     @property
     def title(self) -> tuple[str, str]:
@@ -101,8 +105,9 @@ class EvaluateConfig(EvaluationConfig):
         return self.label(self._split_name())
 
     def label(self, split: str) -> str:
-        """What results are told apart by: the split, what was scored of it, and how the model was adapted."""
-        label = self.dataset.label(split)
+        """What results are told apart by: the split, what was scored of it, at which step if one was asked for, and how the
+        model was adapted."""
+        label = f"{self.dataset.label(split)}{self.wish.suffix}"
         return label if isinstance(self.adaptation, NoAdaptation) else f"{label}-{self.adaptation.kind}"
 
     def _split_name(self) -> str:
@@ -125,7 +130,7 @@ class EvaluateConfig(EvaluationConfig):
         return found
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": Path(self.checkpoint)}
+        return {"checkpoint": self.wish.path}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 0, num_augmentations=self.num_augmentations)
@@ -138,6 +143,7 @@ class EvaluateConfig(EvaluationConfig):
                 f"split={self._split_name()} are tasks of the run, and dataset.eval_sources names other ones; drop split, or "
                 "score the run's own without dataset= and dataset.eval_sources."
             )
+        problems += broken_checkpoint("checkpoint", self.checkpoint)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems

@@ -6,13 +6,14 @@ Rules as in schema.py: fields have no defaults (values live in conf/), check(pat
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from keyword import iskeyword
 from pathlib import Path
 from typing import ClassVar, Optional
 from urllib.parse import urlsplit
 
+from arclab.config.checkpoint_key import broken_checkpoint, checkpoint_wish
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.names import broken_name, broken_path
@@ -97,17 +98,64 @@ class HfModelConfig(ModelConfig):
         return [*ModelConfig.check(self, path), *at_least(path, 1, batch_size=self.batch_size)]
 
 
+class TriggerKind(Enum):
+    """After which delimiters of an answer memory is inserted. always: all, up to max_inference_aug_num. never: none; what
+    stands at the end of the prompt stays. random: each with a probability. entropy: where the reasoner is unsure of the next
+    token."""
+
+    always = "always"
+    never = "never"
+    random = "random"
+    entropy = "entropy"
+
+
+@dataclass(kw_only=True, slots=True)
+class TriggerConfig:
+    """Of generation; training inserts at every delimiter up to the limit. kind: null is as the run is configured, for
+    evaluations. probability: of kind random. threshold: of kind entropy, in nats; memory is inserted where the entropy of the
+    reasoner's next token is at least so much. Each is null with other kinds."""
+
+    kind: Optional[TriggerKind]
+    probability: Optional[float]
+    threshold: Optional[float]
+
+    def check(self, path: str) -> list[str]:
+        problems = []
+        for name, value, owner in (
+            ("probability", self.probability, TriggerKind.random),
+            ("threshold", self.threshold, TriggerKind.entropy),
+        ):
+            if self.kind is owner and value is None:
+                problems.append(
+                    f"{path}.{name} has no value, and {path}.kind={owner.value} needs one; set {path}.{name}=NUMBER."
+                )
+            if self.kind is not owner and value is not None:
+                problems.append(f"{path}.{name}={value} is of {path}.kind={owner.value}; set that, or {path}.{name}=null.")
+        if self.probability is not None:
+            problems += within(path, 0, 1, probability=self.probability)
+        if self.threshold is not None and not self.threshold >= 0:
+            problems.append(f"{path}.threshold={self.threshold} must be at least 0, which is always; give a number of nats.")
+        return problems
+
+
+def as_the_run() -> TriggerConfig:
+    """Of evaluations and runs that were saved before the trigger was a key."""
+    return TriggerConfig(kind=None, probability=None, threshold=None)
+
+
 @dataclass(kw_only=True, slots=True)
 class MemGenModelConfig(ModelConfig):
-    """A run of pretrain_memgen.py: its reasoner, with the memory of its weaver. name: the run folder, or one of its
-    checkpoints. thinking: as the run has it; must be null."""
+    """A run of pretrain_memgen.py: its reasoner, with the memory of its weaver. name: the run folder (also
+    RUN@best, RUN@last and RUN@STEP), or one of its checkpoints. thinking: as the run has it; must be null."""
 
     memory: Memory
+    trigger: TriggerConfig = field(default_factory=as_the_run)
     device: DeviceChoice
     batch_size: int
 
     def check(self, path: str) -> list[str]:
         problems = [*ModelConfig.check(self, path), *at_least(path, 1, batch_size=self.batch_size)]
+        problems += broken_checkpoint(f"{path}.name", self.name)
         if self.thinking is not None:
             problems.append(
                 f"{path}.thinking={self.thinking} is a setting of the run that was trained; set {path}.thinking=null."
@@ -293,6 +341,11 @@ class EvaluateProgramsConfig(EvaluationConfig):
         if self.output_dir:
             return Path(self.output_dir)
         return Path(self.runs_dir) / self.solver.kind / Path(self.lm.name).name / self._name
+
+    def inputs(self) -> dict[str, Path]:
+        """A model that another run makes."""
+        is_run = isinstance(self.lm, MemGenModelConfig) and self.lm.name
+        return {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
 
     @property
     def _name(self) -> str:

@@ -5,13 +5,14 @@ Rules as in schema.py: fields have no defaults (values live in conf/), check(pat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig
+from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig, TriggerConfig, TriggerKind, as_the_run
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, TrainingConfig, WandbConfig
@@ -140,8 +141,19 @@ class ReasonerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class MemGenConfig:
+    """trigger: of the evaluations within the run and, unless they say otherwise, of those after it. Its default is for runs
+    made before it was a key."""
+
     weaver: WeaverConfig
     reasoner: ReasonerConfig
+    trigger: TriggerConfig = field(
+        default_factory=lambda: TriggerConfig(kind=TriggerKind.always, probability=None, threshold=None)
+    )
+
+    def check(self, path: str) -> list[str]:
+        if self.trigger.kind is not None:
+            return []
+        return [f"{path}.trigger.kind=null is for evaluations; choose {', '.join(kind.value for kind in TriggerKind)}."]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -219,8 +231,8 @@ class PretrainMemGenConfig(TrainingConfig):
     evaluation: AnswersConfig
 
     @property
-    def best_metric(self) -> str:
-        return self.criterion.metric if self.criterion else "text/accuracy"
+    def scored_metric(self) -> str:
+        return "text/accuracy"
 
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
@@ -272,15 +284,17 @@ class LtpoConfig:
 @dataclass(kw_only=True, slots=True)
 class EvaluateMemGenConfig(EvaluationConfig):
     """Root of evaluate.py solver=memgen. null means: as the checkpoint's own run was configured. name: the folder in the run's
-    evaluation/ (null: <split>_<memory>); output_dir: a folder anywhere else."""
+    evaluation/ (null: <split>_<memory>, with the kind of a trigger of its own); output_dir: a folder anywhere else."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "device", "num_threads", "batch_size", "output_dir")
+    _SUFFIX: ClassVar[str] = ""  # of the default name
 
     checkpoint: str
     name: Optional[str]
     runs_dir: str
     output_dir: Optional[str]
     memory: Memory
+    trigger: TriggerConfig = field(default_factory=as_the_run)
     split: TextSplitName
     max_examples: Optional[int]
     batch_size: Optional[int]
@@ -291,12 +305,12 @@ class EvaluateMemGenConfig(EvaluationConfig):
     launch: LaunchConfig
 
     @property
-    def run_path(self) -> Path:
-        return Path(self.checkpoint).expanduser()
+    def wish(self) -> CheckpointWish:
+        return checkpoint_wish(self.checkpoint)
 
     @property
     def run_folder(self) -> Path:
-        return self.run_path.parent.parent if self.run_path.parent.name == "checkpoints" else self.run_path
+        return self.wish.run_folder
 
     @property
     def title(self) -> tuple[str, str]:
@@ -304,24 +318,28 @@ class EvaluateMemGenConfig(EvaluationConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir) if self.output_dir else self.run_folder / "evaluation" / (self.name or self._default_name)
+        if self.output_dir:
+            return Path(self.output_dir)
+        return self.run_folder / "evaluation" / (self.name or f"{self._default_name}{self.wish.suffix}")
 
     @property
     def _default_name(self) -> str:
-        return f"{self.split.value}_{self.memory.value}"
+        trigger = "" if self.trigger.kind is None else f"_{self.trigger.kind.value}"
+        return f"{self.split.value}_{self.memory.value}{trigger}{self._SUFFIX}"
 
     @property
     def best_metric(self) -> str:
         return "text/accuracy"
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": Path(self.checkpoint)}
+        return {"checkpoint": self.wish.path}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)
         problems += [] if self.max_examples is None else at_least(path, 1, max_examples=self.max_examples)
         problems += [] if self.name is None else broken_name("name", self.name)
         problems += broken_path("runs_dir", self.runs_dir)
+        problems += broken_checkpoint("checkpoint", self.checkpoint)
         if not self.checkpoint:
             problems.append("checkpoint is empty; give checkpoint=RUN_FOLDER or checkpoint=RUN_FOLDER/checkpoints/step_N.")
         return problems
@@ -333,9 +351,7 @@ class EvaluateMemGenLtpoConfig(EvaluateMemGenConfig):
 
     ltpo: LtpoConfig
 
-    @property
-    def _default_name(self) -> str:
-        return f"{self.split.value}_{self.memory.value}_ltpo"
+    _SUFFIX: ClassVar[str] = "_ltpo"
 
     def check(self, path: str) -> list[str]:
         problems = EvaluateMemGenConfig.check(self, path)

@@ -165,8 +165,18 @@ class TrainingConfig(RunConfig, Protocol):
         return self.trainer.steps
 
     @property
+    def scored_metric(self) -> str:
+        """The share of the tasks scored during training by which the run is known, if no criterion says another one."""
+        return "all.exact_accuracy"
+
+    @property
     def best_metric(self) -> str:
-        return self.criterion.metric if self.criterion else "all.exact_accuracy"
+        return self.criterion.metric if self.criterion else self.scored_metric
+
+    @property
+    def selection_metric(self) -> str:
+        """The share by which one checkpoint is better than another: measured on scored tasks, never on training rows."""
+        return self.scored_metric if self.best_metric.startswith("train/") else self.best_metric
 
     @property
     def stops_when_unhealthy(self) -> bool:

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from arclab.config.checkpoint_key import checkpoint_wish
 from arclab.config.dataset_schema import DatasetConfig, Regime
 from arclab.config.encoder_schema import (
     DemoAttention,
@@ -46,6 +47,15 @@ class AttentionKernel(Enum):
 
     sdpa = "sdpa"
     flash = "flash"
+
+
+class ColorEmbedding(Enum):
+    """free: a vector and an output row for each colour, as published. shared: colours share their weights but for an identity
+    that is drawn for each row of the training; shared_nonzero: but colour 0 (see arclab.methods.recursive.colors)."""
+
+    free = "free"
+    shared = "shared"
+    shared_nonzero = "shared_nonzero"
 
 
 class Precision(Enum):
@@ -93,7 +103,10 @@ class WeightsKind(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class DecoderConfig:
-    """The TRM network: num_layers shared blocks, run as h_cycles x (l_cycles updates of z_L, one of z_H)."""
+    """The TRM network: num_layers shared blocks, run as h_cycles x (l_cycles updates of z_L, one of z_H).
+
+    color_embedding: how it and the encoder embed colours; the default is for runs that were made before it was a key.
+    """
 
     width: int
     num_heads: int
@@ -105,6 +118,7 @@ class DecoderConfig:
     positions: Positions
     attention: AttentionKernel
     optim: OptimConfig
+    color_embedding: ColorEmbedding = ColorEmbedding.free
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, width=self.width, num_heads=self.num_heads, num_layers=self.num_layers,
@@ -351,7 +365,7 @@ class ExperimentConfig(TrainingConfig):
         return replace(self, trainer=replace(self.trainer, batch_size=batch_size))
 
     def inputs(self) -> dict[str, Path]:
-        return {"decoder_init.path": Path(self.decoder_init.path)} if self.decoder_init.path else {}
+        return {"decoder_init.path": checkpoint_wish(self.decoder_init.path).path} if self.decoder_init.path else {}
 
     def check(self, path: str) -> list[str]:
         problems = sized("", 0, seed=self.seed)

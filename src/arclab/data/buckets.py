@@ -33,6 +33,8 @@ def task_canvases(data: TrainingData) -> IntArray:
     height_P, width_P = store.pair_extent(pair_P)
     is_trained_P = pair_P < np.repeat(store.first_pair_T + data.trainable_T, store.num_pairs_T)
     side_T = np.maximum.reduceat(np.where(is_trained_P, np.maximum(height_P, width_P), 0), store.first_pair_T)
+    for task, stream in store.streams.items():
+        side_T[task] = stream.max_side
     return np.array([smallest_canvas(int(side), data.canvas) for side in side_T])
 
 
@@ -49,8 +51,8 @@ def bucketed(data: TrainingData, batch_size: int, unit: int) -> tuple[Part, ...]
             f"side {', '.join(map(str, canvases))}, each with at least {unit} rows (ranks x trainer.grad_accumulation); raise "
             f"it to {unit * len(canvases)} or more, or set trainer.canvas=full."
         )
-    visits_T = np.ones(len(canvas_T)) if data.is_few_shot else data.trainable_T
-    share_C = np.array([visits_T[canvas_T == canvas].sum() for canvas in canvases]) / visits_T.sum()
+    rows_T = data.visits_T if data.is_few_shot else data.visits_T * data.trainable_T
+    share_C = np.array([rows_T[canvas_T == canvas].sum() for canvas in canvases]) / rows_T.sum()
     rows_C = unit * _whole_shares(share_C, batch_size // unit)
     starts_C = np.cumsum(rows_C) - rows_C
     return tuple(

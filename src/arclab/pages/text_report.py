@@ -7,6 +7,7 @@ Self-contained, like arclab.pages.report, whose style it has. Wrong answers stan
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ SHOWN = 200  # answers on the page; the file beside it has all
 
 @dataclass(frozen=True, slots=True)
 class TextAnswer:
-    """answer: what was extracted from the reply; None: nothing. detail: a line below the reply, may be empty."""
+    """answer: what was extracted from the reply; None: nothing. detail: a line below the reply, may be empty. marks: numbers
+    of characters of the reply before which memory was inserted."""
 
     id: str
     question: str
@@ -30,6 +32,13 @@ class TextAnswer:
     gold: str
     is_right: bool
     detail: str
+    marks: Sequence[int] = ()
+
+    @property
+    def pieces(self) -> list[str]:
+        """The reply, cut at its marks: one piece more than marks."""
+        ends = [0, *self.marks, len(self.reply)]
+        return [self.reply[start:end] for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ from arclab.metrics.names import count_of, is_counted_share
 from arclab.results.scoring import Share
 from arclab.runs.folder import RunDir
 
+_FILE = "criterion.json"
+
 
 @dataclass(frozen=True, slots=True)
 class CriterionResult:
@@ -129,7 +131,11 @@ def write_criterion(result: CriterionResult, run: RunDir) -> None:
         "step": result.step,
         "sentence": str(result),
     }
-    write_atomically(run.path / "criterion.json", json.dumps(record, indent=1) + "\n")
+    write_atomically(run.path / _FILE, json.dumps(record, indent=1) + "\n")
+
+
+def remove_criterion(run: RunDir) -> None:
+    (run.path / _FILE).unlink(missing_ok=True)
 
 
 _KINDS: dict[str, Kind] = {
@@ -141,7 +147,7 @@ _KINDS: dict[str, Kind] = {
 def read_criterion(run: RunDir) -> dict[str, Any] | None:
     """What write_criterion wrote, with num_independent, the number that interval_over begins with; None if there is none.
     DamagedFile if it is not that."""
-    path = run.path / "criterion.json"
+    path = run.path / _FILE
     if not path.is_file():
         return None
     record = read_object(path, _KINDS)

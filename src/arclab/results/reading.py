@@ -68,9 +68,12 @@ _PREDICTED: dict[str, Kind] = {
 _CANDIDATE: dict[str, Kind] = {"grid": list | None, "votes": int, "confidence": float}
 FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
 _PUBLISHED_RULES = {"evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full"}
-
-
-_CONDITIONS = {"step": "trained steps", "weights": "weights", "num_augmentations": "augmented copies voted"}
+_CONDITIONS = {
+    "step": "trained steps",
+    "weights": "weights",
+    "num_augmentations": "augmented copies voted",
+    "adaptation": "adaptation to each task",
+}
 
 
 def unlike(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> tuple[str, ...]:

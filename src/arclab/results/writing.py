@@ -25,6 +25,7 @@ from arclab.files import naming, read_object, require_kinds
 from arclab.metrics.names import REGISTRY
 from arclab.results.attempts import Attempts, Candidate
 from arclab.results.scoring import Share, score, truth_ranks
+from arclab.runs.choice import Choice
 from arclab.runs.folder import RunDir
 
 # Kaggle wants two attempts for every test input; a missing one is this grid.
@@ -80,14 +81,14 @@ class Evaluation:
 
 
 def checkpoint_subject(
-    config: ExperimentConfig, run: RunDir, checkpoint: Path, step: int, weights: str, label: str | None = None
+    config: ExperimentConfig, run: RunDir, choice: Choice, weights: str, label: str | None = None
 ) -> Subject:
     """A trained recursive model. weights: ema or raw. label: what was scored, by which results are told apart; None: the
     split."""
     evaluation, dataset = config.evaluation, config.dataset
     facts = {
         "dataset": f"{dataset.name} / {evaluation.split.value}",
-        "step": f"{step:,}",
+        "step": f"{choice.step:,} ({choice.reason})",
         "weights": weights,
         "augmentations": str(evaluation.num_augmentations),
         "encoder": config.encoder.kind,
@@ -99,14 +100,15 @@ def checkpoint_subject(
         "sources": _sources(config),
         "max_side": dataset.max_side,
         "num_augmentations": evaluation.num_augmentations,
-        "checkpoint": str(checkpoint),
-        "step": step,
+        "checkpoint": str(choice.path),
+        "step": choice.step,
+        "chosen": choice.reason,
         "weights": weights,
         "seed": config.seed,
     }
-    origin = {"checkpoint": str(checkpoint), "run folder": str(run.path)}
+    origin = {"checkpoint": str(choice.path), "run folder": str(run.path)}
     title = (config.experiment_name, config.name)
-    return Subject(title, facts, origin, record, flat(config), TrainingCurves(run.metrics, step))
+    return Subject(title, facts, origin, record, flat(config), TrainingCurves(run.metrics, choice.step))
 
 
 def _sources(config: ExperimentConfig) -> list[str]:

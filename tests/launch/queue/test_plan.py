@@ -138,6 +138,14 @@ def test_a_run_waits_for_the_run_that_makes_its_checkpoint(tmp_path: Path) -> No
     first, second = plan_of(tmp_path, maker, user).runs
     assert first.maker is None and second.maker == first.folder.path
     assert plan_of(tmp_path, maker, f"{user}/checkpoints/step_00000010").runs[1].maker is not None
+    assert plan_of(tmp_path, maker, f"{user}@best").runs[1].maker == first.folder.path
+    (tmp_path / "scored.txt").write_text(
+        f"{PREFIX} runs_dir={tmp_path}/runs {maker}\n"
+        + "".join(f"evaluate.py checkpoint={tmp_path}/runs/quickstart/m@{which} split=train\n" for which in ("best", 10))
+    )
+    scored = read_plan(tmp_path / "scored.txt").runs[1:]
+    assert [run.maker for run in scored] == [first.folder.path] * 2
+    assert [run.config.title[1] for run in scored] == ["m-train-best", "m-train-step10"]
     folder = open_run(first.config)
     folder.write_status(State.running, 5)
     assert plan_of(tmp_path, maker, user).runs[1].maker is not None

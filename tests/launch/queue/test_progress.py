@@ -15,7 +15,7 @@ from arclab.config.compose import ConfigError
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.queue.jobsfile import JobLine, Section
 from arclab.launch.queue.plan import PlannedRun
-from arclab.launch.queue.progress import best_score, living_jobs, read_progress, steps_per_s
+from arclab.launch.queue.progress import living_jobs, read_progress, steps_per_s
 from arclab.launch.queue.submit import cancel, submit
 from arclab.launch.queue.tables import duration
 from arclab.runs.folder import RunDir, State, open_run
@@ -113,13 +113,6 @@ def test_numbers_of_a_running_run(tiny: Tiny) -> None:
     (folder.path / "criterion.json").write_text(json.dumps({"result": "FAIL"}))
     done = read_progress(run, None)
     assert (done.state, done.result, done.eta_s) == ("DONE", "FAIL", None)
-
-
-def test_the_metric_of_the_criterion_is_the_one_shown(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"_step": 5, "ARC/pass@2": 0.5, "ARC/tasks": 8.0}\n{"_step": 9, "ARC/pass@2": null, "ARC/tasks": 8.0}\n')
-    assert str(best_score(path, "ARC/pass@2")) == "ARC/pass@2 50.0 % (4/8) at 5"
-    assert best_score(path, "ARC/pass@1") is None and best_score(tmp_path / "none", "ARC/pass@2") is None
 
 
 def test_only_the_end_of_a_long_file_is_parsed_for_the_speed(tiny: Tiny) -> None:

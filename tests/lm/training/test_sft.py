@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from arclab.config.run import DeviceChoice
+from arclab.lm.training import sft as sft_module
 from arclab.lm.training.health import LanguageRules
 from arclab.lm.training.sft import IGNORED, SftSettings, Where, collate, sft
 from arclab.metrics.logger import MetricLogger, read_rows
@@ -19,6 +22,7 @@ from arclab.runs.folder import RunDir
 from arclab.runs.monitor import HealthMonitor, UnhealthyRun
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import start_ranks
+from tests.conftest import ROOT
 
 SETTINGS = SftSettings(
     batch_size=4, grad_accumulation=1, lr=1e-3, warmup_steps=0, schedule="constant_with_warmup", weight_decay=0.0, clip_norm=None, seed=0
@@ -68,7 +72,7 @@ def train(
         where = Where(
             cadence=cadence or Cadence(), run=run, ranks=ranks, stop=StopRequest(run, ranks, None), logger=logger,
             monitor=HealthMonitor(LanguageRules(), (cadence or Cadence()).health_every, (), 0), title="t",
-            keep_last=given.get("keep_last", 1),
+            keep_last=given.get("keep_last", 1), selection_metric=given.get("selection_metric"),
         )  # fmt: skip
         sft(
             model, given.get("rows", rows()), settings, where, pad_id=0, weights=All(model), evaluate=given.get("evaluate"), record={},
@@ -137,6 +141,10 @@ def test_the_cadence_says_when_to_log_judge_score_and_save(tiny_lm: Path, tmp_pa
     assert [step for step, row in found.items() if "health" in row] == [5]
     assert sorted(path.name for path in (tmp_path / "a/checkpoints").glob("step_*")) == ["step_00000006", "step_00000007"]
 
+    falling = lambda step, logger: {"text/accuracy": 1 - step / 10}  # noqa: E731
+    train(tiny_lm, tmp_path / "b", cadence=cadence, evaluate=falling, keep_last=1, selection_metric="text/accuracy")
+    assert sorted(path.name for path in (tmp_path / "b/checkpoints").glob("step_*")) == ["step_00000004", "step_00000007"]
+
 
 def test_a_run_that_no_gradient_reaches_is_stopped_if_it_may_be(tiny_lm: Path, tmp_path: Path) -> None:
     silent = [{"input_ids": row["input_ids"], "labels": [IGNORED] * len(row["labels"])} for row in rows()]
@@ -178,3 +186,24 @@ def test_a_file_for_deepspeed_is_needed_and_the_package(tiny_lm: Path, tmp_path:
     if find_spec("deepspeed") is None:
         with pytest.raises(ValueError, match=r"needs the package deepspeed: pip install deepspeed"):
             train(tiny_lm, tmp_path / "b", replace(SETTINGS, deepspeed=str(file)))
+
+
+def test_the_shipped_zero2_settings_take_every_auto_from_the_run(tmp_path: Path) -> None:
+    """By transformers' own rules; deepspeed itself is not needed for that."""
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    # Without deepspeed transformers' class has no base, so that its rules are put on accelerate's here.
+    rules = {name: value for name, value in vars(HfTrainerDeepSpeedConfig).items() if not name.startswith("__")}
+    filled: Any = type("Filled", (HfDeepSpeedConfig,), rules)(str(ROOT / "conf/deepspeed/zero2.json"))
+    filled.mismatches = []
+    ranks, run = start_ranks(DeviceChoice.cpu), RunDir(tmp_path)
+    where = Where(cadence=Cadence(), run=run, ranks=ranks, stop=StopRequest(run, ranks, None), logger=None, monitor=None, title="t", keep_last=1)  # fmt: skip
+    arguments = sft_module._arguments(replace(SETTINGS, clip_norm=0.5), where, SETTINGS.batch_size // 2)
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=64))
+    filled.trainer_config_process(arguments)
+    filled.trainer_config_finalize(arguments, model, 10)
+    settings = filled.config
+    assert "auto" not in json.dumps(settings)
+    assert settings["zero_optimization"]["stage"] == 2 and settings["gradient_clipping"] == 0.5
+    assert settings["train_micro_batch_size_per_gpu"] == SETTINGS.batch_size // 2

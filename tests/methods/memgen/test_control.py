@@ -13,7 +13,8 @@ from arclab.methods.memgen.control import compared
 from arclab.results.criterion import judge_criterion
 
 ONE = Answered(
-    id="a", question="q", reply="r", answer="1", gold="1", is_right=True, num_tokens=10, num_insertions=3, is_cut=False,
+    id="a", question="q", reply="r", answer="1", gold="1", is_right=True, num_tokens=10, inserted=[0, 3, 6], inserted_chars=[0, 9, 20],
+    asked=[3, 6, 8], is_cut=False,
     logprob=-1.0, extra={},
 )  # fmt: skip
 
@@ -23,10 +24,10 @@ def answered(rights: str, **changes: object) -> list[Answered]:
 
 
 def test_shares_are_of_all_answers() -> None:
-    some = [*answered("+-"), replace(ONE, is_right=False, answer=None, is_cut=True, num_tokens=40, num_insertions=1)]
+    some = [*answered("+-"), replace(ONE, is_right=False, answer=None, is_cut=True, num_tokens=40, inserted=[0], asked=[])]
     assert measure(some) == {
         "text/accuracy": 1 / 3, "text/count": 3.0, "text/no_answer_share": 1 / 3, "text/cut_share": 1 / 3, "text/insertions": 7 / 3,
-        "text/tokens_per_reply": 20.0,
+        "text/tokens_per_reply": 20.0, "text/insert_share": 4 / 6,
     }  # fmt: skip
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from arclab.config.llm_schema import TriggerConfig, TriggerKind
 from arclab.lm.language_model import Sampling
 from arclab.methods.memgen import generation
-from arclab.methods.memgen.generation import Answer, InsertionRule, generate
-from arclab.methods.memgen.insertions import InsertionLimits, plan_of
+from arclab.methods.memgen.generation import Answer, InsertionRule, decided_plan, generate
+from arclab.methods.memgen.insertions import INFERENCE, PROMPT, InsertionLimits
 from arclab.methods.memgen.model import MemGenModel
+from arclab.methods.memgen.trigger import new_trigger
 from tests.methods.memgen.conftest import Build, some_ids
 
 PROMPTS = some_ids(5, 17, 9, 24, 12)
 SEEDS = [1, 2, 3, 4, 5]
+
+TRIGGERS = {
+    kind: new_trigger(TriggerConfig(kind=TriggerKind[kind], probability=probability, threshold=threshold))
+    for kind, probability, threshold in (
+        ("always", None, None), ("never", None, None), ("random", 0.7, None), ("entropy", None, 5.46),
+    )
+}  # fmt: skip
 
 
 def sampling(num: int, temperature: float = 1.0) -> Sampling:
@@ -23,28 +34,34 @@ def sampling(num: int, temperature: float = 1.0) -> Sampling:
 def _logprobs(model: MemGenModel, prompt: list[int], answer: Answer, rule: InsertionRule) -> torch.Tensor:
     """Of the answer's tokens, by one pass over all of it."""
     ids = prompt + answer.tokens
-    plan = plan_of(ids, len(prompt), rule.delimiters_V, rule.limits)
+    plan = [0] * len(ids)
+    for number in answer.inserted:
+        plan[len(prompt) - 1 + number] = INFERENCE if number else PROMPT
     with torch.no_grad():
         logits = model(torch.tensor([ids]), None, plan_BL=torch.tensor([plan])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
 
 
+@pytest.mark.parametrize("kind", ["always", "never", "random", "entropy"])
 @pytest.mark.parametrize(("fast", "other"), [(False, False), (True, False), (False, True)])
 def test_it_equals_a_full_pass_and_rows_do_not_depend_on_their_batch(
-    build: Build, rule: InsertionRule, monkeypatch: pytest.MonkeyPatch, fast: bool, other: bool
+    build: Build, rule: InsertionRule, monkeypatch: pytest.MonkeyPatch, fast: bool, other: bool, kind: str
 ) -> None:
     monkeypatch.setattr(generation, "_SPARE_COLUMNS", 5)  # so that columns are moved in this short a run
-    model = build(fast=fast, other=other)
+    model, rule = build(fast=fast, other=other), replace(rule, trigger=TRIGGERS[kind])
     answers = generate(model, PROMPTS, rule, sampling(48), SEEDS)
-    assert len({len(answer.tokens) for answer in answers}) > 2  # rows left at different times
-    assert len({tuple(answer.inserted) for answer in answers}) > 2 and max(len(a.inserted) for a in answers) == 4
+    assert len({len(answer.tokens) for answer in answers}) > 1  # rows left at different times
+    decided = {number in answer.inserted for answer in answers for number in answer.asked}
+    assert decided == {"always": {True}, "never": {False}}.get(kind, {True, False})
+    assert all(answer.inserted == [0] for answer in answers) if kind == "never" else max(len(a.inserted) for a in answers) == 4
     for prompt, answer, seed in zip(PROMPTS, answers, SEEDS, strict=True):
-        plan = plan_of(prompt + answer.tokens, len(prompt), rule.delimiters_V, rule.limits)
+        plan = decided_plan(model, prompt + answer.tokens, len(prompt), rule, seed)  # everything encoded again
         assert [place + 1 - len(prompt) for place, kind in enumerate(plan) if kind] == answer.inserted
         full = _logprobs(model, prompt, answer, rule)
         torch.testing.assert_close(torch.tensor(answer.logprobs), full, atol=2e-5, rtol=1e-4)
         (alone,) = generate(model, [prompt], rule, sampling(48), [seed])
-        assert (alone.tokens, alone.inserted, alone.is_ended) == (answer.tokens, answer.inserted, answer.is_ended)
+        assert alone.tokens == answer.tokens and alone.is_ended == answer.is_ended
+        assert (alone.inserted, alone.asked) == (answer.inserted, answer.asked)
         assert answer.is_ended == (answer.tokens[-1] in rule.ends)
         assert not any(token in rule.ends for token in answer.tokens[:-1])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arclab.config.compose import compose_run
-from arclab.config.llm_schema import MemGenModelConfig, Memory
+from arclab.config.llm_schema import MemGenModelConfig, Memory, TriggerConfig, TriggerKind
 from arclab.config.run import DeviceChoice
 from arclab.lm.language_model import Message, Sampling
 from arclab.lm.models import load_language_model
@@ -51,6 +51,20 @@ def test_samples_do_not_depend_on_their_batch_and_memory_counts(trained: Path) -
     assert ended is None or ended.logprob is not None
     short = load_language_model(replace(config_of(trained), max_context=20))
     assert "latents is more than the context of 20 tokens" in short.generate(prompts, 1, SAMPLING)[0].too_long
+
+
+def test_a_trigger_decides_in_generation_and_in_scores_alike(trained: Path) -> None:
+    prompts, found = [(Message("user", "Tom has 3 pens."),)], {}
+    for kind, probability, threshold in (
+        ("never", None, None), ("random", 0.0, None), ("random", 1.0, None), ("entropy", None, 0.0), (None, None, None),
+    ):  # fmt: skip
+        trigger = TriggerConfig(kind=None if kind is None else TriggerKind[kind], probability=probability, threshold=threshold)
+        model = load_language_model(replace(config_of(trained), trigger=trigger))
+        (drawn,) = model.generate(prompts, 1, replace(SAMPLING, max_new_tokens=40))[0].completions
+        (scores,) = model.logprobs(prompts, ["Tom, Tom. Tom, Tom. Tom, 3."])
+        found[kind, probability] = (drawn.text, drawn.logprob, sum(scores))
+    assert found["never", None] == found["random", 0.0] and found["random", 1.0] == found["entropy", None] == found[None, None]
+    assert found["never", None][2] != found[None, None][2]
 
 
 def test_arc_tasks_are_answered_with_memory_by_the_common_solver(trained: Path, tmp_path: Path) -> None:

@@ -70,17 +70,18 @@ def test_no_steps_change_nothing_and_a_reached_threshold_ends_a_row(build: Build
 
 
 def test_the_published_reward_is_not_monotone_in_certainty_and_the_default_is() -> None:
-    from arclab.methods.memgen.ltpo import _negative_entropy, _topk
+    from arclab.methods.memgen.ltpo import _topk
+    from arclab.methods.memgen.trigger import entropy
 
     def logits(peak: float) -> torch.Tensor:
         return torch.cat([torch.tensor([peak]), torch.zeros(999)])[None]
 
     peaks = [0.0, 2.0, 5.0, 8.0, 12.0]
-    entropy = [float(_negative_entropy(logits(peak))) for peak in peaks]
-    assert entropy == sorted(entropy)
+    sureness = [-float(entropy(logits(peak))) for peak in peaks]
+    assert sureness == sorted(sureness)
     valid_BN = torch.ones(1, 1, dtype=torch.bool)
     ten = torch.cat([torch.full((10,), 9.0), torch.zeros(990)])[None]  # surer than the even distribution, and rewarded less
-    assert float(_negative_entropy(ten)) > entropy[0]
+    assert -float(entropy(ten)) > sureness[0]
     assert float(_topk(ten[:, None], valid_BN, 10)) < float(_topk(logits(0.0)[:, None], valid_BN, 10))
 
 

@@ -159,6 +159,7 @@ def test_saved_weights_come_back_and_others_are_refused(build: Build) -> None:
     for wrong, words in (
         ({key: value for key, value in saved.items() if key != name}, "was not saved"),
         ({**saved, "adapter.more": torch.zeros(1)}, "too many"),
+        ({key.replace("adapter.", "adapter.base_model.model."): value for key, value in saved.items()}, "was not saved"),
         ({**saved, "weaver.prompt_queries": torch.zeros(5, saved["weaver.prompt_queries"].shape[1])}, "shape"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,19 +110,51 @@ def test_evaluations_answer_each_question_once(trained: Path, monkeypatch: pytes
         *lines, summary = [json.loads(line) for line in (folder / "answer.json").read_text().splitlines()]
         assert [line["id"] for line in lines] == sorted({line["id"] for line in lines}, key=lambda id_: id_.rpartition("_")[2])
         assert summary["summary"]["N"] == 6 == len(lines) and summary["summary"]["memory"] == memory
-        assert {line["num_insertions"] > 0 for line in lines} == {memory != "off"}
+        assert {len(line["inserted"]) > 0 for line in lines} == {memory != "off"}
         replies[memory] = [(line["reply"], line["logprob"]) for line in lines]
         page = (folder / "report.html").read_text()
         assert lines[0]["id"] in page and f"{summary['summary']['n']}/6" in page and "http" not in page.partition("<main")[0]
     assert replies["off"] != replies["random"] != replies["trained"]
     moved = _evaluate(trained, "ltpo.max_steps=2")
     *lines, summary = [json.loads(line) for line in (moved / "answer_ltpo.json").read_text().splitlines()]
-    assert all(len(line["reward_before"]) == len(line["reward_after"]) == line["num_insertions"] for line in lines)
+    assert all(len(line["reward_before"]) == len(line["reward_after"]) == len(line["inserted"]) for line in lines)
     assert summary["summary"]["metrics"]["ltpo/moved"] > 0
     still = _evaluate(trained, "ltpo.max_steps=0", "name=still")
     *lines, _ = [json.loads(line) for line in (still / "answer_ltpo.json").read_text().splitlines()]
     assert [line["reply"] for line in lines] == [reply for reply, _ in replies["trained"]]
     assert threads == [1] * 5  # null: as the run was configured
+    earlier = _evaluate(Path(f"{trained}@2"))
+    record = json.loads((earlier / "text_metrics.json").read_text())
+    assert earlier.name == f"{folders['trained'].name}-step2" and (record["step"], record["chosen"]) == (2, "asked for")
+
+
+def test_an_evaluation_may_have_a_trigger_of_its_own(trained: Path, tmp_path: Path) -> None:
+    """answer.json says where memory was inserted and where it might have been; the page marks it."""
+
+    def of(name: str, *wishes: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        wishes = (*wishes, f"output_dir={tmp_path / name}", "sampling.max_new_tokens=48", "sampling.temperature=1.0")
+        *lines, last = [json.loads(line) for line in (_evaluate(trained, *wishes) / "answer.json").read_text().splitlines()]
+        return lines, last["summary"]["metrics"]
+
+    plain, metrics = of("plain")
+    assert metrics["text/insert_share"] == 1.0 and any(len(line["inserted"]) > 1 for line in plain)
+    for line in plain:
+        assert line["inserted"] == [0, *line["asked"]]
+        ends = [line["reply"][at - 1] for at in line["inserted_chars"][1:]]
+        assert line["inserted_chars"][0] == 0 and all(end in ",.\n" for end in ends)
+        assert len(line["inserted_chars"]) == len(line["inserted"])
+    page = (tmp_path / "plain" / "report.html").read_text()
+    assert page.count('title="memory was inserted here"') == sum(len(line["inserted"]) for line in plain)
+    assert [line["inserted"] for line in of("never", "trigger.kind=never")[0]] == [[0]] * 6
+    assert of("never", "trigger.kind=never")[1]["text/insert_share"] == 0.0
+    for name, kind, key, low, high in (
+        ("random", "random", "probability", 0.0, 1.0), ("unsure", "entropy", "threshold", 1e6, 0.0),
+    ):  # fmt: skip
+        shares = [
+            of(f"{name}{value}", f"trigger.kind={kind}", f"trigger.{key}={value}")[1]["text/insert_share"]
+            for value in (low, high)
+        ]
+        assert shares == [0.0, 1.0]
 
 
 def test_every_wish_of_an_evaluation_counts(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +189,10 @@ def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path)
         _evaluate(trained, "ltpo.enabled=false")
     with pytest.raises(ConfigError, match=r"memory=off has no latents"):
         _evaluate(trained, "ltpo.max_steps=1", "memory=off")
+    with pytest.raises(ValueError, match=r"has no value of text/memory_wins, by which"):  # they disagree on no question
+        _evaluate(Path(f"{trained}@best"))
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 3; there are those of steps 2, 4"):
+        _evaluate(Path(f"{trained}@3"))
     with pytest.raises(ValueError, match=r"has no checkpoints"):
         _evaluate(tmp_path)
     with pytest.raises(ValueError, match=r"more than the context"):
@@ -174,6 +212,27 @@ def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path)
         tokenizer.write_text(kept)
     finally:
         config.write_text(text)
+
+
+def test_a_question_without_an_answer_and_a_run_that_is_not_named_are_refused(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(config):
+        splits = load_text(config)
+        return replace(splits, test=(*splits.test[:-1], replace(splits.test[-1], answer="")))
+
+    monkeypatch.setattr(evaluation, "load_text", hidden)
+    with pytest.raises(ValueError, match=r"split=test has no answer for \w+ \(1 are hidden\).*choose another split"):
+        _evaluate(trained, "name=hidden")
+    assert not (trained / "evaluation" / "hidden").exists()
+    for given, words in (("checkpoint=", "checkpoint is empty; give checkpoint=RUN_FOLDER"), ("checkpoint=null", "checkpoint")):
+        with pytest.raises(ConfigError, match=words):
+            compose_run("evaluate_memgen", [given])
+
+
+def test_batches_of_one(trained: Path) -> None:
+    run = _pretrain(trained.parents[1], "one", "trainer.batch_size=1", "lm.batch_size=1")
+    assert _status(run)["state"] == "DONE" and read_rows(run / "metrics.jsonl")[-1]["text/count"] == 6
 
 
 def test_a_reasoner_of_another_run_is_waited_for() -> None:

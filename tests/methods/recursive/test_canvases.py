@@ -59,7 +59,7 @@ def test_packed_demonstrations_give_what_padded_ones_give(tiny: Tiny, kind: str,
 def test_packing_sorts_demonstrations_by_their_own_canvas(tiny: Tiny) -> None:
     model, _, batch = setup(config_of(tiny, "standard", f"dataset.canvas={CANVAS}", layout="concat"))
     tokens, demos = tokens_of(model), Demonstrations.from_batch(batch)
-    groups = list(tokens.packed(tokens.cells(demos.inputs_NS, demos.outputs_NS)))
+    groups = list(tokens.packed(tokens.cells(demos)))
     assert sorted(torch.cat([rows for rows, _ in groups]).tolist()) == list(range(len(demos.inputs_NS)))
     sides = [round((group.used_GL.shape[1] / 2) ** 0.5) for _, group in groups]
     assert len(set(sides)) == len(sides) > 1 and max(sides) < CANVAS

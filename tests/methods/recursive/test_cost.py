@@ -15,6 +15,8 @@ from arclab.methods.recursive.setting import build_setting
 from arclab.methods.recursive.training.batch_size import measure
 from arclab.runs.cost import Cost
 
+from ...conftest import compose
+
 Tiny = Callable[..., ExperimentConfig]
 ONE = Placement("cpu", 1)
 SMALL = ("evaluation.batch_size=1", "dataset.max_train_tasks=8", "decoder.h_cycles=1")
@@ -75,6 +77,24 @@ def test_an_evaluation_needs_no_gradients(tiny: Tiny) -> None:
     scored = evaluation_cost(config, size, setting.data, setting.scored, ONE)
     assert scored.memory_bytes < trained.memory_bytes
     assert scored.evaluation_flops == trained.evaluation_flops > 0 == scored.step_flops
+
+
+def test_a_search_is_counted(tiny: Tiny) -> None:
+    """Its steps, supervision steps and starts, and the gradients that it keeps; evaluate.py says it before it begins."""
+    config = tiny("decoder.width=64")
+    setting = build_setting(config)
+    size = ModelSize.of(build_model(config, 1))
+
+    def cost(*overrides: str) -> Cost:
+        wanted = compose("evaluate", ["checkpoint=x", "adaptation=latent", *(f"adaptation.{o}" for o in overrides)])
+        return evaluation_cost(config, size, setting.data, setting.scored, ONE, wanted.adaptation)
+
+    plain = evaluation_cost(config, size, setting.data, setting.scored, ONE)
+    few, many = cost("steps=9"), cost("steps=19")
+    added = few.evaluation_flops - plain.evaluation_flops
+    assert added > plain.evaluation_flops / config.halting.halt_max_steps and few.memory_bytes > plain.memory_bytes
+    for twice in (many, cost("steps=9", "unroll=2"), cost("steps=9", "num_starts=2", "sigma=0.1")):
+        assert math.isclose(twice.evaluation_flops - plain.evaluation_flops, 2 * added, rel_tol=0.01)
 
 
 def test_the_published_size_is_known_from_its_shapes(tiny: Tiny) -> None:

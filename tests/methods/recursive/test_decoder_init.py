@@ -174,7 +174,7 @@ def test_a_source_that_trained_on_held_out_tasks_is_stamped(trm_runs: Path, tmp_
     assert any("of 12 validation tasks" in stamp for stamp in stamps)
 
 
-@pytest.mark.parametrize("other", ["decoder.num_heads=1", "decoder.positions=learned"])
+@pytest.mark.parametrize("other", ["decoder.num_heads=1", "decoder.positions=learned", "decoder.color_embedding=shared"])
 def test_the_same_shapes_with_another_attention_are_refused(tiny: Tiny, trm_runs: Path, other: str) -> None:
     key, _, value = other.partition("=")
     with pytest.raises(

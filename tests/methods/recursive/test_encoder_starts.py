@@ -59,7 +59,7 @@ def test_the_input_cell_has_half_of_a_joined_token(tiny: Tiny, layout: str) -> N
     demos = Demonstrations.from_batch(batch)
     (tokens,) = [m for m in model.modules() if isinstance(m, DemoTokens)]
     with torch.no_grad():
-        cells = tokens.cells(demos.inputs_NS, demos.outputs_NS)
+        cells = tokens.cells(demos)
         whole = tokens(cells, torch.float32)[cells.used_GL].square().mean().item()
         tokens.embed_output.weight.zero_()
         alone = tokens(cells, torch.float32)[cells.used_GL].square().mean().item()

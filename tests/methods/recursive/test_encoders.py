@@ -354,7 +354,7 @@ def test_contrastive_views_of_a_recurrent_encoder_differ_by_the_view_alone(tiny:
     """With the identity as augmentation both are the same, however far the carry has refined its state."""
     config = config_of(tiny, "recurrent", "encoder.contrastive.weight=1.0", "encoder.contrastive.view=augmentations")
     model, _, batch = setup(config)
-    monkeypatch.setattr(auxiliary, "augmented", lambda data, noise: Demonstrations.from_batch(data))
+    monkeypatch.setattr(auxiliary, "augmented", lambda data, noise, identities: Demonstrations.from_batch(data))
     seen: list[torch.Tensor] = []
     pooled = auxiliary._pooled
     monkeypatch.setattr(auxiliary, "_pooled", lambda context: seen.append(pooled(context)) or seen[-1])
@@ -437,8 +437,8 @@ def test_a_color_token_is_the_mean_over_the_cells_of_its_color(tiny: Tiny) -> No
     assert isinstance(model.encoder, StandardEncoder)
     demos, stage = Demonstrations.from_batch(batch), model.encoder.demo_stage
     with torch.no_grad():
-        x_NLD, _ = stage.token_stage(demos.inputs_NS, demos.outputs_NS, torch.float32)
-        tokens_BMD, mask_BM = demos.unpack_tokens(*stage(demos.inputs_NS, demos.outputs_NS, torch.float32))
+        x_NLD, _ = stage.token_stage(demos, torch.float32)
+        tokens_BMD, mask_BM = demos.unpack_tokens(*stage(demos, torch.float32))
     for color in range(10):
         shows_NL = demos.inputs_NS == color + 2
         present_N = mask_BM.view(*demos.valid_BK.shape, 10)[demos.valid_BK][:, color]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arclab.files import DamagedFile, is_kind, parse_object, read_object, require_kinds, sentence_of
+from arclab.files import DamagedFile, parse_object, read_object, require_kinds, sentence_of
 from arclab.launch.queue.plan import PlannedRun
-from arclab.metrics.names import count_of
+from arclab.metrics.best import Best, best_score
 from arclab.runs.folder import RunDir, State
 from arclab.runs.jobrecord import read_job
 from arclab.runs.lock import read_holder
@@ -25,21 +25,6 @@ from arclab.runs.statewords import DAMAGED, QUEUED, REQUEUED, living_folders, re
 OPEN_STATES = (State.running.value, QUEUED, REQUEUED)  # the run goes on by itself
 _TAIL_BYTES = 65536
 _RATE_ROWS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The highest value of a metric, n/N, and the step it was measured at (None: of nothing that was trained here)."""
-
-    metric: str
-    value: float
-    total: int | None
-    step: int | None
-
-    def __str__(self) -> str:
-        count = f" ({round(self.value * self.total, 2):g}/{self.total})" if self.total else ""
-        place = "" if self.step is None else f" at {self.step:,}"
-        return f"{self.metric} {100 * self.value:.1f} %{count}{place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,25 +131,6 @@ def final_score(run: RunDir, metric: str) -> Best | None:
         return None
     require_kinds(found, {"n": float, "N": int}, path)
     return Best(metric, found["n"] / max(1, found["N"]), found["N"], record.get("step"))
-
-
-def best_score(metrics: Path, metric: str) -> Best | None:
-    """The best value of a share. Only lines that name it are parsed: a long run has many others."""
-    if not metrics.is_file():
-        return None
-    best: Best | None = None
-    name = f'"{metric}"'.encode()
-    with metrics.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if name not in line or not line.endswith(b"\n"):
-                continue
-            row = parse_object(line, metrics, line=number)
-            require_kinds(row, {metric: float | None, "_step": int}, metrics, line=number)
-            value = row[metric]
-            if value is not None and (best is None or value > best.value):
-                counts = {key: n for key, n in row.items() if is_kind(n, float)}
-                best = Best(metric, value, count_of(metric, counts), row["_step"])
-    return best
 
 
 def _last_rows(metrics: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from arclab.config.run import Cadence
 from arclab.lm.switched import require_same_tensors
+from arclab.metrics.best import best_score
 from arclab.metrics.logger import MetricLogger
 from arclab.metrics.verdicts import Level
 from arclab.runs.checkpoints import CheckpointFolder, load_tensors, read_state, save_tensors
@@ -99,6 +100,10 @@ class RunLife(TrainerCallback):
         self._logged: tuple[int, float] | None = None
         self.unhealthy: str | None = None
 
+    @property
+    def metrics(self) -> Path:
+        return self._run.metrics
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.logger is not None:
             self._run.write_status(State.running, state.global_step)
@@ -167,12 +172,15 @@ class LivesInRun:
     _ranks: Ranks
     _record: Mapping[str, Any]
     _life: RunLife
+    _selection_metric: str | None
 
     def live(
-        self: Any, folder: CheckpointFolder, weights: Weights, ranks: Ranks, life: RunLife, record: Mapping[str, Any]
-    ) -> Any:
-        """record: what state.json keeps of the run, beside the step and the seconds."""
+        self: Any, folder: CheckpointFolder, weights: Weights, ranks: Ranks, life: RunLife, record: Mapping[str, Any],
+        selection_metric: str | None = None,
+    ) -> Any:  # fmt: skip
+        """record: what state.json keeps of the run, beside the step and the seconds. selection_metric: see Where."""
         self._folder, self._weights, self._ranks, self._life, self._record = folder, weights, ranks, life, record
+        self._selection_metric = selection_metric
         self.remove_callback(PrinterCallback)
         self.add_callback(life)
         return self
@@ -199,5 +207,8 @@ class LivesInRun:
         self._ranks.barrier()
         if is_main:
             runtime_s = self._life.logger.runtime_s if self._life.logger is not None else 0.0
-            self._folder.commit(path, {"step": step, "runtime_s": runtime_s, **self._record})
+            metric, metrics = self._selection_metric, self._life.metrics
+            best = None if metric is None else best_score(metrics, metric)  # what this step scored was logged before
+            best_step = None if best is None else best.step
+            self._folder.commit(path, {"step": step, "runtime_s": runtime_s, **self._record}, best_step=best_step)
         self._ranks.barrier()

@@ -70,7 +70,8 @@ class StageCadence:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The run that a training belongs to."""
+    """The run that a training belongs to. selection_metric: the share by which a checkpoint is the best one, and kept; None:
+    none is."""
 
     cadence: Cadence
     run: RunDir
@@ -80,6 +81,7 @@ class Where:
     monitor: HealthMonitor | None
     title: str
     keep_last: int
+    selection_metric: str | None = None
 
 
 class _Sft(LivesInRun, SFTTrainer):
@@ -114,7 +116,7 @@ def sft(
             data_collator=lambda batch: collate(batch, pad_id),
             processing_class=tokenizer,
         )
-        return trainer.live(folder, weights, ranks, life, record).go_on()
+        return trainer.live(folder, weights, ranks, life, record, where.selection_metric).go_on()
 
 
 def _require_deepspeed(settings: SftSettings) -> None:

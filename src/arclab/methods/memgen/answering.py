@@ -27,9 +27,9 @@ from arclab.text.examples import TextExample
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One example with its reply. answer: what was extracted; None: nothing. num_insertions: of memory. is_cut: at
-    max_new_tokens. logprob: of the whole reply (nats). before, after: rewards of latent optimisation, one for each
-    insertion."""
+    """One example with its reply. answer: what was extracted; None: nothing. inserted, asked: numbers of tokens, see
+    generation.Answer. inserted_chars: where in the reply memory was inserted. is_cut: at max_new_tokens. logprob: of the whole
+    reply (nats). extra: rewards of latent optimisation before and after, one for each insertion."""
 
     id: str
     question: str
@@ -38,7 +38,9 @@ class Answered:
     gold: str
     is_right: bool
     num_tokens: int
-    num_insertions: int
+    inserted: list[int]
+    inserted_chars: list[int]
+    asked: list[int]
     is_cut: bool
     logprob: float
     extra: dict[str, Any]
@@ -85,7 +87,8 @@ def answer(
         yield [
             Answered(
                 id=example.id, question=example.question, reply=reply, answer=check.answer, gold=example.answer,
-                is_right=check.is_right, num_tokens=len(answer.tokens), num_insertions=len(answer.inserted),
+                is_right=check.is_right, num_tokens=len(answer.tokens), inserted=answer.inserted,
+                inserted_chars=[len(language.text(answer.tokens[:number])) for number in answer.inserted], asked=answer.asked,
                 is_cut=not answer.is_ended, logprob=float(sum(answer.logprobs)), extra=tell(place),
             )
             for place, (example, reply, check, answer) in enumerate(zip(batch, replies, checked, answers, strict=True))
@@ -100,11 +103,14 @@ def measure(answered: Sequence[Answered]) -> dict[str, float]:
     """Registered metrics over all answers."""
     count = len(answered)
     assert count, "nothing was answered"
+    asked = sum(len(each.asked) for each in answered)
+    inside = sum(number > 0 for each in answered for number in each.inserted)
     return {
         "text/accuracy": accuracy(answered).value,
         "text/count": float(count),
         "text/no_answer_share": sum(each.answer is None for each in answered) / count,
         "text/cut_share": sum(each.is_cut for each in answered) / count,
-        "text/insertions": sum(each.num_insertions for each in answered) / count,
+        "text/insertions": sum(len(each.inserted) for each in answered) / count,
         "text/tokens_per_reply": sum(each.num_tokens for each in answered) / count,
+        **({"text/insert_share": inside / asked} if asked else {}),
     }

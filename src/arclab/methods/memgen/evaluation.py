@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, flat
@@ -22,6 +23,7 @@ from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answe
 from arclab.methods.memgen.ltpo import LatentOptimiser
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule
+from arclab.methods.memgen.trigger import chosen_trigger
 from arclab.pages.text_report import TextAnswer, TextResult, render_text_report
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -52,7 +54,7 @@ def evaluate(config: EvaluateMemGenConfig, given: RunDir | None = None) -> int:
 def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     run = folder.run
     with folder.building():
-        saved = load_memgen(config.run_path, config.device, config.memory)
+        saved = load_memgen(Path(config.checkpoint), config.device, config.memory)
         if config.num_threads is None:
             use_threads(saved.config.trainer.num_threads)
         if not saved.config.dataset.has_boxed_answers:
@@ -87,6 +89,7 @@ def _answered(
 ) -> tuple[list[Answered], float]:  # fmt: skip
     """All ranks' answers, in the order of the examples, and the seconds that those of this process took."""
     weaver, language = saved.config.memgen.weaver, saved.language
+    rule = insertion_rule(language, weaver, chosen_trigger(config.trigger, saved.config.memgen.trigger))
     settings = {key: value for key, value in flat(config).items() if not key.startswith(config.FREE_KEYS)}
     settings |= {"step": saved.step, "reasoner": language.identity}
     worklist = Worklist(run.path / f"answers_{ranks.rank}_of_{ranks.world_size}.jsonl", settings)
@@ -96,7 +99,7 @@ def _answered(
     left = [example for example in mine if example.id not in known]
     start, made = time.monotonic(), 0
     batches = answer(
-        saved.model, language, insertion_rule(language, weaver), weaver, left, to_sampling(config.sampling, config.seed),
+        saved.model, language, rule, weaver, left, to_sampling(config.sampling, config.seed),
         config.batch_size or saved.config.lm.batch_size, _new_refine(config, saved),
     )  # fmt: skip
     with saved.model.memory_off(config.memory is Memory.off):
@@ -132,7 +135,7 @@ def _new_refine(config: EvaluateMemGenConfig, saved: SavedMemGen) -> NewRefine |
 
 _FIELDS = {
     "question": str, "reply": str, "answer": str | None, "gold": str, "is_right": bool, "num_tokens": int,
-    "num_insertions": int, "is_cut": bool, "logprob": float,
+    "inserted": list, "inserted_chars": list, "asked": list, "is_cut": bool, "logprob": float,
 }  # fmt: skip
 
 
@@ -152,7 +155,7 @@ def _write(
     summary = {
         "accuracy": share.value, "n": share.n, "N": share.total, "interval95": list(share.interval), "metrics": metrics,
         "tokens_per_s": made / max(seconds, 1e-9), "memory": config.memory.value, "split": split, "step": saved.step,
-        "checkpoint": str(saved.checkpoint), "notes": list(notes),
+        "checkpoint": str(saved.checkpoint), "chosen": saved.choice.reason, "notes": list(notes),
     }  # fmt: skip
     lines = [json.dumps({"id": each.id, **each.record()}) for each in answered]
     name = "answer_ltpo.json" if isinstance(config, EvaluateMemGenLtpoConfig) else "answer.json"
@@ -178,11 +181,13 @@ def _page(
         "reasoner": saved.config.lm.name,
         "memory": config.memory.value,
         "questions": f"{saved.config.dataset.name} / {config.split.value}",
-        "step": str(saved.step),
+        "step": f"{saved.step:,} ({saved.choice.reason})",
         "temperature": f"{config.sampling.temperature:g}",
     }
     answers = [
-        TextAnswer(each.id, each.question, each.reply, each.answer, each.gold, each.is_right, _detail(each))
+        TextAnswer(
+            each.id, each.question, each.reply, each.answer, each.gold, each.is_right, _detail(each), each.inserted_chars
+        )
         for each in answered
     ]
     made = {key: str(value) for key, value in provenance().items()} | {"checkpoint": str(saved.checkpoint)}
@@ -192,7 +197,7 @@ def _page(
 
 
 def _detail(answered: Answered) -> str:
-    words = [f"{answered.num_insertions} insertions, {answered.num_tokens} tokens"]
+    words = [f"{len(answered.inserted)} insertions, {answered.num_tokens} tokens"]
     words += ["cut at max_new_tokens"] if answered.is_cut else []
     before, after = answered.extra.get("reward_before", []), answered.extra.get("reward_after", [])
     words += [f"reward {b:.2f} -> {a:.2f}" for b, a in zip(before, after, strict=True)]

@@ -27,30 +27,35 @@ from transformers import DynamicCache
 
 from arclab.lm.drawing import Drawing
 from arclab.lm.language_model import Sampling
-from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, InsertionLimits
+from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, InsertionLimits, plan_of
 from arclab.methods.memgen.model import MemGenModel
+from arclab.methods.memgen.trigger import Trigger, always
 
 _SPARE_COLUMNS = 64  # holes that are not worth the copy
 
 
 @dataclass(frozen=True, slots=True)
 class InsertionRule:
-    """delimiters_V: see delimiter_table. ends: tokens that end an answer. pad_id: any token; it is masked."""
+    """delimiters_V: see delimiter_table. ends: tokens that end an answer. pad_id: any token; it is masked. trigger: of
+    generation; plans of training have memory at every delimiter up to the limits."""
 
     delimiters_V: Tensor
     limits: InsertionLimits
     ends: frozenset[int]
     pad_id: int
+    trigger: Trigger = always
 
 
 @dataclass(slots=True)
 class Answer:
     """tokens: generated, the end token included. logprobs: of each (nats, temperature 1). inserted: numbers of the tokens
-    before which memory was inserted; 0: at the end of the prompt. is_ended: by an end token; else cut at max_new_tokens."""
+    before which memory was inserted; 0: at the end of the prompt. asked: those at which the trigger was asked, which are all
+    that follow a delimiter while insertions are left. is_ended: by an end token; else cut at max_new_tokens."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     inserted: list[int] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
     is_ended: bool = False
 
 
@@ -79,7 +84,7 @@ def generate(
     """An answer for each prompt (token ids that end with the assistant's header). seeds: of each row's draws."""
     assert not model.backbone.training, "generation needs eval mode: dropout would change what is drawn"
     assert not sampling.stop, "stop strings are not supported with memory"
-    batch = _Batch(model, prompts, rule, refine)
+    batch = _Batch(model, prompts, rule, seeds, refine)
     drawing, answers = Drawing(sampling, seeds), [Answer() for _ in prompts]
     for number in range(sampling.max_new_tokens):
         kinds = batch.kinds(answers, number)
@@ -99,13 +104,34 @@ def generate(
     return answers
 
 
+@torch.no_grad()
+def decided_plan(model: MemGenModel, ids: Sequence[int], num_prompt: int, rule: InsertionRule, seed: int) -> list[int]:
+    """The plan (insertions.plan_of) of one prompt and its given answer as generation would decide it: one pass for each time
+    that the trigger is asked, none if it is `always`."""
+    plan = plan_of(ids, num_prompt, rule.delimiters_V, rule.limits)
+    if rule.trigger is always or model.backbone.is_off:
+        return plan
+    plan, counted = [kind if kind == PROMPT else NONE for kind in plan], 0
+    for place in range(num_prompt, len(ids) - 1):
+        if counted == rule.limits.max_inference or not bool(rule.delimiters_V[ids[place]]):
+            continue
+        ids_BL = torch.tensor([ids[: place + 1]], device=model.reasoner.device)
+        plan_BL = torch.tensor([plan[: place + 1]], device=ids_BL.device)
+        hidden_BD = model.backbone(ids_BL, None, plan_BL=plan_BL).last_hidden_state[:, -1]
+        logits_BV = model.get_output_embeddings()(hidden_BD)
+        if rule.trigger([seed], logits_BV, hidden_BD, place + 1 - num_prompt)[0]:
+            plan[place], counted = INFERENCE, counted + 1
+    return plan
+
+
 class _Batch:
     """The rows that are still running: caches, masks, and the logits of their next tokens."""
 
     def __init__(
-        self, model: MemGenModel, prompts: Sequence[Sequence[int]], rule: InsertionRule, refine: Refine | None
-    ) -> None:
-        self._model, self._rule, self._refine = model, rule, refine
+        self, model: MemGenModel, prompts: Sequence[Sequence[int]], rule: InsertionRule, seeds: Sequence[int],
+        refine: Refine | None,
+    ) -> None:  # fmt: skip
+        self._model, self._rule, self._seeds, self._refine = model, rule, seeds, refine
         backbone, device = model.backbone, model.reasoner.device
         self._backbone, self.rows = backbone, list(range(len(prompts)))
         self._counted = [0] * len(prompts)
@@ -115,23 +141,32 @@ class _Batch:
         self.cache, self.mask_BT = DynamicCache(), held_BW[:, :0]
         self.next_position_B = torch.zeros(len(prompts), dtype=torch.long, device=device)
         self.logits_BV = torch.zeros(len(prompts), 1, device=device)
+        self._hidden_BD = torch.zeros(len(prompts), 1, device=device)  # the states that they come from
         has_memory = not backbone.is_off and (rule.limits.max_prompt > 0 or rule.limits.max_inference > 0)
         self._context = backbone.new_context(self.mask_BT) if has_memory and not backbone.settings.fast else None
         self._unread: list[tuple[Tensor, Tensor, Tensor]] = []  # embeddings, mask and positions that the weaver has not seen
         self._feed(backbone.embed(ids_BW), held_BW)
 
     def kinds(self, answers: Sequence[Answer], number: int) -> list[int]:
-        """What each row inserts before its token `number`."""
+        """What each row inserts before its token `number`; writes down where the trigger was asked."""
         if self._backbone.is_off:
             return [NONE] * len(self.rows)
         if number == 0:
             return [PROMPT if self._rule.limits.max_prompt > 0 else NONE] * len(self.rows)
-        found = []
-        for place, row in enumerate(self.rows):
-            is_due = self._counted[place] < self._rule.limits.max_inference
-            inserts = is_due and bool(self._rule.delimiters_V[answers[row].tokens[-1]])
+        found = [NONE] * len(self.rows)
+        places = [
+            place
+            for place, row in enumerate(self.rows)
+            if self._counted[place] < self._rule.limits.max_inference and bool(self._rule.delimiters_V[answers[row].tokens[-1]])
+        ]
+        if not places:
+            return found
+        seeds = [self._seeds[self.rows[place]] for place in places]
+        decisions = self._rule.trigger(seeds, self.logits_BV[places], self._hidden_BD[places], number)
+        for place, inserts in zip(places, decisions, strict=True):
+            answers[self.rows[place]].asked.append(number)
             self._counted[place] += inserts
-            found.append(INFERENCE if inserts else NONE)
+            found[place] = INFERENCE if inserts else NONE
         return found
 
     def insert(self, kind_B: Tensor) -> None:
@@ -159,12 +194,13 @@ class _Batch:
         self._feed(self._backbone.embed(token_B[:, None]), torch.ones_like(token_B[:, None]))
 
     def _feed(self, embeds_BWD: Tensor, held_BW: Tensor) -> None:
-        """Columns at the end; rows that hold something in the last of them get new logits."""
+        """Columns at the end; rows that hold something in the last of them get new logits and states."""
         position_BW = (self.next_position_B[:, None] + held_BW.cumsum(1) - 1).clamp(min=0)
         self.mask_BT = torch.cat([self.mask_BT, held_BW], dim=1)
         hidden_BWD = self._backbone.reason(embeds_BWD, self.mask_BT, position_BW, self.cache)
-        logits_BV = self._model.get_output_embeddings()(hidden_BWD[:, -1])
-        self.logits_BV = torch.where(held_BW[:, -1:].bool(), logits_BV, self.logits_BV)
+        is_new_B1, hidden_BD = held_BW[:, -1:].bool(), hidden_BWD[:, -1]
+        self.logits_BV = torch.where(is_new_B1, self._model.get_output_embeddings()(hidden_BD), self.logits_BV)
+        self._hidden_BD = torch.where(is_new_B1, hidden_BD, self._hidden_BD)
         self.next_position_B = self.next_position_B + held_BW.sum(1)
         if self._context is not None:
             self._unread.append((embeds_BWD, held_BW, position_BW))
@@ -186,7 +222,7 @@ class _Batch:
         self.rows = [self.rows[place] for place in places]
         self._counted = [self._counted[place] for place in places]
         self.mask_BT, self.next_position_B = self.mask_BT[index], self.next_position_B[index]
-        self.logits_BV = self.logits_BV[index]
+        self.logits_BV, self._hidden_BD = self.logits_BV[index], self._hidden_BD[index]
         self.cache.batch_select_indices(index)
         self._unread = [(e[index], h[index], p[index]) for e, h, p in self._unread]
         if self._context is not None:

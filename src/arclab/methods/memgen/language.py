@@ -18,15 +18,15 @@ from arclab.config.llm_schema import MemGenModelConfig, Memory
 from arclab.lm.chat_template import conversation_ids
 from arclab.lm.hf import draw_seed
 from arclab.lm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Sampling, ignore
-from arclab.methods.memgen.generation import Answer, generate
-from arclab.methods.memgen.insertions import plan_of
+from arclab.methods.memgen.generation import Answer, decided_plan, generate
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule, most_latents
+from arclab.methods.memgen.trigger import chosen_trigger
 
 
 def load_with_memory(config: MemGenModelConfig) -> MemoryLanguageModel:
     """ValueError, in one sentence: no such run, or one whose checkpoint does not fit."""
-    return MemoryLanguageModel(config, load_memgen(Path(config.name).expanduser(), config.device, config.memory))
+    return MemoryLanguageModel(config, load_memgen(Path(config.name), config.device, config.memory))
 
 
 class MemoryLanguageModel:
@@ -35,7 +35,8 @@ class MemoryLanguageModel:
     def __init__(self, config: MemGenModelConfig, saved: SavedMemGen) -> None:
         self._config, self._saved, self._is_off = config, saved, config.memory is Memory.off
         self._language, weaver = saved.language, saved.config.memgen.weaver
-        self._rule, self._latents = insertion_rule(self._language, weaver), most_latents(weaver)
+        trigger = chosen_trigger(config.trigger, saved.config.memgen.trigger)
+        self._rule, self._latents = insertion_rule(self._language, weaver, trigger), most_latents(weaver)
         limits = [limit for limit in (config.max_context, self._language.limit) if limit is not None]
         self._limit = min(limits, default=None)
 
@@ -74,16 +75,16 @@ class MemoryLanguageModel:
 
     @torch.no_grad()
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
-        """One row at a time. ValueError: one does not fit."""
+        """One row at a time, with memory where a first sample of seed 0 with this text has it. ValueError: one does not fit."""
         scores = []
         for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             shown, reply = self._ids(prompt), self._language.reply_ids(text)
             if problem := self._too_long(len(shown), len(reply)):
                 raise ValueError(f"prompt {number} with its reply: {problem}")
             ids_BL = torch.tensor([shown + reply], device=self._language.model.device)
-            plan = plan_of(shown + reply, len(shown), self._rule.delimiters_V, self._rule.limits)
-            plan_BL = torch.tensor([plan], device=ids_BL.device)
             with self._saved.model.memory_off(self._is_off):
+                plan = decided_plan(self._saved.model, shown + reply, len(shown), self._rule, draw_seed(0, shown, 0))
+                plan_BL = torch.tensor([plan], device=ids_BL.device)
                 logits_LV = self._saved.model(ids_BL, None, plan_BL=plan_BL).logits[0, len(shown) - 1 : -1].float()
             scores.append(logits_LV.log_softmax(-1).gather(1, ids_BL[0, len(shown) :, None])[:, 0].tolist())
         return scores

@@ -31,6 +31,7 @@ from torch import Tensor
 from arclab.config.memgen_schema import LtpoConfig, LtpoReward
 from arclab.methods.memgen.generation import Moment
 from arclab.methods.memgen.model import MemGenModel
+from arclab.methods.memgen.trigger import entropy
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 Reward = Callable[[Tensor], Tensor]  # latents (B, N, D) -> reward (B)
@@ -135,7 +136,7 @@ class LatentOptimiser:
         suffix = _Suffix(self._model, valid_BN, moment)
         kind, config = self._config.reward, self._config
         if kind is LtpoReward.entropy:
-            return lambda latents_BND: _negative_entropy(suffix.logits(latents_BND)[:, -1])
+            return lambda latents_BND: -entropy(suffix.logits(latents_BND)[:, -1])
         if kind is LtpoReward.lookahead:
             return lambda latents_BND: suffix.lookahead(latents_BND, config.lookahead_tokens)
         return lambda latents_BND: _topk(suffix.logits(latents_BND), valid_BN, config.top_k)
@@ -183,12 +184,6 @@ class _Suffix:
         return self._logits(
             torch.cat([latents_BND, embeds_BKD], dim=1), held_BT, torch.cat([self._position_BN, after_BK], dim=1)
         )
-
-
-def _negative_entropy(logits_BV: Tensor) -> Tensor:
-    """(B), nats: 0 is certain, -log V is even."""
-    logprobs_BV = logits_BV.log_softmax(-1)
-    return (logprobs_BV.exp() * logprobs_BV).sum(-1)
 
 
 def _topk(logits_BNV: Tensor, valid_BN: Tensor, top_k: int) -> Tensor:

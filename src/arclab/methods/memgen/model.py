@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from arclab.lm.switched import LoraSettings, active, adapter_layers, add_adapter
+from arclab.lm.switched import LoraSettings, active, adapter_layers, adapter_parameters, add_adapter
+from arclab.methods.memgen.insertions import INFERENCE, PROMPT
 from arclab.methods.memgen.layout import Layout
 from arclab.methods.memgen.weaver import Weaver, WeaverContext, WeaverSizes
 
@@ -90,7 +91,20 @@ class MemoryBackbone(nn.Module):
         if layout.events:
             embeds_BTD = self._written(layout, embeds_BTD)
         hidden_BTD = self.reason(embeds_BTD, layout.mask_BT, layout.position_BT, None)
+        if idle := self._idle(layout):
+            hidden_BTD = hidden_BTD + 0 * torch.stack([parameter.sum() for parameter in idle]).sum()
         return BaseModelOutputWithPast(last_hidden_state=layout.aligned(hidden_BTD))  # pyright: ignore[reportArgumentType]
+
+    def _idle(self, layout: Layout) -> list[nn.Parameter]:
+        """What trains and this batch does not use. It has to have a gradient of zero: ranks wait for each parameter's, and the
+        loss of a batch without insertions would have none at all."""
+        if not (self.training and torch.is_grad_enabled()) or self.settings.adapts_reasoner:
+            return []
+        if not layout.events:
+            return [*adapter_parameters(self.written_by, WEAVER).values(), *self.weaver.parameters()]
+        present = torch.stack([event.kind_B for event in layout.events]).unique().tolist()
+        queries = {PROMPT: self.weaver.prompt_queries, INFERENCE: self.weaver.inference_queries}
+        return [queries[kind] for kind in queries if kind not in present]
 
     def _written(self, layout: Layout, embeds_BTD: Tensor) -> Tensor:
         """The embeddings with all latents, each written from what stands before it."""

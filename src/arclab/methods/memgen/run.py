@@ -32,6 +32,7 @@ from arclab.methods.memgen.setting import (
     shuffled_targets,
     training_rows,
 )
+from arclab.methods.memgen.trigger import new_trigger
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.names import is_counted_share
 from arclab.metrics.wandb_run import start_wandb
@@ -108,7 +109,7 @@ def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks:
     with logger or nullcontext():
         where = Where(
             cadence=trainer, run=run, ranks=ranks, stop=stop, logger=logger, monitor=monitor, title=config.name,
-            keep_last=trainer.keep_last,
+            keep_last=trainer.keep_last, selection_metric=config.selection_metric,
         )  # fmt: skip
         step = sft(
             model, rows, sft_settings(config), where, pad_id=language.pad_id, weights=weights, evaluate=evaluate,
@@ -188,8 +189,9 @@ def answer_all(
     config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample]
 ) -> list[Answered]:
     weaver, wished = config.memgen.weaver, config.evaluation
+    rule = insertion_rule(language, weaver, new_trigger(config.memgen.trigger))
     batches = answer(
-        model, language, insertion_rule(language, weaver), weaver, examples, to_sampling(wished.sampling, config.seed),
+        model, language, rule, weaver, examples, to_sampling(wished.sampling, config.seed),
         config.lm.batch_size,
     )  # fmt: skip
     return [each for batch in batches for each in batch]

@@ -24,7 +24,8 @@ from arclab.lm.switched import adapter_parameters, load_adapter, require_same_te
 from arclab.lm.training.life import WEIGHTS_FILE
 from arclab.methods.memgen.model import WEAVER, MemGenModel
 from arclab.methods.memgen.setting import Language, build_memgen, load_reasoner, reasoner_folder
-from arclab.runs.checkpoints import load_tensors, newest_checkpoint, read_state
+from arclab.runs.checkpoints import load_tensors, read_state
+from arclab.runs.choice import Choice, choose_checkpoint
 
 log = logging.getLogger(__name__)
 _ADAPTER, _WEAVER = "adapter.", "weaver."
@@ -62,6 +63,7 @@ class SavedMemGen:
     model: MemGenModel
     checkpoint: Path
     step: int
+    choice: Choice
 
 
 def run_config(folder: Path) -> PretrainMemGenConfig:
@@ -73,9 +75,12 @@ def run_config(folder: Path) -> PretrainMemGenConfig:
 
 
 def load_memgen(folder: Path, device: DeviceChoice, memory: Memory) -> SavedMemGen:
-    """folder: a run, or one of its checkpoints. memory=random: the weaver as it was before its first step. ValueError, in one
-    sentence: no checkpoint, a damaged one, a reasoner that is not the one it was trained on."""
-    checkpoint = newest_checkpoint(folder)
+    """folder: a run (also RUN@best, RUN@last and RUN@STEP), or one of its checkpoints. memory=random: the weaver as it was
+    before its first step. ValueError, in one sentence: no checkpoint, a damaged one, a reasoner that is not the one it was
+    trained on."""
+    choice = choose_checkpoint(folder, lambda run: run_config(run).selection_metric)
+    checkpoint = choice.path
+    log.info("%s", choice)
     config = run_config(checkpoint.parent.parent)
     state = read_state(checkpoint)
     config.lm = reasoner_config(config, checkpoint.parent.parent, device)
@@ -94,7 +99,7 @@ def load_memgen(folder: Path, device: DeviceChoice, memory: Memory) -> SavedMemG
                 f"{checkpoint} does not fit its config.yaml: {str(error).rstrip('.')}; restore that file, or give another "
                 "checkpoint."
             ) from error
-    return SavedMemGen(config, language, model.eval(), checkpoint, int(state["step"]))
+    return SavedMemGen(config, language, model.eval(), checkpoint, int(state["step"]), choice)
 
 
 def reasoner_config(config: PretrainMemGenConfig, folder: Path, device: DeviceChoice) -> Any:

@@ -26,6 +26,7 @@ from arclab.lm.training.sft import IGNORED, Row
 from arclab.methods.memgen.generation import InsertionRule
 from arclab.methods.memgen.insertions import InsertionLimits, delimiter_table, plan_of
 from arclab.methods.memgen.model import MemGenModel, MemGenSettings
+from arclab.methods.memgen.trigger import Trigger, always
 from arclab.methods.memgen.weaver import WeaverSizes
 from arclab.text.examples import TextExample
 
@@ -78,13 +79,14 @@ def load_reasoner(config: HfModelConfig) -> Language:
     )
 
 
-def insertion_rule(language: Language, config: WeaverConfig) -> InsertionRule:
+def insertion_rule(language: Language, config: WeaverConfig, trigger: Trigger = always) -> InsertionRule:
     vocab_size = language.model.get_input_embeddings().weight.shape[0]
     return InsertionRule(
         delimiter_table(language.tokenizer, vocab_size, language.ends),
         InsertionLimits(config.max_prompt_aug_num, config.max_inference_aug_num),
         language.ends,
         language.pad_id,
+        trigger,
     )
 
 

@@ -44,14 +44,16 @@ def auxiliary_weights(config: EncoderConfig, step: int) -> dict[str, float]:
 
 
 def auxiliary_losses(
-    config: TaskEncoderConfig, model: RecursiveModel, data: Batch, context: TaskContext, noise: torch.Generator
-) -> dict[str, Tensor]:
-    """name -> (B,) for every loss that is on; `context` is the one the step has already computed for the rows of `data`."""
+    config: TaskEncoderConfig, model: RecursiveModel, data: Batch, context: TaskContext, noise: torch.Generator,
+    identities_BCC: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """name -> (B,) for every loss that is on; `context` is the one the step has already computed for the rows of `data`, whose
+    colours have these identities (see Carry)."""
     losses = dict(context.aux_losses)
     if config.contrastive.weight > 0:
-        losses["contrastive"] = contrastive_rows(config, model, data, context, noise)
+        losses["contrastive"] = contrastive_rows(config, model, data, context, noise, identities_BCC)
     if config.reconstruction.weight > 0:
-        losses["reconstruction"] = reconstruction_rows(model, data, noise)
+        losses["reconstruction"] = reconstruction_rows(model, data, noise, identities_BCC)
     return losses
 
 
@@ -64,8 +66,9 @@ def _random_order(data: Batch, noise: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def contrastive_rows(
-    config: TaskEncoderConfig, model: RecursiveModel, data: Batch, context: TaskContext, noise: torch.Generator
-) -> Tensor:
+    config: TaskEncoderConfig, model: RecursiveModel, data: Batch, context: TaskContext, noise: torch.Generator,
+    identities_BCC: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """(B,) supervised-contrastive loss of each row's anchors."""
     assert model.encoder is not None
     if config.contrastive.view is ContrastiveView.augmentations:
@@ -73,13 +76,13 @@ def contrastive_rows(
         # that.
         first = (
             context if context.state is None
-            else model.encoder(Demonstrations.from_batch(data), model.decoder.dtype, noise=noise)
+            else model.encoder(Demonstrations.from_batch(data, identities_BCC), model.decoder.dtype, noise=noise)
         )  # fmt: skip
-        second = model.encoder(augmented(data, noise), model.decoder.dtype, noise=noise)
+        second = model.encoder(augmented(data, noise, identities_BCC), model.decoder.dtype, noise=noise)
         takes_part_B = torch.ones_like(data.num_demos_B, dtype=torch.bool)
     else:
         first, second = (
-            model.encoder(Demonstrations.select(data, valid_BK), model.decoder.dtype, noise=noise)
+            model.encoder(Demonstrations.select(data, valid_BK, identities_BCC), model.decoder.dtype, noise=noise)
             for valid_BK in _halves(data, noise)
         )
         takes_part_B = data.num_demos_B > 1
@@ -97,12 +100,12 @@ def _halves(data: Batch, noise: torch.Generator) -> tuple[Tensor, Tensor]:
     return first_BK, torch.where(count_B1 > 1, (rank_BK >= half_B1) & (rank_BK < count_B1), first_BK)
 
 
-def augmented(data: Batch, noise: torch.Generator) -> Demonstrations:
+def augmented(data: Batch, noise: torch.Generator, identities_BCC: Tensor | None = None) -> Demonstrations:
     """The rows' demonstrations under one random dihedral view and colour permutation a row, colour 0 kept.
 
     Views that would push a translated grid of the row off the canvas are not drawn; the row's own view may be.
     """
-    demos = Demonstrations.from_batch(data)
+    demos = Demonstrations.from_batch(data, identities_BCC)
     num_rows, canvas = len(data), math.isqrt(data.inputs_BS.shape[1])
     grids_GNS = torch.stack([demos.inputs_NS, demos.outputs_NS])
     views_GNSV = torch.stack([dihedral_views(grids_NS, canvas) for grids_NS in grids_GNS])
@@ -113,10 +116,10 @@ def augmented(data: Batch, noise: torch.Generator) -> Demonstrations:
     view_B = keys_BV.masked_fill(~fits_BV, -1.0).argmax(1)
     nonzero_BC = torch.rand(num_rows, NUM_COLORS - 1, generator=noise, device=fits_BV.device).argsort(1) + 1
     colors_BC = torch.cat([torch.zeros_like(nonzero_BC[:, :1]), nonzero_BC], dim=1)
-    row_N = demos.slot_N // demos.valid_BK.shape[1]
+    row_N = demos.row_N
     index = view_B[row_N][None, :, None, None].expand(2, -1, views_GNSV.shape[2], 1)
     inputs_NS, outputs_NS = (recolored(g, colors_BC[row_N], canvas) for g in views_GNSV.gather(3, index)[..., 0])
-    return Demonstrations(inputs_NS, outputs_NS, demos.valid_BK, demos.slot_N)
+    return replace(demos, inputs_NS=inputs_NS, outputs_NS=outputs_NS)
 
 
 def _pooled(context: TaskContext) -> Tensor:
@@ -133,7 +136,9 @@ def supervised_contrastive(z_AD: Tensor, label_A: Tensor, temperature: float) ->
     return -(log_p * positive).sum(1) / count.clamp(min=1), count > 0
 
 
-def reconstruction_rows(model: RecursiveModel, data: Batch, noise: torch.Generator) -> Tensor:
+def reconstruction_rows(
+    model: RecursiveModel, data: Batch, noise: torch.Generator, identities_BCC: Tensor | None = None
+) -> Tensor:
     """(B,) cross-entropy of one held-out demonstration's output, predicted in one decoder step from the others."""
     rank_BK, count_B1 = _random_order(data, noise)
     several_B1 = count_B1 > 1
@@ -144,6 +149,6 @@ def reconstruction_rows(model: RecursiveModel, data: Batch, noise: torch.Generat
         data, inputs_BS=data.demo_inputs_BKS[rows, held_out_B], labels_BS=data.demo_outputs_BKS[rows, held_out_B]
     )
     assert model.encoder is not None
-    context = model.encoder(Demonstrations.select(data, rest_BK), model.decoder.dtype, noise=noise)
-    logits_BSV, q_halt_B = model.first_step(question, context)
+    context = model.encoder(Demonstrations.select(data, rest_BK, identities_BCC), model.decoder.dtype, noise=noise)
+    logits_BSV, q_halt_B = model.first_step(question, context, identities_BCC)
     return torch.where(several_B1[:, 0], row_losses(logits_BSV, q_halt_B, question.labels_BS).lm, 0.0)

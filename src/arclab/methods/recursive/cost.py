@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import (
     PREFIX_TOKENS,
@@ -152,12 +153,31 @@ def training_cost(
 
 
 def evaluation_cost(
-    config: ExperimentConfig, size: ModelSize, data: TrainingData, scored: Sequence[ArcTask], place: Placement
-) -> Cost:
-    """Of evaluate.py, on one rank: one evaluation."""
+    config: ExperimentConfig, size: ModelSize, data: TrainingData, scored: Sequence[ArcTask], place: Placement,
+    adaptation: AdaptationConfig | None = None,
+) -> Cost:  # fmt: skip
+    """Of evaluate.py, on one rank: one evaluation, with the search of its contexts if there is one."""
     evaluation, in_flight = _evaluation(config, data, scored, place)
+    if isinstance(adaptation, LatentSearchConfig):
+        in_flight = max(in_flight, _add_search(evaluation, config, data, scored, place, adaptation))
     memory = _process_bytes(place) + 4 * (size.parameters + size.table) + in_flight
     return Cost(memory_bytes=int(memory), **_evaluation_counts(evaluation))
+
+
+def _add_search(
+    evaluation: _Work, config: ExperimentConfig, data: TrainingData, scored: Sequence[ArcTask], place: Placement,
+    search: LatentSearchConfig,
+) -> float:  # fmt: skip
+    """Adds the steps of all searches of a rank, and returns the bytes of one. A search predicts every demonstration that an
+    augmented copy shows."""
+    shown = sum(min(len(task.demos), config.dataset.max_demos) for task in scored) / len(scored)
+    copies = len(scored) * (1 + config.evaluation.num_augmentations) / place.num_ranks
+    num_rows, rows_at_once = copies * shown * search.num_starts, max(search.batch_size, shown * search.num_starts)
+    blocks, graded = (count * search.unroll for count in _decoder_blocks(config))
+    row = _blocks(config, _decoder_shape(config, place), [_decoder_length(config, data)], blocks, graded)
+    groups = math.ceil(num_rows / rows_at_once)
+    evaluation.add(row, num_rows * (search.steps + 1), kernels=groups * (search.steps + 1))
+    return min(rows_at_once, num_rows) * (row.kept + row.passing + _LOSS_BYTES * data.canvas**2)
 
 
 def _evaluation_counts(work: _Work) -> dict[str, int]:

@@ -16,9 +16,10 @@ from einops import repeat
 from torch import Tensor, nn
 
 from arclab.config.encoder_schema import PREFIX_TOKENS
-from arclab.config.schema import DecoderConfig, Positions
+from arclab.config.schema import ColorEmbedding, DecoderConfig, Positions
 from arclab.data.codec import VOCAB_SIZE, canvas_positions
 from arclab.data.tasks import MAX_SIDE
+from arclab.methods.recursive.colors import SharedEmbedding, token_embedding
 from arclab.methods.recursive.encoders.base import Memory
 from arclab.methods.recursive.layers import Block, Embedding, Linear, rope_tables, truncated_normal
 from arclab.methods.recursive.token_views import corner_cells
@@ -53,8 +54,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.dtype, self.canvas = config, dtype, canvas
         width = config.width
-        self.embed_tokens = Embedding(VOCAB_SIZE, width)
-        self.lm_head = Linear(width, VOCAB_SIZE)
+        self.embed_tokens = token_embedding(config.color_embedding, width)
+        is_free = config.color_embedding is ColorEmbedding.free
+        self.lm_head = Linear(width, VOCAB_SIZE) if is_free else SharedEmbedding(config.color_embedding, width)
         self.q_head = nn.Linear(width, 2)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, _Q_BIAS)
@@ -101,9 +103,9 @@ class Decoder(nn.Module):
         num_grids = self.memory_rope.shape[1] // self.canvas**2
         return torch.cat([grid * self.canvas**2 + cells for grid in range(num_grids)])
 
-    def embed(self, inputs_BS: Tensor, prefix_BPD: Tensor) -> Tensor:
+    def embed(self, inputs_BS: Tensor, prefix_BPD: Tensor, identities_BCC: Tensor | None = None) -> Tensor:
         """The scaled input sequence (B, L, D) that is injected at every update."""
-        x_BLD = torch.cat([prefix_BPD.to(self.dtype), self.embed_tokens(inputs_BS, self.dtype)], dim=1)
+        x_BLD = torch.cat([prefix_BPD.to(self.dtype), self.embed_tokens(inputs_BS, self.dtype, identities_BCC)], dim=1)
         if self.position_table is not None:
             x_BLD = _LEARNED_POSITION_SCALE * (
                 x_BLD + self.position_table(self.position_ids[self._places(inputs_BS.shape[1])], self.dtype)
@@ -135,14 +137,22 @@ class Decoder(nn.Module):
             z_L = self._update(z_L, z_H + x_BLD, rope, mask_BL)
         return Latents(self._update(z_H, z_L, rope, mask_BL), z_L)
 
+    def logits(self, z_BLD: Tensor, identities_BCC: Tensor | None) -> Tensor:
+        """(B, L, V) of the last states of a sequence."""
+        if isinstance(self.lm_head, Linear):
+            return self.lm_head(z_BLD)
+        return z_BLD @ self.lm_head.tables(z_BLD.dtype, identities_BCC).transpose(1, 2)
+
     def forward(
-        self, latents: Latents, inputs_BS: Tensor, prefix_BPD: Tensor, memory: Memory | None = None
-    ) -> tuple[Latents, Tensor, Tensor]:
+        self, latents: Latents, inputs_BS: Tensor, prefix_BPD: Tensor, memory: Memory | None = None,
+        identities_BCC: Tensor | None = None,
+    ) -> tuple[Latents, Tensor, Tensor]:  # fmt: skip
         """One supervision step: new latents (with gradient), logits (B, S, V) and halt logits (B,) in fp32.
 
-        memory: tokens of unit RMS that stand behind the canvas. Only the last of the h_cycles carries gradient.
+        memory: tokens of unit RMS that stand behind the canvas. identities_BCC: of colours that share their weights (see
+        arclab.methods.recursive.colors), else None. Only the last of the h_cycles carries gradient.
         """
-        x_BLD = self.embed(inputs_BS, prefix_BPD)
+        x_BLD = self.embed(inputs_BS, prefix_BPD, identities_BCC)
         if memory is not None:
             x_BLD = torch.cat([x_BLD, memory.tokens_BMD.to(self.dtype)], dim=1)
         num_cells = inputs_BS.shape[1]
@@ -151,6 +161,6 @@ class Decoder(nn.Module):
             for _ in range(self.config.h_cycles - 1):
                 latents = self._cycle(latents, x_BLD, rope, mask_BL)
         latents = self._cycle(latents, x_BLD, rope, mask_BL)
-        logits_BSV = self.lm_head(latents.z_H)[:, PREFIX_TOKENS : PREFIX_TOKENS + num_cells]
+        logits_BSV = self.logits(latents.z_H, identities_BCC)[:, PREFIX_TOKENS : PREFIX_TOKENS + num_cells]
         q_halt_B = self.q_head(latents.z_H[:, 0].float())[:, 0]
         return latents, logits_BSV, q_halt_B

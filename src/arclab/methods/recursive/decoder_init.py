@@ -2,8 +2,9 @@
 
     report = apply_decoder_init(config.decoder_init, model, config.encoder)  # LoadReport: expected, loaded, missing, dropped
 
-A source may be a run folder, a checkpoint folder, a .safetensors file or a torch state dict. Every decoder tensor must be
-found with its shape, or the load is an error. Everything else in the source (a puzzle table, an encoder) is dropped and named.
+A source may be a run folder (also RUN@best and RUN@STEP), a checkpoint folder, a .safetensors file or a torch state dict. Every
+decoder tensor must be found with its shape, or the load is an error. Everything else in the source (a puzzle table, an encoder)
+is dropped and named.
 A source that was trained on demonstrations of scored tasks stamps every result of the run that uses it, and so does one whose
 own training tasks are among the tasks that this run holds out.
 """
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from arclab.config.checkpoint_key import checkpoint_wish
 from arclab.config.dataset_schema import Regime
 from arclab.config.encoder_schema import TaskEncoderConfig
 from arclab.config.schema import DecoderInitConfig, InitKind, SplitName, WeightsKind
@@ -157,7 +159,7 @@ def apply_decoder_init(config: DecoderInitConfig, model: RecursiveModel, encoder
         return None
     assert config.path is not None
     path = Path(config.path)
-    if path.is_dir():
+    if checkpoint_wish(path).path.is_dir():
         source = TrainedRun.open(path)
         _require_same_attention(model.decoder, source)
         state, transductive = source.tensors(WeightsKind.ema), _saw_scored(source)
@@ -172,7 +174,7 @@ def apply_decoder_init(config: DecoderInitConfig, model: RecursiveModel, encoder
 
 def _require_same_attention(decoder: Decoder, source: TrainedRun) -> None:
     """ValueError if the source computes something else with tensors of the same shapes."""
-    for key in ("num_heads", "positions"):
+    for key in ("num_heads", "positions", "color_embedding"):
         theirs, ours = getattr(source.config.decoder, key), getattr(decoder.config, key)
         if theirs != ours:
             raise ValueError(
@@ -185,7 +187,7 @@ def _require_same_attention(decoder: Decoder, source: TrainedRun) -> None:
 def source_stamps(path: Path, decoder: Decoder, held_out: Mapping[str, Sequence[ArcTask]]) -> list[str]:
     """What every result must carry if the source is a run of ours: that it was trained with other cycles, or on tasks that this
     run holds out (split name -> tasks)."""
-    if not path.is_dir():
+    if not checkpoint_wish(path).path.is_dir():
         return []
     source = TrainedRun.open(path)
     return [stamp for stamp in (_other_cycles(source, decoder), _held_out_overlap(source, held_out)) if stamp]

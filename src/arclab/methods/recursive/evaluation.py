@@ -28,6 +28,7 @@ from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
+from arclab.methods.recursive.search.against_plain import judged, write_verdict
 from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.reader import ModelReader, Reader
@@ -36,7 +37,8 @@ from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
 from arclab.results.reading import FIT_STAMP, rules_stamp
-from arclab.results.writing import Evaluation, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.runs.choice import Choice
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import OwnFolder, RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -76,28 +78,31 @@ def evaluate_in_ranks(
             use_threads(config.trainer.num_threads)
         record = trained.record()
         setting = build_setting(config, view_rule(record))
+        chosen_by = config.evaluation.split
         apply_wishes(config, wanted)
         learns = wanted.adaptation if isinstance(wanted.adaptation, WeightAdaptationConfig) else None
         setting, data_stamps = with_wishes(config, setting, wanted.dataset, learns_vectors=learns is not None)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
         require_trained_rows(config, setting, learns_vectors=learns is not None)
-        require_adaptable(wanted.adaptation, config, len(setting.scored))
+        require_adaptable(wanted.adaptation, config, len(setting.scored), len(setting.known_rows))
         require_searchable(wanted.adaptation, config, len(setting.scored))
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
         label = wanted.label(config.evaluation.split.value)
         require_no_larger(folder.run.path, len(setting.scored), config.evaluation.num_augmentations, label)
+        log.info("%s", trained.choice)
         for stamp in data_stamps:
             log.warning("note: %s", stamp)
-        stamps = (*state["stamps"], *data_stamps, *overlap, *_split_stamp(config), *_part_stamp(config, setting),
-                  *rules_stamps(config), *adaptation_stamp(wanted.adaptation))  # fmt: skip
-        subject = checkpoint_subject(config, RunDir(wanted.run_folder), checkpoint, state["step"], wanted.weights.value, label)
+        stamps = (*state["stamps"], *data_stamps, *overlap, *_choice_stamp(trained.choice, wanted, config, chosen_by),
+                  *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config),
+                  *adaptation_stamp(wanted.adaptation))  # fmt: skip
+        subject = checkpoint_subject(config, RunDir(wanted.run_folder), trained.choice, wanted.weights.value, label)
         found = Evaluation(
-            subject=subject, tasks=setting.scored, attempts=Attempts({}), stamps=stamps, notes=(*setting.split.notes, *notes),
-            provenance=provenance(),
+            subject=_adapted(subject, wanted.adaptation), tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
+            notes=(*setting.split.notes, *notes, *_better_step(trained.choice)), provenance=provenance(),
         )  # fmt: skip
-        store = VoteStore(folder.run.path, votes_key(config, setting.scored, checkpoint, wanted.weights, wanted.adaptation))
         size, place = ModelSize.of(model), Placement(ranks.device.type, ranks.world_size)
-        cost, num_steps = evaluation_cost(config, size, setting.data, setting.scored, place), 0
+        cost = evaluation_cost(config, size, setting.data, setting.scored, place, wanted.adaptation)
+        num_steps = 0
         if learns is not None:
             cost = with_adaptation(cost, config, learns, size, setting.data, place)
             num_steps = steps_of_rank(learns, len(setting.scored), ranks.world_size)
@@ -107,25 +112,24 @@ def evaluate_in_ranks(
         )  # fmt: skip
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
-            adapter = None if learns is None else TaskAdapter(
-                model, config, learns, setting.scored, setting.known_rows, setting.data.space.rule, first_step=state["step"],
-                ranks=ranks,
-            )  # fmt: skip
-            solver = build_solver(
-                config, setting, model, ranks, config.evaluation.batch_size, store, progress,
-                adaptation=wanted.adaptation, adapter=adapter,
-            )  # fmt: skip
 
-            def work() -> str:
+            def solve(adaptation: AdaptationConfig) -> Attempts:
+                key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
+                adapter = adapter_of(adaptation, config, setting, model, ranks, state["step"])
+                solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
+                                      VoteStore(folder.run.path, key), progress, adaptation, adapter)  # fmt: skip
                 if adapter is not None and adapter.is_joint:
                     adapter.adapt_jointly()
-                attempts = solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+                return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+
+            def work() -> str:
+                attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
                 attempts.statistics |= context_metrics(config, setting, model, ranks)
                 if not ranks.is_main:
                     return ""
                 message = publish(replace(found, attempts=attempts), folder.run.path)
-                store.remove()
-                return message
+                VoteStore(folder.run.path, "").remove()
+                return f"{message}{write_verdict(verdict, folder.run)}"
 
             return until_told(folder.run, ranks, progress, work)
 
@@ -146,6 +150,17 @@ def build_solver(
         config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress, reader=reader,
         per_task=None if adapter is None or adapter.is_joint else adapter.adapted,
     )  # fmt: skip
+
+
+def adapter_of(
+    adaptation: AdaptationConfig, config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, step: int
+) -> TaskAdapter | None:
+    """Who trains the model on the scored tasks' demonstrations; None: nobody. step: how far the run was trained."""
+    if not isinstance(adaptation, WeightAdaptationConfig):
+        return None
+    return TaskAdapter(
+        model, config, adaptation, setting.scored, setting.known_rows, setting.data.space.rule, first_step=step, ranks=ranks
+    )
 
 
 def reader_of(
@@ -235,6 +250,19 @@ def votes_key(
     return digest.hexdigest()[:16]
 
 
+def _choice_stamp(choice: Choice, wanted: EvaluateConfig, config: ExperimentConfig, chosen_by: SplitName) -> tuple[str, ...]:
+    """If the step was chosen by its scores on the very tasks that are scored now. chosen_by: the split scored in training."""
+    if choice.rule != "best" or config.evaluation.split is not chosen_by or wanted.dataset.eval_sources is not None:
+        return ()
+    return (
+        f"step {choice.step} was chosen by its score on these tasks ({choice.reason}): the scores are too high for new ones",
+    )
+
+
+def _better_step(choice: Choice) -> tuple[str, ...]:
+    return (str(choice),) if choice.is_behind else ()
+
+
 def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
 
@@ -242,6 +270,17 @@ def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
 def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
     total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
     return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
+
+
+def _adapted(subject: Subject, adaptation: AdaptationConfig) -> Subject:
+    """The subject, saying how it was adapted."""
+    if isinstance(adaptation, NoAdaptation):
+        return subject
+    settings = {f"adaptation.{key}": value for key, value in flat(adaptation).items()}
+    return replace(
+        subject, facts=subject.facts | {"adaptation": adaptation.kind}, settings=subject.settings | settings,
+        record=subject.record | {"adaptation": adaptation.stamp},
+    )  # fmt: skip
 
 
 def adaptation_stamp(adaptation: AdaptationConfig) -> tuple[str, ...]:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from arclab.config.encoder_schema import PREFIX_TOKENS, ContextConfig, TaskEncoderConfig
-from arclab.config.schema import ExperimentConfig, HaltingConfig, Precision
+from arclab.config.schema import ColorEmbedding, ExperimentConfig, HaltingConfig, Precision
+from arclab.data.codec import VOCAB_SIZE
 from arclab.data.sampler import Batch
+from arclab.methods.recursive.colors import draw_identities, first_shared, shown_as
 from arclab.methods.recursive.decoder import Decoder, Latents
 from arclab.methods.recursive.encoders import Demonstrations, Memory, TaskContext, TaskEncoder, build_encoder
 from arclab.methods.recursive.halting import halts
@@ -34,7 +36,8 @@ DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 class Carry:
     """What rows keep between supervision steps: latents, steps done, whether they are finished, and their example.
 
-    encoder_state: (B, X, D) of an encoder with a state of its own, else None.
+    encoder_state: (B, X, D) of an encoder with a state of its own, else None. identities_BCC: of the row's colours where those
+    share weights and are drawn (arclab.methods.recursive.colors), else None; data then shows its colours in an order drawn too.
     """
 
     latents: Latents
@@ -42,6 +45,7 @@ class Carry:
     halted_B: Tensor
     data: Batch
     encoder_state: Tensor | None = None
+    identities_BCC: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -159,16 +163,34 @@ class RecursiveModel(nn.Module):
             halted_B=torch.ones(len(batch), dtype=torch.bool, device=device),
             data=batch.map(torch.zeros_like),
             encoder_state=None if state is None else state.detach().to(self.decoder.dtype).repeat(len(batch), 1, 1),
+            identities_BCC=self._start_identities(len(batch), device),
         )
+
+    def _start_identities(self, num_rows: int, device: torch.device) -> Tensor | None:
+        """The fixed draw for every row; None where identities are never drawn."""
+        kind = self.decoder.config.color_embedding
+        if kind is ColorEmbedding.free or self.encoder is None:
+            return None
+        num_colors = VOCAB_SIZE - first_shared(kind)
+        return torch.eye(num_colors, device=device).repeat(num_rows, 1, 1)
 
     def _shape(self, batch: Batch) -> tuple[int, int, int]:
         """Rows, canvas cells, and demonstrations whose tokens stand behind the canvas (all slots, if the encoder does that)."""
         is_kept = self.encoder is not None and self.encoder.memory_positions is not None
         return len(batch), batch.inputs_BS.shape[1], batch.demo_inputs_BKS.shape[1] if is_kept else 0
 
-    def admit(self, carry: Carry, batch: Batch) -> Carry:
-        """Halted rows take the new row, fresh latents, the encoder's start state and step 0; the others keep everything."""
+    def admit(self, carry: Carry, batch: Batch, noise: torch.Generator | None = None) -> Carry:
+        """Halted rows take the new row, fresh latents, the encoder's start state, step 0 and identities of their colours (those
+        of evaluation without noise); the others keep everything."""
         new = carry.halted_B
+        identities = carry.identities_BCC
+        if identities is not None:
+            drawn = self._start_identities(len(batch), identities.device)
+            assert drawn is not None
+            if noise is not None:
+                drawn, colors_BC = draw_identities(self.decoder.config.color_embedding, len(batch), noise)
+                batch = shown_as(batch, colors_BC)
+            identities = _where_rows(new, drawn, identities)
         data = Batch(**{f.name: _where_rows(new, getattr(batch, f.name), getattr(carry.data, f.name)) for f in fields(Batch)})
         state = carry.encoder_state
         if state is not None:
@@ -176,15 +198,22 @@ class RecursiveModel(nn.Module):
             assert start is not None
             state = _where_rows(new, start.to(state.dtype)[None], state)
         latents = self.decoder.reset(carry.latents, new)
-        return Carry(latents, torch.where(new, 0, carry.steps_B), torch.zeros_like(new), data, state)
+        return Carry(latents, torch.where(new, 0, carry.steps_B), torch.zeros_like(new), data, state, identities)
 
-    def condition(self, data: Batch, state: Tensor | None = None, noise: torch.Generator | None = None) -> Condition:
-        """What every row's decoder reads; state and noise: see TaskEncoder."""
+    def condition(
+        self,
+        data: Batch,
+        state: Tensor | None = None,
+        noise: torch.Generator | None = None,
+        identities_BCC: Tensor | None = None,
+    ) -> Condition:
+        """What every row's decoder reads; state and noise: see TaskEncoder; identities_BCC: see Carry."""
         if self.puzzle_table is not None:
             rows_BD = self.puzzle_table(data.puzzle_id_B)
             return Condition(_pad_prefix(rows_BD[:, None]), puzzle_rows_BD=rows_BD)
         assert self.encoder is not None
-        return self._from_context(self.encoder(Demonstrations.from_batch(data), self.decoder.dtype, state, noise))
+        demos = Demonstrations.from_batch(data, identities_BCC)
+        return self._from_context(self.encoder(demos, self.decoder.dtype, state, noise))
 
     def _from_context(self, context: TaskContext) -> Condition:
         assert self.adapter is not None
@@ -200,24 +229,27 @@ class RecursiveModel(nn.Module):
     ) -> tuple[Carry, StepOutput]:
         """One training step. min_steps_B: see halting.draw_min_steps; max_steps: halt_max_steps unless given (see
         halting.most_steps); noise: see TaskEncoder. The new carry is detached."""
-        carry = self.admit(carry, batch)
-        data = carry.data
+        carry = self.admit(carry, batch, noise)
+        data, identities = carry.data, carry.identities_BCC
         with record_function(PART + "encoder forward"):
-            condition = self.condition(data, carry.encoder_state, noise)
+            condition = self.condition(data, carry.encoder_state, noise, identities)
         with record_function(PART + "decoder forward"):
-            latents, logits_BSV, q_halt_B = self.decoder(carry.latents, data.inputs_BS, condition.prefix_BPD, condition.memory)
+            latents, logits_BSV, q_halt_B = self.decoder(
+                carry.latents, data.inputs_BS, condition.prefix_BPD, condition.memory, identities
+            )
         steps_B = carry.steps_B + 1
         halted_B = halts(max_steps or self.halting.halt_max_steps, steps_B, q_halt_B.detach(), min_steps_B)
         context = condition.context
         output = StepOutput(logits_BSV, q_halt_B, data.labels_BS, steps_B, halted_B, context, condition.puzzle_rows_BD)
         state = None if context is None or context.state is None else context.state.detach()
-        return Carry(latents.detach(), steps_B, halted_B, data, state), output
+        return Carry(latents.detach(), steps_B, halted_B, data, state, identities), output
 
-    def first_step(self, data: Batch, context: TaskContext) -> tuple[Tensor, Tensor]:
+    def first_step(self, data: Batch, context: TaskContext, identities_BCC: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits and halt logits of one supervision step from the start state, under a given context; with gradient."""
         condition = self._from_context(context)
         start = self.decoder.start(*self._shape(data))
-        _, logits_BSV, q_halt_B = self.decoder(start, data.inputs_BS, condition.prefix_BPD, condition.memory)
+        prefix_BPD, memory = condition.prefix_BPD, condition.memory
+        _, logits_BSV, q_halt_B = self.decoder(start, data.inputs_BS, prefix_BPD, memory, identities_BCC)
         return logits_BSV, q_halt_B
 
     @torch.no_grad()
@@ -296,7 +328,7 @@ def _build(config: ExperimentConfig, num_puzzles: int) -> RecursiveModel:
     if not isinstance(config.encoder, TaskEncoderConfig):
         decoder = Decoder(config.decoder, canvas, dtype)
         return RecursiveModel(decoder, config.halting, encoder=None, adapter=None, puzzle_table=PuzzleTable(num_puzzles, width))
-    encoder = build_encoder(config.encoder, width, canvas)
+    encoder = build_encoder(config.encoder, width, canvas, config.decoder.color_embedding)
     decoder = Decoder(config.decoder, canvas, dtype, encoder.memory_positions)
     adapter = ContextAdapter(config.encoder.context, width)
     return RecursiveModel(decoder, config.halting, encoder=encoder, adapter=adapter, puzzle_table=None)

@@ -1,6 +1,6 @@
 """Reading what training has saved: a run at one of its checkpoints, its configuration, weights and record of training tasks.
 
-    run = TrainedRun.open(folder)                              # a run folder (its newest checkpoint), or a checkpoint folder
+    run = TrainedRun.open(folder)                              # a run folder (its newest checkpoint), RUN@best, or a checkpoint
     run.config, run.state["step"], run.record()
     model = run.model(WeightsKind.ema, num_puzzles=1)
 
@@ -24,7 +24,8 @@ from arclab.config.schema import ExperimentConfig, WeightsKind
 from arclab.data.record import TASKS_FILE, DataRecord, parse_record
 from arclab.files import difference
 from arclab.methods.recursive.model import RecursiveModel, build_model
-from arclab.runs.checkpoints import checked_file, load_tensors, newest_checkpoint, read_state
+from arclab.runs.checkpoints import checked_file, load_tensors, read_state
+from arclab.runs.choice import Choice, choose_checkpoint
 from arclab.runs.folder import RunDir
 
 WEIGHT_FILES = ("model.safetensors", "ema.safetensors")  # the second one replaces parameters of the first by their averages
@@ -76,19 +77,21 @@ def fill_model(model: RecursiveModel, tensors: dict[str, Tensor], checkpoint: Pa
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A run at one of its checkpoints. folder: as it was given; state: see read_state."""
+    """A run at one of its checkpoints. folder: as it was given; state: see read_state; choice: why this checkpoint."""
 
     folder: Path
     checkpoint: Path
     config: ExperimentConfig
     state: dict[str, Any]
+    choice: Choice
 
     @classmethod
     def open(cls, folder: Path) -> TrainedRun:
-        """A run folder at its newest checkpoint, or a checkpoint folder. ValueError if the checkpoint was made with another
-        configuration than the one in its run folder: with other cycles, heads or seed its weights would be scored as something
-        that they were not trained to be."""
-        checkpoint = newest_checkpoint(folder)
+        """A run folder at its newest checkpoint, or at that of @best, @last or @STEP behind its name, or a checkpoint folder.
+        ValueError if the checkpoint was made with another configuration than the one in its run folder: with other cycles,
+        heads or seed its weights would be scored as something that they were not trained to be."""
+        choice = choose_checkpoint(folder, lambda run: thaw(run / "config.yaml").selection_metric)
+        checkpoint = choice.path
         path = _run_dir(checkpoint).config
         config, state = thaw(path), read_state(checkpoint)
         if why := other_settings(state, config):
@@ -96,7 +99,7 @@ class TrainedRun:
                 f"checkpoint {checkpoint} {why}: it is not of the run that {path} describes; put it back into its own run "
                 "folder, or restore that file."
             )
-        return cls(folder, checkpoint, config, state)
+        return cls(folder, checkpoint, config, state, choice)
 
     @property
     def run(self) -> RunDir:

@@ -120,7 +120,7 @@ def _without_trained(setting: Setting, tasks: Sequence[ArcTask]) -> tuple[list[A
     """Tasks that share nothing with those that the weights were trained on, and a sentence on the others. ValueError if none is
     left."""
     trained = {task.demos for task in setting.record.tasks if task.learns_tests}
-    leaks = {scored: train for train, scored in reversed(find_overlaps(setting.split.train, tasks))}
+    leaks = {scored: train for train, scored in reversed(find_overlaps(setting.split.learned, tasks))}
     leaks |= {task.id: task.id for task in tasks if demos_digest(task) in trained}
     if not leaks:
         return list(tasks), []
@@ -174,7 +174,7 @@ def as_trained(
     notes = [f"the training tasks of today are not those that the checkpoint was trained on: {why}"] if why else []
     stamps = []
     if config.dataset.regime is Regime.few_shot and config.evaluation.split is not SplitName.train:
-        trained = {task.demos for task in record.tasks}
+        trained = {task.demos for task in record.tasks} | {demos_digest(task) for task in setting.split.origins}
         known = [task.id for task in setting.scored if demos_digest(task) in trained]
         if known:
             stamps = [f"{len(known)} of the {len(setting.scored)} scored tasks were trained on (task {known[0]})"]

@@ -58,7 +58,8 @@ def wanted(kind: str, **changes: Any) -> WeightAdaptationConfig:
     """Eight small steps of one kind."""
     schema, own = _OWN[kind]
     settings = schema(
-        kind=kind, steps=8, rows_per_step=6, table_lr=None, start=TableStart.mean, demonstrations=ShownTask.own, joint=False, **own
+        kind=kind, steps=8, rows_per_step=6, table_lr=None, start=TableStart.mean, demonstrations=ShownTask.own, joint=False,
+        min_wins=None, **own
     )  # fmt: skip
     return replace(settings, **changes)
 

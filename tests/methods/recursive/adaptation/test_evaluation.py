@@ -173,6 +173,8 @@ BAD = {
     "adaptation.lr=7.0 must be between": ("trm", ["adaptation=embeddings_then_weights", "adaptation.lr=7"]),
     "adaptation.joint=true trains on all scored tasks": (
         "etrm", ["adaptation=weights", "adaptation.joint=true", "adaptation.demonstrations=other_task"]),
+    "adaptation.min_wins=0.5 compares with the model as it is, which has no vectors for 4 of 4 tasks": (
+        "trm", ["adaptation=embeddings", "split=evaluation", "adaptation.min_wins=0.5"]),
     "adaptation.rank is not a key of the chosen adaptation": ("etrm", ["adaptation=weights", "adaptation.rank=4"]),
 }  # fmt: skip
 

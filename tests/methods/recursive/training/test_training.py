@@ -42,7 +42,9 @@ def weights(config: ExperimentConfig, step: int) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors") | {f"ema.{k}": v for k, v in load_file(folder / "ema.safetensors").items()}
 
 
-@pytest.mark.parametrize("kind", ["standard", "bucketed", "trm", "muon", "recurrent", "lpn_variational", "in_context"])
+@pytest.mark.parametrize(
+    "kind", ["standard", "bucketed", "trm", "muon", "colors", "recurrent", "lpn_variational", "in_context"]
+)
 def test_resumed_run_is_bit_identical(tiny: Tiny, kind: str) -> None:
     """Stop after a checkpoint in mid-carry, remove what came after, run the same command: same weights, each step once."""
     common = (
@@ -52,7 +54,8 @@ def test_resumed_run_is_bit_identical(tiny: Tiny, kind: str) -> None:
         "trainer.keep_last=9",
         "trainer.grad_accumulation=2",
         *(["trainer.optimizer=muon"] if kind == "muon" else []),
-        *([] if kind in ("standard", "bucketed", "trm", "muon") else [f"encoder={kind}", "encoder.num_heads=2"]),
+        *(["decoder.color_embedding=shared", "trainer.canvas=bucketed", "trainer.batch_size=16"] if kind == "colors" else []),
+        *([] if kind in ("standard", "bucketed", "trm", "muon", "colors") else [f"encoder={kind}", "encoder.num_heads=2"]),
         *(["trainer.canvas=bucketed", "trainer.batch_size=16"] if kind == "bucketed" else []),
         *(["encoder.width=16", "encoder.latent_dim=8"] if kind == "lpn_variational" else []),
     )

@@ -154,8 +154,9 @@ class AdaptedReader:
         return reading
 
 
-def require_adaptable(wanted: AdaptationConfig, config: ExperimentConfig, num_scored: int) -> None:
-    """ValueError if the run, or what is scored of it, does not go with an adaptation that trains the model."""
+def require_adaptable(wanted: AdaptationConfig, config: ExperimentConfig, num_scored: int, num_known: int) -> None:
+    """ValueError if the run, or what is scored of it, does not go with an adaptation that trains the model. num_known: scored
+    tasks for which a puzzle table has vectors."""
     if not isinstance(wanted, WeightAdaptationConfig):
         return
     kind, is_table = wanted.kind, isinstance(config.encoder, PuzzleTableConfig)
@@ -173,6 +174,11 @@ def require_adaptable(wanted: AdaptationConfig, config: ExperimentConfig, num_sc
         raise ValueError(
             "adaptation.demonstrations=other_task needs another scored task, and one alone is scored; raise max_tasks, or use "
             "adaptation.demonstrations=own."
+        )
+    if is_table and wanted.min_wins is not None and num_known < num_scored:
+        raise ValueError(
+            f"adaptation.min_wins={wanted.min_wins} compares with the model as it is, which has no vectors for "
+            f"{num_scored - num_known} of {num_scored} tasks; drop it, or score the run's own tasks."
         )
 
 

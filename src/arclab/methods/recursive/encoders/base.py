@@ -21,27 +21,35 @@ from arclab.data.sampler import Batch
 @dataclass(slots=True)
 class Demonstrations:
     """The valid demonstrations of a batch, packed: inputs_NS and outputs_NS uint8 tokens, and their place (B, K): as a mask,
-    and which of the B * K slots each has."""
+    and which of the B * K slots each has. identities_NCC: of their rows' colours (see arclab.methods.recursive.colors)."""
 
     inputs_NS: Tensor
     outputs_NS: Tensor
     valid_BK: Tensor
     slot_N: Tensor
+    identities_NCC: Tensor | None = None
 
     @classmethod
-    def from_batch(cls, batch: Batch) -> Demonstrations:
+    def from_batch(cls, batch: Batch, identities_BCC: Tensor | None = None) -> Demonstrations:
         slots = torch.arange(batch.demo_inputs_BKS.shape[1], device=batch.num_demos_B.device)
-        return cls.select(batch, slots[None] < batch.num_demos_B[:, None])
+        return cls.select(batch, slots[None] < batch.num_demos_B[:, None], identities_BCC)
 
     @classmethod
-    def select(cls, batch: Batch, valid_BK: Tensor) -> Demonstrations:
+    def select(cls, batch: Batch, valid_BK: Tensor, identities_BCC: Tensor | None = None) -> Demonstrations:
         """Only the demonstrations in `valid_BK`, which must all be real ones."""
         # Numbers instead of the mask: every indexing with a mask would wait for the device, to learn how many there are.
         slot_N = valid_BK.flatten().nonzero()[:, 0]
         inputs_NS, outputs_NS = (
             x_BKS.flatten(0, 1).index_select(0, slot_N) for x_BKS in (batch.demo_inputs_BKS, batch.demo_outputs_BKS)
         )
-        return cls(inputs_NS, outputs_NS, valid_BK, slot_N)
+        demos = cls(inputs_NS, outputs_NS, valid_BK, slot_N)
+        demos.identities_NCC = None if identities_BCC is None else identities_BCC.index_select(0, demos.row_N)
+        return demos
+
+    @property
+    def row_N(self) -> Tensor:
+        """The row that each belongs to."""
+        return self.slot_N // self.valid_BK.shape[1]
 
     def unpack(self, x_ND: Tensor) -> Tensor:
         """(N, ...) -> (B, K, ...), zeros in empty slots."""

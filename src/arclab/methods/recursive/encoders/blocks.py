@@ -21,6 +21,7 @@ from arclab.config.encoder_schema import (  # fmt: skip
     TransformerEncoderConfig,
 )
 from arclab.data.codec import FIRST_COLOR
+from arclab.methods.recursive.encoders.base import Demonstrations
 from arclab.methods.recursive.encoders.demo_tokens import DemoCells, DemoTokens
 from arclab.methods.recursive.layers import (
     CrossAttention,
@@ -102,18 +103,18 @@ class TokenStage(nn.Module):
         self.register_buffer("rope", rope, persistent=False)
         self.is_pre_norm = config.norm is NormStyle.pre
 
-    def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(self, demonstrations: Demonstrations, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """All demonstrations on one canvas, for encoders that go on with their tokens (not with a CLS token)."""
         assert self.cls is None
-        demos = self.tokens.cells(inputs_NS, outputs_NS)
-        if self.is_varlen(inputs_NS.device, dtype):
+        demos = self.tokens.cells(demonstrations)
+        if self.is_varlen(demos.used_GL.device, dtype):
             x_TD, packing, _ = self.flat(demos, dtype)
             cells = x_TD.new_zeros(demos.used_GL.numel(), x_TD.shape[1]).index_copy(0, packing.cell_T, x_TD)
             return cells.unflatten(0, demos.used_GL.shape), demos.used_GL
         out_NLD = None
         for rows_G, group in self.tokens.packed(demos):
             x_GLD, _ = self.encode(group, dtype)
-            if len(rows_G) == len(inputs_NS) and x_GLD.shape[1] == demos.used_GL.shape[1]:
+            if len(rows_G) == len(demos.used_GL) and x_GLD.shape[1] == demos.used_GL.shape[1]:
                 return x_GLD, demos.used_GL
             if out_NLD is None:
                 out_NLD = x_GLD.new_zeros(*demos.used_GL.shape, x_GLD.shape[-1])
@@ -161,7 +162,8 @@ class TokenStage(nn.Module):
         sequence_T, index_T = packing.cell_T // (length + front), packing.cell_T % (length + front)
         own_T = sequence_T * length + (index_T - front).clamp(min=0)
         cells_TX = demos.cells_GLX.flatten(0, 1)[own_T]
-        x_TD = self.tokens.flat(cells_TX, demos.place_L[own_T % num_places], dtype)
+        places = demos.place_L[own_T % num_places], own_T // num_places
+        x_TD = self.tokens.flat(cells_TX, *places, demos.identities_GCC, dtype)
         if self.cls is not None:
             x_TD = torch.where(index_T[:, None] == 0, self.cls.to(dtype), x_TD)
         rope = self._rope(demos.place_L[:length])[:, index_T]
@@ -218,11 +220,11 @@ def color_means(x_NLD: Tensor, cell_NL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed(
-    tokens: DemoTokens, inputs_NS: Tensor, outputs_NS: Tensor, encode: Callable[[DemoCells], tuple[Tensor, Tensor]]
+    tokens: DemoTokens, demos: Demonstrations, encode: Callable[[DemoCells], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """What encode(group) gives for every demonstration, each on the smallest canvas that holds it: (N, M, D) and (N, M)."""
     groups, rows = [], []
-    for rows_G, group in tokens.packed(tokens.cells(inputs_NS, outputs_NS)):
+    for rows_G, group in tokens.packed(tokens.cells(demos)):
         rows.append(rows_G)
         groups.append(encode(group))
     if len(groups) == 1:
@@ -240,16 +242,16 @@ class DemoStage(nn.Module):
         self.pool = Pool(config.pooling, width, config.num_heads, config.tokens_per_demo)
         self.to_set = Linear(width, width)
 
-    def forward(self, inputs_NS: Tensor, outputs_NS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(self, demos: Demonstrations, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         stage = self.token_stage
 
         def encode(group: DemoCells) -> tuple[Tensor, Tensor]:
             return self.pool(*stage.encode(group, dtype), group.cells_GLX[..., 0])
 
-        if stage.is_varlen(inputs_NS.device, dtype):
-            pooled, present_NM = self.pool(*stage.encode_flat(stage.tokens.cells(inputs_NS, outputs_NS), dtype))
+        if stage.is_varlen(demos.inputs_NS.device, dtype):
+            pooled, present_NM = self.pool(*stage.encode_flat(stage.tokens.cells(demos), dtype))
         else:
-            pooled, present_NM = packed(stage.tokens, inputs_NS, outputs_NS, encode)
+            pooled, present_NM = packed(stage.tokens, demos, encode)
         return self.to_set(pooled), present_NM
 
 

@@ -26,7 +26,7 @@ class CrossAttentionEncoder(TaskEncoder):
         self.to_decoder = ToDecoder(width, decoder_width)
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        x_NLW, used_NL = self.token_stage(demos.inputs_NS, demos.outputs_NS, dtype)
+        x_NLW, used_NL = self.token_stage(demos, dtype)
         x_BMW, used_BM = demos.unpack_tokens(x_NLW, used_NL)
         place_L = self.token_stage.tokens.places(demos.inputs_NS)
         rope = repeat(self.token_stage.rope[:, place_L], "cs l 1 c -> cs (k l) 1 c", k=demos.valid_BK.shape[1])

@@ -25,9 +25,12 @@ from torch import Tensor, nn
 
 from arclab.config.dataset_schema import CANVASES
 from arclab.config.encoder_schema import DemoLayout
+from arclab.config.schema import ColorEmbedding
 from arclab.data.augment import NUM_DIHEDRAL
 from arclab.data.codec import PAD, VOCAB_SIZE, canvas_positions
 from arclab.data.tasks import MAX_SIDE
+from arclab.methods.recursive.colors import group_offset, token_embedding
+from arclab.methods.recursive.encoders.base import Demonstrations
 from arclab.methods.recursive.layers import Embedding
 from arclab.methods.recursive.token_views import corner_cells, dihedral_views
 
@@ -37,12 +40,13 @@ _INPUT_SHARE = 0.5
 
 @dataclass(slots=True)
 class DemoCells:
-    """Demonstrations on one canvas, before embedding: cells_GLX tokens that are summed at each of the L places, used_GL, and
-    which places of the encoder's full canvas these are (place_L)."""
+    """Demonstrations on one canvas, before embedding: cells_GLX tokens that are summed at each of the L places, used_GL, which
+    places of the encoder's full canvas these are (place_L), and the identities of their colours where those share weights."""
 
     cells_GLX: Tensor
     used_GL: Tensor
     place_L: Tensor
+    identities_GCC: Tensor | None = None
 
 
 class DemoTokens(nn.Module):
@@ -57,9 +61,7 @@ class DemoTokens(nn.Module):
     def __init__(self, layout: DemoLayout, width: int, canvas: int, *, table_positions: bool = False) -> None:
         super().__init__()
         self.layout, self.width, self.canvas = layout, width, canvas
-        self.embed_input = Embedding(VOCAB_SIZE, width)
-        num_tables = NUM_DIHEDRAL if layout is DemoLayout.symmetry else 1
-        self.embed_output = Embedding(num_tables * VOCAB_SIZE, width)
+        self._embed_colors(ColorEmbedding.free)
         cells = torch.as_tensor(canvas_positions(canvas))
         positions = torch.cat([cells, MAX_SIDE**2 + cells]) if layout is DemoLayout.concat else cells
         self.register_buffer("positions_L", positions, persistent=False)
@@ -70,8 +72,19 @@ class DemoTokens(nn.Module):
         )
         self.canvases = (*(c for c in CANVASES if c < canvas), canvas)
 
-    def cells(self, inputs_NS: Tensor, outputs_NS: Tensor) -> DemoCells:
+    def _embed_colors(self, kind: ColorEmbedding) -> None:
+        num_tables = NUM_DIHEDRAL if self.layout is DemoLayout.symmetry else 1
+        self.embed_input = token_embedding(kind, self.width)
+        self.embed_output = token_embedding(kind, self.width, num_tables)
+
+    def share_colors(self, kind: ColorEmbedding) -> None:
+        """New embeddings, in which colours share their weights."""
+        assert kind is not ColorEmbedding.free
+        self._embed_colors(kind)
+
+    def cells(self, demos: Demonstrations) -> DemoCells:
         """The tokens of whole demonstrations; their canvas may be smaller than the encoder's."""
+        inputs_NS, outputs_NS = demos.inputs_NS, demos.outputs_NS
         canvas = math.isqrt(inputs_NS.shape[1])
         if self.layout is DemoLayout.concat:
             cells = torch.cat([inputs_NS, outputs_NS], dim=1)[..., None]
@@ -79,7 +92,7 @@ class DemoTokens(nn.Module):
             cells = torch.stack([inputs_NS, outputs_NS], dim=-1)
         else:
             cells = torch.cat([inputs_NS[..., None], dihedral_views(outputs_NS, canvas)], dim=-1)
-        return DemoCells(cells, (cells != PAD).any(-1), self.places(inputs_NS))
+        return DemoCells(cells, (cells != PAD).any(-1), self.places(inputs_NS), demos.identities_NCC)
 
     def places(self, inputs_NS: Tensor) -> Tensor:
         """(L,): where the tokens of demonstrations on this canvas stand among those on the encoder's."""
@@ -112,42 +125,53 @@ class DemoTokens(nn.Module):
                 yield rows_G, demos
                 continue
             kept = self.corner(side, canvas, used.device)
-            yield rows_G, DemoCells(demos.cells_GLX[rows_G][:, kept], demos.used_GL[rows_G][:, kept], demos.place_L[kept])
+            identities = None if demos.identities_GCC is None else demos.identities_GCC[rows_G]
+            yield (
+                rows_G,
+                DemoCells(demos.cells_GLX[rows_G][:, kept], demos.used_GL[rows_G][:, kept], demos.place_L[kept], identities),
+            )
 
     def forward(self, demos: DemoCells, dtype: torch.dtype) -> Tensor:
         """(G, L, D) tokens of about unit variance."""
-        cells = demos.cells_GLX
+        cells, identities = demos.cells_GLX, demos.identities_GCC
         if self.layout is DemoLayout.concat:
             x_in, x_out = cells[..., 0].chunk(2, dim=1)
-            tokens = torch.cat([self.embed_input(x_in, dtype), self.embed_output(x_out, dtype)], dim=1)
+            tokens = torch.cat([self.embed_input(x_in, dtype, identities), self.embed_output(x_out, dtype, identities)], dim=1)
         else:
-            tokens = self._embed_joined(cells, dtype)
+            tokens = self._embed_joined(cells, dtype, identities)
         tokens = tokens * math.sqrt(self.width)
         return tokens if self.place is None else tokens + self._embed_places(demos.place_L, dtype)
 
-    def flat(self, cells_TX: Tensor, place_T: Tensor, dtype: torch.dtype) -> Tensor:
-        """(T, D): the same tokens one by one, each from its place among those of a demonstration."""
+    def flat(
+        self, cells_TX: Tensor, place_T: Tensor, demo_T: Tensor, identities_NCC: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """(T, D): the same tokens one by one, each from its place among those of a demonstration, and from which of them."""
         assert self.place is None
         if self.layout is DemoLayout.concat:
-            table = torch.cat([self.embed_input.weight, self.embed_output.weight]).to(dtype)
-            tokens = F.embedding(cells_TX[:, 0].long() + VOCAB_SIZE * (place_T >= self.canvas**2), table)
+            tables = [table.tables(dtype, identities_NCC) for table in (self.embed_input, self.embed_output)]
+            both = torch.cat(tables, dim=1)
+            cell_T = cells_TX[:, 0].long() + VOCAB_SIZE * (place_T >= self.canvas**2)
+            tokens = F.embedding(cell_T + group_offset(both, cell_T, demo_T), both.flatten(0, 1))
         else:
-            tokens = self._embed_joined(cells_TX, dtype)
+            tokens = self._embed_joined(cells_TX, dtype, identities_NCC, demo_T)
         return tokens * math.sqrt(self.width)
 
-    def _embed_joined(self, cells: Tensor, dtype: torch.dtype) -> Tensor:
-        """(..., D) of (..., X): input and output cells in one token."""
+    def _embed_joined(
+        self, cells: Tensor, dtype: torch.dtype, identities_GCC: Tensor | None, group: Tensor | None = None
+    ) -> Tensor:
+        """(..., D) of (..., X): input and output cells in one token. identities_GCC, group: see SharedEmbedding."""
         shares = _INPUT_SHARE, (1 - _INPUT_SHARE) / (cells.shape[-1] - 1)
-        tokens = math.sqrt(shares[0]) * self.embed_input(cells[..., 0], dtype)
-        return tokens + math.sqrt(shares[1]) * self._embed_outputs(cells[..., 1:], dtype)
+        tokens = math.sqrt(shares[0]) * self.embed_input(cells[..., 0], dtype, identities_GCC, group)
+        return tokens + math.sqrt(shares[1]) * self._embed_outputs(cells[..., 1:], dtype, identities_GCC, group)
 
-    def _embed_outputs(self, cells: Tensor, dtype: torch.dtype) -> Tensor:
+    def _embed_outputs(self, cells: Tensor, dtype: torch.dtype, identities_GCC: Tensor | None, group: Tensor | None) -> Tensor:
         """(..., D) of (..., V): the sum over views, each with its own table."""
         num_views = cells.shape[-1]
         if num_views == 1:
-            return self.embed_output(cells[..., 0], dtype)
-        shifted = cells.long() + VOCAB_SIZE * torch.arange(num_views, device=cells.device)
-        summed = F.embedding_bag(shifted.flatten(0, -2), self.embed_output.weight.to(dtype), mode="sum")
+            return self.embed_output(cells[..., 0], dtype, identities_GCC, group)
+        tables = self.embed_output.tables(dtype, identities_GCC)
+        shifted = cells.long() + VOCAB_SIZE * torch.arange(num_views, device=cells.device) + group_offset(tables, cells, group)
+        summed = F.embedding_bag(shifted.flatten(0, -2), tables.flatten(0, 1), mode="sum")
         return summed.view(*cells.shape[:-1], -1)
 
     def _embed_places(self, place_L: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,9 +35,9 @@ class HierarchicalEncoder(TaskEncoder):
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
         tokens = self.token_stage.tokens
         if self.token_stage.is_varlen(demos.inputs_NS.device, dtype):
-            read = self._encode_flat(tokens.cells(demos.inputs_NS, demos.outputs_NS), dtype)
+            read = self._encode_flat(tokens.cells(demos), dtype)
         else:
-            read = packed(tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
+            read = packed(tokens, demos, lambda group: self._encode(group, dtype))
         x_BMW, mask_BM = demos.unpack_tokens(*read)
         for layer in self.grid_layers:
             x_BMW = layer(x_BMW, None, mask_BM)

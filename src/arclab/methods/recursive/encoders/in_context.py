@@ -26,7 +26,7 @@ class InContextEncoder(TaskEncoder):
         self.memory_positions = self.token_stage.tokens.positions_L
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        x_NLW, used_NL = self.token_stage(demos.inputs_NS, demos.outputs_NS, dtype)
+        x_NLW, used_NL = self.token_stage(demos, dtype)
         return Memory(*demos.unpack_tokens(rms_norm(self.to_decoder(x_NLW)), used_NL))
 
     def write(self, memory: Memory, state: Tensor | None, noise: torch.Generator | None) -> TaskContext:

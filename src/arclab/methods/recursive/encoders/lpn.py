@@ -53,7 +53,7 @@ class LpnEncoder(TaskEncoder):
         return width
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        read = packed(self.tokens, demos.inputs_NS, demos.outputs_NS, lambda group: self._encode(group, dtype))
+        read = packed(self.tokens, demos, lambda group: self._encode(group, dtype))
         return Memory(*demos.unpack_tokens(*read))
 
     def _encode(self, demos: DemoCells, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class PoolingEncoder(TaskEncoder):
         self.demo_stage = DemoStage(config, width, canvas)
 
     def read(self, demos: Demonstrations, dtype: torch.dtype) -> Memory:
-        return Memory(*demos.unpack_tokens(*self.demo_stage(demos.inputs_NS, demos.outputs_NS, dtype)))
+        return Memory(*demos.unpack_tokens(*self.demo_stage(demos, dtype)))
 
 
 class StandardEncoder(PoolingEncoder):

@@ -1,6 +1,6 @@
 """Gradient steps on an offset to a latent until the latent explains its demonstrations better.
 
-    found = search(model, problem, config)         # an Offset for every puzzle, with the losses before and after
+    found = search(model, problem, config, noise)         # an Offset for every puzzle, with the losses before and after
 
 The loss of a puzzle is the cross-entropy of its questions' outputs (mean over their cells, over the first `unroll` supervision
 steps and over questions). As in training every supervision step has a loss of its own, and the decoder's state is detached

@@ -55,7 +55,8 @@ def carry_tensors(carries: list[Carry], num_parts: int) -> dict[str, Tensor]:
 def _flat_carry(carry: Carry) -> dict[str, Tensor]:
     flat = {"z_H": carry.latents.z_H, "z_L": carry.latents.z_L, "steps": carry.steps_B, "halted": carry.halted_B}
     flat |= {f"data.{f.name}": getattr(carry.data, f.name) for f in fields(Batch)}
-    return flat if carry.encoder_state is None else flat | {"encoder_state": carry.encoder_state}
+    own = {"encoder_state": carry.encoder_state, "identities": carry.identities_BCC}
+    return flat | {name: tensor for name, tensor in own.items() if tensor is not None}
 
 
 def split_carry(files: list[dict[str, Tensor]], share: RowsOfRank, num_micro: int, device: torch.device) -> list[Carry]:
@@ -72,7 +73,8 @@ def split_carry(files: list[dict[str, Tensor]], share: RowsOfRank, num_micro: in
 
 def _carry(flat: dict[str, Tensor]) -> Carry:
     data = Batch(**{f.name: flat[f"data.{f.name}"] for f in fields(Batch)})
-    return Carry(Latents(flat["z_H"], flat["z_L"]), flat["steps"], flat["halted"], data, flat.get("encoder_state"))
+    latents = Latents(flat["z_H"], flat["z_L"])
+    return Carry(latents, flat["steps"], flat["halted"], data, flat.get("encoder_state"), flat.get("identities"))
 
 
 def progress_from(state: dict[str, Any]) -> TrainingProgress:

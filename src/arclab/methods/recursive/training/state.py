@@ -32,6 +32,7 @@ from arclab.methods.recursive.training.checkpoint import (
     split_carry,
 )
 from arclab.methods.recursive.training.optim import AdamATan2, Muon
+from arclab.metrics.best import best_score
 from arclab.runs.checkpoints import CheckpointFolder, load_tensors, read_state, save_tensors
 from arclab.runs.folder import RunDir
 from arclab.runs.ranks import Ranks
@@ -103,6 +104,9 @@ def start_training(
     steps = folder.steps()
     if steps:
         _restore(training, folder.path(steps[-1]), config, ranks)
+        best = best_score(run.metrics, config.selection_metric, until=steps[-1])  # the criterion may be another one now
+        if best is not None:
+            training.progress = replace(training.progress, best_score=best.value, best_step=best.step)
         log.info("continuing from step %d of %s", steps[-1], run.path)
     ranks.broadcast_([*model.state_dict().values(), *ema.shadow.values()])
     return training, folder

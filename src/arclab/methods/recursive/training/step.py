@@ -24,7 +24,7 @@ from arclab.methods.recursive.auxiliary import auxiliary_losses, auxiliary_weigh
 from arclab.methods.recursive.encoders import TaskContext
 from arclab.methods.recursive.halting import draw_min_steps, most_steps
 from arclab.methods.recursive.losses import RowLosses, row_losses
-from arclab.methods.recursive.model import RecursiveModel, StepOutput
+from arclab.methods.recursive.model import Carry, RecursiveModel, StepOutput
 from arclab.methods.recursive.training.optim import AdamATan2, lr_factor, sign_sgd_rows
 from arclab.methods.recursive.training.state import Training
 from arclab.methods.recursive.training.sums import StepSums
@@ -111,7 +111,7 @@ def train_step(
             contexts[piece.part] = output.context
         with record_function(PART + "losses"):
             losses = row_losses(output.logits_BSV, output.q_halt_B, output.labels_BS)
-            total, auxiliary = _total_loss(config, model, training.carries[i].data, output, losses, noise, step)
+            total, auxiliary = _total_loss(config, model, training.carries[i], output, losses, noise, step)
         if training.reduction is not None and i == len(pieces) - 1:
             training.reduction.begin()
         with record_function(PART + "backward"):
@@ -135,7 +135,7 @@ def train_step(
 def _total_loss(
     config: ExperimentConfig,
     model: RecursiveModel,
-    rows: Batch,
+    carry: Carry,
     output: StepOutput,
     losses: RowLosses,
     noise: torch.Generator,
@@ -145,7 +145,7 @@ def _total_loss(
     total = losses.total(config.halting.halt_loss_weight)
     if output.context is None or not isinstance(config.encoder, TaskEncoderConfig):
         return total, {}
-    auxiliary = auxiliary_losses(config.encoder, model, rows, output.context, noise)
+    auxiliary = auxiliary_losses(config.encoder, model, carry.data, output.context, noise, carry.identities_BCC)
     weights = auxiliary_weights(config.encoder, step)
     return total + sum((weights[name] * rows_B.sum() for name, rows_B in auxiliary.items()), torch.zeros_like(total)), auxiliary
 

@@ -45,7 +45,6 @@ from arclab.runs.signals import StopSignals, ignore_stop_signals
 log = logging.getLogger(__name__)
 # Metrics of the scored tasks (registered names) and a few predictions for eval_predictions.
 Score = Callable[[], tuple[dict[str, float], list[Prediction]]]
-SELECTION_METRIC = "all.exact_accuracy"
 # Names that say whose number it is, beside those of the experiment guide, under which dashboards know them.
 _CLEAR_NAMES = {"grad/decoder_norm": "grad/inner_norm", "train/decoder_lr": "train/lr"}
 
@@ -125,10 +124,10 @@ class RecursiveTrainer:
                 logger.table(progress.step, "train_predictions", _training_predictions(model, rows, self._data))
         if logger is not None:
             logger.table(progress.step, "eval_predictions", predictions)
-        value = metrics.get(SELECTION_METRIC)  # absent if no answer of the scored tasks is known
+        value = metrics.get(self._config.selection_metric)  # absent if no answer of the scored tasks is known
         if value is not None and (progress.best_score is None or value >= progress.best_score):
             progress.best_score, progress.best_step = value, progress.step
-        shown = (SELECTION_METRIC, "ARC/pass@1", "ARC/pass@2")
+        shown = ("all.exact_accuracy", "ARC/pass@1", "ARC/pass@2")
         log.info("step %d: %s", progress.step, ", ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics))
         return metrics
 
@@ -207,7 +206,7 @@ def _open_logger(
     kept_until = progress.step if progress.step > 0 else -1
     logger = MetricLogger(run.metrics, wandb_run, resume_step=kept_until, runtime_s=progress.runtime_s)
     if progress.step == 0:
-        logger.write(0, {"num_train_tasks": float(len(data.members_M)), **_start(model)})
+        logger.write(0, {"num_train_tasks": float(len(data.space.tasks)), **_start(model)})
     return logger
 
 
