@@ -115,3 +115,24 @@ def test_jointly_one_table_learns_all_tasks() -> None:
     rows, table = adapter.puzzle_rows(), model.puzzle_table
     assert table is not None and len(table.weight) == 1 + 3 * len(TASKS)
     assert rows == {task.id: 1 + 3 * number for number, task in enumerate(TASKS)}
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "changes"),
+    [
+        (etrm, "weights", {"steps": 9}),
+        (etrm, "weights", {"rows_per_step": 5}),
+        (etrm, "weights", {"lr": 0.005}),
+        (etrm, "weights", {"lr": None}),
+        (etrm, "lora", {"rank": 3}),
+        (trm, "embeddings", {"table_lr": 0.01}),
+        (trm, "embeddings_then_weights", {"share": 0.5}),
+    ],
+)
+def test_keys_change_what_is_learned(build: Build, kind: str, changes: dict[str, object]) -> None:
+    config, model = build()
+    found = []
+    for settings in (wanted(kind), wanted(kind, **changes)):
+        with adapter_of(config, model, settings).adapted(TASKS[0]):
+            found.append(tensors(model))
+    assert not all(torch.equal(a, found[1][name]) for name, a in found[0].items())
