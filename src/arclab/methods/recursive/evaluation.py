@@ -80,10 +80,10 @@ def evaluate_in_ranks(
         setting = build_setting(config, view_rule(record))
         chosen_by = config.evaluation.split
         apply_wishes(config, wanted)
-        learns = wanted.adaptation if isinstance(wanted.adaptation, WeightAdaptationConfig) else None
-        setting, data_stamps = with_wishes(config, setting, wanted.dataset, learns_vectors=learns is not None)
+        learns = isinstance(wanted.adaptation, WeightAdaptationConfig)
+        setting, data_stamps = with_wishes(config, setting, wanted.dataset, learns_vectors=learns)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
-        require_trained_rows(config, setting, learns_vectors=learns is not None)
+        require_trained_rows(config, setting, learns_vectors=learns)
         require_adaptable(wanted.adaptation, config, len(setting.scored), len(setting.known_rows))
         require_searchable(wanted.adaptation, config, len(setting.scored))
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
@@ -100,16 +100,7 @@ def evaluate_in_ranks(
             subject=_adapted(subject, wanted.adaptation), tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
             notes=(*setting.split.notes, *notes, *_better_step(trained.choice)), provenance=provenance(),
         )  # fmt: skip
-        size, place = ModelSize.of(model), Placement(ranks.device.type, ranks.world_size)
-        cost = evaluation_cost(config, size, setting.data, setting.scored, place, wanted.adaptation)
-        num_steps = 0
-        if learns is not None:
-            cost = with_adaptation(cost, config, learns, size, setting.data, place)
-            num_steps = steps_of_rank(learns, len(setting.scored), ranks.world_size)
-        announce(
-            wanted, cost, ranks, num_steps=num_steps, num_evaluations=1, dtype=DTYPES[config.trainer.precision],
-            advice=_MEMORY_ADVICE,
-        )  # fmt: skip
+        _announce(wanted, config, setting, model, ranks)
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
 
@@ -132,6 +123,19 @@ def evaluate_in_ranks(
                 return f"{message}{write_verdict(verdict, folder.run)}"
 
             return until_told(folder.run, ranks, progress, work)
+
+
+def _announce(wanted: EvaluateConfig, config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> None:
+    """See arclab.runs.preflight; optimiser steps are those of an adaptation that trains the model."""
+    size, place = ModelSize.of(model), Placement(ranks.device.type, ranks.world_size)
+    cost, num_steps = evaluation_cost(config, size, setting.data, setting.scored, place, wanted.adaptation), 0
+    if isinstance(wanted.adaptation, WeightAdaptationConfig):
+        cost = with_adaptation(cost, config, wanted.adaptation, size, setting.data, place)
+        num_steps = steps_of_rank(wanted.adaptation, len(setting.scored), ranks.world_size)
+    announce(
+        wanted, cost, ranks, num_steps=num_steps, num_evaluations=1, dtype=DTYPES[config.trainer.precision],
+        advice=_MEMORY_ADVICE,
+    )  # fmt: skip
 
 
 def build_solver(
