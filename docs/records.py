@@ -89,6 +89,18 @@ def _data(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return "Data", ("what", "measured"), iter(rows), [record]
 
 
+def _rearc(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    pairs = [
+        (
+            f"pairs with sides up to {p['max_side']}",
+            f"{p['pairs_per_s']}/s, {p['share_usable_at_once']:.1%} usable at once, {p['share_skipped']:.1%} without one",
+        )
+        for p in record["pairs"]
+    ]
+    rows = [(f"rows of dataset={group}, canvas 10", f"{of['rows_per_s']:,}/s") for group, of in record["rows"].items()]
+    return f"RE-ARC ({record['package']})", ("what", "measured"), iter([*pairs, *rows]), [record]
+
+
 def _evaluate(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
         (
@@ -254,6 +266,24 @@ def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Re
     return "MemGen's weaver and its controls", columns, rows, [record["provenance"] | {"seed": "of the columns"}]
 
 
+def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (
+            row["task"],
+            row["arm"],
+            f"{record['first_loss'][row['task']]:g}: "
+            + ", ".join(str(r["first_step"] or "none") for r in row["seeds"].values()),
+            ", ".join(f"{r['loss']:.3f}" for r in row["seeds"].values()),
+            _of(row),
+        )
+        for row in record["rows"]
+    )
+    columns = ("task", "embedding", "first step with loss", "loss at the end", "exact answers")
+    command = {"command": "python -m experiments.color_embedding"}
+    made = [{**row["provenance"], **command, "seed": ", ".join(row["seeds"])} for row in record["rows"]]
+    return "Colours that share their weights", columns, rows, made
+
+
 def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
         (
@@ -279,10 +309,12 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "bucketing": _bucketing,
     "data": _data,
     "evaluate": _evaluate,
+    "rearc": _rearc,
     "kills": _kills,
     "latent_search": _latent_search,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,
+    "color_embedding": _color_embedding,
     "precision": _precision,
     "sandbox": _sandbox,
     "scaling": _scaling,

@@ -19,6 +19,7 @@ BAD = [
     ("experiments.phase1", ["--minutes", "-2"], "argument --minutes: -2 must be a number above 0"),
     ("experiments.phase1", ["--minutes", "nan"], "argument --minutes: nan must be a number above 0"),
     ("benchmarks.precision", ["--repeats", "0"], "argument --repeats: 0 must be"),
+    ("benchmarks.rearc", ["--pairs", "0"], "argument --pairs: 0 must be a whole number of at least 1"),
     ("benchmarks.reduction", ["--rows", "0"], "argument --rows: 0 must be"),
     ("benchmarks.sandbox", ["--programs", "1.5"], "argument --programs: 1.5 must be a whole number"),
     ("benchmarks.scaling", ["--rows", "0"], "argument --rows: 0 must be"),

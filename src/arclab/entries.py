@@ -111,6 +111,15 @@ ENTRIES = {
         example=("solver=memgen_ltpo", "checkpoint=runs/memgen/a"),
         names_itself=True,
     ),
+    "evaluate_ensemble": Entry(
+        script="evaluate.py",
+        solver="ensemble",
+        config="evaluate_ensemble",
+        schema="arclab.config.ensemble_schema:EvaluateEnsembleConfig",
+        run="arclab.methods.ensemble.run:evaluate",
+        example=("solver=ensemble", "members=[runs/a/x/evaluation/evaluation,runs/a/y/evaluation/evaluation]"),
+        names_itself=True,
+    ),
 }
 
 

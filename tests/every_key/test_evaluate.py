@@ -37,6 +37,9 @@ TABLE: Table = {
     "evaluation.halting": ("early", "rules"),
     "evaluation.votes": ("adaptive_first", "rules"),
     "evaluation.canvas": ("bucketed", "rules"),
+    "evaluation.ranking": ("product", "rules"),
+    "evaluation.carry_noise": (0.5, "rules"),
+    "evaluation.samples": (2, "methods/recursive/solver/test_samples.py::test_the_surest_of_several_samples_votes"),
     "adaptation.kind": ("latent", f"{SEARCH}/test_evaluate.py::test_searched_results_have_a_place_of_their_own_and_say_so"),
     **{
         f"adaptation.{key}": (value, f"{SEARCH}/test_search.py::test_keys_of_the_search_change_it")
@@ -104,9 +107,7 @@ def evaluated(run: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Pa
 
     def build_solver(config: Any, *args: Any, **kwargs: Any) -> Any:
         # What the others do is seen in tasks and scores.
-        started.update(
-            rules={key: plain(getattr(config.evaluation, key)) for key in ("batch_size", "halting", "votes", "canvas")}
-        )
+        started.update(rules={key: plain(getattr(config.evaluation, key)) for key in ("batch_size", *evaluation.RULES)})
         return original(config, *args, **kwargs)
 
     original = evaluation.build_solver

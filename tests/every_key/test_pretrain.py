@@ -90,6 +90,8 @@ TABLE: Table = {
     "dataset.max_train_tasks": (5, "batches"),
     "dataset.max_side": (5, "batches"),
     "dataset.max_eval_tasks": ("see TASKS", "every_key/test_pretrain.py::test_a_task_key_changes_what_its_row_says"),
+    **dict.fromkeys(("dataset.train_visits", "dataset.rearc.pairs", "dataset.rearc.min_difficulty", "dataset.rearc.max_difficulty"), (None, "data/test_rearc.py::test_every_key_changes_the_pairs_of_a_batch")),
+    "dataset.rearc.timeout_s": (None, "data/test_rearc.py::test_a_generator_that_hangs_is_cut_off"),
     "dataset.regime": ("puzzle_id", "every_key/test_pretrain.py::test_another_encoder_is_another_run"),
     "dataset.query_rule": ("test_pairs", "batches"),
     "dataset.canvas": (10, "batches"),
@@ -130,6 +132,9 @@ TABLE: Table = {
     "evaluation.halting": ("early", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
     "evaluation.votes": ("adaptive_first", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
     "evaluation.canvas": ("bucketed", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
+    "evaluation.ranking": ("product", "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
+    "evaluation.carry_noise": (2.0, "every_key/test_pretrain.py::test_an_evaluation_key_changes_the_scores_alone"),
+    "evaluation.samples": (2, "methods/recursive/solver/test_samples.py::test_the_surest_of_several_samples_votes"),
     "criterion.metric": ("all.exact_accuracy", "every_key/test_pretrain.py::test_criterion_keys"),
     "criterion.threshold": (0.0, "every_key/test_pretrain.py::test_criterion_keys"),
     "criterion.phase": ("two", "every_key/test_pretrain.py::test_criterion_keys"),
@@ -176,6 +181,8 @@ EVALUATION: Table = {
     "evaluation.halting": ("early", "scored"),
     "evaluation.votes": ("adaptive_first", "scored"),
     "evaluation.canvas": ("bucketed", "scored"),
+    "evaluation.ranking": ("product", "scored"),
+    "evaluation.carry_noise": (2.0, "scored"),
 }
 
 

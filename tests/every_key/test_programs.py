@@ -93,6 +93,8 @@ OTHERS: Table = {
                              "dataset.translate", "dataset.max_demos"), "test_a_key_changes_what_its_row_says"),
         }.items()
     },
+    **dict.fromkeys(("dataset.train_visits", "dataset.rearc.pairs", "dataset.rearc.min_difficulty", "dataset.rearc.max_difficulty"), (None, "data/test_rearc.py::test_every_key_changes_the_pairs_of_a_batch")),
+    "dataset.rearc.timeout_s": (None, "data/test_rearc.py::test_a_generator_that_hangs_is_cut_off"),
     **{
         key: (None, "launch/test_launch.py::test_every_launch_key_changes_what_is_started")
         for key in leaves(EvaluateProgramsConfig)

@@ -17,7 +17,7 @@ ROWS = [
     {"_step": 10, "_runtime": 1.0, "train/exact_accuracy": 0.2, "train/lm_loss": 1.5},
     {"_step": 20, "_runtime": 2.0, "train/exact_accuracy": 0.5, "train/lm_loss": 0.7},
     {"_step": 50, "_runtime": 3.0, "train/exact_accuracy": 0.4, "train/lm_loss": 0.6},
-    {"_step": 50, "_runtime": 4.0, "all.exact_accuracy": 0.25, "all.count": 40.0},
+    {"_step": 50, "_runtime": 4.0, "all.exact_accuracy": 0.25, "all.count": 40.0, "ARC/pass@1": 0.75, "ARC/tasks": 4.0},
 ]
 
 
@@ -34,6 +34,7 @@ def test_arms_differ_by_the_embedding_alone(task: str) -> None:
 def test_a_record_says_when_the_loss_was_reached() -> None:
     made = color_embedding.record(ROWS, 0.7)
     assert (made["first_step"], made["steps"], made["loss"], made["n"], made["N"]) == (20, 50, 0.6, 10, 40)
+    assert made["pass@1"] == [3, 4]
     assert color_embedding.record(ROWS, 0.5)["first_step"] is None and made["losses"] == {50: 0.6}
 
 
@@ -67,8 +68,9 @@ def test_the_table_is_of_the_runs_that_are_done(
         *small,
     ]
     assert color_embedding.main(command) == 1
+    assert color_embedding.main([*command, "--table"]) == 0 and trained == ["views-free-seed0"]
     stopped = ""
     assert color_embedding.main(command) == 0 and trained == ["views-free-seed0", "views-shared-seed0"]
     saved = json.loads((tmp_path / "results" / "color_embedding.json").read_text())
     assert [(row["task"], row["arm"], row["N"]) for row in saved["rows"]] == [("views", "free", 6), ("views", "shared", 6)]
-    assert "| views | shared | 0.9: none |" in (tmp_path / "results" / "color_embedding.md").read_text()
+    assert "| views | shared | 1: none |" in (tmp_path / "results" / "color_embedding.md").read_text()

@@ -60,6 +60,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> list[EvaluateC
                 yield Ended(name, planned.folder.path, "FAILED: no room")
                 continue
             if not (planned.folder.path / "metrics.json").exists():
+                assert isinstance(planned.config, EvaluateConfig)
                 evaluate_in_ranks(planned.config, CPU)
                 made.append(planned.config)
             yield Ended(name, planned.folder.path, "")

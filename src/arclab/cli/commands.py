@@ -47,7 +47,8 @@ COMMANDS = {
         same_as="python evaluate.py", script="evaluate.py",
     ),
     "compare": Command(
-        summary="one page for several runs", run="arclab.pages.analyse:main", same_as="python -m arclab.pages",
+        summary="one page for several runs; compare scoreboard RESULT...: for all methods", run="arclab.pages.analyse:main",
+        same_as="python -m arclab.pages",
     ),
     "queue": Command(
         summary="many runs from jobs.txt: check, submit, status, ...", run="arclab.launch.__main__:main",

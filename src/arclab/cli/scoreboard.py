@@ -8,7 +8,8 @@ A line is one evaluation: metrics.json of a run's evaluation/<split>/, or of a s
 tasks cannot be compared, so lines are grouped by data and split, and sorted within a group by solved@2, then by pass@1.
 Intervals are 95 % Wilson intervals over tasks. control is encoder/swap_drop: the share of exact answers that is lost with the
 demonstrations of another task; near 0 the encoder is not read. Runs that were not evaluated are counted and left out. A file
-that is damaged is named on standard error, its run left out, and the exit status is then 2.
+that is damaged is named on standard error, its run left out, and the exit status is then 2. A page with paired tests, costs and
+a matrix of tasks: python -m arclab.pages scoreboard RESULT...
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from arclab.config.compose import ConfigError
 from arclab.files import sentence_for
 from arclab.launch.queue.tables import say, show
+from arclab.results.finished import method_of
 from arclab.results.reading import FIT_STAMP, Run, ScoredSplit, read_runs
 from arclab.runs.folder import short_commit
 
@@ -113,7 +115,7 @@ def _place(line: Line) -> tuple[str, int, str, float, float, str]:
 
 def _line(name: str, run: Run, split: ScoredSplit) -> Line:
     shares = split.shares
-    parameters = run.last("num_params")
+    parameters = split.statistics.get("num_params", run.last("num_params"))
     control = split.statistics.get("encoder/swap_drop")
     score = tuple(shares[name].value if shares[name].total else -1.0 for name in ("ARC/solved@2", "ARC/pass@1"))
     scores = [
@@ -121,7 +123,7 @@ def _line(name: str, run: Run, split: ScoredSplit) -> Line:
     ]
     cells = (
         name if run.is_evaluation or split.name == split.split else f"{name} ({split.name})",
-        _method(run, split),
+        method_of(run, split),
         _NOT_RECORDED if parameters is None else f"{int(parameters):,}",
         *scores,
         _NOT_RECORDED if control is None else f"{control:.2f}",
@@ -129,13 +131,6 @@ def _line(name: str, run: Run, split: ScoredSplit) -> Line:
         ", ".join(_remarks(run, split)),
     )
     return Line(_data(run, split), split.split, (score[0], score[1]), cells)
-
-
-def _method(run: Run, split: ScoredSplit) -> str:
-    kind = run.settings.get("encoder.kind")
-    if kind is None:
-        return " ".join(str(part) for key in ("solver", "model") if (part := split.record.get(key)))
-    return "TRM" if kind == "puzzle_table" else f"ETRM {kind}"
 
 
 def _data(run: Run, split: ScoredSplit) -> str:

@@ -19,7 +19,7 @@ from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized
 from arclab.config.run import DeviceChoice, EvaluationConfig
 from arclab.config.saved_file import saved_key
-from arclab.config.schema import CanvasRule, EvalHalting, SplitName, VotesRule, WeightsKind
+from arclab.config.schema import CanvasRule, EvalHalting, Ranking, SplitName, VotesRule, WeightsKind
 
 RELEASE_FILE = "release.json"  # makes a run folder a release: see arclab.methods.recursive.release
 
@@ -33,12 +33,15 @@ def results_folder(run: Path, runs_dir: str) -> Path:
 @dataclass(kw_only=True, slots=True)
 class EvaluationWishes:
     """Keys of a run's evaluation that evaluate.py spells as the run does (a bare halting= would name the group of that
-    name). The default is for evaluations that were made before it was a key."""
+    name). The defaults are for evaluations that were made before they were keys."""
 
     halting: Optional[EvalHalting]
     votes: Optional[VotesRule]
     canvas: Optional[CanvasRule]
     health_tasks: Optional[int] = None
+    ranking: Optional[Ranking] = None
+    samples: Optional[int] = None
+    carry_noise: Optional[float] = None
 
     def check(self, path: str) -> list[str]:
         return [] if self.health_tasks is None else at_least(path, 0, health_tasks=self.health_tasks)

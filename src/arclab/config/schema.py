@@ -96,6 +96,14 @@ class VotesRule(Enum):
     adaptive_first = "adaptive_first"
 
 
+class Ranking(Enum):
+    """How candidates are ranked. count: by votes, as published. product: by the product of their probabilities under all views
+    that voted, which are predicted twice for it (arclab.methods.recursive.solver.product)."""
+
+    count = "count"
+    product = "product"
+
+
 class WeightsKind(Enum):
     ema = "ema"
     raw = "raw"
@@ -291,8 +299,9 @@ class EvaluationConfig:
     """What is scored during and after training. num_augmentations: views per task that vote, beside the original.
 
     batch_size: rows in flight. health_tasks: scored and training tasks on which the encoder's context is examined (encoder/*,
-    train_encoder/*), no more of each than are scored; 0: none. The defaults of the last three are the published rules, for
-    runs that were made before they were keys.
+    train_encoder/*), no more of each than are scored; 0: none. samples: each row is predicted so often, from start latents with
+    Gaussian noise of carry_noise times their root mean square, and the answer with the highest halt logit votes. The defaults
+    are the published rules, for runs that were made before they were keys.
     """
 
     split: SplitName
@@ -303,15 +312,24 @@ class EvaluationConfig:
     halting: EvalHalting = EvalHalting.all_steps
     votes: VotesRule = VotesRule.all
     canvas: CanvasRule = CanvasRule.full
+    ranking: Ranking = Ranking.count
+    samples: int = 1
+    carry_noise: float = 0.0
 
     def check(self, path: str) -> list[str]:
         problems = [
             *sized(path, 0, num_augmentations=self.num_augmentations),
+            *within(path, 0, 100, carry_noise=self.carry_noise),
             *at_least(path, 0, health_tasks=self.health_tasks),
-            *sized(path, 1, batch_size=self.batch_size),
+            *sized(path, 1, batch_size=self.batch_size, samples=self.samples),
         ]
         if self.max_tasks is not None and self.max_tasks < 1:
             problems.append(f"{path}.max_tasks={self.max_tasks} must be at least 1, or null for all tasks; change it.")
+        if self.samples > 1 and self.carry_noise == 0:
+            problems.append(
+                f"{path}.samples={self.samples} with {path}.carry_noise=0 predicts the same {self.samples} times; set "
+                f"{path}.carry_noise above 0, or {path}.samples=1."
+            )
         return problems
 
 

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from arclab.data.augment import ViewRule
+from arclab.data.rearc import PREFIX
 from arclab.data.sampler import TrainingData
+from arclab.data.sources import REARC_ORIGINALS, load_source
 from arclab.data.tasks import ArcTask, Pair
 from arclab.files import DamagedFile, read_object
 
@@ -81,6 +83,12 @@ def record_of(data: TrainingData) -> DataRecord:
 def demos_digest(task: ArcTask) -> str:
     """The same for tasks with equal demonstrations, whatever their ids."""
     return _digest(task.demos, with_outputs=True)
+
+
+def rearc_demos(record: DataRecord) -> set[str]:
+    """demos_digest of the original tasks whose RE-ARC pairs were trained on: their rules are known, their pairs are not."""
+    known = {task.id for task in record.tasks if task.id.startswith(PREFIX)}
+    return {demos_digest(task) for task in load_source(REARC_ORIGINALS) if PREFIX + task.id in known} if known else set()
 
 
 def same_task(one: ArcTask, other: ArcTask) -> bool:

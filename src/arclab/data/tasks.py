@@ -10,9 +10,10 @@ splits.py, augment.py and codec.py.
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -156,3 +157,13 @@ def _parse_pair(pair: Any, where: str, *, need_output: bool) -> Pair:
         parse_grid(pair["input"], f"{where}, input"),
         None if output is None else parse_grid(output, f"{where}, output"),
     )
+
+
+def tasks_digest(tasks: Sequence[ArcTask]) -> str:
+    """Names the scored tasks by their ids and all of their grids."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(task.id.encode())
+        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
+            digest.update(str(grid.shape).encode() + grid.tobytes())
+    return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@
     cancel  [FILE] NAME ...                        end queued and running jobs; a running one saves first ('*': all)
     retry   [FILE] [NAME ...] --failed             submit failed, cancelled and lost runs again; each continues where it was
     report  [FILE] [NAME ...] [--output DIR]       one HTML page for the whole file
+    scoreboard [FILE] [NAME ...] [--output DIR]    one page of all its evaluations that are DONE: arclab.pages.scoreboard
     doctor  [FILE]                                 is this machine ready? one line each, with what to do; what FILE's runs take
 
 FILE is jobs.txt unless the first word is a file or ends in .txt. NAME is a run, as name or experiment/name, or a pattern
@@ -66,6 +67,8 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     commands.add_parser("cancel", parents=[on_file], help="end queued and running jobs")
     report = commands.add_parser("report", parents=[on_file], help="one HTML page for the whole file")
     report.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <runs_dir>/report)")
+    board = commands.add_parser("scoreboard", parents=[on_file], help="one page of all evaluations that are DONE")
+    board.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <runs_dir>/scoreboard)")
     doctor = commands.add_parser("doctor", help="is this machine ready? With FILE: what will each line of it take?")
     doctor.add_argument("file", nargs="?", type=Path, metavar="FILE", help="job file")
     return parser, dict(commands.choices)

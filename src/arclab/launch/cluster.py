@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +62,15 @@ def slurm_parameters(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def build_executor(
-    launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = "arclab", after: str | None = None
+    launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = "arclab", after: Sequence[str] = ()
 ) -> submitit.AutoExecutor:
-    """An executor with the resources of launch. after: the id of a SLURM job that must end well before; if it does not, the
+    """An executor with the resources of launch. after: the ids of SLURM jobs that must end well before; if one does not, the
     job leaves the queue. ConfigError if SLURM is asked for and is not here."""
     special: dict[str, Any] = {}
     if kind == "slurm":
         slurm.require_installed()
         special = {f"slurm_{key}": value for key, value in slurm_parameters(launch).items()}
-        dependency = {} if after is None else {"dependency": f"afterok:{after}", "kill_on_invalid_dep": "yes"}
+        dependency = {"dependency": f"afterok:{':'.join(after)}", "kill_on_invalid_dep": "yes"} if after else {}
         special["slurm_additional_parameters"] = ALWAYS_REQUEUED | dependency
     limits = {key: special.pop(key) for key in ("slurm_max_num_timeout",) if key in special}
     executor = submitit.AutoExecutor(folder=log_dir, cluster=kind, **limits)

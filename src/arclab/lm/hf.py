@@ -85,6 +85,11 @@ class HfModel:
         return max(1, self.config.batch_size // num_samples)
 
     @property
+    def num_parameters(self) -> int:
+        """Of the network as it is loaded, those of adapters included."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
     def pad_id(self) -> int:
         return self._pad
 

@@ -116,6 +116,11 @@ class LanguageModel(Protocol):
         ...
 
 
+def num_parameters(model: LanguageModel) -> int | None:
+    """Of a model that says it, as those of this process do; None: a server's."""
+    return getattr(model, "num_parameters", None)
+
+
 def cut_after_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text up to the end of the first stop string in it, and whether there was one."""
     ends = [text.index(string) + len(string) for string in stop if string in text]

@@ -136,6 +136,8 @@ _PROGRAMS = {
         "tasks that were not tried because their prompt is longer than the context or refused by a filter; they count as wrong",
     ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end mark included"),
+    "tokens": ("tokens", "none", "tokens of all replies together; missing where a server does not tell"),
+    "run": ("programs", "none", "programs that were run, those kept from earlier included"),
     "logprob_per_token": (
         "nats",
         "none",
@@ -143,6 +145,19 @@ _PROGRAMS = {
     ),
     "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
+}
+
+# Of an ensemble of finished results.
+_ENSEMBLE = {
+    "members": ("results", "none", "results that were merged"),
+    "agreement": ("share", "none", "test inputs to which all members answer the same grid first"),
+    "oracle_coverage": (
+        "share",
+        "up",
+        "test inputs whose right grid is a candidate of any member: what merging can reach at most",
+    ),
+    "test_inputs": ("test inputs", "none", "test inputs with a known answer: the N of ensemble/oracle_coverage"),
+    "best_member": ("share", "up", "ARC/pass@2 of the best member alone, chosen by these very answers"),
 }
 
 # Components of programs/rewards.py: means over the programs (replies) of a step.
@@ -244,6 +259,12 @@ _METRICS = [
     Metric(
         "eval/rows_share", "share", "none", "augmented test inputs that were predicted, of all; below 1 with adaptive votes"
     ),
+    Metric(
+        "eval/second_pass_share",
+        "share",
+        "none",
+        "predictions made again for evaluation.ranking=product, of all that were counted",
+    ),
     Metric("eval/rerun_share", "share", "none", "predictions made again on a larger canvas, of all that were counted"),
     Metric("ARC/undecodable", "share", "down", "predictions that show no grid; they count as wrong"),
     *[
@@ -262,6 +283,7 @@ _METRICS = [
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
     *[
         Metric(f"adapt/{name}", unit, direction, f"{meaning}; mean over predictions")
@@ -277,10 +299,16 @@ _METRICS = [
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
     Metric("timing/search_s", "s", "down", "searching the context of one augmented copy of a task"),
+    Metric(
+        "timing/solve_s",
+        "s",
+        "down",
+        "seconds of answering all tasks, ranks and earlier starts added; missing where replies were kept from an earlier start",
+    ),
     Metric("timing/eval_samples_per_s", "rows/s", "up", "augmented test inputs predicted per second, all ranks"),
     Metric("context_gain", "", "none", "what context tokens are multiplied by when training starts"),
     Metric("num_train_tasks", "tasks", "none", "tasks that are trained on"),
-    Metric("num_params", "parameters", "none", "trained parameters of the network, puzzle table left out"),
+    Metric("num_params", "parameters", "none", "parameters of the network, puzzle table left out"),
     Metric("num_puzzle_params", "parameters", "none", "values in the puzzle table"),
 ]
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
@@ -298,6 +326,7 @@ _COUNTS = {
     "train/": ("train/count",),
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
+    "ensemble/oracle_coverage": ("ensemble/test_inputs",),
     "adapted/wins": ("adapted/discordant",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)

@@ -1,6 +1,7 @@
 """From run folders to a comparison page, and one tracking sheet for each run that trained.
 
     python -m arclab.pages RUN [RUN ...] [--output DIR]
+    python -m arclab.pages scoreboard RESULT [RESULT ...] [--output DIR]        another page: see scoreboard.py
 
 Writes DIR/compare.html, DIR/tasks/<split>/<task>.html (every candidate of every run) and DIR/<experiment>-<name>.md; DIR is
 <first run>/analysis unless given (of a release runs/released/NAME/analysis). The first run is the
@@ -13,13 +14,17 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from arclab.config.compose import ConfigError
 from arclab.config.evaluate_schema import results_folder
 from arclab.files import write_atomically
 from arclab.pages.compare import baseline_of, render_comparison
 from arclab.pages.compare_tasks import task_pages
+from arclab.pages.scoreboard import write_scoreboard
 from arclab.pages.tracking import tracking_sheet
 from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
@@ -27,7 +32,9 @@ from arclab.runs.console import setup_logging
 log = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
+    if argv and argv[0] == "scoreboard":
+        return scoreboard_command(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m arclab.pages", description="Compare run folders.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first one is the baseline")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <first RUN>/analysis)")
@@ -35,6 +42,27 @@ def main(argv: Sequence[str]) -> None:
     setup_logging()
     for path in analyse(arguments.runs, arguments.output or results_folder(arguments.runs[0], "runs") / "analysis"):
         log.info("wrote %s", path)
+    return None
+
+
+def scoreboard_command(argv: Sequence[str]) -> int:
+    """The page of arclab.pages.scoreboard. The exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m arclab.pages scoreboard", description="All methods on the same tasks in one page."
+    )
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="folder with metrics.json, or a run")
+    parser.add_argument("--jobs", metavar="FILE", help="the evaluations of this job file that are DONE, instead of RESULT")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: runs/scoreboard)")
+    arguments = parser.parse_args(argv)
+    if bool(arguments.results) == (arguments.jobs is not None):
+        raise ConfigError("a scoreboard is of results or of a job file; give RESULT ... or --jobs FILE.")
+    output = arguments.output or Path("runs") / "scoreboard"
+    if arguments.jobs is not None:  # the launcher reads job files, and calls this page again
+        command = [sys.executable, "-m", "arclab.launch", "scoreboard", arguments.jobs, "--output", str(output)]
+        return subprocess.run(command).returncode
+    setup_logging()
+    log.info("wrote %s", write_scoreboard(arguments.results, output))
+    return 0
 
 
 def analyse(paths: Sequence[Path], folder: Path) -> list[Path]:

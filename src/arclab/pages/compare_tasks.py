@@ -18,9 +18,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, Grid
-from arclab.files import sentence_for
 from arclab.pages.compare_pictures import color_of
 from arclab.pages.paired_views import splits_of
 from arclab.pages.report import (  # fmt: skip
@@ -37,6 +35,7 @@ from arclab.pages.report import (  # fmt: skip
 )
 from arclab.pages.templating import page
 from arclab.results.attempts import Candidate
+from arclab.results.finished import find_tasks
 from arclab.results.reading import PredictedTest, Run, ScoredSplit
 
 Reference = Callable[[Grid], Markup]
@@ -141,7 +140,7 @@ def _gallery(name: str, group: list[Scored]) -> Gallery:
     order = list(OUTCOMES)
     ids = sorted(answered, key=lambda task: order.index(_outcome(task, answered[task])))
     drawn = [t for o in order for t in [t for t in ids if _outcome(t, answered[t]) == o][:SHOWN_TASKS]]
-    tasks, problem = _load_tasks(group, set(drawn))
+    tasks, problem = _load_tasks(name, group, set(drawn))
     entries = [_entry(task, answered[task], addresses[task]) for task in ids]
     is_drawn = set(drawn)
     return Gallery(name, tuple(group), tuple(_drawn(e, tasks.get(e.id)) if e.id in is_drawn else e for e in entries), problem)
@@ -179,23 +178,12 @@ def _entry(task: str, entries: list[Scored], address: str) -> TaskEntry:
     return TaskEntry(task, _outcome(task, entries), tuple(entries), solvers, quote(address))
 
 
-def _load_tasks(group: Sequence[Scored], wanted: set[str]) -> tuple[dict[str, ArcTask], str]:
+def _load_tasks(name: str, group: Sequence[Scored], wanted: set[str]) -> tuple[dict[str, ArcTask], str]:
     """The wanted tasks from the sources that the evaluations were made with, then from those of the runs, and the first reason
     why a source could not be read."""
-    found: dict[str, ArcTask] = {}
-    problem = ""
-    keys = ("dataset.train_sources", "dataset.validation_sources", "dataset.eval_sources")
     # evaluate.py can score other tasks than the run's; scores that were taken during training have no config of their own.
     settings = [entry.split.record.get("config", {}) for entry in group] + [entry.run.settings for entry in group]
-    for source in dict.fromkeys(source for each in settings for key in keys for source in each.get(key) or ()):
-        if wanted <= found.keys():
-            break
-        try:
-            found |= {task.id: task for task in load_source(source) if task.id in wanted and task.id not in found}
-        except (ValueError, OSError) as error:  # the page is still worth having without inputs and truths
-            problem = problem or sentence_for(error) or str(error)
-    missing = sorted(wanted - found.keys())
-    return found, problem or (f"task {missing[0]} is in none of the runs' sources" if missing else "")
+    return find_tasks(settings, name, wanted)
 
 
 def _drawn(entry: TaskEntry, task: ArcTask | None) -> TaskEntry:
@@ -259,8 +247,8 @@ def _answer(members: list[tuple[Scored, PredictedTest]], truth: Grid | None, cel
     predicted = members[0][1]
     candidate, view = _chosen(predicted), None
     if candidate is not None:
-        view = attempt_view(candidate, truth, sum(c.votes for c in predicted.candidates), cell)
-        if predicted.num_candidates > len(predicted.candidates):  # the votes of the others are not in the file
+        view = attempt_view(candidate, truth, predicted.all_votes, cell)
+        if predicted.num_votes is None and predicted.num_candidates > len(predicted.candidates):  # those of the others are lost
             view = replace(view, support=(f"{candidate.votes} votes", view.support[1]))
     return Answer(tuple(entry for entry, _ in members), _place(predicted), predicted.is_right, view)
 
@@ -295,18 +283,24 @@ class TaskTest:
     rows: tuple[RunAnswers, ...]
 
 
-def task_pages(runs: Sequence[Run]) -> dict[PurePosixPath, str]:
-    """Path below the folder of compare.html -> page, for every task that any run answered."""
+def task_addresses(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """(split, task id) -> address of the task's page, for every task that any run answered."""
+    found = {name: _addresses(name, _answered(group)) for name, group in _groups(runs).items()}
+    return {(name, task): quote(address) for name, addresses in found.items() for task, address in addresses.items()}
+
+
+def task_pages(runs: Sequence[Run], back: str = "compare.html") -> dict[PurePosixPath, str]:
+    """Path below the folder of the page `back` -> page, for every task that any run answered."""
     pages: dict[PurePosixPath, str] = {}
     for name, group in _groups(runs).items():
         answered = _answered(group)
-        tasks, problem = _load_tasks(group, set(answered))
+        tasks, problem = _load_tasks(name, group, set(answered))
         for task_id, address in _addresses(name, answered).items():
             task = tasks.get(task_id)
             entry = _entry(task_id, answered[task_id], address)
             numbers = _numbers(task_id, entry.answered)
             pages[PurePosixPath(address)] = page(
-                "task.html.j2", entry=entry, split=name, outcome=OUTCOMES[entry.outcome],
+                "task.html.j2", entry=entry, split=name, back=back, outcome=OUTCOMES[entry.outcome],
                 problem=problem if task is None else "",
                 demos=demo_pictures(task) if task else (),
                 tests=[_task_test(task_id, number, task, entry.answered) for number in numbers],

@@ -23,7 +23,9 @@ _SWAP_DROP = "encoder/swap_drop"
 
 def publish(result: Evaluation, folder: Path) -> str:
     """Write the results and say the scores; returns the sentence of a finished evaluation. OSError names a file."""
-    result = replace(result, stamps=(*result.stamps, *_hidden(result)))
+    result = replace(
+        result, stamps=tuple(dict.fromkeys((*result.stamps, *_hidden(result))))
+    )  # an ensemble's members say it too
     write_results(result, folder, {"report.html": report.render_report(result)})
     scored = len(result.tasks) - result.num_hidden
     for name in _SAID if scored else ():

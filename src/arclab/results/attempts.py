@@ -17,11 +17,13 @@ TestKey = tuple[str, int]  # (task id, number of the test input)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An answer with its votes and mean confidence. grid None: the prediction showed no grid; it is wrong by definition."""
+    """An answer with its votes and mean confidence. grid None: the prediction showed no grid; it is wrong by definition.
+    log_likelihood: of a solver that ranks by it, the mean over views; None: not computed."""
 
     grid: Grid | None
     votes: int
     confidence: float
+    log_likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ a fair coin. It needs the same tasks in both runs. No correction for several tes
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from arclab.results.reading import ScoredSplit, unlike
 from arclab.results.scoring import Share
@@ -37,6 +39,12 @@ class PairedTest:
     both: int
     only_first: int
     only_second: int
+
+    @classmethod
+    def count(cls, unit: str, outcomes: Sequence[tuple[bool, bool]]) -> Self:
+        """outcomes: of each item, whether the first is right and whether the second is."""
+        both = outcomes.count((True, True))
+        return cls(unit, len(outcomes), both, outcomes.count((True, False)), outcomes.count((False, True)))
 
     @property
     def discordant(self) -> int:
@@ -66,8 +74,10 @@ def compare_splits(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> P
         return Paired(first, second, a.split, problem, (), ())
     keys = list(a.predictions)
     tests = (
-        _count("tasks (solved@2)", [(a.solved[t], b.solved[t]) for t in a.task_ids]),
-        _count("test inputs (right within 2)", [(a.predictions[k].is_right, b.predictions[k].is_right) for k in keys]),
+        PairedTest.count("tasks (solved@2)", [(a.solved[t], b.solved[t]) for t in a.task_ids]),
+        PairedTest.count(
+            "test inputs (right within 2)", [(a.predictions[k].is_right, b.predictions[k].is_right) for k in keys]
+        ),
     )
     return Paired(first, second, a.split, "", tests, unlike(first, a, second, b))
 
@@ -89,8 +99,3 @@ def _problem(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> str:
     if ours == theirs:
         return f"not comparable: the test inputs of the same tasks differ ({len(a.predictions)} and {len(b.predictions)})"
     return f"not comparable: the task sets differ ({len(ours)} tasks and {len(theirs)}, {len(ours & theirs)} in common)"
-
-
-def _count(unit: str, outcomes: list[tuple[bool, bool]]) -> PairedTest:
-    both = outcomes.count((True, True))
-    return PairedTest(unit, len(outcomes), both, outcomes.count((True, False)), outcomes.count((False, True)))

@@ -67,7 +67,12 @@ _PREDICTED: dict[str, Kind] = {
 }
 _CANDIDATE: dict[str, Kind] = {"grid": list | None, "votes": int, "confidence": float}
 FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
-_PUBLISHED_RULES = {"evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full"}
+_PUBLISHED_RULES: dict[str, str | int | float] = {
+    "evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full", "evaluation.ranking": "count",
+    "evaluation.samples": 1, "evaluation.carry_noise": 0.0,
+}  # fmt: skip
+
+
 _CONDITIONS = {
     "step": "trained steps",
     "weights": "weights",
@@ -92,17 +97,29 @@ def unlike(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> tuple[str
 
 def rules_stamp(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Which rules of the evaluation are not the published ones. settings: dotted key -> value."""
-    other = [f"{key}={settings[key]}" for key, rule in _PUBLISHED_RULES.items() if str(settings.get(key, rule)) != rule]
+    other = [f"{key}={settings[key]}" for key, rule in _PUBLISHED_RULES.items() if str(settings.get(key, rule)) != str(rule)]
     return (f"not the published evaluation: {', '.join(other)}",) if other else ()
+
+
+def part_stamp(num_scored: int, num_tasks: int) -> tuple[str, ...]:
+    """If not all tasks of the split were scored."""
+    return (f"the first {num_scored} of the {num_tasks} tasks of this split were scored",) if num_scored < num_tasks else ()
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedTest:
-    """One line of predictions.jsonl. truth_rank: 0-based place of the right grid, None where it is absent."""
+    """One line of predictions.jsonl. truth_rank: 0-based place of the right grid, None where it is absent. num_votes: of all
+    candidates, those that are not kept included; None in files of older versions."""
 
     candidates: tuple[Candidate, ...]
     num_candidates: int
     truth_rank: int | None
+    num_votes: int | None = None
+
+    @property
+    def all_votes(self) -> int:
+        """num_votes, or, where the file does not say it, the votes of the kept candidates."""
+        return sum(candidate.votes for candidate in self.candidates) if self.num_votes is None else self.num_votes
 
     @property
     def is_right(self) -> bool:
@@ -345,7 +362,9 @@ def _results_settings(path: Path) -> dict[str, Any]:
     require_kinds(record, {"config": dict}, path / "metrics.json", may_lack=True, remedy=_AGAIN)
     settings = dict(record.get("config", {}))
     experiment = settings.get("experiment_name") or record.get("solver") or path.parent.parent.name
-    return {**settings, "experiment_name": str(experiment), "name": f"{settings.get('name') or path.parent.name}-{path.name}"}
+    name = settings.get("name") or path.parent.name
+    name = name if name == path.name else f"{name}-{path.name}"
+    return {**settings, "experiment_name": str(experiment), "name": name}
 
 
 def _saved_settings(path: Path) -> dict[str, Any]:
@@ -454,7 +473,10 @@ def _read_predictions(path: Path) -> dict[TestKey, PredictedTest]:
         if key in found:
             raise DamagedFile(path, f"test input {key[1]} of task {key[0]} stands twice", line=line, remedy=_AGAIN)
         candidates = tuple(_read_candidate(candidate, path, line) for candidate in entry["candidates"])
-        found[key] = PredictedTest(candidates, entry["num_candidates"], entry["truth_rank"])
+        require_kinds(entry, {"num_votes": int}, path, line=line, may_lack=True, remedy=_AGAIN)
+        if entry.get("num_votes", kept := sum(candidate.votes for candidate in candidates)) < kept:
+            raise DamagedFile(path, f"num_votes is below the {kept} of the candidates", line=line, remedy=_AGAIN)
+        found[key] = PredictedTest(candidates, entry["num_candidates"], entry["truth_rank"], entry.get("num_votes"))
     return found
 
 

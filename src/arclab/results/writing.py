@@ -20,7 +20,7 @@ from typing import Any
 
 from arclab.config.compose import flat
 from arclab.config.schema import ExperimentConfig, SplitName
-from arclab.data.tasks import ArcTask, Grid
+from arclab.data.tasks import ArcTask, Grid, tasks_digest
 from arclab.files import naming, read_object, require_kinds
 from arclab.metrics.names import REGISTRY
 from arclab.results.attempts import Attempts, Candidate
@@ -30,13 +30,23 @@ from arclab.runs.folder import RunDir
 
 # Kaggle wants two attempts for every test input; a missing one is this grid.
 _NO_ATTEMPT = [[0]]
-_KEPT_CANDIDATES = 10
+KEPT_CANDIDATES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTable:
+    """A table that a method adds to its page. rows: texts, the first one says what the row is of. note: below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What was scored, in the words of its method. title: two parts. facts: shown at the top of the report. origin: where it
-    lies. record: its own fields of metrics.json. settings: every key of its configuration."""
+    lies. record: its own fields of metrics.json. settings: every key of its configuration. tables: below the scores."""
 
     title: tuple[str, str]
     facts: dict[str, str]
@@ -44,6 +54,7 @@ class Subject:
     record: dict[str, Any]
     settings: dict[str, Any]
     training: TrainingCurves | None = None
+    tables: tuple[ResultTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +197,6 @@ def require_no_larger(folder: Path, num_tasks: int, num_augmentations: int, labe
         )
 
 
-def tasks_digest(tasks: Sequence[ArcTask]) -> str:
-    """Names the scored tasks by their ids and all of their grids."""
-    digest = hashlib.sha256()
-    for task in tasks:
-        digest.update(task.id.encode())
-        for grid in (grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None):
-            digest.update(str(grid.shape).encode() + grid.tobytes())
-    return digest.hexdigest()[:16]
-
-
 def metrics_record(result: Evaluation) -> dict[str, Any]:
     """Every metric, shares as n, N, value and interval, with what is needed to trace them."""
     statistics = {name: value for name, value in result.attempts.statistics.items() if math.isfinite(value)}
@@ -228,7 +229,9 @@ def _rows(grid: Grid | None) -> list[list[int]] | None:
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
-    return {"grid": _rows(candidate.grid), "votes": candidate.votes, "confidence": round(candidate.confidence, 6)}
+    record = {"grid": _rows(candidate.grid), "votes": candidate.votes, "confidence": round(candidate.confidence, 6)}
+    likelihood = candidate.log_likelihood
+    return record if likelihood is None else record | {"log_likelihood": round(likelihood, 6)}
 
 
 def prediction_records(result: Evaluation) -> list[dict[str, Any]]:
@@ -242,8 +245,9 @@ def prediction_records(result: Evaluation) -> list[dict[str, Any]]:
                 {
                     "task": task.id,
                     "test": number,
-                    "candidates": [_candidate(c) for c in candidates[:_KEPT_CANDIDATES]],
+                    "candidates": [_candidate(c) for c in candidates[:KEPT_CANDIDATES]],
                     "num_candidates": len(candidates),
+                    "num_votes": sum(candidate.votes for candidate in candidates),
                     "truth_rank": None if places is None else places[number],
                 }
             )

@@ -15,6 +15,7 @@ from arclab.config.compose import ConfigError, freeze
 from arclab.config.schema import ExperimentConfig
 from arclab.launch.queue.jobsfile import JobsError
 from arclab.launch.queue.plan import JobsPlan, ablation_columns, by_entry, read_plan
+from arclab.launch.queue.submit import submit
 from arclab.runs.folder import State, open_run
 
 from ...conftest import ROOT
@@ -45,9 +46,9 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert by_itself == trained and {column.key for column in ablation_columns(scored)} == {"checkpoint", "num_augmentations"}
     assert all(run.config.wandb.group == run.job.section.title for run in trained)
     by_name = {run.full_name: run for run in plan.runs}
-    assert by_name["toy_queue/toy-standard-evaluation"].maker == Path("runs/toy_queue/toy-standard")
+    assert by_name["toy_queue/toy-standard-evaluation"].makers == (Path("runs/toy_queue/toy-standard"),)
     assert by_name["phase1_overfit/baseline"].config.halting.halt_exploration_prob == 0.5
-    assert by_name["phase1_overfit/pretrained_encoder-context-trm_compat"].maker == Path("runs/trm_arc1/decoder")
+    assert by_name["phase1_overfit/pretrained_encoder-context-trm_compat"].makers == (Path("runs/trm_arc1/decoder"),)
     kinds = {run.config.encoder.kind for run in trained if run.config.experiment_name == "phase1_overfit"}
     assert {"standard", "variational", "lpn", "hybrid", "recurrent", "recurrent_trm", "cross_attention"} <= kinds
     assert not plan.notes
@@ -136,21 +137,21 @@ def test_a_run_waits_for_the_run_that_makes_its_checkpoint(tmp_path: Path) -> No
     maker = "name=m encoder=puzzle_table dataset.regime=puzzle_id"
     user = f"name=u decoder_init=pretrained decoder_init.path={tmp_path}/runs/quickstart/m"
     first, second = plan_of(tmp_path, maker, user).runs
-    assert first.maker is None and second.maker == first.folder.path
-    assert plan_of(tmp_path, maker, f"{user}/checkpoints/step_00000010").runs[1].maker is not None
-    assert plan_of(tmp_path, maker, f"{user}@best").runs[1].maker == first.folder.path
+    assert first.makers == () and second.makers == (first.folder.path,)
+    assert plan_of(tmp_path, maker, f"{user}/checkpoints/step_00000010").runs[1].makers
+    assert plan_of(tmp_path, maker, f"{user}@best").runs[1].makers == (first.folder.path,)
     (tmp_path / "scored.txt").write_text(
         f"{PREFIX} runs_dir={tmp_path}/runs {maker}\n"
         + "".join(f"evaluate.py checkpoint={tmp_path}/runs/quickstart/m@{which} split=train\n" for which in ("best", 10))
     )
     scored = read_plan(tmp_path / "scored.txt").runs[1:]
-    assert [run.maker for run in scored] == [first.folder.path] * 2
+    assert [run.makers for run in scored] == [(first.folder.path,)] * 2
     assert [run.config.title[1] for run in scored] == ["m-train-best", "m-train-step10"]
     folder = open_run(first.config)
     folder.write_status(State.running, 5)
-    assert plan_of(tmp_path, maker, user).runs[1].maker is not None
+    assert plan_of(tmp_path, maker, user).runs[1].makers
     folder.write_status(State.done, 10)
-    assert plan_of(tmp_path, maker, user).runs[1].maker is None
+    assert plan_of(tmp_path, maker, user).runs[1].makers == ()
 
 
 def test_lines_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
@@ -228,3 +229,30 @@ def test_what_an_encoder_changes_beside_its_kind_is_noted(tmp_path: Path) -> Non
     (note,) = read_plan(tmp_path / "jobs.txt").notes
     assert "encoder=lpn changes more than the kind" in note.message and "encoder.num_layers" not in note.message
     assert "encoder.demo_layout from aligned to concat" in note.message and "encoder.width from null to 128" in note.message
+
+
+def test_an_ensemble_waits_for_all_of_its_members(tmp_path: Path) -> None:
+    """Not for those that are there; and lines that need each other are found behind any of them."""
+    folder = tmp_path / "runs/quickstart/m"
+    scored = [f"evaluate.py checkpoint={folder} split={split}" for split in ("validation", "evaluation")]
+    there = tmp_path / "there"
+    there.mkdir()
+    members = f"{there},{folder}/evaluation/validation,{folder}/evaluation/evaluation"
+    ensemble = f"evaluate.py solver=ensemble members=[{members}] runs_dir={tmp_path}/runs name=all"
+    path = tmp_path / "jobs.txt"
+    path.write_text("\n".join([ensemble, f"{PREFIX} runs_dir={tmp_path}/runs name=m", *scored]) + "\n")
+    plan = read_plan(path)
+    assert plan.runs[0].makers == (folder / "evaluation/validation", folder / "evaluation/evaluation")
+    assert [action.what for action in submit(plan.runs[:1], "local")] == [
+        f"needs {folder}/evaluation/validation, which is NEW; give this command again when it is DONE, or with it"
+    ]
+    whole = [action.what for action in submit(plan.runs, "local", dry_run=True)]
+    assert whole[0] == f"would be submitted to local (after {folder}/evaluation/validation, {folder}/evaluation/evaluation)"
+    open_run(plan.runs[2].config).write_status(State.done, 3)
+    assert read_plan(path).runs[0].makers == (folder / "evaluation/evaluation",)
+    path.write_text(ensemble.replace("evaluation/evaluation]", "evaluation/train]") + "\n")
+    with pytest.raises(JobsError, match=r"members\[2\]=.*train does not exist and no line of this file makes it"):
+        read_plan(path)
+    path.write_text(ensemble.replace(f"{folder}/evaluation/evaluation", f"{tmp_path}/runs/ensemble/all") + "\n" + scored[0])
+    with pytest.raises(JobsError, match=r"members\[2\]: all waits for all \(line 1\): none of them can ever start"):
+        read_plan(path)

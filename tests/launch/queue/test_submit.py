@@ -196,7 +196,7 @@ def test_evaluations_are_lines_like_any_other(tmp_path: Path, tiny_lm: Path) -> 
         "program_sampling/tiny-toy_evaluation",
         "quickstart/m",
     ]
-    assert [run.maker for run in runs] == [folder, folder, None, None]
+    assert [run.makers for run in runs] == [(folder,), (folder,), (), ()]
     assert all(action.job for action in submit(runs, "local", places=2))
     wait_for(lambda: not any(state_of(run) in ("QUEUED", "RUNNING") for run in runs))
     logs = "".join(log.read_text() for run in runs for log in run.folder.path.glob("jobs/*_log.*"))

@@ -29,6 +29,8 @@ from arclab.launch.queue.tables import (
     show_progress,
 )
 from arclab.launch.sizes import sizes_of
+from arclab.runs.folder import State
+from arclab.runs.statewords import NEW
 
 _FOLLOW_S = 0.5
 
@@ -170,6 +172,24 @@ def report_command(arguments: argparse.Namespace) -> int:
     if done.returncode == 0:
         say(f"report: {output / 'index.html'}")
     return done.returncode
+
+
+def scoreboard_command(arguments: argparse.Namespace) -> int:
+    """The page of all evaluations of the file that are DONE; what is left out, and why, is said."""
+    plan = read_plan(arguments.file, *arguments.names)
+    scored = [run for run in plan.runs if run.config.is_done_again]
+    done = [run for run in scored if run.folder.state is State.done]
+    for run in scored:
+        if run not in done:
+            state = run.folder.state
+            say(f"left out: {run.full_name}, which is {NEW if state is None else state.value}")
+    if not done:
+        raise ConfigError(
+            f"none of the {len(scored)} evaluations of {plan.path} is DONE; submit them, or give results by name."
+        )
+    output = arguments.output or Path(plan.runs[0].config.runs_dir) / "scoreboard"
+    folders = [str(run.folder.path) for run in done]
+    return subprocess.run([sys.executable, "-m", "arclab.pages", "scoreboard", *folders, "--output", str(output)]).returncode
 
 
 def _report_request(plan: JobsPlan) -> dict[str, Any]:

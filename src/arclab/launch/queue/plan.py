@@ -33,12 +33,12 @@ _LEADING_KEYS = ("experiment_name", "encoder.kind", "decoder_init.kind")
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run, typed. maker: the folder of the run of the same file that makes what it needs, and is not DONE yet. damage: why
-    the config.yaml of its folder cannot be read; "" if it can."""
+    """One run, typed. makers: the folders of the runs of the same file that make what it needs, and are not DONE yet. damage:
+    why the config.yaml of its folder cannot be read; "" if it can."""
 
     job: JobLine
     config: RunConfig
-    maker: Path | None
+    makers: tuple[Path, ...]
     damage: str = ""
 
     @property
@@ -90,7 +90,7 @@ def read_plan(path: Path, *names: str) -> JobsPlan:
             known = ", ".join([*shown, *(["..."] if len(shown) < len(jobs) else [])])
             raise ConfigError(f"{name} is neither a file nor the name of one of the {len(jobs)} runs of {path} ({known}).")
     folders = {_real(config.folder): config.folder for _, config in composed}
-    runs = tuple(PlannedRun(job, config, _open_maker(config, folders), _damage(config, composer)) for job, config in wanted)
+    runs = tuple(PlannedRun(job, config, _open_makers(config, folders), _damage(config, composer)) for job, config in wanted)
     return JobsPlan(path, runs, len(composed), tuple(dict.fromkeys(note for run in runs for note in _notes(run.job, composer))))
 
 
@@ -207,27 +207,38 @@ def _missing_checkpoints(
 
 
 def _circles(runs: Iterable[tuple[JobLine, RunConfig]], all_runs: Sequence[tuple[JobLine, RunConfig]]) -> list[Problem]:
-    """Lines that wait for each other's checkpoint, or for their own: none of them could ever start."""
+    """Lines that wait for each other's results, or for their own: none of them could ever start."""
     jobs = {_real(config.folder): (job, config) for job, config in all_runs}
     makers, titles = set(jobs), {id(job): config.title[1] for job, config in all_runs}
     problems = []
     for job, config in runs:
-        chain = [job]
-        path = _waits_for(config, makers)
-        key = next((key for key, needed in config.inputs().items() if needed == path), "")
-        while path is not None and (folder := _maker(path, makers)) is not None:
-            maker, its_config = jobs[folder]
-            if maker is job:
-                names = ", which waits for ".join(f"{titles[id(j)]} (line {j.line})" for j in [*chain[1:], job])
+        for key, path in _open_inputs(config, makers).items():
+            if chain := _way_back(job, path, jobs):
+                names = ", which waits for ".join(f"{titles[id(j)]} (line {j.line})" for j in chain)
                 text = (
                     f"{key}: {titles[id(job)]} waits for {names}: none of them can ever start; take another run's checkpoint."
                 )
                 problems.append(Problem(job.line, job.column_of(key), text))
-            if maker in chain:
-                break
-            chain.append(maker)
-            path = _waits_for(its_config, makers)
     return problems
+
+
+def _way_back(job: JobLine, path: Path, jobs: Mapping[Path, tuple[JobLine, RunConfig]]) -> list[JobLine]:
+    """The lines from the one that makes the path, each waiting for the next, to the job itself; empty if none leads there."""
+    makers, seen = set(jobs), set[int]()
+
+    def search(path: Path) -> list[JobLine]:
+        folder = _maker(path, makers)
+        assert folder is not None
+        maker, config = jobs[folder]
+        if maker is job:
+            return [job]
+        if id(maker) in seen:
+            return []
+        seen.add(id(maker))
+        found = next(filter(None, map(search, _open_inputs(config, makers).values())), [])
+        return [maker, *found] if found else []
+
+    return search(path)
 
 
 def _maker(path: Path, makers: set[Path]) -> Path | None:
@@ -235,20 +246,16 @@ def _maker(path: Path, makers: set[Path]) -> Path | None:
     return next((folder for folder in (_real(path), *_real(path).parents) if folder in makers), None)
 
 
-def _open_maker(config: RunConfig, folders: Mapping[Path, Path]) -> Path | None:
-    """The folder of the run that makes the first input that is still to be made. folders: the same without links."""
-    path = _waits_for(config, set(folders))
-    maker = None if path is None else _maker(path, set(folders))
-    return None if maker is None else folders[maker]
+def _open_makers(config: RunConfig, folders: Mapping[Path, Path]) -> tuple[Path, ...]:
+    """The folders of the runs that make what is still to be made. folders: the same without links."""
+    makers = (_maker(path, set(folders)) for path in _open_inputs(config, set(folders)).values())
+    return tuple(dict.fromkeys(folders[maker] for maker in makers if maker is not None))
 
 
-def _waits_for(config: RunConfig, makers: set[Path]) -> Path | None:
-    """The first input that a run of the file still has to make."""
-    for path in config.inputs().values():
-        maker = _maker(path, makers)
-        if maker is not None and not _is_done(RunDir(maker)):
-            return path
-    return None
+def _open_inputs(config: RunConfig, makers: set[Path]) -> dict[str, Path]:
+    """The inputs that runs of the file still have to make."""
+    found = {key: (path, _maker(path, makers)) for key, path in config.inputs().items()}
+    return {key: path for key, (path, maker) in found.items() if maker is not None and not _is_done(RunDir(maker))}
 
 
 def _is_done(run: RunDir) -> bool:

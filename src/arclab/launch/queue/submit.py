@@ -4,8 +4,8 @@
     actions = cancel(plan.runs)
     actions = retry(plan.runs, cluster=None)
 
-A run that needs another one of the file (its checkpoint) waits for that one: as a SLURM dependency, or as a process that looks
-at its folder. Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after
+A run that needs others of the file (a checkpoint, results) waits for them: as a SLURM dependency, or as a process that looks at
+their folders. Idempotent: a run that is DONE, queued or running is left alone, so the same command can be given again after
 adding lines, or twice at once. What failed or was cancelled starts again only by retry. Before a job exists its folder has the
 frozen configuration and the status SUBMITTED; job.json names the job. On this machine (cluster local) jobs are processes that
 wait for a place, one after another unless more are allowed; debug runs them in this process and blocks. Every run continues
@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,8 +67,8 @@ def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, 
         begun: set[Path] = set()
 
         def act(run: PlannedRun, state: str, _: str | None) -> Action:
-            is_sent = run.maker in begun or _has_job_to_wait_for(run, cluster)
-            action = _submit_or_say(run, state, cluster, dry_run, places, can_wait=is_sent)
+            lacking = _without_job(run, cluster, begun)
+            action = _submit_or_say(run, state, cluster, dry_run, places, lacking)
             begun.update([run.folder.path] if action.what.startswith(("submitted", "would be")) else [])
             return action
 
@@ -81,9 +81,9 @@ def _makers_first(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     placed: dict[Path, PlannedRun] = {}
 
     def place(run: PlannedRun) -> None:
-        maker = next((other for other in runs if run.maker is not None and other.folder.path == run.maker), None)
-        if maker is not None and maker.folder.path not in placed:
-            place(maker)
+        for maker in (other for other in runs if other.folder.path in run.makers):
+            if maker.folder.path not in placed:
+                place(maker)
         placed.setdefault(run.folder.path, run)
 
     for run in runs:
@@ -134,34 +134,35 @@ def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
         raise ConfigError(f"{error} Submitted before it: {', '.join(started)}; the same command leaves these alone.") from error
 
 
-def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int, *, can_wait: bool) -> Action:
-    """can_wait: nothing is in its way, or what it needs has a job that it can wait for."""
+def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int, lacking: Path | None) -> Action:
+    """lacking: a run that it needs and that has no job to wait for."""
     is_longer = state == State.done.value and not run.config.is_done_again and not has_finished(run.folder, run.config)
     is_startable = state in _STARTABLE or is_longer or (state == State.failed.value and was_killed(run.folder))
-    if is_startable and not can_wait:
-        return _waits(run)
+    if is_startable and lacking is not None:
+        return _waits(run, lacking)
     if not is_startable:
         hint = "; retry --failed starts it again" if state in _RETRIED else ""
         return Action(run.name, _job_id(run), f"skipped: {state}{hint}")
-    how = [f"after {run.maker}" if run.maker else "", "" if state == NEW else f"continues: {state}"]
+    how = [f"after {', '.join(map(str, run.makers))}" if run.makers else "", "" if state == NEW else f"continues: {state}"]
     words = f" ({', '.join(filter(None, how))})" if any(how) else ""
     if dry_run:
         return Action(run.name, "", f"would be submitted to {cluster}{words}")
     return Action(run.name, _start(run, cluster, places), f"submitted{words}")
 
 
-def _has_job_to_wait_for(run: PlannedRun, cluster: Kind) -> bool:
-    """Does the run that this one needs have a job of the same queue? Also true if it needs none."""
-    if run.maker is None:
-        return True
-    job = read_job(RunDir(run.maker))
-    return job is not None and job.cluster == cluster and is_living(job)
+def _without_job(run: PlannedRun, cluster: Kind, begun: Set[Path]) -> Path | None:
+    """The first of the runs that this one needs which has no job of the same queue, and gets none now (begun)."""
+
+    def has_job(maker: Path) -> bool:
+        job = read_job(RunDir(maker))
+        return job is not None and job.cluster == cluster and is_living(job)
+
+    return next((maker for maker in run.makers if maker not in begun and not has_job(maker)), None)
 
 
-def _waits(run: PlannedRun) -> Action:
-    assert run.maker is not None
-    state = read_state(RunDir(run.maker), None)
-    return Action(run.name, "", f"needs {run.maker}, which is {state}; give this command again when it is DONE, or with it")
+def _waits(run: PlannedRun, maker: Path) -> Action:
+    state = read_state(RunDir(maker), None)
+    return Action(run.name, "", f"needs {maker}, which is {state}; give this command again when it is DONE, or with it")
 
 
 def is_living(job: JobRecord) -> bool:
@@ -177,8 +178,9 @@ def _with_ends(runs: Sequence[PlannedRun], actions: Sequence[Action]) -> list[Ac
         job = read_job(run.folder) if action.what.startswith("submitted") else None
         if job is None or job.cluster != "debug":
             continue
-        if run.maker is not None and RunDir(run.maker).state is not State.done:
-            run.folder.write_status(State.failed, 0, _maker_failed(RunDir(run.maker)), 2)
+        failed = next((RunDir(maker) for maker in run.makers if RunDir(maker).state is not State.done), None)
+        if failed is not None:
+            run.folder.write_status(State.failed, 0, _maker_failed(failed), 2)
         else:
             run_job(run.folder.path)
         what = action.what.replace("submitted", f"ended: {read_state(run.folder, None)}", 1)
@@ -225,9 +227,9 @@ def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
 
 
 def _submit_to_slurm(run: PlannedRun) -> str:
-    after = read_job(RunDir(run.maker)) if run.maker else None
+    jobs = [job for maker in run.makers if (job := read_job(RunDir(maker))) is not None]
     executor = build_executor(
-        run.config.launch, "slurm", run.folder.path / "jobs", name=run.name, after=after.id if after else None
+        run.config.launch, "slurm", run.folder.path / "jobs", name=run.name, after=[job.id for job in jobs]
     )
     with submission_errors(run.config.launch):
         return executor.submit(JobTask(run.folder.path.resolve())).job_id
@@ -238,7 +240,7 @@ def _submit_here(run: PlannedRun, places: int) -> str:
     executor = build_executor(run.config.launch, "local", run.folder.path / "jobs", name=run.name)
     executor.update_parameters(timeout_min=_LOCAL_LIMIT_MIN)
     folder = Path(run.config.runs_dir).resolve() / ".places"
-    after = run.maker.resolve() if run.maker else None
+    after = tuple(maker.resolve() for maker in run.makers)
     task = LocalTask(run.folder.path.resolve(), folder, places, os.environ.get("CUDA_VISIBLE_DEVICES"), after)
     with _detached():
         return executor.submit(task).job_id
@@ -275,7 +277,7 @@ def _record_command(folder: RunDir, run: PlannedRun) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LocalTask:
-    """A run on this machine that waits until one of `places` is free. folder: where the places are. after: the folder of a run
+    """A run on this machine that waits until one of `places` is free. folder: where the places are. after: the folders of runs
     that must be DONE before.
 
     visible_gpus: CUDA_VISIBLE_DEVICES of who submitted. submitit sets its own, and hides all GPUs from a job that names none.
@@ -285,7 +287,7 @@ class LocalTask:
     folder: Path
     places: int
     visible_gpus: str | None
-    after: Path | None = None
+    after: tuple[Path, ...] = ()
 
     def __call__(self) -> None:
         if self.visible_gpus is None:
@@ -294,8 +296,8 @@ class LocalTask:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         os.setpgid(0, 0)  # a run handles SIGINT, so the Ctrl-C of who submitted it must not reach its processes
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.after is not None:
-            self._wait_for(RunDir(self.after))
+        for maker in self.after:
+            self._wait_for(RunDir(maker))
         place = self._take()
         try:
             JobTask(self.run_dir)()
@@ -382,8 +384,8 @@ def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = F
         if state not in _RETRIED:
             return Action(run.name, "", f"skipped: {state}")
         kind: Kind = cluster or (job.cluster if job else "slurm")
-        if run.maker not in begun and not _has_job_to_wait_for(run, kind):
-            return _waits(run)
+        if (lacking := _without_job(run, kind, begun)) is not None:
+            return _waits(run, lacking)
         begun.add(run.folder.path)
         if dry_run:
             return Action(run.name, "", f"would be submitted to {kind} again ({state})")

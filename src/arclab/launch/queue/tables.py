@@ -96,7 +96,7 @@ def parameters_text(counts: Counts | None) -> str:
 
 def _plan_row(run: PlannedRun, parameters: str, takes: str) -> tuple[str, ...]:
     num_steps = run.config.num_steps
-    waits = f"  (after {run.maker})" if run.maker else ""
+    waits = f"  (after {', '.join(map(str, run.makers))})" if run.makers else ""
     return (
         run.name, str(run.job.line), resources(run.config.launch), parameters,
         "" if num_steps is None else f"{num_steps:,}", takes, f"{run.folder.path}{waits}",

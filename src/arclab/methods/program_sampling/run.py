@@ -21,14 +21,14 @@ from arclab.config.schema import SplitName
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.lm.hf_loading import model_identity
-from arclab.lm.language_model import LanguageModel, Sampling
+from arclab.lm.language_model import LanguageModel, Sampling, num_parameters
 from arclab.lm.models import load_language_model
 from arclab.methods.program_sampling.samples import SampleStore
 from arclab.methods.program_sampling.solver import ProgramSampling, few_programs, few_programs_remedy
 from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts, Budget
-from arclab.results.reading import FIT_STAMP
+from arclab.results.reading import FIT_STAMP, part_stamp
 from arclab.results.writing import Evaluation, Subject, require_no_larger
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
@@ -73,7 +73,7 @@ def evaluate_programs(config: EvaluateProgramsConfig, given: RunDir | None = Non
 def _evaluate_programs(config: EvaluateProgramsConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     run = folder.run
     with folder.building(), ExitStack() as stack:
-        tasks, notes = scored_tasks(config)
+        tasks, num_tasks, notes = scored_tasks(config)
         store = SampleStore(run.path, reply_settings(config))
         store.check()  # refuses other settings before a model is loaded
         require_no_larger(run.path, len(tasks), 0)
@@ -91,7 +91,8 @@ def _evaluate_programs(config: EvaluateProgramsConfig, ranks: Ranks, signals: St
                     )
                 result = Evaluation(
                     subject=programs_subject(config, sandbox, run.path), tasks=tasks, attempts=attempts,
-                    stamps=stamps(config, sandbox, attempts, len(tasks)), notes=notes, provenance=provenance(),
+                    stamps=(*part_stamp(len(tasks), num_tasks), *stamps(config, sandbox, attempts, len(tasks))),
+                    notes=notes, provenance=provenance(),
                 )  # fmt: skip
                 keeper(run)()
                 message = publish(result, run.path)
@@ -127,6 +128,8 @@ def _solve(
         ),
     )
     attempts = solver.solve(tasks, Budget(num_samples=config.solver.num_samples))
+    if (parameters := num_parameters(model)) is not None:
+        attempts.statistics["num_params"] = float(parameters)
     for task_id, why in list(attempts.skipped.items())[:_NAMED_TASKS]:
         log.warning("%s was not tried: %s", task_id, why)
     if len(attempts.skipped) > _NAMED_TASKS:
@@ -134,13 +137,13 @@ def _solve(
     return attempts
 
 
-def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], tuple[str, ...]]:
-    """The tasks of the split and the notes on the data. ValueError if there are none."""
+def scored_tasks(config: EvaluateProgramsConfig) -> tuple[tuple[ArcTask, ...], int, tuple[str, ...]]:
+    """The tasks of the split that are scored, how many it has, and the notes on the data. ValueError if there are none."""
     split = load_tasks(config.dataset)
-    tasks = split.named(config.split.value)[: config.max_tasks]
+    tasks = split.named(config.split.value)
     if not tasks:
         raise ConfigError(f"split={config.split.value} has no tasks in dataset={config.dataset.name}; choose another split.")
-    return tasks, split.notes
+    return tasks[: config.max_tasks], len(tasks), split.notes
 
 
 def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:

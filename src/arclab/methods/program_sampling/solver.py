@@ -84,8 +84,11 @@ class ProgramSampling:
                 WrittenProgram(group.source, group.num_programs, group.demo_share) for group in groups[:_KEPT_PROGRAMS]
             ]
         attempts.statistics = statistics(tasks, written, len(attempts.skipped))
+        seconds = time.monotonic() - begun
         if self._num_drawn:
-            attempts.statistics["timing/replies_per_s"] = self._num_drawn / max(time.monotonic() - begun, 1e-9)
+            attempts.statistics["timing/replies_per_s"] = self._num_drawn / max(seconds, 1e-9)
+        if self._num_drawn == attempts.statistics["programs/count"]:  # what drawing the kept ones took is not known
+            attempts.statistics["timing/solve_s"] = seconds
         return attempts
 
     def _replies(self, tasks: Sequence[ArcTask], num_samples: int) -> Iterator[tuple[ArcTask, Reply]]:
@@ -174,10 +177,13 @@ def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_
     counted = [c.num_tokens for c in completions if c.num_tokens is not None]
     if counted:
         found["programs/tokens_per_reply"] = float(np.mean(counted))
+    if len(counted) == len(every):
+        found["programs/tokens"] = float(sum(counted))
     told = [(c.logprob, c.num_tokens) for c in completions if c.logprob is not None and c.num_tokens is not None]
     if told:
         found["programs/logprob_per_token"] = sum(logprob for logprob, _ in told) / max(1, sum(tokens for _, tokens in told))
     ran = [outcome for outcome in outcomes if outcome.source is not None]
+    found["programs/run"] = float(len(ran))
     if ran:
         found["programs/cpu_s"] = float(np.mean([outcome.cpu_s for outcome in ran]))
         found["programs/nondeterministic_share"] = float(np.mean([outcome.nondeterministic for outcome in ran]))

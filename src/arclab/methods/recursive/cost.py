@@ -29,7 +29,7 @@ from arclab.config.encoder_schema import (
     TaskEncoderConfig,
     TransformerEncoderConfig,
 )
-from arclab.config.schema import AUTO, CanvasRule, ExperimentConfig, Precision
+from arclab.config.schema import AUTO, CanvasRule, ExperimentConfig, Precision, Ranking
 from arclab.data.codec import PAD
 from arclab.data.sampler import Batch, Part, TrainingData, start_cursors, whole
 from arclab.data.tasks import ArcTask
@@ -290,7 +290,9 @@ def _evaluation(
     """One evaluation on one rank, and the bytes that its rows in flight need. It has no gradient, and demonstrations are read
     once for all supervision steps."""
     evaluation, encoder = config.evaluation, config.encoder
-    num_rows = max(1.0, sum(len(task.tests) for task in scored) * (1 + evaluation.num_augmentations) / place.num_ranks)
+    per_view = evaluation.samples * (2 if evaluation.ranking is Ranking.product else 1)
+    num_predicted = sum(len(task.tests) for task in scored) * (1 + evaluation.num_augmentations) * per_view
+    num_rows = max(1.0, num_predicted / place.num_ranks)
     in_flight = min(evaluation.batch_size, num_rows)
     shape, length = _decoder_shape(config, place), _decoder_length(config, data)
     num_blocks, _ = _decoder_blocks(config)

@@ -26,7 +26,7 @@ from arclab.config.checkpoint_key import checkpoint_wish
 from arclab.config.dataset_schema import Regime
 from arclab.config.encoder_schema import TaskEncoderConfig
 from arclab.config.schema import DecoderInitConfig, InitKind, SplitName, WeightsKind
-from arclab.data.record import demos_digest
+from arclab.data.record import demos_digest, rearc_demos
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.decoder import Decoder
@@ -210,12 +210,12 @@ def _held_out_overlap(source: TrainedRun, held_out: Mapping[str, Sequence[ArcTas
     record = source.record()
     if record is None:
         try:
-            trained = load_tasks(source.config.dataset).train
+            trained = load_tasks(source.config.dataset).learned
         except ValueError as error:
             return f"decoder initialised from {source.folder}, whose training tasks cannot be read ({error})"
         seen = {demos_digest(task) for task in trained}
     else:
-        seen = {task.demos for task in record.tasks if task.learns_tests}
+        seen = {task.demos for task in record.tasks if task.learns_tests} | rearc_demos(record)
     known = {name: sum(demos_digest(task) in seen for task in tasks) for name, tasks in held_out.items()}
     shares = [f"{count} of {len(held_out[name])} {name} tasks" for name, count in known.items() if count]
     return f"decoder initialised from a run that was trained on {' and '.join(shares)} ({source.folder})" if shares else ""

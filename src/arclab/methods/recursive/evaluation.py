@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
 from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig, NoAdaptation, WeightAdaptationConfig
@@ -21,7 +22,7 @@ from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.augment import ViewRule
-from arclab.data.tasks import ArcTask
+from arclab.data.tasks import ArcTask, tasks_digest
 from arclab.methods.recursive.adaptation.tasks import AdaptedReader, TaskAdapter, require_adaptable
 from arclab.methods.recursive.adaptation.training import steps_of_rank, with_adaptation
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
@@ -36,8 +37,8 @@ from arclab.methods.recursive.solver.solver import PerTask, RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
-from arclab.results.reading import FIT_STAMP, rules_stamp
-from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger, tasks_digest
+from arclab.results.reading import FIT_STAMP, part_stamp, rules_stamp
+from arclab.results.writing import Evaluation, Subject, checkpoint_subject, require_no_larger
 from arclab.runs.choice import Choice
 from arclab.runs.console import progress_bar
 from arclab.runs.folder import RunDir, State, provenance
@@ -53,7 +54,8 @@ _MEMORY_ADVICE = (
     "evaluation.canvas=bucketed for a model trained so"
 )
 _HEALTH_ROWS = 16  # at once, so that the bar moves
-_TALLY_VERSION = 3  # what the votes and the sums kept with them mean
+RULES = ("halting", "votes", "canvas", "ranking", "samples", "carry_noise")  # of evaluation.*: how rows become answers
+_TALLY_VERSION = 4  # what the votes and the sums kept with them mean
 
 
 def evaluate(wanted: EvaluateConfig, given: RunDir | None = None) -> int:
@@ -92,8 +94,9 @@ def evaluate_in_ranks(
         log.info("%s", trained.choice)
         for stamp in data_stamps:
             log.warning("note: %s", stamp)
+        num_tasks = len(setting.split.named(config.evaluation.split.value))
         stamps = (*state["stamps"], *data_stamps, *overlap, *_choice_stamp(trained.choice, wanted, config, chosen_by),
-                  *_split_stamp(config), *_part_stamp(config, setting), *rules_stamps(config),
+                  *_split_stamp(config), *part_stamp(len(setting.scored), num_tasks), *rules_stamps(config),
                   *adaptation_stamp(wanted.adaptation))  # fmt: skip
         subject = checkpoint_subject(config, RunDir(wanted.run_folder), trained.choice, wanted.weights.value, label)
         found = Evaluation(
@@ -115,7 +118,7 @@ def evaluate_in_ranks(
 
             def work() -> str:
                 attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
-                attempts.statistics |= context_metrics(config, setting, model, ranks)
+                attempts.statistics |= context_metrics(config, setting, model, ranks) | model.num_parameters
                 if not ranks.is_main:
                     return ""
                 message = publish(replace(found, attempts=attempts), folder.run.path)
@@ -187,7 +190,8 @@ def solver_of(
         model, ranks, canvas=config.dataset.canvas, seed=config.seed, batch_size=batch_size,
         max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
-        progress=progress, view_rule=rule, reader=reader, per_task=per_task,
+        progress=progress, view_rule=rule, ranking=evaluation.ranking, samples=evaluation.samples,
+        carry_noise=evaluation.carry_noise, reader=reader, per_task=per_task,
     )  # fmt: skip
 
 
@@ -227,7 +231,7 @@ def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:
         value = getattr(wanted, key)
         if value is not None:
             setattr(evaluation, key, value)
-    for key in ("halting", "votes", "canvas", "health_tasks"):
+    for key in (*RULES, "health_tasks"):
         value = getattr(wanted.evaluation, key)
         if value is not None:
             setattr(evaluation, key, value)
@@ -271,11 +275,6 @@ def _split_stamp(config: ExperimentConfig) -> tuple[str, ...]:
     return (FIT_STAMP,) if config.evaluation.split is SplitName.train else ()
 
 
-def _part_stamp(config: ExperimentConfig, setting: Setting) -> tuple[str, ...]:
-    total, scored = len(setting.split.named(config.evaluation.split.value)), len(setting.scored)
-    return (f"the first {scored} of the {total} tasks of this split were scored",) if scored < total else ()
-
-
 def _adapted(subject: Subject, adaptation: AdaptationConfig) -> Subject:
     """The subject, saying how it was adapted."""
     if isinstance(adaptation, NoAdaptation):
@@ -292,5 +291,5 @@ def adaptation_stamp(adaptation: AdaptationConfig) -> tuple[str, ...]:
 
 
 def rules_stamps(config: ExperimentConfig) -> tuple[str, ...]:
-    rules = config.evaluation
-    return rules_stamp({f"evaluation.{key}": getattr(rules, key).name for key in ("halting", "votes", "canvas")})
+    values = {f"evaluation.{key}": getattr(config.evaluation, key) for key in RULES}
+    return rules_stamp({key: value.name if isinstance(value, Enum) else value for key, value in values.items()})

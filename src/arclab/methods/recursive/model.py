@@ -153,6 +153,12 @@ class RecursiveModel(nn.Module):
         self.halting = halting
         self.decoder, self.encoder, self.adapter, self.puzzle_table = decoder, encoder, adapter, puzzle_table
 
+    @property
+    def num_parameters(self) -> dict[str, float]:
+        """By metric: num_params, and num_puzzle_params where there is a puzzle table."""
+        found = {"num_params": float(sum(p.numel() for p in self.parameters()))}
+        return found | ({} if self.puzzle_table is None else {"num_puzzle_params": float(self.puzzle_table.weight.numel())})
+
     def initial_carry(self, batch: Batch) -> Carry:
         """All rows halted: the first call takes every row of its batch."""
         device = batch.inputs_BS.device

@@ -17,7 +17,7 @@ from pathlib import Path
 from arclab.config.dataset_schema import DatasetWishes, Regime
 from arclab.config.schema import ExperimentConfig, SplitName
 from arclab.data.augment import ViewRule
-from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, record_of, same_task
+from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest, rearc_demos, record_of, same_task
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, find_overlaps, load_sources, load_tasks, require_fit, size_note, up_to_side
 from arclab.data.tasks import ArcTask
@@ -107,6 +107,8 @@ def with_wishes(
     if wishes.eval_sources is not None and (learns_vectors or not is_table):
         kept, leaks = _without_trained(setting, kept)
         stamps += leaks
+    if name == "train":
+        split = replace(split, origins=())  # they are among those that were chosen from
     split = replace(split, num_too_large={**split.num_too_large, name: num_too_large}, **{name: tuple(kept)})
     if num_too_large and kept:
         stamps.append(size_note(num_too_large, num_tasks, name, config.dataset.max_side))
@@ -119,7 +121,7 @@ def with_wishes(
 def _without_trained(setting: Setting, tasks: Sequence[ArcTask]) -> tuple[list[ArcTask], list[str]]:
     """Tasks that share nothing with those that the weights were trained on, and a sentence on the others. ValueError if none is
     left."""
-    trained = {task.demos for task in setting.record.tasks if task.learns_tests}
+    trained = {task.demos for task in setting.record.tasks if task.learns_tests} | rearc_demos(setting.record)
     leaks = {scored: train for train, scored in reversed(find_overlaps(setting.split.learned, tasks))}
     leaks |= {task.id: task.id for task in tasks if demos_digest(task) in trained}
     if not leaks:
@@ -174,7 +176,7 @@ def as_trained(
     notes = [f"the training tasks of today are not those that the checkpoint was trained on: {why}"] if why else []
     stamps = []
     if config.dataset.regime is Regime.few_shot and config.evaluation.split is not SplitName.train:
-        trained = {task.demos for task in record.tasks} | {demos_digest(task) for task in setting.split.origins}
+        trained = {task.demos for task in record.tasks} | rearc_demos(record)
         known = [task.id for task in setting.scored if demos_digest(task) in trained]
         if known:
             stamps = [f"{len(known)} of the {len(setting.scored)} scored tasks were trained on (task {known[0]})"]

@@ -124,8 +124,8 @@ def test_solvers_without_a_recursive_model_have_no_adaptation(solver: str, needs
 def test_a_killed_search_goes_on_and_counts_nothing_twice(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions and means of the search are those of one that was never killed; what was counted is not searched again."""
     monkeypatch.setattr(report, "render_report", lambda result: "")
-    keyword = RecursiveSolver.__init__.__kwdefaults__
-    monkeypatch.setattr(RecursiveSolver.__init__, "__kwdefaults__", {**keyword, "save_every_s": 0.0})
+    defaults = {**(RecursiveSolver.__init__.__kwdefaults__ or {}), "save_every_s": 0.0}
+    monkeypatch.setattr(RecursiveSolver.__init__, "__kwdefaults__", defaults)
     command = [*LATENT, "batch_size=2", "adaptation.min_wins=0.5"]
     whole, _ = evaluated(runs / "etrm", *command, f"output_dir={tmp_path}/whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):

@@ -24,21 +24,43 @@ from arclab.methods.recursive.model import Reading, RecursiveModel
 IntArray = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class StartNoise:
+    """Gaussian noise on start latents, for each row from a seed of its own. scale: in units of the root mean square of the
+    row's start."""
+
+    seeds_B: IntArray
+    scale: float
+
+    def added(self, latents: Latents) -> Latents:
+        z_H, z_L = latents.z_H.clone(), latents.z_L.clone()
+        for b, seed in enumerate(self.seeds_B.tolist()):
+            generator = torch.Generator(device=z_H.device).manual_seed(seed)
+            for z in (z_H, z_L):
+                noise = torch.randn(z[b].shape, generator=generator, device=z.device)
+                z[b] += (self.scale * z[b].float().square().mean().sqrt() * noise).to(z.dtype)
+        return Latents(z_H, z_L)
+
+
 @dataclass(slots=True)
 class ReadyRows:
-    """Rows that can enter: their numbers, inputs and labels, and what was read; row b uses row puzzle_B[b] of the reading."""
+    """Rows that can enter: their numbers, inputs and labels, and what was read; row b uses row puzzle_B[b] of the reading.
+    noise: on their start; None: none."""
 
     rows_B: IntArray
     inputs_BS: Tensor
     labels_BS: Tensor
     reading: Reading
     puzzle_B: Tensor
+    noise: StartNoise | None = None
 
     def split(self, count: int) -> tuple[ReadyRows, ReadyRows]:
         """The first `count` rows, and the rest."""
         parts = (slice(0, count), slice(count, None))
+        noises = [None if self.noise is None else StartNoise(self.noise.seeds_B[p], self.noise.scale) for p in parts]
         first, rest = (
-            ReadyRows(self.rows_B[p], self.inputs_BS[p], self.labels_BS[p], self.reading, self.puzzle_B[p]) for p in parts
+            ReadyRows(self.rows_B[p], self.inputs_BS[p], self.labels_BS[p], self.reading, self.puzzle_B[p], noise)
+            for p, noise in zip(parts, noises, strict=True)
         )
         return first, rest
 
@@ -129,8 +151,11 @@ def _fill(
         entering, rest = ready.split(room)
         ready = rest if len(rest.rows_B) else None
         reading = entering.reading.rows(entering.puzzle_B)
+        latents = model.start(entering.inputs_BS, reading)
+        if entering.noise is not None:
+            latents = entering.noise.added(latents)
         new = _RunningRows(
             entering.rows_B, np.zeros(len(entering.rows_B), dtype=np.int64), entering.inputs_BS, entering.labels_BS, reading,
-            model.start(entering.inputs_BS, reading),
+            latents,
         )  # fmt: skip
         running = new if running is None else running.join(new)

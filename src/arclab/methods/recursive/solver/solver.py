@@ -5,19 +5,22 @@
 Votes are those of the published TRM: one vote per augmented copy, grouped by identical grid, ranked by (votes, mean sigmoid
 of the halt logit). What costs less than that, and what it changes: `halting` (rows end at a positive halt logit), `votes`
 (a task's augmentations end when its ranking is settled) and `canvas_rule` (rows on the smallest canvas that holds what is
-shown; see config.schema). Rows are refined in continuous batches (continuous_batching.py) and demonstrations are encoded once
-per augmented puzzle and canvas. Counting starts anew with every call of solve, or where an evaluation with the same `store` was
-killed. Shapes: B rows (task, augmentation, test input), P augmented puzzles, S canvas cells, R all rows of the evaluation.
+shown; see config.schema). What costs more: `ranking` (candidates ranked by their probabilities under all views, see product.py)
+and `samples` (a row votes with the surest of several noisy predictions, see samples.py). Rows are refined in continuous batches
+(continuous_batching.py) and demonstrations are encoded once per augmented puzzle and canvas. Counting starts anew with every
+call of solve, or where an evaluation with the same `store` was killed. Shapes: B rows (task, augmentation, test input), P
+augmented puzzles, S canvas cells, R all rows of the evaluation.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,17 +29,19 @@ import torch
 from tqdm import tqdm
 
 from arclab.config.dataset_schema import CANVASES
-from arclab.config.schema import CanvasRule, EvalHalting, VotesRule
+from arclab.config.schema import CanvasRule, EvalHalting, Ranking, VotesRule
 from arclab.data.augment import ViewRule
-from arclab.data.sampler import BatchPlan, PuzzleSpace
+from arclab.data.sampler import BatchPlan, IntArray, PuzzleSpace
 from arclab.data.tasks import ArcTask
 from arclab.methods.recursive.losses import row_losses
 from arclab.methods.recursive.model import RecursiveModel
 from arclab.methods.recursive.solver.continuous_batching import FinishedRows, ReadyRows, run_rows
 from arclab.methods.recursive.solver.pending_rows import PendingRows, RowTable, row_table, sampled_rows
+from arclab.methods.recursive.solver.product import Shortlists
 from arclab.methods.recursive.solver.reader import ModelReader, Puzzles, Reader
+from arclab.methods.recursive.solver.samples import Take, surest, with_samples
 from arclab.methods.recursive.solver.store import Tally, VoteStore
-from arclab.methods.recursive.solver.votes import VoteBox, restore_grids, shown_sides
+from arclab.methods.recursive.solver.votes import restore_grids, shown_sides
 from arclab.methods.recursive.token_views import corner_cells
 from arclab.results.attempts import Attempts, Budget
 from arclab.runs.console import progress_bar
@@ -50,7 +55,8 @@ PerTask = Callable[[ArcTask], AbstractContextManager[object]]
 # stand those of the reader's facts, over all rows.
 _OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
 _OF_ALL = ("all.steps", "ARC/undecodable", "eval/rerun_share")
-_PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL))}
+_SECONDS = "timing/solve_s"  # so that they are kept with the votes
+_PLACES = {name: place for place, name in enumerate((*_OF_LABELLED, "all.labelled", *_OF_ALL, _SECONDS))}
 # What a row adds by itself: all sums up to its steps; only those before depend on its answer.
 _ROW_SUMS = slice(0, _PLACES["all.steps"] + 1)
 _ANSWER_SUMS = slice(0, _PLACES["all.steps"])
@@ -60,7 +66,8 @@ _ANSWER_SUMS = slice(0, _PLACES["all.steps"])
 class _Job:
     """One call of solve: its rows, what this process counted and what was counted before it, and what is still to be done.
 
-    sampled_R: the rows that statistics of answers are taken over.
+    sampled_R: the rows that statistics of answers are taken over. shortlists: of the second pass, which asks every view about
+    the candidates of the first one; None: it is the first.
     """
 
     space: PuzzleSpace
@@ -70,6 +77,7 @@ class _Job:
     earlier: Tally | None
     pending: PendingRows
     bar: tqdm
+    shortlists: Shortlists | None = None
 
 
 class RecursiveSolver:
@@ -88,6 +96,7 @@ class RecursiveSolver:
         puzzle_rows: dict[str, int] | None = None, show_progress: bool = False, halting: EvalHalting = EvalHalting.all_steps,
         votes: VotesRule = VotesRule.all, canvas_rule: CanvasRule = CanvasRule.full, store: VoteStore | None = None,
         save_every_s: float = 60.0, view_rule: ViewRule = ViewRule.content, progress: WorkProgress | None = None,
+        ranking: Ranking = Ranking.count, samples: int = 1, carry_noise: float = 0.0,
         reader: Reader | None = None, per_task: PerTask | None = None,
     ) -> None:  # fmt: skip
         self.model, self.ranks = model, ranks
@@ -95,6 +104,7 @@ class RecursiveSolver:
         self.show_progress = show_progress
         self.halting, self.votes, self.canvas_rule = halting, votes, canvas_rule
         self.store, self.save_every_s, self.view_rule, self.progress = store, save_every_s, view_rule, progress
+        self.ranking, self.samples, self.carry_noise = ranking, samples, carry_noise
         self.reader = reader or ModelReader(model, max_demos, puzzle_rows, ranks.device)
         self.per_task = per_task
 
@@ -102,29 +112,49 @@ class RecursiveSolver:
         """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known. ToldToEnd, on
         every rank and with the votes kept, if the progress says so on any of them."""
         job = self._job(tasks, budget)
+        start = time.monotonic()
+        self._work(job, self.store)
+        seconds = time.monotonic() - start
+        total = self._total(job)
+        attempts = self._combine(job, total, seconds)
+        if self.ranking is Ranking.product:
+            lists = Shortlists(total.box, job.table.keys)
+            store = None if self.store is None else self.store.beside(lists.digest)
+            second = self._second_pass(job, lists, total, store)
+            self._work(second, store)
+            scores = self._total(second)
+            attempts.candidates = {key: lists.ranked(total.box, scores.box, key) for key in job.table.keys}
+            attempts.statistics["eval/second_pass_share"] = float(scores.done_R.sum() / total.done_R.sum())
+            attempts.statistics[_SECONDS] += float(scores.sums[_PLACES[_SECONDS]])
+        return attempts
+
+    def _work(self, job: _Job, store: VoteStore | None) -> None:
+        """Predict and count all rows of a pass."""
+        count = self._count if job.shortlists is None else self._score
         start = saved = time.monotonic()
         is_finished = True
         with closing(self._landings(job)) as landings:
             for finished, canvas in landings:
-                self._count(job, finished, canvas)
-                if self.store is not None and time.monotonic() - saved >= self.save_every_s:
-                    self.store.save(self.ranks.rank, job.table.keys, job.tally)
+                count(job, finished, canvas)
+                job.tally.sums[_PLACES[_SECONDS]] = time.monotonic() - start
+                if store is not None and time.monotonic() - saved >= self.save_every_s:
+                    store.save(self.ranks.rank, job.table.keys, job.tally)
                     saved = time.monotonic()
                 if self._is_told(job):
                     is_finished = False
                     break
         job.bar.close()
-        seconds = time.monotonic() - start
-        if self.store is not None:
-            self.store.save(self.ranks.rank, job.table.keys, job.tally)
+        if store is not None:
+            store.save(self.ranks.rank, job.table.keys, job.tally)
         self._require_all_finished(job, is_finished)
-        return self._combine(job, seconds)
 
     def _is_told(self, job: _Job) -> bool:
         """Reports how far this rank is, the others taken to be as far. Only who keeps votes is asked to end."""
         if self.progress is None or self.store is None:
             return False
         share = (job.pending.num_done - job.pending.num_saved) / max(1, job.pending.num_rows - job.pending.num_saved)
+        if self.ranking is Ranking.product:  # two passes
+            share = (share + (job.shortlists is not None)) / 2
         self.progress.report(int(share * self.progress.num_steps))
         return self.progress.is_told
 
@@ -139,23 +169,43 @@ class RecursiveSolver:
     def _job(self, tasks: Sequence[ArcTask], budget: Budget) -> _Job:
         space = PuzzleSpace(tasks, budget.num_augmentations, self.seed, self.canvas, self.view_rule)
         table = row_table(space, self.max_demos, self.canvas_rule)
-        num_sums = len(_PLACES) + len(self.reader.facts)
-        tally, earlier = Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(num_sums)), None
-        if self.store is not None:
-            loaded = self.store.load(table.keys) if self.ranks.is_main else None
-            earlier, generation = self.ranks.gather_objects((loaded, self.store.generation))[0]
-            self.store.join(generation)
+        tally = self._new_tally(table)
+        earlier = self._counted_before(table, self.store)
         boxes = [tally.box] if earlier is None else [tally.box, earlier.box]
         done_R = tally.done_R.copy() if earlier is None else earlier.done_R.copy()
         pending = PendingRows(space, table, boxes, done_R, rule=self.votes, seed=self.seed, rank=self.ranks.rank,
                         world_size=self.ranks.world_size, by_task=self.per_task is not None)  # fmt: skip
         if earlier is not None and self.ranks.is_main:
             log.info("going on: %d of %d predictions were made before", done_R.sum(), len(done_R))
-        bar = progress_bar(
-            total=pending.num_rows - pending.num_saved, initial=pending.num_done, desc="evaluating", unit="grid",
-            disable=not (self.show_progress and self.ranks.is_main),
-        )  # fmt: skip
+        bar = self._bar("evaluating", pending.num_rows - pending.num_saved, pending.num_done)
         return _Job(space, table, sampled_rows(space, table, self.votes, self.seed), tally, earlier, pending, bar)
+
+    def _second_pass(self, job: _Job, lists: Shortlists, first: Tally, store: VoteStore | None) -> _Job:
+        """Every view that voted, once more, to be asked about the candidates of its test input."""
+        table = lists.on_one_canvas(job.table, self.canvas)
+        wanted_R = first.done_R & (lists.num_Q > 0)[table.test_R]
+        tally, earlier = self._new_tally(table), self._counted_before(table, store)
+        left_R = wanted_R if earlier is None else wanted_R & ~earlier.done_R
+        pending = PendingRows(job.space, table, [], ~left_R, rule=VotesRule.all, seed=self.seed, rank=self.ranks.rank,
+                        world_size=self.ranks.world_size, by_task=self.per_task is not None)  # fmt: skip
+        bar = self._bar("ranking", pending.num_rows - pending.num_done, 0)
+        return replace(job, table=table, tally=tally, earlier=earlier, pending=pending, bar=bar, shortlists=lists)
+
+    def _new_tally(self, table: RowTable) -> Tally:
+        return Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(len(_PLACES) + len(self.reader.facts)))
+
+    def _bar(self, title: str, total: int, initial: int) -> tqdm:
+        is_hidden = not (self.show_progress and self.ranks.is_main)
+        return progress_bar(total=total, initial=initial, desc=title, unit="grid", disable=is_hidden)
+
+    def _counted_before(self, table: RowTable, store: VoteStore | None) -> Tally | None:
+        """What a killed evaluation left in the store, on every rank."""
+        if store is None:
+            return None
+        loaded = store.load(table.keys) if self.ranks.is_main else None
+        earlier, generation = self.ranks.gather_objects((loaded, store.generation))[0]
+        store.join(generation)
+        return earlier
 
     def _landings(self, job: _Job) -> Generator[tuple[FinishedRows, int], None, None]:
         """Ended rows with their canvas, of one task after the other where each needs a block of its own."""
@@ -174,8 +224,19 @@ class RecursiveSolver:
             small = copy(job.space)  # the same grids and augmentations, rendered on another canvas
             small.canvas = canvas
             is_early = self.halting is EvalHalting.early
-            for finished in run_rows(self.model, partial(self._ready, job, small), self.batch_size, early=is_early):
+            take: Take = partial(self._ready, job, small)
+            if self.carry_noise > 0:
+                take = with_samples(take, self.samples, self.carry_noise, partial(self._noise_seed, job))
+            landings = run_rows(self.model, take, self.batch_size, early=is_early)
+            for finished in landings if self.carry_noise == 0 else surest(landings, self.samples):
                 yield finished, canvas
+
+    def _noise_seed(self, job: _Job, row: int, sample: int) -> int:
+        """Of a sample of a row: by its task, view and test input, whatever else is evaluated."""
+        table = job.table
+        task_id, number = table.keys[table.test_R[row]]
+        words = [self.seed, 5, zlib.crc32(task_id.encode()), number, int(table.augmentation_R[row]), sample]
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
     def _ready(self, job: _Job, small: PuzzleSpace) -> ReadyRows | None:
         """The next rows of this canvas, their demonstrations read once per augmented puzzle; None if no row waits."""
@@ -210,8 +271,7 @@ class RecursiveSolver:
         rows_B, table, space = finished.rows_B[counted_B], job.table, job.space
         if len(rows_B) == 0:
             return
-        augmentations = space.table[space.first_augmentation_T[table.task_R[rows_B]] + table.augmentation_R[rows_B]]
-        grids = restore_grids(tokens_BS[counted_B], augmentations, canvas)
+        grids = restore_grids(tokens_BS[counted_B], _augmentations(space, table, rows_B), canvas)
         # In fp64, as published: in fp32 every logit above 17 is exactly 1. On the host, because not every device has fp64.
         confidence_B = finished.q_halt_B.cpu().double().sigmoid().numpy()[counted_B]
         job.tally.box.count(table.keys, table.test_R[rows_B], grids, confidence_B)
@@ -230,14 +290,25 @@ class RecursiveSolver:
         job.bar.total = job.pending.num_rows - job.pending.num_saved
         job.bar.update(len(rows_B))
 
-    def _combine(self, job: _Job, seconds: float) -> Attempts:
-        parts = self.ranks.gather_objects(job.tally)
-        now = sum(int(part.done_R.sum()) for part in parts)
-        parts += [] if job.earlier is None else [job.earlier]
-        total = VoteBox()
-        total.merge(part.box for part in parts)
-        sums = np.sum([part.sums for part in parts], axis=0)
-        num_rows, count = sum(int(part.done_R.sum()) for part in parts), sums[_PLACES["all.labelled"]]
+    def _score(self, job: _Job, finished: FinishedRows, canvas: int) -> None:
+        """Second pass: what rows think of all candidates."""
+        assert job.shortlists is not None
+        rows_B, augmentations = finished.rows_B, _augmentations(job.space, job.table, finished.rows_B)
+        job.shortlists.count(job.tally.box, job.table, rows_B, augmentations, finished.logits_BSV, canvas)
+        job.tally.done_R[rows_B] = True
+        job.pending.finish(rows_B)
+        job.bar.update(len(rows_B))
+
+    def _total(self, job: _Job) -> Tally:
+        """What all ranks have counted, now and before; on every rank."""
+        total = self._new_tally(job.table)
+        for part in [*self.ranks.gather_objects(job.tally), *([] if job.earlier is None else [job.earlier])]:
+            total.merge(part)
+        return total
+
+    def _combine(self, job: _Job, total: Tally, seconds: float) -> Attempts:
+        sums, num_rows, count = total.sums, int(total.done_R.sum()), total.sums[_PLACES["all.labelled"]]
+        now = num_rows - (0 if job.earlier is None else int(job.earlier.done_R.sum()))
         statistics = {name: sums[_PLACES[name]] / count for name in _OF_LABELLED} if count else {}
         statistics |= {name: sums[_PLACES[name]] / num_rows for name in _OF_ALL}
         statistics |= {name: sums[len(_PLACES) + place] / num_rows for place, name in enumerate(self.reader.facts)}
@@ -247,7 +318,13 @@ class RecursiveSolver:
             "eval/rows_share": num_rows / len(job.table.task_R),
         }
         statistics["timing/eval_samples_per_s"] = now / max(seconds, 1e-9)
-        return Attempts({key: total.ranked(key) for key in job.table.keys}, statistics)
+        statistics[_SECONDS] = float(sums[_PLACES[_SECONDS]])
+        return Attempts({key: total.box.ranked(key) for key in job.table.keys}, statistics)
+
+
+def _augmentations(space: PuzzleSpace, table: RowTable, rows_B: IntArray) -> np.ndarray:
+    """(B, 11): of each row."""
+    return space.table[space.first_augmentation_T[table.task_R[rows_B]] + table.augmentation_R[rows_B]]
 
 
 def _numerators(finished: FinishedRows) -> np.ndarray:

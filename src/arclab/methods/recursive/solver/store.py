@@ -53,6 +53,10 @@ class VoteStore:
     def __init__(self, folder: Path, key: str) -> None:
         self._folder, self._key, self._generation = folder, key, 0
 
+    def beside(self, what: str) -> VoteStore:
+        """Of something else that the same evaluation counts, in the same folder."""
+        return VoteStore(self._folder, hashlib.sha256(f"{self._key} {what}".encode()).hexdigest()[:16])
+
     def load(self, keys: Sequence[TestKey]) -> Tally | None:
         """Everything counted so far, as the base of a new generation. For rank 0 only."""
         files = self._files()

@@ -129,10 +129,18 @@ class VoteBox:
                 for grid, (votes, units) in grids.items():
                     self.add(key, grid, votes, units)
 
-    def ranked(self, key: TestKey) -> list[Candidate]:
+    def grids(self, key: TestKey, *, with_none: bool = False) -> list[GridKey]:
         """Most votes first, then the higher mean confidence; what is still tied is ordered by content, not by chance."""
         entries = sorted(self.counts[key].items(), key=lambda e: (-e[1][0], -e[1][1], e[0] is None, e[0] or ()))
-        return [Candidate(grid_of(grid), votes, units * _UNIT / votes) for grid, (votes, units) in entries]
+        return [grid for grid, _ in entries if with_none or grid is not None]
+
+    def candidate(self, key: TestKey, grid: GridKey) -> Candidate:
+        votes, units = self.counts[key][grid]
+        return Candidate(grid_of(grid), votes, units * _UNIT / votes)
+
+    def ranked(self, key: TestKey) -> list[Candidate]:
+        """In the order of grids()."""
+        return [self.candidate(key, grid) for grid in self.grids(key, with_none=True)]
 
 
 def top_votes(boxes: Iterable[VoteBox], key: TestKey, places: int) -> list[int]:

@@ -211,9 +211,7 @@ def _open_logger(
 
 
 def _start(model: RecursiveModel) -> dict[str, float]:
-    start = {"num_params": float(sum(p.numel() for p in model.parameters()))}
-    if model.puzzle_table is not None:
-        start["num_puzzle_params"] = float(model.puzzle_table.weight.numel())
+    start = model.num_parameters
     if model.adapter is not None:
         start["context_gain"] = model.adapter.gain.item()
     return start
