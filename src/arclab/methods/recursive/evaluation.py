@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -112,9 +113,8 @@ def evaluate_in_ranks(
                 adapter = adapter_of(adaptation, config, setting, model, ranks, state["step"])
                 solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
                                       VoteStore(folder.run.path, key), progress, adaptation, adapter)  # fmt: skip
-                if adapter is not None and adapter.is_joint:
-                    adapter.adapt_jointly()
-                return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+                with adapter.adapted_jointly() if adapter is not None and adapter.is_joint else nullcontext():
+                    return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
 
             def work() -> str:
                 attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])

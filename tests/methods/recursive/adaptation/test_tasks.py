@@ -110,11 +110,13 @@ def test_the_control_learns_another_task() -> None:
 def test_jointly_one_table_learns_all_tasks() -> None:
     config, model = trm()
     adapter = adapter_of(config, model, wanted("embeddings", steps=20, joint=True), trained_rows={TASKS[1].id: 7})
-    adapter.adapt_jointly()
+    before = model.puzzle_table
+    with adapter.adapted_jointly():
+        table = model.puzzle_table
+        assert table is not None and len(table.weight) == 1 + 3 * len(TASKS)
     assert adapter.figures["adapt/loss_after"] < adapter.figures["adapt/loss_before"]
-    rows, table = adapter.puzzle_rows(), model.puzzle_table
-    assert table is not None and len(table.weight) == 1 + 3 * len(TASKS)
-    assert rows == {task.id: 1 + 3 * number for number, task in enumerate(TASKS)}
+    assert adapter.puzzle_rows() == {task.id: 1 + 3 * number for number, task in enumerate(TASKS)}
+    assert model.puzzle_table is before, "set back like any other"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
     adapter = TaskAdapter(model, config, wanted, scored, rows_of_table, rule, first_step=1000, ranks=ranks)
     with adapter.adapted(task):                # within the block the model is adapted to this task
         adapter.figures                        # {"adapt/loss_before": ..., "adapt/loss_after": ..., "adapt/seconds": ...}
-    adapter.adapt_jointly()                    # to all scored tasks, for good
+    with adapter.adapted_jointly():            # to all scored tasks together
+        ...
     reader = AdaptedReader(plain, adapter)     # reads as the plain one, with these figures as its facts
 
 A puzzle table is exchanged for one of the scored tasks alone. A task that the table was trained on starts from its own vectors;
@@ -71,11 +72,16 @@ class TaskAdapter:
         finally:
             self._reset()
 
-    def adapt_jointly(self) -> None:
-        """To all scored tasks, with one table for them all. Every rank does so, and gets what the first one has found."""
-        self._train(self._scored)
-        table = self._model.puzzle_table
-        self._ranks.broadcast_([*self._model.parameters(), *(() if table is None else [table.weight])])
+    @contextmanager
+    def adapted_jointly(self) -> Iterator[None]:
+        """The same to all scored tasks, with one table for them all. Every rank does so, and gets what the first one found."""
+        try:
+            self._train(self._scored)
+            table = self._model.puzzle_table
+            self._ranks.broadcast_([*self._model.parameters(), *(() if table is None else [table.weight])])
+            yield
+        finally:
+            self._reset()
 
     def puzzle_rows(self) -> dict[str, int] | None:
         """{id: first row} in the table that the model has when it answers a task; None for an encoder."""
