@@ -21,7 +21,7 @@ from ..conftest import TINY, compose
 from .table import Parts, Table, differences, effect, leaves, require_a_row_for_each, require_the_named_tests, shown_here
 
 CPU = Ranks(0, 1, torch.device("cpu"))
-SEARCH = "methods/recursive/search"
+SEARCH, TRAINED = "methods/recursive/search", "methods/recursive/adaptation"
 # scores: with the votes behind them. tasks: which ones, and of which split. place: the folder. device, threads: what ranks start with.
 # rules: how it is solved, whose effect on scores is in test_pretrain.py.
 TABLE: Table = {
@@ -50,6 +50,13 @@ TABLE: Table = {
     "adaptation.sigma": (1.0, f"{SEARCH}/test_search.py::test_the_best_iterate_counts_not_the_last"),
     "adaptation.batch_size": (7, f"{SEARCH}/test_search.py::test_a_puzzle_does_not_depend_on_its_batch"),
     "adaptation.min_wins": (0.75, f"{SEARCH}/test_evaluate.py::test_searched_results_have_a_place_of_their_own_and_say_so"),
+    **{
+        f"adaptation.{key}": (value, f"{TRAINED}/test_tasks.py::test_keys_change_what_is_learned")
+        for key, value in {"rows_per_step": 5, "table_lr": 0.01, "rank": 3, "share": 0.5}.items()
+    },
+    "adaptation.parts": ("decoder", f"{TRAINED}/test_tasks.py::test_a_kind_trains_its_parts_and_sets_them_back"),
+    "adaptation.demonstrations": ("other_task", f"{TRAINED}/test_tasks.py::test_the_control_learns_another_task"),
+    "adaptation.joint": (True, f"{TRAINED}/test_evaluation.py::test_jointly_is_said_and_trains_once"),
     "name": ("other", "place"),
     "output_dir": ("elsewhere", "place"),
     "device": ("cuda", "device"),

@@ -112,4 +112,123 @@ class LatentSearchConfig(AdaptationConfig):
         return problems
 
 
-ADAPTATION_SCHEMAS: dict[str, type[AdaptationConfig]] = {"none": NoAdaptation, "latent": LatentSearchConfig}
+class ShownTask(Enum):
+    """Whose demonstrations a model is trained on before it answers a task: the task's own, or those of the next scored task (a
+    control)."""
+
+    own = "own"
+    other_task = "other_task"
+
+
+class TableStart(Enum):
+    """The vectors that a task gets which a puzzle table does not know: the mean of all known ones, zeros, or noise of their
+    size."""
+
+    mean = "mean"
+    zeros = "zeros"
+    gaussian = "gaussian"
+
+
+class WeightParts(Enum):
+    """Which weights are trained. encoder: with its adapter. A puzzle table's vectors are trained in any case."""
+
+    all = "all"
+    decoder = "decoder"
+    encoder = "encoder"
+
+
+@dataclass(kw_only=True, slots=True)
+class WeightAdaptationConfig(AdaptationConfig):
+    """The model is trained on the demonstrations of each task before it answers it, and set back after it; joint: on those of
+    all scored tasks together, once.
+
+    steps: optimiser steps for each task (joint: in all), of rows_per_step demonstrations in random views. table_lr: learning
+    rate of a puzzle table's vectors; null: that of the run. start: see TableStart. min_wins: see LatentSearchConfig.
+    """
+
+    steps: int
+    rows_per_step: int
+    table_lr: Optional[float]
+    start: TableStart
+    demonstrations: ShownTask
+    joint: bool
+    min_wins: Optional[float]
+
+    @property
+    def wanted_wins(self) -> float | None:
+        return self.min_wins
+
+    @property
+    def weights_lr(self) -> float | None:
+        """Of encoder and decoder; None: as in the run."""
+        return None
+
+    @property
+    def stamp(self) -> str:
+        tasks = "all scored tasks together" if self.joint else "each scored task"
+        whose = {ShownTask.own: f"the demonstrations of {tasks}", ShownTask.other_task: "those of another task (a control)"}
+        what = {"embeddings": "the vectors of the table", "lora": "low-rank adapters"}.get(self.kind, "the model")
+        joint = " (transductive over them)" if self.joint else ""
+        return f"{what} trained at test time on {whose[self.demonstrations]}{joint}: {self.kind}, {self.steps} steps"
+
+    def check(self, path: str) -> list[str]:
+        rates = {name: rate for name in ("table_lr", "lr") if (rate := getattr(self, name, None)) is not None}
+        wins = {} if self.min_wins is None else {"min_wins": self.min_wins}
+        problems = [
+            *at_least(path, 0, steps=self.steps),
+            *sized(path, 1, rows_per_step=self.rows_per_step),
+            *within(path, 0.0, 1.0, **rates, **wins),
+        ]
+        if self.joint and self.demonstrations is ShownTask.other_task:
+            problems.append(
+                f"{path}.joint=true trains on all scored tasks, which leaves no other task for "
+                f"{path}.demonstrations=other_task; drop one of them."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class WeightsConfig(WeightAdaptationConfig):
+    """Weights are trained, and with them the vectors of a puzzle table. lr: null is that of the run."""
+
+    lr: Optional[float]
+    parts: WeightParts
+
+    @property
+    def weights_lr(self) -> float | None:
+        return self.lr
+
+
+@dataclass(kw_only=True, slots=True)
+class LowRankConfig(WeightsConfig):
+    """Low-rank adapters of this rank on the linear layers of the parts; the weights below them stay as they are."""
+
+    rank: int
+
+    def check(self, path: str) -> list[str]:
+        return [*WeightsConfig.check(self, path), *sized(path, 1, rank=self.rank)]
+
+
+@dataclass(kw_only=True, slots=True)
+class StagedAdaptationConfig(WeightAdaptationConfig):
+    """The vectors of a puzzle table alone for this share of the steps, then everything."""
+
+    lr: Optional[float]
+    share: float
+
+    @property
+    def weights_lr(self) -> float | None:
+        return self.lr
+
+    def check(self, path: str) -> list[str]:
+        return [*WeightAdaptationConfig.check(self, path), *within(path, 0.0, 1.0, share=self.share)]
+
+
+ADAPTATION_SCHEMAS: dict[str, type[AdaptationConfig]] = {
+    "none": NoAdaptation,
+    "latent": LatentSearchConfig,
+    "embeddings": WeightAdaptationConfig,
+    "lora": LowRankConfig,
+    "weights": WeightsConfig,
+    "embeddings_then_weights": StagedAdaptationConfig,
+}

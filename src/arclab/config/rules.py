@@ -12,10 +12,10 @@ from __future__ import annotations
 _SIZES = {
     16_384: "width num_heads",
     256: "num_layers set_layers grid_layers cross_layers induced_layers cycle_layers h_cycles l_cycles",
-    4096: "tokens_per_demo num_induced",
+    4096: "tokens_per_demo num_induced rank",
     1024: "num_threads num_workers cpus_per_rank cpus gpus samples",
     100_000: "num_augmentations",
-    1_000_000: "batch_size halt_max_steps",
+    1_000_000: "batch_size rows_per_step halt_max_steps",
     2**63 - 1: "seed",  # what torch takes
 }
 LARGEST = {key: high for high, keys in _SIZES.items() for key in keys.split()}

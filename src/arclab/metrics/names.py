@@ -29,6 +29,15 @@ _HALTED = "over the rows that halted since the last log"
 _NEW_COLORS = "a colour (not black) that their input does not show: demonstrations must tell it"
 _ALL = "over every augmented copy of every scored test input"
 
+# Of evaluations in which the model is trained on the scored tasks' demonstrations (methods/recursive/adaptation).
+_OWN = "cross-entropy of a cell of the task's demonstrations, each asked with the others shown"
+_ADAPT = {
+    "loss_before": ("nats", "none", f"{_OWN}, before the model is trained on them"),
+    "loss_after": ("nats", "down", f"{_OWN}, when the task is answered"),
+    "shared": ("share", "none", "tasks with one demonstration, whose question shows it"),
+    "seconds": ("s", "down", "seconds of training before a task is answered (jointly: before all of them)"),
+}
+
 # Measured by methods/recursive/probes/encoder_health.py as encoder/... on scored tasks and train_encoder/... on training tasks.
 _ENCODER = {
     "tasks": ("tasks", "none", "tasks in the sample: the N of the others"),
@@ -60,6 +69,17 @@ _ENCODER = {
     "swap_drop_cells": ("share", "up", "accuracy lost with another task's demonstrations"),
     "zero_context_drop": ("share", "up", "exact_accuracy lost with context tokens of zero"),
     "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
+}
+
+# Measured by methods/recursive/probes/table_ablations.py on scored tasks, for a puzzle table.
+_PUZZLE = {
+    "tasks": ("tasks", "none", "tasks whose vector was examined"),
+    "exact_accuracy": ("share", "up", "first test inputs predicted exactly right with their own vector, no voting"),
+    "accuracy": ("share", "up", "cells of first test inputs predicted right with their own vector"),
+    "wrong_id_drop": ("share", "up", "exact_accuracy lost with another task's vector; 0: the table says nothing"),
+    "wrong_id_drop_cells": ("share", "up", "accuracy lost with another task's vector"),
+    "blank_id_drop": ("share", "up", "exact_accuracy lost with a vector of zeros"),
+    "blank_id_drop_cells": ("share", "up", "accuracy lost with a vector of zeros"),
 }
 
 # Of methods that answer questions in words: over all scored questions.
@@ -305,7 +325,12 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
+    *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
+    *[
+        Metric(f"adapt/{name}", unit, direction, f"{meaning}; mean over predictions")
+        for name, (unit, direction, meaning) in _ADAPT.items()
+    ],
     *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
     *[Metric(f"adapted/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ADAPTED.items()],
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],

@@ -12,26 +12,30 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig, NoAdaptation
+from arclab.config.adaptation_schema import AdaptationConfig, LatentSearchConfig, NoAdaptation, WeightAdaptationConfig
 from arclab.config.compose import broken_rules, flat, identity
 from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask, tasks_digest
+from arclab.methods.recursive.adaptation.tasks import AdaptedReader, TaskAdapter, require_adaptable
+from arclab.methods.recursive.adaptation.training import steps_of_rank, with_adaptation
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
+from arclab.methods.recursive.probes.table_ablations import num_table_predictions, table_health
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
 from arclab.methods.recursive.search.against_plain import judged, write_verdict
 from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.reader import ModelReader, Reader
-from arclab.methods.recursive.solver.solver import RecursiveSolver
+from arclab.methods.recursive.solver.solver import PerTask, RecursiveSolver
 from arclab.methods.recursive.solver.store import VoteStore
 from arclab.pages.publish import publish
 from arclab.results.attempts import Attempts, Budget
@@ -47,7 +51,10 @@ from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 
 log = logging.getLogger(__name__)
-_MEMORY_ADVICE = "lower batch_size (rows in flight), or set evaluation.canvas=bucketed for a model trained so"
+_MEMORY_ADVICE = (
+    "lower batch_size (rows in flight), or adaptation.rows_per_step where the model is trained, or set "
+    "evaluation.canvas=bucketed for a model trained so"
+)
 _HEALTH_ROWS = 16  # at once, so that the bar moves
 RULES = ("halting", "votes", "canvas", "ranking", "samples", "carry_noise")  # of evaluation.*: how rows become answers
 _TALLY_VERSION = 4  # what the votes and the sums kept with them mean
@@ -77,9 +84,11 @@ def evaluate_in_ranks(
         setting = build_setting(config, view_rule(record))
         chosen_by = config.evaluation.split
         apply_wishes(config, wanted)
-        setting, data_stamps = with_wishes(config, setting, wanted.dataset)
+        learns = isinstance(wanted.adaptation, WeightAdaptationConfig)
+        setting, data_stamps = with_wishes(config, setting, wanted.dataset, learns_vectors=learns)
         setting, notes, overlap = as_trained(config, setting, record, checkpoint)
-        require_trained_rows(config, setting)
+        require_trained_rows(config, setting, learns_vectors=learns)
+        require_adaptable(wanted.adaptation, config, len(setting.scored), len(setting.known_rows))
         require_searchable(wanted.adaptation, config, len(setting.scored))
         model = trained.model(wanted.weights, setting.record.num_puzzles).to(ranks.device)
         label = wanted.label(config.evaluation.split.value)
@@ -96,21 +105,17 @@ def evaluate_in_ranks(
             subject=_adapted(subject, wanted.adaptation), tasks=setting.scored, attempts=Attempts({}), stamps=stamps,
             notes=(*setting.split.notes, *notes, *_better_step(trained.choice)), provenance=provenance(),
         )  # fmt: skip
-        cost = evaluation_cost(
-            config, ModelSize.of(model), setting.data, setting.scored, Placement(ranks.device.type, ranks.world_size),
-            wanted.adaptation,
-        )  # fmt: skip
-        announce(
-            wanted, cost, ranks, num_steps=0, num_evaluations=1, dtype=DTYPES[config.trainer.precision], advice=_MEMORY_ADVICE
-        )
+        _announce(wanted, config, setting, model, ranks)
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
 
             def solve(adaptation: AdaptationConfig) -> Attempts:
                 key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
+                adapter = adapter_of(adaptation, config, setting, model, ranks, state["step"])
                 solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
-                                      VoteStore(folder.run.path, key), progress, adaptation)  # fmt: skip
-                return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
+                                      VoteStore(folder.run.path, key), progress, adaptation, adapter)  # fmt: skip
+                with adapter.adapted_jointly() if adapter is not None and adapter.is_joint else nullcontext():
+                    return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
 
             def work() -> str:
                 attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
@@ -124,14 +129,46 @@ def evaluate_in_ranks(
             return until_told(folder.run, ranks, progress, work)
 
 
+def _announce(wanted: EvaluateConfig, config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> None:
+    """See arclab.runs.preflight; optimiser steps are those of an adaptation that trains the model."""
+    size, place = ModelSize.of(model), Placement(ranks.device.type, ranks.world_size)
+    cost, num_steps = evaluation_cost(config, size, setting.data, setting.scored, place, wanted.adaptation), 0
+    if isinstance(wanted.adaptation, WeightAdaptationConfig):
+        cost = with_adaptation(cost, config, wanted.adaptation, size, setting.data, place)
+        num_steps = steps_of_rank(wanted.adaptation, len(setting.scored), ranks.world_size)
+    announce(
+        wanted, cost, ranks, num_steps=num_steps, num_evaluations=1, dtype=DTYPES[config.trainer.precision],
+        advice=_MEMORY_ADVICE,
+    )  # fmt: skip
+
+
 def build_solver(
     config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int,
     store: VoteStore | None = None, progress: WorkProgress | None = None, adaptation: AdaptationConfig | None = None,
+    adapter: TaskAdapter | None = None,
 ) -> RecursiveSolver:  # fmt: skip
-    """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it."""
+    """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it. adapter: of an
+    adaptation that trains the model."""
     rows = setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None
     reader = None if adaptation is None else reader_of(adaptation, config, model, ranks)
-    return solver_of(config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress, reader=reader)
+    if adapter is not None:
+        plain = ModelReader(model, config.dataset.max_demos, adapter.puzzle_rows(), ranks.device)
+        reader = AdaptedReader(plain, adapter)
+    return solver_of(
+        config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress, reader=reader,
+        per_task=None if adapter is None or adapter.is_joint else adapter.adapted,
+    )  # fmt: skip
+
+
+def adapter_of(
+    adaptation: AdaptationConfig, config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, step: int
+) -> TaskAdapter | None:
+    """Who trains the model on the scored tasks' demonstrations; None: nobody. step: how far the run was trained."""
+    if not isinstance(adaptation, WeightAdaptationConfig):
+        return None
+    return TaskAdapter(
+        model, config, adaptation, setting.scored, setting.known_rows, setting.data.space.rule, first_step=step, ranks=ranks
+    )
 
 
 def reader_of(
@@ -146,7 +183,7 @@ def reader_of(
 def solver_of(
     config: ExperimentConfig, model: RecursiveModel, ranks: Ranks, batch_size: int, puzzle_rows: dict[str, int] | None,
     rule: ViewRule, store: VoteStore | None = None, progress: WorkProgress | None = None, show_progress: bool = True,
-    reader: Reader | None = None,
+    reader: Reader | None = None, per_task: PerTask | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """The solver of a configuration with any tasks; puzzle_rows and rule: see RecursiveSolver."""
     evaluation = config.evaluation
@@ -155,31 +192,33 @@ def solver_of(
         max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
         progress=progress, view_rule=rule, ranking=evaluation.ranking, samples=evaluation.samples,
-        carry_noise=evaluation.carry_noise, reader=reader,
+        carry_noise=evaluation.carry_noise, reader=reader, per_task=per_task,
     )  # fmt: skip
 
 
 def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
     """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored
-    ones. At most evaluation.health_tasks of each, and no more than are scored: a quick look stays quick."""
+    ones. For a puzzle table puzzle/* on the scored tasks. At most evaluation.health_tasks of each, and no more than are scored:
+    a quick look stays quick."""
     samples = {"encoder": setting.scored}
     if config.evaluation.split is not SplitName.train:
         samples["train_encoder"] = setting.split.train
     max_tasks = min(config.evaluation.health_tasks, len(setting.scored))
     total = sum(num_predictions(model, tasks, max_tasks) for tasks in samples.values())
+    in_table = [task for task in setting.scored if task.id in setting.puzzle_rows]
+    total += num_table_predictions(model, in_table, max_tasks)
     if total == 0:
         return {}
-    with progress_bar(total=total, desc="examining the encoder", unit="grid", disable=not ranks.is_main) as bar:
+    what = "puzzle table" if model.encoder is None else "encoder"
+    with progress_bar(total=total, desc=f"examining the {what}", unit="grid", disable=not ranks.is_main) as bar:
         settings = HealthSettings(
             max_tasks=max_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas, seed=config.seed,
             max_demos=config.dataset.max_demos, chunk_rows=min(config.evaluation.batch_size, _HEALTH_ROWS),
             device=ranks.device, done=bar.update,
         )  # fmt: skip
-        return {
-            f"{prefix}/{name}": value
-            for prefix, tasks in samples.items()
-            for name, value in encoder_health(model, tasks, settings).items()
-        }
+        found = {prefix: encoder_health(model, tasks, settings) for prefix, tasks in samples.items()}
+        found["puzzle"] = table_health(model, in_table, setting.puzzle_rows, settings)
+        return {f"{prefix}/{name}": value for prefix, metrics in found.items() for name, value in metrics.items()}
 
 
 def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:

@@ -4,6 +4,7 @@ setting = build_setting(config)                                           # a ne
 setting = build_setting(config, view_rule(record))                        # one that goes on, or is scored
 setting, notes, stamps = as_trained(config, setting, record, checkpoint)  # refuses tasks that changed since
 setting, stamps = with_wishes(config, setting, wishes)                    # evaluate.py may score other tasks
+require_trained_rows(config, setting)                                     # a puzzle table must know what is scored
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ class Setting:
     def puzzle_rows(self) -> dict[str, int]:
         """Task id -> its first row in the puzzle table."""
         return {task.id: task.first_row for task in self.record.tasks}
+
+    @property
+    def known_rows(self) -> dict[str, int]:
+        """The same for the scored tasks that the table was trained on, as they are."""
+        own = {task.id: task for task in self.data.space.tasks if task.id in self.puzzle_rows}
+        return {task.id: self.puzzle_rows[task.id] for task in self.scored if task.id in own and same_task(task, own[task.id])}
 
 
 def build_setting(config: ExperimentConfig, rule: ViewRule = ViewRule.content) -> Setting:
@@ -78,9 +85,12 @@ def scored_tasks(split: TaskSplit, config: ExperimentConfig) -> tuple[ArcTask, .
     return scored
 
 
-def with_wishes(config: ExperimentConfig, setting: Setting, wishes: DatasetWishes) -> tuple[Setting, list[str]]:
+def with_wishes(
+    config: ExperimentConfig, setting: Setting, wishes: DatasetWishes, *, learns_vectors: bool = False
+) -> tuple[Setting, list[str]]:
     """The setting with the tasks that evaluate.py is to score, and what results must say of them. config: of the run, wishes
-    applied. What the checkpoint was trained on is no test of it and left out of other data, whoever holds it.
+    applied. What the checkpoint was trained on is no test of it and left out of other data, whoever holds it. learns_vectors:
+    a puzzle table gets vectors for tasks that it does not know.
 
     ValueError: no task is left or one does not fit; a puzzle table has no vectors for one.
     """
@@ -93,7 +103,8 @@ def with_wishes(config: ExperimentConfig, setting: Setting, wishes: DatasetWishe
     num_tasks = num_too_large + len(scored)
     kept = up_to_side(scored, config.dataset.max_side)
     num_too_large += len(scored) - len(kept)
-    if wishes.eval_sources is not None and config.dataset.regime is Regime.few_shot:
+    is_table = config.dataset.regime is Regime.puzzle_id
+    if wishes.eval_sources is not None and (learns_vectors or not is_table):
         kept, leaks = _without_trained(setting, kept)
         stamps += leaks
     if name == "train":
@@ -102,7 +113,7 @@ def with_wishes(config: ExperimentConfig, setting: Setting, wishes: DatasetWishe
     if num_too_large and kept:
         stamps.append(size_note(num_too_large, num_tasks, name, config.dataset.max_side))
     setting = replace(setting, split=split, scored=scored_tasks(split, config))
-    if wishes.eval_sources is not None and config.dataset.regime is Regime.puzzle_id:
+    if wishes.eval_sources is not None and is_table and not learns_vectors:
         _require_own_tasks(setting)
     return setting, stamps
 
@@ -110,7 +121,7 @@ def with_wishes(config: ExperimentConfig, setting: Setting, wishes: DatasetWishe
 def _without_trained(setting: Setting, tasks: Sequence[ArcTask]) -> tuple[list[ArcTask], list[str]]:
     """Tasks that share nothing with those that the weights were trained on, and a sentence on the others. ValueError if none is
     left."""
-    trained = {task.demos for task in setting.record.tasks} | rearc_demos(setting.record)
+    trained = {task.demos for task in setting.record.tasks if task.learns_tests} | rearc_demos(setting.record)
     leaks = {scored: train for train, scored in reversed(find_overlaps(setting.split.learned, tasks))}
     leaks |= {task.id: task.id for task in tasks if demos_digest(task) in trained}
     if not leaks:
@@ -134,7 +145,8 @@ def _require_own_tasks(setting: Setting) -> None:
         raise ValueError(
             f"dataset.eval_sources: this checkpoint has one learned vector for each task that it was trained with "
             f"(encoder.kind=puzzle_table), and none for {len(unknown)} of the {len(scored)} tasks ({unknown[0]}, ...); score "
-            "the run's own tasks, or the checkpoint of an encoder, which reads demonstrations."
+            "the run's own tasks, train vectors for these at test time (adaptation=embeddings_then_weights), or score the "
+            "checkpoint of an encoder, which reads demonstrations."
         )
 
 
@@ -173,8 +185,9 @@ def as_trained(
     return replace(setting, record=record), notes, stamps
 
 
-def require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
-    if config.dataset.regime is not Regime.puzzle_id:
+def require_trained_rows(config: ExperimentConfig, setting: Setting, *, learns_vectors: bool = False) -> None:
+    """ValueError if a puzzle table has no vectors for a scored task, and does not learn them."""
+    if learns_vectors or config.dataset.regime is not Regime.puzzle_id:
         return
     untrained = [task.id for task in setting.scored if task.id not in setting.puzzle_rows]
     if untrained:
@@ -187,5 +200,6 @@ def require_trained_rows(config: ExperimentConfig, setting: Setting) -> None:
             remedy = f"score the split it was trained with, or train with evaluation.split={config.evaluation.split.value}"
         raise ValueError(
             f"split={config.evaluation.split.value}: this checkpoint's puzzle table has no vectors for {len(untrained)} of "
-            f"{len(setting.scored)} tasks ({untrained[0]}, ...); {remedy}."
+            f"{len(setting.scored)} tasks ({untrained[0]}, ...); {remedy}, or train vectors for "
+            "them at test time (adaptation=embeddings_then_weights)."
         )

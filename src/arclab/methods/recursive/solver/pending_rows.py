@@ -4,7 +4,8 @@ A row is (task, augmentation, test input). Rows wait in one queue per canvas, in
 that the test inputs of an augmented puzzle stand together. With votes=adaptive a task queues a round of augmentations, and the
 next round when all rows of the last one were counted and its ranking is still open; rounds and order depend on the seed and the
 task alone, so the result does not depend on batches, ranks or interruptions.
-Ranks: without stopping, augmented puzzles are dealt out in turn; with stopping, whole tasks, because votes are looked at.
+Ranks: without stopping, augmented puzzles are dealt out in turn; with stopping, whole tasks, because votes are looked at, and
+so where the model is adapted to each task (by_task).
 Shapes: T tasks, R rows of the whole evaluation, A augmentations of one task.
 """
 
@@ -85,7 +86,8 @@ class PendingRows:
     canvas.
 
     done_R: rows counted before; it is kept up to date. num_rows, num_done, num_saved: of this rank, all rows, those counted,
-    and those that stopping has made needless.
+    and those that stopping has made needless. by_task: no row waits until start_task() is called for one of `tasks`, which are
+    this rank's.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class PendingRows:
         seed: int,
         rank: int,
         world_size: int,
+        by_task: bool = False,
     ) -> None:
         self._table, self._boxes, self._done_R = table, boxes, done_R
+        self._space, self._seed = space, seed
         self._places, self._full = _PLACES.get(rule), space.canvas
         self._queues: dict[int, deque[int]] = {}
         self._order: dict[int, IntArray] = {}
@@ -108,17 +112,27 @@ class PendingRows:
         self._open: dict[int, int] = {}
         self._canvas_R = table.canvas_R.copy()
         self.num_saved = 0
-        if self._places is None:
+        self.tasks = range(rank, len(space.tasks), world_size)
+        if self._places is None and not by_task:
             puzzle_R = space.first_augmentation_T[table.task_R] + table.augmentation_R
             mine_R = puzzle_R % world_size == rank
             self._queue(np.flatnonzero(mine_R & ~done_R))
         else:
             mine_R = table.task_R % world_size == rank
-            for task in range(rank, len(space.tasks), world_size):
-                self._order[task] = visiting_order(space.tasks[task].id, int(space.num_augmentations_T[task]), seed)
-                self._resume(task)
+            for task in () if by_task else self.tasks:
+                self.start_task(task)
         self.num_rows = int(mine_R.sum())
         self.num_done = int((mine_R & done_R).sum())
+
+    def start_task(self, task: int) -> None:
+        """Let the rows of a task wait that are still to be predicted; maybe there are none."""
+        num_views = int(self._space.num_augmentations_T[task])
+        if self._places is None:
+            rows = self._table.rows_of(task, np.arange(num_views))
+            self._queue(rows[~self._done_R[rows]])
+        else:
+            self._order[task] = visiting_order(self._space.tasks[task].id, num_views, self._seed)
+            self._resume(task)
 
     def canvas(self) -> int | None:
         """The canvas on which most rows wait; None when all are done."""

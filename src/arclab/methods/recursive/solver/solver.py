@@ -17,7 +17,8 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +50,7 @@ from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
+PerTask = Callable[[ArcTask], AbstractContextManager[object]]
 # The sums of a tally, by place: over sampled rows with known answers, the number of those rows, and over all rows. Behind them
 # stand those of the reader's facts, over all rows.
 _OF_LABELLED = ("all.accuracy", "all.exact_accuracy", "all.q_halt_accuracy", "all.lm_loss", "all.q_halt_loss")
@@ -82,7 +84,8 @@ class RecursiveSolver:
     """puzzle_rows: task id -> first row of the task in a trained puzzle table (TRM); None for an encoder (ETRM). view_rule: the
     one that the table was made by, so that augmentation n of a task is row first + n.
 
-    reader: what turns a task's demonstrations into what the decoder reads; None: the model alone.
+    reader: what turns a task's demonstrations into what the decoder reads; None: the model alone. per_task: a block in which
+    alone the rows of a task may be predicted; then tasks take turns, and those that are done are not entered.
 
     store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end. progress: hears
     how many tasks' worth of rows are predicted, and may end it.
@@ -94,7 +97,7 @@ class RecursiveSolver:
         votes: VotesRule = VotesRule.all, canvas_rule: CanvasRule = CanvasRule.full, store: VoteStore | None = None,
         save_every_s: float = 60.0, view_rule: ViewRule = ViewRule.content, progress: WorkProgress | None = None,
         ranking: Ranking = Ranking.count, samples: int = 1, carry_noise: float = 0.0,
-        reader: Reader | None = None,
+        reader: Reader | None = None, per_task: PerTask | None = None,
     ) -> None:  # fmt: skip
         self.model, self.ranks = model, ranks
         self.canvas, self.seed, self.batch_size, self.max_demos = canvas, seed, batch_size, max_demos
@@ -103,6 +106,7 @@ class RecursiveSolver:
         self.store, self.save_every_s, self.view_rule, self.progress = store, save_every_s, view_rule, progress
         self.ranking, self.samples, self.carry_noise = ranking, samples, carry_noise
         self.reader = reader or ModelReader(model, max_demos, puzzle_rows, ranks.device)
+        self.per_task = per_task
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known. ToldToEnd, on
@@ -129,15 +133,16 @@ class RecursiveSolver:
         count = self._count if job.shortlists is None else self._score
         start = saved = time.monotonic()
         is_finished = True
-        for finished, canvas in self._landings(job):
-            count(job, finished, canvas)
-            job.tally.sums[_PLACES[_SECONDS]] = time.monotonic() - start
-            if store is not None and time.monotonic() - saved >= self.save_every_s:
-                store.save(self.ranks.rank, job.table.keys, job.tally)
-                saved = time.monotonic()
-            if self._is_told(job):
-                is_finished = False
-                break
+        with closing(self._landings(job)) as landings:
+            for finished, canvas in landings:
+                count(job, finished, canvas)
+                job.tally.sums[_PLACES[_SECONDS]] = time.monotonic() - start
+                if store is not None and time.monotonic() - saved >= self.save_every_s:
+                    store.save(self.ranks.rank, job.table.keys, job.tally)
+                    saved = time.monotonic()
+                if self._is_told(job):
+                    is_finished = False
+                    break
         job.bar.close()
         if store is not None:
             store.save(self.ranks.rank, job.table.keys, job.tally)
@@ -169,7 +174,7 @@ class RecursiveSolver:
         boxes = [tally.box] if earlier is None else [tally.box, earlier.box]
         done_R = tally.done_R.copy() if earlier is None else earlier.done_R.copy()
         pending = PendingRows(space, table, boxes, done_R, rule=self.votes, seed=self.seed, rank=self.ranks.rank,
-                        world_size=self.ranks.world_size)  # fmt: skip
+                        world_size=self.ranks.world_size, by_task=self.per_task is not None)  # fmt: skip
         if earlier is not None and self.ranks.is_main:
             log.info("going on: %d of %d predictions were made before", done_R.sum(), len(done_R))
         bar = self._bar("evaluating", pending.num_rows - pending.num_saved, pending.num_done)
@@ -182,7 +187,7 @@ class RecursiveSolver:
         tally, earlier = self._new_tally(table), self._counted_before(table, store)
         left_R = wanted_R if earlier is None else wanted_R & ~earlier.done_R
         pending = PendingRows(job.space, table, [], ~left_R, rule=VotesRule.all, seed=self.seed, rank=self.ranks.rank,
-                        world_size=self.ranks.world_size)  # fmt: skip
+                        world_size=self.ranks.world_size, by_task=self.per_task is not None)  # fmt: skip
         bar = self._bar("ranking", pending.num_rows - pending.num_done, 0)
         return replace(job, table=table, tally=tally, earlier=earlier, pending=pending, bar=bar, shortlists=lists)
 
@@ -202,8 +207,19 @@ class RecursiveSolver:
         store.join(generation)
         return earlier
 
-    def _landings(self, job: _Job) -> Iterator[tuple[FinishedRows, int]]:
-        """Ended rows with their canvas, one canvas after the other until nothing waits on any."""
+    def _landings(self, job: _Job) -> Generator[tuple[FinishedRows, int], None, None]:
+        """Ended rows with their canvas, of one task after the other where each needs a block of its own."""
+        if self.per_task is None:
+            yield from self._predicted(job)
+            return
+        for task in job.pending.tasks:
+            job.pending.start_task(task)
+            if job.pending.canvas() is not None:
+                with self.per_task(job.space.tasks[task]):
+                    yield from self._predicted(job)
+
+    def _predicted(self, job: _Job) -> Iterator[tuple[FinishedRows, int]]:
+        """Rows that wait, one canvas after the other until nothing waits on any."""
         while (canvas := job.pending.canvas()) is not None:
             small = copy(job.space)  # the same grids and augmentations, rendered on another canvas
             small.canvas = canvas

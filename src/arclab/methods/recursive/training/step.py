@@ -166,7 +166,7 @@ def _apply_gradients(config: ExperimentConfig, training: Training, ranks: Ranks,
     # What stands still takes no part in the total: a frozen decoder must not shrink the encoder's gradient by its own.
     total = _grad_norm((p for group in optimizer.param_groups if not group["frozen"] for p in group["params"]), ranks.device)
     factor = torch.ones_like(total)
-    if config.trainer.clip_norm > 0:
+    if config.trainer.clip_norm > 0 and grads:  # none where the vectors of a table are all that learns
         factor = (config.trainer.clip_norm / (total + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, factor)
     for group in optimizer.param_groups:

@@ -1,0 +1,1 @@
+"""Adaptation to the scored tasks: rows, adapters, training, and evaluations with them."""
