@@ -71,6 +71,17 @@ _ENCODER = {
     "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
 }
 
+# Measured by methods/recursive/probes/table_ablations.py on scored tasks, for a puzzle table.
+_PUZZLE = {
+    "tasks": ("tasks", "none", "tasks whose vector was examined"),
+    "exact_accuracy": ("share", "up", "first test inputs predicted exactly right with their own vector, no voting"),
+    "accuracy": ("share", "up", "cells of first test inputs predicted right with their own vector"),
+    "wrong_id_drop": ("share", "up", "exact_accuracy lost with another task's vector; 0: the table says nothing"),
+    "wrong_id_drop_cells": ("share", "up", "accuracy lost with another task's vector"),
+    "blank_id_drop": ("share", "up", "exact_accuracy lost with a vector of zeros"),
+    "blank_id_drop_cells": ("share", "up", "accuracy lost with a vector of zeros"),
+}
+
 # Of methods that answer questions in words: over all scored questions.
 _TEXT = {
     "accuracy": ("share", "up", "questions whose last boxed answer is right"),
@@ -284,6 +295,7 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
+    *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
     *[
         Metric(f"adapt/{name}", unit, direction, f"{meaning}; mean over predictions")

@@ -35,6 +35,8 @@ _STATISTICS = (
     "encoder/retrieval_chance",
     "encoder/between_task_share",
     "train_encoder/swap_drop",
+    "puzzle/wrong_id_drop",
+    "puzzle/blank_id_drop",
 )
 
 

@@ -18,7 +18,7 @@ from arclab.results.writing import Evaluation, write_results
 
 log = logging.getLogger(__name__)
 _SAID = ("ARC/pass@1", "ARC/pass@2", "ARC/solved@2")
-_SWAP_DROP = "encoder/swap_drop"
+_DROPS = ("encoder/swap_drop", "puzzle/wrong_id_drop")
 
 
 def publish(result: Evaluation, folder: Path) -> str:
@@ -30,8 +30,9 @@ def publish(result: Evaluation, folder: Path) -> str:
     scored = len(result.tasks) - result.num_hidden
     for name in _SAID if scored else ():
         log.info("%s %s", name, result.shares[name])
-    if scored and _SWAP_DROP in result.attempts.statistics:
-        log.info("%s %.3g: %s", _SWAP_DROP, result.attempts.statistics[_SWAP_DROP], REGISTRY[_SWAP_DROP].meaning)
+    for name in _DROPS:
+        if scored and name in result.attempts.statistics:
+            log.info("%s %.3g: %s", name, result.attempts.statistics[name], REGISTRY[name].meaning)
     for note in _hidden(result):
         log.info("note: %s", note)
     log.info("report: %s", folder / "report.html")

@@ -29,6 +29,7 @@ from arclab.methods.recursive.adaptation.training import steps_of_rank, with_ada
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
+from arclab.methods.recursive.probes.table_ablations import num_table_predictions, table_health
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
 from arclab.methods.recursive.search.against_plain import judged, write_verdict
 from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
@@ -197,25 +198,27 @@ def solver_of(
 
 def context_metrics(config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> dict[str, float]:
     """encoder/* on the scored tasks and train_encoder/* on training tasks; the latter only where they are not the scored
-    ones. At most evaluation.health_tasks of each, and no more than are scored: a quick look stays quick."""
+    ones. For a puzzle table puzzle/* on the scored tasks. At most evaluation.health_tasks of each, and no more than are scored:
+    a quick look stays quick."""
     samples = {"encoder": setting.scored}
     if config.evaluation.split is not SplitName.train:
         samples["train_encoder"] = setting.split.train
     max_tasks = min(config.evaluation.health_tasks, len(setting.scored))
     total = sum(num_predictions(model, tasks, max_tasks) for tasks in samples.values())
+    in_table = [task for task in setting.scored if task.id in setting.puzzle_rows]
+    total += num_table_predictions(model, in_table, max_tasks)
     if total == 0:
         return {}
-    with progress_bar(total=total, desc="examining the encoder", unit="grid", disable=not ranks.is_main) as bar:
+    what = "puzzle table" if model.encoder is None else "encoder"
+    with progress_bar(total=total, desc=f"examining the {what}", unit="grid", disable=not ranks.is_main) as bar:
         settings = HealthSettings(
             max_tasks=max_tasks, canvas=config.dataset.canvas, rule=config.evaluation.canvas, seed=config.seed,
             max_demos=config.dataset.max_demos, chunk_rows=min(config.evaluation.batch_size, _HEALTH_ROWS),
             device=ranks.device, done=bar.update,
         )  # fmt: skip
-        return {
-            f"{prefix}/{name}": value
-            for prefix, tasks in samples.items()
-            for name, value in encoder_health(model, tasks, settings).items()
-        }
+        found = {prefix: encoder_health(model, tasks, settings) for prefix, tasks in samples.items()}
+        found["puzzle"] = table_health(model, in_table, setting.puzzle_rows, settings)
+        return {f"{prefix}/{name}": value for prefix, metrics in found.items() for name, value in metrics.items()}
 
 
 def apply_wishes(config: ExperimentConfig, wanted: EvaluateConfig) -> None:

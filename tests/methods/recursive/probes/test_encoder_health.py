@@ -77,7 +77,7 @@ def setting_of(config: ExperimentConfig) -> tuple[Setting, RecursiveModel, list[
     model = build_model(config, 1)
     settings = HealthSettings(64, config.dataset.canvas, config.evaluation.canvas, 0, config.dataset.max_demos, 5, CPU.device)
     space = module.PuzzleSpace(setting.split.train, 1, 0, config.dataset.canvas)
-    return setting, model, module._render_by_canvas(space, settings, module._demos(space, settings, slice(None))), settings
+    return setting, model, module.render_by_canvas(space, settings, module._demos(space, settings, slice(None))), settings
 
 
 def answers(right_B: Tensor, data: Batch) -> tuple[Tensor, Tensor]:

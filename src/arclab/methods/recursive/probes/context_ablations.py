@@ -56,7 +56,7 @@ def swap_drop(
 ) -> ContextDrop:  # fmt: skip
     """The same queries with their own demonstrations and with those of others; chunk_rows limits the rows predicted at once.
     done: hears how many rows were predicted, after every chunk."""
-    return ContextDrop(_accuracy(model, batches, chunk_rows, done), _accuracy(model, swapped, chunk_rows, done))
+    return ContextDrop(accuracy_of(model, batches, chunk_rows, done), accuracy_of(model, swapped, chunk_rows, done))
 
 
 def zero_context_drop(
@@ -65,9 +65,9 @@ def zero_context_drop(
 ) -> ContextDrop:  # fmt: skip
     """Every query is answered with whatever the encoder gives replaced by zeros. Only for models with an encoder. intact: what
     the same queries reach with it, where that is known."""
-    intact = intact or _accuracy(model, batches, chunk_rows, done)
+    intact = intact or accuracy_of(model, batches, chunk_rows, done)
     with zeroed_context(model):
-        return ContextDrop(intact, _accuracy(model, batches, chunk_rows, done))
+        return ContextDrop(intact, accuracy_of(model, batches, chunk_rows, done))
 
 
 @contextmanager
@@ -94,7 +94,8 @@ def zeroed_context(model: RecursiveModel) -> Iterator[None]:
             encoder.write = outer
 
 
-def _accuracy(model: RecursiveModel, batches: Sequence[Batch], chunk_rows: int | None, done: Done | None = None) -> Accuracy:
+def accuracy_of(model: RecursiveModel, batches: Sequence[Batch], chunk_rows: int | None, done: Done | None = None) -> Accuracy:
+    """Of model.predict over all labelled rows; chunk_rows and done: see swap_drop."""
     exact, cells, rows = 0.0, 0.0, 0
     for batch in batches:
         size = chunk_rows or len(batch)

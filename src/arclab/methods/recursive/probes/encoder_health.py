@@ -104,8 +104,8 @@ def encoder_health(model: RecursiveModel, tasks: Sequence[ArcTask], settings: He
     by_canvas = np.argsort(canvas_N, kind="stable")
     order = np.empty_like(by_canvas)
     order[by_canvas] = np.roll(by_canvas, -1)
-    whole = _render_by_canvas(space, settings, demos_NK)
-    other = _render_by_canvas(space, settings, demos_NK[order])
+    whole = render_by_canvas(space, settings, demos_NK)
+    other = render_by_canvas(space, settings, demos_NK[order])
     swapped = swap_drop(model, whole, other, chunk_rows=settings.chunk_rows, done=settings.done)
     zeroed = zero_context_drop(model, whole, intact=swapped.intact, chunk_rows=settings.chunk_rows, done=settings.done)
     metrics |= {
@@ -181,7 +181,7 @@ def _canvases(space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray) 
     return np.array([smallest_canvas(int(side), settings.canvas) for side in sides])
 
 
-def _render_by_canvas(space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray) -> list[Batch]:
+def render_by_canvas(space: PuzzleSpace, settings: HealthSettings, demos_NK: IntArray) -> list[Batch]:
     """The rows of _render, those of one canvas together."""
     canvas_N = _canvases(space, settings, demos_NK)
     return [
