@@ -71,8 +71,6 @@ _PUBLISHED_RULES: dict[str, str | int | float] = {
     "evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full", "evaluation.ranking": "count",
     "evaluation.samples": 1, "evaluation.carry_noise": 0.0,
 }  # fmt: skip
-
-
 _CONDITIONS = {
     "step": "trained steps",
     "weights": "weights",

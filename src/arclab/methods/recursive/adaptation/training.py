@@ -1,6 +1,6 @@
 """Optimiser steps on the demonstrations of some tasks, with the losses and the optimiser of the run.
 
-    figures = train(model, config, wanted, rows, first_step=1000, device=device)      # {"adapt/loss_before": ..., ...}
+    figures = train(model, config, wanted, rows, seed=0, first_step=1000, device=device)      # {"adapt/loss_before": ..., ...}
 
 A step is arclab.methods.recursive.training.step.train_step: rows stay in flight until they halt (with the exploration of the
 run), auxiliary losses have the weights that they had at the end of its training, gradients are clipped as in the run. Other
