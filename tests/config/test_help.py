@@ -37,7 +37,7 @@ def test_every_example_can_be_typed(entry: str) -> None:
     for line in lines:
         words = shlex.split(re.split(r" {3,}|(?<=\w)  +", line)[0])
         script = next(word for word in words if word.endswith(".py"))
-        given = [re.sub(r",.*", "", word) for word in words[words.index(script) + 1 :] if "=" in word]
+        given = [re.sub(r"(=[^\[,]*),.*", r"\1", word) for word in words[words.index(script) + 1 :] if "=" in word]
         assert script == ENTRIES[entry].script and entry_for(script, given) == entry
         assert compose_run(entry, given)
     assert compose_run(entry, ENTRIES[entry].example)

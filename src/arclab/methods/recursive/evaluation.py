@@ -205,7 +205,8 @@ def context_metrics(config: ExperimentConfig, setting: Setting, model: Recursive
         samples["train_encoder"] = setting.split.train
     max_tasks = min(config.evaluation.health_tasks, len(setting.scored))
     total = sum(num_predictions(model, tasks, max_tasks) for tasks in samples.values())
-    in_table = [task for task in setting.scored if task.id in setting.puzzle_rows]
+    rows = setting.puzzle_rows
+    in_table = [task for task in setting.scored if task.id in rows]
     total += num_table_predictions(model, in_table, max_tasks)
     if total == 0:
         return {}
@@ -217,7 +218,7 @@ def context_metrics(config: ExperimentConfig, setting: Setting, model: Recursive
             device=ranks.device, done=bar.update,
         )  # fmt: skip
         found = {prefix: encoder_health(model, tasks, settings) for prefix, tasks in samples.items()}
-        found["puzzle"] = table_health(model, in_table, setting.puzzle_rows, settings)
+        found["puzzle"] = table_health(model, in_table, rows, settings)
         return {f"{prefix}/{name}": value for prefix, metrics in found.items() for name, value in metrics.items()}
 
 

@@ -44,8 +44,9 @@ class Setting:
     @property
     def known_rows(self) -> dict[str, int]:
         """The same for the scored tasks that the table was trained on, as they are."""
-        own = {task.id: task for task in self.data.space.tasks if task.id in self.puzzle_rows}
-        return {task.id: self.puzzle_rows[task.id] for task in self.scored if task.id in own and same_task(task, own[task.id])}
+        rows = self.puzzle_rows
+        own = {task.id: task for task in self.data.space.tasks if task.id in rows}
+        return {task.id: rows[task.id] for task in self.scored if task.id in own and same_task(task, own[task.id])}
 
 
 def build_setting(config: ExperimentConfig, rule: ViewRule = ViewRule.content) -> Setting:
@@ -189,10 +190,11 @@ def require_trained_rows(config: ExperimentConfig, setting: Setting, *, learns_v
     """ValueError if a puzzle table has no vectors for a scored task, and does not learn them."""
     if learns_vectors or config.dataset.regime is not Regime.puzzle_id:
         return
-    untrained = [task.id for task in setting.scored if task.id not in setting.puzzle_rows]
+    rows = setting.puzzle_rows
+    untrained = [task.id for task in setting.scored if task.id not in rows]
     if untrained:
         trained = len(setting.scored) - len(untrained)
-        if trained and all(task.id in setting.puzzle_rows for task in setting.scored[:trained]):
+        if trained and all(task.id in rows for task in setting.scored[:trained]):
             remedy = f"use max_tasks={trained}, as many as it was trained with"
         elif trained:
             remedy = "take what was added since out of its source"

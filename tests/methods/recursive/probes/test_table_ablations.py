@@ -14,7 +14,7 @@ from arclab.data.codec import VOCAB_SIZE
 from arclab.data.sampler import Batch
 from arclab.methods.recursive.evaluation import context_metrics
 from arclab.methods.recursive.model import RecursiveModel, build_model
-from arclab.methods.recursive.setting import Setting, build_setting
+from arclab.methods.recursive.setting import Setting, build_setting, require_trained_rows
 from arclab.metrics.names import REGISTRY
 from arclab.runs.ranks import Ranks
 
@@ -69,6 +69,17 @@ def test_the_model_is_left_as_it_was_and_a_real_prediction_works(tiny: Tiny) -> 
     assert 0 <= found["puzzle/exact_accuracy"] <= 1
     assert torch.equal(model.puzzle_table.weight, before) and "forward" not in vars(model.puzzle_table)
     assert not torch.equal(model.puzzle_table(torch.tensor([1])), torch.zeros(1, before.shape[1]))
+
+
+def test_rows_of_a_table_are_listed_once_not_for_each_task(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(trm=True)
+    setting, model = table_model(config)
+    rows, asked = setting.puzzle_rows, []
+    monkeypatch.setattr(Setting, "puzzle_rows", property(lambda _: asked.append(1) or rows))
+    require_trained_rows(config, setting)
+    assert setting.known_rows == {task.id: rows[task.id] for task in setting.scored} and len(setting.scored) > 1
+    context_metrics(config, setting, model, CPU)
+    assert len(asked) <= 3  # of 80,000 toy tasks the list takes a while
 
 
 def test_no_table_and_one_task_have_no_such_numbers(tiny: Tiny) -> None:
