@@ -46,14 +46,20 @@ bench: .venv/installed ## speed and memory on this machine: minutes
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.sandbox
 
-# On one CUDA GPU: the CPU's numbers, speeds with and without compilation, and the control table (an hour or more).
-bench-gpu: .venv/installed-dev ## the same on one CUDA GPU, and its control table: an hour or more
+# On one CUDA GPU: the CPU's numbers, speeds with and without compilation, phase 1, unseen tasks (the hours that the line at the start of
+# each run says), and the control table.
+bench-gpu: .venv/installed-dev rearc ## the same on one CUDA GPU, unseen tasks, and its control table: days
 	$(BIN)/python -m pytest tests/test_cuda.py
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --save
 	$(BIN)/python -m benchmarks.train_step --device cuda --precision bf16 --tokens 115200 --repeats 5 --forms full bucketed --compile --save
 	$(BIN)/python -m experiments.phase1 --minutes 9 --jobs 3 --layout aligned+colors --save phase1_colors
 	$(BIN)/python -m experiments.phase1 --steps 15000 --encoders standard --layout aligned+colors --runs-dir runs/one_cycle --save phase1_one_cycle \
 	    --set decoder.h_cycles=1 halting=single trainer.batch_size=512 trainer.compile=true trainer.device=cuda
+	$(BIN)/python pretrain_encoder.py experiment=etrm_arc1 dataset=arc1_rearc name=rearc
+	$(BIN)/python evaluate.py checkpoint=runs/etrm_arc1/rearc@best split=evaluation num_augmentations=8 name=one-reading
+	$(BIN)/python evaluate.py checkpoint=runs/etrm_arc1/rearc@best split=evaluation num_augmentations=8 name=product evaluation.ranking=product
+	$(BIN)/python evaluate.py checkpoint=runs/etrm_arc1/rearc@best split=evaluation num_augmentations=8 name=searched adaptation=latent
+	$(BIN)/python evaluate.py checkpoint=runs/etrm_arc1/rearc@best split=evaluation num_augmentations=8 name=adapted adaptation=weights
 	$(BIN)/python -m experiments.control --steps 2000 --jobs 4 --layouts symmetry symmetry+colors --set trainer.device=cuda trainer.num_threads=1 \
 	    trainer.batch_size=512 trainer.num_workers=1
 

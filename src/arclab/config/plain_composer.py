@@ -31,7 +31,7 @@ from arclab.entries import ENTRIES, load
 
 Node = dict[str, Any]
 
-_PLAIN_OVERRIDE = re.compile(r"([A-Za-z_][\w/.]*)=([\w./+-]*)")
+_PLAIN_OVERRIDE = re.compile(r"([A-Za-z_][\w/.]*)=([\w./+@-]*)")
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _INT = re.compile(r"[+-]?(0|[1-9]\d*)")
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+|\.\d+[eE][+-]?\d+)")

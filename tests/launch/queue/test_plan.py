@@ -40,10 +40,14 @@ def problems(tmp_path: Path, *lines: str, only: str | None = None) -> list[tuple
 def test_the_shipped_queue_composes_and_types() -> None:
     plan = read_plan(ROOT / "jobs.txt")
     assert plan.num_runs == len(plan.runs) >= 40 and len({run.folder.path for run in plan.runs}) == len(plan.runs)
-    assert {run.config.title[0] for run in plan.runs} == {"toy_queue", "phase1_overfit", "phase2_generalise", "trm_arc1"}
+    assert {run.config.title[0] for run in plan.runs} == {
+        "toy_queue", "phase1_overfit", "phase1_small", "phase2_generalise", "trm_arc1", "etrm_arc1",
+    }  # fmt: skip
     trained = [run for run in plan.runs if isinstance(run.config, ExperimentConfig)]
     by_itself, scored = by_entry(plan.runs)  # runs of two entries have other keys: a matrix for each
-    assert by_itself == trained and {column.key for column in ablation_columns(scored)} == {"checkpoint", "num_augmentations"}
+    assert by_itself == trained
+    columns = {column.key for column in ablation_columns(scored)}
+    assert {"checkpoint", "num_augmentations", "adaptation.kind"} <= columns
     assert all(run.config.wandb.group == run.job.section.title for run in trained)
     by_name = {run.full_name: run for run in plan.runs}
     assert by_name["toy_queue/toy-standard-evaluation"].makers == (Path("runs/toy_queue/toy-standard"),)
