@@ -61,7 +61,7 @@ def test_whoever_looks_next_sees_a_failure(tiny: Tiny, capfd: pytest.CaptureFixt
     run = killed(config)
     assert json.loads((run.path / "status.json").read_text())["state"] == "RUNNING"
     job = JobLine(1, 1, Section("", "", "", 0), "pretrain_encoder.py", "pretrain_encoder", config.name, (), ())
-    planned = PlannedRun(job, config, None)
+    planned = PlannedRun(job, config, ())
     progress = read_progress(planned, None)
     assert progress.state == "FAILED" and "was killed after step 2" in progress.message
     assert "the same command continues from its last checkpoint" in progress.message

@@ -29,7 +29,7 @@ DEAD_PID = 2**22 + 1  # above the kernel's largest
 
 def planned(config: ExperimentConfig) -> PlannedRun:
     return PlannedRun(
-        JobLine(1, 1, Section("", "", "", 0), "pretrain_encoder.py", "pretrain_encoder", config.name, (), ()), config, None
+        JobLine(1, 1, Section("", "", "", 0), "pretrain_encoder.py", "pretrain_encoder", config.name, (), ()), config, ()
     )
 
 

@@ -28,7 +28,7 @@ def test_a_longer_run_is_the_one_that_had_the_steps_from_the_start(tiny: Tiny) -
     assert pretrain(config) == 0 and pretrain(whole) == 0
     job = JobLine(1, 1, Section("", "", "", 0), "pretrain_encoder.py", "pretrain_encoder", config.name, (), ())
     for wanted, what in ((config, "skipped: DONE"), (longer, "would be submitted to local (continues: DONE)")):
-        assert submit([PlannedRun(job, wanted, None)], "local", dry_run=True)[0].what == what
+        assert submit([PlannedRun(job, wanted, ())], "local", dry_run=True)[0].what == what
     assert pretrain(longer) == 0
     status = RunDir(longer.folder).read_status() or {}
     assert (status["state"], status["step"]) == ("DONE", 6)
