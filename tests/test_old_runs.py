@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from arclab.config.compose import thaw
+from arclab.config.compose import thaw, thaw_run
 from arclab.launch.start import start
 from arclab.methods.recursive.run import pretrain
 from arclab.metrics.logger import read_rows
@@ -64,3 +64,9 @@ def test_old_runs_are_compared(kept: Path, tmp_path: Path) -> None:
     analyse([kept / name for name in NAMES], tmp_path / "page")
     page = (tmp_path / "page" / "compare.html").read_text()
     assert all(f"toy_queue/{name}" in page for name in NAMES) and "PREEMPTED at step 61 of 120" in page
+
+
+def test_a_memgen_run_from_before_triggers_and_reward_is_read_as_it_was() -> None:
+    config = thaw_run(KEPT / "memgen" / "config.yaml")
+    assert config.memgen.weaver.start_from is None and config.memgen.trigger.kind.value == "always"
+    assert config.trainer.kind == "sft" and config.dataset.guessed_share == 0.0

@@ -68,7 +68,7 @@ class WeaverConfig:
     new one."""
 
     model: Optional[str]
-    start_from: Optional[str]
+    start_from: Optional[str] = None
     prompt_latents_len: int
     inference_latents_len: int
     max_prompt_aug_num: int
