@@ -66,7 +66,7 @@ def test_told_to_end_a_run_saves_and_says_so(number: signal.Signals, overrides: 
     process, run = start_long_run(tmp_path, *overrides)
     for child in [*psutil.Process(process.pid).children(recursive=True), process]:
         child.send_signal(number)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=150)
     assert process.returncode == 128 + number and "Traceback" not in output, output
     assert run.state is State.preempted and 5 <= run.step < 2000
     assert [p.name for p in run.checkpoints.iterdir()] == [f"step_{run.step:08d}"]
