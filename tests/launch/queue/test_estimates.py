@@ -20,9 +20,7 @@ COST = Cost(memory_bytes=3 * GIB, step_flops=10**9, evaluation_flops=10**10)
 
 def planned(*overrides: str) -> PlannedRun:
     config: ExperimentConfig = compose("pretrain_encoder", [*TINY, "name=t", *overrides])
-    return PlannedRun(
-        JobLine(7, 1, Section("", "", "", 0), "pretrain_encoder.py", "pretrain_encoder", "t", (), ()), config, ()
-    )
+    return PlannedRun(JobLine(7, 1, Section("", "", "", 0), "pretrain_encoder.py", "pretrain_encoder", "t", (), ()), config, ())
 
 
 def test_time_and_memory_are_those_of_what_the_line_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
