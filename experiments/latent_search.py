@@ -28,7 +28,7 @@ from arclab.config.compose import ConfigError, run_main, thaw
 from arclab.data.synthetic import FAMILIES
 from arclab.entries import ENTRIES
 from arclab.files import write_atomically
-from arclab.results.paired import mcnemar_p
+from arclab.results.paired import PairedTest
 from arclab.results.reading import ScoredSplit, read_runs
 from arclab.results.scoring import Share
 from arclab.runs.console import setup_logging
@@ -112,13 +112,14 @@ def table(cells: Sequence[Cell], arguments: argparse.Namespace) -> list[dict[str
         if split is None or plain is None:
             continue
         after, before = split.solved, plain.solved
-        won, lost = (sum(a[task] and not b[task] for task in after) for a, b in ((after, before), (before, after)))
+        paired = PairedTest.count("tasks", [(after[task], before[task]) for task in after])
         share, statistics = Share(sum(after.values()), len(after)), split.statistics
         rows.append(
             {
                 "run": str(cell.run), "encoder": cell.encoder, "start": cell.start.value, "steps": cell.steps,
                 "n": share.n, "N": share.total, "interval95": list(share.interval),
-                "search_alone_right": won, "one_encoding_alone_right": lost, "p_value": mcnemar_p(won, lost),
+                "search_alone_right": paired.only_first, "one_encoding_alone_right": paired.only_second,
+                "p_value": paired.p_value,
                 "seconds_per_task": 1 / statistics["timing/eval_samples_per_s"],
                 "loss_before": statistics["search/loss_before"], "loss_after": statistics["search/loss_after"],
             }

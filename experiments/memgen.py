@@ -25,7 +25,7 @@ from arclab.config.compose import run_main
 from arclab.config.memgen_schema import Memory
 from arclab.entries import ENTRIES
 from arclab.files import write_atomically
-from arclab.results.paired import mcnemar_p
+from arclab.results.paired import PairedTest
 from arclab.results.scoring import Share
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import provenance
@@ -115,18 +115,19 @@ def table(results: Mapping[tuple[str, int], dict[str, bool]], seeds: Sequence[in
     for cell in CELLS:
         each = {seed: results[cell.name, seed] for seed in seeds if (cell.name, seed) in results}
         shares = {seed: Share(sum(right.values()), len(right)) for seed, right in each.items()}
-        won = lost = 0
-        for seed, right in each.items():
-            weaver = results.get(("weaver", seed), {})
-            won += sum(weaver[id_] and not right[id_] for id_ in right if id_ in weaver)
-            lost += sum(right[id_] and not weaver[id_] for id_ in right if id_ in weaver)
+        outcomes = [
+            (results["weaver", seed][id_], is_right)
+            for seed, right in each.items() if ("weaver", seed) in results
+            for id_, is_right in right.items() if id_ in results["weaver", seed]
+        ]  # fmt: skip
+        paired = PairedTest.count("questions", outcomes)
         total = Share(sum(share.n for share in shares.values()), sum(share.total for share in shares.values()))
         rows.append(
             {
                 "cell": cell.name, "n": total.n, "N": total.total, "interval95": list(total.interval),
                 "seeds": {str(seed): [share.n, share.total] for seed, share in shares.items()},
-                "weaver_alone_right": won, "control_alone_right": lost,
-                "p_value": mcnemar_p(won, lost) if cell.name != "weaver" else None,
+                "weaver_alone_right": paired.only_first, "control_alone_right": paired.only_second,
+                "p_value": paired.p_value if cell.name != "weaver" else None,
             }
         )  # fmt: skip
     return rows

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from arclab.methods.memgen.answering import Answered, accuracy
-from arclab.results.paired import mcnemar_p
+from arclab.results.paired import PairedTest
 
 
 def compared(trained: Sequence[Answered], controls: Mapping[str, Sequence[Answered]]) -> dict[str, float]:
@@ -25,10 +25,10 @@ def compared(trained: Sequence[Answered], controls: Mapping[str, Sequence[Answer
         if value > best:
             strongest, best = answered, value
     assert strongest is not None
-    won = sum(mine.is_right and not other.is_right for mine, other in zip(trained, strongest, strict=True))
-    lost = sum(other.is_right and not mine.is_right for mine, other in zip(trained, strongest, strict=True))
-    metrics["text/discordant"] = float(won + lost)
-    metrics["text/p_value"] = mcnemar_p(won, lost)
-    if won + lost:
-        metrics["text/memory_wins"] = won / (won + lost)
+    outcomes = [(mine.is_right, other.is_right) for mine, other in zip(trained, strongest, strict=True)]
+    paired = PairedTest.count("questions", outcomes)
+    metrics["text/discordant"] = float(paired.discordant)
+    metrics["text/p_value"] = paired.p_value
+    if paired.discordant:
+        metrics["text/memory_wins"] = paired.only_first / paired.discordant
     return metrics

@@ -26,12 +26,12 @@ from arclab.data.augment import ViewRule
 from arclab.data.tasks import ArcTask, tasks_digest
 from arclab.methods.recursive.adaptation.tasks import AdaptedReader, TaskAdapter, require_adaptable
 from arclab.methods.recursive.adaptation.training import steps_of_rank, with_adaptation
+from arclab.methods.recursive.against_plain import judged, write_verdict
 from arclab.methods.recursive.cost import ModelSize, Placement, evaluation_cost
 from arclab.methods.recursive.model import DTYPES, RecursiveModel
 from arclab.methods.recursive.probes.encoder_health import HealthSettings, encoder_health, num_predictions
 from arclab.methods.recursive.probes.table_ablations import num_table_predictions, table_health
 from arclab.methods.recursive.saved import WEIGHT_FILES, TrainedRun
-from arclab.methods.recursive.search.against_plain import judged, write_verdict
 from arclab.methods.recursive.search.reader import LatentSearchReader, require_searchable
 from arclab.methods.recursive.setting import Setting, as_trained, build_setting, require_trained_rows, view_rule, with_wishes
 from arclab.methods.recursive.solver.reader import ModelReader, Reader

@@ -12,9 +12,9 @@ import torch
 from arclab.config.compose import ConfigError, compose_evaluate
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.data.tasks import ArcTask
+from arclab.methods.recursive.against_plain import against_plain
 from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
-from arclab.methods.recursive.search.against_plain import against_plain
 from arclab.methods.recursive.search.reader import LatentSearchReader
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.pages import report

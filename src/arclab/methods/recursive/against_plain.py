@@ -16,7 +16,7 @@ from arclab.config.run import CriterionConfig
 from arclab.data.tasks import ArcTask
 from arclab.results.attempts import Attempts
 from arclab.results.criterion import CriterionResult, remove_criterion, write_criterion
-from arclab.results.paired import mcnemar_p
+from arclab.results.paired import PairedTest
 from arclab.results.scoring import Share, truth_ranks
 from arclab.runs.folder import RunDir
 
@@ -57,15 +57,16 @@ def against_plain(
 ) -> tuple[dict[str, float], CriterionResult]:
     """Registered metrics, and the verdict: PASS if adapted/wins is at least min_wins. step: of the checkpoint."""
     before, after = solved(tasks, plain), solved(tasks, adapted)
-    won = sum(after[task] and not before[task] for task in after)
-    lost = sum(before[task] and not after[task] for task in after)
+    paired = PairedTest.count("tasks", [(after[task], before[task]) for task in after])
     metrics = {
         "adapted/plain_solved@2": Share(sum(before.values()), len(before)).value,
-        "adapted/discordant": float(won + lost),
-        "adapted/p_value": mcnemar_p(won, lost),
+        "adapted/discordant": float(paired.discordant),
+        "adapted/p_value": paired.p_value,
     }
-    if won + lost:
-        metrics[METRIC] = won / (won + lost)
+    if paired.discordant:
+        metrics[METRIC] = paired.only_first / paired.discordant
     criterion = CriterionConfig(metric=METRIC, threshold=min_wins, phase="adapted against plain")
     counted = "tasks that one of the two alone solves"
-    return metrics, CriterionResult(criterion, step, won, won + lost, counted, won + lost, "tasks")
+    return metrics, CriterionResult(
+        criterion, step, paired.only_first, paired.discordant, counted, paired.discordant, paired.unit
+    )
