@@ -12,7 +12,16 @@ from typing import ClassVar, Optional
 
 from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig, TriggerConfig, TriggerKind, as_the_run
+from arclab.config.llm_schema import (
+    HfModelConfig,
+    Memory,
+    SamplingConfig,
+    SandboxConfig,
+    TriggerConfig,
+    TriggerKind,
+    as_the_run,
+    default_sandbox,
+)
 from arclab.config.memgen_trainer_schema import GrpoConfig, MemGenTrainerConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
@@ -20,8 +29,6 @@ from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, T
 from arclab.config.text_schema import TextDatasetConfig
 
 UNTRAINED = "untrained"  # of memgen.weaver.start_from
-# What scores programs of a run.
-PROGRAMS_SOLVER = "solver=program_sampling lm=memgen lm.name=RUN"
 
 
 class TextSplitName(Enum):
@@ -167,11 +174,12 @@ class AnswersConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PretrainMemGenConfig(TrainingConfig):
-    """Root of pretrain_memgen.py. lm: the reasoner. criterion: of the last evaluation, for example text/memory_gain."""
+    """Root of pretrain_memgen.py. lm: the reasoner. criterion: of the last evaluation, for example text/memory_gain. sandbox:
+    in which replies that are programs run; its default is for runs made before it was a key."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.", "wandb.", "criterion", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last",
-        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size",
+        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size", "sandbox.num_workers", "dataset.search.server",
     )  # fmt: skip
 
     experiment_name: str
@@ -186,10 +194,17 @@ class PretrainMemGenConfig(TrainingConfig):
     dataset: TextDatasetConfig
     trainer: MemGenTrainerConfig
     evaluation: AnswersConfig
+    sandbox: SandboxConfig = field(default_factory=default_sandbox)
 
     @property
     def scored_metric(self) -> str:
         return "text/accuracy"
+
+    @property
+    def learns_replies(self) -> bool:
+        """Does it need training examples with worked replies?"""
+        is_rewarded_alone = isinstance(self.trainer, GrpoConfig) and self.trainer.sft_steps == 0
+        return not is_rewarded_alone or self.memgen.reasoner.scratch is not None
 
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
@@ -202,12 +217,6 @@ class PretrainMemGenConfig(TrainingConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [*broken_name("experiment_name", self.experiment_name), *broken_name("name", self.name)]
-        if self.trainer.eval_every > 0 and not self.dataset.has_boxed_answers:
-            problems.append(
-                f"trainer.eval_every={self.trainer.eval_every} does not go with dataset.kind={self.dataset.kind}, whose "
-                "replies are programs; set trainer.eval_every=0 and criterion=null, and score the run with evaluate.py "
-                f"{PROGRAMS_SOLVER}."
-            )
         problems += broken_checkpoint("memgen.weaver.start_from", self.memgen.weaver.start_from or "")
         if isinstance(self.trainer, GrpoConfig):
             problems += self._check_reinforced(self.trainer)
@@ -221,10 +230,10 @@ class PretrainMemGenConfig(TrainingConfig):
                 "memgen.weaver.start_from=RUN of trainer=sft, or trainer.sft_steps above 0, or "
                 f"memgen.weaver.start_from={UNTRAINED} if that is meant."
             )
-        if not self.dataset.has_boxed_answers:
+        if trainer.boxed_reward > 0 and not self.dataset.has_boxed_answers:
             problems.append(
-                f"trainer=grpo rewards right answers in a box, and dataset.kind={self.dataset.kind} has none; use "
-                "dataset=arithmetic or dataset=gsm8k, or trainer=sft."
+                f"trainer.boxed_reward={trainer.boxed_reward} pays for a box, and replies of dataset.kind={self.dataset.kind} "
+                "have none; set trainer.boxed_reward=0."
             )
         return problems
 

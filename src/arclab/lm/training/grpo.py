@@ -8,8 +8,10 @@
 For every prompt a group of rollouts is drawn (arclab.lm.training.rollouts), by the method's own generation, without dropout.
 The advantage of a rollout is its reward minus the mean of its group. Log-probabilities are computed again with a gradient by
 the model's forward pass, which is given what a rollout brings with it (Rollout.extra), so that they are those of the policy
-that drew: rl/offpolicy is how far they are apart on new rollouts. Dropout is off in both, for good: the model's Dropout layers
-are set to 0. With beta above 0 the loss has a KL divergence from the model inside `reference()`.
+that drew: rl/offpolicy is how far they are apart on new rollouts. A rollout of several turns (Rollout.turns) is computed turn
+by turn, each from the plain tokens before it, as it was drawn; what an environment said has no loss. Dropout is off in both,
+for good: the model's Dropout layers are set to 0. With beta above 0 the loss has a KL divergence from the model inside
+`reference()`.
 
 A checkpoint holds no rollouts. With updates_per_rollout=1 the same command goes on as if nothing had happened; with more, a
 run that ended between two updates on the same rollouts draws them anew. It does not sample with top-k, top-p or vLLM: the
@@ -32,7 +34,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
-from arclab.lm.training.rollouts import Drawer, Drawn, metrics_of
+from arclab.lm.training.rollouts import Drawer, Drawn, Rollout, metrics_of
 from arclab.lm.training.sft import StepSettings, Where, step_arguments
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.console import progress_bar
@@ -45,6 +47,7 @@ _NAMES = {
     "kl": "rl/kl",
     "clip_ratio/region_mean": "rl/clip_share",
 }
+_TURN = "turn_BL"  # the turn of each token, among what travels with the rows
 Reference = Callable[[], AbstractContextManager[Any]]
 
 
@@ -141,6 +144,43 @@ def _arguments(settings: GrpoSettings, where: Where, per_piece: int, group_size:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TurnPasses:
+    """Rows as the model computes them: one for each turn of each row, which ends with that turn. given: what the model takes.
+    rows_N: the row that each is of. turn_NL: its own turn's tokens."""
+
+    given: dict[str, Tensor]
+    rows_N: Tensor
+    turn_NL: Tensor
+    num_rows: int
+
+    def gathered(self, value_NM: Tensor, num_columns: int) -> Tensor:
+        """(B, num_columns) of the last columns, from values for all tokens but the first: of each token in its own turn's
+        pass."""
+        own_NC = self.turn_NL[:, -num_columns:]
+        empty_BC = value_NM.new_zeros(self.num_rows, num_columns)
+        return empty_BC.index_add(0, self.rows_N, torch.where(own_NC, value_NM[:, -num_columns:], 0.0))
+
+
+def turn_passes(ids_BL: Tensor, mask_BL: Tensor, turn_BL: Tensor, extra: Mapping[str, Tensor]) -> TurnPasses:
+    """See Rollout.turns. One forward pass has them all, so that ranks whose rollouts have other numbers of turns agree."""
+    turns_K = torch.arange(1, max(1, int(turn_BL.max())) + 1, device=ids_BL.device)
+    is_own_BKL = turn_BL[:, None] == turns_K[:, None]
+    exists_BK = is_own_BKL.any(2)
+    exists_BK[:, 0] = True  # a row always has a pass
+    rows_N, place_N = exists_BK.nonzero(as_tuple=True)
+    own_NL = is_own_BKL[rows_N, place_N]
+    last_N1 = (turn_BL.shape[1] - 1 - own_NL.flip(1).long().argmax(1))[:, None]
+    first_N1 = own_NL.long().argmax(1)[:, None]
+    column_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+    ids_NL, mask_NL = ids_BL[rows_N], mask_BL[rows_N] * (column_L <= last_N1)
+    # What belongs to earlier turns is not there: only what stands from the token before the turn on.
+    given = {name: value[rows_N] * (column_L >= first_N1 - 1) * (column_L <= last_N1) for name, value in extra.items()}
+    labels_NL = ids_NL.masked_fill(~(own_NL & mask_NL.bool()), -100)
+    given |= {"input_ids": ids_NL, "attention_mask": mask_NL, "labels": labels_NL}
+    return TurnPasses(given, rows_N, own_NL, len(ids_BL))
+
+
 class _Grpo(LivesInRun, GRPOTrainer):
     """Rollouts of the drawer in the place of trl's own generation, and the forward pass with what they bring."""
 
@@ -149,7 +189,7 @@ class _Grpo(LivesInRun, GRPOTrainer):
     ) -> None:
         self._drawer, self._settings, self._where, self._reference = drawer, settings, where, reference
         self._pad_id = pad_id
-        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see
+        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see; _TURN is among them
         super().__init__(reward_funcs=[_as_drawn], rollout_func=self._rolled_out, **given)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -170,12 +210,13 @@ class _Grpo(LivesInRun, GRPOTrainer):
         model.train(was_training)
         self._write_down(drawn)
         rows = [row.rollout for row in drawn.rows]
-        self._extra = {name: self._padded(drawn, name) for name in rows[0].extra}
+        given = [{**row.extra, _TURN: [0] * len(row.prompt_ids) + row.turn_numbers} for row in rows]
+        self._extra = {name: self._padded(rows, [each[name] for each in given]) for name in given[0]}
         return {
             "prompt_ids": [row.prompt_ids for row in rows],
             "completion_ids": [row.completion_ids for row in rows],
             "logprobs": [row.logprobs for row in rows],
-            "env_mask": [[int(row.is_counted)] * len(row.rollout.completion_ids) for row in drawn.rows],
+            "env_mask": [[int(row.is_counted and turn > 0) for turn in row.rollout.turn_numbers] for row in drawn.rows],
             "reward": [row.reward for row in drawn.rows],
         }
 
@@ -192,15 +233,13 @@ class _Grpo(LivesInRun, GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
-    def _padded(self, drawn: Drawn, name: str) -> Tensor:
+    def _padded(self, rows: Sequence[Rollout], given: Sequence[Sequence[int]]) -> Tensor:
         """Prompts end, and completions begin, in the same column, as trl pads tokens."""
-        rows = [row.rollout for row in drawn.rows]
         before = max(len(row.prompt_ids) for row in rows)
         after = max(len(row.completion_ids) for row in rows)
         padded = torch.zeros(len(rows), before + after, dtype=torch.long)
-        for place, row in enumerate(rows):
-            values = row.extra[name]
-            assert len(values) == len(row.prompt_ids) + len(row.completion_ids), name
+        for place, (row, values) in enumerate(zip(rows, given, strict=True)):
+            assert len(values) == len(row.prompt_ids) + len(row.completion_ids)
             start = before - len(row.prompt_ids)
             padded[place, start : start + len(values)] = torch.tensor(values)
         return padded.to(self.accelerator.device)
@@ -222,17 +261,14 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None = None,
         compute_entropy: bool = False, **_: object,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-        """(B, C) of the last logits_to_keep tokens, at the policy's temperature."""
+        """(B, C) of the last logits_to_keep tokens, at the policy's temperature; 0 where an environment spoke."""
         found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(input_ids), batch_size or len(input_ids)):
             rows = slice(start, start + (batch_size or len(input_ids)))
-            labels = input_ids[rows].masked_fill(attention_mask[rows] == 0, -100)
-            labels[:, :-logits_to_keep] = -100
             extra = {name: value[rows] for name, value in self._extra.items()}
-            output = model(
-                input_ids=input_ids[rows], attention_mask=attention_mask[rows], labels=labels, fused_lm_head=True, **extra
-            )
-            found.append((output.log_probs[:, -logits_to_keep:], output.entropy[:, -logits_to_keep:]))
+            passes = turn_passes(input_ids[rows], attention_mask[rows], extra.pop(_TURN), extra)
+            output = model(**passes.given, fused_lm_head=True)
+            found.append(tuple(passes.gathered(value, logits_to_keep) for value in (output.log_probs, output.entropy)))
         logprobs, entropies = (torch.cat(part) for part in zip(*found, strict=True))
         self._seen = (logprobs.detach(), entropies.detach())
         return logprobs, entropies if compute_entropy else None, None
@@ -242,7 +278,7 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self.beta = self._settings.beta
         loss = super()._compute_loss(model, inputs)
         self.beta = 0.0  # while rollouts are drawn: trl asks its own reference model there
-        mask_BC = inputs["completion_mask"]
+        mask_BC = inputs["completion_mask"] * (inputs[_TURN][:, -inputs["completion_mask"].shape[1] :] > 0)
         logprob_BC, entropy_BC = self._seen
         apart_BC = (logprob_BC - inputs["sampling_per_token_logps"]).abs()
         sums = torch.stack([(apart_BC * mask_BC).sum(), (entropy_BC * mask_BC).sum(), mask_BC.sum().float()])
