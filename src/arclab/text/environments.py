@@ -194,7 +194,7 @@ class _SingleTurn:
 class BoxedAnswers(_SingleTurn):
     """Right is the last box; see arclab.text.answers."""
 
-    names = (RIGHT, "boxed")
+    names: tuple[str, ...] = (RIGHT, "boxed")
 
     def score(self, episodes: Sequence[Episode]) -> list[Score]:
         checked = check_answers([(episode.replies[-1], episode.example.answer) for episode in episodes])
@@ -207,7 +207,7 @@ class BoxedAnswers(_SingleTurn):
 class FunctionTests(_SingleTurn):
     """Right is a function that passes all of its tests."""
 
-    names = (RIGHT, "tests")
+    names: tuple[str, ...] = (RIGHT, "tests")
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -223,7 +223,7 @@ class FunctionTests(_SingleTurn):
 class ArcPrograms(_SingleTurn):
     """The reward is 1 for a program that reproduces every demonstration; is_right says whether its test outputs are right."""
 
-    names = (RIGHT, "test_solved")
+    names: tuple[str, ...] = (RIGHT, "test_solved")
 
     def __init__(self, sandbox: Sandbox, config: ArcTextConfig) -> None:
         self._sandbox, self._config, self._tasks = sandbox, config, arc_tasks(config)
@@ -273,8 +273,8 @@ def _program_score(task: ArcTask, result: StepResult | None) -> Score:
 class Search:
     """<search>words</search> is answered with documents, <answer>name</answer> ends the episode."""
 
-    stops = ("</search>", "</answer>")
-    names = (RIGHT, "exact", "f1")
+    stops: tuple[str, ...] = ("</search>", "</answer>")
+    names: tuple[str, ...] = (RIGHT, "exact", "f1")
 
     def __init__(self, tool: SearchTool, reward: SearchReward, max_turns: int, observation_tokens: int) -> None:
         if max_turns < 1:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -68,7 +69,7 @@ class SearchTool:
         except (DamagedFile, TypeError) as error:
             raise self._down(str(error)) from error
 
-    def _asked(self, method: str, route: str, body: dict[str, object] | None) -> dict[str, object]:
+    def _asked(self, method: str, route: str, body: dict[str, object] | None) -> dict[str, Any]:
         deadline = time.monotonic() + self._wait_s
         while True:
             try:

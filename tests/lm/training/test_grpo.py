@@ -125,6 +125,33 @@ def test_told_to_end_it_goes_on_to_the_same_weights_and_metrics(
     assert same(weights, ended) and measured(tmp_path / "a") == measured(folder)
 
 
+def test_told_to_end_between_two_updates_it_goes_on_with_the_same_rollouts(
+    tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Drawn once: a policy that has moved meanwhile would draw others. In pieces, too."""
+    calls: list[int] = []
+    answer, vote = Sampler.__call__, StopRequest.vote
+    monkeypatch.setattr(Sampler, "__call__", lambda self, *given: calls.append(1) or answer(self, *given))
+    settings, quiet = replace(SETTINGS, updates_per_rollout=2, lr=3e-2, grad_accumulation=2), RolloutSettings(4, 0, False, False)
+    whole = train(tiny_lm, tmp_path / "whole", settings, Cadence(steps=4), groups=quiet)
+
+    def told(self: Any, step: int) -> Any:
+        if step == 3:
+            self._run.preempt.touch()
+        return vote(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "vote", told)
+        train(tiny_lm, tmp_path / "a", settings, Cadence(steps=4), groups=quiet)
+    (tmp_path / "a" / "PREEMPT").unlink()
+    calls.clear()
+    ended = train(tiny_lm, tmp_path / "a", settings, Cadence(steps=4), groups=quiet)
+    assert not calls and same(whole, ended) and measured(tmp_path / "a") == measured(tmp_path / "whole")
+    checkpoint = tmp_path / "a" / "checkpoints"
+    assert (checkpoint / "step_00000003" / "rollouts_0_of_1.pt").is_file() and not list(checkpoint.glob("step_00000004/rollouts*"))
+    assert "drawn anew" not in caplog.text
+
+
 def test_rollouts_are_used_for_as_many_steps_as_asked(tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     answer = Sampler.__call__

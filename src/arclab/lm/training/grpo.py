@@ -13,9 +13,9 @@ by turn, each from the plain tokens before it, as it was drawn; what an environm
 for good: the model's Dropout layers are set to 0. With beta above 0 the loss has a KL divergence from the model inside
 `reference()`.
 
-A checkpoint holds no rollouts. With updates_per_rollout=1 the same command goes on as if nothing had happened; with more, a
-run that ended between two updates on the same rollouts draws them anew. It does not sample with top-k, top-p or vLLM: the
-policy that is trained is the one that is drawn from.
+The same command goes on as if nothing had happened: a checkpoint between two updates on the same rollouts (updates_per_rollout)
+holds them, each rank's in a file. Only with another number of ranks are they drawn anew, which a warning says. It does not
+sample with top-k, top-p or vLLM: the policy that is trained is the one that is drawn from.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from arclab.files import naming
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
 from arclab.lm.training.rollouts import Drawer, Drawn, Rollout, metrics_of
 from arclab.lm.training.sft import StepSettings, Where, step_arguments
@@ -188,14 +190,43 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self, drawer: Drawer, settings: GrpoSettings, where: Where, reference: Reference, *, pad_id: int, **given: Any
     ) -> None:
         self._drawer, self._settings, self._where, self._reference = drawer, settings, where, reference
-        self._pad_id = pad_id
+        self._pad_id, self._is_placed = pad_id, False
         self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see; _TURN is among them
         super().__init__(reward_funcs=[_as_drawn], rollout_func=self._rolled_out, **given)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if self._buffered_inputs is None:  # a continued run stands where the whole one would
+        if not self._is_placed:  # a continued run stands where the whole one would
             self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
+            self._is_placed = True
         return super()._prepare_inputs(generation_batch)
+
+    @property
+    def _uses_rollouts_again(self) -> bool:
+        """Does the step after this one go on with the rollouts of this one?"""
+        return int(self.state.global_step) % self._settings.updates_per_rollout > 0
+
+    def _rollouts_file(self, checkpoint: str) -> Path:
+        ranks = self._where.ranks
+        return Path(checkpoint) / f"rollouts_{ranks.rank}_of_{ranks.world_size}.pt"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._uses_rollouts_again:
+            file = self._rollouts_file(output_dir)
+            with naming(file):
+                torch.save({"names": list(self._extra), "inputs": self._buffered_inputs}, file)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not self._uses_rollouts_again or self._buffered_inputs is not None:
+            return
+        file = self._rollouts_file(checkpoint)
+        if not file.is_file():
+            log.warning("%s has no rollouts of this number of ranks: they are drawn anew", checkpoint)
+            return
+        kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        self._buffered_inputs = kept["inputs"]
+        self._extra = {name: kept["inputs"][0][name] for name in kept["names"]}
 
     def _rolled_out(self, prompts: Any, _: Any) -> dict[str, Any]:
         """prompts: the numbers of this rank's, each group_size times."""
@@ -268,7 +299,7 @@ class _Grpo(LivesInRun, GRPOTrainer):
             extra = {name: value[rows] for name, value in self._extra.items()}
             passes = turn_passes(input_ids[rows], attention_mask[rows], extra.pop(_TURN), extra)
             output = model(**passes.given, fused_lm_head=True)
-            found.append(tuple(passes.gathered(value, logits_to_keep) for value in (output.log_probs, output.entropy)))
+            found.append((passes.gathered(output.log_probs, logits_to_keep), passes.gathered(output.entropy, logits_to_keep)))
         logprobs, entropies = (torch.cat(part) for part in zip(*found, strict=True))
         self._seen = (logprobs.detach(), entropies.detach())
         return logprobs, entropies if compute_entropy else None, None
