@@ -5,7 +5,8 @@
 A step is arclab.methods.recursive.training.step.train_step: rows stay in flight until they halt (with the exploration of the
 run), auxiliary losses have the weights that they had at the end of its training, gradients are clipped as in the run. Other
 than there, rates are constant, nothing is frozen but what the adaptation leaves alone, and the contrastive loss, which needs
-other tasks to compare with, is left out. Weights are not averaged.
+other tasks to compare with, is left out. So are inner steps: the adapted model answers from contexts that are not moved.
+Weights are not averaged.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def training_config(config: ExperimentConfig, wanted: WeightAdaptationConfig, se
     encoder.optim = replace(encoder.optim, freeze_steps=0, lr=_given(rate, encoder.optim.lr))
     if isinstance(encoder, TaskEncoderConfig):
         encoder.contrastive = replace(encoder.contrastive, weight=0.0)
+        encoder.inner_steps = 0
     return replace(
         config, seed=seed, trainer=trainer, decoder=decoder, encoder=encoder, halting=replace(config.halting, single_steps=0),
         decoder_init=DecoderInitConfig(kind=InitKind.scratch, path=None, freeze_steps=0),

@@ -10,6 +10,7 @@ does not depend on the others. Shapes: P puzzles, C candidates (P times the numb
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,18 @@ class Found:
     before_P: Tensor
     after_P: Tensor
     step_P: Tensor
+
+
+def groups(puzzles: Batch, max_rows: int, num_starts: int = 1) -> Iterator[tuple[int, int]]:
+    """(first, end) of puzzles, in their order, whose questions are searched together: as many as max_rows takes, or one."""
+    first, rows = 0, 0
+    for puzzle, count in enumerate(puzzles.num_demos_B.tolist()):
+        wanted = count * num_starts
+        if puzzle > first and rows + wanted > max_rows:
+            yield first, puzzle
+            first, rows = puzzle, 0
+        rows += wanted
+    yield first, len(puzzles)
 
 
 def search(model: RecursiveModel, problem: Problem, config: LatentSearchConfig, noise: list[Offset]) -> Found:
