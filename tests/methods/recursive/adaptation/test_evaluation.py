@@ -17,6 +17,7 @@ from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.pages import report
+from arclab.results.reading import FIT_STAMP
 from arclab.runs.ranks import Ranks
 
 from ....conftest import compose
@@ -143,6 +144,21 @@ def test_a_table_learns_vectors_for_tasks_that_it_does_not_know(root: Path, tmp_
             assert len(ids(predictions)) == 4
             assert record["statistics"]["adapt/loss_after"] < record["statistics"]["adapt/loss_before"]
             assert any("transductive" in stamp for stamp in record["stamps"]) == (run == "own"), "the checkpoint's stamp stays"
+
+
+def test_scores_of_a_tables_own_tasks_say_what_it_learned_of_them(root: Path, tmp_path: Path) -> None:
+    """Of training tasks everything, under whichever split they are scored; of its scored tasks the demonstrations."""
+    validation = "toy:color_map?tasks=3&side=3&colors=3&palette=4&demos=3&split=validation"
+    transductive = "transductive: the demonstrations of the scored tasks are training data"
+    for run, sources, said in (
+        ("trm", f"'{TRAINED}'", {FIT_STAMP}),
+        ("own", f"'{TRAINED}'", {FIT_STAMP, transductive}),
+        ("own", f"'{validation}'", {transductive}),
+        ("own", f"'{validation}','{TRAINED}'", {transductive, "8 of the 11 scored tasks were trained on (task "}),
+    ):
+        record, _ = scored(root / run, tmp_path / f"{run}{len(sources)}", f"dataset.eval_sources=[{sources}]")
+        stamps = [stamp for stamp in record["stamps"] if not stamp.startswith(("scored on tasks that", "not the published"))]
+        assert len(stamps) == len(said) and all(any(stamp.startswith(each) for stamp in stamps) for each in said), stamps
 
 
 def test_what_a_table_was_trained_on_is_no_test_of_it(root: Path, tmp_path: Path) -> None:
