@@ -12,13 +12,17 @@ import torch
 from arclab.config.compose import ConfigError, compose_evaluate
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.methods.recursive import evaluation
+from arclab.methods.recursive.adaptation import training
 from arclab.methods.recursive.adaptation.tasks import TaskAdapter
 from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.search import ascent
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.pages import report
 from arclab.results.reading import FIT_STAMP
+from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
 
 from ....conftest import compose
 from ..solver.test_resume import Killed, kill_after
@@ -130,6 +134,40 @@ def test_a_killed_one_goes_on_with_the_next_task(root: Path, tmp_path: Path, mon
     assert again == predictions and adapted == tasks[2:]
     for name in ("adapt/loss_before", "adapt/loss_after", "all.count", "all.lm_loss"):
         assert record["statistics"][name] == pytest.approx(whole["statistics"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "module", "step", "at", "kept"),
+    [
+        (["adaptation=weights", *FEW], training, "train_step", 8, "6 of 12"),  # the second step of the third task
+        (["adaptation=latent", "adaptation.steps=3", "batch_size=3"], ascent, "_losses", 6, "3 of 12"),
+        (["adaptation=weights", *FEW, "adaptation.joint=true"], training, "train_step", 2, "begins anew"),
+        (["adaptation=lora", *FEW], training, "_answer_loss", 7, "9 of 12"),  # the loss before the fourth task's adaptation
+    ],
+)
+def test_a_stop_signal_ends_an_adaptation_at_its_next_step(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], module: Any, step: str, at: int, kept: str
+) -> None:
+    """What was finished is kept, and the same command ends as one that was never told."""
+    settings = [*settings, "split=evaluation"]
+    _, whole = scored(root / "etrm", tmp_path / "whole", *settings)
+    original, calls, signals = getattr(module, step), [0], StopSignals()
+
+    def signalled(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at:
+            signals.number = 15
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, signalled)
+        config = wanted(root / "etrm", tmp_path / "told", *settings)
+        assert evaluate_in_ranks(config, CPU, signals) is State.preempted
+    assert calls[0] == at, "the step that was under way is the last one"
+    status = RunDir(config.folder).read_status()
+    assert status is not None and kept in status["message"] and "the same command continues" in status["message"]
+    assert not (config.folder / "metrics.json").exists()
+    assert scored(root / "etrm", tmp_path / "told", *settings)[1] == whole
 
 
 def test_a_table_learns_vectors_for_tasks_that_it_does_not_know(root: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ does not depend on the others. Shapes: P puzzles, C candidates (P times the numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,8 +57,11 @@ def groups(puzzles: Batch, max_rows: int, num_starts: int = 1) -> Iterator[tuple
     yield first, len(puzzles)
 
 
-def search(model: RecursiveModel, problem: Problem, config: LatentSearchConfig, noise: list[Offset]) -> Found:
-    """noise: of the starts after the first, P rows each, of unit size."""
+def search(
+    model: RecursiveModel, problem: Problem, config: LatentSearchConfig, noise: list[Offset],
+    before_step: Callable[[], None] = lambda: None,
+) -> Found:  # fmt: skip
+    """noise: of the starts after the first, P rows each, of unit size. before_step: may end the search by what it raises."""
     candidates = _starts(problem.start, config, noise)
     num_starts, num_puzzles = len(noise) + 1, len(problem.start)
     puzzle_C = torch.arange(num_puzzles, device=problem.puzzle_N.device).repeat(num_starts)
@@ -68,6 +71,7 @@ def search(model: RecursiveModel, problem: Problem, config: LatentSearchConfig, 
     optimizer = _optimizer(candidates, config)
     before_P = best_C[:num_puzzles]
     for step in range(config.steps + 1):
+        before_step()
         is_last = step == config.steps
         with torch.set_grad_enabled(not is_last):
             loss_C = _losses(model, problem, Offset.of(candidates), num_starts, config.unroll)

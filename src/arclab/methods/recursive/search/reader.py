@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,11 +36,12 @@ _START_STREAM, _NOISE_STREAM = 11, 12
 
 @dataclass(frozen=True, slots=True)
 class LatentSearchReader:
-    """plain: reads the demonstrations. seed: of the noise, which is drawn for each puzzle by itself."""
+    """plain: reads the demonstrations. seed: of the noise, drawn for each puzzle by itself. before_step: see search."""
 
     config: LatentSearchConfig
     plain: ModelReader
     seed: int
+    before_step: Callable[[], None] = lambda: None
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ class LatentSearchReader:
         model = self.plain.model
         problem, is_shared_P = self._problem(puzzles, demos)
         noise = [self._noise(problem.start, puzzles, _NOISE_STREAM, number) for number in range(1, self.config.num_starts)]
-        found = search(model, problem, self.config, noise)
+        found = search(model, problem, self.config, noise, self.before_step)
         with torch.no_grad():
             reading = problem.start.reading(model, found.offset, problem.start)
         return replace(reading, facts_BF=_facts(found, is_shared_P, (time.monotonic() - began) / len(demos)))
