@@ -237,6 +237,8 @@ _METRICS = [
     Metric(
         "train/contrastive_loss", "nats", "down", "supervised-contrastive loss of contexts, mean over rows, before its weight"
     ),
+    Metric("train/inner_before_loss", "nats", "down", "leave-one-out loss per cell before encoder.inner_steps, mean over rows"),
+    Metric("train/inner_after_loss", "nats", "down", "the same of the moved contexts, with which the queries were answered"),
     Metric("train/reconstruction_loss", "nats", "down", "leave-one-out loss per cell, mean over rows, before its weight"),
     Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
     Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
