@@ -76,11 +76,13 @@ class EditPromptConfig(PromptConfig):
 @dataclass(kw_only=True, slots=True)
 class EditRewardConfig:
     """What a program is worth: for each demonstration 0.1 if it compiles, 0.1 for the right shape and (share of right
-    cells)^10, less costs. per_execution, per_thinking_token: these costs."""
+    cells)^10, less costs. per_execution, per_thinking_token: these costs. use_tests: test pairs of training tasks count as
+    demonstrations do; never in prompts, nor in an evaluation."""
 
     per_execution: float
     per_thinking_token: float
     cells: CountedCells
+    use_tests: bool
 
     def check(self, path: str) -> list[str]:
         return within(path, 0.0, 0.1, per_execution=self.per_execution, per_thinking_token=self.per_thinking_token)
