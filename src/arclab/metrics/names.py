@@ -188,6 +188,22 @@ _PROGRAMS = {
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
 }
 
+# Of models that edit programs: over all edits of the start programs of a stage.
+_EDITS = {
+    "count": ("edits", "none", "edits that were drawn: the N of the shares of edits"),
+    "starts": ("programs", "none", "start programs that were edited: the N of edits/solved_share"),
+    "parent_value": ("", "none", "what the program that an edit was made from is worth"),
+    "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
+    "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
+    "improved_share": ("share", "up", "edits that make their program worth more"),
+    "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
+    "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),
+    "with_program": ("share", "up", "edits that hold a new program"),
+    "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
+    "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
+    "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),
+}
+
 # Of an ensemble of finished results.
 _ENSEMBLE = {
     "members": ("results", "none", "results that were merged"),
@@ -204,7 +220,7 @@ _ENSEMBLE = {
 # Components of programs/rewards.py: means over the programs (replies) of a step.
 _REWARD = {
     "value": ("", "up", "reward, by the kind that is trained on"),
-    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta"),
+    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta, and for edits"),
     "code": ("share", "up", "replies with a program"),
     "syntax": ("share", "up", "replies with a program that compiles"),
     "runs": ("share", "up", "demonstrations for which the program returns a grid"),
@@ -212,7 +228,7 @@ _REWARD = {
     "cells": ("share", "up", "cells of the demonstrations that are right; none where the shape is wrong"),
     "right": ("share", "up", "demonstrations that the program reproduces"),
     "solved": ("share", "up", "programs that reproduce every demonstration (which says nothing about test outputs)"),
-    "cost": ("", "down", "what a right program pays for its length (kinds smooth and delta)"),
+    "cost": ("", "down", "what a right program pays for its length (smooth, delta), an edit for executions and thinking"),
 }
 
 _METRICS = [
@@ -326,6 +342,7 @@ _METRICS = [
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
@@ -374,6 +391,9 @@ _COUNTS = {
     "text/": ("text/count",),
     "ensemble/oracle_coverage": ("ensemble/test_inputs",),
     "adapted/wins": ("adapted/discordant",),
+    "edits/solved_share": ("edits/starts",),
+    "edits/tests_solved_share": ("edits/starts",),
+    "edits/": ("edits/count",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
@@ -392,5 +412,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/"))
     )
