@@ -2,16 +2,28 @@
 
     ScriptedModel(lambda prompt, sample: f"reply {sample}")
     ScriptedModel(["first sample", "second sample"])                    # the same for every prompt, in turn
-    ScriptedModel({"task_1": "reply", "task_2": ["one", "two"]})        # by a word of the prompt's last message
+    ScriptedModel({"task_1": "reply", "task_2": ["one", "two"]})        # by a word of the prompt's last question
 
-It has no tokens: what a reply is split into by white space counts as such, plus one for its end.
+A script that is a function sees a reply that was begun as the prompt's last message, and says what comes next. It has no tokens: what a reply is split into by white space counts as such, plus one for its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from arclab.lm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Sampling, cut_after_stop, ignore
+from arclab.lm.language_model import (
+    Completion,
+    FinishReason,
+    OnReply,
+    Prompt,
+    Reply,
+    Sampling,
+    Samplings,
+    begun_reply,
+    cut_after_stop,
+    ignore,
+    sampling_of_each,
+)
 
 Script = Callable[[Prompt, int], str] | Mapping[str, str | Sequence[str]] | Sequence[str]
 
@@ -45,10 +57,11 @@ class ScriptedModel:
         return len(self.calls)
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
         self.calls.append(tuple(prompts))
-        replies = [self._reply(prompt, num_samples, sampling) for prompt in prompts]
+        each = sampling_of_each(sampling, len(prompts))
+        replies = [self._reply(prompt, num_samples, one) for prompt, one in zip(prompts, each, strict=True)]
         for number, reply in enumerate(replies):
             on_reply(number, reply)
         return replies
@@ -76,7 +89,8 @@ class ScriptedModel:
         if callable(script):
             return script(prompt, sample)
         if isinstance(script, Mapping):
-            found = [reply for word, reply in script.items() if word in prompt[-1].content]
-            assert found, f"the script has no reply for {prompt[-1].content[:200]!r}"
+            question = begun_reply(prompt)[0][-1].content
+            found = [reply for word, reply in script.items() if word in question]
+            assert found, f"the script has no reply for {question[:200]!r}"
             script = found[0]
         return script if isinstance(script, str) else script[sample % len(script)]
