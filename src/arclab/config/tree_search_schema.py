@@ -1,8 +1,7 @@
 """The schema of evaluate.py solver=tree_search: how a program is cut into steps, and how a tree of them is grown.
 
-Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences. search.kind
-decides which keys search has.
-"""
+Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
+search.kind decides which keys search has."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ TREE_SEARCH = "tree_search"
 
 
 class Schedule(Enum):
-    """How the temperature goes from low (first rollout) to high (last rollout). constant: low all the time. lerp: evenly.
+    """How the temperature goes from start (first rollout) to end (last rollout). constant: start all the time. lerp: evenly.
     beta_cdf: by the distribution function of a beta distribution, which dwells in the middle where concentration is below 1."""
 
     constant = "constant"
@@ -38,19 +37,17 @@ class TerminalReward(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class TemperatureConfig:
-    """low and high as in Schedule. target_fraction: mean of the beta distribution, concentration: the sum of its parameters;
+    """start and end as in Schedule. target_fraction: mean of the beta distribution, concentration: the sum of its parameters;
     both for beta_cdf."""
 
     schedule: Schedule
-    low: float
-    high: float
+    start: float
+    end: float
     target_fraction: float
     concentration: float
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(path, 0, low=self.low)
-        if self.schedule is not Schedule.constant and self.high < self.low:
-            problems.append(f"{path}.high={self.high} must be at least {path}.low={self.low}; raise it.")
+        problems = at_least(path, 0, start=self.start, end=self.end)
         if not 0 < self.target_fraction < 1:
             problems.append(f"{path}.target_fraction={self.target_fraction} must be above 0 and below 1; 0.5 is even.")
         if not self.concentration > 0:
@@ -61,9 +58,9 @@ class TemperatureConfig:
 @dataclass(kw_only=True, slots=True)
 class SearchConfig:
     """What all kinds have. branching: programs or steps drawn at once from one node. num_programs: most that are drawn for a
-    task, duplicates and failures included. max_tokens, max_s: of a task, generated and by the clock; null: no limit (max_s makes
-    the tree depend on the machine). stop_groups: end when the programs that reproduce every demonstration give so many different
-    answers to the test inputs; null: never. parallel_leaves: nodes of one tree that are drawn from at the same time.
+    task, duplicates and failures included. max_tokens, max_s: of a task, generated and by the clock; null: no limit (max_s
+    makes the tree depend on the machine). stop_groups: end when the programs that reproduce every demonstration give so many
+    different answers to the test inputs; null: never. parallel_leaves: nodes of one tree that are drawn from at the same time.
     max_program_tokens: longest program, in generated tokens."""
 
     kind: str
@@ -86,9 +83,9 @@ class SearchConfig:
         problems += at_least(path, 1, **{key: value for key, value in optional.items() if value is not None})
         if self.max_s is not None and not self.max_s > 0:
             problems.append(f"{path}.max_s={self.max_s} must be above 0; null is no limit.")
-        if self.temperature.low == 0 and self.branching > 1:
+        if self.temperature.start == 0 and self.branching > 1:
             problems.append(
-                f"{path}.branching={self.branching} does not go with {path}.temperature.low=0: all draws would be equal; set "
+                f"{path}.branching={self.branching} does not go with {path}.temperature.start=0: all draws would be equal; set "
                 f"{path}.branching=1 or a temperature above 0."
             )
         return problems
@@ -96,7 +93,7 @@ class SearchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class StepSearchConfig(SearchConfig):
-    """Of kinds that grow programs step by step. num_rollouts: walks from the root; the temperature goes from low to high over
+    """Of kinds that grow programs step by step. num_rollouts: walks from the root; the temperature goes from start to end over
     them. max_depth: most steps of a program. max_step_tokens: a step that has no end by then is given up, and counted."""
 
     num_rollouts: int
@@ -104,9 +101,7 @@ class StepSearchConfig(SearchConfig):
     max_step_tokens: int
 
     def check(self, path: str) -> list[str]:
-        own = at_least(
-            path, 1, num_rollouts=self.num_rollouts, max_depth=self.max_depth, max_step_tokens=self.max_step_tokens
-        )
+        own = at_least(path, 1, num_rollouts=self.num_rollouts, max_depth=self.max_depth, max_step_tokens=self.max_step_tokens)
         return [*SearchConfig.check(self, path), *own]
 
 
@@ -124,8 +119,8 @@ class BeamConfig(StepSearchConfig):
 @dataclass(kw_only=True, slots=True)
 class MctsConfig(StepSearchConfig):
     """Each node is drawn from once. c_puct: weight of the prior, which is the model's own probability of a step among its
-    siblings. fpu_reduction: a node without an outcome counts as its parent less so much. virtual_loss: outcomes of -1 that a walk
-    under way counts as."""
+    siblings. fpu_reduction: a node without an outcome counts as its parent less so much. virtual_loss: outcomes of -1 that a
+    walk under way counts as."""
 
     c_puct: float
     fpu_reduction: float
@@ -159,9 +154,10 @@ class CustomConfig(MctsConfig):
 
 @dataclass(kw_only=True, slots=True)
 class BootstrapConfig(MctsConfig):
-    """Rollouts with a description of the rule make successes, rollouts without it failures, in one tree. regeneration_probability:
-    that a node is drawn from again at a visit. hints: a JSON file {task id: description}. The first hinted_rollouts rollouts are
-    hinted, later ones not with probability unhinted_share; from last_hinted on (null: never) none is."""
+    """Rollouts with a description of the rule make successes, rollouts without it failures, in one tree.
+    regeneration_probability: that a node is drawn from again at a visit. hints: a JSON file {task id: description}. The first
+    hinted_rollouts rollouts are hinted, later ones not with probability unhinted_share; from last_hinted on (null: never) none
+    is."""
 
     regeneration_probability: float
     hints: str
@@ -183,9 +179,9 @@ class SampleConfig(SearchConfig):
 
 @dataclass(kw_only=True, slots=True)
 class SampleRefineConfig(SearchConfig):
-    """num_first whole programs, then corrections of programs that ran, each asked for with what is wrong. Which program is corrected
-    is drawn from Beta(1 + C h, 1 + C (1 - h) + n): h its share of demonstrations reproduced, n the corrections of it that were
-    drawn, C = thompson_c."""
+    """num_first whole programs, then corrections of programs that ran, each asked for with what is wrong. Which program is
+    corrected is drawn from Beta(1 + C h, 1 + C (1 - h) + n): h its share of demonstrations reproduced, n the corrections of it
+    that were drawn, C = thompson_c."""
 
     num_first: int
     thompson_c: float
@@ -210,9 +206,9 @@ SEARCH_SCHEMAS: dict[str, type[SearchConfig]] = {
 
 @dataclass(kw_only=True, slots=True)
 class StepsConfig:
-    """How a reply is read. It begins with program_begin and root, which the model finds written already; root is code that opens
-    the function. step_end: text that ends a step; program_end: text that ends the program (the end of the model's turn does,
-    too). Both are no part of the program: a comment line, or special tokens of a model trained on them."""
+    """How a reply is read. It begins with program_begin and root, which the model finds written already; root is code that
+    opens the function. step_end: text that ends a step; program_end: text that ends the program (the end of the model's turn
+    does, too). Both are no part of the program: a comment line, or special tokens of a model trained on them."""
 
     program_begin: str
     root: str
@@ -252,8 +248,8 @@ class ExamplesConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TreeSearchConfig:
-    """Programs grown step by step, executed as they grow. trees_at_once: tasks that are searched at the same time; null: as many
-    as keep the model busy. top_p, top_k, min_p: as in SamplingConfig."""
+    """Programs grown step by step, executed as they grow. trees_at_once: tasks that are searched at the same time; null: as
+    many as keep the model busy. top_p, top_k, min_p: as in SamplingConfig."""
 
     kind: str
     prompt: PromptConfig
@@ -272,8 +268,8 @@ class TreeSearchConfig:
             problems.append(f"{path}.top_p={self.top_p} must be above 0 and at most 1; 1 keeps every token.")
         if not re.search(rf"^def[ \t]+{re.escape(self.prompt.entry)}[ \t]*\(", self.steps.root, re.MULTILINE):
             problems.append(
-                f"{path}.steps.root does not open the function {path}.prompt.entry={self.prompt.entry}; begin a line of it with "
-                f"def {self.prompt.entry}(."
+                f"{path}.steps.root does not open the function {path}.prompt.entry={self.prompt.entry}; begin a line "
+                f"of it with def {self.prompt.entry}(."
             )
         return problems + ([] if self.trees_at_once is None else at_least(path, 1, trees_at_once=self.trees_at_once))
 
@@ -298,7 +294,7 @@ class EvaluateTreeSearchConfig(EvaluateLmConfig):
         problems = EvaluateLmConfig.check(self, path)
         if isinstance(self.lm, MemGenModelConfig):
             problems.append(
-                "lm.kind=memgen does not stop at the end of a step, which solver=tree_search needs; use solver=program_sampling "
-                "lm=memgen, or another model."
+                "lm.kind=memgen does not stop at the end of a step, which solver=tree_search needs; use "
+                "solver=program_sampling lm=memgen, or another model."
             )
         return problems

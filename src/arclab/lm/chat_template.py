@@ -73,16 +73,17 @@ def _must_stand(role: str, content: str) -> str:
 
 
 def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> list[int]:
-    """The tokens of conversation_text() up to where the reply begins, and of a reply that was begun behind them as they are: its
-    white space, which templates strip, is part of it. A special token's name within a message stays text, so that no message
-    can end its turn, or begin another. ValueError: see there; a template that opens thinking where the reply goes on."""
+    """The tokens of conversation_text() up to where the reply begins, and of a reply that was begun behind them, as they are:
+    its white space, which templates strip, is part of it. A special token's name within a message stays text, so that no
+    message can end its turn, or begin another. ValueError: see there; a template that opens thinking where the reply goes
+    on."""
     asked, begun = begun_reply(prompt)
     if not begun:
         return _asked_ids(tokenizer, name, asked, thinking=thinking)
     if opened_thinking(tokenizer, name, asked, thinking=thinking):
         raise ValueError(
-            f"the chat template of lm.name={name} opens the reply with <think>, so a reply that was begun would go on inside its "
-            "thinking; set lm.thinking=false, or use a model that does not think."
+            f"the chat template of lm.name={name} opens the reply with <think>, so a reply that was begun would go on "
+            "inside its thinking; set lm.thinking=false, or use a model that does not think."
         )
     return [*_asked_ids(tokenizer, name, asked, thinking=thinking), *plain_ids(tokenizer, begun)]
 

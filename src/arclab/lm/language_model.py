@@ -12,6 +12,8 @@ completions hold only what is new.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -41,6 +43,11 @@ class FinishReason(Enum):
 
     stop = "stop"
     length = "length"
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """What tells prompts apart in files."""
+    return hashlib.sha256(json.dumps([[m.role, m.content] for m in prompt]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +134,9 @@ class LanguageModel(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
-        """A reply for every prompt, in order. sampling: of all, or of each prompt. on_reply: told of each (the prompt's number, its reply) as soon as it is whole,
-        in the calling thread. ValueError: a model or server that cannot be used, in one sentence; replies told of until then
-        are good."""
+        """A reply for every prompt, in order. sampling: of all, or of each prompt. on_reply: told of each (the prompt's number,
+        its reply) as soon as it is whole, in the calling thread. ValueError: a model or server that cannot be used, in one
+        sentence; replies told of until then are good."""
         ...
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:

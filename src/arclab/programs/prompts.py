@@ -43,7 +43,16 @@ def shape_text(grid: Grid) -> str:
 
 def render_prompt(task: ArcTask, config: PromptConfig) -> Prompt:
     """One message of the user. (Not every chat template knows a system role.)"""
-    return (Message("user", _instructed(task, config) if config.instructions else _bare(task, config)),)
+    ending = (
+        "Think first if you like; end with the whole program, imports and helper functions included, in one "
+        f"block:\n\n```python\ndef {config.entry}(grid):\n    ...\n```"
+    )
+    return (Message("user", task_text(task, config, ending)),)
+
+
+def task_text(task: ArcTask, config: PromptConfig, ending: str) -> str:
+    """The task as the user's message. ending: how the program is to be written, in the last paragraph of instructions."""
+    return _instructed(task, config, ending) if config.instructions else _bare(task, config)
 
 
 def _bare(task: ArcTask, config: PromptConfig) -> str:
@@ -56,7 +65,7 @@ def _bare(task: ArcTask, config: PromptConfig) -> str:
     return "\n\n".join(parts)
 
 
-def _instructed(task: ArcTask, config: PromptConfig) -> str:
+def _instructed(task: ArcTask, config: PromptConfig, ending: str) -> str:
     def block(title: str, grid: Grid) -> str:
         shape = f" ({shape_text(grid)})" if config.show_shapes else ""
         return f"{title}{shape}:\n{format_grid(grid, config.grid_format)}"
@@ -74,8 +83,7 @@ def _instructed(task: ArcTask, config: PromptConfig) -> str:
         f"## Your task\n\nWrite a function {config.entry}(grid). It gets a grid as a list of rows, each a list of whole "
         "numbers, and returns the output in the same form, with at most 30 rows and columns. It is applied to every "
         f"example{tests}, so it must follow the rule and not know the answers by heart. It may import {', '.join(MODULES)}. "
-        "Think first if you like; end with the whole program, imports and helper functions included, in one "
-        f"block:\n\n```python\ndef {config.entry}(grid):\n    ...\n```"
+        + ending
     )
     return "\n\n".join(parts)
 

@@ -15,8 +15,8 @@ ended for another reason than its end or its length (an abort), or an answer tha
 A prompt, or every reply to it, that the server's filter refuses is a reply without completions, as is a prompt that is too
 long.
 
-A reply that was begun is continued by servers that know continue_final_message (vLLM, SGLang) and by llama.cpp; one that refuses
-the field is an error in one sentence, and one that ignores it begins anew, which cannot be told from here.
+A reply that was begun is continued by servers that know continue_final_message (vLLM, SGLang) and by llama.cpp. One that
+refuses the field is an error in one sentence; one that ignores it begins anew, which cannot be told from here.
 
 It does not count tokens before asking: a prompt that is too long is known by the server's refusal, or by its count if that
 exceeds model.max_context. It cannot tell if a server cuts a prompt silently (Ollama does), and has no logprobs().
@@ -169,7 +169,7 @@ class EndpointModel:
 
     def _cannot_continue(self) -> EndpointError:
         return EndpointError(
-            f"the server {self.config.base_url} does not continue a reply that was begun (continue_final_message), which search "
+            f"the server {self.config.base_url} does not continue a reply that was begun (continue_final_message), which "
             "solver=tree_search needs; use vLLM or SGLang, a model of kind hf, or solver=program_sampling."
         )
 

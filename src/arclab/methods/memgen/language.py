@@ -65,7 +65,11 @@ class MemoryLanguageModel:
             seeds = [draw_seed(each[number].seed, ids[number], sample) for number, sample in batch]
             with self._saved.model.memory_off(self._is_off):
                 answers = generate(
-                    self._saved.model, [ids[number] for number, _ in batch], self._rule, [each[number] for number, _ in batch], seeds
+                    self._saved.model,
+                    [ids[number] for number, _ in batch],
+                    self._rule,
+                    [each[number] for number, _ in batch],
+                    seeds,
                 )
             for (number, sample), answer in zip(batch, answers, strict=True):
                 drawn[number][sample] = self._completion(answer)
