@@ -307,9 +307,9 @@ class ProgramSamplingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateProgramsConfig(EvaluationConfig):
-    """Root of evaluate.py solver=program_sampling. The folder is <runs_dir>/<solver>/<model>/<name>, or output_dir; name null:
-    <dataset>_<split>."""
+class EvaluateLmConfig(EvaluationConfig):
+    """What roots of evaluate.py have whose solver asks a language model for programs. The folder is
+    <runs_dir>/<solver>/<model>/<name>, or output_dir; name null: <dataset>_<split>."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
@@ -319,7 +319,6 @@ class EvaluateProgramsConfig(EvaluationConfig):
         *(f"lm.{key}" for key in HOW_MODELS_RUN),
     )
 
-    solver: ProgramSamplingConfig
     lm: ModelConfig
     dataset: DatasetConfig
     sandbox: SandboxConfig
@@ -333,23 +332,27 @@ class EvaluateProgramsConfig(EvaluationConfig):
     launch: LaunchConfig
 
     @property
+    def solver_kind(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.dataset.name}_{self.split.value}"
+
+    @property
     def title(self) -> tuple[str, str]:
-        return self.solver.kind, f"{Path(self.lm.name).name}-{self._name}"
+        return self.solver_kind, f"{Path(self.lm.name).name}-{self.run_name}"
 
     @property
     def folder(self) -> Path:
         if self.output_dir:
             return Path(self.output_dir)
-        return Path(self.runs_dir) / self.solver.kind / Path(self.lm.name).name / self._name
+        return Path(self.runs_dir) / self.solver_kind / Path(self.lm.name).name / self.run_name
 
     def inputs(self) -> dict[str, Path]:
         """A model that another run makes."""
         is_run = isinstance(self.lm, MemGenModelConfig) and self.lm.name
         return {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
-
-    @property
-    def _name(self) -> str:
-        return self.name or f"{self.dataset.name}_{self.split.value}"
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, num_threads=self.num_threads)
@@ -357,7 +360,18 @@ class EvaluateProgramsConfig(EvaluationConfig):
         problems += broken_path("runs_dir", self.runs_dir)
         if self.launch.num_ranks > 1:
             problems.append(
-                f"launch asks for {self.launch.num_ranks} ranks, and solver={self.solver.kind} runs in one process; set "
+                f"launch asks for {self.launch.num_ranks} ranks, and solver={self.solver_kind} runs in one process; set "
                 "launch.gpus and launch.cpus to 0 or 1, and launch.nodes=1."
             )
         return problems + ([] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks))
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateProgramsConfig(EvaluateLmConfig):
+    """Root of evaluate.py solver=program_sampling."""
+
+    solver: ProgramSamplingConfig
+
+    @property
+    def solver_kind(self) -> str:
+        return self.solver.kind

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from arclab.lm.drawing import Drawing
-from arclab.lm.language_model import Sampling
+from arclab.lm.language_model import Samplings, sampling_of_each
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, InsertionLimits, plan_of
 from arclab.methods.memgen.model import MemGenModel
 from arclab.methods.memgen.trigger import Trigger, always
@@ -77,7 +77,7 @@ def generate(
     model: MemGenModel,
     prompts: Sequence[Sequence[int]],
     rule: InsertionRule,
-    sampling: Sampling,
+    sampling: Samplings,
     seeds: Sequence[int],
     refine: Refine | None = None,
     *,
@@ -86,10 +86,11 @@ def generate(
     """An answer for each prompt (token ids that end with the assistant's header). seeds: of each row's draws. is_tempered:
     log-probabilities are those at sampling.temperature."""
     assert not model.backbone.training, "generation needs eval mode: dropout would change what is drawn"
-    assert not sampling.stop, "stop strings are not supported with memory"
+    first = sampling_of_each(sampling, len(prompts))[0]
+    assert not first.stop, "stop strings are not supported with memory"
     batch = _Batch(model, prompts, rule, seeds, refine)
     drawing, answers = Drawing(sampling, seeds, is_tempered=is_tempered), [Answer() for _ in prompts]
-    for number in range(sampling.max_new_tokens):
+    for number in range(first.max_new_tokens):
         kinds = batch.kinds(answers, number)
         if any(kinds):
             batch.insert(torch.tensor(kinds, device=batch.logits_BV.device))
@@ -97,7 +98,7 @@ def generate(
             answers[row].inserted += [number] if kind else []
         token_B, logprob_B = drawing.choose(batch.logits_BV)
         going = batch.record(answers, token_B.tolist(), logprob_B.tolist())
-        if not going or number + 1 == sampling.max_new_tokens:
+        if not going or number + 1 == first.max_new_tokens:
             break
         if len(going) < len(batch.rows):
             drawing.keep(going)
