@@ -72,7 +72,7 @@ def _tasks_of(folder: Path) -> tuple[dict[str, ArcTask], str]:
 
 
 def render_tree(tree: Tree, task: ArcTask | None, *, problem: str = "", index: str = "") -> str:
-    """The page of one tree. task None: grids of the task are missing, for the reason in `problem`. index: the page that lists all
+    """The page of one tree. task None: its grids are missing, for the reason in `problem`. index: the page that lists all
     trees."""
     notes = [f"Inputs and truth are missing: {problem or 'the task is in none of the sources'}."] if task is None else []
     if tree.end is None:
