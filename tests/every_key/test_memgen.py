@@ -19,6 +19,7 @@ from arclab.methods.memgen import answering, reasoner, run, setting
 from arclab.methods.memgen.generation import Answer
 from arclab.methods.memgen.saved import MemoryWeights
 from arclab.methods.memgen.setting import load_reasoner
+from arclab.methods.memgen.trigger import Asked
 
 from .table import Parts, Table, differences, effect, leaves, require_a_row_for_each, require_the_named_tests, shown_here
 from .test_memgen_grpo import OF_GRPO
@@ -187,7 +188,8 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
 
     def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any) -> list[Answer]:
         logits_BV = torch.tensor([[0.0, number / 8] for number in range(16)])
-        decisions = rule.trigger(list(range(16)), logits_BV, logits_BV, 1)
+        asked = Asked(list(range(16)), [number // 4 for number in range(16)], 1, logits_BV, logits_BV)
+        decisions = [decision.inserts for decision in rule.trigger.decide(asked)]
         found["answers"].append([[list(prompt) for prompt in prompts], rule.limits, sampling, list(seeds), decisions])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 

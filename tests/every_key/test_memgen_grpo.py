@@ -82,7 +82,7 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
 
     def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, *, is_tempered: bool) -> list[Answer]:
         assert is_tempered
-        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.__name__, sampling, list(seeds)])
+        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.name, sampling, list(seeds)])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
     with monkeypatch.context() as patch:
