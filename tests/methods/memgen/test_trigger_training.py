@@ -12,10 +12,13 @@ import torch
 from arclab.config.compose import ConfigError, compose_run
 from arclab.config.memgen_schema import Memory
 from arclab.config.run import DeviceChoice
+from arclab.lm.switched import adapter_layers
 from arclab.methods.memgen import reinforcement
 from arclab.methods.memgen import run as memgen_run
 from arclab.methods.memgen.evaluation import evaluate
+from arclab.methods.memgen.model import TRIGGER
 from arclab.methods.memgen.saved import MemoryWeights, load_memgen
+from arclab.methods.memgen.setting import build_memgen, load_reasoner
 from arclab.metrics.logger import read_rows
 
 from .test_reinforcement import _check_answers, _digest, _measured, _same, _weights
@@ -167,3 +170,33 @@ def test_a_trained_trigger_needs_its_trainer() -> None:
         ConfigError, match=r"memgen.trigger.kind=head is trained by trainer=trigger_grpo, not by trainer=sft; use"
     ):
         compose_run("pretrain_memgen", ["lm=tiny", "name=a", "memgen/trigger=head"])
+
+
+def test_every_key_of_a_trained_trigger_builds_another_one(tiny_lm: Path) -> None:
+    def built(*overrides: str) -> Any:
+        config = compose_run(
+            "pretrain_memgen",
+            [
+                "lm=tiny",
+                f"lm.name={tiny_lm}",
+                "lm.device=cpu",
+                "name=a",
+                "trainer=trigger_grpo",
+                "trainer.sft_steps=1",
+                *overrides,
+            ],
+        )
+        model = build_memgen(load_reasoner(config.lm), config.memgen, config.seed)
+        layers = [layer for layer in adapter_layers(model.reasoner) if TRIGGER in layer.scaling]
+        return [
+            {name: (tuple(value.shape), value.sum().item()) for name, value in MemoryWeights(model).tensors().items()},
+            [(layer.scaling[TRIGGER], getattr(layer.lora_dropout[TRIGGER], "p", 0.0)) for layer in layers],
+        ]
+
+    for kind, keys in {
+        "head": ["width=7"], "lora": ["lora.rank=3", "lora.alpha=9", "lora.dropout=0.4", "lora.target_modules=[k_proj]"],
+    }.items():  # fmt: skip
+        base = built(f"memgen/trigger={kind}")
+        assert base == built(f"memgen/trigger={kind}")  # nothing is drawn but by the seed
+        for key in keys:
+            assert built(f"memgen/trigger={kind}", f"memgen.trigger.{key}") != base, key
