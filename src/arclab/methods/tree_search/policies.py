@@ -152,7 +152,8 @@ class _Rollouts:
 
     def prompt(self, rollout: int) -> Node | None:
         """The prompt that a rollout begins at: of those with something left, in turn or at random; None: nothing is left."""
-        nodes = [node for node in self.archive.prompts if node.hinted == self._is_hinted(rollout)]
+        hinted = self._is_hinted(rollout)  # once: it may be drawn
+        nodes = [node for node in self.archive.prompts if node.hinted == hinted]
         turn = rollout
         if not self.archive.setting.solver.examples.rotate:
             turn = int(self.archive.rng.integers(len(nodes)))
