@@ -69,6 +69,17 @@ def test_the_score_of_a_child_is_puct(sandbox: Sandbox) -> None:
     assert priors(parent.children) == [0.5, 0.5]
 
 
+@pytest.mark.parametrize(("loss", "spread"), [(1.0, True), (0.0, False)])
+def test_walks_of_one_tree_spread(sandbox: Sandbox, loss: float, spread: bool) -> None:
+    """Three walks are under way, two of them below the first child: the fourth takes the second one, where the others count as
+    lost."""
+    setting = setting_of("mcts", f"search.virtual_loss={loss}", "search.parallel_leaves=4", "search.num_programs=14")
+    tree = tree_of(setting, sandbox, lambda _, rng: step(rng))
+    first, second = tree.root.children[0].children
+    assert all(child.children for child in first.children) and second.children[0].children
+    assert bool(second.children[1].children) is spread
+
+
 def test_exhausted_nodes_are_left_and_end_the_search(sandbox: Sandbox) -> None:
     """Each rollout draws something, until everything is drawn: a tree of two steps a node, three deep, is drawn whole."""
     names = iter(range(10**6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from arclab.config.llm_schema import Isolation
 from arclab.methods.tree_search.archive import Setting
+from arclab.methods.tree_search.engine import Engine
+from arclab.methods.tree_search.search import TaskSearch
 from arclab.methods.tree_search.solver import TreeSearch
 from arclab.methods.tree_search.trees import Ending, Node, NodeKind, load_tree, tree_path
 from arclab.programs.sandbox.pool import Sandbox
@@ -112,3 +115,22 @@ def test_every_way_to_end_is_met(sandbox: Sandbox) -> None:
     )
     found = {node.ending for tree in trees.values() for node in tree.nodes.values()}
     assert found >= {Ending.program_end, Ending.turn_end, Ending.invalid, Ending.empty, Ending.max_depth}
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, 1), (3, 3), (None, 4)])
+def test_trees_at_once_are_as_many_as_asked_for(sandbox: Sandbox, at_once: int | None, expected: int) -> None:
+    """By the prompts of one call; without a number twice as many as the model answers at once."""
+    setting = setting_of("sampling", "search.num_programs=6", *([] if at_once is None else [f"solver.trees_at_once={at_once}"]))
+    model = scripted(babble, num_parallel=2)
+    begun: list[str] = []
+    solver = TreeSearch(model, sandbox, setting)
+    searches = solver._searches(TASKS)
+
+    def counted() -> Iterator[TaskSearch]:
+        for search in searches:
+            begun.append(search.task.id)
+            yield search
+
+    engine = Engine(model, sandbox, branching=2, trees_at_once=setting.solver.trees_at_once)
+    first = next(engine.run(counted()))
+    assert first.is_done and len(begun) == expected

@@ -115,7 +115,7 @@ def _value(node: Node, search: MctsConfig) -> float:
     if known:
         return (node.q * known - lost) / (known + lost)
     above = node.parent
-    assumed = max(-1.0, _plain_q(above) - search.fpu_reduction) if above is not None else 0.0
+    assumed = _plain_q(above) - search.fpu_reduction if above is not None else 0.0
     return (assumed - lost) / (1 + lost)
 
 
