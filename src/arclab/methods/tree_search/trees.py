@@ -80,7 +80,7 @@ class Node:
     is_exhausted: nothing is left to draw below."""
 
     tag: str
-    parent: Node | None
+    parent: Node | None = field(repr=False)
     kind: NodeKind
     depth: int
     rollout: int = 0
@@ -98,8 +98,8 @@ class Node:
     valid: bool = True
     value: float | None = None
     reward: float | None = None
-    outcome: Outcome | None = None
-    children: list[Node] = field(default_factory=list)
+    outcome: Outcome | None = field(default=None, repr=False)
+    children: list[Node] = field(default_factory=list, repr=False)
     visits: int = 0
     value_sum: float = 0.0
     num_attempts: int = 0
