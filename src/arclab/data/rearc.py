@@ -21,12 +21,9 @@ Pairs are used as they come: the verifiers in the package do not filter them, si
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,13 +33,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from arclab.data.rearc_package import INSTALL, PACKAGE, import_part, package_folder
 from arclab.data.tasks import MAX_SIDE, ArcTask, Pair, PairStream, parse_grid
 from arclab.files import DamagedFile, read_json
 
 log = logging.getLogger(__name__)
 
-PACKAGE = "reasoning-gym"
-INSTALL = "make rearc"
 PREFIX = "rearc_"
 Generator = Callable[[Random, float, float], Mapping[str, Any]]
 # Part of what a pair number means: other values give other pairs.
@@ -157,18 +153,13 @@ def _not_installed() -> ValueError:
 
 @cache
 def generators() -> dict[str, Generator]:
-    """Task id -> generator. Only this part of the package is imported: the rest needs packages that are not installed."""
-    package = importlib.util.find_spec("reasoning_gym")
-    if package is None or not package.submodule_search_locations:
+    """Task id -> generator."""
+    folder = package_folder()
+    if folder is None:
         raise _not_installed()
-    folder = Path(package.submodule_search_locations[0]) / "arc" / "rearc_utils"
     if not (folder / "generators").is_dir():
         raise ValueError(f"dataset source 'rearc:': {folder} has no generators; run {INSTALL}.")
-    name = "arclab_rearc"  # a name of our own, below which the package's relative imports work
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
-    assert spec is not None
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    module = importlib.import_module(f"{name}.generators")
+    module = import_part("generators")
     return {key.removeprefix("generate_"): make for key, make in vars(module).items() if key.startswith("generate_")}
 
 
