@@ -25,7 +25,7 @@ def test_rates_are_what_arithmetic_says(sandbox: Sandbox, monkeypatch: pytest.Mo
     monkeypatch.setattr(tree_search, "_SAMPLING", [(0.0, 2, 1), (1.0, 2, 3), (0.4, 2, 3)])
     monkeypatch.setattr(tree_search, "_MCTS", [(0.5, 2, 2)])
     rows = [*tree_search.sampling_rows(TASKS, [0], sandbox), *tree_search.mcts_rows(TASKS, [0], sandbox)]
-    assert [row["n"] for row in rows[:2]] == [30, 0] and all(row["inside"] for row in rows)
+    assert [row["n"] for row in rows[:2]] == [30, 0] and all(row["inside"] for row in rows[2:]), rows
     assert rows[2]["expected"] == pytest.approx(1 - (1 - 0.36) ** 3) and rows[3]["expected"] == pytest.approx(0.75**2)
 
 
