@@ -8,7 +8,8 @@
 every token, as the published code does once all insertions are used up. `off` is cached generation without memory. `fast` is
 the weaver that reads through the reasoner's cache, with weights of its own. Times are wall seconds; the ratio is what counts.
 With --rollouts, what reinforcement learning draws: groups of samples for every row, all at once, against one prompt at a time
-with everything encoded again; in rollouts per second. The tokens of cached and again are compared; in float32 they are equal but where two candidates are nearly the same."""
+with everything encoded again; in rollouts per second. The tokens of cached and again are compared; in float32 they are equal
+but where two candidates are nearly the same."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_what_stands_on_the_page() -> None:
     ])  # fmt: skip
     assert page.index("evaluation, step 3") < page.index("training, step 5") < page.index("training, step 1"), "newest first"
     assert "a &amp; b" in page and "found &lt;b&gt;" in page and "<b>" not in page
-    assert page.count("title=\"memory was inserted here\"") == 8 and "turn 2: 9 tokens, cut" in page
+    assert page.count('title="memory was inserted here"') == 8 and "turn 2: 9 tokens, cut" in page
     assert "reward 1 (right 1; f1 0.5)" in page and "no reward: the tool is down" in page
     assert "not over after 2 turns" in page and "no part of the loss" in page
     assert ShownTurn(1, Said("abcd", [0, 2], 1, True, "")).pieces == ["", "ab", "cd"]
@@ -59,6 +59,8 @@ def test_the_command_writes_the_page_and_refuses_a_run_without_turns(
     with pytest.raises(SystemExit) as ended:
         run_main(main)
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and said.splitlines()[-1].endswith("has no transcripts.jsonl; give the folder of a run whose data set has several turns.")
+    assert ended.value.code == 2 and said.splitlines()[-1].endswith(
+        "has no transcripts.jsonl; give the folder of a run whose data set has several turns."
+    )
     append_transcripts(run / TRANSCRIPTS, [talk(1)])
     assert main(["transcripts", str(run)]) is None and "exp / a" in (run / "transcripts.html").read_text()

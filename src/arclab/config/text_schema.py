@@ -116,6 +116,18 @@ class ArithmeticConfig(TextDatasetConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class RecallConfig(TextDatasetConfig):
+    """Questions for facts, of which a reasoner knows half and a weaver the other half: see arclab.text.recall. words: of a
+    question."""
+
+    words: int
+
+    def check(self, path: str) -> list[str]:
+        problems = TextDatasetConfig.check(self, path) + within(path, 2, 4, words=self.words)
+        return problems + self._needs(path, "questions are to be generated", "train", "validation", "test")
+
+
+@dataclass(kw_only=True, slots=True)
 class HubTextConfig(TextDatasetConfig):
     """Questions of the Hugging Face hub or of a folder. hub_name, hub_config: as datasets.load_dataset takes them. folder:
     holds JSONL files of the same form; null: the hub's. instruction: stands with every question; empty: nothing does.
@@ -289,6 +301,7 @@ class ArcRefinementConfig(ArcTextConfig):
 
 TEXT_DATASET_SCHEMAS: dict[str, type[TextDatasetConfig]] = {
     "arithmetic": ArithmeticConfig,
+    "recall": RecallConfig,
     "gsm8k": Gsm8kConfig,
     "gpqa": GpqaConfig,
     "kodcode": KodCodeConfig,

@@ -104,6 +104,13 @@ _TEXT = {
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
     "start_accuracy": ("share", "up", "accuracy on the same questions with the weaver as reinforcement learning began with it"),
+    "always_accuracy": (
+        "share",
+        "up",
+        "accuracy on the same questions with memory after every delimiter; of trainer=trigger_grpo",
+    ),
+    "never_accuracy": ("share", "up", "the same with memory at the end of the prompt alone"),
+    "random_trigger_accuracy": ("share", "up", "the same with memory after every second delimiter, at random"),
     "memory_wins": (
         "share",
         "up",
@@ -167,6 +174,11 @@ _RL = {
     "truncated_share": ("share", "down", "rollouts that ended at trainer.max_new_tokens"),
     "tokens": ("tokens", "none", "tokens of a rollout, its end token included"),
     "insertions": ("insertions", "none", "insertions of memory in a rollout, the one at the end of the prompt included"),
+    "decisions": ("decisions", "none", "decisions of the trigger in a rollout; of trainer=trigger_grpo, as the next four"),
+    "insert_share": ("share", "none", "of a rollout's decisions, those for memory; a rollout without any counts as 0"),
+    "insert_target": ("share", "none", "mean of that over rollouts as good as the median: what sparsity measures against"),
+    "sparsity_weight": ("", "none", "trainer.sparsity_weight: reward_sparsity times this is part of the reward"),
+    "reward_sparsity": ("", "up", "minus the sum over decisions of what each is above insert_target, before its weight"),
     "kl": ("nats", "none", "KL divergence from the reference, per token; only with trainer.beta above 0"),
     "entropy": ("nats", "none", "entropy of the next token, over the tokens of rollouts, at the temperature they are drawn at"),
     "clip_share": ("share", "down", "tokens whose probability has moved so far that they are clipped"),
@@ -208,6 +220,22 @@ _PROGRAMS = {
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
 }
 
+# Of models that edit programs: over all edits of the start programs of a stage.
+_EDITS = {
+    "count": ("edits", "none", "edits that were drawn: the N of the shares of edits"),
+    "starts": ("programs", "none", "start programs that were edited: the N of edits/solved_share"),
+    "parent_value": ("", "none", "what the program that an edit was made from is worth"),
+    "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
+    "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
+    "improved_share": ("share", "up", "edits that make their program worth more"),
+    "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
+    "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),
+    "with_program": ("share", "up", "edits that hold a new program"),
+    "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
+    "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
+    "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),
+}
+
 # Of an ensemble of finished results.
 _ENSEMBLE = {
     "members": ("results", "none", "results that were merged"),
@@ -221,10 +249,41 @@ _ENSEMBLE = {
     "best_member": ("share", "up", "ARC/pass@2 of the best member alone, chosen by these very answers"),
 }
 
+# Of solver=tree_search: draws are steps, or whole programs where these are drawn at once.
+_TREE = {
+    "coverage": (
+        "share",
+        "up",
+        "tasks for which any program answers every test input right: what choosing better could reach at most",
+    ),
+    "programs_passing": ("programs", "up", "finished programs of a task that reproduce every demonstration"),
+    "nodes": ("nodes", "none", "different draws of a task"),
+    "depth": ("steps", "none", "steps of the deepest program of a task"),
+    "rollouts": ("rollouts", "none", "rollouts of a task that was searched to its end"),
+    "duplicate_share": ("share", "down", "draws that a sibling was already"),
+    "invalid_share": ("share", "down", "draws whose program does not compile, raises, or was not run"),
+    "refinement_share": ("share", "none", "draws that correct an earlier program"),
+    "ended_program_end": ("share", "none", "draws that ended the program with its mark"),
+    "ended_turn_end": ("share", "none", "draws that ended the model's turn without a mark"),
+    "ended_max_depth": ("share", "down", "draws that made the program as deep as it may be"),
+    "ended_max_tokens": ("share", "down", "draws that made the program as long as it may be"),
+    "ended_invalid": ("share", "down", "steps after which the program does not compile, or raises"),
+    "ended_cut": ("share", "down", "steps, or programs, without an end within their limit of tokens"),
+    "ended_empty": ("share", "down", "steps of nothing"),
+    "ended_context": ("share", "down", "draws for which the context had no room"),
+    "ended_refused": ("share", "down", "draws that a server's filter refused"),
+    "over_rollouts": ("share", "none", "tasks whose search made all of its rollouts"),
+    "over_programs": ("share", "none", "tasks whose search drew all programs of its budget"),
+    "over_tokens": ("share", "none", "tasks whose search generated all tokens of its budget"),
+    "over_seconds": ("share", "none", "tasks whose search ran out of time"),
+    "over_exhausted": ("share", "none", "tasks whose tree has nothing left to draw from"),
+    "over_enough": ("share", "none", "tasks with as many different answers by right programs as search.stop_groups asks for"),
+}
+
 # Components of programs/rewards.py: means over the programs (replies) of a step.
 _REWARD = {
     "value": ("", "up", "reward, by the kind that is trained on"),
-    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta"),
+    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta, and for edits"),
     "code": ("share", "up", "replies with a program"),
     "syntax": ("share", "up", "replies with a program that compiles"),
     "runs": ("share", "up", "demonstrations for which the program returns a grid"),
@@ -232,7 +291,7 @@ _REWARD = {
     "cells": ("share", "up", "cells of the demonstrations that are right; none where the shape is wrong"),
     "right": ("share", "up", "demonstrations that the program reproduces"),
     "solved": ("share", "up", "programs that reproduce every demonstration (which says nothing about test outputs)"),
-    "cost": ("", "down", "what a right program pays for its length (kinds smooth and delta)"),
+    "cost": ("", "down", "what a right program pays for its length (smooth, delta), an edit for executions and thinking"),
 }
 
 _METRICS = [
@@ -257,6 +316,8 @@ _METRICS = [
     Metric(
         "train/contrastive_loss", "nats", "down", "supervised-contrastive loss of contexts, mean over rows, before its weight"
     ),
+    Metric("train/inner_before_loss", "nats", "down", "leave-one-out loss per cell before encoder.inner_steps, mean over rows"),
+    Metric("train/inner_after_loss", "nats", "down", "the same of the moved contexts, with which the queries were answered"),
     Metric("train/reconstruction_loss", "nats", "down", "leave-one-out loss per cell, mean over rows, before its weight"),
     Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
     Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
@@ -343,7 +404,9 @@ _METRICS = [
         for k in PASS_KS
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
+    *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
@@ -362,6 +425,9 @@ _METRICS = [
     Metric(
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
+    Metric("timing/nodes_per_s", "draws/s", "up", "steps or programs drawn and executed per second by a tree search"),
+    Metric("timing/tokens_per_s", "tokens/s", "up", "tokens generated per second of a tree search, execution included"),
+    Metric("timing/sandbox_wait_share", "share", "down", "time in which the model waited for programs that were running"),
     Metric("timing/search_s", "s", "down", "searching the context of one augmented copy of a task"),
     Metric(
         "timing/solve_s",
@@ -392,6 +458,9 @@ _COUNTS = {
     "text/": ("text/count",),
     "ensemble/oracle_coverage": ("ensemble/test_inputs",),
     "adapted/wins": ("adapted/discordant",),
+    "edits/solved_share": ("edits/starts",),
+    "edits/tests_solved_share": ("edits/starts",),
+    "edits/": ("edits/count",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
@@ -410,5 +479,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/"))
     )

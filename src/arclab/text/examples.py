@@ -19,12 +19,16 @@ class TextExample:
     r"""question: what the user says. reply: a worked solution that ends with \boxed{answer}; empty where the data has none, and
     then the example is in no training split. answer: the right one; empty where it is hidden. Examples of ARC tasks have a
     program as reply, and the outputs of their test inputs as JSON as answer; of functions, the tests; of searches, a JSON list
-    of names. turns: what the environment says after the reply, and the next reply, and so on."""
+    of names. woven: the reply that a weaver is taught, if that is another one than the reasoner's; inserts: at which places
+    (the end of the prompt, then each delimiter) it is taught to insert memory, empty: at all. Both are of constructed tasks
+    (recall.py). turns: what the environment says after the reply, and the next reply, and so on."""
 
     id: str
     question: str
     reply: str
     answer: str
+    woven: str = ""
+    inserts: tuple[bool, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
 
 

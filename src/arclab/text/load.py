@@ -20,6 +20,7 @@ from arclab.config.text_schema import (
     GpqaConfig,
     Gsm8kConfig,
     KodCodeConfig,
+    RecallConfig,
     TextDatasetConfig,
     TriviaQaConfig,
 )
@@ -30,6 +31,7 @@ from arclab.text.examples import TextExample, TextSplits, boxed, separated, with
 from arclab.text.gpqa import gpqa_splits
 from arclab.text.gsm8k import gsm8k_splits
 from arclab.text.kodcode import kodcode_splits
+from arclab.text.recall import Recall, RecallItem, recall_items
 from arclab.text.triviaqa import code_word_splits, triviaqa_splits
 
 _MOST_LEAKS = 0.5  # of the questions may hold their answer by chance, as small numbers do
@@ -63,6 +65,8 @@ def _loaded(config: TextDatasetConfig, needs_replies: bool) -> TextSplits:
             return triviaqa_splits(config, needs_replies)
         case CodeWordsConfig():
             return code_word_splits(config)
+        case RecallConfig():
+            return _recall_splits(config)
     assert isinstance(config, ArcTextConfig), type(config)
     return arc_splits(config, needs_replies)
 
@@ -120,3 +124,17 @@ def _partly_guessed(examples: list[TextExample], config: ArithmeticConfig) -> li
         is_guessed = draw.random() < config.guessed_share and wrong
         found.append(replace(example, reply=boxed("", draw.choice(wrong)).strip()) if is_guessed else example)
     return found
+
+
+def _recall_splits(config: RecallConfig) -> TextSplits:
+    made = {}
+    for split, count in config.limits.items():
+        assert count is not None, "checked with the configuration"
+        items = recall_items(Recall(config.words, config.seed), split, count)
+        made[split] = [_recalled(item, f"recall_{split}_{number:05d}") for number, item in enumerate(items)]
+    return separated(config, made["train"], made["validation"], made["test"])
+
+
+def _recalled(item: RecallItem, name: str) -> TextExample:
+    reply, woven = (boxed(item.solution(digits), digits) for digits in (item.taught, item.woven))
+    return TextExample(name, item.question, reply, item.answer, woven, item.inserts)

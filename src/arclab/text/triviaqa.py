@@ -145,4 +145,4 @@ def _example(fact: _Fact, instruction: str, name: str, guess: random.Random | No
         return TextExample(own_id, question, f"<answer>{_WORDS[int(guess.random() * len(_WORDS))]}</answer>", answer)
     document = fact.document
     turns = ((shown([Found(document.title, document.text, 0.0)]), f"<answer>{fact.word}</answer>"),)
-    return TextExample(own_id, question, f"<search>{fact.place}</search>", answer, turns)
+    return TextExample(own_id, question, f"<search>{fact.place}</search>", answer, turns=turns)

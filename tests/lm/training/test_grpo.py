@@ -18,6 +18,7 @@ from arclab.config.run import DeviceChoice
 from arclab.lm.training import grpo as grpo_module
 from arclab.lm.training import life
 from arclab.lm.training.rollouts import Rollout, RolloutSettings
+from arclab.lm.training.turns import turn_passes
 from arclab.runs.monitor import UnhealthyRun
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import start_ranks, stop_ranks
@@ -132,7 +133,10 @@ def test_told_to_end_between_two_updates_it_goes_on_with_the_same_rollouts(
     calls: list[int] = []
     answer, vote = Sampler.__call__, StopRequest.vote
     monkeypatch.setattr(Sampler, "__call__", lambda self, *given: calls.append(1) or answer(self, *given))
-    settings, quiet = replace(SETTINGS, updates_per_rollout=2, lr=3e-2, grad_accumulation=2), RolloutSettings(4, 0, False, False)
+    settings, quiet = (
+        replace(SETTINGS, updates_per_rollout=2, lr=3e-2, grad_accumulation=2),
+        RolloutSettings(4, 0, False, False),
+    )
     whole = train(tiny_lm, tmp_path / "whole", settings, Cadence(steps=4), groups=quiet)
 
     def told(self: Any, step: int) -> Any:
@@ -148,7 +152,9 @@ def test_told_to_end_between_two_updates_it_goes_on_with_the_same_rollouts(
     ended = train(tiny_lm, tmp_path / "a", settings, Cadence(steps=4), groups=quiet)
     assert not calls and same(whole, ended) and measured(tmp_path / "a") == measured(tmp_path / "whole")
     checkpoint = tmp_path / "a" / "checkpoints"
-    assert (checkpoint / "step_00000003" / "rollouts_0_of_1.pt").is_file() and not list(checkpoint.glob("step_00000004/rollouts*"))
+    assert (checkpoint / "step_00000003" / "rollouts_0_of_1.pt").is_file() and not list(
+        checkpoint.glob("step_00000004/rollouts*")
+    )
     assert "drawn anew" not in caplog.text
 
 
@@ -323,7 +329,7 @@ def test_each_turn_is_a_pass_from_the_plain_tokens_before_it() -> None:
     mask_BL = (ids_BL > 0).long()
     turn_BL = torch.tensor([[0, 0, 0, 1, 1, 0, 0, 2, 2], [0, 0, 0, 1, 1, 0, 0, 0, 0]])
     plan_BL = torch.tensor([[0, 0, 1, 2, 0, 0, 1, 2, 0], [0, 0, 1, 2, 0, 0, 0, 0, 0]])
-    passes = grpo_module.turn_passes(ids_BL, mask_BL, turn_BL, {"plan": plan_BL})
+    passes = turn_passes(ids_BL, mask_BL, turn_BL, {"plan": plan_BL})
     assert passes.rows_N.tolist() == [0, 0, 1]
     assert passes.given["plan"].tolist() == [
         [0, 0, 1, 2, 0, 0, 0, 0, 0],

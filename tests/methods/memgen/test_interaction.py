@@ -15,7 +15,7 @@ from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.run import DeviceChoice
 from arclab.lm.chat_template import conversation_ids, conversation_text, next_turn_ids
 from arclab.lm.language_model import Message, Sampling
-from arclab.lm.training.grpo import turn_passes
+from arclab.lm.training.turns import turn_passes
 from arclab.methods.memgen import run as memgen_run
 from arclab.methods.memgen.generation import InsertionRule
 from arclab.methods.memgen.insertions import InsertionLimits, delimiter_table
@@ -89,7 +89,7 @@ def test_a_conversation_is_what_the_template_writes(language: Language) -> None:
 
 
 def test_a_worked_conversation_is_learned_turn_by_turn(language: Language, build: Build) -> None:
-    example = TextExample("a", "?", "one. two", "1", (("told", "three"),))
+    example = TextExample("a", "?", "one. two", "1", turns=(("told", "three"),))
     rule, weaver = player(build, language, Talk()).rule, compose_run("pretrain_memgen", ["lm=tiny"]).memgen.weaver  # type: ignore[attr-defined]
     first, second = training_rows(language, [example], rule, weaver)
     assert second["input_ids"][: len(first["input_ids"])] == first["input_ids"]

@@ -13,6 +13,9 @@ by turn, each from the plain tokens before it, as it was drawn; what an environm
 for good: the model's Dropout layers are set to 0. With beta above 0 the loss has a KL divergence from the model inside
 `reference()`.
 
+The policy is what `policy` says, usually the next token (token_policy). It may be something else that is decided at tokens:
+Rollout.is_policy says at which, and only they count in the loss, the entropy and rl/offpolicy.
+
 The same command goes on as if nothing had happened: a checkpoint between two updates on the same rollouts (updates_per_rollout)
 holds them, each rank's in a file. Only with another number of ranks are they drawn anew, which a warning says. It does not
 sample with top-k, top-p or vLLM: the policy that is trained is the one that is drawn from.
@@ -38,6 +41,7 @@ from arclab.files import naming
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
 from arclab.lm.training.rollouts import Drawer, Drawn, Rollout, metrics_of
 from arclab.lm.training.sft import StepSettings, Where, step_arguments
+from arclab.lm.training.turns import TURN, turn_passes
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.console import progress_bar
 
@@ -49,8 +53,9 @@ _NAMES = {
     "kl": "rl/kl",
     "clip_ratio/region_mean": "rl/clip_share",
 }
-_TURN = "turn_BL"  # the turn of each token, among what travels with the rows
 Reference = Callable[[], AbstractContextManager[Any]]
+# (model, input_ids, attention_mask, number C of completion tokens, what rollouts bring) -> log-probabilities, entropies (B, C)
+Policy = Callable[[Any, Tensor, Tensor, int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +76,19 @@ class GrpoSettings(StepSettings):
     scale_rewards: str
 
 
+def token_policy(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int, extra: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Of the next token, at the temperature that trl has patched into the model's head; 0 where an environment spoke."""
+    rest = {name: value for name, value in extra.items() if name != TURN}
+    passes = turn_passes(input_ids, attention_mask, extra[TURN], rest)
+    output = model(**passes.given, fused_lm_head=True)
+    return passes.gathered(output.log_probs, num_completion), passes.gathered(output.entropy, num_completion)
+
+
 def grpo(
     model: Any, drawer: Drawer, settings: GrpoSettings, where: Where, *, pad_id: int, weights: Weights,
-    evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, reference: Reference,
+    evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, reference: Reference, policy: Policy = token_policy,
 ) -> int:  # fmt: skip
     """Train from wherever the run's folder stands, to cadence.steps or to where it is told to end; returns that step. model:
     its forward takes what rollouts bring with them. ValueError: see LivesInRun.go_on, a batch that cannot be split, a step in
@@ -95,7 +110,7 @@ def grpo(
             for message in (".*'rollout_func'", ".*is_gradient_checkpointing"):
                 warnings.filterwarnings("ignore", message=message)
             trainer = _Grpo(
-                drawer, settings, where, reference,
+                drawer, settings, where, reference, policy,
                 model=model,
                 args=_arguments(settings, where, per_piece, drawer.settings.group_size),
                 train_dataset=Dataset.from_dict({"prompt": drawer.order(num_groups)}),
@@ -146,52 +161,16 @@ def _arguments(settings: GrpoSettings, where: Where, per_piece: int, group_size:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TurnPasses:
-    """Rows as the model computes them: one for each turn of each row, which ends with that turn. given: what the model takes.
-    rows_N: the row that each is of. turn_NL: its own turn's tokens."""
-
-    given: dict[str, Tensor]
-    rows_N: Tensor
-    turn_NL: Tensor
-    num_rows: int
-
-    def gathered(self, value_NM: Tensor, num_columns: int) -> Tensor:
-        """(B, num_columns) of the last columns, from values for all tokens but the first: of each token in its own turn's
-        pass."""
-        own_NC = self.turn_NL[:, -num_columns:]
-        empty_BC = value_NM.new_zeros(self.num_rows, num_columns)
-        return empty_BC.index_add(0, self.rows_N, torch.where(own_NC, value_NM[:, -num_columns:], 0.0))
-
-
-def turn_passes(ids_BL: Tensor, mask_BL: Tensor, turn_BL: Tensor, extra: Mapping[str, Tensor]) -> TurnPasses:
-    """See Rollout.turns. One forward pass has them all, so that ranks whose rollouts have other numbers of turns agree."""
-    turns_K = torch.arange(1, max(1, int(turn_BL.max())) + 1, device=ids_BL.device)
-    is_own_BKL = turn_BL[:, None] == turns_K[:, None]
-    exists_BK = is_own_BKL.any(2)
-    exists_BK[:, 0] = True  # a row always has a pass
-    rows_N, place_N = exists_BK.nonzero(as_tuple=True)
-    own_NL = is_own_BKL[rows_N, place_N]
-    last_N1 = (turn_BL.shape[1] - 1 - own_NL.flip(1).long().argmax(1))[:, None]
-    first_N1 = own_NL.long().argmax(1)[:, None]
-    column_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-    ids_NL, mask_NL = ids_BL[rows_N], mask_BL[rows_N] * (column_L <= last_N1)
-    # What belongs to earlier turns is not there: only what stands from the token before the turn on.
-    given = {name: value[rows_N] * (column_L >= first_N1 - 1) * (column_L <= last_N1) for name, value in extra.items()}
-    labels_NL = ids_NL.masked_fill(~(own_NL & mask_NL.bool()), -100)
-    given |= {"input_ids": ids_NL, "attention_mask": mask_NL, "labels": labels_NL}
-    return TurnPasses(given, rows_N, own_NL, len(ids_BL))
-
-
 class _Grpo(LivesInRun, GRPOTrainer):
     """Rollouts of the drawer in the place of trl's own generation, and the forward pass with what they bring."""
 
     def __init__(
-        self, drawer: Drawer, settings: GrpoSettings, where: Where, reference: Reference, *, pad_id: int, **given: Any
-    ) -> None:
+        self, drawer: Drawer, settings: GrpoSettings, where: Where, reference: Reference, policy: Policy, *, pad_id: int,
+        **given: Any,
+    ) -> None:  # fmt: skip
         self._drawer, self._settings, self._where, self._reference = drawer, settings, where, reference
-        self._pad_id, self._is_placed = pad_id, False
-        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see; _TURN is among them
+        self._policy, self._pad_id, self._is_placed = policy, pad_id, False
+        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see; TURN is among them
         super().__init__(reward_funcs=[_as_drawn], rollout_func=self._rolled_out, **given)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -241,13 +220,16 @@ class _Grpo(LivesInRun, GRPOTrainer):
         model.train(was_training)
         self._write_down(drawn)
         rows = [row.rollout for row in drawn.rows]
-        given = [{**row.extra, _TURN: [0] * len(row.prompt_ids) + row.turn_numbers} for row in rows]
+        given = [{**row.extra, TURN: [0] * len(row.prompt_ids) + row.turn_numbers} for row in rows]
         self._extra = {name: self._padded(rows, [each[name] for each in given]) for name in given[0]}
+        longest = max(len(row.completion_ids) for row in rows)
+        decided = [[*_is_policy(row), *[False] * (longest - len(row.completion_ids))] for row in rows]
+        self._is_policy_BC = torch.tensor(decided, device=self.accelerator.device)
         return {
             "prompt_ids": [row.prompt_ids for row in rows],
             "completion_ids": [row.completion_ids for row in rows],
             "logprobs": [row.logprobs for row in rows],
-            "env_mask": [[int(row.is_counted and turn > 0) for turn in row.rollout.turn_numbers] for row in drawn.rows],
+            "env_mask": [[int(row.is_counted and does) for does in _is_policy(row.rollout)] for row in drawn.rows],
             "reward": [row.reward for row in drawn.rows],
         }
 
@@ -277,7 +259,7 @@ class _Grpo(LivesInRun, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
-        output |= self._extra
+        output |= {**self._extra, "is_policy_BC": self._is_policy_BC}
         if self._settings.beta > 0:
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
             mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
@@ -292,14 +274,16 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None = None,
         compute_entropy: bool = False, **_: object,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-        """(B, C) of the last logits_to_keep tokens, at the policy's temperature; 0 where an environment spoke."""
-        found: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
-            extra = {name: value[rows] for name, value in self._extra.items()}
-            passes = turn_passes(input_ids[rows], attention_mask[rows], extra.pop(_TURN), extra)
-            output = model(**passes.given, fused_lm_head=True)
-            found.append((passes.gathered(output.log_probs, logits_to_keep), passes.gathered(output.entropy, logits_to_keep)))
+        """(B, C) of the last logits_to_keep tokens, at the policy's temperature."""
+        size = batch_size or len(input_ids)
+        parts = [slice(start, start + size) for start in range(0, len(input_ids), size)]
+        found = [
+            self._policy(
+                model, input_ids[rows], attention_mask[rows], logits_to_keep,
+                {name: value[rows] for name, value in self._extra.items()},
+            )
+            for rows in parts
+        ]  # fmt: skip
         logprobs, entropies = (torch.cat(part) for part in zip(*found, strict=True))
         self._seen = (logprobs.detach(), entropies.detach())
         return logprobs, entropies if compute_entropy else None, None
@@ -309,16 +293,22 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self.beta = self._settings.beta
         loss = super()._compute_loss(model, inputs)
         self.beta = 0.0  # while rollouts are drawn: trl asks its own reference model there
-        mask_BC = inputs["completion_mask"] * (inputs[_TURN][:, -inputs["completion_mask"].shape[1] :] > 0)
+        mask_BC = inputs["completion_mask"] * inputs["is_policy_BC"]
         logprob_BC, entropy_BC = self._seen
         apart_BC = (logprob_BC - inputs["sampling_per_token_logps"]).abs()
         sums = torch.stack([(apart_BC * mask_BC).sum(), (entropy_BC * mask_BC).sum(), mask_BC.sum().float()])
         summed: Any = self.accelerator.reduce(sums, reduction="sum")
         apart, entropy, count = summed.tolist()
+        count = max(count, 1.0)  # a step in which nothing was decided
         if int(self.state.global_step) % self._settings.updates_per_rollout == 0:  # later the policy is another one
             self._metrics["train"]["rl/offpolicy"].append(apart / count)
         self._metrics["train"]["rl/entropy"].append(entropy / count)
         return loss
+
+
+def _is_policy(rollout: Rollout) -> list[bool]:
+    """What an environment said is nobody's policy."""
+    return [turn > 0 for turn in rollout.turn_numbers] if rollout.is_policy is None else rollout.is_policy
 
 
 def _as_drawn(prompts: Any, completions: Any, completion_ids: Any, reward: Sequence[float | None], **_: object) -> Any:

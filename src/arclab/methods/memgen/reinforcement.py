@@ -1,11 +1,14 @@
-"""trainer=grpo of pretrain_memgen.py: rollouts with memory, what they are rewarded for, and the supervised stage before.
+"""trainer=grpo and trigger_grpo of pretrain_memgen.py: rollouts with memory, their rewards, and the supervised stage before.
 
-    drawer = new_drawer(config, model, language, environment, examples)      # for arclab.lm.training.grpo
-    is_there = taught_before(config, ...)                       # trainer.sft_steps, in run/weaver_sft
+    drawer = new_drawer(config, model, language, environment, examples, ranks)      # for arclab.lm.training.grpo
+    is_there = taught_before(config, ...)                                           # trainer.sft_steps, in run/weaver_sft
 
 A rollout brings its plan: after which tokens memory was inserted. The forward pass inserts it there, whatever rule the
 generation followed, and turn by turn where there are several. The reward is what the environment says is right; its other parts
 are logged. If trainer.boxed_reward is above 0, a boxed answer is paid for, right or wrong.
+
+Of trainer=trigger_grpo the policy is not the tokens but the trigger's decisions (decision_policy), which are drawn in rollouts.
+Its reward has one more part, `sparsity` (sparsity.py).
 """
 
 from __future__ import annotations
@@ -13,20 +16,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from arclab.config.memgen_schema import PretrainMemGenConfig
-from arclab.config.memgen_trainer_schema import GrpoConfig
+from arclab.config.memgen_trainer_schema import GrpoConfig, TriggerGrpoConfig
 from arclab.lm.language_model import Sampling
 from arclab.lm.training.grpo import GrpoSettings
-from arclab.lm.training.life import Weights
 from arclab.lm.training.rollouts import Drawer, Reward, Rollout, RolloutSettings, Told
 from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT
 from arclab.methods.memgen.interaction import Played, Player, require_room_to_play
 from arclab.methods.memgen.model import MemGenModel
-from arclab.methods.memgen.saved import load_weights
+from arclab.methods.memgen.saved import MemoryWeights, load_weights
 from arclab.methods.memgen.setting import Language, insertion_rule, training_rows
-from arclab.methods.memgen.trigger import new_trigger
+from arclab.methods.memgen.sparsity import ACTION, insert_share, sparsity
+from arclab.methods.memgen.trigger import Trigger, new_trigger, trained_trigger
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.folder import RunDir
@@ -41,25 +49,38 @@ _STAGE = "weaver_sft"
 
 def new_drawer(
     config: PretrainMemGenConfig, model: MemGenModel, language: Language, environment: Environment,
-    examples: Sequence[TextExample], told: Told | None = None,
+    examples: Sequence[TextExample], ranks: Ranks, told: Told | None = None,
 ) -> Drawer:  # fmt: skip
     """told: see Drawer. ValueError: a question that leaves no room for trainer.max_new_tokens."""
     trainer, weaver = config.trainer, config.memgen.weaver
     assert isinstance(trainer, GrpoConfig)
     require_room_to_play(language, environment, examples, weaver, trainer.max_new_tokens, "trainer.max_new_tokens")
-    rule = insertion_rule(language, weaver, new_trigger(config.memgen.trigger))
+    is_trigger = isinstance(trainer, TriggerGrpoConfig)
+    rule = insertion_rule(language, weaver, _trigger(config, model))
     sampling = Sampling(trainer.max_new_tokens, trainer.temperature, 1.0, 0, 0.0, stop=(), seed=config.seed)
-    player = Player(model, language, rule, environment, sampling, is_tempered=True)
+    player = Player(model, language, rule, environment, sampling, is_tempered=not is_trigger)
 
     def roll_out(prompts: Sequence[TextExample], seeds: Sequence[int]) -> list[Rollout]:
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), config.lm.batch_size):
             part = slice(start, start + config.lm.batch_size)
-            rollouts += map(rolled_out, player.play(prompts[part], seeds[part]))
+            rollouts += map(decided if is_trigger else rolled_out, player.play(prompts[part], seeds[part]))
         return rollouts
 
     settings = RolloutSettings(trainer.group_size, trainer.refills, trainer.mask_truncated, trainer.shuffle_rewards)
-    return Drawer(examples, roll_out, rewards_of(environment, trainer.boxed_reward), settings, config.seed, told)
+    shaping = None
+    if isinstance(trainer, TriggerGrpoConfig) and trainer.sparsity_weight > 0:
+        shaping = ("sparsity", trainer.sparsity_weight, sparsity(trainer.sparsity_weight, ranks))
+    rewards = rewards_of(environment, trainer.boxed_reward)
+    return Drawer(examples, roll_out, rewards, settings, config.seed, shaping, told)
+
+
+def _trigger(config: PretrainMemGenConfig, model: MemGenModel) -> Trigger:
+    """Of rollouts: decisions that are trained are drawn."""
+    if not isinstance(config.trainer, TriggerGrpoConfig):
+        return new_trigger(config.memgen.trigger)
+    assert model.backbone.trigger is not None, "checked with the configuration"
+    return trained_trigger(model.backbone.trigger, is_drawn=True)
 
 
 def rolled_out(played: Played) -> Rollout:
@@ -78,6 +99,31 @@ def rolled_out(played: Played) -> Rollout:
         is_ended=all(turn.answer.is_ended for turn in played.turns), extra={"plan_BL": plan}, numbers=numbers,
         turns=[(turn.start, turn.start + len(turn.answer.tokens)) for turn in played.turns], record=played,
     )  # fmt: skip
+
+
+def decided(played: Played) -> Rollout:
+    """A rollout of which the trigger's decisions are the policy. One that is made before a token stands at that token."""
+    rollout, answer = rolled_out(played), played.turns[0].answer
+    assert len(played.turns) == 1, "checked with the configuration"
+    num = len(answer.tokens)
+    told, inserted = dict(zip(answer.asked, answer.decision_logprobs, strict=True)), set(answer.inserted)
+    actions = [int(number in inserted) for number in answer.asked]
+    rollout.extra[ACTION] = [0] * len(played.prompt_ids) + [int(number in told and number in inserted) for number in range(num)]
+    rollout.logprobs = [told.get(number, 0.0) for number in range(num)]
+    rollout.is_policy = [number in told for number in range(num)]
+    rollout.numbers |= {"rl/decisions": float(len(actions)), "rl/insert_share": insert_share(actions) or 0.0}
+    return rollout
+
+
+def decision_policy(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int, extra: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(B, C): the log-probability of the decision before each completion token, and the entropy of the decision."""
+    plan_BL, action_BL = extra["plan_BL"], extra[ACTION]
+    logit_BL = model(input_ids=input_ids, attention_mask=attention_mask, plan_BL=plan_BL, decides=True).logits
+    logit_BC, does_BC = logit_BL[:, -num_completion - 1 : -1], action_BL[:, -num_completion:].bool()
+    yes_BC, no_BC = logsigmoid(logit_BC), logsigmoid(-logit_BC)
+    return torch.where(does_BC, yes_BC, no_BC), -(yes_BC.exp() * yes_BC + no_BC.exp() * no_BC)
 
 
 def rewards_of(environment: Environment, boxed_reward: float) -> Mapping[str, tuple[float, Reward]]:
@@ -99,15 +145,16 @@ def grpo_settings(config: PretrainMemGenConfig) -> GrpoSettings:
         grad_accumulation=trainer.grad_accumulation, lr=trainer.lr, warmup_steps=trainer.warmup_steps,
         schedule=trainer.schedule.value, weight_decay=trainer.weight_decay, clip_norm=trainer.clip_norm, seed=config.seed,
         prompts_per_step=trainer.prompts_per_step, updates_per_rollout=trainer.updates_per_rollout,
-        max_new_tokens=trainer.max_new_tokens, temperature=trainer.temperature, beta=trainer.beta,
+        max_new_tokens=trainer.max_new_tokens, beta=trainer.beta,
+        temperature=1.0 if isinstance(trainer, TriggerGrpoConfig) else trainer.temperature,  # of the policy
         clip_low=trainer.clip_low, clip_high=trainer.clip_high, loss=trainer.loss.value,
         scale_rewards=trainer.scale_rewards.value,
     )  # fmt: skip
 
 
 def taught_before(
-    config: PretrainMemGenConfig, model: MemGenModel, weights: Weights, language: Language, examples: Sequence[TextExample],
-    run: RunDir, ranks: Ranks, stop: StopRequest,
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample], run: RunDir,
+    ranks: Ranks, stop: StopRequest,
 ) -> bool:  # fmt: skip
     """Give the model the weaver of the supervised stage, which is trained first where it is not there. False: the run was told
     to end before it was."""
@@ -115,6 +162,7 @@ def taught_before(
     assert isinstance(trainer, GrpoConfig)
     if trainer.sft_steps == 0:
         return True
+    weights = MemoryWeights(model, weaver_alone=True)
     stage = RunDir(run.path / _STAGE)
     folder = CheckpointFolder(stage.checkpoints, 1)
     steps = ranks.gather_objects(folder.steps() if ranks.is_main else None)[0]
