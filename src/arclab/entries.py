@@ -127,6 +127,14 @@ ENTRIES = {
         example=("solver=memgen_ltpo", "checkpoint=runs/memgen/a"),
         names_itself=True,
     ),
+    "self_improve_program_edit": Entry(
+        script="self_improve.py",
+        method="program_edit",
+        config="self_improve_program_edit",
+        schema="arclab.config.program_edit_schema:ProgramEditConfig",
+        run="arclab.methods.program_edit.run:improve",
+        example=("method=program_edit", "lm=tiny", "dataset=toy", "name=a"),
+    ),
     "evaluate_ensemble": Entry(
         script="evaluate.py",
         solver="ensemble",

@@ -213,6 +213,12 @@ class ProgramEditConfig(StagedConfig):
     def best_metric(self) -> str:
         return self.criterion.metric if self.criterion else "edits/solved_share"
 
+    @property
+    def num_steps(self) -> int | None:
+        if self.is_whole:
+            return len(self.order)
+        return self.sft.steps if self.stage is EditStage.sft else None
+
     def file_of(self, stage: str, number: int, name: str) -> Path:
         """A file of a stage's folder."""
         return self.folder_of(stage, number) / name

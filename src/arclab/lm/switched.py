@@ -12,6 +12,7 @@ adapters are a property of a forward pass: gradient checkpointing, which repeats
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def add_adapter(model: Any, name: str, settings: LoraSettings, seed: int) -> Non
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=list(settings.target_modules), **options)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, adapter_name=name)
+        with warnings.catch_warnings():  # peft takes a second adapter for an accident
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, model, adapter_name=name)
     for parameter in adapter_parameters(model, name).values():
         parameter.data = parameter.data.float()
     own = {id(parameter) for parameter in adapter_parameters(model, name).values()}

@@ -13,6 +13,7 @@ not finished are reported with what there is; a folder that is no run is refused
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import re
 import subprocess
@@ -22,7 +23,6 @@ from pathlib import Path
 
 from arclab.config.compose import ConfigError
 from arclab.config.evaluate_schema import results_folder
-from arclab.entries import load
 from arclab.files import write_atomically
 from arclab.pages.compare import baseline_of, render_comparison
 from arclab.pages.compare_tasks import task_pages
@@ -32,14 +32,14 @@ from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
 
 log = logging.getLogger(__name__)
-METHOD_PAGES = {"tree": "arclab.methods.tree_search.tree_page:main"}  # word -> "module:name", called with the other arguments
+METHOD_PAGES = {"tree": "arclab.methods.tree_search.tree_page"}  # word -> the module whose main() takes the other arguments
 
 
 def main(argv: Sequence[str]) -> int | None:
     if argv and argv[0] == "scoreboard":
         return scoreboard_command(argv[1:])
     if argv and argv[0] in METHOD_PAGES:
-        return load(METHOD_PAGES[argv[0]])(argv[1:])
+        return importlib.import_module(METHOD_PAGES[argv[0]]).main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m arclab.pages", description="Compare run folders.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first one is the baseline")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <first RUN>/analysis)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,13 @@ def toy_tasks() -> tuple[ArcTask, ...]:
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox(num_workers=1, min_isolation=Isolation.limits) as held:
         yield held
+
+
+@pytest.fixture(scope="session")
+def long_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random language model that has room for a task and a program."""
+    from arclab.lm.tiny import build_tiny, default_texts  # seconds that most tests need not spend
+
+    folder = tmp_path_factory.mktemp("lm") / "long"
+    build_tiny(folder, texts=default_texts(), seed=0, num_layers=1, width=32, num_heads=2, context=2048, vocab_size=400)
+    return folder

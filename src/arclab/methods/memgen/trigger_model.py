@@ -43,10 +43,10 @@ class TriggerModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             before = [] if settings.width is None else [nn.Linear(reasoner_width, settings.width), nn.GELU()]
-            self.layers = nn.Sequential(*before, nn.Linear(settings.width or reasoner_width, 1))
-        with torch.no_grad():
-            self.layers[-1].weight.zero_()
-            self.layers[-1].bias.fill_(START_LOGIT)
+            last = nn.Linear(settings.width or reasoner_width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, START_LOGIT)
+        self.layers = nn.Sequential(*before, last)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(...) for states (..., D), of whatever size they are."""
