@@ -85,6 +85,7 @@ EVALUATE: Table = {
     "evaluate.split": ("validation", "prompts edits"),
     "evaluate.max_tasks": (1, "prompts edits"),
     "evaluate.num_samples": (2, "drawing edits"),
+    "evaluate.turns": (2, "prompts drawing edits"),
 }
 STAGES = "methods/program_edit/test_stages.py"
 SELECTION = "methods/program_edit/test_selection.py"
