@@ -1,4 +1,5 @@
-"""The project keeps its own rules: imports go one way, files stay small, the environment files agree, errors are caught by name."""
+"""The project keeps its own rules: imports go one way, files stay small, the environment files agree, errors are caught by
+name."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ ALLOWED = {
     "text": {"config", "data", "files", "lm", "programs"},
     "results": {"config", "data", "files", "metrics", "runs"},
     "pages": {"config", "data", "files", "metrics", "results", "runs"},
+    "solvers": {"config", "data", "files", "lm", "metrics", "pages", "programs", "results", "runs"},
     "launch": {"config", "entries", "files", "metrics", "runs"},
     "cli": {"config", "entries", "files", "launch", "results", "runs"},
     "__main__": {"cli", "config"},

@@ -92,6 +92,15 @@ ENTRIES = {
         example=("solver=program_sampling", "lm=tiny", "dataset=toy"),
         names_itself=True,
     ),
+    "evaluate_tree_search": Entry(
+        script="evaluate.py",
+        solver="tree_search",
+        config="evaluate_tree_search",
+        schema="arclab.config.tree_search_schema:EvaluateTreeSearchConfig",
+        run="arclab.methods.tree_search.run:evaluate",
+        example=("solver=tree_search", "lm=tiny", "dataset=toy"),
+        names_itself=True,
+    ),
     "pretrain_memgen": Entry(
         script="pretrain_memgen.py",
         config="pretrain_memgen",

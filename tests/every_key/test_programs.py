@@ -20,8 +20,8 @@ from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation, ModelCon
 from arclab.launch.start import start
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
-from arclab.methods.program_sampling import run as evaluate_programs
 from arclab.programs.sandbox import pool as sandbox_module
+from arclab.solvers import evaluation
 
 from ..conftest import ROOT
 from .table import Parts, Table, differences, effect, leaves, require_a_row_for_each, require_the_named_tests
@@ -72,8 +72,8 @@ TABLE: Table = {
 }
 OTHERS: Table = {
     "dataset.max_side": (5, "data/test_splits.py::test_a_size_limit_leaves_out_and_says_how_many"),
-    "solver.kind": (None, "every_key/test_programs.py::test_there_is_one_solver"),
-    **{f"lm.trigger.{key}": (None, "methods/memgen/test_language.py::test_a_trigger_decides_in_generation_and_in_scores_alike") for key in ("kind", "probability", "threshold")},
+    "solver.kind": (None, "every_key/test_programs.py::test_there_are_two_solvers"),
+    **{f"lm.trigger.{key}": (None, "methods/memgen/test_language.py::test_a_trigger_decides_in_generation_and_in_scores_alike") for key in ("kind", "probability", "threshold", "count")},
     "lm.memory": (None, "methods/memgen/test_language.py::test_samples_do_not_depend_on_their_batch_and_memory_counts"),
     "lm.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
     "lm.base_url": (None, "lm/test_endpoint.py::test_every_setting_is_sent"),
@@ -108,9 +108,9 @@ def test_every_key_has_a_row() -> None:
     require_the_named_tests(OTHERS)
 
 
-def test_there_is_one_solver() -> None:
-    """Of programs; a second one needs a row of its own."""
-    assert [path.stem for path in (ROOT / "conf/solver").glob("*.yaml")] == ["program_sampling"]
+def test_there_are_two_solvers() -> None:
+    """Each has a root and a table of its own, so that no other value of solver.kind can be given."""
+    assert sorted(path.stem for path in (ROOT / "conf/solver").glob("*.yaml")) == ["program_sampling", "tree_search"]
 
 
 @cache
@@ -149,8 +149,8 @@ def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Pat
 
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(evaluate_programs, "load_language_model", load)
-        patch.setattr(evaluate_programs, "open_sandbox", open_sandbox)
+        patch.setattr(evaluation, "load_language_model", load)
+        patch.setattr(evaluation, "open_sandbox", open_sandbox)
         patch.setattr(torch, "set_num_threads", notes["threads"].append)
         patch.setattr("arclab.pages.report.render_report", lambda result: "")
         start("evaluate.py", [*BASE, *overrides])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from arclab.data.tasks import Grid
-from arclab.methods.program_sampling.solver import candidates
 from arclab.programs.outcomes import Outcome, compare
 from arclab.programs.sandbox.execution import GridResult, Status
 from arclab.programs.voting import pass_at_k, vote
+from arclab.solvers.answers import candidates
 
 A, B, C, D = (np.full((2, side), side, np.uint8) for side in (1, 2, 3, 4))
 TRUTH = np.zeros((2, 2), np.uint8)

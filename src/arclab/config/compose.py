@@ -43,6 +43,7 @@ from arclab.config.run import RunConfig
 from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
 from arclab.config.text_schema import TEXT_DATASET_SCHEMAS, TextDatasetConfig
+from arclab.config.tree_search_schema import SEARCH_SCHEMAS, SearchConfig
 from arclab.entries import ENTRIES, choice_key, choices_of, entry_named, load, scripts
 from arclab.files import DamagedFile, difference, naming, sentence_for
 
@@ -52,6 +53,7 @@ VARIANTS: dict[Any, dict[str, Any]] = {
     AdaptationConfig: ADAPTATION_SCHEMAS,
     EncoderConfig: ENCODER_SCHEMAS,
     ModelConfig: MODEL_SCHEMAS,
+    SearchConfig: SEARCH_SCHEMAS,
     TextDatasetConfig: TEXT_DATASET_SCHEMAS,
     MemGenTrainerConfig: TRAINER_SCHEMAS,
 }

@@ -100,42 +100,55 @@ class HfModelConfig(ModelConfig):
 
 class TriggerKind(Enum):
     """After which delimiters of an answer memory is inserted. always: all, up to max_inference_aug_num. never: none; what
-    stands at the end of the prompt stays. random: each with a probability. entropy: where the reasoner is unsure of the next
-    token."""
+    stands at the end of the prompt stays. first_k: the first ones. random: each with a probability. entropy: where the reasoner
+    is unsure of the next token. head, lora: as trainer=trigger_grpo has taught it, also at the end of the prompt."""
 
     always = "always"
     never = "never"
+    first_k = "first_k"
     random = "random"
     entropy = "entropy"
+    head = "head"
+    lora = "lora"
+
+
+TRAINED_TRIGGERS = (TriggerKind.head, TriggerKind.lora)
 
 
 @dataclass(kw_only=True, slots=True)
 class TriggerConfig:
-    """Of generation; training inserts at every delimiter up to the limit. kind: null is as the run is configured, for
-    evaluations. probability: of kind random. threshold: of kind entropy, in nats; memory is inserted where the entropy of the
-    reasoner's next token is at least so much. Each is null with other kinds."""
+    """Of generation; weavers are trained with memory at every delimiter up to the limit. kind: null is as the run is
+    configured, for evaluations. probability: of kind random. threshold: of kind entropy, in nats; memory is inserted where the
+    entropy of the reasoner's next token is at least so much. count: of kind first_k, insertions inside an answer; its default
+    is for what was saved before it was a key. Each is null with other kinds."""
 
     kind: Optional[TriggerKind]
     probability: Optional[float]
     threshold: Optional[float]
+    count: Optional[int] = None
 
     def check(self, path: str) -> list[str]:
         problems = []
         for name, value, owner in (
             ("probability", self.probability, TriggerKind.random),
             ("threshold", self.threshold, TriggerKind.entropy),
+            ("count", self.count, TriggerKind.first_k),
         ):
-            if self.kind is owner and value is None:
-                problems.append(
-                    f"{path}.{name} has no value, and {path}.kind={owner.value} needs one; set {path}.{name}=NUMBER."
-                )
-            if self.kind is not owner and value is not None:
-                problems.append(f"{path}.{name}={value} is of {path}.kind={owner.value}; set that, or {path}.{name}=null.")
+            problems += self._check_owned(path, name, value, owner, "NUMBER")
+        problems += [] if self.count is None else at_least(path, 0, count=self.count)
         if self.probability is not None:
             problems += within(path, 0, 1, probability=self.probability)
         if self.threshold is not None and not self.threshold >= 0:
             problems.append(f"{path}.threshold={self.threshold} must be at least 0, which is always; give a number of nats.")
         return problems
+
+    def _check_owned(self, path: str, name: str, value: object, owner: TriggerKind, form: str) -> list[str]:
+        """A value that belongs to one kind: given with it, and with no other."""
+        if self.kind is owner and value is None:
+            return [f"{path}.{name} has no value, and {path}.kind={owner.value} needs one; set {path}.{name}={form}."]
+        if self.kind is not owner and value is not None:
+            return [f"{path}.{name}={value} is of {path}.kind={owner.value}; set that, or {path}.{name}=null."]
+        return []
 
 
 def as_the_run() -> TriggerConfig:
@@ -307,9 +320,9 @@ class ProgramSamplingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateProgramsConfig(EvaluationConfig):
-    """Root of evaluate.py solver=program_sampling. The folder is <runs_dir>/<solver>/<model>/<name>, or output_dir; name null:
-    <dataset>_<split>."""
+class EvaluateLmConfig(EvaluationConfig):
+    """What roots of evaluate.py have whose solver asks a language model for programs. The folder is
+    <runs_dir>/<solver>/<model>/<name>, or output_dir; name null: <dataset>_<split>."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
@@ -319,7 +332,6 @@ class EvaluateProgramsConfig(EvaluationConfig):
         *(f"lm.{key}" for key in HOW_MODELS_RUN),
     )
 
-    solver: ProgramSamplingConfig
     lm: ModelConfig
     dataset: DatasetConfig
     sandbox: SandboxConfig
@@ -333,23 +345,27 @@ class EvaluateProgramsConfig(EvaluationConfig):
     launch: LaunchConfig
 
     @property
+    def solver_kind(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.dataset.name}_{self.split.value}"
+
+    @property
     def title(self) -> tuple[str, str]:
-        return self.solver.kind, f"{Path(self.lm.name).name}-{self._name}"
+        return self.solver_kind, f"{Path(self.lm.name).name}-{self.run_name}"
 
     @property
     def folder(self) -> Path:
         if self.output_dir:
             return Path(self.output_dir)
-        return Path(self.runs_dir) / self.solver.kind / Path(self.lm.name).name / self._name
+        return Path(self.runs_dir) / self.solver_kind / Path(self.lm.name).name / self.run_name
 
     def inputs(self) -> dict[str, Path]:
         """A model that another run makes."""
         is_run = isinstance(self.lm, MemGenModelConfig) and self.lm.name
         return {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
-
-    @property
-    def _name(self) -> str:
-        return self.name or f"{self.dataset.name}_{self.split.value}"
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, num_threads=self.num_threads)
@@ -357,7 +373,18 @@ class EvaluateProgramsConfig(EvaluationConfig):
         problems += broken_path("runs_dir", self.runs_dir)
         if self.launch.num_ranks > 1:
             problems.append(
-                f"launch asks for {self.launch.num_ranks} ranks, and solver={self.solver.kind} runs in one process; set "
+                f"launch asks for {self.launch.num_ranks} ranks, and solver={self.solver_kind} runs in one process; set "
                 "launch.gpus and launch.cpus to 0 or 1, and launch.nodes=1."
             )
         return problems + ([] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks))
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateProgramsConfig(EvaluateLmConfig):
+    """Root of evaluate.py solver=program_sampling."""
+
+    solver: ProgramSamplingConfig
+
+    @property
+    def solver_kind(self) -> str:
+        return self.solver.kind

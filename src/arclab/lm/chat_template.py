@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from arclab.lm.language_model import Message, Prompt
+from arclab.lm.language_model import Message, Prompt, begun_reply
 
 _PROBE = "0 1 2\n3 4 5\n\n6|7|8\n\n[[9, 0], [1, 2]]\n    return"  # how grids and programs are written
 
@@ -73,8 +73,31 @@ def _must_stand(role: str, content: str) -> str:
 
 
 def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> list[int]:
-    """The tokens of conversation_text() up to where the reply begins. A special token's name within a message stays text, so
-    that no message can end its turn, or begin another. ValueError: see there."""
+    """The tokens of conversation_text() up to where the reply begins, and of a reply that was begun behind them, as they are:
+    its white space, which templates strip, is part of it. A special token's name within a message stays text, so that no
+    message can end its turn, or begin another. ValueError: see there; a template that opens thinking where the reply goes
+    on."""
+    asked, begun = begun_reply(prompt)
+    if not begun:
+        return _asked_ids(tokenizer, name, asked, thinking=thinking)
+    if opened_thinking(tokenizer, name, asked, thinking=thinking):
+        raise ValueError(
+            f"the chat template of lm.name={name} opens the reply with <think>, so a reply that was begun would go on "
+            "inside its thinking; set lm.thinking=false, or use a model that does not think."
+        )
+    return [*_asked_ids(tokenizer, name, asked, thinking=thinking), *plain_ids(tokenizer, begun)]
+
+
+def opened_thinking(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> str:
+    """The <think> and what follows it, if the chat template itself opens the thinking of the reply; else empty."""
+    whole, without = (
+        conversation_text(tokenizer, name, prompt, thinking=thinking, add_generation_prompt=flag) for flag in (True, False)
+    )
+    _, mark, after = whole[len(without) :].rpartition("<think>")
+    return mark + after if mark and "</think>" not in after else ""
+
+
+def _asked_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> list[int]:
     text = conversation_text(tokenizer, name, prompt, thinking=thinking, add_generation_prompt=True)
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     held = sorted({n for n in names for message in prompt if n in message.content}, key=len, reverse=True)

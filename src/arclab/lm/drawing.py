@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from arclab.lm.language_model import Completion, FinishReason, Sampling, cut_after_stop
+from arclab.lm.language_model import Completion, FinishReason, Sampling, Samplings, cut_after_stop, sampling_of_each
 
 
 class Drawing:
     """A logits processor that leaves one token standing in each row, and keeps its log-probability: of the logits as they are,
-    or, is_tempered, of those that it is drawn from before top-k, top-p and min-p."""
+    or, is_tempered, of those that it is drawn from before top-k, top-p and min-p. sampling: of all rows, or of each; of several
+    only the temperatures may differ."""
 
-    def __init__(self, sampling: Sampling, seeds: Sequence[int], *, is_tempered: bool = False) -> None:
-        assert not is_tempered or sampling.temperature > 0
-        self._sampling, self._divisor = sampling, sampling.temperature if is_tempered else 1.0
+    def __init__(self, sampling: Samplings, seeds: Sequence[int], *, is_tempered: bool = False) -> None:
+        each = sampling_of_each(sampling, len(seeds))
+        self._sampling, self._temperatures = each[0], [one.temperature for one in each]
+        assert not is_tempered or min(self._temperatures) > 0
+        self._is_tempered = is_tempered
         self._generators = [np.random.default_rng(seed) for seed in seeds]
         self.logprobs: list[torch.Tensor] = []  # (B) for each step
 
@@ -35,23 +38,33 @@ class Drawing:
 
     def choose(self, logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each row (B), and its log-probability (B)."""
-        chosen_B = self._choose(logits_BV.float())
-        return chosen_B, (logits_BV.float() / self._divisor).log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
+        chosen_B, logits_BV = self._choose(logits_BV.float()), logits_BV.float()
+        if self._is_tempered:
+            logits_BV = logits_BV / torch.tensor(self._temperatures, device=logits_BV.device)[:, None]
+        return chosen_B, logits_BV.log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self._generators = [self._generators[row] for row in rows]
+        self._temperatures = [self._temperatures[row] for row in rows]
 
     def _choose(self, logits_BV: torch.Tensor) -> torch.Tensor:
-        if self._sampling.temperature == 0:
+        if max(self._temperatures) == 0:
             return logits_BV.argmax(-1)
         draws_B = torch.tensor([generator.random() for generator in self._generators], dtype=torch.float64)
-        return draw(logits_BV, draws_B.to(logits_BV.device), self._sampling)
+        temperatures_B = torch.tensor(self._temperatures, dtype=torch.float64, device=logits_BV.device)
+        is_greedy_B = temperatures_B == 0
+        drawn_B = draw(logits_BV, draws_B.to(logits_BV.device), self._sampling, temperatures_B.masked_fill(is_greedy_B, 1.0))
+        return torch.where(is_greedy_B, logits_BV.argmax(-1), drawn_B) if is_greedy_B.any() else drawn_B
 
 
-def draw(logits_BV: torch.Tensor, draws_B: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Token (B) for each number in [0, 1). Temperature comes first, then top-k, top-p and min-p, in transformers' order."""
-    probs_BV = (logits_BV.double() / sampling.temperature).softmax(-1)
+def draw(
+    logits_BV: torch.Tensor, draws_B: torch.Tensor, sampling: Sampling, temperatures_B: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Token (B) for each number in [0, 1). Temperature comes first, then top-k, top-p and min-p, in transformers' order.
+    temperatures_B: in place of that of sampling."""
+    divisor = sampling.temperature if temperatures_B is None else temperatures_B[:, None]
+    probs_BV = (logits_BV.double() / divisor).softmax(-1)
     order_BV = None
     if sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0:
         probs_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)

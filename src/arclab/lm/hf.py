@@ -31,10 +31,20 @@ import torch
 from arclab.config.llm_schema import HfModelConfig
 from arclab.files import naming
 from arclab.lm.adapters import fresh_adapter, loaded_adapter, merge_adapter
-from arclab.lm.chat_template import conversation_ids, conversation_text, plain_ids
+from arclab.lm.chat_template import conversation_ids, opened_thinking, plain_ids
 from arclab.lm.drawing import Drawing, Ending
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
-from arclab.lm.language_model import Completion, OnReply, Prompt, Reply, Sampling, ignore
+from arclab.lm.language_model import (
+    Completion,
+    OnReply,
+    Prompt,
+    Reply,
+    Sampling,
+    Samplings,
+    begun_reply,
+    ignore,
+    sampling_of_each,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,11 +61,12 @@ def load_hf(config: HfModelConfig) -> HfModel:
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """A sample to be generated: which prompt's, which one, and its tokens."""
+    """A sample to be generated: which prompt's, which one, its tokens, and how it is drawn."""
 
     prompt: int
     sample: int
     ids: list[int]
+    sampling: Sampling
 
 
 class HfModel:
@@ -102,25 +113,22 @@ class HfModel:
         return conversation_ids(self.tokenizer, self.name, prompt, thinking=self.config.thinking)
 
     def opened(self, prompt: Prompt) -> str:
-        """The <think> and what follows it, if the chat template itself opens the thinking of the reply; else empty."""
-        whole, without = (
-            conversation_text(self.tokenizer, self.name, prompt, thinking=self.config.thinking, add_generation_prompt=flag)
-            for flag in (True, False)
-        )
-        _, mark, after = whole[len(without) :].rpartition("<think>")
-        return mark + after if mark and "</think>" not in after else ""
+        """What the chat template itself opens the reply with, if that is thinking; see opened_thinking."""
+        asked, begun = begun_reply(prompt)
+        return "" if begun else opened_thinking(self.tokenizer, self.name, asked, thinking=self.config.thinking)
 
     def reply_ids(self, text: str) -> list[int]:
         """A reply and its end mark."""
         return [*plain_ids(self.tokenizer, text), self._end]
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
         ids = [self.prompt_ids(prompt) for prompt in prompts]
-        too_long = [self._too_long(len(tokens), sampling.max_new_tokens) for tokens in ids]
+        each = sampling_of_each(sampling, len(prompts))
+        too_long = [self._too_long(len(tokens), one.max_new_tokens) for tokens, one in zip(ids, each, strict=True)]
         wanted = [
-            _Sequence(prompt, sample, tokens)
+            _Sequence(prompt, sample, tokens, each[prompt])
             for prompt, tokens in enumerate(ids)
             if not too_long[prompt]
             for sample in range(num_samples)
@@ -133,7 +141,7 @@ class HfModel:
             on_reply(number, reply)
         for start in range(0, len(wanted), self.config.batch_size):
             batch = wanted[start : start + self.config.batch_size]
-            for sequence, completion in zip(batch, self._generate_batch(batch, sampling), strict=True):
+            for sequence, completion in zip(batch, self._generate_batch(batch), strict=True):
                 drawn[sequence.prompt][sequence.sample] = replace(completion, opened=opened[sequence.prompt])
             for number in dict.fromkeys(sequence.prompt for sequence in batch):
                 if len(drawn[number]) == num_samples:
@@ -225,17 +233,18 @@ class HfModel:
         return {"input_ids": ids_BT, "attention_mask": mask_BT}
 
     @torch.no_grad()
-    def _generate_batch(self, batch: Sequence[_Sequence], sampling: Sampling) -> list[Completion]:
+    def _generate_batch(self, batch: Sequence[_Sequence]) -> list[Completion]:
+        samplings = [sequence.sampling for sequence in batch]
         inputs = self._padded([sequence.ids for sequence in batch])
         num_prompt = inputs["input_ids"].shape[1]
-        seeds = [draw_seed(sampling.seed, sequence.ids, sequence.sample) for sequence in batch]
-        drawing = Drawing(sampling, seeds)
-        ending = Ending(self.tokenizer, sampling, self._ends, num_prompt, len(batch))
+        seeds = [draw_seed(sequence.sampling.seed, sequence.ids, sequence.sample) for sequence in batch]
+        drawing = Drawing(samplings, seeds)
+        ending = Ending(self.tokenizer, samplings[0], self._ends, num_prompt, len(batch))
         with self._inference():
             tokens_BT = self._model.generate(
                 **inputs,
                 **self._read_once(batch, inputs),
-                generation_config=self._greedy(sampling),
+                generation_config=self._greedy(samplings[0].max_new_tokens),
                 logits_processor=[drawing],
                 stopping_criteria=[ending],
             )[:, num_prompt:]
@@ -266,12 +275,12 @@ class HfModel:
         cache.batch_select_indices(torch.tensor([place[first[sequence.prompt]] for sequence in batch], device=self.device))
         return {"past_key_values": cache}
 
-    def _greedy(self, sampling: Sampling) -> Any:
+    def _greedy(self, max_new_tokens: int) -> Any:
         """transformers takes the best token; Drawing has made it the drawn one. Nothing else of generate() is in use."""
         from transformers import GenerationConfig
 
         return GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens, min_new_tokens=0, do_sample=False, num_beams=1, num_return_sequences=1,
+            max_new_tokens=max_new_tokens, min_new_tokens=0, do_sample=False, num_beams=1, num_return_sequences=1,
             repetition_penalty=1.0, use_cache=True, pad_token_id=self._pad, eos_token_id=None, bos_token_id=None,
         )  # fmt: skip
 

@@ -6,13 +6,16 @@
 
 Kinds: hf.py (transformers, in this process), endpoint.py (a server), scripted.py (tests). A prompt that leaves no room for
 max_new_tokens in the context is not cut, one that a server's filter refuses is not rewritten: their replies have no completions
-and say why.
+and say why. A prompt whose last message is the assistant's is a reply that was begun: the model goes on where it ends, and the
+completions hold only what is new.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -28,11 +31,23 @@ class Message:
 Prompt = tuple[Message, ...]
 
 
+def begun_reply(prompt: Prompt) -> tuple[Prompt, str]:
+    """What is asked, and the beginning of the reply that the prompt ends with; "" for a prompt that ends with a question."""
+    if prompt and prompt[-1].role == "assistant":
+        return prompt[:-1], prompt[-1].content
+    return prompt, ""
+
+
 class FinishReason(Enum):
     """stop: the model ended its turn (or wrote a stop string). length: cut at max_new_tokens."""
 
     stop = "stop"
     length = "length"
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """What tells prompts apart in files."""
+    return hashlib.sha256(json.dumps([[m.role, m.content] for m in prompt]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,19 @@ class Sampling:
     min_p: float
     stop: tuple[str, ...]
     seed: int
+
+
+# One for all prompts of a call, or one for each; these may differ in temperature and seed only.
+Samplings = Sampling | Sequence[Sampling]
+
+
+def sampling_of_each(sampling: Samplings, num_prompts: int) -> list[Sampling]:
+    """The settings of every prompt, in order."""
+    if isinstance(sampling, Sampling):
+        return [sampling] * num_prompts
+    assert len(sampling) == num_prompts, (len(sampling), num_prompts)
+    assert len({replace(one, temperature=0.0, seed=0) for one in sampling}) <= 1, "only temperature and seed may differ"
+    return list(sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +132,11 @@ class LanguageModel(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
-        """A reply for every prompt, in order. on_reply: told of each (the prompt's number, its reply) as soon as it is whole,
-        in the calling thread. ValueError: a model or server that cannot be used, in one sentence; replies told of until then
-        are good."""
+        """A reply for every prompt, in order. sampling: of all, or of each prompt. on_reply: told of each (the prompt's number,
+        its reply) as soon as it is whole, in the calling thread. ValueError: a model or server that cannot be used, in one
+        sentence; replies told of until then are good."""
         ...
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:

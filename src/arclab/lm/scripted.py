@@ -2,28 +2,43 @@
 
     ScriptedModel(lambda prompt, sample: f"reply {sample}")
     ScriptedModel(["first sample", "second sample"])                    # the same for every prompt, in turn
-    ScriptedModel({"task_1": "reply", "task_2": ["one", "two"]})        # by a word of the prompt's last message
+    ScriptedModel({"task_1": "reply", "task_2": ["one", "two"]})        # by a word of the prompt's last question
 
-It has no tokens: what a reply is split into by white space counts as such, plus one for its end.
+A script that is a function sees a reply that was begun as the prompt's last message, and says what comes next. It has no
+tokens: what a reply is split into by white space counts as such, plus one for its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from arclab.lm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Sampling, cut_after_stop, ignore
+from arclab.lm.language_model import (
+    Completion,
+    FinishReason,
+    OnReply,
+    Prompt,
+    Reply,
+    Sampling,
+    Samplings,
+    begun_reply,
+    cut_after_stop,
+    ignore,
+    sampling_of_each,
+)
 
+SeededScript = Callable[[Prompt, int, Sampling], str]  # what it says may depend on the seed, as a real model's draws do
 Script = Callable[[Prompt, int], str] | Mapping[str, str | Sequence[str]] | Sequence[str]
 
 
 class ScriptedModel:
     """calls: the prompts of every call of generate. finish_reason: of all replies, or what decides it for a prompt and sample.
 
-    too_long: prompts for which it is true get no reply. logprobs: what logprobs() answers for a prompt and a text.
+    seeded: in place of replies. too_long: prompts for which it is true get no reply. num_parallel: prompts that it says it
+    answers at once. logprobs: what logprobs() answers for a prompt and a text.
     """
 
     def __init__(
-        self, replies: Script, *, name: str = "scripted",
+        self, replies: Script = (), *, name: str = "scripted", seeded: SeededScript | None = None, num_parallel: int = 1,
         finish_reason: FinishReason | Callable[[Prompt, int], FinishReason] = FinishReason.stop,
         too_long: Callable[[Prompt], bool] = lambda prompt: False, logprobs: Callable[[Prompt, str], list[float]] | None = None,
     ) -> None:  # fmt: skip
@@ -34,21 +49,23 @@ class ScriptedModel:
             too_long,
             logprobs,
         )
+        self._seeded, self._num_parallel = seeded, num_parallel
         self.calls: list[tuple[Prompt, ...]] = []
         self.num_completions = 0
 
     def num_prompts(self, num_samples: int) -> int:
-        return 1
+        return self._num_parallel
 
     @property
     def num_calls(self) -> int:
         return len(self.calls)
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
         self.calls.append(tuple(prompts))
-        replies = [self._reply(prompt, num_samples, sampling) for prompt in prompts]
+        each = sampling_of_each(sampling, len(prompts))
+        replies = [self._reply(prompt, num_samples, one) for prompt, one in zip(prompts, each, strict=True)]
         for number, reply in enumerate(replies):
             on_reply(number, reply)
         return replies
@@ -65,7 +82,8 @@ class ScriptedModel:
         return Reply(tuple(self._completion(prompt, sample, sampling) for sample in range(num_samples)), num_tokens)
 
     def _completion(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
-        text, _ = cut_after_stop(self._text(prompt, sample), sampling.stop)
+        said = self._text(prompt, sample) if self._seeded is None else self._seeded(prompt, sample, sampling)
+        text, _ = cut_after_stop(said, sampling.stop)
         reason = self._finish_reason
         return Completion(
             text, reason if isinstance(reason, FinishReason) else reason(prompt, sample), len(text.split()) + 1, None
@@ -76,7 +94,8 @@ class ScriptedModel:
         if callable(script):
             return script(prompt, sample)
         if isinstance(script, Mapping):
-            found = [reply for word, reply in script.items() if word in prompt[-1].content]
-            assert found, f"the script has no reply for {prompt[-1].content[:200]!r}"
+            question = begun_reply(prompt)[0][-1].content
+            found = [reply for word, reply in script.items() if word in question]
+            assert found, f"the script has no reply for {question[:200]!r}"
             script = found[0]
         return script if isinstance(script, str) else script[sample % len(script)]

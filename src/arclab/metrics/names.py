@@ -98,6 +98,13 @@ _TEXT = {
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
     "start_accuracy": ("share", "up", "accuracy on the same questions with the weaver as reinforcement learning began with it"),
+    "always_accuracy": (
+        "share",
+        "up",
+        "accuracy on the same questions with memory after every delimiter; of trainer=trigger_grpo",
+    ),
+    "never_accuracy": ("share", "up", "the same with memory at the end of the prompt alone"),
+    "random_trigger_accuracy": ("share", "up", "the same with memory after every second delimiter, at random"),
     "memory_wins": (
         "share",
         "up",
@@ -147,6 +154,11 @@ _RL = {
     "truncated_share": ("share", "down", "rollouts that ended at trainer.max_new_tokens"),
     "tokens": ("tokens", "none", "tokens of a rollout, its end token included"),
     "insertions": ("insertions", "none", "insertions of memory in a rollout, the one at the end of the prompt included"),
+    "decisions": ("decisions", "none", "decisions of the trigger in a rollout; of trainer=trigger_grpo, as the next four"),
+    "insert_share": ("share", "none", "of a rollout's decisions, those for memory; a rollout without any counts as 0"),
+    "insert_target": ("share", "none", "mean of that over rollouts as good as the median: what sparsity measures against"),
+    "sparsity_weight": ("", "none", "trainer.sparsity_weight: reward_sparsity times this is part of the reward"),
+    "reward_sparsity": ("", "up", "minus the sum over decisions of what each is above insert_target, before its weight"),
     "kl": ("nats", "none", "KL divergence from the reference, per token; only with trainer.beta above 0"),
     "entropy": ("nats", "none", "entropy of the next token, over the tokens of rollouts, at the temperature they are drawn at"),
     "clip_share": ("share", "down", "tokens whose probability has moved so far that they are clipped"),
@@ -218,6 +230,37 @@ _ENSEMBLE = {
     "best_member": ("share", "up", "ARC/pass@2 of the best member alone, chosen by these very answers"),
 }
 
+# Of solver=tree_search: draws are steps, or whole programs where these are drawn at once.
+_TREE = {
+    "coverage": (
+        "share",
+        "up",
+        "tasks for which any program answers every test input right: what choosing better could reach at most",
+    ),
+    "programs_passing": ("programs", "up", "finished programs of a task that reproduce every demonstration"),
+    "nodes": ("nodes", "none", "different draws of a task"),
+    "depth": ("steps", "none", "steps of the deepest program of a task"),
+    "rollouts": ("rollouts", "none", "rollouts of a task that was searched to its end"),
+    "duplicate_share": ("share", "down", "draws that a sibling was already"),
+    "invalid_share": ("share", "down", "draws whose program does not compile, raises, or was not run"),
+    "refinement_share": ("share", "none", "draws that correct an earlier program"),
+    "ended_program_end": ("share", "none", "draws that ended the program with its mark"),
+    "ended_turn_end": ("share", "none", "draws that ended the model's turn without a mark"),
+    "ended_max_depth": ("share", "down", "draws that made the program as deep as it may be"),
+    "ended_max_tokens": ("share", "down", "draws that made the program as long as it may be"),
+    "ended_invalid": ("share", "down", "steps after which the program does not compile, or raises"),
+    "ended_cut": ("share", "down", "steps, or programs, without an end within their limit of tokens"),
+    "ended_empty": ("share", "down", "steps of nothing"),
+    "ended_context": ("share", "down", "draws for which the context had no room"),
+    "ended_refused": ("share", "down", "draws that a server's filter refused"),
+    "over_rollouts": ("share", "none", "tasks whose search made all of its rollouts"),
+    "over_programs": ("share", "none", "tasks whose search drew all programs of its budget"),
+    "over_tokens": ("share", "none", "tasks whose search generated all tokens of its budget"),
+    "over_seconds": ("share", "none", "tasks whose search ran out of time"),
+    "over_exhausted": ("share", "none", "tasks whose tree has nothing left to draw from"),
+    "over_enough": ("share", "none", "tasks with as many different answers by right programs as search.stop_groups asks for"),
+}
+
 # Components of programs/rewards.py: means over the programs (replies) of a step.
 _REWARD = {
     "value": ("", "up", "reward, by the kind that is trained on"),
@@ -254,6 +297,8 @@ _METRICS = [
     Metric(
         "train/contrastive_loss", "nats", "down", "supervised-contrastive loss of contexts, mean over rows, before its weight"
     ),
+    Metric("train/inner_before_loss", "nats", "down", "leave-one-out loss per cell before encoder.inner_steps, mean over rows"),
+    Metric("train/inner_after_loss", "nats", "down", "the same of the moved contexts, with which the queries were answered"),
     Metric("train/reconstruction_loss", "nats", "down", "leave-one-out loss per cell, mean over rows, before its weight"),
     Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
     Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
@@ -340,6 +385,7 @@ _METRICS = [
         for k in PASS_KS
     ],
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
+    *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
@@ -360,6 +406,9 @@ _METRICS = [
     Metric(
         "timing/replies_per_s", "replies/s", "up", "replies drawn and executed per second, those kept from earlier left out"
     ),
+    Metric("timing/nodes_per_s", "draws/s", "up", "steps or programs drawn and executed per second by a tree search"),
+    Metric("timing/tokens_per_s", "tokens/s", "up", "tokens generated per second of a tree search, execution included"),
+    Metric("timing/sandbox_wait_share", "share", "down", "time in which the model waited for programs that were running"),
     Metric("timing/search_s", "s", "down", "searching the context of one augmented copy of a task"),
     Metric(
         "timing/solve_s",

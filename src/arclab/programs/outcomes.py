@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from arclab.data.tasks import ArcTask, Grid
+from arclab.data.tasks import ArcTask, Grid, Pair
 from arclab.programs.sandbox.execution import Execution, GridResult, Result, Status
 from arclab.programs.sandbox.pool import Sandbox
 
@@ -71,13 +71,19 @@ def compare(result: GridResult, truth: Grid) -> PairOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ProgramRun:
-    """A program and the task it is run on. source None: the reply had no program."""
+    """A program and the task it is run on. source None: the reply had no program. num_demos: only the first so many
+    demonstrations, for programs that are not finished; None: all."""
 
     task: ArcTask
     source: str | None
     entry: str
     with_tests: bool
     seed: int = 0
+    num_demos: int | None = None
+
+    @property
+    def demos(self) -> tuple[Pair, ...]:
+        return self.task.demos[: self.num_demos]
 
 
 def run_jobs(sandbox: Sandbox, jobs: Sequence[ProgramRun]) -> list[Outcome]:
@@ -85,15 +91,16 @@ def run_jobs(sandbox: Sandbox, jobs: Sequence[ProgramRun]) -> list[Outcome]:
 
     Demonstrations run first, so that a crash on a test input costs none of them.
     """
-    numbers: dict[tuple[int, str, str, bool, int], int] = {}
+    numbers: dict[tuple[int, str, str, bool, int, int], int] = {}
     executions, places = [], []
     for job in jobs:
         if job.source is None:
             places.append(None)
             continue
-        number = numbers.setdefault((id(job.task), job.source, job.entry, job.with_tests, job.seed), len(executions))
+        key = (id(job.task), job.source, job.entry, job.with_tests, job.seed, len(job.demos))
+        number = numbers.setdefault(key, len(executions))
         if number == len(executions):
-            inputs = tuple(pair.input for pair in (job.task.pairs if job.with_tests else job.task.demos))
+            inputs = tuple(pair.input for pair in (*job.demos, *(job.task.tests if job.with_tests else ())))
             executions.append(Execution(job.source, inputs, entry=job.entry, seed=job.seed))
         places.append(number)
     results = sandbox.run(executions)
@@ -121,8 +128,8 @@ def _are_equal(first: Result, second: Result) -> bool:
 
 
 def _outcome(job: ProgramRun, result: Result) -> Outcome:
-    num_demos, demos = len(job.task.demos), []
-    for answer, pair in zip(result.grids[:num_demos], job.task.demos, strict=True):
+    num_demos, demos = len(job.demos), []
+    for answer, pair in zip(result.grids[:num_demos], job.demos, strict=True):
         assert pair.output is not None
         demos.append(compare(answer, pair.output))
     return Outcome(job.source, tuple(demos), result.grids[num_demos:], result.cpu_s, result.nondeterministic)

@@ -43,7 +43,16 @@ def shape_text(grid: Grid) -> str:
 
 def render_prompt(task: ArcTask, config: PromptConfig) -> Prompt:
     """One message of the user. (Not every chat template knows a system role.)"""
-    return (Message("user", _instructed(task, config) if config.instructions else bare_pairs(task, config)),)
+    ending = (
+        "Think first if you like; end with the whole program, imports and helper functions included, in one "
+        f"block:\n\n```python\ndef {config.entry}(grid):\n    ...\n```"
+    )
+    return (Message("user", task_text(task, config, ending)),)
+
+
+def task_text(task: ArcTask, config: PromptConfig, ending: str) -> str:
+    """The task as the user's message. ending: how the program is to be written, in the last paragraph of instructions."""
+    return _instructed(task, config, ending) if config.instructions else bare_pairs(task, config)
 
 
 def bare_pairs(task: ArcTask, config: PromptConfig) -> str:
@@ -76,14 +85,13 @@ def shown_pairs(task: ArcTask, config: PromptConfig) -> list[str]:
     return parts
 
 
-def _instructed(task: ArcTask, config: PromptConfig) -> str:
+def _instructed(task: ArcTask, config: PromptConfig, ending: str) -> str:
     tests = " and then to the test inputs, whose outputs you are not shown" if config.show_tests else " and to new inputs"
     said = (
         f"## Your task\n\nWrite a function {config.entry}(grid). It gets a grid as a list of rows, each a list of whole "
         "numbers, and returns the output in the same form, with at most 30 rows and columns. It is applied to every "
         f"example{tests}, so it must follow the rule and not know the answers by heart. It may import {', '.join(MODULES)}. "
-        "Think first if you like; end with the whole program, imports and helper functions included, in one "
-        f"block:\n\n```python\ndef {config.entry}(grid):\n    ...\n```"
+        + ending
     )
     return "\n\n".join([*shown_pairs(task, config), said])
 

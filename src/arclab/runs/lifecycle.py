@@ -163,6 +163,11 @@ class WorkProgress:
         """If so: keep what is done, and raise ToldToEnd."""
         return self._stop.is_seen
 
+    def require_not_told(self) -> None:
+        """ToldToEnd at once, from within a piece of work that is begun again next time."""
+        if self.is_told:
+            raise ToldToEnd("nothing of what was being computed is kept")
+
     def report(self, num_done: int) -> None:
         """num_done of num_steps are done; written every few seconds, by rank 0."""
         if self._ranks.is_main and time.monotonic() - self._reported_at >= _REPORT_EVERY_S:

@@ -7,6 +7,7 @@
         if id_ not in done:
             worklist.add(id_, {"score": 0.5})                  # on disk when it returns
     merge(paths, target)                                       # the worklists of all shards in one file
+    settings, items = read_items(path, parse)                  # for who only reads
 
 The first line holds the settings; each further line is the record of one item, with its id and a checksum. The same command
 goes on after a kill: a line that was cut short is dropped. A damaged line is named in a warning, stays where it is and counts
@@ -104,9 +105,14 @@ class Worklist:
 
     def add(self, id_: str, record: Mapping[str, Any]) -> None:
         """Keep a finished item. record: values that JSON can hold, without the id."""
-        self._append([{self._kind.id_key: id_, **record}])
+        self.add_all({id_: record})
 
-    def _append(self, records: Sequence[dict[str, Any]]) -> None:
+    def add_all(self, records: Mapping[str, Mapping[str, Any]], *, is_synced: bool = True) -> None:
+        """Keep several at once. is_synced=False: they outlive the process, not a failure of power; for small items in
+        thousands."""
+        self._append([{self._kind.id_key: id_, **record} for id_, record in records.items()], is_synced=is_synced)
+
+    def _append(self, records: Sequence[dict[str, Any]], *, is_synced: bool = True) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.is_file()
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
@@ -114,11 +120,21 @@ class Worklist:
                 file.write(_line({"settings": dict(self._settings)}))
             file.writelines(map(_line, records))
             file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                os.fsync(file.fileno())
 
     def _require_same(self, before: Mapping[str, Any] | None) -> None:
         if before is not None and (other := difference(before, self._settings)):
             raise ConfigError(f"{self.path} holds {self._kind.holds} with {other}; {self._kind.elsewhere}, or remove the file.")
+
+
+def read_items(path: Path, parse: Parse[T], kind: ItemKind = ITEMS) -> tuple[dict[str, Any], dict[str, T]]:
+    """The settings of a file and {id: item}, whatever the settings are; changes nothing. DamagedFile: no file of this kind."""
+    lines = _whole_lines(path)
+    settings = _settings_in(lines, path, kind)
+    if settings is None:
+        raise Line(path, 1, kind.file_remedy).damaged("it is empty")
+    return settings, _items_in(lines, path, kind, parse)
 
 
 def share(ids: Iterable[str], number: int, count: int) -> list[str]:

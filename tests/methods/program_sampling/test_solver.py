@@ -1,4 +1,5 @@
-"""Programs as answers: voting, skipped tasks, resuming, statistics and what reaches the model, end to end through evaluate.py."""
+"""Programs as answers: voting, skipped tasks, resuming, statistics and what reaches the model, end to end through
+evaluate.py."""
 
 from __future__ import annotations
 
@@ -32,6 +33,7 @@ from arclab.results.attempts import Attempts, Budget
 from arclab.results.scoring import score
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lock import locked
+from arclab.solvers import evaluation
 
 from ...lm.endpoint_server import Answer, FakeServer, refuse, said
 
@@ -356,7 +358,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="is not a folder; give the folder of a model"):
         evaluate_programs.evaluate_programs(composed(f"lm.name={tmp_path / 'none'}", f"output_dir={tmp_path / 'o'}"))
     with pytest.raises(ConfigError, match="split=validation has no tasks in dataset=toy"):
-        evaluate_programs.scored_tasks(composed("split=validation", "dataset.validation_sources=[]"))
+        evaluation.scored_tasks(composed("split=validation", "dataset.validation_sources=[]"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="runs in one process, but WORLD_SIZE=2"):
         evaluate_programs.evaluate_programs(composed())
@@ -365,7 +367,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_other_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SampleStore(tmp_path, {"seed": 9}).add("t", (Message("user", "a"),), Reply((), 1))
-    monkeypatch.setattr(evaluate_programs, "load_language_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluation, "load_language_model", lambda config: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=r"holds replies drawn with .* choose another output_dir="):
         evaluate_programs.evaluate_programs(composed(f"output_dir={tmp_path}"))
 
@@ -396,7 +398,7 @@ def test_no_result_where_no_task_could_be_tried(tmp_path: Path, tiny_lm: Path) -
 def test_stamps_say_what_weakens_a_number(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = Attempts({}, skipped={"a": "too long"}, not_sent={"seed": 3})
     monkeypatch.setattr(sandbox, "isolation", Isolation.limits)
-    found = evaluate_programs.stamps(composed("split=train"), sandbox, attempts, 4)
+    found = evaluation.stamps(composed("split=train"), sandbox, attempts, 4)
     assert len(found) == 4 and "isolation=limits" in found[1] and found[2].startswith("1 of 4 tasks were not tried")
     assert found[3].endswith(": seed (3 tasks)")
 
@@ -447,7 +449,7 @@ def test_what_a_server_does_not_do_is_said_of_the_result(
         )
 
     server.answer = answer
-    monkeypatch.setattr(evaluate_programs, "open_sandbox", lambda config: nullcontext(sandbox))
+    monkeypatch.setattr(evaluation, "open_sandbox", lambda config: nullcontext(sandbox))
     command += ["lm=endpoint", "lm.name=m", f"lm.base_url={server.url}", f"output_dir={tmp_path}"]
     try:
         start("evaluate.py", command)

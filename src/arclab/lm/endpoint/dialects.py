@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from arclab.lm.language_model import Prompt, Sampling
+from arclab.lm.language_model import Prompt, Sampling, begun_reply
 
 # Fields that a server may refuse although they are OpenAI's own, and what is done without them.
 OPTIONAL = {
@@ -44,6 +44,11 @@ class Dialect:
 
     name: str
     has_n: bool
+
+    @property
+    def continues(self) -> bool:
+        """Whether it can say that the last message is a reply to be continued. (llama.cpp does so unasked.)"""
+        return self.name == "vllm"
 
     def extra(self, sampling: Sampling) -> dict[str, Any] | None:
         """Fields beside the plain ones; None if it cannot say what sampling asks for."""
@@ -73,6 +78,9 @@ def request_fields(
     refuses."""
     extra = dialect.extra(sampling)
     assert extra is not None, dialect
+    if begun_reply(prompt)[1]:
+        assert dialect.continues, dialect
+        extra |= {"add_generation_prompt": False, "continue_final_message": True}
     if thinking is not None:
         extra["chat_template_kwargs"] = {"enable_thinking": thinking}
     fields: dict[str, Any] = {

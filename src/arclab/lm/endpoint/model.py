@@ -15,6 +15,9 @@ ended for another reason than its end or its length (an abort), or an answer tha
 A prompt, or every reply to it, that the server's filter refuses is a reply without completions, as is a prompt that is too
 long.
 
+A reply that was begun is continued by servers that know continue_final_message (vLLM, SGLang) and by llama.cpp. One that
+refuses the field is an error in one sentence; one that ignores it begins anew, which cannot be told from here.
+
 It does not count tokens before asking: a prompt that is too long is known by the server's refusal, or by its count if that
 exceeds model.max_context. It cannot tell if a server cuts a prompt silently (Ollama does), and has no logprobs().
 """
@@ -32,7 +35,7 @@ from arclab.lm.endpoint.answers import Answer
 from arclab.lm.endpoint.dialects import DIALECTS, Dialect
 from arclab.lm.endpoint.http import EndpointError, connect
 from arclab.lm.endpoint.server import Refused, Server
-from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
+from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, Samplings, begun_reply, ignore, sampling_of_each
 
 Found = list[tuple[int, Answer]]  # of a prompt: the first sample of each request, and what it brought
 
@@ -84,22 +87,22 @@ class EndpointModel:
         return self.config.num_parallel
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
         self._server.giving_up.clear()
         self._server.stopped.clear()
         pool = ThreadPoolExecutor(self.config.num_parallel)
         try:
-            return self._generate(pool, prompts, num_samples, sampling, on_reply)
+            return self._generate(pool, prompts, num_samples, sampling_of_each(sampling, len(prompts)), on_reply)
         finally:  # also after Ctrl-C: what is under way is not waited for
             self._server.giving_up.set()
             self._server.stopped.set()
             pool.shutdown(cancel_futures=True)
 
     def _generate(
-        self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply
+        self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], num_samples: int, each: Sequence[Sampling], on_reply: OnReply
     ) -> list[Reply]:
-        found, failed = self._introduced(pool, prompts, num_samples, sampling)
+        found, failed = self._introduced(pool, prompts, num_samples, each)
         waiting = {number: self._requests(number, found[number], num_samples) for number in found}
         replies: dict[int, Reply] = {}
 
@@ -111,7 +114,7 @@ class EndpointModel:
         for number in found:
             tell_if_whole(number)
         requests = [request for number in found for request in waiting[number]]
-        with closing(self._answered(pool, prompts, requests, sampling)) as answered:
+        with closing(self._answered(pool, prompts, requests, each)) as answered:
             for request, answers in answered:
                 if isinstance(answers, EndpointError):
                     failed = failed or answers
@@ -124,13 +127,13 @@ class EndpointModel:
         return [replies[number] for number in range(len(prompts))]
 
     def _answered(
-        self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], requests: Sequence[_Request], sampling: Sampling
+        self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], requests: Sequence[_Request], each: Sequence[Sampling]
     ) -> Generator[tuple[_Request, Found | EndpointError]]:
         """Each request with what it brought, as they come. Without a server those that wait to be sent, or sent again, are
         given up."""
         asked: dict[Future[Found], _Request] = {}
         for request in requests:
-            asked[pool.submit(self._answers_of, request, prompts[request.prompt], sampling)] = request
+            asked[pool.submit(self._answers_of, request, prompts[request.prompt], each[request.prompt])] = request
         for future in as_completed(asked):
             if future.cancelled():
                 continue
@@ -146,7 +149,7 @@ class EndpointModel:
     def _answers_of(self, request: _Request, prompt: Prompt, sampling: Sampling) -> Found:
         """Asks for the rest as long as the server draws fewer samples at once than asked for."""
         assert self._dialect is not None
-        self._require_expressible(self._dialect, sampling)
+        self._require_expressible(self._dialect, prompt, sampling)
         found: Found = []
         first, end = request.first, request.first + request.count
         while first < end and not (found and found[-1][1].problem):
@@ -155,15 +158,23 @@ class EndpointModel:
             first += len(answer.completions)
         return found
 
-    def _require_expressible(self, dialect: Dialect, sampling: Sampling) -> None:
+    def _require_expressible(self, dialect: Dialect, prompt: Prompt, sampling: Sampling) -> None:
+        if begun_reply(prompt)[1] and not dialect.continues:
+            raise self._cannot_continue()
         if dialect.extra(sampling) is None:
             raise EndpointError(
                 f"the server {self.config.base_url} takes no top_k and min_p, and sampling.top_k={sampling.top_k} and "
                 f"sampling.min_p={sampling.min_p} need them; use sampling.top_k=0 sampling.min_p=0."
             )
 
+    def _cannot_continue(self) -> EndpointError:
+        return EndpointError(
+            f"the server {self.config.base_url} does not continue a reply that was begun (continue_final_message), which "
+            "solver=tree_search needs; use vLLM or SGLang, a model of kind hf, or solver=program_sampling."
+        )
+
     def _introduced(
-        self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling
+        self, pool: ThreadPoolExecutor, prompts: Sequence[Prompt], num_samples: int, each: Sequence[Sampling]
     ) -> tuple[dict[int, Found], EndpointError | None]:
         """By prompt, what is answered once the server's dialect is known. A prompt that is refused is left out and its error
         comes beside them, unless the next prompt is refused as well: then it is not the prompt, and that is the error."""
@@ -173,7 +184,7 @@ class EndpointModel:
             if self._dialect is not None:
                 break
             try:
-                found[number].append((0, pool.submit(self._introduce, prompt, num_samples, sampling).result()))
+                found[number].append((0, pool.submit(self._introduce, prompt, num_samples, each[number]).result()))
             except Refused as error:
                 if refused is not None:
                     raise refused from error
@@ -198,6 +209,8 @@ class EndpointModel:
         for dialect in DIALECTS:
             if dialect.extra(sampling) is None or (dialect.has_n and num_samples == 1):
                 continue
+            if begun_reply(prompt)[1] and not dialect.continues:
+                raise self._cannot_continue() from refusal
             try:
                 answer = self._server.ask(prompt, 0, num_samples if dialect.has_n else 1, sampling, dialect)
             except Refused as error:

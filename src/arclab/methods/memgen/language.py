@@ -17,11 +17,10 @@ import torch
 from arclab.config.llm_schema import MemGenModelConfig, Memory
 from arclab.lm.chat_template import conversation_ids
 from arclab.lm.hf import draw_seed
-from arclab.lm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Sampling, ignore
+from arclab.lm.language_model import Completion, FinishReason, OnReply, Prompt, Reply, Samplings, ignore, sampling_of_each
 from arclab.methods.memgen.generation import Answer, decided_plan, generate
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule, most_latents
-from arclab.methods.memgen.trigger import chosen_trigger
 
 
 def load_with_memory(config: MemGenModelConfig) -> MemoryLanguageModel:
@@ -35,7 +34,7 @@ class MemoryLanguageModel:
     def __init__(self, config: MemGenModelConfig, saved: SavedMemGen) -> None:
         self._config, self._saved, self._is_off = config, saved, config.memory is Memory.off
         self._language, weaver = saved.language, saved.config.memgen.weaver
-        trigger = chosen_trigger(config.trigger, saved.config.memgen.trigger)
+        trigger = saved.trigger(config.trigger, "lm.trigger")
         self._rule, self._latents = insertion_rule(self._language, weaver, trigger), most_latents(weaver)
         limits = [limit for limit in (config.max_context, self._language.limit) if limit is not None]
         self._limit = min(limits, default=None)
@@ -48,22 +47,29 @@ class MemoryLanguageModel:
         return max(1, self._config.batch_size // num_samples)
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, on_reply: OnReply = ignore
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
         ids = [self._ids(prompt) for prompt in prompts]
+        each = sampling_of_each(sampling, len(prompts))
         found: dict[int, Reply] = {}
         drawn: dict[int, dict[int, Completion]] = {number: {} for number in range(len(prompts))}
         for number, tokens in enumerate(ids):
-            if problem := self._too_long(len(tokens), sampling.max_new_tokens):
+            if problem := self._too_long(len(tokens), each[number].max_new_tokens):
                 found[number] = Reply((), len(tokens), problem)
                 on_reply(number, found[number])
         wanted = [(number, sample) for number in range(len(ids)) if number not in found for sample in range(num_samples)]
         wanted.sort(key=lambda item: -len(ids[item[0]]))
         for start in range(0, len(wanted), self._config.batch_size):
             batch = wanted[start : start + self._config.batch_size]
-            seeds = [draw_seed(sampling.seed, ids[number], sample) for number, sample in batch]
+            seeds = [draw_seed(each[number].seed, ids[number], sample) for number, sample in batch]
             with self._saved.model.memory_off(self._is_off):
-                answers = generate(self._saved.model, [ids[number] for number, _ in batch], self._rule, sampling, seeds)
+                answers = generate(
+                    self._saved.model,
+                    [ids[number] for number, _ in batch],
+                    self._rule,
+                    [each[number] for number, _ in batch],
+                    seeds,
+                )
             for (number, sample), answer in zip(batch, answers, strict=True):
                 drawn[number][sample] = self._completion(answer)
             for number in dict.fromkeys(number for number, _ in batch):

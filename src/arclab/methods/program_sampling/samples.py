@@ -13,14 +13,12 @@ answered.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from arclab.files import is_kind
-from arclab.lm.language_model import Completion, FinishReason, Prompt, Reply
+from arclab.lm.language_model import Completion, FinishReason, Prompt, Reply, prompt_digest
 from arclab.runs.worklist import ItemKind, Line, Worklist
 
 FILE_NAME = "samples.jsonl"
@@ -93,7 +91,3 @@ def _completion(drawn: Any, opened: object, line: Line) -> Completion:
     if not (logprob is None or type(logprob) is float or is_kind(logprob, int)):  # minus infinity is one
         raise line.damaged("logprob is no number")
     return Completion(drawn["text"], ends[drawn["finish_reason"]], drawn["num_tokens"], logprob, drawn["opened"])
-
-
-def prompt_digest(prompt: Prompt) -> str:
-    return sha256(json.dumps([[m.role, m.content] for m in prompt]).encode()).hexdigest()[:16]

@@ -28,13 +28,13 @@ from arclab.programs.outcomes import Outcome, ProgramRun, run_jobs
 from arclab.programs.prompts import ParseProblem, parse_program, render_prompt
 from arclab.programs.rewards import RewardKind, reward, score_tests, solves
 from arclab.programs.sandbox.pool import Sandbox
-from arclab.programs.voting import Group, pass_at_k, vote
-from arclab.results.attempts import Attempts, Budget, Candidate, WrittenProgram
+from arclab.programs.voting import pass_at_k, vote
+from arclab.results.attempts import Attempts, Budget
 from arclab.runs.console import progress_bar
 from arclab.runs.lifecycle import WorkProgress
 from arclab.runs.preempt import ToldToEnd
+from arclab.solvers.answers import candidates, written_programs
 
-_KEPT_PROGRAMS = 10
 _WITHOUT = "programs/without_program_"
 
 
@@ -80,9 +80,7 @@ class ProgramSampling:
             groups = vote([one.outcome for one in written[task.id]], len(task.tests))
             ranked = candidates(groups, len(task.tests))
             attempts.candidates |= {(task.id, number): ranked[number] for number in range(len(task.tests))}
-            attempts.programs[task.id] = [
-                WrittenProgram(group.source, group.num_programs, group.demo_share) for group in groups[:_KEPT_PROGRAMS]
-            ]
+            attempts.programs[task.id] = written_programs(groups)
         attempts.statistics = statistics(tasks, written, len(attempts.skipped))
         seconds = time.monotonic() - begun
         if self._num_drawn:
@@ -137,24 +135,6 @@ class ProgramSampling:
             Written(completion, one.problem, outcome)
             for completion, one, outcome in zip(reply.completions, parsed, outcomes, strict=True)
         ]
-
-
-def candidates(groups: Sequence[Group], num_tests: int) -> list[list[Candidate]]:
-    """For each test input the answers of the groups in their order. An answer that groups share stands once, with the votes of
-    all of them, so that the second attempt is another grid."""
-    found: list[list[Candidate]] = []
-    for number in range(num_tests):
-        ranked: dict[tuple[tuple[int, ...], bytes], Candidate] = {}
-        for group in groups:
-            grid = group.answers[number]
-            if grid is None:
-                continue
-            key = (grid.shape, grid.tobytes())
-            before = ranked.get(key)
-            votes = group.num_programs + (before.votes if before else 0)
-            ranked[key] = Candidate(grid, votes, before.confidence if before else group.demo_share)
-        found.append(list(ranked.values()))
-    return found
 
 
 def statistics(tasks: Sequence[ArcTask], written: dict[str, list[Written]], num_skipped: int) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""Write programs step by step, execute every step, and grow a tree of them where it pays."""
