@@ -164,14 +164,16 @@ class EditSftConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EditEvaluateConfig:
-    """num_samples: edits of each start program. max_tasks: null: all of the split."""
+    """num_samples: edits of a program in one turn. turns: how often a start program is edited, the best edit of one turn in the
+    next. max_tasks: null: all of the split."""
 
     split: SplitName
     max_tasks: Optional[int]
     num_samples: int
+    turns: int
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(path, 1, num_samples=self.num_samples)
+        problems = at_least(path, 1, num_samples=self.num_samples, turns=self.turns)
         return problems + ([] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks))
 
 

@@ -227,6 +227,7 @@ _EDITS = {
     "parent_value": ("", "none", "what the program that an edit was made from is worth"),
     "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
     "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
+    "chain_gain": ("", "up", "what the best edit of a start program, in any turn, adds to it; mean over start programs"),
     "improved_share": ("share", "up", "edits that make their program worth more"),
     "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
     "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),

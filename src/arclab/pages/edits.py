@@ -1,9 +1,11 @@
-"""The page for reading edits of programs through: what changed, why, and what the new program answers.
+"""Pages of edits of programs: what changed, why, and what the new program answers.
 
-    html = render_review(title, facts, "review.json", [ReviewedEdit(...), ...])
+    html = render_review(title, facts, "review.json", [ReviewedEdit(...), ...])        # to read them through
+    html = render_chains(title, facts, [Chain(...), ...])                              # edits of edits, one below the other
 
-Self-contained. Each edit has buttons to accept and to reject it. The browser keeps what was chosen, and saves it as a file of
-the given name, {"decisions": {id: "accept" or "reject"}}; it has to be put beside the page. It decides nothing itself.
+Self-contained. On the first page each edit has buttons to accept and to reject it. The browser keeps what was chosen, and saves
+it as a file of the given name, {"decisions": {id: "accept" or "reject"}}; it has to be put beside the page. Nothing is decided
+here.
 """
 
 from __future__ import annotations
@@ -44,13 +46,31 @@ class ReviewedEdit:
     pairs: Sequence[ShownPair]
 
 
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Edits each of which has the program of the one before for its parent."""
+
+    id: str
+    edits: Sequence[ReviewedEdit]
+
+
+def render_chains(title: tuple[str, str], facts: Mapping[str, str], chains: Sequence[Chain]) -> str:
+    return page(
+        "chains.html.j2", title=title, facts=facts, chains=[(chain, [_views(edit) for edit in chain.edits]) for chain in chains]
+    )
+
+
 def render_review(title: tuple[str, str], facts: Mapping[str, str], file: str, edits: Sequence[ReviewedEdit]) -> str:
     # Two pages of one place that show other edits do not share what was chosen.
     key = sha256(json.dumps([title, [edit.id for edit in edits]]).encode()).hexdigest()[:16]
     return page(
         "review.html.j2", title=title, facts=facts, file=file, key=key,
-        edits=[(edit, program_diff(edit.before, edit.after), [_pictures(pair) for pair in edit.pairs]) for edit in edits],
+        edits=[_views(edit) for edit in edits],
     )  # fmt: skip
+
+
+def _views(edit: ReviewedEdit) -> tuple[ReviewedEdit, list[tuple[str, str]], list[tuple[Markup, Markup, Markup | None]]]:
+    return edit, program_diff(edit.before, edit.after), [_pictures(pair) for pair in edit.pairs]
 
 
 def program_diff(before: str, after: str) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ def edit(
     """solved: numbers of the examples, of three."""
     text = f"def solve(I):\n    return {id_!r}\n" if source == "" else source
     return EditRecord(
-        id=id_, task=task, parent=parent, parent_source="def solve(I):\n    return I\n", prompt=f"prompt of {parent}", thinking="Hmm, line 2 is wrong.", source=text,
+        id=id_, task=task, root=parent, turn=0, parent=parent, parent_source="def solve(I):\n    return I\n", prompt=f"prompt of {parent}", thinking="Hmm, line 2 is wrong.", source=text,
         problem="none", is_cut=is_cut, statuses=["ok"] * 3, solved=[n in solved for n in (1, 2, 3)], shares=[1.0] * 3, grids=[None] * 3, r0=0.2, r1=0.2 + delta,
         delta=delta, cost=0.0, signature=id_, tokens=10, thinking_tokens=3, seed=0, sample=0,
     )  # fmt: skip

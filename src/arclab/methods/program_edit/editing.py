@@ -35,21 +35,24 @@ log = logging.getLogger(__name__)
 EDIT_ITEMS = ItemKind(holds="edits drawn", again="its edits are drawn again", elsewhere="choose another name=")
 Editor = Callable[[Sequence[Start], Sequence[Prompt], int], list[Reply]]
 _RECORD = {
-    "task": str, "parent": str, "parent_source": str, "prompt": str, "thinking": str, "source": str | None, "problem": str,
-    "is_cut": bool, "statuses": list[str], "solved": list[bool], "shares": list[float], "grids": list, "r0": float, "r1": float,
-    "delta": float, "cost": float, "signature": str, "tokens": int | None, "thinking_tokens": int, "seed": int,
-    "sample": int, "tests_solved": bool | None,
+    "task": str, "root": str, "turn": int, "parent": str, "parent_source": str, "prompt": str, "thinking": str,
+    "source": str | None, "problem": str, "is_cut": bool, "statuses": list[str], "solved": list[bool], "shares": list[float],
+    "grids": list, "r0": float, "r1": float, "delta": float, "cost": float, "signature": str, "tokens": int | None,
+    "thinking_tokens": int, "seed": int, "sample": int, "tests_solved": bool | None,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditRecord:
-    """A line of edits.jsonl. parent: the sha of the start program. statuses, solved, shares of right cells, grids (rows of
-    digits; None: there is none): of each demonstration. r0, r1: what parent and child are worth, the costs taken off r1.
-    delta: their difference. signature: of its answers to the demonstrations. tests_solved: of evaluations alone."""
+    """A line of edits.jsonl. root, turn: the program that its chain of edits began with, and the edits before it. parent: the
+    sha of the program that was edited. statuses, solved, shares of right cells, grids (rows of digits; None: there is none): of
+    each demonstration. r0, r1: what parent and child are worth, the costs taken off r1. delta: their difference. signature: of
+    its answers to the demonstrations. tests_solved: of evaluations alone."""
 
     id: str
     task: str
+    root: str
+    turn: int
     parent: str
     parent_source: str
     prompt: str
@@ -176,14 +179,14 @@ def kept_edits(
 ) -> list[EditRecord]:  # fmt: skip
     """The edits of every start program, in order. Those that the worklist has are not drawn again; at_once: start programs that
     the editor works on at once. ToldToEnd: the progress said so, and what was drawn is kept."""
-    groups: dict[tuple[str, str], list[EditRecord]] = {}
+    groups: dict[tuple[str, str, int], list[EditRecord]] = {}
     for record in worklist.load(parse_record).values():
-        groups.setdefault((record.task, record.parent), []).append(record)
-    missing = [start for start in starts if len(groups.get(_place(start), ())) < num_samples]
+        groups.setdefault((record.task, record.root, record.turn), []).append(record)
+    missing = [start for start in starts if len(groups.get(start.place, ())) < num_samples]
     for first in range(0, len(missing), at_once):
         part = missing[first : first + at_once]
         for start, records in zip(part, edit_all(editor, sandbox, part, config, num_samples, split=split), strict=True):
-            groups[_place(start)] = records
+            groups[start.place] = records
             for record in records:
                 worklist.add(record.id, record.to_json())
             if not records:
@@ -192,11 +195,7 @@ def kept_edits(
         progress.report(done * progress.num_steps // len(starts))
         if progress.is_told and done < len(starts):
             raise ToldToEnd(f"the edits of {done} of {len(starts)} programs are kept")
-    return [record for start in starts for record in groups[_place(start)]]
-
-
-def _place(start: Start) -> tuple[str, str]:
-    return start.task.id, start.program.sha
+    return [record for start in starts for record in groups[start.place]]
 
 
 def _record(
@@ -208,7 +207,8 @@ def _record(
     before = earned.components["edits/parent_value"]
     demos = outcome.demos
     return EditRecord(
-        id=f"{start.task.id}/{start.program.sha}/{number}", task=start.task.id, parent=start.program.sha,
+        id="/".join(map(str, (*start.place, number))), task=start.task.id, root=start.place[1], turn=start.turn,
+        parent=start.program.sha,
         parent_source=start.program.source, prompt=prompt[-1].content, thinking=edit.thinking, source=edit.source,
         problem=edit.problem, is_cut=edit.is_cut, statuses=[demo.status.name for demo in demos],
         solved=[demo.is_right for demo in demos], shares=[demo.cell_share for demo in demos], grids=[_rows(d) for d in demos],
@@ -237,13 +237,19 @@ def _rows(demo: PairOutcome) -> list[str] | None:
     return None if demo.grid is None else ["".join(map(str, row)) for row in demo.grid.tolist()]
 
 
+def chains_of(records: Sequence[EditRecord]) -> dict[tuple[str, str], list[EditRecord]]:
+    """(task, sha of the first program) -> its edits, in order."""
+    found: dict[tuple[str, str], list[EditRecord]] = {}
+    for record in records:
+        found.setdefault((record.task, record.root), []).append(record)
+    return found
+
+
 def metrics_of(records: Sequence[EditRecord], num_starts: int) -> dict[str, float]:
-    """The edits/* metrics. Empty without edits."""
+    """The edits/* metrics. num_starts: programs that chains of edits begin with. Empty without edits."""
     if not records:
         return {}
-    count, by_start = len(records), dict[str, list[EditRecord]]()
-    for record in records:
-        by_start.setdefault(f"{record.task}/{record.parent}", []).append(record)
+    count, by_start = len(records), chains_of(records)
     gain = sum(record.delta for record in records)
     found = {
         "edits/count": float(count),
@@ -252,6 +258,7 @@ def metrics_of(records: Sequence[EditRecord], num_starts: int) -> dict[str, floa
         "edits/mean_delta": gain / count,
         "edits/improved_share": sum(record.delta > 0 for record in records) / count,
         "edits/solved_share": sum(any(r.is_right for r in group) for group in by_start.values()) / num_starts,
+        "edits/chain_gain": sum(max(0.0, max(r.r1 for r in g) - g[0].r0) for g in by_start.values()) / num_starts,
         "edits/with_program": sum(record.source is not None for record in records) / count,
         "edits/cut_share": sum(record.is_cut for record in records) / count,
     }

@@ -72,11 +72,12 @@ def review_page(config: ProgramEditConfig, selection: Selection, tasks: Mapping[
     }
     return render_review(
         (config.experiment_name, f"{config.name}, round {config.round}"), facts, REVIEW,
-        [_shown(record, tasks[record.task]) for record in selection.kept],
+        [shown_edit(record, tasks[record.task]) for record in selection.kept],
     )  # fmt: skip
 
 
-def _shown(record: EditRecord, task: ArcTask) -> ReviewedEdit:
+def shown_edit(record: EditRecord, task: ArcTask) -> ReviewedEdit:
+    """An edit as the pages show it."""
     assert record.source is not None
     return ReviewedEdit(
         record.id, f"{record.r0:.3f} to {record.r1:.3f}", record.parent_source, record.source, record.thinking,

@@ -10,8 +10,9 @@ answers of their tasks: only tasks that are trained on, and the start programs o
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arclab.config.program_edit_schema import ProgramEditConfig
 from arclab.data.rearc import origin_of
@@ -27,16 +28,23 @@ from arclab.programs.toy import solution
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A program that is to be edited. outcome: on the demonstrations, and its answers to the test inputs."""
+    """A program that is to be edited. outcome: on the demonstrations, and its answers to the test inputs. root: the sha of the
+    program that its chain of edits began with; "": it begins here. turn: edits before it in its chain."""
 
     task: ArcTask
     program: Program
     outcome: Outcome
+    root: str = ""
+    turn: int = 0
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        return self.task.id, self.root or self.program.sha, self.turn
 
 
 def reference_sources(tasks: Sequence[ArcTask]) -> dict[str, str]:
-    """Task id -> a right program, of those tasks of which one is known. ValueError, in one sentence: there are tasks without a
-    rule of their own, and the language of the programs of ARC tasks is not installed."""
+    """Task id -> a right program, as Python writes it, of those tasks of which one is known. ValueError, in one sentence: there
+    are tasks without a rule of their own, and the language of the programs of ARC tasks is not installed."""
     found = {task.id: solution(task) for task in tasks if task.rule is not None}
     others = [task for task in tasks if task.rule is None]
     if others:
@@ -44,7 +52,7 @@ def reference_sources(tasks: Sequence[ArcTask]) -> dict[str, str]:
         programs = reference_programs()
         origins = {task.id: origin_of(task) or task.id for task in others}
         found |= {id_: programs[origin] for id_, origin in origins.items() if origin in programs}
-    return found
+    return {id_: ast.unparse(ast.parse(source)) + "\n" for id_, source in found.items()}
 
 
 def identity_source(entry: str) -> str:
@@ -87,6 +95,17 @@ def add_mutants(population: Population, sandbox: Sandbox, task: ArcTask, referen
 def with_entry(reference: str, config: ProgramEditConfig) -> str:
     """A reference program under the name that is asked for."""
     return reference.replace("def solve(", f"def {config.prompt.entry}(")
+
+
+def next_start(start: Start, sandbox: Sandbox, source: str | None, config: ProgramEditConfig) -> Start:
+    """The next one of its chain. source None: the same program once more."""
+    if source is None:
+        return replace(start, root=start.place[1], turn=start.turn + 1)
+    run = ProgramRun(start.task, source, config.prompt.entry, with_tests=True, seed=config.seed)
+    (outcome,) = run_jobs(sandbox, [run])
+    value = value_of(start.task, config)(outcome)
+    program = program_of(start.task.id, outcome, Origin.child, value, parent=start.program)
+    return Start(start.task, program, outcome, start.place[1], start.turn + 1)
 
 
 def run_starts(
