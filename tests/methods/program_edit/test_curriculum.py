@@ -146,9 +146,7 @@ def test_a_file_of_other_data_or_damaged_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "curriculum.json"
     write_curriculum(path, observe(new_curriculum(["a"], "d"), "a", [True], 1))
     for data, ids in (("e", ["a"]), ("d", ["a", "b"])):
-        with pytest.raises(
-            ValueError, match=r"curriculum\.json is of another data set; give the data that the run began with"
-        ):
+        with pytest.raises(ValueError, match=r"curriculum\.json is of another data set; give the data that the run began with"):
             read_curriculum(path, data, ids)
     for old, new in (
         ('"active"', '"odd"'),

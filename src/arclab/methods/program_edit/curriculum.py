@@ -152,7 +152,7 @@ def write_curriculum(path: Path, curriculum: Curriculum) -> None:
 
 
 def read_curriculum(path: Path, data: str, task_ids: Collection[str]) -> Curriculum:
-    """ValueError, in one sentence: it is of another data set. DamagedFile: it is not what was written, or of another version."""
+    """ValueError, in one sentence: it is of another data set. DamagedFile: not what was written, or of another version."""
     found = read_object(path, {"version": int, "data": str, "tasks": dict[str, dict]})
     if found["version"] != VERSION:
         raise DamagedFile(path, f"it is of version {found['version']}, not {VERSION}")
