@@ -238,6 +238,8 @@ def _control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
 
 
 def _memgen_generation(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    if "group_size" in record:
+        return _memgen_rollouts(record)
     cached = record["cached_s"]
     rows = (
         (how, f"{record[key]:.2f}", f"{record[key] / cached:.2f}")
@@ -249,6 +251,20 @@ def _memgen_generation(record: Record) -> tuple[str, tuple[str, ...], Rows, list
     same = f"{record['same_tokens']}/{record['all_tokens']} tokens equal, {record['insertions']} insertions"
     title = f"Generation with memory, {record['lm']}: {record['rows']} rows of {record['tokens']} tokens, {same}"
     return title, ("how", "seconds", "times"), rows, [record["provenance"] | {"seed": 0}]
+
+
+def _memgen_rollouts(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (how, f"{record[key]:.2f}", f"{record[key] / record['naive_rollouts_per_s']:.1f}")
+        for how, key in (
+            ("all at once, one growing cache", "rollouts_per_s"),
+            ("one prompt at a time, everything again for each token", "naive_rollouts_per_s"),
+        )
+    )  # fmt: skip
+    title = (
+        f"Rollouts with memory, {record['lm']}: {record['rows']} groups of {record['group_size']}, {record['tokens']} tokens"
+    )
+    return title, ("how", "rollouts/s", "times"), rows, [record["provenance"] | {"seed": 0}]
 
 
 def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:

@@ -84,9 +84,13 @@ _PUZZLE = {
 
 # Of methods that answer questions in words: over all scored questions.
 _TEXT = {
-    "accuracy": ("share", "up", "questions whose last boxed answer is right"),
+    "accuracy": ("share", "up", "questions that are answered right: see the data set"),
     "count": ("questions", "none", "questions that were answered: the N of the other text/ shares"),
-    "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
+    "no_answer_share": (
+        "share",
+        "down",
+        "replies without an answer (a box, a program, a name in its tags); they count as wrong",
+    ),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
     "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
     "insert_share": (
@@ -95,6 +99,8 @@ _TEXT = {
         "delimiters in replies, while insertions were left, after which the trigger inserted memory",
     ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
+    "turns": ("turns", "none", "replies of an episode in several turns"),
+    "turns_cut_share": ("share", "down", "episodes in several turns that were not over after dataset.max_turns"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
     "start_accuracy": ("share", "up", "accuracy on the same questions with the weaver as reinforcement learning began with it"),
@@ -142,8 +148,22 @@ _RL = {
     "loss": ("", "none", "the loss of GRPO; it stands near 0 however good the policy is, so look at rl/reward"),
     "reward": ("", "up", "reward of a rollout"),
     "reward_std": ("", "none", "standard deviation of the reward over rollouts"),
-    "reward_right": ("share", "up", "rollouts whose last boxed answer is right"),
+    "reward_right": ("share", "up", "rollouts that are right: a boxed answer, a program, an answer found by searching"),
     "reward_boxed": ("share", "up", "rollouts that have a boxed answer"),
+    "reward_tests": ("share", "up", "tests of a function that a rollout's program passes; no part of the reward"),
+    "reward_test_solved": (
+        "share",
+        "up",
+        "rollouts whose program also answers the ARC task's test inputs; no part of the reward",
+    ),
+    "reward_exact": ("share", "up", "rollouts whose answer is one of the right names; the reward with dataset.reward=exact"),
+    "reward_f1": (
+        "share",
+        "up",
+        "words in common of a rollout's answer and the nearest right name; the reward with dataset.reward=f1",
+    ),
+    "turns": ("turns", "none", "replies of a rollout in several turns"),
+    "turns_cut_share": ("share", "down", "rollouts in several turns that were not over after dataset.max_turns"),
     "zero_variance_share": ("share", "down", "groups whose rewards are all alike: nothing can be learned from them"),
     "dropped_share": (
         "share",
