@@ -252,18 +252,26 @@ def _memgen_generation(record: Record) -> tuple[str, tuple[str, ...], Rows, list
 
 
 def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    return _memgen(record, "weaver", "MemGen's weaver and its controls", "memory")
+
+
+def _memgen_trigger_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    return _memgen(record, "head", "MemGen's trigger and its baselines", "trigger")
+
+
+def _memgen(record: Record, subject: str, title: str, what: str) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
         (
             row["cell"],
             _of(row),
             ", ".join(f"seed {seed}: {n:g}/{total}" for seed, (n, total) in row["seeds"].items()),
-            "" if row["p_value"] is None else f"{row['weaver_alone_right']} / {row['control_alone_right']}",
+            "" if row["p_value"] is None else f"{row[f'{subject}_alone_right']} / {row['control_alone_right']}",
             "" if row["p_value"] is None else f"{row['p_value']:.2g}",
         )
         for row in record["rows"]
     )
-    columns = ("memory", "right", "by seed", "weaver alone right / it alone", "p (McNemar)")
-    return "MemGen's weaver and its controls", columns, rows, [record["provenance"] | {"seed": "of the columns"}]
+    columns = (what, "right", "by seed", f"{subject} alone right / it alone", "p (McNemar)")
+    return title, columns, rows, [record["provenance"] | {"seed": "of the columns"}]
 
 
 def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
@@ -338,6 +346,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "latent_search": _latent_search,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,
+    "memgen_trigger_control": _memgen_trigger_control,
     "color_embedding": _color_embedding,
     "precision": _precision,
     "sandbox": _sandbox,

@@ -16,27 +16,34 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """References are "module:name". script: the file that starts it. solver: the value of solver= that chooses it among the
-    entries of one script; None: the script has no such choice. config: the root in conf_dir (None: conf/). run: called as
-    run(config, None) by a process that looks after the run folder itself, and as run(config, folder) by a rank whose parent
-    does; returns the exit status. names_itself: a line of jobs.txt needs no name=. hint: what to do with a finished run, for
-    the end of the sentence that says it is DONE; {run} stands for its folder. None: nothing is said. sizes: called as
-    sizes(config, shared) by arclab.launch.sizes, returns {part: parameters} with "model" among the parts, and "puzzle_table"
-    where there is one, and the fields of arclab.runs.cost.Cost if the method counts what a run needs; None: the run has no
-    model of its own. shared: a dictionary, empty at first, that all calls of one process have in common. sizes_keys: dotted
-    keys, or their beginnings, that decide what it returns. example: overrides that make a whole configuration, for help."""
+    """References are "module:name". script: the file that starts it. solver, or method: the value of solver= (or method=) that
+    chooses it among the entries of one script; None: the script has no such choice. config: the root in conf_dir (None:
+    conf/). run: called as run(config, None) by a process that looks after the run folder itself, and as run(config, folder) by
+    a rank whose parent does; returns the exit status. names_itself: a line of jobs.txt needs no name=. hint: what to do with a
+    finished run, for the end of the sentence that says it is DONE; {run} stands for its folder. None: nothing is said. sizes:
+    called as sizes(config, shared) by arclab.launch.sizes, returns {part: parameters} with "model" among the parts, and
+    "puzzle_table" where there is one, and the fields of arclab.runs.cost.Cost if the method counts what a run needs; None: the
+    run has no model of its own. shared: a dictionary, empty at first, that all calls of one process have in common.
+    sizes_keys: dotted keys, or their beginnings, that decide what it returns. example: overrides that make a whole
+    configuration, for help."""
 
     script: str
     config: str
     schema: str
     run: str
     solver: str | None = None
+    method: str | None = None
     names_itself: bool = False
     conf_dir: str | None = None
     example: tuple[str, ...] = ()
     hint: str | None = None
     sizes: str | None = None
     sizes_keys: tuple[str, ...] = ()
+
+    @property
+    def choice(self) -> str | None:
+        """The value of choice_key(script) that chooses it."""
+        return self.solver if self.method is None else self.method
 
 
 ENTRIES = {
@@ -120,6 +127,14 @@ ENTRIES = {
         example=("solver=memgen_ltpo", "checkpoint=runs/memgen/a"),
         names_itself=True,
     ),
+    "self_improve_program_edit": Entry(
+        script="self_improve.py",
+        method="program_edit",
+        config="self_improve_program_edit",
+        schema="arclab.config.program_edit_schema:ProgramEditConfig",
+        run="arclab.methods.program_edit.run:improve",
+        example=("method=program_edit", "lm=tiny", "dataset=toy", "name=a"),
+    ),
     "evaluate_ensemble": Entry(
         script="evaluate.py",
         solver="ensemble",
@@ -143,14 +158,19 @@ def scripts() -> list[str]:
     return list(dict.fromkeys(entry.script for entry in ENTRIES.values()))
 
 
-def solvers_of(script: str) -> list[str]:
-    """The values of solver= that a script knows; the first one is chosen where none is given."""
-    return [entry.solver for entry in ENTRIES.values() if entry.script == script and entry.solver is not None]
+def choice_key(script: str) -> str:
+    """The key that chooses among the entries of a script: solver, or method."""
+    return "method" if any(entry.script == script and entry.method is not None for entry in ENTRIES.values()) else "solver"
 
 
-def entry_named(script: str, solver: str | None = None) -> str:
+def choices_of(script: str) -> list[str]:
+    """The values of that key that a script knows; the first one is chosen where none is given."""
+    return [entry.choice for entry in ENTRIES.values() if entry.script == script and entry.choice is not None]
+
+
+def entry_named(script: str, choice: str | None = None) -> str:
     """The name of the entry that a script starts. KeyError: there is none."""
     for name, entry in ENTRIES.items():
-        if entry.script == script and solver in (None, entry.solver):
+        if entry.script == script and choice in (None, entry.choice):
             return name
-    raise KeyError(script, solver)
+    raise KeyError(script, choice)

@@ -13,7 +13,7 @@ from arclab.cli.commands import COMMANDS
 from arclab.cli.completion import candidates
 from arclab.config.compose import compose_run, entry_for, group_options
 from arclab.config.help import groups_of, keys_of
-from arclab.entries import ENTRIES, solvers_of
+from arclab.entries import ENTRIES, choice_key, choices_of
 
 from ..conftest import ROOT, script_env
 
@@ -42,7 +42,7 @@ def test_groups_options_keys_and_values() -> None:
 
 
 def test_the_solver_decides_what_evaluate_offers() -> None:
-    assert candidates(["evaluate", "solver="]) == [f"solver={name}" for name in solvers_of("evaluate.py")]
+    assert candidates(["evaluate", "solver="]) == [f"solver={name}" for name in choices_of("evaluate.py")]
     assert "checkpoint=" in candidates(["evaluate", "ch"]) and "lm=" not in candidates(["evaluate", "l"])
     assert "lm=" in candidates(["evaluate", "solver=program_sampling", "lm"])
     assert candidates(["evaluate", "solver=wrong", "mo"]) == []
@@ -51,7 +51,9 @@ def test_the_solver_decides_what_evaluate_offers() -> None:
 @pytest.mark.parametrize("entry", [name for name, entry in ENTRIES.items() if entry.script in SCRIPTS])
 def test_every_group_and_key_can_be_reached(entry: str) -> None:
     """Typing on from what is offered leads to every name."""
-    before = [] if ENTRIES[entry].solver in (None, "recursive") else [f"solver={ENTRIES[entry].solver}"]
+    before = (
+        [] if ENTRIES[entry].choice in (None, "recursive") else [f"{choice_key(ENTRIES[entry].script)}={ENTRIES[entry].choice}"]
+    )
     command = next(word for word, command in COMMANDS.items() if command.script == ENTRIES[entry].script)
     reached, waiting = set[str](), [""]
     while waiting:

@@ -31,6 +31,8 @@ TABLE: Table = {
     "contrastive.temperature": (0.5, "losses"),
     "contrastive.view": ("augmentations", "losses"),
     "reconstruction.weight": (0.6, "losses factors"),
+    "inner_steps": (1, "methods/recursive/search/test_inner_steps.py::test_a_training_step_has_them_as_its_keys_say"),
+    "inner_lr": (0.3, "methods/recursive/search/test_inner_steps.py::test_a_training_step_has_them_as_its_keys_say"),
     "width": (16, "shapes"),
     "num_layers": (3, "shapes"),
     "num_heads": (4, "encoded"),

@@ -19,6 +19,7 @@ from arclab.methods.memgen import answering, reasoner, run, setting
 from arclab.methods.memgen.generation import Answer
 from arclab.methods.memgen.saved import MemoryWeights
 from arclab.methods.memgen.setting import load_reasoner
+from arclab.methods.memgen.trigger import Asked
 
 from .table import Parts, Table, differences, effect, leaves, require_a_row_for_each, require_the_named_tests, shown_here
 from .test_memgen_grpo import OF_GRPO
@@ -73,7 +74,12 @@ TABLE: Table = {
     "evaluation.sampling.top_k": (3, "answers"),
     "evaluation.sampling.min_p": (0.1, "answers"),
 }
-OF_TRIGGER: Table = {"memgen.trigger.probability": (0.1, "answers"), "memgen.trigger.threshold": (0.6, "answers")}
+OF_TRIGGER: Table = {
+    "memgen.trigger.probability": (0.1, "answers"),
+    "memgen.trigger.threshold": (0.6, "answers"),
+    "memgen.trigger.count": (3, "answers"),
+}
+TRIGGER_TRAINING = "methods/memgen/test_trigger_training.py::"
 OF_SCRATCH: Table = {
     f"memgen.reasoner.scratch.{key}": (value, "scratch")
     for key, value in {
@@ -104,6 +110,7 @@ DATA = {
             "num_test",
         )
     },
+    "dataset.words": "text/test_recall.py::test_every_key_counts",
     "dataset.calculator_marks": "text/test_gsm8k.py::test_a_row_becomes_question_reply_and_answer",
     **{
         f"dataset.{key}": "text/test_gsm8k.py::test_the_hub_is_read_by_the_datasets_library"
@@ -118,6 +125,7 @@ DATA = {
 }
 OTHERS: Table = {
     "runs_dir": (None, f"{RUN}test_a_run_trains_only_the_weaver_scores_its_controls_and_is_judged"),
+    **{f"memgen.trigger.{key}": (None, f"{TRIGGER_TRAINING}test_every_key_of_a_trained_trigger_builds_another_one") for key in ("width", "lora.rank", "lora.alpha", "lora.dropout", "lora.target_modules")},
     "lm.kind": (None, "config/test_compose.py::test_an_option_of_another_script_is_refused_with_those_that_fit"),
     "lm.adapter": (None, f"{RUN}test_what_cannot_be_trained_is_said_before_the_reasoner_is_made"),
     "lm.device": (None, "lm/test_hf_loading.py::test_what_this_machine_does_not_have"),
@@ -138,6 +146,7 @@ EVALUATION: Table = {
     **dict.fromkeys(("split", "max_examples", "batch_size", "seed", "output_dir", "name", "device"), (None, f"{RUN}test_every_wish_of_an_evaluation_counts")),
     **dict.fromkeys(("checkpoint", "memory", "num_threads"), (None, ANSWERED)),
     **{f"trigger.{key}": (None, f"{RUN}test_an_evaluation_may_have_a_trigger_of_its_own") for key in ("kind", "probability", "threshold")},
+    "trigger.count": (None, f"{TRIGGER_TRAINING}test_an_evaluation_takes_the_trained_trigger_or_a_baseline_on_the_same_weights"),
     "runs_dir": (None, "launch/test_sweep.py::test_hydra_gets_numbers_and_no_settings"),
 }  # fmt: skip
 LAUNCH = "launch/test_launch.py::test_every_launch_key_changes_what_is_started"
@@ -187,7 +196,8 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
 
     def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any) -> list[Answer]:
         logits_BV = torch.tensor([[0.0, number / 8] for number in range(16)])
-        decisions = rule.trigger(list(range(16)), logits_BV, logits_BV, 1)
+        asked = Asked(list(range(16)), [number // 4 for number in range(16)], 1, logits_BV, logits_BV)
+        decisions = [decision.inserts for decision in rule.trigger.decide(asked)]
         found["answers"].append([[list(prompt) for prompt in prompts], rule.limits, sampling, list(seeds), decisions])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
@@ -247,7 +257,7 @@ def test_a_key_changes_what_its_row_says(
     assert differences(base, changed) == effect(what, {})
 
 
-@pytest.mark.parametrize(("key", "kind"), [("memgen.trigger.probability", "random"), ("memgen.trigger.threshold", "entropy")])
+@pytest.mark.parametrize(("key", "kind"), zip(OF_TRIGGER, ("random", "entropy", "first_k"), strict=True))
 def test_a_key_of_a_trigger_changes_what_is_decided(
     key: str, kind: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

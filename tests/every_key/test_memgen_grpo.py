@@ -52,6 +52,10 @@ TABLE: Table = {
 }
 OTHERS: Table = {
     "trainer.kind": (None, "config/test_compose.py::test_an_option_of_another_script_is_refused_with_those_that_fit"),
+    "trainer.sparsity_weight": (
+        None,
+        "methods/memgen/test_trigger_training.py::test_what_is_rewarded_and_drawn_changes_the_decisions",
+    ),
     "memgen.weaver.start_from": (None, f"{RUN}test_it_begins_with_the_weaver_of_a_run"),
 }
 # Of test_memgen.py's tables, which are of trainer=sft: what only trainer=grpo has.
@@ -82,7 +86,7 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
 
     def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, *, is_tempered: bool) -> list[Answer]:
         assert is_tempered
-        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.__name__, sampling, list(seeds)])
+        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.name, sampling, list(seeds)])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
     with monkeypatch.context() as patch:

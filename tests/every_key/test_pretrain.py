@@ -63,6 +63,7 @@ TABLE: Table = {
     "decoder.optim.weight_decay": (0.9, "weights"),
     "decoder.optim.freeze_steps": (2, "weights"),
     "encoder.kind": ("puzzle_table", "every_key/test_pretrain.py::test_another_encoder_is_another_run"),
+    "encoder.inner_steps": (1, "weights"),
     "encoder.num_layers": (2, "shapes"),
     "encoder.num_heads": (2, "weights"),
     "encoder.expansion": (15.0, "shapes"),
@@ -147,7 +148,7 @@ TABLE: Table = {
 ENCODERS = {
     f"encoder.{key}": (None, "every_key/test_encoders.py::test_an_option_changes_what_its_row_says")
     for key in (
-        "width", "norm", "layer_scale", "qk_norm", "demo_attention", "pooling", "tokens_per_demo", "contrastive.weight", "contrastive.temperature",
+        "inner_lr", "width", "norm", "layer_scale", "qk_norm", "demo_attention", "pooling", "tokens_per_demo", "contrastive.weight", "contrastive.temperature",
         "contrastive.view", "reconstruction.weight", "latent_dim", "kl.weight", "kl.free_bits", "kl.anneal_steps", "kl.allow_zero_weight",
         "h_cycles", "l_cycles", "cycle_layers", "cross_layers", "grid_layers", "induced_layers", "num_induced",
     )

@@ -9,11 +9,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from arclab.config.program_edit_schema import CountedCells, EditRewardConfig
 from arclab.config.schema import SplitName
 from arclab.data.tasks import ArcTask, Pair
 from arclab.metrics.names import REGISTRY
 from arclab.programs.outcomes import Outcome, PairOutcome, compare
-from arclab.programs.rewards import MAX_COST, RewardKind, reward, score_tests, training_reward
+from arclab.programs.rewards import (
+    MAX_COST,
+    NO_EFFORT,
+    POWER,
+    Effort,
+    RewardKind,
+    edit_reward,
+    reward,
+    score_tests,
+    training_reward,
+)
 from arclab.programs.sandbox.execution import GridResult, Status
 
 GRID = np.arange(30, dtype=np.uint8).reshape(5, 6) % 10
@@ -177,3 +188,74 @@ def test_one_demonstration_of_every_level() -> None:
     pairs: list[PairOutcome] = [compare(level[0], GRID) for level in LEVELS]
     assert [pair.is_right for pair in pairs] == [False] * RIGHT + [True]
     assert [pair.has_right_shape for pair in pairs] == [False] * 3 + [True] * (RIGHT - 2)
+
+
+def edit_config(**fields: object) -> EditRewardConfig:
+    base = {"per_execution": 0.0, "per_thinking_token": 0.0, "cells": CountedCells.all, "use_tests": False}
+    return EditRewardConfig(**{**base, **fields})  # type: ignore[arg-type]
+
+
+def task_of(demos: int, given: np.ndarray = GRID) -> ArcTask:
+    return ArcTask("t", (Pair(given, GRID),) * demos, (Pair(GRID, GRID),), "test")
+
+
+@pytest.mark.parametrize("cells", list(CountedCells))
+def test_an_edit_is_worth_what_the_document_says(cells: CountedCells) -> None:
+    """0.1 syntax + 0.1 shape + p^10, mean over examples, less what the parent is worth; the costs come off."""
+    config = edit_config(cells=cells)
+    for level, wanted in ((0, 0.0), (1, 0.1), (2, 0.1), (3, 0.2), (RIGHT, 1.2)):
+        for demos in (1, 5):  # however many examples there are
+            found = edit_reward(task_of(demos, GRID.T), outcome_of((level,) * demos), NO_CODE, config, NO_EFFORT)
+            assert found.value == found.program == pytest.approx(wanted)
+    task, parent, child = task_of(2, GRID.T), outcome_of((1, RIGHT - 2)), outcome_of((RIGHT, RIGHT - 1))
+    for share, wanted in ((0.99, 0.904), (0.95, 0.599), (0.9, 0.349), (0.8, 0.107), (0.5, 0.001)):
+        assert share**POWER == pytest.approx(wanted, abs=5e-4)
+    before, after = (0.1 + 0.2 + (28 / 30) ** 10) / 2, (1.2 + 0.2 + (29 / 30) ** 10) / 2
+    earned = edit_reward(task, child, parent, config, NO_EFFORT)
+    assert earned.value == pytest.approx(after - before) and earned.components["edits/parent_value"] == pytest.approx(before)
+    costly = edit_reward(
+        task, child, parent, edit_config(cells=cells, per_execution=0.01, per_thinking_token=1e-4), Effort(3, 200)
+    )
+    assert costly.value == pytest.approx(after - before - 0.05) and costly.components["reward/cost"] == pytest.approx(0.05)
+    assert edit_reward(task, parent, parent, config, Effort(1, 100)).value == 0.0
+    assert edit_reward(task, NO_CODE, parent, config, NO_EFFORT).value == pytest.approx(-before)
+    assert costly.components.keys() <= REGISTRY.keys()
+
+
+def test_a_better_program_is_a_better_edit_at_equal_effort() -> None:
+    """Also after an example whose shape is wrong: nothing is left over from one example to the next."""
+    config, effort = edit_config(per_execution=0.02, per_thinking_token=1e-4), Effort(2, 300)
+    values = [
+        edit_reward(task_of(2), outcome_of((level, 2)), outcome_of((1, 1)), config, effort).value
+        for level in range(len(LEVELS))
+    ]
+    assert values == sorted(values) and len(set(values)) == len(values) - 1  # an error and a wrong shape are worth the same
+    alone = [
+        edit_reward(task_of(2), outcome_of(levels), NO_CODE, config, NO_EFFORT).value for levels in ((RIGHT, 2), (2, RIGHT))
+    ]
+    assert alone[0] == pytest.approx(alone[1]) == pytest.approx((1.2 + 0.1) / 2)
+
+
+def test_changed_cells_alone_count_where_asked() -> None:
+    """A program that changes nothing, and one that spoils as many cells as it puts right."""
+    given = GRID.copy()
+    given.flat[:3] = (given.flat[:3] + 1) % 10
+    spoilt = GRID.copy()
+    spoilt.flat[-3:] = (spoilt.flat[-3:] + 1) % 10
+
+    def worth(answer: np.ndarray, cells: CountedCells) -> float:
+        outcome = Outcome("x", (compare(GridResult(Status.ok, answer), GRID),), (), 0.0)
+        return edit_reward(task_of(1, given), outcome, NO_CODE, edit_config(cells=cells), NO_EFFORT).value
+
+    assert worth(given, CountedCells.all) == pytest.approx(0.2 + 0.9**10)
+    assert worth(given, CountedCells.changed) == pytest.approx(0.2)
+    assert worth(spoilt, CountedCells.changed) == pytest.approx(0.2 + 0.5**10)
+    assert worth(GRID, CountedCells.changed) == pytest.approx(1.2) == worth(GRID, CountedCells.all)
+
+
+def test_tests_count_in_an_edit_only_where_they_may() -> None:
+    right = replace(outcome_of((RIGHT,)), answers=(GridResult(Status.ok, GRID.T),))
+    task, config = task_of(1), edit_config(use_tests=True)
+    assert edit_reward(task, right, NO_CODE, config, NO_EFFORT).value == pytest.approx((1.2 + 0.1) / 2)
+    with pytest.raises(ValueError, match="use_tests=True needs split=train"):
+        edit_reward(task, right, NO_CODE, config, NO_EFFORT, split=SplitName.evaluation)

@@ -40,9 +40,10 @@ def candidates(task: ArcTask, number: int, answers: Answers) -> list[Candidate]:
 
 def make_result(
     folder: Path, answer: Callable[[int], Answers], *, source: str = SOURCE, label: str = "made", num_tasks: int = 6,
-    stamps: tuple[str, ...] = (), hide: bool = False, **record: Any,
+    stamps: tuple[str, ...] = (), hide: bool = False, settings: dict[str, Any] | None = None, **record: Any,
 ) -> Path:  # fmt: skip
-    """answer: number of the task -> its candidates. hide: answers are not known. record: fields of metrics.json."""
+    """answer: number of the task -> its candidates. hide: answers are not known. settings: of the method, by dotted key.
+    record: fields of metrics.json."""
     tasks = load_source(source)[:num_tasks]
     if hide:
         tasks = [replace(task, tests=tuple(replace(test, output=None) for test in task.tests)) for task in tasks]
@@ -53,7 +54,7 @@ def make_result(
     }
     key = "dataset.validation_sources" if source == OTHER_SOURCE else "dataset.eval_sources"
     split = "validation" if source == OTHER_SOURCE else "evaluation"
-    settings = {key: [source], "dataset.name": "toy"}
+    settings = {key: [source], "dataset.name": "toy", **(settings or {})}
     fields = {"split": split, "dataset": "toy", "solver": label, **record}
     subject = Subject((label, folder.name), {}, {}, fields, settings)
     publish(Evaluation(subject, tasks, Attempts(found), stamps, (), {"command": "made"}), folder)

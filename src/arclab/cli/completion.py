@@ -20,7 +20,7 @@ from arclab.cli.commands import COMMANDS
 from arclab.config.compose import ConfigError, entry_for, group_options
 from arclab.config.help import groups_of, keys_of
 from arclab.config.names import closest
-from arclab.entries import solvers_of
+from arclab.entries import choice_key, choices_of
 from arclab.launch.__main__ import parsers
 
 SHELLS = ("bash", "zsh")
@@ -74,7 +74,7 @@ def _of_queue(before: Sequence[str], typed: str) -> list[str]:
 
 
 def _of_script(script: str, before: Sequence[str], typed: str) -> list[str]:
-    """Settings of an entry script: the one that solver= chooses among what was typed before."""
+    """Settings of an entry script: the one that solver= (or method=) chooses among what was typed before."""
     if typed.startswith("-"):
         return _starting(typed, _OF_SCRIPTS)
     try:
@@ -85,7 +85,7 @@ def _of_script(script: str, before: Sequence[str], typed: str) -> list[str]:
     if "=" in typed:
         return _values(script, typed, groups, keys)
     sign = "" if {"-h", "--help"} & set(before) else "="
-    names = [*groups, *(["solver"] if solvers_of(script) else []), *keys]
+    names = [*groups, *([choice_key(script)] if choices_of(script) else []), *keys]
     found = (_to_the_next_dot(name, len(typed)) for name in names if name.startswith(typed))
     return list(dict.fromkeys(name if name.endswith(".") else f"{name}{sign}" for name in found))
 
@@ -99,8 +99,8 @@ def _values(script: str, typed: str, groups: Sequence[str], keys: dict[str, str]
     """KEY=VALUE for every value that can be listed: options of a group, words of a choice, true and false."""
     key, _, value = typed.partition("=")
     given, comma, _ = value.rpartition(",")  # a sweep: the last of several values is being typed
-    if key == "solver" and solvers_of(script):
-        known = solvers_of(script)
+    if key == choice_key(script) and choices_of(script):
+        known = choices_of(script)
     elif key in groups:
         known = group_options(key, script)
     else:

@@ -31,10 +31,13 @@ class CheckpointWish:
 
     @property
     def suffix(self) -> str:
-        """Keeps results apart from those of the newest checkpoint: -best, -step900, or nothing."""
+        """Keeps results apart from those of the newest checkpoint: -best, -step900, or nothing. A checkpoint's own folder is
+        that of its step."""
         if self.which == BEST:
             return f"-{BEST}"
-        return "" if self.step is None else f"-step{self.step}"
+        is_step = self.run_folder != self.path and (number := self.path.name.removeprefix("step_")).isdecimal()
+        step = int(number) if is_step else self.step
+        return "" if step is None else f"-step{step}"
 
 
 def checkpoint_wish(given: str | Path) -> CheckpointWish:

@@ -44,7 +44,7 @@ from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
 from arclab.config.text_schema import TEXT_DATASET_SCHEMAS, TextDatasetConfig
 from arclab.config.tree_search_schema import SEARCH_SCHEMAS, SearchConfig
-from arclab.entries import ENTRIES, entry_named, load, scripts, solvers_of
+from arclab.entries import ENTRIES, choice_key, choices_of, entry_named, load, scripts
 from arclab.files import DamagedFile, difference, naming, sentence_for
 
 Root = TypeVar("Root")
@@ -81,34 +81,35 @@ def entry_of(config: Any) -> str:
 
 
 def entry_for(script: str, overrides: Sequence[str]) -> str:
-    """The entry that a script starts with these overrides: of several the one that solver= chooses. ConfigError: there is no
-    such script, or solver."""
+    """The entry that a script starts with these overrides: of several the one that solver= (or method=) chooses. ConfigError:
+    there is no such script, or choice."""
     if script not in scripts():
         raise ConfigError(f"{script} is no script of this project; choose {', '.join(scripts())}.")
-    solvers = solvers_of(script)
-    chosen = [given for override in overrides if solvers and (given := _solver_in(override)) is not None]
+    choices, key = choices_of(script), choice_key(script)
+    chosen = [given for override in overrides if choices and (given := _value_in(override, key)) is not None]
     if len(set(chosen)) > 1:
-        raise ConfigError(f"solver={' and '.join(chosen)} is more than one option of the group solver; choose one of them.")
-    if chosen and chosen[0] not in solvers:
-        raise ConfigError(f"solver={chosen[0]} is not an option of the group solver; choose {', '.join(sorted(solvers))}.")
+        raise ConfigError(f"{key}={' and '.join(chosen)} is more than one option of the group {key}; choose one of them.")
+    if chosen and chosen[0] not in choices:
+        raise ConfigError(f"{key}={chosen[0]} is not an option of the group {key}; choose {', '.join(sorted(choices))}.")
     return entry_named(script, chosen[0] if chosen else None)
 
 
-def _solver_in(override: str) -> str | None:
+def _value_in(override: str, wanted: str) -> str | None:
     key, equals, value = override.lstrip("+").partition("=")
-    return value if key == "solver" and equals else None
+    return value if key == wanted and equals else None
 
 
 def overrides_for(entry: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that the root of an entry takes: solver= chose the entry, and stays only where it is a group there; ~/ is
-    the home folder; and id lists go with the sources that they are of."""
+    """The overrides that the root of an entry takes: solver= (or method=) chose the entry, and stays only where it is a group
+    there; ~/ is the home folder; and id lists go with the sources that they are of."""
     row = ENTRIES[entry]
     overrides = [*map(_at_home, overrides), *_without_default_lists(entry, overrides)]
-    if row.solver is None:
+    if row.choice is None:
         return overrides
-    has_group = "solver" in (field.name for field in fields(load(row.schema)))
-    kept = [f"solver={row.solver}"] if has_group else []
-    return [*kept, *(override for override in overrides if _solver_in(override) is None)]
+    key = choice_key(row.script)
+    has_group = key in (field.name for field in fields(load(row.schema)))
+    kept = [f"{key}={row.choice}"] if has_group else []
+    return [*kept, *(override for override in overrides if _value_in(override, key) is None)]
 
 
 def _at_home(override: str) -> str:
@@ -279,7 +280,8 @@ def _owner_of(key: str, entry: str, known: Sequence[str]) -> str:
     owners = [other for other in ENTRIES.values() if other is not row and key in known_keys(load(other.schema))]
     for other in owners:
         if other.script == row.script:
-            return f"{key} goes with solver={other.solver}; drop {key}, or choose that solver."
+            chooser = choice_key(row.script)
+            return f"{key} goes with {chooser}={other.choice}; drop {key}, or choose that {chooser}."
     if owners and not any(k.endswith(f".{key}") for k in known):
         return f"{key} is a key of {owners[0].script}, not of {row.script}; drop {key}."
     return ""

@@ -104,6 +104,10 @@ class EncoderConfig:
     kind: str
     optim: OptimConfig
 
+    def check_length(self, num_steps: int) -> list[str]:
+        """Rules that need the optimiser steps of the run."""
+        return []
+
 
 @dataclass(kw_only=True, slots=True)
 class PuzzleTableConfig(EncoderConfig):
@@ -160,12 +164,30 @@ class KlConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TaskEncoderConfig(EncoderConfig):
-    """What every encoder of demonstrations has."""
+    """What every encoder of demonstrations has.
+
+    inner_steps: gradient steps that a row's context takes in training before its query is asked, each inner_lr long (see
+    arclab.methods.recursive.search.inner_steps). Their defaults are for runs that were made before they were keys.
+    """
 
     demo_layout: DemoLayout
     context: ContextConfig
     contrastive: ContrastiveConfig
     reconstruction: ReconstructionConfig
+    inner_steps: int = 0
+    inner_lr: float = 0.1
+
+    def check(self, path: str) -> list[str]:
+        return [*sized(path, 0, inner_steps=self.inner_steps), *within(path, 1e-6, 100.0, inner_lr=self.inner_lr)]
+
+    def check_length(self, num_steps: int) -> list[str]:
+        if self.inner_steps == 0 or self.optim.freeze_steps < max(1, num_steps):
+            return []
+        return [
+            f"encoder.inner_steps={self.inner_steps} trains an encoder for contexts that are moved, and "
+            f"encoder.optim.freeze_steps={self.optim.freeze_steps} of trainer.steps={num_steps} never lets it train; set "
+            "encoder.inner_steps=0, or lower encoder.optim.freeze_steps."
+        ]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -186,6 +208,7 @@ class TransformerEncoderConfig(TaskEncoderConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [
+            *TaskEncoderConfig.check(self, path),
             *sized(path, 0, num_layers=self.num_layers),
             *sized(path, 1, num_heads=self.num_heads, width=self.width),
             *within(path, 0.1, 16, expansion=self.expansion),
@@ -271,7 +294,8 @@ class LpnEncoderConfig(TaskEncoderConfig):
     num_heads: int
 
     def check(self, path: str) -> list[str]:
-        problems = sized(path, 1, width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
+        problems = TaskEncoderConfig.check(self, path)
+        problems += sized(path, 1, width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
         if self.width is not None and self.num_heads > 0 and self.width % self.num_heads:
             problems.append(f"{path}.width={self.width} must be a multiple of {path}.num_heads={self.num_heads}; change one.")
         return problems

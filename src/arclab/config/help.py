@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from arclab.config.compose import CONF_DIR, VARIANTS, ConfigError, closest_key, compose_run, flat, group_options
-from arclab.entries import ENTRIES, load, solvers_of
+from arclab.entries import ENTRIES, choice_key, choices_of, load
 
 _WIDTH = 26
 
@@ -34,8 +34,8 @@ def _overview(entry: str) -> str:
         f"usage: python {row.script} KEY=VALUE ...     -m KEY=A,B: a sweep     --cfg: what it would run     --help GROUP|KEY"
     )
     groups = [f"  {group:<{_WIDTH}}{', '.join(group_options(group, row.script))}" for group in groups_of(entry)]
-    others = [solver for solver in solvers_of(row.script) if solver != row.solver]
-    more = [f"With another solver: python {row.script} solver={' or solver='.join(others)} --help"] if others else []
+    key, others = choice_key(row.script), [choice for choice in choices_of(row.script) if choice != row.choice]
+    more = [f"With another {key}: python {row.script} {key}={f' or {key}='.join(others)} --help"] if others else []
     keys = ", ".join(field.name for field in fields(load(row.schema)) if field.name not in groups_of(entry))
     return "\n".join(
         [usage, "", _head(_root_file(entry)), "", "Groups (GROUP=OPTION):", *groups, "", f"Other keys: {keys}", *more]

@@ -13,7 +13,7 @@ _SIZES = {
     16_384: "width num_heads",
     256: "num_layers set_layers grid_layers cross_layers induced_layers cycle_layers h_cycles l_cycles",
     4096: "tokens_per_demo num_induced rank",
-    1024: "num_threads num_workers cpus_per_rank cpus gpus samples",
+    1024: "num_threads num_workers cpus_per_rank cpus gpus samples inner_steps",
     100_000: "num_augmentations",
     1_000_000: "batch_size rows_per_step halt_max_steps",
     2**63 - 1: "seed",  # what torch takes

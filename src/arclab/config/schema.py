@@ -437,7 +437,7 @@ class ExperimentConfig(TrainingConfig):
                 "evaluation.canvas=bucketed does not go with decoder.mlp_t=true, whose weights belong to one length; use "
                 "evaluation.canvas=full."
             )
-        return [*problems, *self._check_ranks(), *self._check_encoder()]
+        return [*problems, *self._check_ranks(), *self._check_encoder(), *self.encoder.check_length(self.trainer.steps)]
 
     def _check_ranks(self) -> list[str]:
         """Rules that need the launch and the trainer."""

@@ -105,6 +105,18 @@ class ArithmeticConfig(TextDatasetConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class RecallConfig(TextDatasetConfig):
+    """Questions for facts, of which a reasoner knows half and a weaver the other half: see arclab.text.recall. words: of a
+    question."""
+
+    words: int
+
+    def check(self, path: str) -> list[str]:
+        problems = TextDatasetConfig.check(self, path) + within(path, 2, 4, words=self.words)
+        return problems + self._needs(path, "questions are to be generated", "train", "validation", "test")
+
+
+@dataclass(kw_only=True, slots=True)
 class Gsm8kConfig(TextDatasetConfig):
     """Grade school word problems, of the Hugging Face hub or of a folder.
 
@@ -141,6 +153,7 @@ class ArcTextConfig(TextDatasetConfig):
 
 TEXT_DATASET_SCHEMAS: dict[str, type[TextDatasetConfig]] = {
     "arithmetic": ArithmeticConfig,
+    "recall": RecallConfig,
     "gsm8k": Gsm8kConfig,
     "arc": ArcTextConfig,
 }

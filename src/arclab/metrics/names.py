@@ -98,6 +98,13 @@ _TEXT = {
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
     "start_accuracy": ("share", "up", "accuracy on the same questions with the weaver as reinforcement learning began with it"),
+    "always_accuracy": (
+        "share",
+        "up",
+        "accuracy on the same questions with memory after every delimiter; of trainer=trigger_grpo",
+    ),
+    "never_accuracy": ("share", "up", "the same with memory at the end of the prompt alone"),
+    "random_trigger_accuracy": ("share", "up", "the same with memory after every second delimiter, at random"),
     "memory_wins": (
         "share",
         "up",
@@ -147,6 +154,11 @@ _RL = {
     "truncated_share": ("share", "down", "rollouts that ended at trainer.max_new_tokens"),
     "tokens": ("tokens", "none", "tokens of a rollout, its end token included"),
     "insertions": ("insertions", "none", "insertions of memory in a rollout, the one at the end of the prompt included"),
+    "decisions": ("decisions", "none", "decisions of the trigger in a rollout; of trainer=trigger_grpo, as the next four"),
+    "insert_share": ("share", "none", "of a rollout's decisions, those for memory; a rollout without any counts as 0"),
+    "insert_target": ("share", "none", "mean of that over rollouts as good as the median: what sparsity measures against"),
+    "sparsity_weight": ("", "none", "trainer.sparsity_weight: reward_sparsity times this is part of the reward"),
+    "reward_sparsity": ("", "up", "minus the sum over decisions of what each is above insert_target, before its weight"),
     "kl": ("nats", "none", "KL divergence from the reference, per token; only with trainer.beta above 0"),
     "entropy": ("nats", "none", "entropy of the next token, over the tokens of rollouts, at the temperature they are drawn at"),
     "clip_share": ("share", "down", "tokens whose probability has moved so far that they are clipped"),
@@ -186,6 +198,23 @@ _PROGRAMS = {
     ),
     "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
+}
+
+# Of models that edit programs: over all edits of the start programs of a stage.
+_EDITS = {
+    "count": ("edits", "none", "edits that were drawn: the N of the shares of edits"),
+    "starts": ("programs", "none", "start programs that were edited: the N of edits/solved_share"),
+    "parent_value": ("", "none", "what the program that an edit was made from is worth"),
+    "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
+    "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
+    "chain_gain": ("", "up", "what the best edit of a start program, in any turn, adds to it; mean over start programs"),
+    "improved_share": ("share", "up", "edits that make their program worth more"),
+    "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
+    "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),
+    "with_program": ("share", "up", "edits that hold a new program"),
+    "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
+    "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
+    "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),
 }
 
 # Of an ensemble of finished results.
@@ -235,7 +264,7 @@ _TREE = {
 # Components of programs/rewards.py: means over the programs (replies) of a step.
 _REWARD = {
     "value": ("", "up", "reward, by the kind that is trained on"),
-    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta"),
+    "program": ("", "up", "what programs are worth by themselves; differs from reward/value for kind delta, and for edits"),
     "code": ("share", "up", "replies with a program"),
     "syntax": ("share", "up", "replies with a program that compiles"),
     "runs": ("share", "up", "demonstrations for which the program returns a grid"),
@@ -243,7 +272,7 @@ _REWARD = {
     "cells": ("share", "up", "cells of the demonstrations that are right; none where the shape is wrong"),
     "right": ("share", "up", "demonstrations that the program reproduces"),
     "solved": ("share", "up", "programs that reproduce every demonstration (which says nothing about test outputs)"),
-    "cost": ("", "down", "what a right program pays for its length (kinds smooth and delta)"),
+    "cost": ("", "down", "what a right program pays for its length (smooth, delta), an edit for executions and thinking"),
 }
 
 _METRICS = [
@@ -268,6 +297,8 @@ _METRICS = [
     Metric(
         "train/contrastive_loss", "nats", "down", "supervised-contrastive loss of contexts, mean over rows, before its weight"
     ),
+    Metric("train/inner_before_loss", "nats", "down", "leave-one-out loss per cell before encoder.inner_steps, mean over rows"),
+    Metric("train/inner_after_loss", "nats", "down", "the same of the moved contexts, with which the queries were answered"),
     Metric("train/reconstruction_loss", "nats", "down", "leave-one-out loss per cell, mean over rows, before its weight"),
     Metric("train/q_halt_accuracy", "share", "up", f"halt logit agrees with exactness, {_HALTED}", (0.85, 1)),
     Metric("train/steps", "steps", "none", f"mean supervision steps, {_HALTED}"),
@@ -356,6 +387,7 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
@@ -407,6 +439,9 @@ _COUNTS = {
     "text/": ("text/count",),
     "ensemble/oracle_coverage": ("ensemble/test_inputs",),
     "adapted/wins": ("adapted/discordant",),
+    "edits/solved_share": ("edits/starts",),
+    "edits/tests_solved_share": ("edits/starts",),
+    "edits/": ("edits/count",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
@@ -425,5 +460,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/"))
     )

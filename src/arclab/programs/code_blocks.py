@@ -210,6 +210,16 @@ class Reading:
         return behind
 
 
+def split_thinking(text: str) -> tuple[str, str]:
+    """(thinking, what is said after it) of a reply with one piece of thinking; a reply that does not end its thinking says
+    nothing. Reading is more careful, and leaves thinking out wherever it is."""
+    before, mark, after = text.rpartition(_CLOSE)
+    if not mark:
+        said, mark, thinking = text.partition(_OPEN)
+        return thinking.strip(), "" if mark else said
+    return before.partition(_OPEN)[2].strip() if _OPEN in before else before.strip(), after
+
+
 def _rows(text: str) -> Iterator[_Row]:
     start = 0
     for found in _BREAKS.finditer(text):

@@ -1,6 +1,7 @@
 """What the author of a wrong program is told: about demonstrations only, and never longer than a few thousand characters.
 
     text = feedback(task, parsed, outcome, config)
+    text = execution_report(task, outcome)           # what a program does, example by example, with a grid of its wrong cells
 
 It knows the demonstrations' outputs, which the prompt shows anyway, and what the program answered to them. Answers to test
 inputs and what was printed are not looked at, and test outputs are never touched.
@@ -73,14 +74,50 @@ def _wrong_examples(task: ArcTask, outcome: Outcome, config: PromptConfig) -> li
     return [*lines, f"{num_more} more are wrong."] if num_more else lines
 
 
+def execution_report(task: ArcTask, outcome: Outcome) -> str:
+    """How a program does on every demonstration: right, or the shapes, or the error with its line, or which cells are wrong. Of
+    a grid it shows the part that has wrong cells: "." is a right one, 4>7 is a 4 that must be a 7."""
+    assert outcome.source is not None, "a program"
+    lines = [f"{sum(demo.is_right for demo in outcome.demos)} of {len(outcome.demos)} examples are right."]
+    for number, (demo, pair) in enumerate(zip(outcome.demos, task.demos, strict=True), 1):
+        assert pair.output is not None
+        lines.append(f"Example {number}: {_what_it_does(demo, pair.output)}")
+    return "\n".join(lines)
+
+
+def _what_it_does(demo: PairOutcome, truth: Grid) -> str:
+    if demo.grid is None:
+        return _failure(demo)
+    if not demo.has_right_shape:
+        return f"the output has the shape {shape_text(demo.grid)}, not {shape_text(truth)}."
+    if demo.is_right:
+        return f"right, {shape_text(truth)}."
+    wrong = np.argwhere(demo.grid != truth)
+    (top, left), (bottom, right) = wrong.min(0), wrong.max(0)
+    rows = [
+        " ".join("." if got == wanted else f"{got}>{wanted}" for got, wanted in zip(*pair, strict=True))
+        for pair in zip(
+            demo.grid[top : bottom + 1, left : right + 1].tolist(),
+            truth[top : bottom + 1, left : right + 1].tolist(),
+            strict=True,
+        )
+    ]
+    where = f"rows {top} to {bottom}, columns {left} to {right}"
+    return f"{len(wrong)} of {truth.size} cells are wrong, of {shape_text(truth)}. {where}:\n" + "\n".join(rows)
+
+
+def _failure(demo: PairOutcome) -> str:
+    message = " ".join(demo.message.split())[:MAX_MESSAGE_CHARS]
+    return _FAILURES[demo.status] + (f": {message}" if message else "") + "."
+
+
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:MAX_CELLS])) + (", ..." if len(numbers) > MAX_CELLS else "")
 
 
 def _what_is_wrong(demo: PairOutcome, truth: Grid, config: PromptConfig) -> str:
     if demo.grid is None:
-        message = " ".join(demo.message.split())[:MAX_MESSAGE_CHARS]
-        return _FAILURES[demo.status] + (f": {message}" if message else "") + "."
+        return _failure(demo)
     if not demo.has_right_shape:
         return f"the output has the shape {shape_text(demo.grid)}, not {shape_text(truth)}.{_shown(demo.grid, config)}"
     wrong = np.argwhere(demo.grid != truth)

@@ -52,10 +52,12 @@ def render_prompt(task: ArcTask, config: PromptConfig) -> Prompt:
 
 def task_text(task: ArcTask, config: PromptConfig, ending: str) -> str:
     """The task as the user's message. ending: how the program is to be written, in the last paragraph of instructions."""
-    return _instructed(task, config, ending) if config.instructions else _bare(task, config)
+    return _instructed(task, config, ending) if config.instructions else bare_pairs(task, config)
 
 
-def _bare(task: ArcTask, config: PromptConfig) -> str:
+def bare_pairs(task: ArcTask, config: PromptConfig) -> str:
+    """The task without a word, for models that are trained on it."""
+
     def text(grid: Grid) -> str:
         return (shape_text(grid) + "\n" if config.show_shapes else "") + format_grid(grid, config.grid_format)
 
@@ -65,7 +67,9 @@ def _bare(task: ArcTask, config: PromptConfig) -> str:
     return "\n\n".join(parts)
 
 
-def _instructed(task: ArcTask, config: PromptConfig, ending: str) -> str:
+def shown_pairs(task: ArcTask, config: PromptConfig) -> list[str]:
+    """The task in paragraphs: what it is about, demonstrations, test inputs; without saying what to do."""
+
     def block(title: str, grid: Grid) -> str:
         shape = f" ({shape_text(grid)})" if config.show_shapes else ""
         return f"{title}{shape}:\n{format_grid(grid, config.grid_format)}"
@@ -78,14 +82,18 @@ def _instructed(task: ArcTask, config: PromptConfig, ending: str) -> str:
         parts.append(f"## Example {number}\n\n{block('Input', demo.input)}\n\n{block('Output', _answer(demo))}")
     if config.show_tests:
         parts += [f"## Test {number}\n\n{block('Input', test.input)}" for number, test in enumerate(task.tests, 1)]
+    return parts
+
+
+def _instructed(task: ArcTask, config: PromptConfig, ending: str) -> str:
     tests = " and then to the test inputs, whose outputs you are not shown" if config.show_tests else " and to new inputs"
-    parts.append(
+    said = (
         f"## Your task\n\nWrite a function {config.entry}(grid). It gets a grid as a list of rows, each a list of whole "
         "numbers, and returns the output in the same form, with at most 30 rows and columns. It is applied to every "
         f"example{tests}, so it must follow the rule and not know the answers by heart. It may import {', '.join(MODULES)}. "
         + ending
     )
-    return "\n\n".join(parts)
+    return "\n\n".join([*shown_pairs(task, config), said])
 
 
 def _answer(demo: Pair) -> Grid:

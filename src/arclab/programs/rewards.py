@@ -2,6 +2,7 @@
 
     reward(RewardKind.smooth, outcome).value                                  # 0 to 1; .components are metrics to log
     training_reward(RewardKind.binary, task, outcome, split=SplitName.evaluation)
+    edit_reward(task, child, parent, config, Effort(1, 250)).value            # of an edit: what it is worth, less its parent
     score_tests(task, outcome)                                                # for reports only, never part of a reward
 
 Every kind is a mean over demonstrations, so that tasks with many of them count as others do. Test outputs are out of reach here
@@ -14,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import numpy as np
+
+from arclab.config.program_edit_schema import CountedCells, EditRewardConfig
 from arclab.config.schema import SplitName
 from arclab.data.tasks import ArcTask, Pair
 from arclab.programs.outcomes import Outcome, PairOutcome, compare
@@ -60,22 +64,23 @@ def reward(kind: RewardKind, outcome: Outcome, parent: Outcome | None = None) ->
     """parent: the program that this one was made from, for delta; None: made from nothing, which is worth 0 as no code is."""
     program = _program_value(kind, outcome)
     value = program - _program_value(kind, parent) if kind is RewardKind.delta and parent is not None else program
+    return Reward(value, _components(outcome, value, program, cost(outcome)))
+
+
+def _components(outcome: Outcome, value: float, program: float, paid: float) -> dict[str, float]:
     demos = outcome.demos
-    return Reward(
-        value,
-        {
-            "reward/value": value,
-            "reward/program": program,
-            "reward/code": float(outcome.source is not None),
-            "reward/syntax": _mean([compiles(demo) for demo in demos]),
-            "reward/runs": _mean([demo.status is Status.ok for demo in demos]),
-            "reward/shape": _mean([demo.has_right_shape for demo in demos]),
-            "reward/cells": _mean([demo.cell_share for demo in demos]),
-            "reward/right": outcome.demo_share,
-            "reward/solved": float(solves(outcome)),
-            "reward/cost": cost(outcome),
-        },
-    )
+    return {
+        "reward/value": value,
+        "reward/program": program,
+        "reward/code": float(outcome.source is not None),
+        "reward/syntax": _mean([compiles(demo) for demo in demos]),
+        "reward/runs": _mean([demo.status is Status.ok for demo in demos]),
+        "reward/shape": _mean([demo.has_right_shape for demo in demos]),
+        "reward/cells": _mean([demo.cell_share for demo in demos]),
+        "reward/right": outcome.demo_share,
+        "reward/solved": float(solves(outcome)),
+        "reward/cost": paid,
+    }
 
 
 def training_reward(
@@ -107,6 +112,72 @@ def check_use_tests(task: ArcTask, split: SplitName, use_tests: bool) -> None:
         )
     if use_tests and any(test.output is None for test in task.tests):
         raise ValueError(f"use_tests=True needs the test outputs of task {task.id}, which are hidden; set use_tests=False.")
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What an edit took: executions of programs by its author, and tokens of thinking."""
+
+    executions: int
+    thinking_tokens: int
+
+
+NO_EFFORT = Effort(0, 0)
+
+
+def edit_reward(
+    task: ArcTask, outcome: Outcome, parent: Outcome, config: EditRewardConfig, effort: Effort, *,
+    split: SplitName = SplitName.train,
+) -> Reward:  # fmt: skip
+    """What a program is worth, less what the one that it was made from is worth. The effort is the child's; at an equal one the
+    order is that of RewardKind: no code, a program that does not compile, one that does, the right shape, right cells.
+
+    ValueError: config.use_tests, and test pairs of another split or with hidden answers.
+    """
+    check_use_tests(task, split, config.use_tests)
+    program, before = edit_value(task, outcome, config), edit_value(task, parent, config)
+    paid = config.per_execution * effort.executions + config.per_thinking_token * effort.thinking_tokens
+    demos, pairs = _judged_pairs(task, outcome, config.use_tests)
+    value = program - paid - before
+    return Reward(
+        value,
+        _components(outcome, value, program - paid, paid)
+        | {
+            "edits/parent_value": before,
+            "edits/changed_cells": _mean([changed_share(*each) for each in zip(demos, pairs, strict=True)]),
+        },
+    )
+
+
+def edit_value(task: ArcTask, outcome: Outcome, config: EditRewardConfig) -> float:
+    """What a program is worth before costs, 0 to 1.2: mean over demonstrations (and over test pairs, if config.use_tests)."""
+    demos, pairs = _judged_pairs(task, outcome, config.use_tests)
+    shares = [
+        changed_share(demo, pair) if config.cells is CountedCells.changed else demo.cell_share
+        for demo, pair in zip(demos, pairs, strict=True)
+    ]
+    return _mean(
+        [
+            SYNTAX * compiles(demo) + SHAPE * demo.has_right_shape + share**POWER
+            for demo, share in zip(demos, shares, strict=True)
+        ]
+    )
+
+
+def _judged_pairs(task: ArcTask, outcome: Outcome, use_tests: bool) -> tuple[Sequence[PairOutcome], Sequence[Pair]]:
+    if outcome.source is None:
+        return (), ()
+    return (_with_tests(task, outcome).demos, task.pairs) if use_tests else (outcome.demos, task.demos)
+
+
+def changed_share(demo: PairOutcome, pair: Pair) -> float:
+    """The share of right cells over those that change: where the right output, or the program's, is not the input's colour, so
+    that a program that spoils another cell pays for it. All cells where input and output differ in shape."""
+    assert pair.output is not None
+    if demo.grid is None or not demo.has_right_shape or pair.input.shape != pair.output.shape:
+        return demo.cell_share
+    counted = (pair.output != pair.input) | (demo.grid != pair.input)
+    return float(np.mean((demo.grid == pair.output)[counted])) if counted.any() else 1.0
 
 
 def score_tests(task: ArcTask, outcome: Outcome) -> bool | None:

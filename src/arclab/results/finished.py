@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError
+from arclab.config.llm_schema import HOW_MODELS_RUN
 from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, tasks_digest
 from arclab.files import sentence_for
-from arclab.results.reading import Run, ScoredSplit, read_runs
+from arclab.results.reading import PUBLISHED_RULES, Run, ScoredSplit, read_runs, settings_difference
 
 _SOURCE_KEYS = {
     "train": "dataset.train_sources",
@@ -27,6 +28,12 @@ _SOURCE_KEYS = {
     "evaluation": "dataset.eval_sources",
 }
 _NAMED = 3  # ids in a sentence
+# Of the settings that decide how tasks are answered, those that say which tasks or how fast.
+_ANSWERING = ("evaluation.", "adaptation.", "solver.", "lm.", "sandbox.", "weights")
+_NOT_ANSWERING = (
+    "evaluation.split", "evaluation.max_tasks", "evaluation.batch_size", "evaluation.health_tasks", "adaptation.batch_size",
+    "adaptation.min_wins", "sandbox.num_workers", *(f"lm.{key}" for key in HOW_MODELS_RUN),
+)  # fmt: skip
 
 
 def open_results(paths: Sequence[Path], key: str) -> list[Run]:
@@ -136,6 +143,19 @@ def method_of(run: Run, split: ScoredSplit) -> str:
     if kind is None:
         return " ".join(Path(str(part)).name for key in ("solver", "model") if (part := split.record.get(key)))
     return "TRM" if kind == "puzzle_table" else f"ETRM {kind}"
+
+
+def answering_difference(mine: Mapping[str, Any], its: Mapping[str, Any]) -> dict[str, list[str]]:
+    """settings_difference of the keys that decide how tasks are answered (dataset and checkpoint left out). Keys that one does
+    not have yet are as published; without adaptation.* there was none."""
+    defaults = {**PUBLISHED_RULES, "adaptation.kind": "none"}
+    both = [
+        {**defaults, **{key: value for key, value in each.items() if key.startswith(_ANSWERING) and key not in _NOT_ANSWERING}}
+        for each in (mine, its)
+    ]
+    if both[0]["adaptation.kind"] == both[1]["adaptation.kind"]:  # else the kind says it all
+        return settings_difference(*({key: each[key] for key in each if key in other} for each, other in (both, both[::-1])))
+    return settings_difference(*({"adaptation.kind": each["adaptation.kind"]} for each in both))
 
 
 def has_candidates(split: ScoredSplit) -> bool:

@@ -67,7 +67,7 @@ _PREDICTED: dict[str, Kind] = {
 }
 _CANDIDATE: dict[str, Kind] = {"grid": list | None, "votes": int, "confidence": float}
 FIT_STAMP = "scored on the training tasks: this measures fit, not generalisation"
-_PUBLISHED_RULES: dict[str, str | int | float] = {
+PUBLISHED_RULES: dict[str, str | int | float] = {
     "evaluation.halting": "all_steps", "evaluation.votes": "all", "evaluation.canvas": "full", "evaluation.ranking": "count",
     "evaluation.samples": 1, "evaluation.carry_noise": 0.0,
 }  # fmt: skip
@@ -84,7 +84,7 @@ def unlike(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> tuple[str
 
     def conditions(split: ScoredSplit) -> dict[str, Any]:
         settings = split.record.get("config") or {}
-        rules = {key: settings.get(key, published) for key, published in _PUBLISHED_RULES.items()}
+        rules = {key: settings.get(key, published) for key, published in PUBLISHED_RULES.items()}
         return {what: split.record.get(key) for key, what in _CONDITIONS.items()} | rules
 
     ours, theirs = conditions(a), conditions(b)
@@ -95,7 +95,7 @@ def unlike(first: str, a: ScoredSplit, second: str, b: ScoredSplit) -> tuple[str
 
 def rules_stamp(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Which rules of the evaluation are not the published ones. settings: dotted key -> value."""
-    other = [f"{key}={settings[key]}" for key, rule in _PUBLISHED_RULES.items() if str(settings.get(key, rule)) != str(rule)]
+    other = [f"{key}={settings[key]}" for key, rule in PUBLISHED_RULES.items() if str(settings.get(key, rule)) != str(rule)]
     return (f"not the published evaluation: {', '.join(other)}",) if other else ()
 
 

@@ -48,7 +48,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
+    """outer: the run whose stage it is (arclab.runs.stages), if that one runs it."""
+
     path: Path
+    outer: RunDir | None = None
 
     @property
     def config(self) -> Path:
@@ -69,6 +72,11 @@ class RunDir:
     @property
     def preempt(self) -> Path:
         return self.path / "PREEMPT"
+
+    @property
+    def is_told(self) -> bool:
+        """Is there a file that asks this run, or the one around it, to save and end?"""
+        return self.preempt.exists() or (self.outer is not None and self.outer.is_told)
 
     @property
     def console(self) -> Path:

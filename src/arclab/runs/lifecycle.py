@@ -24,7 +24,7 @@ from types import TracebackType
 import torch
 
 from arclab.config.compose import hint_for
-from arclab.config.run import DeviceChoice, RunConfig, TrainingConfig
+from arclab.config.run import DeviceChoice, RunConfig
 from arclab.files import sentence_for
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, add_notes, is_done, open_run
@@ -163,6 +163,11 @@ class WorkProgress:
         """If so: keep what is done, and raise ToldToEnd."""
         return self._stop.is_seen
 
+    def require_not_told(self) -> None:
+        """ToldToEnd at once, from within a piece of work that is begun again next time."""
+        if self.is_told:
+            raise ToldToEnd("nothing of what was being computed is kept")
+
     def report(self, num_done: int) -> None:
         """num_done of num_steps are done; written every few seconds, by rank 0."""
         if self._ranks.is_main and time.monotonic() - self._reported_at >= _REPORT_EVERY_S:
@@ -186,7 +191,7 @@ def until_told(run: RunDir, ranks: Ranks, progress: WorkProgress, work: Callable
     return State.done if is_complete else State.preempted
 
 
-def finish(config: TrainingConfig, run: RunDir, ranks: Ranks, step: int, conclude: Callable[[], str]) -> State:
+def finish(config: RunConfig, run: RunDir, ranks: Ranks, step: int, conclude: Callable[[], str]) -> State:
     """DONE, or PREEMPTED if the run was told to end early; the status says so. conclude: makes DONE's message, on rank 0."""
     is_complete = step == config.num_steps
     if ranks.is_main:

@@ -40,7 +40,7 @@ class StopRequest:
     def is_asked(self) -> bool:
         """Was this rank asked? The file is looked up by rank 0 alone."""
         is_signalled = self._signals is not None and self._signals.number is not None
-        return is_signalled or (self._ranks.is_main and self._run.preempt.exists())
+        return is_signalled or (self._ranks.is_main and self._run.is_told)
 
     @property
     def is_seen(self) -> bool:
@@ -48,7 +48,7 @@ class StopRequest:
         if self._signals is not None and self._signals.number is not None:
             self._is_seen = True
         if not self._is_seen and time.monotonic() - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
-            self._is_seen, self._looked_at = self._run.preempt.exists(), time.monotonic()
+            self._is_seen, self._looked_at = self._run.is_told, time.monotonic()
         return self._is_seen
 
     def vote(self, step: int) -> list[Tensor]:

@@ -18,12 +18,16 @@ from arclab.config.text_schema import TextDatasetConfig
 class TextExample:
     r"""question: what the user says. reply: a worked solution that ends with \boxed{answer}; empty where the data has none, and
     then the example is in no training split. answer: the right one; empty where it is hidden. Examples of ARC tasks have a
-    program as reply, and the outputs of their test inputs as JSON as answer."""
+    program as reply, and the outputs of their test inputs as JSON as answer. woven: the reply that a weaver is taught, if that
+    is another one than the reasoner's; inserts: at which places (the end of the prompt, then each delimiter) it is taught to
+    insert memory, empty: at all. Both are of constructed tasks (recall.py)."""
 
     id: str
     question: str
     reply: str
     answer: str
+    woven: str = ""
+    inserts: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

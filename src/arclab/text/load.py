@@ -10,11 +10,12 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from arclab.config.text_schema import ArcTextConfig, ArithmeticConfig, Gsm8kConfig, TextDatasetConfig
+from arclab.config.text_schema import ArcTextConfig, ArithmeticConfig, Gsm8kConfig, RecallConfig, TextDatasetConfig
 from arclab.text.arc import arc_splits
 from arclab.text.arithmetic import Draws, Problem, word_problems
 from arclab.text.examples import TextExample, TextSplits, boxed, separated, with_instruction
 from arclab.text.gsm8k import gsm8k_splits
+from arclab.text.recall import Recall, RecallItem, recall_items
 
 
 def load_text(config: TextDatasetConfig) -> TextSplits:
@@ -23,6 +24,8 @@ def load_text(config: TextDatasetConfig) -> TextSplits:
         return _arithmetic_splits(config)
     if isinstance(config, Gsm8kConfig):
         return gsm8k_splits(config)
+    if isinstance(config, RecallConfig):
+        return _recall_splits(config)
     assert isinstance(config, ArcTextConfig), type(config)
     return arc_splits(config)
 
@@ -54,3 +57,17 @@ def _partly_guessed(examples: list[TextExample], config: ArithmeticConfig) -> li
         is_guessed = draw.random() < config.guessed_share and wrong
         found.append(replace(example, reply=boxed("", draw.choice(wrong)).strip()) if is_guessed else example)
     return found
+
+
+def _recall_splits(config: RecallConfig) -> TextSplits:
+    made = {}
+    for split, count in config.limits.items():
+        assert count is not None, "checked with the configuration"
+        items = recall_items(Recall(config.words, config.seed), split, count)
+        made[split] = [_recalled(item, f"recall_{split}_{number:05d}") for number, item in enumerate(items)]
+    return separated(config, made["train"], made["validation"], made["test"])
+
+
+def _recalled(item: RecallItem, name: str) -> TextExample:
+    reply, woven = (boxed(item.solution(digits), digits) for digits in (item.taught, item.woven))
+    return TextExample(name, item.question, reply, item.answer, woven, item.inserts)

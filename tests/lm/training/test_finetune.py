@@ -48,7 +48,7 @@ def test_what_was_shown_is_said_again(hf_config: Callable[..., HfModelConfig], t
 
 def test_training_text_is_generation_text(hf_config: Callable[..., HfModelConfig]) -> None:
     model = load_hf(hf_config())
-    row = module._tokenised(model, ROWS)[0]
+    row = module.tokenised(model, ROWS)[0]
     text = model.tokenizer.decode(row["input_ids"])
     assert text == model.tokenizer.decode(model.prompt_ids(ROWS[0][0])) + ROWS[0][1] + model.tokenizer.eos_token
     shown = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from arclab.config.run import DeviceChoice
 from arclab.lm.training import sft as sft_module
 from arclab.lm.training.health import LanguageRules
-from arclab.lm.training.sft import IGNORED, SftSettings, Where, collate, sft
+from arclab.lm.training.sft import IGNORED, ROW_WEIGHT, SftSettings, Where, advantage_weights, collate, sft
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.runs.folder import RunDir
 from arclab.runs.monitor import HealthMonitor, UnhealthyRun
@@ -100,6 +101,33 @@ def test_only_the_reply_is_learned(tiny_lm: Path, tmp_path: Path) -> None:
     start = AutoModelForCausalLM.from_pretrained(tiny_lm)
     ended = train(tiny_lm, tmp_path / "silent", rows=silent)
     assert all(torch.equal(value, ended[name]) for name, value in start.named_parameters())
+
+
+def test_weighted_rows_give_the_loss_and_the_gradient_computed_by_hand(tiny_lm: Path, tmp_path: Path) -> None:
+    """exp(gain / beta), clipped, by the mean; then a sum over tokens of weight x nll by the number of supervised tokens."""
+    gains = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2.0]
+    weights = advantage_weights(gains, beta=0.5, most=3.0)
+    raw = [math.exp(2 * gain) for gain in gains[:6]] + [3.0, 3.0]  # exp(1.2) and exp(4) are above 3
+    assert weights == pytest.approx([8 * each / sum(raw) for each in raw]) and weights == sorted(weights)
+    assert advantage_weights([1e6, 0.0], 1e-3, 5.0) == pytest.approx([2 * 5 / 6, 2 / 6])
+    weighted = [row | {ROW_WEIGHT: [weight]} for row, weight in zip(rows(), weights, strict=True)]
+    model = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    terms, num_tokens = [], 0
+    for row, weight in zip(rows(), weights, strict=True):
+        logprobs = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        places = [place for place, label in enumerate(row["labels"]) if label != IGNORED]
+        terms += [-weight * logprobs[place - 1, row["labels"][place]] for place in places]
+        num_tokens += len(places)
+    loss = torch.stack(terms).sum() / num_tokens
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    for name, pieces in (("whole", 1), ("pieces", 4)):
+        train(
+            tiny_lm, tmp_path / name, replace(SETTINGS, batch_size=8, grad_accumulation=pieces), Cadence(steps=1), rows=weighted
+        )
+        (found,) = read_rows(tmp_path / name / "metrics.jsonl")
+        assert found["train/lm_loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert found["grad/total_norm"] == pytest.approx(norm.item(), rel=1e-3)
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tiny_lm: Path, tmp_path: Path) -> None:

@@ -194,6 +194,47 @@ def test_calibration_never_sees_the_tasks_that_are_scored(made: Path) -> None:
         read_members(config_of(made, "merge=confidence", f"calibration=[{turned}]"))
 
 
+_SEARCHED = {"adaptation.kind": "latent", "adaptation.steps": 20, "adaptation.batch_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("of_member", "of_calibration", "says"),
+    [
+        (_SEARCHED, {}, "is of adaptation.kind=none and its member .* of adaptation.kind=latent"),
+        ({}, _SEARCHED, "is of adaptation.kind=latent and its member .* of adaptation.kind=none"),
+        (_SEARCHED, {**_SEARCHED, "adaptation.steps": 5}, "is of adaptation.steps=5 and its member .* of adaptation.steps=20"),
+        ({"evaluation.ranking": "product"}, {}, "is of evaluation.ranking=count .* of evaluation.ranking=product"),
+        (
+            {"evaluation.num_augmentations": 8},
+            {"evaluation.num_augmentations": 0},
+            "num_augmentations=0 .*num_augmentations=8",
+        ),
+        ({"solver.sampling.temperature": 1.0}, {"solver.sampling.temperature": 0.5}, "temperature=0.5 .*temperature=1.0"),
+        # Neither which tasks, nor how fast, nor a key that an older version did not write.
+        (
+            _SEARCHED,
+            {**_SEARCHED, "adaptation.batch_size": 8, "evaluation.max_tasks": 3, "evaluation.halting": "all_steps"},
+            "",
+        ),
+        ({"lm.batch_size": 1, "lm.dtype": "float32"}, {"lm.batch_size": 2}, ""),
+    ],
+)
+def test_calibration_is_of_answers_that_were_made_as_the_members(
+    made: Path, of_member: dict[str, Any], of_calibration: dict[str, Any], says: str
+) -> None:
+    for key, settings, source in (("members", of_member, SOURCE), ("calibration", of_calibration, OTHER_SOURCE)):
+        make_result(
+            made / key / "even", lambda n: WRONG if n % 2 else RIGHT, label="even", source=source, settings=settings
+        )  # fmt: skip
+    config = config_of(made, "merge=confidence", calibrated(made))
+    if not says:
+        assert len(read_members(config).calibrations) == 2
+        return
+    with pytest.raises(ConfigError, match=says) as refusal:
+        read_members(config)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_refusal_is_one_sentence_and_leaves_nothing(
     made: Path, run_in_process: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

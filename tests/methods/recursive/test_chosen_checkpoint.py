@@ -67,6 +67,8 @@ def test_the_best_by_the_criterion_is_kept_scored_and_said(run: Path) -> None:
     asked, place = scored(f"{run}@4", "split=evaluation", "dataset.max_side=3")
     assert (asked["step"], asked["chosen"], place.name) == (4, "asked for", "evaluation-side3-step4")
     assert not any("chosen by" in stamp for stamp in asked["stamps"])
+    of_folder, same_place = scored(f"{run}/checkpoints/step_00000004", "split=evaluation", "dataset.max_side=3")
+    assert same_place == place and of_folder["split"] == asked["split"] and of_folder["step"] == 4
 
 
 def test_other_readers_of_runs_take_it_too(run: Path) -> None:

@@ -36,6 +36,7 @@ def cost_of(config: ExperimentConfig, place: Placement = ONE) -> Cost:
         ("dataset.canvas=10", "trainer.canvas=bucketed"),
         ("trainer.recompute=true", "encoder.reconstruction.weight=1.0"),
         ("encoder=cross_attention", "encoder.contrastive.weight=1.0"),
+        ("encoder.inner_steps=2",),
     ],
 )
 def test_memory_is_what_a_step_needs(tiny: Tiny, overrides: tuple[str, ...]) -> None:

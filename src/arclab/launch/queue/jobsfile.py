@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arclab.config.compose import ConfigError, entry_for
-from arclab.entries import ENTRIES, scripts
+from arclab.entries import ENTRIES, choice_key, scripts
 from arclab.launch.combinations import require_countable, require_few
 from arclab.launch.names import run_name
 
@@ -166,7 +166,7 @@ def _jobs_of_line(line: str, number: int, section: Section) -> list[JobLine]:
     try:
         entry = entry_for(script.text, [word.text for word in words])
     except ConfigError as error:
-        raise _AtColumn(next(word.column for word in words if word.key == "solver"), str(error)) from error
+        raise _AtColumn(next(word.column for word in words if word.key == choice_key(script.text)), str(error)) from error
     names = [word for word in words if word.key == "name"]
     is_named = bool(names) and names[0].text.partition("=")[2] != ""
     if not is_named and (names or not ENTRIES[entry].names_itself):

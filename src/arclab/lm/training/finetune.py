@@ -54,8 +54,8 @@ class FinetuneSettings:
     seed: int
 
 
-def _tokenised(model: HfModel, rows: Sequence[tuple[Prompt, str]]) -> list[Row]:
-    """ValueError: a row that does not fit into the context."""
+def tokenised(model: HfModel, rows: Sequence[tuple[Prompt, str]]) -> list[Row]:
+    """The rows as SFT takes them: loss on the reply and its end mark. ValueError: a row that does not fit into the context."""
     found: list[Row] = []
     for number, (prompt, reply) in enumerate(rows):
         shown, written = model.prompt_ids(prompt), model.reply_ids(reply)
@@ -86,14 +86,19 @@ def _require_trainable(rows: Sequence[tuple[Prompt, str]], settings: FinetuneSet
 
 def _require_fresh(model: HfModel) -> None:
     """ValueError: weights in which steps would be lost, or that are no longer what the model's name says."""
+    require_float32(model)
+    if model.was_trained:
+        raise ValueError(
+            f"the weights of lm.name={model.name} have been trained already since they were loaded; load it again with load_hf."
+        )
+
+
+def require_float32(model: HfModel) -> None:
+    """ValueError: weights in which steps would be lost."""
     if model.config.dtype is not Dtype.float32:
         raise ValueError(
             f"fine-tuning in lm.dtype={model.config.dtype.value} loses most steps to rounding; load the model with "
             "lm.dtype=float32."
-        )
-    if model.was_trained:
-        raise ValueError(
-            f"the weights of lm.name={model.name} have been trained already since they were loaded; load it again with load_hf."
         )
 
 
@@ -144,7 +149,7 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
         log.info("%s is there already", output)
         return
     _require_fresh(model)
-    data, ranks = _tokenised(model, rows), _one_device(model, settings)
+    data, ranks = tokenised(model, rows), _one_device(model, settings)
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(work / _IDENTITY, json.dumps(identity))
     try:

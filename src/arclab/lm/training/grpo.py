@@ -11,6 +11,9 @@ the model's forward pass, which is given what a rollout brings with it (Rollout.
 that drew: rl/offpolicy is how far they are apart on new rollouts. Dropout is off in both, for good: the model's Dropout layers
 are set to 0. With beta above 0 the loss has a KL divergence from the model inside `reference()`.
 
+The policy is what `policy` says, usually the next token (token_policy). It may be something else that is decided at tokens:
+Rollout.is_policy says at which, and only they count in the loss, the entropy and rl/offpolicy.
+
 A checkpoint holds no rollouts. With updates_per_rollout=1 the same command goes on as if nothing had happened; with more, a
 run that ended between two updates on the same rollouts draws them anew. It does not sample with top-k, top-p or vLLM: the
 policy that is trained is the one that is drawn from.
@@ -32,7 +35,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
-from arclab.lm.training.rollouts import Drawer, Drawn, metrics_of
+from arclab.lm.training.rollouts import Drawer, Drawn, Rollout, metrics_of
 from arclab.lm.training.sft import StepSettings, Where, step_arguments
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.console import progress_bar
@@ -46,6 +49,8 @@ _NAMES = {
     "clip_ratio/region_mean": "rl/clip_share",
 }
 Reference = Callable[[], AbstractContextManager[Any]]
+# (model, input_ids, attention_mask, number C of completion tokens, what rollouts bring) -> log-probabilities, entropies (B, C)
+Policy = Callable[[Any, Tensor, Tensor, int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +71,19 @@ class GrpoSettings(StepSettings):
     scale_rewards: str
 
 
+def token_policy(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int, extra: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Of the next token, at the temperature that trl has patched into the model's head."""
+    labels = input_ids.masked_fill(attention_mask == 0, -100)
+    labels[:, :-num_completion] = -100
+    output = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, fused_lm_head=True, **extra)
+    return output.log_probs[:, -num_completion:], output.entropy[:, -num_completion:]
+
+
 def grpo(
     model: Any, drawer: Drawer, settings: GrpoSettings, where: Where, *, pad_id: int, weights: Weights,
-    evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, reference: Reference,
+    evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, reference: Reference, policy: Policy = token_policy,
 ) -> int:  # fmt: skip
     """Train from wherever the run's folder stands, to cadence.steps or to where it is told to end; returns that step. model:
     its forward takes what rollouts bring with them. ValueError: see LivesInRun.go_on, a batch that cannot be split, a step in
@@ -90,7 +105,7 @@ def grpo(
             for message in (".*'rollout_func'", ".*is_gradient_checkpointing"):
                 warnings.filterwarnings("ignore", message=message)
             trainer = _Grpo(
-                drawer, settings, where, reference,
+                drawer, settings, where, reference, policy,
                 model=model,
                 args=_arguments(settings, where, per_piece, drawer.settings.group_size),
                 train_dataset=Dataset.from_dict({"prompt": drawer.order(num_groups)}),
@@ -145,10 +160,11 @@ class _Grpo(LivesInRun, GRPOTrainer):
     """Rollouts of the drawer in the place of trl's own generation, and the forward pass with what they bring."""
 
     def __init__(
-        self, drawer: Drawer, settings: GrpoSettings, where: Where, reference: Reference, *, pad_id: int, **given: Any
-    ) -> None:
+        self, drawer: Drawer, settings: GrpoSettings, where: Where, reference: Reference, policy: Policy, *, pad_id: int,
+        **given: Any,
+    ) -> None:  # fmt: skip
         self._drawer, self._settings, self._where, self._reference = drawer, settings, where, reference
-        self._pad_id = pad_id
+        self._policy, self._pad_id = policy, pad_id
         self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see
         super().__init__(reward_funcs=[_as_drawn], rollout_func=self._rolled_out, **given)
 
@@ -171,11 +187,14 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self._write_down(drawn)
         rows = [row.rollout for row in drawn.rows]
         self._extra = {name: self._padded(drawn, name) for name in rows[0].extra}
+        longest = max(len(row.completion_ids) for row in rows)
+        decided = [[*_is_policy(row), *[False] * (longest - len(row.completion_ids))] for row in rows]
+        self._is_policy_BC = torch.tensor(decided, device=self.accelerator.device)
         return {
             "prompt_ids": [row.prompt_ids for row in rows],
             "completion_ids": [row.completion_ids for row in rows],
             "logprobs": [row.logprobs for row in rows],
-            "env_mask": [[int(row.is_counted)] * len(row.rollout.completion_ids) for row in drawn.rows],
+            "env_mask": [[int(row.is_counted and does) for does in _is_policy(row.rollout)] for row in drawn.rows],
             "reward": [row.reward for row in drawn.rows],
         }
 
@@ -207,7 +226,7 @@ class _Grpo(LivesInRun, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
-        output |= self._extra
+        output |= {**self._extra, "is_policy_BC": self._is_policy_BC}
         if self._settings.beta > 0:
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
             mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
@@ -223,16 +242,15 @@ class _Grpo(LivesInRun, GRPOTrainer):
         compute_entropy: bool = False, **_: object,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
         """(B, C) of the last logits_to_keep tokens, at the policy's temperature."""
-        found: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
-            labels = input_ids[rows].masked_fill(attention_mask[rows] == 0, -100)
-            labels[:, :-logits_to_keep] = -100
-            extra = {name: value[rows] for name, value in self._extra.items()}
-            output = model(
-                input_ids=input_ids[rows], attention_mask=attention_mask[rows], labels=labels, fused_lm_head=True, **extra
+        size = batch_size or len(input_ids)
+        parts = [slice(start, start + size) for start in range(0, len(input_ids), size)]
+        found = [
+            self._policy(
+                model, input_ids[rows], attention_mask[rows], logits_to_keep,
+                {name: value[rows] for name, value in self._extra.items()},
             )
-            found.append((output.log_probs[:, -logits_to_keep:], output.entropy[:, -logits_to_keep:]))
+            for rows in parts
+        ]  # fmt: skip
         logprobs, entropies = (torch.cat(part) for part in zip(*found, strict=True))
         self._seen = (logprobs.detach(), entropies.detach())
         return logprobs, entropies if compute_entropy else None, None
@@ -242,16 +260,21 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self.beta = self._settings.beta
         loss = super()._compute_loss(model, inputs)
         self.beta = 0.0  # while rollouts are drawn: trl asks its own reference model there
-        mask_BC = inputs["completion_mask"]
+        mask_BC = inputs["completion_mask"] * inputs["is_policy_BC"]
         logprob_BC, entropy_BC = self._seen
         apart_BC = (logprob_BC - inputs["sampling_per_token_logps"]).abs()
         sums = torch.stack([(apart_BC * mask_BC).sum(), (entropy_BC * mask_BC).sum(), mask_BC.sum().float()])
         summed: Any = self.accelerator.reduce(sums, reduction="sum")
         apart, entropy, count = summed.tolist()
+        count = max(count, 1.0)  # a step in which nothing was decided
         if int(self.state.global_step) % self._settings.updates_per_rollout == 0:  # later the policy is another one
             self._metrics["train"]["rl/offpolicy"].append(apart / count)
         self._metrics["train"]["rl/entropy"].append(entropy / count)
         return loss
+
+
+def _is_policy(rollout: Rollout) -> list[bool]:
+    return [True] * len(rollout.completion_ids) if rollout.is_policy is None else rollout.is_policy
 
 
 def _as_drawn(prompts: Any, completions: Any, completion_ids: Any, reward: Sequence[float | None], **_: object) -> Any:

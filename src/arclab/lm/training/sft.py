@@ -7,10 +7,12 @@
 
 The model is one of transformers, or anything that trl's SFTTrainer takes; what wants a gradient is trained. rows hold
 input_ids and labels (IGNORED where no loss is), and may hold `plan`; they are padded on the right. The loss is the mean over
-all supervised tokens of a step, whatever the number of ranks and of pieces that a step is computed in."""
+all supervised tokens of a step, whatever the number of ranks and of pieces that a step is computed in. A row may hold
+`row_weight`, [w]: then the terms of its tokens count w times, and all rows of the training must hold one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -32,7 +34,8 @@ from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import Ranks
 
 IGNORED = -100  # label of a token without loss
-Row = dict[str, list[int]]
+Row = dict[str, list[Any]]
+ROW_WEIGHT = "row_weight"
 _FIELDS = {field.name for field in fields(SFTConfig)}
 
 
@@ -91,7 +94,25 @@ class Where:
 
 
 class _Sft(LivesInRun, SFTTrainer):
-    pass
+    def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        """The trainer's own loss is the sum of -log_probs by the number of supervised tokens; weights go into the former."""
+        if ROW_WEIGHT not in inputs:
+            return super().compute_loss(model, inputs, *given, **named)
+        weights_B1 = inputs.pop(ROW_WEIGHT)[:, :1]
+
+        def weighted(**asked: Any) -> Any:
+            output = model(**asked)
+            output.log_probs = output.log_probs * weights_B1
+            return output
+
+        called: Any = weighted  # the trainer only calls it
+        return super().compute_loss(called, inputs, *given, **named)
+
+
+def advantage_weights(gains: Sequence[float], beta: float, most: float) -> list[float]:
+    """exp(gain / beta), at most `most`, divided by their mean, so that the size of a step does not depend on beta."""
+    raw = [min(most, math.exp(min(gain / beta, 700.0))) for gain in gains]
+    return [weight * len(raw) / sum(raw) for weight in raw]
 
 
 def sft(
@@ -192,7 +213,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
     longest = max(len(row["input_ids"]) for row in rows)
     fills = {"input_ids": pad_id, "labels": IGNORED}
 
-    def padded(values: list[list[int]], fill: int) -> torch.Tensor:
+    def padded(values: list[list[Any]], fill: int) -> torch.Tensor:
         return torch.tensor([value + [fill] * (longest - len(value)) for value in values])
 
     batch = {name: padded([row[name] for row in rows], fills.get(name, 0)) for name in rows[0]}

@@ -3,8 +3,9 @@
     python evaluate.py solver=ensemble members=[RESULT,RESULT] merge=votes weights=[2,1]
 
 It answers nothing itself: it reads metrics.json and predictions.jsonl of its members, and their tasks from their sources.
-Weights are given, not learned; merge=confidence learns on other tasks alone (arclab.results.calibration). One process, and
-seconds: nothing is kept for a continuation.
+Weights are given, not learned; merge=confidence learns on other tasks alone (arclab.results.calibration), which were answered
+as those of the member: by the same model, rules of evaluation, adaptation and sampling. One process, and seconds: nothing is
+kept for a continuation.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from arclab.results.ensembles import (
     merge,
     oracle_coverage,
 )  # fmt: skip
-from arclab.results.finished import has_candidates, named, open_results, require_same_tasks, scored_tasks
+from arclab.results.finished import answering_difference, has_candidates, named, open_results, require_same_tasks, scored_tasks
 from arclab.results.paired import PairedTest
 from arclab.results.reading import Run
 from arclab.results.scoring import Share
@@ -116,12 +117,11 @@ def _calibrations(config: EvaluateEnsembleConfig, runs: Sequence[Run]) -> list[C
     paths = [Path(path) for path in config.calibration or []]
     found = open_results(paths, "calibration") if paths else []
     for run, other in zip(runs, found, strict=False):
-        mine, its = _identity(run), _identity(other)
-        if mine != its:
-            key = next(key for key in _IDENTITY if mine[key] != its[key])
+        if difference := _method_difference(run, other):
+            key, mine, its = difference
             raise ConfigError(
-                f"calibration: {other.path} is of {key}={its[key]} and its member {run.path} of {key}={mine[key]}; give the "
-                "results of the same method, in the order of members."
+                f"calibration: {other.path} is of {key}={its} and its member {run.path} of {key}={mine}; give the results of "
+                "the same method, in the order of members."
             )
         if shared := [id_ for id_ in other.splits[0].task_ids if id_ in set(run.splits[0].task_ids)]:
             raise ConfigError(
@@ -129,6 +129,16 @@ def _calibrations(config: EvaluateEnsembleConfig, runs: Sequence[Run]) -> list[C
                 "would decide the ranking; give a result on other tasks."
             )
     return [fit_calibration(other.splits[0], other.path) for other in found]
+
+
+def _method_difference(run: Run, other: Run) -> tuple[str, Any, Any] | None:
+    """(key, its value in each) of the first thing in which two results were answered differently, None if there is none."""
+    mine, its = _identity(run), _identity(other)
+    if mine != its:
+        key = next(key for key in _IDENTITY if mine[key] != its[key])
+        return key, mine[key], its[key]
+    found = answering_difference(run.settings, other.settings)
+    return next(((key, ours, theirs) for key, (ours, theirs) in found.items()), None)
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answe
 from arclab.methods.memgen.ltpo import LatentOptimiser
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule
-from arclab.methods.memgen.trigger import chosen_trigger
 from arclab.pages.text_report import TextAnswer, TextResult, render_text_report
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -89,7 +88,7 @@ def _answered(
 ) -> tuple[list[Answered], float]:  # fmt: skip
     """All ranks' answers, in the order of the examples, and the seconds that those of this process took."""
     weaver, language = saved.config.memgen.weaver, saved.language
-    rule = insertion_rule(language, weaver, chosen_trigger(config.trigger, saved.config.memgen.trigger))
+    rule = insertion_rule(language, weaver, saved.trigger(config.trigger, "trigger"))
     settings = {key: value for key, value in flat(config).items() if not key.startswith(config.FREE_KEYS)}
     settings |= {"step": saved.step, "reasoner": language.identity}
     worklist = Worklist(run.path / f"answers_{ranks.rank}_of_{ranks.world_size}.jsonl", settings)

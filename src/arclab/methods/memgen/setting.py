@@ -1,7 +1,7 @@
 """What a MemGen run is about: the reasoner with its tokenizer, the rule of insertions, and the examples as tokens.
 
     language = load_reasoner(config.lm)                           # frozen, with its end and padding tokens
-    rule = insertion_rule(language, config.memgen.weaver)
+    rule = insertion_rule(language, config.memgen.weaver)         # with memory at every delimiter
     rows = training_rows(language, examples, rule, weaver)                # input_ids, labels and plan of each example
 
 Prompts go through the chat template of the tokenizer, up to the assistant's header; the loss is on the reply and its end token.
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arclab.config.llm_schema import HfModelConfig
-from arclab.config.memgen_schema import WeaverConfig
+from arclab.config.llm_schema import TRAINED_TRIGGERS, HfModelConfig
+from arclab.config.memgen_schema import LoraConfig, MemGenConfig, WeaverConfig
 from arclab.lm.chat_template import conversation_ids, plain_ids
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, model_identity, turn_end
 from arclab.lm.language_model import Message
 from arclab.lm.switched import LoraSettings
 from arclab.lm.training.sft import IGNORED, Row
 from arclab.methods.memgen.generation import InsertionRule
-from arclab.methods.memgen.insertions import InsertionLimits, delimiter_table, plan_of
+from arclab.methods.memgen.insertions import InsertionLimits, delimiter_table, plan_of, thinned
 from arclab.methods.memgen.model import MemGenModel, MemGenSettings
 from arclab.methods.memgen.trigger import Trigger, always
+from arclab.methods.memgen.trigger_model import TriggerSettings
 from arclab.methods.memgen.weaver import WeaverSizes
 from arclab.text.examples import TextExample
 
@@ -91,22 +92,27 @@ def insertion_rule(language: Language, config: WeaverConfig, trigger: Trigger = 
 
 
 def memgen_settings(config: WeaverConfig) -> MemGenSettings:
-    lora = config.lora
     return MemGenSettings(
         WeaverSizes(config.prompt_latents_len, config.inference_latents_len),
-        LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.target_modules)),
+        _lora(config.lora),
         config.fast,
         config.adapt_reasoner,
     )
 
 
-def build_memgen(language: Language, config: WeaverConfig, seed: int) -> MemGenModel:
-    """The reasoner with a fresh weaver: the same one for every call with this seed. ValueError: target modules that it lacks, a
-    weaver model that cannot be had."""
-    other = None
-    if config.model is not None:
-        other = load_model(HfModelConfig(**{**_fields(language.config), "name": config.model, "adapter": None}))
-    return MemGenModel(language.model, memgen_settings(config), seed=seed, weaver_model=other)
+def build_memgen(language: Language, config: MemGenConfig, seed: int) -> MemGenModel:
+    """The reasoner with a fresh weaver, and a fresh trigger if it is one that is trained: the same for every call with this
+    seed. ValueError: target modules that it lacks, a weaver model that cannot be had."""
+    weaver, trigger, other = config.weaver, config.trigger, None
+    if weaver.model is not None:
+        other = load_model(HfModelConfig(**{**_fields(language.config), "name": weaver.model, "adapter": None}))
+    lora = None if trigger.lora is None else _lora(trigger.lora)
+    decides = TriggerSettings(trigger.width, lora) if trigger.kind in TRAINED_TRIGGERS else None
+    return MemGenModel(language.model, memgen_settings(weaver), seed=seed, weaver_model=other, trigger=decides)
+
+
+def _lora(config: LoraConfig) -> LoraSettings:
+    return LoraSettings(config.rank, config.alpha, config.dropout, tuple(config.target_modules))
 
 
 def _fields(config: HfModelConfig) -> dict[str, Any]:
@@ -117,8 +123,10 @@ def training_rows(language: Language, examples: Sequence[TextExample], rule: Ins
     """input_ids, labels and plan of each example. ValueError names an example that does not fit, latents included."""
     rows = []
     for example in examples:
-        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.reply)
+        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.woven or example.reply)
         plan = plan_of(prompt + reply, len(prompt), rule.delimiters_V, rule.limits)
+        if example.inserts:
+            plan = thinned(plan, example.inserts)
         require_room(language, example, len(prompt) + len(reply), weaver, "shorten it, or drop it from the data")
         rows.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply, "plan_BL": plan})
     return rows

@@ -197,6 +197,7 @@ def _samples(config: ExperimentConfig, parts: Sequence[Part]) -> Iterator[tuple[
 def _row_work(config: ExperimentConfig, part: Part, rows: Batch, place: Placement) -> _Work:
     """Of a training step, for the mean row of a part."""
     encoder = config.encoder
+    inner_steps = encoder.inner_steps if isinstance(encoder, TaskEncoderConfig) else 0
     is_reconstructing = isinstance(encoder, TaskEncoderConfig) and encoder.reconstruction.weight > 0
     is_contrasting = isinstance(encoder, TaskEncoderConfig) and encoder.contrastive.weight > 0
     blocks, graded = (count * (1 + is_reconstructing) for count in _decoder_blocks(config))
@@ -206,7 +207,26 @@ def _row_work(config: ExperimentConfig, part: Part, rows: Batch, place: Placemen
         for shape, lengths, layers in _encoder_blocks(config, encoder, rows, place):
             reading = _blocks(config, shape, lengths, encoders * layers, encoders * layers)
             work.add(reading, 1 / len(rows), kernels=_num_groups(lengths))
+    if inner_steps:
+        _add_inner_steps(work, config, part, rows, place, inner_steps)
     return work
+
+
+def _add_inner_steps(
+    work: _Work, config: ExperimentConfig, part: Part, rows: Batch, place: Placement, num_steps: int
+) -> None:  # fmt: skip
+    """Adds those of the mean row: it reads all its demonstrations once more, and all but one for each question, and predicts
+    the questions once before every step and after the last. They need no more memory at once than a step."""
+    assert isinstance(config.encoder, TaskEncoderConfig)
+    shown = float(rows.num_demos_B.float().mean())
+    predicting = _blocks(config, _decoder_shape(config, place), [_decoder_length(config, part.data)], *_decoder_blocks(config))
+    parts = [(predicting, shown * (num_steps + 1), num_steps + 1)]
+    for shape, lengths, layers in _encoder_blocks(config, config.encoder, rows, place):
+        parts.append((_blocks(config, shape, lengths, layers, 0), max(shown, 2.0) / len(rows), 2 * _num_groups(lengths)))
+    for each, count, kernels in parts:
+        kept, passing = work.kept, work.passing
+        work.add(each, count, kernels=kernels)
+        work.kept, work.passing = kept, passing
 
 
 def _num_groups(lengths: Sequence[float]) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
@@ -111,7 +111,7 @@ def evaluate_in_ranks(
 
             def solve(adaptation: AdaptationConfig) -> Attempts:
                 key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
-                adapter = adapter_of(adaptation, config, setting, model, ranks, state["step"])
+                adapter = adapter_of(adaptation, config, setting, model, ranks, state["step"], progress.require_not_told)
                 solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
                                       VoteStore(folder.run.path, key), progress, adaptation, adapter)  # fmt: skip
                 with adapter.adapted_jointly() if adapter is not None and adapter.is_joint else nullcontext():
@@ -150,7 +150,7 @@ def build_solver(
     """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it. adapter: of an
     adaptation that trains the model."""
     rows = setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None
-    reader = None if adaptation is None else reader_of(adaptation, config, model, ranks)
+    reader = None if adaptation is None else reader_of(adaptation, config, model, ranks, progress)
     if adapter is not None:
         plain = ModelReader(model, config.dataset.max_demos, adapter.puzzle_rows(), ranks.device)
         reader = AdaptedReader(plain, adapter)
@@ -161,23 +161,30 @@ def build_solver(
 
 
 def adapter_of(
-    adaptation: AdaptationConfig, config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, step: int
-) -> TaskAdapter | None:
-    """Who trains the model on the scored tasks' demonstrations; None: nobody. step: how far the run was trained."""
+    adaptation: AdaptationConfig, config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, step: int,
+    before_step: Callable[[], None] = lambda: None,
+) -> TaskAdapter | None:  # fmt: skip
+    """Who trains the model on the scored tasks' demonstrations; None: nobody. step: how far the run was trained. before_step:
+    see TaskAdapter."""
     if not isinstance(adaptation, WeightAdaptationConfig):
         return None
     return TaskAdapter(
-        model, config, adaptation, setting.scored, setting.known_rows, setting.data.space.rule, first_step=step, ranks=ranks
-    )
+        model, config, adaptation, setting.scored, setting.known_rows, setting.data.space.rule, first_step=step, ranks=ranks,
+        before_step=before_step,
+    )  # fmt: skip
 
 
 def reader_of(
-    adaptation: AdaptationConfig, config: ExperimentConfig, model: RecursiveModel, ranks: Ranks
-) -> LatentSearchReader | None:
-    """Who reads the demonstrations in the model's place; None: the model."""
+    adaptation: AdaptationConfig, config: ExperimentConfig, model: RecursiveModel, ranks: Ranks,
+    progress: WorkProgress | None = None,
+) -> LatentSearchReader | None:  # fmt: skip
+    """Who reads the demonstrations in the model's place; None: the model. progress: may end a search."""
     if not isinstance(adaptation, LatentSearchConfig):
         return None
-    return LatentSearchReader(adaptation, ModelReader(model, config.dataset.max_demos, None, ranks.device), config.seed)
+    plain = ModelReader(model, config.dataset.max_demos, None, ranks.device)
+    if progress is None:
+        return LatentSearchReader(adaptation, plain, config.seed)
+    return LatentSearchReader(adaptation, plain, config.seed, progress.require_not_told)
 
 
 def solver_of(

@@ -12,6 +12,7 @@ Shapes: B rows, S canvas cells, P prefix tokens, T context tokens, D width, V to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -29,6 +30,8 @@ from arclab.methods.recursive.halting import halts
 from arclab.methods.recursive.layers import Recomputable
 from arclab.runs.profile import PART
 
+# (context, rows that it was read for, identities of their colours) -> the context that the decoder reads in its place.
+ContextMove = Callable[[TaskContext, Batch, Tensor | None], TaskContext]
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 
@@ -64,7 +67,7 @@ class Reading:
     a state of its own, the state and the memory that it writes from. num_demos: demonstrations behind the canvas.
 
     offset_BTD: fp32, added to the context tokens that such an encoder writes, at every step. facts_BF: numbers on how the rows
-    were read, for statistics (see solver.reader.Reader).
+    were read, for statistics (see solver.reader.Reader). identities_BCC: see Carry; None in evaluation.
     """
 
     num_demos: int
@@ -73,6 +76,7 @@ class Reading:
     state_BXD: Tensor | None = None
     offset_BTD: Tensor | None = None
     facts_BF: Tensor | None = None
+    identities_BCC: Tensor | None = None
 
     def rows(self, index_R: Tensor) -> Reading:
         """The rows with these numbers; one may be taken several times."""
@@ -82,7 +86,7 @@ class Reading:
         })  # fmt: skip
 
     def _optional(self) -> dict[str, Tensor | None]:
-        names = ("prefix_BPD", "state_BXD", "offset_BTD", "facts_BF")
+        names = ("prefix_BPD", "state_BXD", "offset_BTD", "facts_BF", "identities_BCC")
         return {name: getattr(self, name) for name in names}
 
     def join(self, other: Reading) -> Reading:
@@ -232,13 +236,19 @@ class RecursiveModel(nn.Module):
         min_steps_B: Tensor,
         noise: torch.Generator | None = None,
         max_steps: int | None = None,
+        move: ContextMove | None = None,
     ) -> tuple[Carry, StepOutput]:
         """One training step. min_steps_B: see halting.draw_min_steps; max_steps: halt_max_steps unless given (see
-        halting.most_steps); noise: see TaskEncoder. The new carry is detached."""
+        halting.most_steps); noise: see TaskEncoder; move: None leaves an encoder's context as it is (the output has that one in
+        any case). The new carry is detached."""
         carry = self.admit(carry, batch, noise)
         data, identities = carry.data, carry.identities_BCC
         with record_function(PART + "encoder forward"):
             condition = self.condition(data, carry.encoder_state, noise, identities)
+        if move is not None and condition.context is not None:
+            with record_function(PART + "inner steps"):
+                moved = self._from_context(move(condition.context, data, identities))
+            condition = replace(moved, context=condition.context)
         with record_function(PART + "decoder forward"):
             latents, logits_BSV, q_halt_B = self.decoder(
                 carry.latents, data.inputs_BS, condition.prefix_BPD, condition.memory, identities
@@ -303,7 +313,7 @@ class RecursiveModel(nn.Module):
             condition = self._from_context(context)
             prefix_BPD, memory, state = condition.prefix_BPD, condition.memory, context.state
         assert prefix_BPD is not None
-        latents, logits_BSV, q_halt_B = self.decoder(latents, inputs_BS, prefix_BPD, memory)
+        latents, logits_BSV, q_halt_B = self.decoder(latents, inputs_BS, prefix_BPD, memory, reading.identities_BCC)
         return latents, replace(reading, state_BXD=state), logits_BSV, q_halt_B
 
     def predict(self, data: Batch) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from arclab.data.record import NO_RECORD, DataRecord, changed_task, demos_digest
 from arclab.data.sampler import TrainingData, build_training_data
 from arclab.data.splits import TaskSplit, find_overlaps, load_sources, load_tasks, require_fit, size_note, up_to_side
 from arclab.data.tasks import ArcTask
+from arclab.results.reading import FIT_STAMP
 
 log = logging.getLogger(__name__)
 _SOURCES = {"train": "train_sources", "validation": "validation_sources", "evaluation": "eval_sources"}
@@ -96,15 +97,16 @@ def with_wishes(
     ValueError: no task is left or one does not fit; a puzzle table has no vectors for one.
     """
     name, split, stamps = config.evaluation.split.value, setting.split, []
+    is_table = config.dataset.regime is Regime.puzzle_id
     scored = list(split.named(name))
     num_too_large = split.num_too_large.get(name, 0)
     if wishes.eval_sources is not None:
         scored, num_too_large = load_sources(wishes.eval_sources), 0
-        stamps.append(f"scored on other data than the run's: {', '.join(wishes.eval_sources)}")
+        what = "tasks that the puzzle table knows" if is_table and not learns_vectors else "other data than the run's"
+        stamps.append(f"scored on {what}: {', '.join(wishes.eval_sources)}")
     num_tasks = num_too_large + len(scored)
     kept = up_to_side(scored, config.dataset.max_side)
     num_too_large += len(scored) - len(kept)
-    is_table = config.dataset.regime is Regime.puzzle_id
     if wishes.eval_sources is not None and (learns_vectors or not is_table):
         kept, leaks = _without_trained(setting, kept)
         stamps += leaks
@@ -161,13 +163,13 @@ def protocol_stamps(config: ExperimentConfig) -> list[str]:
 def as_trained(
     config: ExperimentConfig, setting: Setting, record: DataRecord | None, checkpoint: Path
 ) -> tuple[Setting, list[str], list[str]]:
-    """The setting with the record of the checkpoint, notes on the data, and stamps if an encoder was trained on scored tasks.
+    """The setting with the record of the checkpoint, notes on the data, and stamps if the model was trained on scored tasks.
 
     ValueError if a puzzle table was trained on other tasks than those that load now: its vectors would answer for others.
     """
     if record is None:
         log.warning("note: %s", NO_RECORD)
-        return setting, [NO_RECORD], []
+        return setting, [NO_RECORD], _trained_table_stamps(config, setting, setting.record)
     why = changed_task(record, setting.record)
     if why and config.dataset.regime is Regime.puzzle_id:
         raise ValueError(
@@ -175,15 +177,29 @@ def as_trained(
             "tasks back as they were when it was trained."
         )
     notes = [f"the training tasks of today are not those that the checkpoint was trained on: {why}"] if why else []
-    stamps = []
+    stamps = _trained_table_stamps(config, setting, record)
     if config.dataset.regime is Regime.few_shot and config.evaluation.split is not SplitName.train:
         trained = {task.demos for task in record.tasks} | rearc_demos(record)
         known = [task.id for task in setting.scored if demos_digest(task) in trained]
-        if known:
-            stamps = [f"{len(known)} of the {len(setting.scored)} scored tasks were trained on (task {known[0]})"]
+        stamps += _trained_stamp(known, setting)
     for note in (*notes, *stamps):
         log.warning("note: %s", note)
     return replace(setting, record=record), notes, stamps
+
+
+def _trained_table_stamps(config: ExperimentConfig, setting: Setting, record: DataRecord) -> list[str]:
+    """If a puzzle table was trained on answers that are scored, under another split than the one that says so. What was trained
+    on demonstrations alone has the stamp of its checkpoint (protocol_stamps)."""
+    if config.dataset.regime is not Regime.puzzle_id or config.evaluation.split is SplitName.train:
+        return []
+    learned = {task.id for task in record.tasks if task.learns_tests}
+    known = [task.id for task in setting.scored if task.id in learned and task.id in setting.known_rows]
+    return [FIT_STAMP] if len(known) == len(setting.scored) else _trained_stamp(known, setting)
+
+
+def _trained_stamp(known: Sequence[str], setting: Setting) -> list[str]:
+    """known: ids of scored tasks that the model was trained on."""
+    return [f"{len(known)} of the {len(setting.scored)} scored tasks were trained on (task {known[0]})"] if known else []
 
 
 def require_trained_rows(config: ExperimentConfig, setting: Setting, *, learns_vectors: bool = False) -> None:

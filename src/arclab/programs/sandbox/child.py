@@ -2,7 +2,8 @@
 
 It holds the program's source and its inputs and nothing else: no expected output, no environment, no open file. It reads its
 request itself, after the fork, so that nothing of another request is ever in the memory that it inherits. What a program may
-import (PRELOADED) is loaded before, because under seccomp a child opens no file at all, and so cannot read a data set either.
+import (PRELOADED, and arc_dsl where it is installed) is loaded before, because under seccomp a child opens no file at all, and
+so cannot read a data set either. A program that imports arc_dsl gets grids as that language has them: tuples of tuples.
 
 Most of a child's time are page faults: memory is shared with the zygote until one of them writes to it. So whatever is equal
 for all children is done once in the zygote (`settle`, `rehearse`), and a child only does what must be its own.
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from arclab.data.rearc_package import INSTALL, load_dsl
 from arclab.programs.sandbox.execution import (
     STDOUT_MARK,
     Execution,
@@ -34,7 +36,7 @@ from arclab.programs.sandbox.execution import (
     pack_request,
     unpack_body,
 )
-from arclab.programs.sandbox.fixed_sources import clock, fix_sources, may_differ, seed_all, shift_addresses
+from arclab.programs.sandbox.fixed_sources import clock, fix_sources, may_differ, names_in, seed_all, shift_addresses
 from arclab.programs.sandbox.lockdown import SET_PDEATHSIG, Lock, forbid_new_privileges, prctl
 from arclab.programs.sandbox.plain import BadOutput, name_of, plain_rows
 from arclab.programs.sandbox.supervisor import ANSWER, REQUEST
@@ -140,6 +142,7 @@ _CODECS = (
 )
 # What numpy loads only when it is first used, as far as this numpy has it. np.unique uses ma.
 _PARTS_OF_NUMPY = ("char", "fft", "ma", "polynomial", "rec", "strings")
+DSL = "arc_dsl"
 PROGRAM = "<program>"
 _STACK_MB, _MAX_FILES = 64, 16
 _REHEARSALS = 20
@@ -154,6 +157,16 @@ def preload() -> None:
         codecs.lookup(name)
     for name in _PARTS_OF_NUMPY:
         getattr(np, name, None)
+    if load_dsl(DSL) is None:
+        sys.meta_path.insert(0, _NoDsl())
+
+
+class _NoDsl:
+    """Says what to do to a program that imports a language that is not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == DSL:
+            raise ModuleNotFoundError(f"{DSL} is not installed; run {INSTALL}.", name=DSL)
 
 
 class _Capture:
@@ -263,25 +276,27 @@ def _write_all(file: int, data: bytes) -> None:
 def _answers(request: bytes, header: Header) -> Iterator[bytes]:
     """A record for each input: yielded as they come, so that a later crash loses no earlier one."""
     entry, source, grids = unpack_body(request, header)
-    solve, failure = _load(source, entry)
+    solve, failure, uses_dsl = _load(source, entry)
     for rows in grids:
         if solve is None:
             yield failure
             continue
-        grid: Any = [list(row) for row in rows]
+        grid: Any = tuple(map(tuple, rows)) if uses_dsl else [list(row) for row in rows]
         if header.as_arrays:
             grid = np.array(grid, np.uint8)
         yield _guarded(lambda grid=grid: pack_grid(plain_rows(solve(grid))))
 
 
-def _load(source: str, entry: str) -> tuple[Callable[[Any], Any] | None, bytes]:
-    """The program's entry point, or the record that says why there is none."""
+def _load(source: str, entry: str) -> tuple[Callable[[Any], Any] | None, bytes, bool]:
+    """The program's entry point, or the record that says why there is none; and whether it imports arc_dsl."""
     module = ModuleType("__solution__")
     sys.modules[module.__name__] = module  # where dataclasses look for the names in a program's annotations
     namespace = module.__dict__
     namespace["__builtins__"] = builtins
+    uses_dsl = False
 
     def load() -> bytes:
+        nonlocal uses_dsl
         try:
             code: CodeType = compile(source, PROGRAM, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, OverflowError) as error:
@@ -289,16 +304,17 @@ def _load(source: str, entry: str) -> tuple[Callable[[Any], Any] | None, bytes]:
             return pack_error(Status.syntax_error, f"{type(error).__name__}: {getattr(error, 'msg', error)}{line}")
         if may_differ(code):
             clock.note()
+        uses_dsl = any(DSL in names for names in names_in(code))
         exec(code, namespace)
         return b""
 
     failure = _guarded(load)
     solve = namespace.get(entry)
     if failure:
-        return None, failure
+        return None, failure, uses_dsl
     if not callable(solve):
-        return None, pack_error(Status.no_entry_point, f"no function {entry}")
-    return solve, b""
+        return None, pack_error(Status.no_entry_point, f"no function {entry}"), uses_dsl
+    return solve, b"", uses_dsl
 
 
 def _guarded(call: Callable[[], bytes]) -> bytes:

@@ -145,6 +145,14 @@ def may_differ(code: CodeType) -> bool:
     return any(not _UNNOTICED.isdisjoint(words) for words in _words(code))
 
 
+def names_in(code: CodeType) -> Iterator[tuple[str, ...]]:
+    """The global names, attributes and modules that the code names, those of its functions too."""
+    yield code.co_names
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            yield from names_in(constant)
+
+
 def _words(code: CodeType) -> Iterator[tuple[str, ...]]:
     yield code.co_names
     for constant in code.co_consts:

@@ -12,12 +12,17 @@ import torch
 from arclab.config.compose import ConfigError, compose_evaluate
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.methods.recursive import evaluation
+from arclab.methods.recursive.adaptation import training
 from arclab.methods.recursive.adaptation.tasks import TaskAdapter
 from arclab.methods.recursive.evaluation import evaluate_in_ranks
 from arclab.methods.recursive.run import pretrain_in_ranks
+from arclab.methods.recursive.search import ascent
 from arclab.methods.recursive.solver.solver import RecursiveSolver
 from arclab.pages import report
+from arclab.results.reading import FIT_STAMP
+from arclab.runs.folder import RunDir, State
 from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
 
 from ....conftest import compose
 from ..solver.test_resume import Killed, kill_after
@@ -131,6 +136,40 @@ def test_a_killed_one_goes_on_with_the_next_task(root: Path, tmp_path: Path, mon
         assert record["statistics"][name] == pytest.approx(whole["statistics"][name]), name
 
 
+@pytest.mark.parametrize(
+    ("settings", "module", "step", "at", "kept"),
+    [
+        (["adaptation=weights", *FEW], training, "train_step", 8, "6 of 12"),  # the second step of the third task
+        (["adaptation=latent", "adaptation.steps=3", "batch_size=3"], ascent, "_losses", 6, "3 of 12"),
+        (["adaptation=weights", *FEW, "adaptation.joint=true"], training, "train_step", 2, "begins anew"),
+        (["adaptation=lora", *FEW], training, "_answer_loss", 7, "9 of 12"),  # the loss before the fourth task's adaptation
+    ],
+)
+def test_a_stop_signal_ends_an_adaptation_at_its_next_step(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], module: Any, step: str, at: int, kept: str
+) -> None:
+    """What was finished is kept, and the same command ends as one that was never told."""
+    settings = [*settings, "split=evaluation"]
+    _, whole = scored(root / "etrm", tmp_path / "whole", *settings)
+    original, calls, signals = getattr(module, step), [0], StopSignals()
+
+    def signalled(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at:
+            signals.number = 15
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, signalled)
+        config = wanted(root / "etrm", tmp_path / "told", *settings)
+        assert evaluate_in_ranks(config, CPU, signals) is State.preempted
+    assert calls[0] == at, "the step that was under way is the last one"
+    status = RunDir(config.folder).read_status()
+    assert status is not None and kept in status["message"] and "the same command continues" in status["message"]
+    assert not (config.folder / "metrics.json").exists()
+    assert scored(root / "etrm", tmp_path / "told", *settings)[1] == whole
+
+
 def test_a_table_learns_vectors_for_tasks_that_it_does_not_know(root: Path, tmp_path: Path) -> None:
     settings = ("adaptation=embeddings_then_weights", *FEW, "adaptation.lr=0.01")
     for run, wishes in (("trm", ["split=evaluation"]), ("own", [f"dataset.eval_sources=['{UNSEEN}']"])):
@@ -143,6 +182,21 @@ def test_a_table_learns_vectors_for_tasks_that_it_does_not_know(root: Path, tmp_
             assert len(ids(predictions)) == 4
             assert record["statistics"]["adapt/loss_after"] < record["statistics"]["adapt/loss_before"]
             assert any("transductive" in stamp for stamp in record["stamps"]) == (run == "own"), "the checkpoint's stamp stays"
+
+
+def test_scores_of_a_tables_own_tasks_say_what_it_learned_of_them(root: Path, tmp_path: Path) -> None:
+    """Of training tasks everything, under whichever split they are scored; of its scored tasks the demonstrations."""
+    validation = "toy:color_map?tasks=3&side=3&colors=3&palette=4&demos=3&split=validation"
+    transductive = "transductive: the demonstrations of the scored tasks are training data"
+    for run, sources, said in (
+        ("trm", f"'{TRAINED}'", {FIT_STAMP}),
+        ("own", f"'{TRAINED}'", {FIT_STAMP, transductive}),
+        ("own", f"'{validation}'", {transductive}),
+        ("own", f"'{validation}','{TRAINED}'", {transductive, "8 of the 11 scored tasks were trained on (task "}),
+    ):
+        record, _ = scored(root / run, tmp_path / f"{run}{len(sources)}", f"dataset.eval_sources=[{sources}]")
+        stamps = [stamp for stamp in record["stamps"] if not stamp.startswith(("scored on tasks that", "not the published"))]
+        assert len(stamps) == len(said) and all(any(stamp.startswith(each) for stamp in stamps) for each in said), stamps
 
 
 def test_what_a_table_was_trained_on_is_no_test_of_it(root: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ neither order nor ranks change a result. Shapes: N rows of a table, D width.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,6 +41,7 @@ from arclab.methods.recursive.adaptation.training import FIGURES, train
 from arclab.methods.recursive.model import PuzzleTable, Reading, RecursiveModel
 from arclab.methods.recursive.solver.reader import ModelReader, Puzzles
 from arclab.methods.recursive.training.step import noise_generator
+from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 
 FIRST_ROW = 1  # of the only task in a table of its own: row 0 is the blank one
@@ -48,15 +49,17 @@ FIRST_ROW = 1  # of the only task in a table of its own: row 0 is the blank one
 
 class TaskAdapter:
     """scored: all tasks of the evaluation. trained_rows: {id: first row} of those that the model's puzzle table was trained on;
-    rule: the one that its views were made by. first_step: how far the run was trained. With no steps to take, all tasks share a
-    table that nobody trains: tasks need not take turns."""
+    rule: the one that its views were made by. first_step: how far the run was trained. before_step: may raise ToldToEnd, with
+    which an adaptation ends. With no steps to take, all tasks share a table that nobody trains: tasks need not take turns."""
 
     def __init__(
         self, model: RecursiveModel, config: ExperimentConfig, wanted: WeightAdaptationConfig, scored: Sequence[ArcTask],
         trained_rows: Mapping[str, int], rule: ViewRule, *, first_step: int, ranks: Ranks,
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._model, self._config, self._wanted, self._scored = model, config, wanted, scored
         self._trained_rows, self._rule, self._first_step, self._ranks = trained_rows, rule, first_step, ranks
+        self._before_step = before_step
         self.is_joint = wanted.joint or wanted.steps == 0
         self._next = {task.id: scored[(n + 1) % len(scored)] for n, task in enumerate(scored)}
         self._weights = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -74,14 +77,25 @@ class TaskAdapter:
 
     @contextmanager
     def adapted_jointly(self) -> Iterator[None]:
-        """The same to all scored tasks, with one table for them all. Every rank does so, and gets what the first one found."""
+        """The same to all scored tasks, with one table for them all. Every rank does so, and gets what the first one found.
+        ToldToEnd on every rank if one of them was told to end."""
         try:
-            self._train(self._scored)
+            self._train_together()
             table = self._model.puzzle_table
             self._ranks.broadcast_([*self._model.parameters(), *(() if table is None else [table.weight])])
             yield
         finally:
             self._reset()
+
+    def _train_together(self) -> None:
+        """No rank leaves alone: the others would wait for it."""
+        told = None
+        try:
+            self._train(self._scored)
+        except ToldToEnd as error:
+            told = error
+        if any(self._ranks.gather_objects(told is not None)):
+            raise ToldToEnd("the adaptation to all tasks together was not finished, and begins anew") from told
 
     def puzzle_rows(self) -> dict[str, int] | None:
         """{id: first row} in the table that the model has when it answers a task; None for an encoder."""
@@ -114,7 +128,8 @@ class TaskAdapter:
         if self._table is not None:
             self._set_table(self._start(self._table.weight, rows.space, seed))
         self.figures = train(
-            self._model, self._config, self._wanted, rows, seed=seed, first_step=self._first_step, device=self._ranks.device
+            self._model, self._config, self._wanted, rows, seed=seed, first_step=self._first_step, device=self._ranks.device,
+            before_step=self._before_step,
         )  # fmt: skip
 
     def _start(self, trained_ND: Tensor, space: PuzzleSpace, seed: int) -> Tensor:

@@ -5,14 +5,15 @@
 A step is arclab.methods.recursive.training.step.train_step: rows stay in flight until they halt (with the exploration of the
 run), auxiliary losses have the weights that they had at the end of its training, gradients are clipped as in the run. Other
 than there, rates are constant, nothing is frozen but what the adaptation leaves alone, and the contrastive loss, which needs
-other tasks to compare with, is left out. Weights are not averaged.
+other tasks to compare with, is left out. So are inner steps: the adapted model answers from contexts that are not moved.
+Weights are not averaged.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -47,21 +48,21 @@ FIGURES = ("adapt/loss_before", "adapt/loss_after", "adapt/shared", "adapt/secon
 
 def train(
     model: RecursiveModel, config: ExperimentConfig, wanted: WeightAdaptationConfig, rows: DemonstrationRows, *,
-    seed: int, first_step: int, device: torch.device,
+    seed: int, first_step: int, device: torch.device, before_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:  # fmt: skip
     """Change the model, on its device. config: of the run; seed: of noise and exploration; first_step: how far the run was
-    trained. Returns the FIGURES."""
+    trained; before_step: may end it by what it raises, which leaves the model half trained. Returns the FIGURES."""
     start, originals = time.monotonic(), rows.originals().to(device)
-    before = question_loss(model, originals, wanted.rows_per_step)
+    before = question_loss(model, originals, wanted.rows_per_step, before_step)
     trained = training_config(config, wanted, seed)
     if wanted.steps == 0:
         pass  # not even W + 0, which turns a -0.0 round
     elif isinstance(wanted, LowRankConfig):
         with low_rank(_parts(model, wanted.parts), wanted.rank, noise_generator((seed, first_step), device)) as parameters:
-            _steps(trained, model, rows, first_step, device, [(wanted.steps, parameters)])
+            _steps(trained, model, rows, first_step, device, [(wanted.steps, parameters)], before_step)
     else:
-        _steps(trained, model, rows, first_step, device, _phases(model, wanted))
-    after = question_loss(model, originals, wanted.rows_per_step)
+        _steps(trained, model, rows, first_step, device, _phases(model, wanted), before_step)
+    after = question_loss(model, originals, wanted.rows_per_step, before_step)
     return dict(zip(FIGURES, (before, after, rows.shared_share, time.monotonic() - start), strict=True))
 
 
@@ -78,6 +79,7 @@ def training_config(config: ExperimentConfig, wanted: WeightAdaptationConfig, se
     encoder.optim = replace(encoder.optim, freeze_steps=0, lr=_given(rate, encoder.optim.lr))
     if isinstance(encoder, TaskEncoderConfig):
         encoder.contrastive = replace(encoder.contrastive, weight=0.0)
+        encoder.inner_steps = 0
     return replace(
         config, seed=seed, trainer=trainer, decoder=decoder, encoder=encoder, halting=replace(config.halting, single_steps=0),
         decoder_init=DecoderInitConfig(kind=InitKind.scratch, path=None, freeze_steps=0),
@@ -124,7 +126,7 @@ def _phases(model: RecursiveModel, wanted: WeightAdaptationConfig) -> list[tuple
 
 def _steps(
     config: ExperimentConfig, model: RecursiveModel, rows: DemonstrationRows, first_step: int, device: torch.device,
-    phases: Sequence[tuple[int, list[nn.Parameter]]],
+    phases: Sequence[tuple[int, list[nn.Parameter]]], before_step: Callable[[], None],
 ) -> None:  # fmt: skip
     alone, num_rows = Ranks(0, 1, device), config.trainer.num_rows
     progress = TrainingProgress(first_step, (), 0, 0.0, "", None, [], None, None)
@@ -134,6 +136,7 @@ def _steps(
     for num_steps, parameters in phases:
         with _only_training(model, parameters):
             for _ in range(num_steps):
+                before_step()
                 train_step(config, training, [rows.next(num_rows).to(device)], alone, sums, [])
 
 
@@ -152,10 +155,13 @@ def _only_training(model: RecursiveModel, chosen: Sequence[nn.Parameter]) -> Ite
             parameter.requires_grad_(is_needed)
 
 
-def question_loss(model: RecursiveModel, rows: Batch, num_rows: int) -> float:
-    """Mean cross-entropy of a cell after all supervision steps; num_rows at once."""
+def question_loss(
+    model: RecursiveModel, rows: Batch, num_rows: int, before_part: Callable[[], None] = lambda: None
+) -> float:  # fmt: skip
+    """Mean cross-entropy of a cell after all supervision steps; num_rows at once. before_part: may end it."""
     total = 0.0
     for start in range(0, len(rows), num_rows):
+        before_part()
         part = rows.rows(start, start + num_rows)
         total += float(_answer_loss(model, part).double().sum())
     return total / len(rows)

@@ -10,6 +10,7 @@ does not depend on the others. Shapes: P puzzles, C candidates (P times the numb
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,23 @@ class Found:
     step_P: Tensor
 
 
-def search(model: RecursiveModel, problem: Problem, config: LatentSearchConfig, noise: list[Offset]) -> Found:
-    """noise: of the starts after the first, P rows each, of unit size."""
+def groups(puzzles: Batch, max_rows: int, num_starts: int = 1) -> Iterator[tuple[int, int]]:
+    """(first, end) of puzzles, in their order, whose questions are searched together: as many as max_rows takes, or one."""
+    first, rows = 0, 0
+    for puzzle, count in enumerate(puzzles.num_demos_B.tolist()):
+        wanted = count * num_starts
+        if puzzle > first and rows + wanted > max_rows:
+            yield first, puzzle
+            first, rows = puzzle, 0
+        rows += wanted
+    yield first, len(puzzles)
+
+
+def search(
+    model: RecursiveModel, problem: Problem, config: LatentSearchConfig, noise: list[Offset],
+    before_step: Callable[[], None] = lambda: None,
+) -> Found:  # fmt: skip
+    """noise: of the starts after the first, P rows each, of unit size. before_step: may end the search by what it raises."""
     candidates = _starts(problem.start, config, noise)
     num_starts, num_puzzles = len(noise) + 1, len(problem.start)
     puzzle_C = torch.arange(num_puzzles, device=problem.puzzle_N.device).repeat(num_starts)
@@ -55,6 +71,7 @@ def search(model: RecursiveModel, problem: Problem, config: LatentSearchConfig, 
     optimizer = _optimizer(candidates, config)
     before_P = best_C[:num_puzzles]
     for step in range(config.steps + 1):
+        before_step()
         is_last = step == config.steps
         with torch.set_grad_enabled(not is_last):
             loss_C = _losses(model, problem, Offset.of(candidates), num_starts, config.unroll)

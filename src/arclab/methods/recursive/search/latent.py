@@ -47,7 +47,7 @@ class Offset:
 class Latent:
     """tokens_BTD: context tokens (of an encoder with a state: those of its first step); memory: what stands in the decoder's
     sequence; source: what an encoder with a state writes from, (memory, state), else None. unit_B and memory_unit_B: the root
-    mean square of their numbers."""
+    mean square of their numbers. identities_BCC: of the rows' colours (see model.Carry); None in evaluation."""
 
     num_demos: int
     tokens_BTD: Tensor
@@ -55,6 +55,7 @@ class Latent:
     source: tuple[Memory, Tensor] | None
     unit_B: Tensor
     memory_unit_B: Tensor | None
+    identities_BCC: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens_BTD)
@@ -63,7 +64,8 @@ class Latent:
         memory = self.memory and _rows(self.memory, index_R)
         source = None if self.source is None else (_rows(self.source[0], index_R), self.source[1][index_R])
         unit = None if self.memory_unit_B is None else self.memory_unit_B[index_R]
-        return Latent(self.num_demos, self.tokens_BTD[index_R], memory, source, self.unit_B[index_R], unit)
+        identities = None if self.identities_BCC is None else self.identities_BCC[index_R]
+        return Latent(self.num_demos, self.tokens_BTD[index_R], memory, source, self.unit_B[index_R], unit, identities)
 
     def offset(self) -> Offset:
         """Zeros."""
@@ -81,18 +83,26 @@ class Latent:
 
     def reading(self, model: RecursiveModel, offset: Offset, like: Latent) -> Reading:
         """What the decoder reads of these rows moved by the offset, in the units of `like`."""
-        moved_BTD = _scaled(offset.tokens_BTD, like.unit_B)
+        identities = self.identities_BCC
         if self.source is not None:
             memory, state = self.source
-            return Reading(self.num_demos, memory=memory, state_BXD=state, offset_BTD=moved_BTD)
-        memory = self.memory
-        if memory is not None:
-            assert offset.memory_BMD is not None and like.memory_unit_B is not None
-            moved = model.moved(memory.tokens_BMD, _scaled(offset.memory_BMD, like.memory_unit_B))
-            memory = Memory(moved, memory.mask_BM)
+            moved_BTD = _scaled(offset.tokens_BTD, like.unit_B)
+            return Reading(self.num_demos, memory=memory, state_BXD=state, offset_BTD=moved_BTD, identities_BCC=identities)
+        tokens_BTD, memory = moved_by(model, self.tokens_BTD, self.memory, offset, like)
         assert model.adapter is not None
-        prefix_BPD = model.adapter(model.moved(self.tokens_BTD, moved_BTD))
-        return Reading(self.num_demos, prefix_BPD=prefix_BPD, memory=memory)
+        prefix_BPD = model.adapter(tokens_BTD)
+        return Reading(self.num_demos, prefix_BPD=prefix_BPD, memory=memory, identities_BCC=identities)
+
+
+def moved_by(
+    model: RecursiveModel, tokens_BTD: Tensor, memory: Memory | None, offset: Offset, like: Latent
+) -> tuple[Tensor, Memory | None]:
+    """Context tokens, and tokens in the decoder's sequence where there are any, moved by the offset in the units of `like`."""
+    if memory is not None:
+        assert offset.memory_BMD is not None and like.memory_unit_B is not None
+        moved_BMD = model.moved(memory.tokens_BMD, _scaled(offset.memory_BMD, like.memory_unit_B))
+        memory = Memory(moved_BMD, memory.mask_BM)
+    return model.moved(tokens_BTD, _scaled(offset.tokens_BTD, like.unit_B)), memory
 
 
 def _rows(memory: Memory, index_R: Tensor) -> Memory:
@@ -104,11 +114,11 @@ def _scaled(x_BTD: Tensor, unit_B: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encoder_latent(model: RecursiveModel, data: Batch, shown_BK: Tensor) -> Latent:
+def encoder_latent(model: RecursiveModel, data: Batch, shown_BK: Tensor, identities_BCC: Tensor | None = None) -> Latent:
     """Of rows of demonstrations, of which those in shown_BK are read."""
     encoder, dtype = model.encoder, model.decoder.dtype
     assert encoder is not None
-    demos = Demonstrations.select(data, shown_BK)
+    demos = Demonstrations.select(data, shown_BK, identities_BCC)
     read, state = encoder.read(demos, dtype), encoder.state_for(demos, dtype)
     context = encoder.write(read, state, None)
     memory, tokens_BTD = context.memory, context.tokens_BTD
@@ -119,4 +129,11 @@ def encoder_latent(model: RecursiveModel, data: Batch, shown_BK: Tensor) -> Late
         memory_unit_B = (squares_BMD.sum((1, 2)) / count_B).sqrt()
     num_demos = data.demo_inputs_BKS.shape[1] if encoder.memory_positions is not None else 0
     unit_B = tokens_BTD.float().square().mean((1, 2)).sqrt()
-    return Latent(num_demos, tokens_BTD, memory, None if state is None else (read, state), unit_B, memory_unit_B)
+    source = None if state is None else (read, state)
+    return Latent(num_demos, tokens_BTD, memory, source, unit_B, memory_unit_B, identities_BCC)
+
+
+def whole_latent(model: RecursiveModel, data: Batch, identities_BCC: Tensor | None = None) -> Latent:
+    """Of rows of which every demonstration is read."""
+    slots = torch.arange(data.demo_inputs_BKS.shape[1], device=data.num_demos_B.device)
+    return encoder_latent(model, data, slots[None] < data.num_demos_B[:, None], identities_BCC)

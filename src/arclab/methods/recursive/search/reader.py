@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,8 +26,8 @@ from arclab.config.schema import ExperimentConfig
 from arclab.data.sampler import Batch
 from arclab.methods.recursive.leave_one_out import leave_one_out
 from arclab.methods.recursive.model import Reading
-from arclab.methods.recursive.search.ascent import Found, Problem, search
-from arclab.methods.recursive.search.latent import Latent, Offset, encoder_latent
+from arclab.methods.recursive.search.ascent import Found, Problem, groups, search
+from arclab.methods.recursive.search.latent import Latent, Offset, encoder_latent, whole_latent
 from arclab.methods.recursive.solver.reader import ModelReader, Puzzles
 
 # Streams of random numbers beside those of other modules that draw from the run's seed.
@@ -36,11 +36,12 @@ _START_STREAM, _NOISE_STREAM = 11, 12
 
 @dataclass(frozen=True, slots=True)
 class LatentSearchReader:
-    """plain: reads the demonstrations. seed: of the noise, which is drawn for each puzzle by itself."""
+    """plain: reads the demonstrations. seed: of the noise, drawn for each puzzle by itself. before_step: see search."""
 
     config: LatentSearchConfig
     plain: ModelReader
     seed: int
+    before_step: Callable[[], None] = lambda: None
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -49,30 +50,19 @@ class LatentSearchReader:
     def read(self, puzzles: Puzzles) -> Reading:
         reading: Reading | None = None
         demos = self.plain.demonstrations(puzzles)
-        for first, end in self._groups(demos):
+        for first, end in groups(demos, self.config.batch_size, self.config.num_starts):
             part = Puzzles(puzzles.space, puzzles.task_P[first:end], puzzles.augmentation_P[first:end])
             found = self._read(part, demos.rows(first, end))
             reading = found if reading is None else reading.join(found)
         assert reading is not None
         return reading
 
-    def _groups(self, demos: Batch) -> Iterator[tuple[int, int]]:
-        """Puzzles, in their order, whose questions are searched together: as many as the row bound takes, or one."""
-        first, rows = 0, 0
-        for puzzle, count in enumerate(demos.num_demos_B.tolist()):
-            wanted = count * self.config.num_starts
-            if puzzle > first and rows + wanted > self.config.batch_size:
-                yield first, puzzle
-                first, rows = puzzle, 0
-            rows += wanted
-        yield first, len(demos)
-
     def _read(self, puzzles: Puzzles, demos: Batch) -> Reading:
         began = time.monotonic()
         model = self.plain.model
         problem, is_shared_P = self._problem(puzzles, demos)
         noise = [self._noise(problem.start, puzzles, _NOISE_STREAM, number) for number in range(1, self.config.num_starts)]
-        found = search(model, problem, self.config, noise)
+        found = search(model, problem, self.config, noise, self.before_step)
         with torch.no_grad():
             reading = problem.start.reading(model, found.offset, problem.start)
         return replace(reading, facts_BF=_facts(found, is_shared_P, (time.monotonic() - began) / len(demos)))
@@ -94,8 +84,7 @@ class LatentSearchReader:
             task_P = (puzzles.task_P + 1) % len(space.tasks)
             augmentation_P = np.minimum(puzzles.augmentation_P, space.num_augmentations_T[task_P] - 1)
             demos = self.plain.demonstrations(Puzzles(space, task_P, augmentation_P))
-        slots = torch.arange(demos.demo_inputs_BKS.shape[1], device=demos.num_demos_B.device)
-        start = encoder_latent(self.plain.model, demos, slots[None] < demos.num_demos_B[:, None])
+        start = whole_latent(self.plain.model, demos)
         if self.config.start is LatentStart.zeros:
             return start.replaced(start.offset())
         if self.config.start is LatentStart.gaussian:

@@ -88,7 +88,7 @@ class RecursiveSolver:
     alone the rows of a task may be predicted; then tasks take turns, and those that are done are not entered.
 
     store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end. progress: hears
-    how many tasks' worth of rows are predicted, and may end it.
+    how many tasks' worth of rows are predicted, and may end it; reader and per_task may too, by ToldToEnd.
     """
 
     def __init__(
@@ -133,16 +133,19 @@ class RecursiveSolver:
         count = self._count if job.shortlists is None else self._score
         start = saved = time.monotonic()
         is_finished = True
-        with closing(self._landings(job)) as landings:
-            for finished, canvas in landings:
-                count(job, finished, canvas)
-                job.tally.sums[_PLACES[_SECONDS]] = time.monotonic() - start
-                if store is not None and time.monotonic() - saved >= self.save_every_s:
-                    store.save(self.ranks.rank, job.table.keys, job.tally)
-                    saved = time.monotonic()
-                if self._is_told(job):
-                    is_finished = False
-                    break
+        try:
+            with closing(self._landings(job)) as landings:
+                for finished, canvas in landings:
+                    count(job, finished, canvas)
+                    job.tally.sums[_PLACES[_SECONDS]] = time.monotonic() - start
+                    if store is not None and time.monotonic() - saved >= self.save_every_s:
+                        store.save(self.ranks.rank, job.table.keys, job.tally)
+                        saved = time.monotonic()
+                    if self._is_told(job):
+                        is_finished = False
+                        break
+        except ToldToEnd:  # while a task was adapted to: what was counted before is kept
+            is_finished = False
         job.bar.close()
         if store is not None:
             store.save(self.ranks.rank, job.table.keys, job.tally)

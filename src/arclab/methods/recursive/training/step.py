@@ -25,6 +25,7 @@ from arclab.methods.recursive.encoders import TaskContext
 from arclab.methods.recursive.halting import draw_min_steps, most_steps
 from arclab.methods.recursive.losses import RowLosses, row_losses
 from arclab.methods.recursive.model import Carry, RecursiveModel, StepOutput
+from arclab.methods.recursive.search.inner_steps import inner_steps_of
 from arclab.methods.recursive.training.optim import AdamATan2, lr_factor, sign_sgd_rows
 from arclab.methods.recursive.training.state import Training
 from arclab.methods.recursive.training.sums import StepSums
@@ -101,12 +102,12 @@ def train_step(
     pieces = _micro_batches(config, training.parts, batches, ranks, step)
     if training.carries is None:
         training.carries = [model.initial_carry(piece.rows) for piece in pieces]
-    max_steps = most_steps(config.halting, step)
+    max_steps, move = most_steps(config.halting, step), inner_steps_of(config.encoder, model)
     puzzle_rows: list[tuple[Tensor, Tensor]] = []
     contexts: dict[Part, TaskContext] = {}
     for i, piece in enumerate(pieces):
         noise = noise_generator((config.seed, step, ranks.rank, i), ranks.device)
-        training.carries[i], output = model(training.carries[i], piece.rows, piece.min_steps_B, noise, max_steps)
+        training.carries[i], output = model(training.carries[i], piece.rows, piece.min_steps_B, noise, max_steps, move)
         if output.context is not None:
             contexts[piece.part] = output.context
         with record_function(PART + "losses"):
@@ -117,6 +118,7 @@ def train_step(
         with record_function(PART + "backward"):
             (total * (piece.part.weight / trainer.num_rows)).backward()
         with record_function(PART + "metrics"):
+            auxiliary |= {} if move is None else move.losses
             sums.add(output, training.carries[i].data.inputs_BS, losses, auxiliary, piece.part.weight)
         if output.puzzle_rows_BD is not None:
             assert output.puzzle_rows_BD.grad is not None

@@ -10,14 +10,17 @@ from torch import Tensor
 from arclab.methods.recursive.auxiliary import AUXILIARY
 from arclab.methods.recursive.losses import RowLosses, has_new_colors
 from arclab.methods.recursive.model import StepOutput
+from arclab.methods.recursive.search.inner_steps import INNER_LOSSES
 from arclab.runs.ranks import Ranks
 
+# Losses that a run may have or not.
+_OPTIONAL = (*AUXILIARY, *INNER_LOSSES)
 # How many rows there were; all other sums are weighted.
 _COUNTS = ("train/count", "train/new_colors_count")
 # Means over the rows that halted with an answer to compare with.
 _OVER_HALTED = ("train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps", "train/forced_halt_share")
 # Means over all rows, halted or not.
-_OVER_ROWS = ("train/lm_loss", "train/q_halt_loss", *(f"train/{name}_loss" for name in AUXILIARY))
+_OVER_ROWS = ("train/lm_loss", "train/q_halt_loss", *(f"train/{name}_loss" for name in _OPTIONAL))
 _NEW_COLORS_EXACT = "train/new_colors_exact"
 _DIVISORS = ("halted", "rows", "new_colors")
 _NAMES = (*_COUNTS, *_OVER_HALTED, *_OVER_ROWS, _NEW_COLORS_EXACT, *_DIVISORS)
@@ -33,8 +36,8 @@ class StepSums:
     def add(
         self, output: StepOutput, inputs_BS: Tensor, losses: RowLosses, auxiliary: dict[str, Tensor], weight: float = 1.0
     ) -> None:
-        """auxiliary: (B,) losses by name. weight: of a row in the loss. Small canvases get more rows than their share of the
-        tasks, which count the less."""
+        """auxiliary: (B,) optional losses by name. weight: of a row in the loss. Small canvases get more rows than their share
+        of the tasks, which count the less."""
         halted_B = output.halted_B & losses.has_labels
         new_colors_B = halted_B & has_new_colors(inputs_BS, output.labels_BS)
         # A row that halts against its halt logit was halted by the limit.
@@ -44,7 +47,7 @@ class StepSums:
         losses_by_name = {
             "train/lm_loss": losses.lm.detach().sum(),
             "train/q_halt_loss": losses.q_halt.detach().sum(),
-            **{f"train/{name}_loss": auxiliary[name].detach().sum() if name in auxiliary else none for name in AUXILIARY},
+            **{f"train/{name}_loss": auxiliary[name].detach().sum() if name in auxiliary else none for name in _OPTIONAL},
         }
         named = {
             "train/count": halted_B.sum(),
@@ -72,5 +75,5 @@ class StepSums:
             metrics[_NEW_COLORS_EXACT] = sums[_NEW_COLORS_EXACT] / sums["new_colors"]
         if sums["halted"] > 0:
             metrics |= {name: sums[name] / sums["halted"] for name in _OVER_HALTED}
-        unused = {f"train/{name}_loss" for name in AUXILIARY} - {f"train/{name}_loss" for name in self._auxiliary}
+        unused = {f"train/{name}_loss" for name in _OPTIONAL} - {f"train/{name}_loss" for name in self._auxiliary}
         return metrics | {name: sums[name] / sums["rows"] for name in _OVER_ROWS if name not in unused}

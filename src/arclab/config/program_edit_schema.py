@@ -1,0 +1,242 @@
+"""The schema of self_improve.py method=program_edit: models that edit programs, from sampled edits to a trained model.
+
+Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar, Optional
+
+from arclab.config.dataset_schema import DatasetConfig
+from arclab.config.launch_schema import LaunchConfig
+from arclab.config.llm_schema import (
+    HOW_MODELS_RUN,
+    HfModelConfig,
+    ModelConfig,
+    PromptConfig,
+    SamplingConfig,
+    SandboxConfig,
+)
+from arclab.config.names import broken_name, broken_path
+from arclab.config.rules import at_least, sized, within
+from arclab.config.run import CriterionConfig, DeviceChoice
+from arclab.config.schema import SplitName
+from arclab.config.stages_schema import StagedConfig
+
+
+class EditStage(Enum):
+    sample = "sample"
+    select = "select"
+    sft = "sft"
+    evaluate = "evaluate"
+    round = "round"
+
+
+class EditFormat(Enum):
+    """What a reply holds. program: the whole new program. blocks: lines to find in the old one, and what to put there."""
+
+    program = "program"
+    blocks = "blocks"
+
+
+class CountedCells(Enum):
+    """Over which cells the share of right ones is taken. all: of the right output. changed: where the right output, or the
+    program's, is not the input's colour; all of them where the shape changes."""
+
+    all = "all"
+    changed = "changed"
+
+
+class Proposer(Enum):
+    """Who writes edits. model: the language model. reference: variants of the task's reference program, some of them right; a
+    stand-in for a model that knows, for tasks that are trained on."""
+
+    model = "model"
+    reference = "reference"
+
+
+class SelectRule(Enum):
+    """best: the edits that improve most. random: as many edits with a program, whatever they do; the control."""
+
+    best = "best"
+    random = "random"
+
+
+@dataclass(kw_only=True, slots=True)
+class EditPromptConfig(PromptConfig):
+    """How a task, a program and what it does are shown. report: whether what the program does is shown."""
+
+    edit_format: EditFormat
+    report: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class EditRewardConfig:
+    """What a program is worth: for each demonstration 0.1 if it compiles, 0.1 for the right shape and (share of right
+    cells)^10, less costs. per_execution, per_thinking_token: these costs. use_tests: test pairs of training tasks count as
+    demonstrations do; never in prompts, nor in an evaluation."""
+
+    per_execution: float
+    per_thinking_token: float
+    cells: CountedCells
+    use_tests: bool
+
+    def check(self, path: str) -> list[str]:
+        return within(path, 0.0, 0.1, per_execution=self.per_execution, per_thinking_token=self.per_thinking_token)
+
+
+@dataclass(kw_only=True, slots=True)
+class EditStartsConfig:
+    """The programs that edits begin with. mutants: of each reference program, at most. max_changes: of a mutant, which has 1 to
+    so many of them in turn. drafts: programs that the model writes for each task without one to begin with. per_task: start
+    programs that a round draws for each task, by value."""
+
+    mutants: int
+    max_changes: int
+    drafts: int
+    per_task: int
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 0, mutants=self.mutants, drafts=self.drafts)
+        return problems + at_least(path, 1, max_changes=self.max_changes, per_task=self.per_task)
+
+
+@dataclass(kw_only=True, slots=True)
+class EditSampleConfig:
+    """num_samples: edits of each start program."""
+
+    proposer: Proposer
+    num_samples: int
+    sampling: SamplingConfig
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 1, num_samples=self.num_samples)
+        if self.sampling.temperature == 0 and self.num_samples > 1 and self.proposer is Proposer.model:
+            problems.append(
+                f"{path}.num_samples={self.num_samples} does not go with {path}.sampling.temperature=0: all edits of a program "
+                f"would be equal; set {path}.num_samples=1 or a temperature above 0."
+            )
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EditSelectConfig:
+    """Which edits are learned from. top_k: of each start program. epsilon: gains that differ by no more are equal; then the
+    edits that solve most demonstrations together go first. max_per_task: of all start programs of a task."""
+
+    rule: SelectRule
+    top_k: int
+    epsilon: float
+    max_per_task: int
+
+    def check(self, path: str) -> list[str]:
+        return at_least(path, 1, top_k=self.top_k, max_per_task=self.max_per_task) + at_least(path, 0, epsilon=self.epsilon)
+
+
+@dataclass(kw_only=True, slots=True)
+class EditSftConfig:
+    """Supervised fine-tuning on the selected edits. weight_beta: rows count exp(gain / weight_beta), at most max_weight and
+    divided by the mean of all; null: alike."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    log_every: int
+    checkpoint_every: int
+    weight_beta: Optional[float]
+    max_weight: float
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(
+            path, 1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every, max_weight=self.max_weight,
+        )  # fmt: skip
+        problems += at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
+        if self.weight_beta is not None and not self.weight_beta > 0:
+            problems.append(f"{path}.weight_beta={self.weight_beta} must be above 0; use null for rows that count alike.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EditEvaluateConfig:
+    """num_samples: edits of a program in one turn. turns: how often a start program is edited, the best edit of one turn in the
+    next. max_tasks: null: all of the split."""
+
+    split: SplitName
+    max_tasks: Optional[int]
+    num_samples: int
+    turns: int
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 1, num_samples=self.num_samples, turns=self.turns)
+        return problems + ([] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks))
+
+
+@dataclass(kw_only=True, slots=True)
+class ProgramEditConfig(StagedConfig):
+    """Root of self_improve.py method=program_edit. max_tasks: of training tasks; null: all."""
+
+    STAGES: ClassVar[tuple[str, ...]] = ("sample", "select", "sft", "evaluate")
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (
+        *StagedConfig.FREE_KEYS,
+        "sandbox.num_workers",
+        *(f"lm.{key}" for key in HOW_MODELS_RUN),
+    )
+
+    experiment_name: str
+    name: str
+    runs_dir: str
+    seed: int
+    stage: EditStage
+    round: int
+    rounds: int
+    device: DeviceChoice
+    num_threads: Optional[int]
+    criterion: Optional[CriterionConfig]
+    launch: LaunchConfig
+    lm: ModelConfig
+    dataset: DatasetConfig
+    sandbox: SandboxConfig
+    max_tasks: Optional[int]
+    prompt: EditPromptConfig
+    reward: EditRewardConfig
+    starts: EditStartsConfig
+    sample: EditSampleConfig
+    select: EditSelectConfig
+    sft: EditSftConfig
+    evaluate: EditEvaluateConfig
+
+    @property
+    def best_metric(self) -> str:
+        return self.criterion.metric if self.criterion else "edits/solved_share"
+
+    @property
+    def num_steps(self) -> int | None:
+        if self.is_whole:
+            return len(self.order)
+        return self.sft.steps if self.stage is EditStage.sft else None
+
+    def file_of(self, stage: str, number: int, name: str) -> Path:
+        """A file of a stage's folder."""
+        return self.folder_of(stage, number) / name
+
+    def check(self, path: str) -> list[str]:
+        problems = [*self.check_stages(), *sized(path, 1, num_threads=self.num_threads)]
+        problems += [] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks)
+        problems += [*broken_name("name", self.name), *broken_path("runs_dir", self.runs_dir)]
+        if self.stage in (EditStage.sft, EditStage.round) and not isinstance(self.lm, HfModelConfig):
+            problems.append(
+                f"lm.kind={self.lm.kind} cannot be trained here, and stage={self.stage.value} trains it; choose a model of "
+                "this process, such as lm=smollm2_135m, or another stage."
+            )
+        if self.launch.num_ranks > 1:
+            problems.append(
+                f"launch asks for {self.launch.num_ranks} ranks, and method=program_edit runs in one process; set launch.gpus "
+                "and launch.cpus to 0 or 1, and launch.nodes=1."
+            )
+        return problems
