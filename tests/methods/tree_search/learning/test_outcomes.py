@@ -113,7 +113,9 @@ def test_pairs_of_steps_and_of_programs(grown: Grown) -> None:
 
 def test_margin_outcomes_and_number_are_limits(grown: Grown) -> None:
     def tags(**changes: float) -> list[tuple[str, str]]:
-        return [(pair.chosen_tag, pair.rejected_tag) for pair in pairs_of(TASK, grown.tree, replace(CONFIG, **changes), LEARNED)]
+        return [
+            (pair.chosen_tag, pair.rejected_tag) for pair in pairs_of(TASK, grown.tree, replace(CONFIG, **changes), LEARNED)
+        ]
 
     assert ("0.0.0", "0.0.1") not in tags(min_margin=0.6) and ("0.0.0.0", "0.0.0.3") in tags(min_margin=0.6)
     assert ("0.0.0", "0.0.3") in tags(min_outcomes=1) and len(tags(max_pairs=4)) == 4

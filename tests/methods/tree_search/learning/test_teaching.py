@@ -89,7 +89,9 @@ def test_every_step_is_learned_behind_the_tokens_that_the_search_shows(root: str
     assert learned == [*every, model.reply_ids("")[-1]], "each step is learned once, and the end of the turn"
     assert len(rows) == (1 if root == STEPS_ROOT else 2)
     # And as a text: the prompt of the search, then the program.
-    assert model.tokenizer.decode(rows[0]["input_ids"]).startswith(model.tokenizer.decode(model.prompt_ids(shown[0].prompt)) + root)
+    assert model.tokenizer.decode(rows[0]["input_ids"]).startswith(
+        model.tokenizer.decode(model.prompt_ids(shown[0].prompt)) + root
+    )
 
 
 def test_a_prompt_that_the_settings_do_not_make_is_refused() -> None:
@@ -97,7 +99,10 @@ def test_a_prompt_that_the_settings_do_not_make_is_refused() -> None:
     shown = shown_as(config, TASKS[0], "plain:hinted")
     assert shown.id == "plain" and shown_as(config, TASKS[0], "plain", prompt_digest(shown.prompt)) == shown
     other = config_of("solver.prompt.grid_format=spaced")
-    for make in (lambda: shown_as(other, TASKS[0], "plain", prompt_digest(shown.prompt)), lambda: shown_as(config, TASKS[0], "a+b")):
+    for make in (
+        lambda: shown_as(other, TASKS[0], "plain", prompt_digest(shown.prompt)),
+        lambda: shown_as(config, TASKS[0], "a+b"),
+    ):
         with pytest.raises(ValueError, match="was searched with a prompt .* that these settings do not make"):
             make()
 
