@@ -119,6 +119,22 @@ _TEXT = {
     "discordant": ("questions", "none", "questions on which they disagree: the N of memory_wins"),
     "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
 }
+# Of policies that learn from their own search (methods/tree_search/learning), on tasks that none of them has learned from.
+_LEARNED = {
+    "wins": (
+        "share",
+        "up",
+        "of the tasks on which the trained policy and its best control disagree, those that it solves; 0.5: chance; 0 if the "
+        "twin taught with programs of other tasks has gained as well (p < 0.05)",
+    ),
+    "discordant": ("tasks", "none", "tasks on which they disagree: the N of wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+    "start_solved": ("share", "up", "ARC/solved@2 of the policy that the first round began with"),
+    "twin_solved": ("share", "up", "ARC/solved@2 of the twin that was taught with programs of other tasks"),
+    "twin_p_value": ("probability", "none", "of the twin's difference from the start by chance"),
+    "task_perplexity": ("perplexity", "down", "of a token of programs of tasks that were held out whole"),
+    "example_perplexity": ("perplexity", "down", "of a token of programs that were held out, of tasks that are learned from"),
+}
 # Latents that are optimised at test time: over all insertions of all replies.
 _LTPO = {
     "reward_before": ("reward", "none", "reward of the latents as the weaver wrote them"),
@@ -407,6 +423,7 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
@@ -458,6 +475,8 @@ _COUNTS = {
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
     "ensemble/oracle_coverage": ("ensemble/test_inputs",),
+    "learned/wins": ("learned/discordant",),
+    "learned/": ("ARC/tasks",),
     "adapted/wins": ("adapted/discordant",),
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
@@ -480,5 +499,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/"))
     )
