@@ -101,6 +101,14 @@ ENTRIES = {
         example=("solver=tree_search", "lm=tiny", "dataset=toy"),
         names_itself=True,
     ),
+    "self_improve_tree_search": Entry(
+        script="self_improve.py",
+        method="tree_search",
+        config="self_improve_tree_search",
+        schema="arclab.config.tree_learning_schema:TreeLearningConfig",
+        run="arclab.methods.tree_search.learning.run:improve",
+        example=("method=tree_search", "lm=tiny", "dataset=toy", "name=a"),
+    ),
     "pretrain_memgen": Entry(
         script="pretrain_memgen.py",
         config="pretrain_memgen",

@@ -15,7 +15,7 @@ from arclab.config.memgen_schema import EvaluateMemGenConfig, EvaluateMemGenLtpo
 from arclab.lm.switched import adapter_layers
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training import sft as sft_module
-from arclab.methods.memgen import answering, reasoner, run, setting
+from arclab.methods.memgen import interaction, reasoner, run, setting
 from arclab.methods.memgen.generation import Answer
 from arclab.methods.memgen.saved import MemoryWeights
 from arclab.methods.memgen.setting import load_reasoner
@@ -116,6 +116,18 @@ DATA = {
         f"dataset.{key}": "text/test_gsm8k.py::test_the_hub_is_read_by_the_datasets_library"
         for key in ("hub_name", "hub_config", "folder")
     },
+    "dataset.hub_diamond": "text/test_hub_datasets.py::test_the_hub_is_read_by_name",
+    **{
+        f"dataset.search.{key}": f"text/test_environments.py::{name}"
+        for key, name in (
+            ("server", "test_a_server_that_runs_is_asked"),
+            ("documents", "test_documents_of_ones_own_are_searched"),
+            ("top_k", "test_documents_of_ones_own_are_searched"),
+        )
+    },
+    "dataset.reward": "text/test_environments.py::test_what_a_search_earns",
+    "dataset.max_turns": "methods/memgen/test_interaction.py::test_an_episode_that_is_never_over_is_cut_and_counted",
+    "dataset.observation_tokens": "methods/memgen/test_interaction.py::test_a_long_observation_is_cut",
     "dataset.programs": "text/test_examples.py::test_programs_of_real_tasks_come_from_a_file",
     **{
         key: "text/test_examples.py::test_arc_tasks_are_questions_for_a_program"
@@ -134,6 +146,7 @@ OTHERS: Table = {
     "trainer.stop_when_unhealthy": (None, f"{SFT}test_a_run_that_no_gradient_reaches_is_stopped_if_it_may_be"),
     "trainer.num_threads": (None, ANSWERED),
     "trainer.device": (None, "test_cli.py::test_no_cuda"),
+    **{f"sandbox.{key}": (None, "text/test_environments.py::test_the_sandbox_is_as_configured") for key in ("num_workers", "cpu_s", "wall_s", "memory_mb", "stdout_bytes", "min_isolation")},
     **{f"trainer.{key}": (None, CADENCE) for key in ("eval_every", "checkpoint_every", "log_every", "health_every", "keep_last")},
     **{f"criterion.{key}": (None, "methods/memgen/test_control.py::test_the_criterion_counts_discordant_questions") for key in ("metric", "threshold", "phase")},
     **{f"wandb.{key}": (None, f"{PRETRAIN}test_wandb_settings_reach_the_run") for key in ("mode", "project", "group", "tags")},
@@ -194,7 +207,7 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         given["evaluate"](where.cadence.steps - 1, None)
         return where.cadence.steps
 
-    def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any) -> list[Answer]:
+    def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any, **_: Any) -> list[Answer]:
         logits_BV = torch.tensor([[0.0, number / 8] for number in range(16)])
         asked = Asked(list(range(16)), [number // 4 for number in range(16)], 1, logits_BV, logits_BV)
         decisions = [decision.inserts for decision in rule.trigger.decide(asked)]
@@ -206,7 +219,7 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         patch.setattr(setting, "load_model", load_model)
         patch.setattr(run, "sft", sft)
         patch.setattr(reasoner, "sft", sft)
-        patch.setattr(answering, "generate", generate)
+        patch.setattr(interaction, "generate", generate)
         limits = []
         patch.setattr(run, "load_reasoner", lambda asked: limits.append((language := load_reasoner(asked)).limit) or language)
         run.pretrain(config)

@@ -11,7 +11,7 @@ import pytest
 from arclab.config.compose import compose_run
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training import grpo as grpo_module
-from arclab.methods.memgen import reinforcement, run
+from arclab.methods.memgen import interaction, reinforcement, run
 from arclab.methods.memgen.generation import Answer
 
 from .table import Parts, Table, differences, effect, require_the_named_tests, shown_here
@@ -84,7 +84,9 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         drawer._roll_out(drawer._prompts[:1], [0])
         return where.cadence.steps
 
-    def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, *, is_tempered: bool) -> list[Answer]:
+    def generate(
+        model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any, *, is_tempered: bool, is_over: Any
+    ) -> list[Answer]:
         assert is_tempered
         found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.name, sampling, list(seeds)])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
@@ -92,7 +94,7 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(run, "grpo", grpo)
         patch.setattr(reinforcement, "sft", sft)
-        patch.setattr(reinforcement, "generate", generate)
+        patch.setattr(interaction, "generate", generate)
         run.pretrain(config)
     return found
 

@@ -295,6 +295,13 @@ class SandboxConfig:
         return problems + ([] if self.num_workers is None else at_least(path, 1, num_workers=self.num_workers))
 
 
+def default_sandbox() -> SandboxConfig:
+    """Of runs made before they had one."""
+    return SandboxConfig(
+        num_workers=None, cpu_s=2, wall_s=5.0, memory_mb=512, stdout_bytes=4096, min_isolation=Isolation.seccomp
+    )  # fmt: skip
+
+
 PROGRAM_SAMPLING = "program_sampling"
 
 

@@ -17,9 +17,11 @@ from arclab.config.llm_schema import (
     HfModelConfig,
     Memory,
     SamplingConfig,
+    SandboxConfig,
     TriggerConfig,
     TriggerKind,
     as_the_run,
+    default_sandbox,
 )
 from arclab.config.memgen_trainer_schema import GrpoConfig, MemGenTrainerConfig, TriggerGrpoConfig
 from arclab.config.names import broken_name, broken_path
@@ -28,8 +30,6 @@ from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, T
 from arclab.config.text_schema import TextDatasetConfig
 
 UNTRAINED = "untrained"  # of memgen.weaver.start_from
-# What scores programs of a run.
-PROGRAMS_SOLVER = "solver=program_sampling lm=memgen lm.name=RUN"
 
 
 class TextSplitName(Enum):
@@ -188,11 +188,12 @@ class AnswersConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PretrainMemGenConfig(TrainingConfig):
-    """Root of pretrain_memgen.py. lm: the reasoner. criterion: of the last evaluation, for example text/memory_gain."""
+    """Root of pretrain_memgen.py. lm: the reasoner. criterion: of the last evaluation, for example text/memory_gain. sandbox:
+    in which replies that are programs run; its default is for runs made before it was a key."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.", "wandb.", "criterion", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last",
-        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size",
+        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size", "sandbox.num_workers", "dataset.search.server",
     )  # fmt: skip
 
     experiment_name: str
@@ -207,10 +208,17 @@ class PretrainMemGenConfig(TrainingConfig):
     dataset: TextDatasetConfig
     trainer: MemGenTrainerConfig
     evaluation: AnswersConfig
+    sandbox: SandboxConfig = field(default_factory=default_sandbox)
 
     @property
     def scored_metric(self) -> str:
         return "text/accuracy"
+
+    @property
+    def learns_replies(self) -> bool:
+        """Does it need training examples with worked replies?"""
+        is_rewarded_alone = isinstance(self.trainer, GrpoConfig) and self.trainer.sft_steps == 0
+        return not is_rewarded_alone or self.memgen.reasoner.scratch is not None
 
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
@@ -223,12 +231,6 @@ class PretrainMemGenConfig(TrainingConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [*broken_name("experiment_name", self.experiment_name), *broken_name("name", self.name)]
-        if self.trainer.eval_every > 0 and not self.dataset.has_boxed_answers:
-            problems.append(
-                f"trainer.eval_every={self.trainer.eval_every} does not go with dataset.kind={self.dataset.kind}, whose "
-                "replies are programs; set trainer.eval_every=0 and criterion=null, and score the run with evaluate.py "
-                f"{PROGRAMS_SOLVER}."
-            )
         problems += broken_checkpoint("memgen.weaver.start_from", self.memgen.weaver.start_from or "")
         problems += self._check_trigger()
         if isinstance(self.trainer, GrpoConfig):
@@ -271,10 +273,15 @@ class PretrainMemGenConfig(TrainingConfig):
                 "memgen.weaver.start_from=RUN of trainer=sft, or trainer.sft_steps above 0"
                 f"{'' if isinstance(trainer, TriggerGrpoConfig) else untrained}."
             )
-        if not self.dataset.has_boxed_answers:
+        if isinstance(trainer, TriggerGrpoConfig) and self.dataset.turns is not None:
             problems.append(
-                f"trainer={trainer.kind} rewards right answers in a box, and dataset.kind={self.dataset.kind} has none; use "
-                "dataset=arithmetic or dataset=gsm8k, or trainer=sft."
+                f"trainer=trigger_grpo learns from replies of one turn, and dataset.kind={self.dataset.kind} has several; use "
+                "another dataset, or trainer=grpo."
+            )
+        if trainer.boxed_reward > 0 and not self.dataset.has_boxed_answers:
+            problems.append(
+                f"trainer.boxed_reward={trainer.boxed_reward} pays for a box, and replies of dataset.kind={self.dataset.kind} "
+                "have none; set trainer.boxed_reward=0."
             )
         return problems
 

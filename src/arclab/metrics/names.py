@@ -84,9 +84,13 @@ _PUZZLE = {
 
 # Of methods that answer questions in words: over all scored questions.
 _TEXT = {
-    "accuracy": ("share", "up", "questions whose last boxed answer is right"),
+    "accuracy": ("share", "up", "questions that are answered right: see the data set"),
     "count": ("questions", "none", "questions that were answered: the N of the other text/ shares"),
-    "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
+    "no_answer_share": (
+        "share",
+        "down",
+        "replies without an answer (a box, a program, a name in its tags); they count as wrong",
+    ),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
     "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
     "insert_share": (
@@ -95,6 +99,8 @@ _TEXT = {
         "delimiters in replies, while insertions were left, after which the trigger inserted memory",
     ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
+    "turns": ("turns", "none", "replies of an episode in several turns"),
+    "turns_cut_share": ("share", "down", "episodes in several turns that were not over after dataset.max_turns"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
     "start_accuracy": ("share", "up", "accuracy on the same questions with the weaver as reinforcement learning began with it"),
@@ -112,6 +118,22 @@ _TEXT = {
     ),
     "discordant": ("questions", "none", "questions on which they disagree: the N of memory_wins"),
     "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+}
+# Of policies that learn from their own search (methods/tree_search/learning), on tasks that none of them has learned from.
+_LEARNED = {
+    "wins": (
+        "share",
+        "up",
+        "of the tasks on which the trained policy and its best control disagree, those that it solves; 0.5: chance; 0 if the "
+        "twin taught with programs of other tasks has gained as well (p < 0.05)",
+    ),
+    "discordant": ("tasks", "none", "tasks on which they disagree: the N of wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+    "start_solved": ("share", "up", "ARC/solved@2 of the policy that the first round began with"),
+    "twin_solved": ("share", "up", "ARC/solved@2 of the twin that was taught with programs of other tasks"),
+    "twin_p_value": ("probability", "none", "of the twin's difference from the start by chance"),
+    "task_perplexity": ("perplexity", "down", "of a token of programs of tasks that were held out whole"),
+    "example_perplexity": ("perplexity", "down", "of a token of programs that were held out, of tasks that are learned from"),
 }
 # Latents that are optimised at test time: over all insertions of all replies.
 _LTPO = {
@@ -142,8 +164,22 @@ _RL = {
     "loss": ("", "none", "the loss of GRPO; it stands near 0 however good the policy is, so look at rl/reward"),
     "reward": ("", "up", "reward of a rollout"),
     "reward_std": ("", "none", "standard deviation of the reward over rollouts"),
-    "reward_right": ("share", "up", "rollouts whose last boxed answer is right"),
+    "reward_right": ("share", "up", "rollouts that are right: a boxed answer, a program, an answer found by searching"),
     "reward_boxed": ("share", "up", "rollouts that have a boxed answer"),
+    "reward_tests": ("share", "up", "tests of a function that a rollout's program passes; no part of the reward"),
+    "reward_test_solved": (
+        "share",
+        "up",
+        "rollouts whose program also answers the ARC task's test inputs; no part of the reward",
+    ),
+    "reward_exact": ("share", "up", "rollouts whose answer is one of the right names; the reward with dataset.reward=exact"),
+    "reward_f1": (
+        "share",
+        "up",
+        "words in common of a rollout's answer and the nearest right name; the reward with dataset.reward=f1",
+    ),
+    "turns": ("turns", "none", "replies of a rollout in several turns"),
+    "turns_cut_share": ("share", "down", "rollouts in several turns that were not over after dataset.max_turns"),
     "zero_variance_share": ("share", "down", "groups whose rewards are all alike: nothing can be learned from them"),
     "dropped_share": (
         "share",
@@ -387,6 +423,7 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
+    *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
@@ -438,6 +475,8 @@ _COUNTS = {
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
     "ensemble/oracle_coverage": ("ensemble/test_inputs",),
+    "learned/wins": ("learned/discordant",),
+    "learned/": ("ARC/tasks",),
     "adapted/wins": ("adapted/discordant",),
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
@@ -460,5 +499,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/"))
     )

@@ -30,10 +30,11 @@ KINDS = {
 }
 
 
-def model_of(build: Build, tiny_lm: Path, kind: str, *, moved: bool = True) -> MemGenModel:
+def model_of(build: Build, tiny_lm: Path, kind: str, *, moved: bool = True, fast: bool = False) -> MemGenModel:
     """moved: with a trigger whose decisions differ, as if it had been trained."""
-    weaver = {name: value.detach() for name, value in MemoryWeights(build()).tensors().items()}
-    model = MemGenModel(reasoner_of(tiny_lm), build().backbone.settings, seed=0, trigger=KINDS[kind])
+    plain = build(fast=fast)
+    weaver = {name: value.detach() for name, value in MemoryWeights(plain).tensors().items()}
+    model = MemGenModel(reasoner_of(tiny_lm), plain.backbone.settings, seed=0, trigger=KINDS[kind])
     MemoryWeights(model, weaver_alone=True).load(weaver)
     if moved:
         generator, trigger = torch.Generator().manual_seed(5), model.backbone.trigger
@@ -59,13 +60,13 @@ def test_untrained_it_is_always_and_changes_nothing(build: Build, rule: Insertio
     assert all(answer.asked == answer.inserted and not any(answer.decision_logprobs) for answer in mine)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "fast"), [("head", False), ("lora", False), ("head", True)])
 def test_the_sampler_and_the_trainer_have_one_policy(
-    build: Build, rule: InsertionRule, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    build: Build, rule: InsertionRule, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool
 ) -> None:
     """Rows that differ in length and in where memory stands, in a batch and alone."""
     monkeypatch.setattr(generation, "_SPARE_COLUMNS", 5)
-    model = model_of(build, tiny_lm, kind)
+    model = model_of(build, tiny_lm, kind, fast=fast)
     answers = generate(model, PROMPTS, drawn(model, rule), GREEDY, SEEDS)
     actions = {number in answer.inserted for answer in answers for number in answer.asked}
     assert actions == {True, False} and all(answer.asked[0] == 0 for answer in answers)

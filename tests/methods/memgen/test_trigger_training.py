@@ -127,6 +127,18 @@ def test_what_is_rewarded_and_drawn_changes_the_decisions(trained: Path, tmp_pat
     assert not _same(run, trained)
 
 
+def test_a_step_in_which_nothing_is_decided_moves_nothing(trained: Path, tmp_path: Path) -> None:
+    """No memory at the end of the prompt, and replies that end before a delimiter."""
+    given = (f"lm.name={trained / 'reasoner'}", f"memgen.weaver.start_from={trained}", "trainer.sft_steps=0", "criterion=null")
+    nothing = ("memgen.weaver.max_prompt_aug_num=0", "trainer.max_new_tokens=1", "trainer.eval_every=0", "trainer.steps=2")
+    run = _pretrain(tmp_path, "a", *given, *nothing)
+    rows = read_rows(run / "metrics.jsonl")[1:]
+    assert [row["rl/decisions"] for row in rows] == [0, 0] == [row["rl/reward_sparsity"] for row in rows]
+    assert [row["rl/insert_target"] for row in rows] == [1, 1] and all(row["grad/total_norm"] == 0 for row in rows)
+    weights = _weights(run, 2)
+    assert not weights["trigger.layers.2.weight"].any() and weights["trigger.layers.2.bias"] == 1
+
+
 def _answers(run: Path, *overrides: str) -> list[dict[str, Any]]:
     config = compose_run("evaluate_memgen", [f"checkpoint={run}", "sampling.max_new_tokens=12", *overrides])
     evaluate(config)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from arclab.config.tree_search_schema import TerminalReward
 from arclab.data.tasks import ArcTask, Pair
 from arclab.files import DamagedFile
 from arclab.launch.start import start
-from arclab.lm.language_model import Prompt, Sampling
+from arclab.lm.language_model import Prompt, Reply, Sampling
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.tree_search.archive import terminal_reward
 from arclab.methods.tree_search.run import AT_RANDOM, few_finished
@@ -34,7 +35,7 @@ from arclab.runs.folder import RunDir, State
 from arclab.runs.preempt import ToldToEnd
 from arclab.solvers import evaluation
 
-from .common import END, MARK, TASKS, babble, config_of, scripted, setting_of, shape_of, without_tests
+from .common import END, MARK, TASKS, babble, chance, config_of, scripted, setting_of, shape_of, without_tests
 
 
 def body(task: ArcTask) -> str:
@@ -157,6 +158,29 @@ def test_a_context_that_overflows_in_mid_tree_ends_the_node(sandbox: Sandbox) ->
     skipped = TreeSearch(scripted(script, too_long=lambda _: True), sandbox, setting_of("mcts")).solve(TASKS[:2], Budget())
     assert set(skipped.skipped) == {task.id for task in TASKS[:2]} and "shorten it" in skipped.skipped[TASKS[0].id]
     assert skipped.statistics["programs/tasks_skipped"] == 2 and score(TASKS[:2], skipped)["ARC/pass@2"].n == 0
+
+
+def test_a_server_that_tells_no_tokens_and_takes_no_seed(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Tokens are not called 0; a limit on them is refused; what was not sent is said, also when the tree is read again."""
+
+    class Server(ScriptedModel):
+        def generate(self, *args: Any, **options: Any) -> list[Any]:
+            on_reply = options.pop("on_reply", None) or args[3]
+
+            def tell(number: int, reply: Reply) -> None:
+                drawn = tuple(replace(c, num_tokens=None) for c in reply.completions)
+                on_reply(number, replace(reply, completions=drawn, not_sent=("seed",)))
+
+            return super().generate(*args[:3], tell)
+
+    def server() -> ScriptedModel:
+        return Server(seeded=lambda prompt, sample, sampling: babble(prompt[-1].content, chance(prompt, sample, sampling)))
+
+    for _ in range(2):
+        attempts = TreeSearch(server(), sandbox, setting_of("pwmcts"), folder=tmp_path).solve(TASKS[:2], Budget())
+        assert attempts.not_sent == {"seed": 2} and "programs/tokens" not in attempts.statistics
+    with pytest.raises(ValueError, match=r"search.max_tokens=50 needs the number of tokens .* set search.max_tokens=null"):
+        TreeSearch(server(), sandbox, setting_of("pwmcts", "search.max_tokens=50")).solve(TASKS[:1], Budget())
 
 
 def test_it_is_told_to_end_and_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -8,15 +8,17 @@
 For every prompt a group of rollouts is drawn (arclab.lm.training.rollouts), by the method's own generation, without dropout.
 The advantage of a rollout is its reward minus the mean of its group. Log-probabilities are computed again with a gradient by
 the model's forward pass, which is given what a rollout brings with it (Rollout.extra), so that they are those of the policy
-that drew: rl/offpolicy is how far they are apart on new rollouts. Dropout is off in both, for good: the model's Dropout layers
-are set to 0. With beta above 0 the loss has a KL divergence from the model inside `reference()`.
+that drew: rl/offpolicy is how far they are apart on new rollouts. A rollout of several turns (Rollout.turns) is computed turn
+by turn, each from the plain tokens before it, as it was drawn; what an environment said has no loss. Dropout is off in both,
+for good: the model's Dropout layers are set to 0. With beta above 0 the loss has a KL divergence from the model inside
+`reference()`.
 
 The policy is what `policy` says, usually the next token (token_policy). It may be something else that is decided at tokens:
 Rollout.is_policy says at which, and only they count in the loss, the entropy and rl/offpolicy.
 
-A checkpoint holds no rollouts. With updates_per_rollout=1 the same command goes on as if nothing had happened; with more, a
-run that ended between two updates on the same rollouts draws them anew. It does not sample with top-k, top-p or vLLM: the
-policy that is trained is the one that is drawn from.
+The same command goes on as if nothing had happened: a checkpoint between two updates on the same rollouts (updates_per_rollout)
+holds them, each rank's in a file. Only with another number of ranks are they drawn anew, which a warning says. It does not
+sample with top-k, top-p or vLLM: the policy that is trained is the one that is drawn from.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +37,11 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from arclab.files import naming
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
 from arclab.lm.training.rollouts import Drawer, Drawn, Rollout, metrics_of
 from arclab.lm.training.sft import StepSettings, Where, step_arguments
+from arclab.lm.training.turns import TURN, turn_passes
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.console import progress_bar
 
@@ -74,11 +79,11 @@ class GrpoSettings(StepSettings):
 def token_policy(
     model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int, extra: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Of the next token, at the temperature that trl has patched into the model's head."""
-    labels = input_ids.masked_fill(attention_mask == 0, -100)
-    labels[:, :-num_completion] = -100
-    output = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, fused_lm_head=True, **extra)
-    return output.log_probs[:, -num_completion:], output.entropy[:, -num_completion:]
+    """Of the next token, at the temperature that trl has patched into the model's head; 0 where an environment spoke."""
+    rest = {name: value for name, value in extra.items() if name != TURN}
+    passes = turn_passes(input_ids, attention_mask, extra[TURN], rest)
+    output = model(**passes.given, fused_lm_head=True)
+    return passes.gathered(output.log_probs, num_completion), passes.gathered(output.entropy, num_completion)
 
 
 def grpo(
@@ -164,14 +169,43 @@ class _Grpo(LivesInRun, GRPOTrainer):
         **given: Any,
     ) -> None:  # fmt: skip
         self._drawer, self._settings, self._where, self._reference = drawer, settings, where, reference
-        self._policy, self._pad_id = policy, pad_id
-        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see
+        self._policy, self._pad_id, self._is_placed = policy, pad_id, False
+        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see; TURN is among them
         super().__init__(reward_funcs=[_as_drawn], rollout_func=self._rolled_out, **given)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if self._buffered_inputs is None:  # a continued run stands where the whole one would
+        if not self._is_placed:  # a continued run stands where the whole one would
             self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
+            self._is_placed = True
         return super()._prepare_inputs(generation_batch)
+
+    @property
+    def _uses_rollouts_again(self) -> bool:
+        """Does the step after this one go on with the rollouts of this one?"""
+        return int(self.state.global_step) % self._settings.updates_per_rollout > 0
+
+    def _rollouts_file(self, checkpoint: str) -> Path:
+        ranks = self._where.ranks
+        return Path(checkpoint) / f"rollouts_{ranks.rank}_of_{ranks.world_size}.pt"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._uses_rollouts_again:
+            file = self._rollouts_file(output_dir)
+            with naming(file):
+                torch.save({"names": list(self._extra), "inputs": self._buffered_inputs}, file)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not self._uses_rollouts_again or self._buffered_inputs is not None:
+            return
+        file = self._rollouts_file(checkpoint)
+        if not file.is_file():
+            log.warning("%s has no rollouts of this number of ranks: they are drawn anew", checkpoint)
+            return
+        kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        self._buffered_inputs = kept["inputs"]
+        self._extra = {name: kept["inputs"][0][name] for name in kept["names"]}
 
     def _rolled_out(self, prompts: Any, _: Any) -> dict[str, Any]:
         """prompts: the numbers of this rank's, each group_size times."""
@@ -186,7 +220,8 @@ class _Grpo(LivesInRun, GRPOTrainer):
         model.train(was_training)
         self._write_down(drawn)
         rows = [row.rollout for row in drawn.rows]
-        self._extra = {name: self._padded(drawn, name) for name in rows[0].extra}
+        given = [{**row.extra, TURN: [0] * len(row.prompt_ids) + row.turn_numbers} for row in rows]
+        self._extra = {name: self._padded(rows, [each[name] for each in given]) for name in given[0]}
         longest = max(len(row.completion_ids) for row in rows)
         decided = [[*_is_policy(row), *[False] * (longest - len(row.completion_ids))] for row in rows]
         self._is_policy_BC = torch.tensor(decided, device=self.accelerator.device)
@@ -211,15 +246,13 @@ class _Grpo(LivesInRun, GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
-    def _padded(self, drawn: Drawn, name: str) -> Tensor:
+    def _padded(self, rows: Sequence[Rollout], given: Sequence[Sequence[int]]) -> Tensor:
         """Prompts end, and completions begin, in the same column, as trl pads tokens."""
-        rows = [row.rollout for row in drawn.rows]
         before = max(len(row.prompt_ids) for row in rows)
         after = max(len(row.completion_ids) for row in rows)
         padded = torch.zeros(len(rows), before + after, dtype=torch.long)
-        for place, row in enumerate(rows):
-            values = row.extra[name]
-            assert len(values) == len(row.prompt_ids) + len(row.completion_ids), name
+        for place, (row, values) in enumerate(zip(rows, given, strict=True)):
+            assert len(values) == len(row.prompt_ids) + len(row.completion_ids)
             start = before - len(row.prompt_ids)
             padded[place, start : start + len(values)] = torch.tensor(values)
         return padded.to(self.accelerator.device)
@@ -274,7 +307,8 @@ class _Grpo(LivesInRun, GRPOTrainer):
 
 
 def _is_policy(rollout: Rollout) -> list[bool]:
-    return [True] * len(rollout.completion_ids) if rollout.is_policy is None else rollout.is_policy
+    """What an environment said is nobody's policy."""
+    return [turn > 0 for turn in rollout.turn_numbers] if rollout.is_policy is None else rollout.is_policy
 
 
 def _as_drawn(prompts: Any, completions: Any, completion_ids: Any, reward: Sequence[float | None], **_: object) -> Any:

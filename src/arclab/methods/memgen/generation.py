@@ -18,7 +18,7 @@ Shapes: B rows still running, T columns so far, W columns of a chunk, N latents,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,13 +45,18 @@ class InsertionRule:
     pad_id: int
     trigger: Trigger = always
 
+    def of_turn(self, number: int) -> InsertionRule:
+        """Of a later turn of a conversation: every turn whose number (from 0) is below max_prompt begins with memory."""
+        limits = InsertionLimits(max(0, self.limits.max_prompt - number), self.limits.max_inference)
+        return self if number == 0 else replace(self, limits=limits)
+
 
 @dataclass(slots=True)
 class Answer:
     """tokens: generated, the end token included. logprobs: of each (nats, temperature 1). inserted: numbers of the tokens
     before which memory was inserted; 0: at the end of the prompt. asked: those at which the trigger was asked, which are all
-    that follow a delimiter while insertions are left; decision_logprobs: of each of its decisions. is_ended: by an end token;
-    else cut at max_new_tokens."""
+    that follow a delimiter while insertions are left; decision_logprobs: of each of its decisions. is_ended: by an end token,
+    or because it is over; else cut at max_new_tokens."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -71,7 +76,12 @@ class Moment:
     next_position_B: Tensor
 
 
+IsOver = Callable[[Sequence[int]], bool]  # the tokens of an answer so far
 Refine = Callable[[Tensor, Tensor, Moment], Tensor]  # (latents_BND, valid_BN, moment) -> latents_BND
+
+
+def never_over(_: Sequence[int]) -> bool:
+    return False
 
 
 @torch.no_grad()
@@ -84,13 +94,15 @@ def generate(
     refine: Refine | None = None,
     *,
     is_tempered: bool = False,
+    is_over: IsOver = never_over,
 ) -> list[Answer]:
     """An answer for each prompt (token ids that end with the assistant's header). seeds: of each row's draws. is_tempered:
-    log-probabilities are those at sampling.temperature."""
+    log-probabilities are those at sampling.temperature. is_over: does an answer end with these tokens, though none of them is
+    an end token?"""
     assert not model.backbone.training, "generation needs eval mode: dropout would change what is drawn"
     first = sampling_of_each(sampling, len(prompts))[0]
-    assert not first.stop, "stop strings are not supported with memory"
-    batch = _Batch(model, prompts, rule, seeds, refine)
+    assert not first.stop, "give is_over in the place of stop strings"
+    batch = _Batch(model, prompts, rule, seeds, refine, is_over)
     drawing, answers = Drawing(sampling, seeds, is_tempered=is_tempered), [Answer() for _ in prompts]
     for number in range(first.max_new_tokens):
         kinds = batch.kinds(answers, number)
@@ -151,9 +163,9 @@ class _Batch:
 
     def __init__(
         self, model: MemGenModel, prompts: Sequence[Sequence[int]], rule: InsertionRule, seeds: Sequence[int],
-        refine: Refine | None,
+        refine: Refine | None, is_over: IsOver,
     ) -> None:  # fmt: skip
-        self._model, self._rule, self._seeds, self._refine = model, rule, seeds, refine
+        self._model, self._rule, self._seeds, self._refine, self._is_over = model, rule, seeds, refine, is_over
         backbone, device = model.backbone, model.reasoner.device
         self._backbone, self.rows = backbone, list(range(len(prompts)))
         self._counted = [0] * len(prompts)
@@ -247,7 +259,7 @@ class _Batch:
         for place, row in enumerate(self.rows):
             answers[row].tokens.append(tokens[place])
             answers[row].logprobs.append(logprobs[place])
-            answers[row].is_ended = tokens[place] in self._rule.ends
+            answers[row].is_ended = tokens[place] in self._rule.ends or self._is_over(answers[row].tokens)
             if not answers[row].is_ended:
                 going.append(place)
         return going

@@ -1,11 +1,11 @@
 """trainer=grpo and trigger_grpo of pretrain_memgen.py: rollouts with memory, their rewards, and the supervised stage before.
 
-    drawer = new_drawer(config, model, language, examples, ranks)      # for arclab.lm.training.grpo
-    is_there = taught_before(config, ...)                       # trainer.sft_steps, in run/weaver_sft
+    drawer = new_drawer(config, model, language, environment, examples, ranks)      # for arclab.lm.training.grpo
+    is_there = taught_before(config, ...)                                           # trainer.sft_steps, in run/weaver_sft
 
 A rollout brings its plan: after which tokens memory was inserted. The forward pass inserts it there, whatever rule the
-generation followed. Rewards: `right` (the last boxed answer equals the example's) and, if trainer.boxed_reward is above 0,
-`boxed` (there is one at all).
+generation followed, and turn by turn where there are several. The reward is what the environment says is right; its other parts
+are logged. If trainer.boxed_reward is above 0, a boxed answer is paid for, right or wrong.
 
 Of trainer=trigger_grpo the policy is not the tokens but the trigger's decisions (decision_policy), which are drawn in rollouts.
 Its reward has one more part, `sparsity` (sparsity.py).
@@ -26,13 +26,13 @@ from arclab.config.memgen_schema import PretrainMemGenConfig
 from arclab.config.memgen_trainer_schema import GrpoConfig, TriggerGrpoConfig
 from arclab.lm.language_model import Sampling
 from arclab.lm.training.grpo import GrpoSettings
-from arclab.lm.training.rollouts import Drawer, Reward, Rollout, RolloutSettings
+from arclab.lm.training.rollouts import Drawer, Reward, Rollout, RolloutSettings, Told
 from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
-from arclab.methods.memgen.generation import Answer, generate
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT
+from arclab.methods.memgen.interaction import Played, Player, require_room_to_play
 from arclab.methods.memgen.model import MemGenModel
 from arclab.methods.memgen.saved import MemoryWeights, load_weights
-from arclab.methods.memgen.setting import Language, insertion_rule, require_room, training_rows
+from arclab.methods.memgen.setting import Language, insertion_rule, training_rows
 from arclab.methods.memgen.sparsity import ACTION, insert_share, sparsity
 from arclab.methods.memgen.trigger import Trigger, new_trigger, trained_trigger
 from arclab.metrics.logger import MetricLogger
@@ -40,7 +40,7 @@ from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.folder import RunDir
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import Ranks
-from arclab.text.answers import check_answers, extract
+from arclab.text.environments import RIGHT, Environment, score_all
 from arclab.text.examples import TextExample
 
 log = logging.getLogger(__name__)
@@ -48,32 +48,31 @@ _STAGE = "weaver_sft"
 
 
 def new_drawer(
-    config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample], ranks: Ranks
-) -> Drawer:
-    """ValueError: a question that leaves no room for trainer.max_new_tokens."""
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, environment: Environment,
+    examples: Sequence[TextExample], ranks: Ranks, told: Told | None = None,
+) -> Drawer:  # fmt: skip
+    """told: see Drawer. ValueError: a question that leaves no room for trainer.max_new_tokens."""
     trainer, weaver = config.trainer, config.memgen.weaver
     assert isinstance(trainer, GrpoConfig)
-    for example in examples:
-        num_tokens = len(language.prompt_ids(example.question)) + trainer.max_new_tokens
-        require_room(language, example, num_tokens, weaver, "lower trainer.max_new_tokens")
+    require_room_to_play(language, environment, examples, weaver, trainer.max_new_tokens, "trainer.max_new_tokens")
     is_trigger = isinstance(trainer, TriggerGrpoConfig)
     rule = insertion_rule(language, weaver, _trigger(config, model))
     sampling = Sampling(trainer.max_new_tokens, trainer.temperature, 1.0, 0, 0.0, stop=(), seed=config.seed)
+    player = Player(model, language, rule, environment, sampling, is_tempered=not is_trigger)
 
     def roll_out(prompts: Sequence[TextExample], seeds: Sequence[int]) -> list[Rollout]:
-        ids = [language.prompt_ids(example.question) for example in prompts]
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), config.lm.batch_size):
             part = slice(start, start + config.lm.batch_size)
-            answers = generate(model, ids[part], rule, sampling, seeds[part], is_tempered=not is_trigger)
-            rollouts += map(decided if is_trigger else rolled_out, prompts[part], ids[part], answers)
+            rollouts += map(decided if is_trigger else rolled_out, player.play(prompts[part], seeds[part]))
         return rollouts
 
     settings = RolloutSettings(trainer.group_size, trainer.refills, trainer.mask_truncated, trainer.shuffle_rewards)
     shaping = None
     if isinstance(trainer, TriggerGrpoConfig) and trainer.sparsity_weight > 0:
         shaping = ("sparsity", trainer.sparsity_weight, sparsity(trainer.sparsity_weight, ranks))
-    return Drawer(examples, roll_out, _rewards(language, trainer.boxed_reward), settings, config.seed, shaping)
+    rewards = rewards_of(environment, trainer.boxed_reward)
+    return Drawer(examples, roll_out, rewards, settings, config.seed, shaping, told)
 
 
 def _trigger(config: PretrainMemGenConfig, model: MemGenModel) -> Trigger:
@@ -84,22 +83,32 @@ def _trigger(config: PretrainMemGenConfig, model: MemGenModel) -> Trigger:
     return trained_trigger(model.backbone.trigger, is_drawn=True)
 
 
-def rolled_out(example: TextExample, prompt_ids: Sequence[int], answer: Answer) -> Rollout:
-    plan = [NONE] * (len(prompt_ids) + len(answer.tokens))
-    for number in answer.inserted:  # before this token of the answer, so after the one that stands before it
-        plan[len(prompt_ids) - 1 + number] = PROMPT if number == 0 else INFERENCE
+def rolled_out(played: Played) -> Rollout:
+    """With its plan: after which tokens memory was inserted."""
+    num_prompt, ids = len(played.prompt_ids), played.completion_ids
+    plan, logprobs = [NONE] * (num_prompt + len(ids)), [0.0] * len(ids)
+    for turn in played.turns:
+        logprobs[turn.start : turn.start + len(turn.answer.tokens)] = turn.answer.logprobs
+        for number in turn.answer.inserted:  # before this token of the turn, so after the one that stands before it
+            plan[num_prompt - 1 + turn.start + number] = PROMPT if number == 0 else INFERENCE
+    numbers = {"rl/insertions": float(sum(len(turn.answer.inserted) for turn in played.turns))}
+    if played.has_turns:
+        numbers |= {"rl/turns": float(len(played.turns)), "rl/turns_cut_share": float(played.is_cut)}
     return Rollout(
-        prompt=example, prompt_ids=list(prompt_ids), completion_ids=answer.tokens, logprobs=answer.logprobs,
-        is_ended=answer.is_ended, extra={"plan_BL": plan}, numbers={"rl/insertions": float(len(answer.inserted))},
+        prompt=played.episode.example, prompt_ids=list(played.prompt_ids), completion_ids=ids, logprobs=logprobs,
+        is_ended=all(turn.answer.is_ended for turn in played.turns), extra={"plan_BL": plan}, numbers=numbers,
+        turns=[(turn.start, turn.start + len(turn.answer.tokens)) for turn in played.turns], record=played,
     )  # fmt: skip
 
 
-def decided(example: TextExample, prompt_ids: Sequence[int], answer: Answer) -> Rollout:
+def decided(played: Played) -> Rollout:
     """A rollout of which the trigger's decisions are the policy. One that is made before a token stands at that token."""
-    rollout, num = rolled_out(example, prompt_ids, answer), len(answer.tokens)
+    rollout, answer = rolled_out(played), played.turns[0].answer
+    assert len(played.turns) == 1, "checked with the configuration"
+    num = len(answer.tokens)
     told, inserted = dict(zip(answer.asked, answer.decision_logprobs, strict=True)), set(answer.inserted)
     actions = [int(number in inserted) for number in answer.asked]
-    rollout.extra[ACTION] = [0] * len(prompt_ids) + [int(number in told and number in inserted) for number in range(num)]
+    rollout.extra[ACTION] = [0] * len(played.prompt_ids) + [int(number in told and number in inserted) for number in range(num)]
     rollout.logprobs = [told.get(number, 0.0) for number in range(num)]
     rollout.is_policy = [number in told for number in range(num)]
     rollout.numbers |= {"rl/decisions": float(len(actions)), "rl/insert_share": insert_share(actions) or 0.0}
@@ -117,15 +126,16 @@ def decision_policy(
     return torch.where(does_BC, yes_BC, no_BC), -(yes_BC.exp() * yes_BC + no_BC.exp() * no_BC)
 
 
-def _rewards(language: Language, boxed_reward: float) -> Mapping[str, tuple[float, Reward]]:
-    def right(rollouts: Sequence[Rollout]) -> list[float]:
-        checked = check_answers([(language.text(row.completion_ids), row.prompt.answer) for row in rollouts])
-        return [float(each.is_right) for each in checked]
+def rewards_of(environment: Environment, boxed_reward: float) -> Mapping[str, tuple[float, Reward]]:
+    """The parts of its scores; only the first counts, and a box if it is paid for."""
 
-    def boxed(rollouts: Sequence[Rollout]) -> list[float]:
-        return [float(extract(language.text(row.completion_ids)) is not None) for row in rollouts]
+    def part(name: str) -> Reward:
+        return lambda rollouts: [
+            score.parts[name] for score in score_all(environment, [row.record.episode for row in rollouts])
+        ]
 
-    return {"right": (1.0, right), **({"boxed": (boxed_reward, boxed)} if boxed_reward > 0 else {})}
+    weights = {RIGHT: 1.0, "boxed": boxed_reward}
+    return {name: (weights.get(name, 0.0), part(name)) for name in environment.names if name != "boxed" or boxed_reward > 0}
 
 
 def grpo_settings(config: PretrainMemGenConfig) -> GrpoSettings:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,7 @@ from arclab.lm.training.life import Evaluate, Weights
 from arclab.lm.training.sft import Row, SftSettings, Where, sft
 from arclab.methods.memgen.answering import Answered, answer, measure, to_sampling
 from arclab.methods.memgen.control import compared
+from arclab.methods.memgen.interaction import environment_of_ranks
 from arclab.methods.memgen.model import MemGenModel
 from arclab.methods.memgen.reasoner import make_reasoner
 from arclab.methods.memgen.reinforcement import decision_policy, grpo_settings, new_drawer, taught_before
@@ -39,11 +40,14 @@ from arclab.methods.memgen.setting import (
     shuffled_targets,
     training_rows,
 )
+from arclab.methods.memgen.transcripts import training_transcripts, write_answers
 from arclab.methods.memgen.trigger import Trigger, always, never, new_trigger, random_trigger
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.metrics.names import is_counted_share
 from arclab.metrics.wandb_run import start_wandb
+from arclab.pages.transcripts import write_transcript_page
 from arclab.results.criterion import judge_criterion, write_criterion
+from arclab.results.transcripts import TRANSCRIPTS
 from arclab.runs.checkpoints import read_state
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RecordFailure, RunFolder, finish, in_ranks
@@ -51,8 +55,9 @@ from arclab.runs.monitor import HealthMonitor
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
+from arclab.text.environments import Environment
 from arclab.text.examples import TextExample, TextSplits
-from arclab.text.load import load_text
+from arclab.text.load import load_text, write_ids
 
 log = logging.getLogger(__name__)
 # What a trained trigger is compared with, on the same weights.
@@ -71,17 +76,27 @@ def pretrain(config: PretrainMemGenConfig, given: RunDir | None = None) -> int:
 def _pretrain(config: PretrainMemGenConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     with folder.building():
         _require_measurable(config)
-        splits = load_text(config.dataset)
+        splits = load_text(config.dataset, needs_replies=config.learns_replies)
         for note in splits.notes:
             log.info("note: %s", note)
         with folder.held(config, splits.notes) as is_finished:
             if is_finished:
                 return State.done
             with RecordFailure(folder.run):
+                if ranks.is_main:
+                    write_ids(splits, folder.run.path / "splits.json")
                 stop = StopRequest(folder.run, ranks, signals)
                 if not make_reasoner(config, splits, folder.run, ranks, stop):
                     return finish(config, folder.run, ranks, 0, lambda: "")
-                return _train(config, splits, folder.run, ranks, stop)
+                with _environment(config, folder.run, ranks) as environment:
+                    return _train(config, environment, splits, folder.run, ranks, stop)
+
+
+def _environment(config: PretrainMemGenConfig, run: RunDir, ranks: Ranks) -> AbstractContextManager[Environment | None]:
+    """None: nothing is drawn in this run."""
+    if config.trainer.eval_every == 0 and not isinstance(config.trainer, GrpoConfig):
+        return nullcontext()
+    return environment_of_ranks(config, run.path, ranks)
 
 
 def _require_measurable(config: PretrainMemGenConfig) -> None:
@@ -95,7 +110,10 @@ def _require_measurable(config: PretrainMemGenConfig) -> None:
         raise ConfigError(f"criterion.metric={metric} is measured in evaluations and trainer.eval_every=0 has none; raise it.")
 
 
-def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks: Ranks, stop: StopRequest) -> State:
+def _train(
+    config: PretrainMemGenConfig, environment: Environment | None, splits: TextSplits, run: RunDir, ranks: Ranks,
+    stop: StopRequest,
+) -> State:  # fmt: skip
     trainer, weaver = config.trainer, config.memgen.weaver
     language = load_reasoner(reasoner_config(config, run.path, config.lm.device))
     model = build_memgen(language, config.memgen, config.seed)
@@ -108,7 +126,10 @@ def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks:
     _require_same_reasoner(state, language, run)
     drawer = None
     if isinstance(trainer, GrpoConfig):
-        drawer = new_drawer(config, model, language, splits.train, ranks)
+        assert environment is not None
+        has_turns = ranks.is_main and environment.max_turns is not None
+        told = training_transcripts(run.path, trainer.steps) if has_turns else None
+        drawer = new_drawer(config, model, language, environment, splits.train, ranks, told)
         if not taught_before(config, model, language, splits.train, run, ranks, stop):
             return finish(config, run, ranks, 0, lambda: "")
     if is_trigger := isinstance(trainer, TriggerGrpoConfig):
@@ -117,7 +138,7 @@ def _train(config: PretrainMemGenConfig, splits: TextSplits, run: RunDir, ranks:
     else:
         controls = {"random": untrained} | ({"start": copied(weights)} if drawer is not None else {})
     scored = splits.named(config.evaluation.split.value)[: config.evaluation.max_examples]
-    evaluate = _evaluation(config, model, language, scored, ranks, controls)
+    evaluate = _evaluation(config, model, language, environment, scored, run, ranks, controls) if environment else None
     logger = _open_logger(config, model, run, state) if ranks.is_main else None
     monitor = None
     if ranks.is_main:
@@ -189,8 +210,8 @@ def _open_logger(config: PretrainMemGenConfig, model: MemGenModel, run: RunDir, 
 
 
 def _evaluation(
-    config: PretrainMemGenConfig, model: MemGenModel, language: Language, scored: Sequence[TextExample], ranks: Ranks,
-    controls: Mapping[str, dict[str, Tensor] | Trigger],
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, environment: Environment,
+    scored: Sequence[TextExample], run: RunDir, ranks: Ranks, controls: Mapping[str, dict[str, Tensor] | Trigger],
 ) -> Evaluate:  # fmt: skip
     """Scores of the model as it is; at the last step also of the reasoner without memory, and of the controls: other weights,
     or other triggers."""
@@ -198,7 +219,7 @@ def _evaluation(
 
     def answers(trigger: Trigger | None = None) -> list[Answered]:
         mine = scored[ranks.rank :: ranks.world_size]
-        found = list(answer_all(config, model, language, mine, trigger))
+        found = list(answer_all(config, model, language, environment, mine, trigger))
         everyone = [each for part in ranks.gather_objects(found) for each in part]
         return sorted(everyone, key=lambda each: each.id)
 
@@ -207,6 +228,8 @@ def _evaluation(
         model.eval()
         trained = answers()
         metrics = measure(trained)
+        if ranks.is_main:
+            write_answers(run.path, step, trained)
         if step == config.trainer.steps:
             with model.memory_off():
                 others = {"off": answers()}
@@ -231,20 +254,22 @@ def copied(weights: Weights) -> dict[str, Tensor]:
 
 
 def answer_all(
-    config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample],
-    trigger: Trigger | None = None,
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, environment: Environment,
+    examples: Sequence[TextExample], trigger: Trigger | None = None,
 ) -> list[Answered]:  # fmt: skip
     """trigger: another one than the run's."""
     weaver, wished = config.memgen.weaver, config.evaluation
     rule = insertion_rule(language, weaver, trigger or new_trigger(config.memgen.trigger, model.backbone.trigger))
     batches = answer(
-        model, language, rule, weaver, examples, to_sampling(wished.sampling, config.seed),
+        model, language, rule, weaver, environment, examples, to_sampling(wished.sampling, config.seed),
         config.lm.batch_size,
     )  # fmt: skip
     return [each for batch in batches for each in batch]
 
 
 def _judged(config: PretrainMemGenConfig, run: RunDir) -> str:
+    if (run.path / TRANSCRIPTS).is_file():
+        log.info("transcripts: %s", write_transcript_page(run.path))
     if config.criterion is None:
         return ""
     result = judge_criterion(config.criterion, read_rows(run.metrics))

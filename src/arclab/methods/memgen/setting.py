@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from arclab.config.llm_schema import TRAINED_TRIGGERS, HfModelConfig
 from arclab.config.memgen_schema import LoraConfig, MemGenConfig, WeaverConfig
-from arclab.lm.chat_template import conversation_ids, plain_ids
+from arclab.lm.chat_template import conversation_ids, next_turn_ids, plain_ids
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, model_identity, turn_end
 from arclab.lm.language_model import Message
 from arclab.lm.switched import LoraSettings
@@ -51,6 +51,27 @@ class Language:
 
     def reply_ids(self, reply: str) -> list[int]:
         return [*plain_ids(self.tokenizer, reply), self.end]
+
+    def next_turn_ids(self, told: str, last: int) -> list[int]:
+        """What stands between a reply that ended with the token `last` and the next reply: told is a user's turn."""
+        ids = next_turn_ids(self.tokenizer, self.config.name, told, thinking=self.config.thinking)
+        return ids[1:] if ids[0] == last else ids
+
+    def turns_of(self, example: TextExample) -> list[tuple[list[int], list[int]]]:
+        """What is read and what is said in each turn of a worked example."""
+        read, said = self.prompt_ids(example.question), self.reply_ids(example.reply)
+        found = [(read, said)]
+        for told, reply in example.turns:
+            read, said = [*read, *said, *self.next_turn_ids(told, said[-1])], self.reply_ids(reply)
+            found.append((read, said))
+        return found
+
+    def cut(self, text: str, num_tokens: int) -> str:
+        """The text, or its beginning and three dots if it is longer than so many tokens."""
+        ids = plain_ids(self.tokenizer, text)
+        if len(ids) <= num_tokens:
+            return text
+        return self.tokenizer.decode(ids[:num_tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False) + "..."
 
     def text(self, tokens: Sequence[int]) -> str:
         """Without the end token."""
@@ -120,15 +141,21 @@ def _fields(config: HfModelConfig) -> dict[str, Any]:
 
 
 def training_rows(language: Language, examples: Sequence[TextExample], rule: InsertionRule, weaver: WeaverConfig) -> list[Row]:
-    """input_ids, labels and plan of each example. ValueError names an example that does not fit, latents included."""
+    """input_ids, labels and plan of each turn of each example: as in generation, memory of earlier turns is not there.
+    ValueError names an example that has no reply, or does not fit, latents included."""
     rows = []
     for example in examples:
-        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.woven or example.reply)
-        plan = plan_of(prompt + reply, len(prompt), rule.delimiters_V, rule.limits)
-        if example.inserts:
-            plan = thinned(plan, example.inserts)
-        require_room(language, example, len(prompt) + len(reply), weaver, "shorten it, or drop it from the data")
-        rows.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply, "plan_BL": plan})
+        if not example.reply:
+            raise ValueError(
+                f"example {example.id} has no worked reply to learn from; use trainer=grpo with trainer.sft_steps=0, or data "
+                "that have some."
+            )
+        taught = replace(example, reply=example.woven or example.reply)
+        for number, (prompt, reply) in enumerate(language.turns_of(taught)):
+            plan = plan_of(prompt + reply, len(prompt), rule.delimiters_V, rule.of_turn(number).limits)
+            plan = thinned(plan, example.inserts) if example.inserts else plan
+            require_room(language, example, len(prompt) + len(reply), weaver, "shorten it, or drop it from the data")
+            rows.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply, "plan_BL": plan})
     return rows
 
 
