@@ -143,6 +143,15 @@ ENTRIES = {
         run="arclab.methods.program_edit.run:improve",
         example=("method=program_edit", "lm=tiny", "dataset=toy", "name=a"),
     ),
+    "evaluate_program_edit": Entry(
+        script="evaluate.py",
+        solver="program_edit",
+        config="evaluate_program_edit",
+        schema="arclab.config.program_edit_schema:EvaluateEditsConfig",
+        run="arclab.methods.program_edit.solver:evaluate_edits",
+        example=("solver=program_edit", "lm=tiny", "dataset=toy"),
+        names_itself=True,
+    ),
     "evaluate_ensemble": Entry(
         script="evaluate.py",
         solver="ensemble",
