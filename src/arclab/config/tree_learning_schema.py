@@ -35,8 +35,9 @@ class TreeStage(Enum):
 @dataclass(kw_only=True, slots=True)
 class ScratchPolicyConfig:
     """The policy of the first round, made by stage=start: a small model with random weights, taught the programs of toy tasks
-    step by step. source: these tasks; other rules than those that are scored. wrong_share: of the steps, which are those of
-    another task's program: mistakes, which the rounds have to sort out. Sizes: see arclab.lm.tiny."""
+    step by step. source: these tasks; other rules than those that are scored. After steps of right programs mistake_steps
+    follow in which a share of the lines, wrong_share, is of another task's program: the rounds have to sort them out. Sizes:
+    see arclab.lm.tiny."""
 
     source: str
     wrong_share: float
@@ -46,6 +47,7 @@ class ScratchPolicyConfig:
     context: int
     vocab_size: int
     steps: int
+    mistake_steps: int
     batch_size: int
     lr: float
     warmup_steps: int
@@ -57,7 +59,7 @@ class ScratchPolicyConfig:
         )  # fmt: skip
         return [
             *problems,
-            *at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps),
+            *at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps, mistake_steps=self.mistake_steps),
             *within(path, 0, 1, wrong_share=self.wrong_share),
         ]
 

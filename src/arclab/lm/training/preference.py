@@ -12,6 +12,7 @@ is read from the last token, which sees the whole text.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,14 +102,20 @@ def _read_batch(network: Any, rows: Sequence[Sequence[int]], pad_id: int) -> lis
         head = torch.tensor([list(rows[0][:shared])], device=device)
         cache = backbone(input_ids=head, use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(rows))
+    kept = {} if cache is None else {_cache_name(backbone): cache}
     ids_BT, mask_BT = (each.to(device) for each in padded([row[shared:] for row in rows], pad_id))
     whole_BT = torch.cat([torch.ones(len(rows), shared, dtype=mask_BT.dtype, device=device), mask_BT], 1)
     places_BT = (whole_BT.cumsum(1) - 1).clamp(min=0)[:, shared:]
     hidden_BTW = backbone(
-        input_ids=ids_BT, attention_mask=whole_BT, position_ids=places_BT, past_key_values=cache, use_cache=cache is not None
+        input_ids=ids_BT, attention_mask=whole_BT, position_ids=places_BT, use_cache=cache is not None, **kept
     ).last_hidden_state
     last_B = mask_BT.sum(1) - 1
     return network.score(hidden_BTW[torch.arange(len(rows), device=device), last_B])[:, 0].float().tolist()
+
+
+def _cache_name(backbone: Any) -> str:
+    """Newer versions of transformers call it another name."""
+    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:

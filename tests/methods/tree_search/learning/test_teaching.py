@@ -103,7 +103,7 @@ def test_a_prompt_that_the_settings_do_not_make_is_refused() -> None:
         lambda: shown_as(other, TASKS[0], "plain", prompt_digest(shown.prompt)),
         lambda: shown_as(config, TASKS[0], "a+b"),
     ):
-        with pytest.raises(ValueError, match="was searched with a prompt .* that these settings do not make"):
+        with pytest.raises(ValueError, match=r"was searched with a prompt .* that these settings do not make"):
             make()
 
 

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import HfModelConfig
 from arclab.config.tree_learning_schema import PolicySftConfig, TreeLearningConfig
 from arclab.data.sources import load_source
+from arclab.data.splits import assert_disjoint, load_tasks
 from arclab.files import write_atomically
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.hf_loading import folder_digest
@@ -50,6 +52,7 @@ from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
 
 _TOKENIZER_TEXTS = 1000
+_BASE, _CLEAN = ".base", ".clean"
 
 
 def sft_stage(config: TreeLearningConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
@@ -63,17 +66,14 @@ def sft_stage(config: TreeLearningConfig, ranks: Ranks, signals: StopSignals, fo
         lessons = lessons_of(config, read_records(learned, Curated), tasks)
         split = split_of(lessons, wished.task_share, wished.example_share, config.seed)
         twins = {TWIN: shuffled(split.taught, config.seed)} if wished.twin else {}
-        measured: dict[str, float] = {}
-        for which, taught in (twins | {MODEL: split.taught}).items():  # the twin first: what is measured last is the policy
+        for which, taught in (twins | {MODEL: split.taught}).items():
             if not (run.path / which).is_dir():
                 given = policy_of(config, config.round, which)
                 assert isinstance(given, HfModelConfig), "the schema refuses others"
                 stop = StopRequest(run, ranks, signals)
                 teacher = _Teacher(config, wished, run, which, ranks, stop)
-                teacher.teach(
-                    given, lambda model, taught=taught: taught_rows(model, taught, steps), replace_split(split, taught)
-                )
-            measured = _measured(config, run.path / which, split, steps)
+                teacher.teach(given, partial(taught_rows, lessons=taught, steps=steps), split)
+        measured = _measured(config, run.path / MODEL, split, steps)
         record = {"content": folder_digest(run.path / MODEL), "lessons": len(split.taught), "steps": wished.steps}
         write_atomically(run.path / TRAINED, json.dumps(record) + "\n")
         counts = {
@@ -87,19 +87,15 @@ def sft_stage(config: TreeLearningConfig, ranks: Ranks, signals: StopSignals, fo
     return make_stage(config, ranks, signals, folder, inputs, wished.steps, work)
 
 
-def replace_split(split: Split, taught: list[Lesson]) -> Split:
-    return replace(split, taught=taught)
-
-
 class _Teacher:
-    """One training inside of a stage's run, in the hidden folder .WHICH, which becomes the model folder WHICH."""
+    """One training inside of a stage's run, in a hidden folder that becomes the model folder WHICH."""
 
     def __init__(
         self, config: TreeLearningConfig, wished: PolicySftConfig, run: RunDir, which: str, ranks: Ranks, stop: StopRequest
     ) -> None:
         self._config, self._wished, self._run, self._which = config, wished, run, which
         self._ranks, self._stop = ranks, stop
-        self._making = RunDir(run.path / f".{which}", run)
+        self._making = RunDir(run.path / f".making-{which.lstrip('.')}", run)
 
     def teach(self, given: HfModelConfig, rows_of: Callable[[HfModel], list[Row]], split: Split | None) -> None:
         """ToldToEnd: it is saved as far as it came."""
@@ -204,48 +200,62 @@ def start(config: TreeLearningConfig, ranks: Ranks, signals: StopSignals, folder
     """Make the policy of the first round. ConfigError: solver.steps.root is not what toy programs begin with."""
     scratch = config.scratch
     assert scratch is not None, "the schema refuses this stage without it"
+    num_all = scratch.steps + scratch.mistake_steps
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
-        lessons = _toy_lessons(config)
-        base = run.path / ".base"
-        if not base.is_dir():
-            texts = [begun_reply(lesson.prompt)[0][-1].content + lesson.written for lesson in lessons[:_TOKENIZER_TEXTS]]
-            build_tiny(
-                base, texts=texts, seed=config.seed, num_layers=scratch.num_layers, width=scratch.width,
-                num_heads=scratch.num_heads, context=scratch.context, vocab_size=scratch.vocab_size,
-            )  # fmt: skip
-        assert isinstance(config.lm, HfModelConfig), "the schema refuses others"
-        steps = Steps.of(config.solver.steps)
-        wished = replace(
-            config.sft, steps=scratch.steps, batch_size=scratch.batch_size, lr=scratch.lr, warmup_steps=scratch.warmup_steps,
-            grad_accumulation=1, lora=None,
-        )  # fmt: skip
-        if not (run.path / MODEL).is_dir():
-            teacher = _Teacher(config, wished, run, MODEL, ranks, StopRequest(run, ranks, signals))
-            given = replace(config.lm, name=str(base), adapter=None)
-            teacher.teach(given, lambda model: taught_rows(model, lessons, steps), None)
-        shutil.rmtree(base)
-        record = {"content": folder_digest(run.path / MODEL), "lessons": len(lessons), "steps": scratch.steps}
+        phases = [(_CLEAN, _toy_lessons(config, 0.0), scratch.steps)]
+        phases += [(MODEL, _toy_lessons(config, scratch.wrong_share), scratch.mistake_steps)] if scratch.mistake_steps else []
+        given, lessons = _base(config, run, phases[0][1]), phases[0][1]
+        for which, lessons, num_steps in phases:
+            if not (run.path / which).is_dir():
+                wished = replace(
+                    config.sft, steps=num_steps, batch_size=scratch.batch_size, lr=scratch.lr, grad_accumulation=1, lora=None,
+                    warmup_steps=scratch.warmup_steps,
+                )  # fmt: skip
+                teacher = _Teacher(config, wished, run, which, ranks, StopRequest(run, ranks, signals))
+                teacher.teach(given, partial(taught_rows, lessons=lessons, steps=Steps.of(config.solver.steps)), None)
+            given = replace(given, name=str(run.path / which))
+        if not scratch.mistake_steps:
+            os.replace(run.path / _CLEAN, run.path / MODEL)
+        for folder in (_BASE, _CLEAN):
+            shutil.rmtree(run.path / folder, ignore_errors=True)
+        record = {"content": folder_digest(run.path / MODEL), "lessons": len(lessons), "steps": num_all}
         write_atomically(run.path / TRAINED, json.dumps(record) + "\n")
-        counts = {"lessons": float(len(lessons)), "steps": float(scratch.steps)}
-        return Made(outputs=[run.path / TRAINED], counts=counts, message=f"made a policy in {scratch.steps} steps")
+        counts = {"lessons": float(len(lessons)), "steps": float(num_all)}
+        return Made(outputs=[run.path / TRAINED], counts=counts, message=f"made a policy in {num_all} steps")
 
-    return make_stage(config, ranks, signals, folder, {}, scratch.steps, work)
+    return make_stage(config, ranks, signals, folder, {}, num_all, work)
 
 
-def _toy_lessons(config: TreeLearningConfig) -> list[Lesson]:
-    """Programs of toy tasks, some of whose steps belong to another task."""
+def _base(config: TreeLearningConfig, run: RunDir, lessons: Sequence[Lesson]) -> HfModelConfig:
+    """A model with random weights, made if it is not there."""
+    scratch = config.scratch
+    assert scratch is not None and isinstance(config.lm, HfModelConfig), "the schema refuses others"
+    if not (run.path / _BASE).is_dir():
+        texts = [begun_reply(lesson.prompt)[0][-1].content + lesson.written for lesson in lessons[:_TOKENIZER_TEXTS]]
+        build_tiny(
+            run.path / _BASE, texts=texts, seed=config.seed, num_layers=scratch.num_layers, width=scratch.width,
+            num_heads=scratch.num_heads, context=scratch.context, vocab_size=scratch.vocab_size,
+        )  # fmt: skip
+    return replace(config.lm, name=str(run.path / _BASE), adapter=None)
+
+
+def _toy_lessons(config: TreeLearningConfig, wrong_share: float) -> list[Lesson]:
+    """Programs of toy tasks, some of whose steps belong to another task. ValueError: they begin with something else than
+    solver.steps.root, or a rule of theirs is to be scored."""
     scratch, steps = config.scratch, Steps.of(config.solver.steps)
     assert scratch is not None
     if steps.root != STEPS_ROOT:
         raise ConfigError(f"solver.steps.root={steps.root!r} must be {STEPS_ROOT!r}, which toy programs begin with; set it.")
     tasks, rng = load_source(scratch.source), random.Random(f"{config.seed} mistakes")
+    known = load_tasks(config.dataset)
+    assert_disjoint(tasks, [*known.evaluation, *known.validation])
     programs = [solution_steps(task) for task in tasks]
     found: list[Lesson] = []
     for task, own in zip(tasks, programs, strict=True):
         other = rng.choice(programs)
         lines = [
-            other[place] if place < len(other) - 1 and rng.random() < scratch.wrong_share else line
+            other[place] if place < len(other) - 1 and rng.random() < wrong_share else line
             for place, line in enumerate(own[:-1])
         ]
         text = "".join(f"\n    {line} {steps.step_end}" for line in lines) + f"\n    {own[-1]} {steps.program_end}"
