@@ -21,6 +21,7 @@ from arclab.methods.memgen.trigger_model import TriggerSettings
 from arclab.text.examples import TextExample
 
 from .conftest import Build, reasoner_of, some_ids
+from .test_reinforcement import played
 
 PROMPTS, SEEDS = some_ids(5, 17, 9), [1, 2, 3]
 GREEDY = Sampling(30, 0.0, 1.0, 0, 0.0, stop=(), seed=0)
@@ -74,7 +75,7 @@ def test_the_sampler_and_the_trainer_have_one_policy(
     for prompt, seed, answer in zip(PROMPTS, SEEDS, answers, strict=True):
         (alone,) = generate(model, [prompt], drawn(model, rule), GREEDY, [seed])
         assert (alone.tokens, alone.inserted, alone.asked) == (answer.tokens, answer.inserted, answer.asked)
-        rollout = decided(TextExample("a", "?", "", "1"), prompt, answer)
+        rollout = decided(played(TextExample("a", "?", "", "1"), prompt, answer))
         assert rollout.is_policy is not None and sum(rollout.is_policy) == len(answer.asked)
         ids_BL = torch.tensor([prompt + answer.tokens])
         extra = {name: torch.tensor([values]) for name, values in rollout.extra.items()}
@@ -91,7 +92,7 @@ def test_a_decision_stands_at_the_token_that_it_is_made_before() -> None:
     answer = generation.Answer(
         tokens=[6, 7, 8], logprobs=[-9.0] * 3, inserted=[0], asked=[0, 2], decision_logprobs=[-0.25, -0.5], is_ended=True
     )
-    rollout = decided(TextExample("a", "?", "", "1"), [4, 5], answer)
+    rollout = decided(played(TextExample("a", "?", "", "1"), [4, 5], answer))
     assert rollout.is_policy == [True, False, True] and rollout.logprobs == [-0.25, 0.0, -0.5]
     assert rollout.extra[ACTION] == [0, 0, 1, 0, 0]
     assert rollout.numbers == {"rl/insertions": 1.0, "rl/decisions": 2.0, "rl/insert_share": 0.5}

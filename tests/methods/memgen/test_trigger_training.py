@@ -13,13 +13,13 @@ from arclab.config.compose import ConfigError, compose_run
 from arclab.config.memgen_schema import Memory
 from arclab.config.run import DeviceChoice
 from arclab.lm.switched import adapter_layers
-from arclab.methods.memgen import reinforcement
 from arclab.methods.memgen import run as memgen_run
 from arclab.methods.memgen.evaluation import evaluate
 from arclab.methods.memgen.model import TRIGGER
 from arclab.methods.memgen.saved import MemoryWeights, load_memgen
 from arclab.methods.memgen.setting import build_memgen, load_reasoner
 from arclab.metrics.logger import read_rows
+from arclab.text import environments
 
 from .test_reinforcement import _check_answers, _digest, _measured, _same, _weights
 
@@ -36,7 +36,7 @@ LORA = ("memgen/trigger=lora", "memgen.trigger.lora.rank=2", "memgen.trigger.lor
 
 @pytest.fixture(autouse=True)
 def answers_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reinforcement, "check_answers", _check_answers)
+    monkeypatch.setattr(environments, "check_answers", _check_answers)
 
 
 def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
@@ -51,7 +51,7 @@ def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reinforcement, "check_answers", _check_answers)
+        patch.setattr(environments, "check_answers", _check_answers)
         return _pretrain(tmp_path_factory.mktemp("memgen"), "a")
 
 
