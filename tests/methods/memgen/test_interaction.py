@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from arclab.config.compose import compose_run
+from arclab.config.compose import ConfigError, compose_run
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.run import DeviceChoice
 from arclab.lm.chat_template import conversation_ids, conversation_text, next_turn_ids
@@ -32,6 +32,7 @@ from arclab.text.examples import TextExample
 
 from .conftest import Build
 from .test_run import TINY as TINY_SFT
+from .test_run import _evaluate
 
 EXAMPLES = [TextExample(str(number), f"How much is {number} and {number}?", "", "1") for number in range(3)]
 
@@ -203,3 +204,18 @@ def test_a_run_in_several_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     page = (run / "transcripts.html").read_text()
     assert page == write_transcript_page(run).with_name("transcripts.html").read_text() and "memory was inserted here" in page
     assert json.loads((run / "splits.json").read_text())["validation"] and (run / "search_documents.jsonl").is_file()
+    _evaluate(run)
+    first, *_, summary = (run / "evaluation" / "test_trained" / "answer.json").read_text().splitlines()
+    assert [len(turn) for turn in json.loads(first)["turns"]] == [5] * 3 and json.loads(summary)["summary"]["metrics"][
+        "text/turns"
+    ] == 3
+    with pytest.raises(ConfigError, match=r"answers in several turns \(dataset.kind=code_words\).*; use solver=memgen"):
+        _evaluate(run, "ltpo.max_steps=1")
+
+
+def test_a_trigger_is_not_trained_in_several_turns() -> None:
+    given = ["experiment=memgen_search_quickstart", "trainer=trigger_grpo", "memgen/trigger=head"]
+    with pytest.raises(
+        ConfigError, match=r"trainer=trigger_grpo learns from replies of one turn, and dataset.kind=code_words has"
+    ):
+        compose_run("pretrain_memgen", given)

@@ -4,8 +4,8 @@
     output = model(**passes.given, fused_lm_head=True)
     logprob_BC = passes.gathered(output.log_probs, C)
 
-So the log-probabilities are those that the tokens were drawn with, where each turn began anew. A rollout of one turn is one row,
-as it is. It does not pad: rows come padded on both sides.
+So the log-probabilities are those that the tokens were drawn with, where each turn began anew. A rollout of one turn is one
+row, as it is. It does not pad: rows come padded on both sides.
 
 Shapes: B rollouts, N passes, L tokens, M tokens but the first, C tokens of completions.
 """
