@@ -290,6 +290,22 @@ def test_damaged_nodes_are_drawn_again(sandbox: Sandbox, tmp_path: Path) -> None
     assert 0 < model.num_completions < whole.num_attempts and shape_of(solver.trees[TASKS[0].id]) == shape_of(whole)
 
 
+def test_draws_from_another_prompt_are_not_taken(sandbox: Sandbox, tmp_path: Path) -> None:
+    """What is in the file counts only where it was drawn from the prompt that would be asked now."""
+    setting = setting_of("pwmcts", "search.num_programs=24")
+    TreeSearch(scripted(babble), sandbox, setting, folder=tmp_path).solve(TASKS[:1], Budget())
+    path = tree_path(tmp_path, TASKS[0].id)
+    lines = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+    for line in lines:
+        line.pop("crc32")
+        if line.get("parent") == "0.0":
+            line["asked"] = "another"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = scripted(babble)
+    TreeSearch(model, sandbox, setting, folder=tmp_path).solve(TASKS[:1], Budget())
+    assert model.num_completions == sum(line.get("asked") == "another" for line in lines) > 0
+
+
 def test_any_id_has_a_file_of_its_own(tmp_path: Path) -> None:
     ids = ["a", "a/b", "a%2Fb", "..", ".", "é" * 200, "é" * 199 + "e", "A b"]
     paths = [tree_path(tmp_path, id_) for id_ in ids]
