@@ -35,6 +35,7 @@ from arclab.runs.stages import MANIFEST, read_counts
 from ..common import TASKS, babble, scripted
 from .conftest import Run, Writers
 
+
 def config_of(tiny_lm: Path, *overrides: str) -> TreeLearningConfig:
     return compose_run(
         "self_improve_tree_search",
