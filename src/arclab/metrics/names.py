@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from arclab.metrics.edit_names import EDITS
 from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
 
 PASS_KS = (1, 2, 5, 10, 100, 1000)
@@ -185,23 +186,6 @@ _PROGRAMS = {
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
 }
 
-# Of models that edit programs: over all edits of the start programs of a stage.
-_EDITS = {
-    "count": ("edits", "none", "edits that were drawn: the N of the shares of edits"),
-    "starts": ("programs", "none", "start programs that were edited: the N of edits/solved_share"),
-    "parent_value": ("", "none", "what the program that an edit was made from is worth"),
-    "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
-    "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
-    "chain_gain": ("", "up", "what the best edit of a start program, in any turn, adds to it; mean over start programs"),
-    "improved_share": ("share", "up", "edits that make their program worth more"),
-    "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
-    "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),
-    "with_program": ("share", "up", "edits that hold a new program"),
-    "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
-    "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
-    "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),
-}
-
 # Of an ensemble of finished results.
 _ENSEMBLE = {
     "members": ("results", "none", "results that were merged"),
@@ -373,7 +357,7 @@ _METRICS = [
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
-    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
+    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],

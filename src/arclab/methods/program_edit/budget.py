@@ -35,7 +35,8 @@ class ThinkingBudget:
     def __post_init__(self) -> None:
         if not 0 <= self.min_tokens <= self.max_tokens or self.max_tokens < 1:
             raise ValueError(
-                f"min_tokens={self.min_tokens} must be from 0 to max_tokens={self.max_tokens}, at least 1; change one of them."
+                f"min_tokens={self.min_tokens} must be from 0 to max_tokens={self.max_tokens}, which must be at least 1; "
+                "change one of them."
             )
         if self.num_waits < 0:
             raise ValueError(f"num_waits={self.num_waits} must be at least 0; raise it.")
