@@ -105,7 +105,7 @@ CONTROLS = {
             Cell("never", "head", Memory.trained, ("trigger.kind=never",)),
             Cell("first_k", "head", Memory.trained, ("trigger.kind=first_k", "trigger.count=1")),
             Cell("random", "head", Memory.trained, ("trigger.kind=random", "trigger.probability=0.5")),
-            Cell("entropy", "head", Memory.trained, ("trigger.kind=entropy", "trigger.threshold=0.01")),
+            Cell("entropy", "head", Memory.trained, ("trigger.kind=entropy", "trigger.threshold=0.1")),
             Cell("shuffled", "shuffled", Memory.trained),
             Cell("lora", "lora", Memory.trained),
             Cell("head", "head", Memory.trained),

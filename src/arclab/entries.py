@@ -101,6 +101,14 @@ ENTRIES = {
         example=("solver=tree_search", "lm=tiny", "dataset=toy"),
         names_itself=True,
     ),
+    "self_improve_tree_search": Entry(
+        script="self_improve.py",
+        method="tree_search",
+        config="self_improve_tree_search",
+        schema="arclab.config.tree_learning_schema:TreeLearningConfig",
+        run="arclab.methods.tree_search.learning.run:improve",
+        example=("method=tree_search", "lm=tiny", "dataset=toy", "name=a"),
+    ),
     "pretrain_memgen": Entry(
         script="pretrain_memgen.py",
         config="pretrain_memgen",
@@ -134,6 +142,15 @@ ENTRIES = {
         schema="arclab.config.program_edit_schema:ProgramEditConfig",
         run="arclab.methods.program_edit.run:improve",
         example=("method=program_edit", "lm=tiny", "dataset=toy", "name=a"),
+    ),
+    "evaluate_program_edit": Entry(
+        script="evaluate.py",
+        solver="program_edit",
+        config="evaluate_program_edit",
+        schema="arclab.config.program_edit_schema:EvaluateEditsConfig",
+        run="arclab.methods.program_edit.solver:evaluate_edits",
+        example=("solver=program_edit", "lm=tiny", "dataset=toy"),
+        names_itself=True,
     ),
     "evaluate_ensemble": Entry(
         script="evaluate.py",

@@ -18,7 +18,7 @@ import pytest
 
 from arclab.config.compose import compose_run, flat
 from arclab.config.llm_schema import ModelConfig, SandboxConfig
-from arclab.config.program_edit_schema import ProgramEditConfig
+from arclab.config.program_edit_schema import EvaluateEditsConfig, ProgramEditConfig
 from arclab.files import read_lines
 from arclab.launch.start import start
 from arclab.lm.hf import HfModel
@@ -29,6 +29,7 @@ from arclab.methods.program_edit import evaluate as evaluate_module
 from arclab.methods.program_edit import sample as sample_module
 from arclab.methods.program_edit import sft as sft_module
 from arclab.programs.sandbox import pool as sandbox_module
+from arclab.solvers import evaluation
 
 from .table import Parts, Table, differences, leaves, require_a_row_for_each, require_the_named_tests
 
@@ -87,20 +88,59 @@ EVALUATE: Table = {
     "evaluate.num_samples": (2, "drawing edits"),
     "evaluate.turns": (2, "prompts drawing edits"),
 }
+# Of evaluate.py solver=program_edit, asked in the same way; stands: what is scored.
+SOLVER: Table = {
+    "solver.drafts": (1, "prompts drawing edits"),
+    "solver.turns": (1, "prompts drawing edits"),
+    "solver.num_kept": (1, "prompts edits"),
+    "solver.num_samples": (1, "drawing edits"),
+    "solver.sampling.max_new_tokens": (7, "drawing"),
+    "solver.sampling.temperature": (0.3, "drawing"),
+    "solver.sampling.top_p": (0.5, "drawing"),
+    "solver.sampling.top_k": (3, "drawing"),
+    "solver.sampling.min_p": (0.1, "drawing"),
+    "prompt.grid_format": ("pipes", "prompts edits"),
+    "prompt.instructions": (True, "prompts edits"),
+    "prompt.show_tests": (False, "prompts edits"),
+    "prompt.show_shapes": (False, "prompts edits"),
+    "prompt.report": (False, "prompts edits"),
+    "prompt.entry": ("transform", "prompts edits"),
+    "prompt.edit_format": ("blocks", "edits"),
+    "reward.per_execution": (0.05, "edits"),
+    "reward.per_thinking_token": (0.01, "edits"),
+    "reward.cells": ("changed", "prompts edits"),
+    "lm.name": ("other", "model files"),
+    "max_tasks": (1, "prompts edits"),
+    "split": ("validation", "prompts edits files"),
+    "seed": (5, "drawing"),
+    "name": ("other", "files"),
+    "runs_dir": ("elsewhere", "files"),
+    "output_dir": ("elsewhere", "files"),
+}
+SOLVER_NAME = "evaluate.py"
+SOLVER_BASE = [
+    "solver=program_edit", *BASE[1:7], "num_threads=1", "max_tasks=2", "prompt.instructions=false", "solver.drafts=2", "solver.turns=2",
+    "solver.num_samples=2", "solver.num_kept=2", "solver.enough_right=9",
+]  # fmt: skip
+TABLES = {"sample": SAMPLE, "evaluate": EVALUATE, SOLVER_NAME: SOLVER}
 STAGES = "methods/program_edit/test_stages.py"
 SELECTION = "methods/program_edit/test_selection.py"
 
 
-def _others() -> Table:
-    known = leaves(ProgramEditConfig)
+def _elsewhere(schema: type) -> Table:
+    """Keys of groups that others have too."""
+    known = leaves(schema)
     of = {
         "dataset.": "every_key/test_programs.py::test_every_key_has_a_row",
         "sandbox.": "every_key/test_programs.py::test_every_key_has_a_row",
         "lm.": "every_key/test_programs.py::test_every_key_has_a_row",
         "launch.": "launch/test_launch.py::test_every_launch_key_changes_what_is_started",
     }
-    found = {key: (None, what) for prefix, what in of.items() for key in known if key.startswith(prefix) and key != "lm.name"}
-    return found | {
+    return {key: (None, what) for prefix, what in of.items() for key in known if key.startswith(prefix) and key != "lm.name"}
+
+
+def _others() -> Table:
+    return _elsewhere(ProgramEditConfig) | {
         "stage": (None, f"{STAGES}::test_selected_edits_are_shown_and_what_is_rejected_is_not_learned"),
         "round": (None, f"{STAGES}::test_a_round_trains_a_model_and_scores_it"),
         "rounds": (None, f"{STAGES}::test_a_round_trains_a_model_and_scores_it"),
@@ -117,6 +157,18 @@ def _others() -> Table:
 def test_every_key_has_a_row() -> None:
     others = _others()
     require_a_row_for_each(leaves(ProgramEditConfig), SAMPLE, SFT, EVALUATE, others)
+    require_the_named_tests(others)
+
+
+def test_every_key_of_the_solver_has_a_row() -> None:
+    solver = "methods/program_edit/test_solver.py"
+    others = _elsewhere(EvaluateEditsConfig) | {
+        "solver.kind": (None, f"{solver}::test_what_cannot_be_tried_or_asked_for_is_said"),
+        "solver.enough_right": (None, f"{solver}::test_the_best_programs_are_edited_until_two_answers_are_right"),
+        "reward.use_tests": (None, f"{solver}::test_what_cannot_be_tried_or_asked_for_is_said"),
+        "num_threads": (None, "every_key/test_programs.py::test_a_key_changes_what_its_row_says"),
+    }
+    require_a_row_for_each(leaves(EvaluateEditsConfig), SOLVER, others)
     require_the_named_tests(others)
 
 
@@ -176,14 +228,18 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: sandbox_modul
 
         with monkeypatch.context() as patch:
             patch.chdir(folder)
-            for module in (sample_module, evaluate_module):
+            for module in (sample_module, evaluate_module, evaluation):
                 patch.setattr(module, "load_language_model", notes.recorder)
                 patch.setattr(module, "open_sandbox", open_sandbox)
             if stage == "evaluate":
                 trained = Path("runs/program_edit/a/round_0/sft/trained.json")
                 trained.parent.mkdir(parents=True)
                 trained.write_text("{}")
-            start("self_improve.py", [*BASE, f"stage={stage}", *overrides])
+            if stage == SOLVER_NAME:
+                patch.setattr("arclab.pages.report.render_report", lambda result: "")
+                start("evaluate.py", [*SOLVER_BASE, *overrides])
+            else:
+                start("self_improve.py", [*BASE, f"stage={stage}", *overrides])
         (edits,) = folder.rglob("edits.jsonl")
         of_edits = ("task", "parent", "source", "problem", "r1", "delta", "prompt")
         rows = [{key: row[key] for key in of_edits} for row in read_lines(edits) if "settings" not in row]
@@ -202,10 +258,11 @@ def bases() -> dict[str, Parts]:
     return {}
 
 
-@pytest.mark.parametrize(("stage", "key"), [*(("sample", key) for key in SAMPLE), *(("evaluate", key) for key in EVALUATE)])
+@pytest.mark.parametrize(("stage", "key"), [(name, key) for name, table in TABLES.items() for key in table])
 def test_a_key_of_a_stage_changes_what_its_row_says(stage: str, key: str, asked: Asked, bases: dict[str, Parts]) -> None:
-    value, what = {"sample": SAMPLE, "evaluate": EVALUATE}[stage][key]
-    assert settings()[key] != value, "the other value is the same"
+    value, what = TABLES[stage][key]
+    base = flat(compose_run("evaluate_program_edit", SOLVER_BASE)) if stage == SOLVER_NAME else settings()
+    assert base[key] != value, "the other value is the same"
     if stage not in bases:
         bases[stage] = asked(stage)
     assert differences(bases[stage], asked(stage, as_text(key, value))) == set(what.split())

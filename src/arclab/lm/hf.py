@@ -175,6 +175,25 @@ class HfModel:
         finally:
             self._model.requires_grad_(False).eval()
 
+    def add_tokens(self, texts: Sequence[str]) -> int:
+        """Each text becomes a token of its own, wherever it stands; its embedding begins as the mean of those that it was
+        written with. Texts that are a token already stay. Returns how many are new."""
+        from tokenizers import AddedToken
+
+        pieces = {text: plain_ids(self.tokenizer, text) for text in texts}
+        new = [text for text, ids in pieces.items() if len(ids) > 1]
+        self.tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in new])
+        tables = [self._model.get_input_embeddings(), self._model.get_output_embeddings()]
+        if len(self.tokenizer) > tables[0].weight.shape[0]:
+            self._model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+            tables = [self._model.get_input_embeddings(), self._model.get_output_embeddings()]
+        self.was_trained |= bool(new)
+        with torch.no_grad():
+            for table in tables if tables[0].weight is not tables[1].weight else tables[:1]:
+                for text in new:
+                    table.weight[plain_ids(self.tokenizer, text)[0]] = table.weight[pieces[text]].mean(0)
+        return len(new)
+
     def save(self, folder: Path) -> None:
         """Weights and tokenizer as an ordinary model folder. Nothing of sampling is written down with them."""
         with naming(folder):

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from arclab.metrics.edit_names import EDITS
+from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
+
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 SOLVED_KS = (1, 2)
 
@@ -28,59 +31,6 @@ _INF = float("inf")
 _HALTED = "over the rows that halted since the last log"
 _NEW_COLORS = "a colour (not black) that their input does not show: demonstrations must tell it"
 _ALL = "over every augmented copy of every scored test input"
-
-# Of evaluations in which the model is trained on the scored tasks' demonstrations (methods/recursive/adaptation).
-_OWN = "cross-entropy of a cell of the task's demonstrations, each asked with the others shown"
-_ADAPT = {
-    "loss_before": ("nats", "none", f"{_OWN}, before the model is trained on them"),
-    "loss_after": ("nats", "down", f"{_OWN}, when the task is answered"),
-    "shared": ("share", "none", "tasks with one demonstration, whose question shows it"),
-    "seconds": ("s", "down", "seconds of training before a task is answered (jointly: before all of them)"),
-}
-
-# Measured by methods/recursive/probes/encoder_health.py as encoder/... on scored tasks and train_encoder/... on training tasks.
-_ENCODER = {
-    "tasks": ("tasks", "none", "tasks in the sample: the N of the others"),
-    "between_task_share": ("share", "up", "variance of the context between tasks, as a share of its mean square (scale-free)"),
-    "effective_rank": ("dimensions", "up", "exp of the entropy of the variance spectrum of pooled contexts; at most tasks - 1"),
-    "augmentation_spread": (
-        "ratio",
-        "none",
-        "squared distance to another view of the same task, relative to that of another task",
-    ),
-    "subset_spread": (
-        "ratio",
-        "down",
-        "squared distance between two halves of a task's demonstrations, relative to other tasks",
-    ),
-    "retrieval_accuracy": (
-        "share",
-        "up",
-        "tasks whose halves of demonstrations are nearest neighbours among all tasks' halves",
-    ),
-    "retrieval_chance": (
-        "share",
-        "none",
-        "retrieval_accuracy of a context that says nothing: 1 / tasks with two demonstrations",
-    ),
-    "exact_accuracy": ("share", "up", "first test inputs predicted exactly right with their own demonstrations, no voting"),
-    "accuracy": ("share", "up", "cells of first test inputs predicted right with their own demonstrations"),
-    "swap_drop": ("share", "up", "exact_accuracy lost with another task's demonstrations; 0: the decoder does not use them"),
-    "swap_drop_cells": ("share", "up", "accuracy lost with another task's demonstrations"),
-    "zero_context_drop": ("share", "up", "exact_accuracy lost with context tokens of zero"),
-    "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
-}
-
-# Measured by methods/recursive/probes/table_ablations.py on scored tasks, for a puzzle table.
-_PUZZLE = {
-    "tasks": ("tasks", "none", "tasks whose vector was examined"),
-    "exact_accuracy": ("share", "up", "first test inputs predicted exactly right with their own vector, no voting"),
-    "accuracy": ("share", "up", "cells of first test inputs predicted right with their own vector"),
-    "wrong_id_drop": ("share", "up", "exact_accuracy lost with another task's vector; 0: the table says nothing"),
-    "wrong_id_drop_cells": ("share", "up", "accuracy lost with another task's vector"),
-    "blank_id_drop": ("share", "up", "exact_accuracy lost with a vector of zeros"),
-    "blank_id_drop_cells": ("share", "up", "accuracy lost with a vector of zeros"),
-}
 
 # Of methods that answer questions in words: over all scored questions.
 _TEXT = {
@@ -118,6 +68,22 @@ _TEXT = {
     ),
     "discordant": ("questions", "none", "questions on which they disagree: the N of memory_wins"),
     "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+}
+# Of policies that learn from their own search (methods/tree_search/learning), on tasks that none of them has learned from.
+_LEARNED = {
+    "wins": (
+        "share",
+        "up",
+        "of the tasks on which the trained policy and its best control disagree, those that it solves; 0.5: chance; 0 if the "
+        "twin taught with programs of other tasks has gained as well (p < 0.05)",
+    ),
+    "discordant": ("tasks", "none", "tasks on which they disagree: the N of wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+    "start_solved": ("share", "up", "ARC/solved@2 of the policy that the first round began with"),
+    "twin_solved": ("share", "up", "ARC/solved@2 of the twin that was taught with programs of other tasks"),
+    "twin_p_value": ("probability", "none", "of the twin's difference from the start by chance"),
+    "task_perplexity": ("perplexity", "down", "of a token of programs of tasks that were held out whole"),
+    "example_perplexity": ("perplexity", "down", "of a token of programs that were held out, of tasks that are learned from"),
 }
 # Latents that are optimised at test time: over all insertions of all replies.
 _LTPO = {
@@ -218,23 +184,6 @@ _PROGRAMS = {
     ),
     "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
-}
-
-# Of models that edit programs: over all edits of the start programs of a stage.
-_EDITS = {
-    "count": ("edits", "none", "edits that were drawn: the N of the shares of edits"),
-    "starts": ("programs", "none", "start programs that were edited: the N of edits/solved_share"),
-    "parent_value": ("", "none", "what the program that an edit was made from is worth"),
-    "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
-    "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
-    "chain_gain": ("", "up", "what the best edit of a start program, in any turn, adds to it; mean over start programs"),
-    "improved_share": ("share", "up", "edits that make their program worth more"),
-    "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
-    "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),
-    "with_program": ("share", "up", "edits that hold a new program"),
-    "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
-    "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
-    "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),
 }
 
 # Of an ensemble of finished results.
@@ -393,7 +342,7 @@ _METRICS = [
     *[
         Metric(f"{prefix}/{name}", unit, direction, f"{where}: {meaning}")
         for prefix, where in (("encoder", "scored tasks"), ("train_encoder", "training tasks"))
-        for name, (unit, direction, meaning) in _ENCODER.items()
+        for name, (unit, direction, meaning) in ENCODER.items()
     ],
     *[
         Metric(
@@ -407,13 +356,14 @@ _METRICS = [
     *[Metric(f"programs/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PROGRAMS.items()],
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
-    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
+    *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
+    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
-    *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
+    *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
     *[
         Metric(f"adapt/{name}", unit, direction, f"{meaning}; mean over predictions")
-        for name, (unit, direction, meaning) in _ADAPT.items()
+        for name, (unit, direction, meaning) in ADAPT.items()
     ],
     *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
     *[Metric(f"adapted/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ADAPTED.items()],
@@ -458,6 +408,8 @@ _COUNTS = {
     "text/memory_wins": ("text/discordant",),
     "text/": ("text/count",),
     "ensemble/oracle_coverage": ("ensemble/test_inputs",),
+    "learned/wins": ("learned/discordant",),
+    "learned/": ("ARC/tasks",),
     "adapted/wins": ("adapted/discordant",),
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
@@ -480,5 +432,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/"))
     )

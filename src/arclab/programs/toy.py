@@ -1,6 +1,7 @@
 """The program behind a toy task, written from its rule: solutions to train and to test program writers on.
 
     solution(task)      # "def solve(I):\n    I = I[::-1]\n    return [[[4, 3, 0][c] for c in r] for r in I]\n"
+    solution_steps(task)        # ["I = I[::-1]", "m[0] = 4", "m[1] = 3", "m[2] = 0", "return [[m[c] for c in r] for r in I]"]
 
 One line for each step of the rule (view, shift, crop, lines, colour map), in plain Python, without helpers. It exists for tasks
 of arclab.data.synthetic only: a task without a rule is refused, for no program of a real task is known here.
@@ -34,6 +35,25 @@ def solution(task: ArcTask) -> str:
     steps = list(_steps(task.rule))
     body = [f"I = {step}" for step in steps[:-1]] + [f"return {steps[-1]}"]
     return "def solve(I):\n" + "".join(f"    {line}\n" for line in body)
+
+
+# What stands above the steps.
+STEPS_ROOT = "def solve(I):\n    m = list(range(10))"
+
+
+def solution_steps(task: ArcTask) -> list[str]:
+    """The same program in more and smaller steps, to stand below STEPS_ROOT: a colour map colour by colour. Every beginning of
+    it runs. ValueError as of solution."""
+    solution(task)  # refuses other tasks
+    assert task.rule is not None
+    found: list[str] = []
+    for word in task.rule.split():
+        if match := re.fullmatch(r"colors=(\d+)", word):
+            found += [f"m[{color}] = {other}" for color, other in enumerate(match[1])]
+        elif word != "identity":
+            found.append(f"I = {_step(word)}")
+    is_mapped = bool(found) and found[-1].startswith("m[")
+    return [*found, "return [[m[c] for c in r] for r in I]" if is_mapped else "return I"]
 
 
 def _steps(rule: str) -> Iterator[str]:

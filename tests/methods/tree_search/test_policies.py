@@ -14,7 +14,8 @@ import pytest
 from arclab.config.compose import ConfigError
 from arclab.config.tree_search_schema import MctsConfig, Schedule, TemperatureConfig
 from arclab.lm.language_model import Prompt
-from arclab.methods.tree_search.policies import priors, puct
+from arclab.methods.tree_search.archive import Archive
+from arclab.methods.tree_search.policies import SampleRefine, grower_for, priors, puct
 from arclab.methods.tree_search.prompts import load_examples, load_hints
 from arclab.methods.tree_search.schedules import temperature
 from arclab.methods.tree_search.solver import TreeSearch
@@ -294,6 +295,18 @@ def test_corrections_are_asked_for_where_they_promise_most(sandbox: Sandbox) -> 
         return sum(node.num_attempts for node in nodes) / max(1, len(nodes))
 
     assert attempts(1 / 3) > 2 * attempts(0.0) and max(node.num_attempts for node in corrected) < 100
+
+
+def test_a_program_that_was_corrected_often_is_drawn_lower(sandbox: Sandbox) -> None:
+    """Its corrections count against it, as the share of demonstrations counts for it."""
+    setting = setting_of("sample_refine", "search.num_first=4", "search.num_programs=4")
+    tree = tree_of(setting, sandbox, lambda _, rng: f"\n    return [[{rng.integers(9)}]]\n{END}")
+    grower = grower_for(Archive(TASKS[0], setting, (), tree))
+    assert isinstance(grower, SampleRefine)
+    node, means = tree.programs()[0], []
+    for node.num_attempts in (0, 20, 200):
+        means.append(float(np.mean([grower._draw(node) for _ in range(200)])))
+    assert means[0] > 1.5 * means[1] > 1.5 * means[2]
 
 
 def test_a_step_without_end_or_of_nothing_is_given_up_and_counted(sandbox: Sandbox) -> None:

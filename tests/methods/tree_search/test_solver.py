@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from arclab.config.tree_search_schema import TerminalReward
 from arclab.data.tasks import ArcTask, Pair
 from arclab.files import DamagedFile
 from arclab.launch.start import start
-from arclab.lm.language_model import Prompt, Sampling
+from arclab.lm.language_model import Prompt, Reply, Sampling
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.tree_search.archive import terminal_reward
 from arclab.methods.tree_search.run import AT_RANDOM, few_finished
@@ -34,7 +35,7 @@ from arclab.runs.folder import RunDir, State
 from arclab.runs.preempt import ToldToEnd
 from arclab.solvers import evaluation
 
-from .common import END, MARK, TASKS, babble, config_of, scripted, setting_of, shape_of, without_tests
+from .common import END, MARK, TASKS, babble, chance, config_of, scripted, setting_of, shape_of, without_tests
 
 
 def body(task: ArcTask) -> str:
@@ -159,6 +160,29 @@ def test_a_context_that_overflows_in_mid_tree_ends_the_node(sandbox: Sandbox) ->
     assert skipped.statistics["programs/tasks_skipped"] == 2 and score(TASKS[:2], skipped)["ARC/pass@2"].n == 0
 
 
+def test_a_server_that_tells_no_tokens_and_takes_no_seed(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Tokens are not called 0; a limit on them is refused; what was not sent is said, also when the tree is read again."""
+
+    class Server(ScriptedModel):
+        def generate(self, *args: Any, **options: Any) -> list[Any]:
+            on_reply = options.pop("on_reply", None) or args[3]
+
+            def tell(number: int, reply: Reply) -> None:
+                drawn = tuple(replace(c, num_tokens=None) for c in reply.completions)
+                on_reply(number, replace(reply, completions=drawn, not_sent=("seed",)))
+
+            return super().generate(*args[:3], tell)
+
+    def server() -> ScriptedModel:
+        return Server(seeded=lambda prompt, sample, sampling: babble(prompt[-1].content, chance(prompt, sample, sampling)))
+
+    for _ in range(2):
+        attempts = TreeSearch(server(), sandbox, setting_of("pwmcts"), folder=tmp_path).solve(TASKS[:2], Budget())
+        assert attempts.not_sent == {"seed": 2} and "programs/tokens" not in attempts.statistics
+    with pytest.raises(ValueError, match=r"search.max_tokens=50 needs the number of tokens .* set search.max_tokens=null"):
+        TreeSearch(server(), sandbox, setting_of("pwmcts", "search.max_tokens=50")).solve(TASKS[:1], Budget())
+
+
 def test_it_is_told_to_end_and_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
     """After any call of the model; what was drawn is kept, and the end is the same as without the stop."""
     setting = setting_of("pwmcts", "search.num_programs=24")
@@ -264,6 +288,22 @@ def test_damaged_nodes_are_drawn_again(sandbox: Sandbox, tmp_path: Path) -> None
     solver = TreeSearch(model, sandbox, setting, folder=tmp_path)
     solver.solve(TASKS[:1], Budget())
     assert 0 < model.num_completions < whole.num_attempts and shape_of(solver.trees[TASKS[0].id]) == shape_of(whole)
+
+
+def test_draws_from_another_prompt_are_not_taken(sandbox: Sandbox, tmp_path: Path) -> None:
+    """What is in the file counts only where it was drawn from the prompt that would be asked now."""
+    setting = setting_of("pwmcts", "search.num_programs=24")
+    TreeSearch(scripted(babble), sandbox, setting, folder=tmp_path).solve(TASKS[:1], Budget())
+    path = tree_path(tmp_path, TASKS[0].id)
+    lines = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+    for line in lines:
+        line.pop("crc32")
+        if line.get("parent") == "0.0":
+            line["asked"] = "another"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = scripted(babble)
+    TreeSearch(model, sandbox, setting, folder=tmp_path).solve(TASKS[:1], Budget())
+    assert model.num_completions == sum(line.get("asked") == "another" for line in lines) > 0
 
 
 def test_any_id_has_a_file_of_its_own(tmp_path: Path) -> None:

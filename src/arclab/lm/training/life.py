@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -74,6 +75,23 @@ class AllWeights:
     def load(self, tensors: dict[str, Tensor]) -> None:
         require_same_tensors(self.tensors(), tensors, "the model")
         self._model.load_state_dict(tensors, strict=False)  # tied weights have one name here and two there
+
+
+class TrainedWeights:
+    """The parameters of a model that want a gradient: of an adapter, its own alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        own = self.tensors()
+        require_same_tensors(own, tensors, "the model")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
 
 
 class RunLife(TrainerCallback):

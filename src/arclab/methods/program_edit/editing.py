@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from arclab.config.program_edit_schema import ProgramEditConfig
+from arclab.config.program_edit_schema import EditSettings, ProgramEditConfig
 from arclab.config.schema import SplitName
 from arclab.files import read_lines
 from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling
@@ -148,12 +148,16 @@ def describe(before: str, after: str) -> str:
 
 
 def edit_all(
-    editor: Editor, sandbox: Sandbox, starts: Sequence[Start], config: ProgramEditConfig, num_samples: int, *,
-    split: SplitName = SplitName.train,
+    editor: Editor, sandbox: Sandbox, starts: Sequence[Start], config: EditSettings, num_samples: int, *,
+    split: SplitName = SplitName.train, skipped: dict[str, str] | None = None,
 ) -> list[list[EditRecord]]:  # fmt: skip
-    """The edits of each start program; none where its prompt could not be answered. ValueError: the model cannot be used."""
+    """The edits of each start program; none where its prompt could not be answered, and skipped hears why. ValueError: the
+    model cannot be used."""
     prompts = [render_edit_prompt(start.task, start.outcome, config.prompt) for start in starts]
     replies = editor(starts, prompts, num_samples)
+    problems = {start.task.id: reply.problem for start, reply in zip(starts, replies, strict=True) if reply.problem}
+    if skipped is not None:
+        skipped |= problems
     edits = [
         [parse_edit(completion, start.program.source, config.prompt) for completion in reply.completions]
         for start, reply in zip(starts, replies, strict=True)
@@ -174,32 +178,35 @@ def edit_all(
 
 
 def kept_edits(
-    worklist: Worklist, editor: Editor, sandbox: Sandbox, starts: Sequence[Start], config: ProgramEditConfig, num_samples: int,
-    *, at_once: int, progress: WorkProgress, split: SplitName = SplitName.train,
+    worklist: Worklist, editor: Editor, sandbox: Sandbox, starts: Sequence[Start], config: EditSettings, num_samples: int,
+    *, at_once: int, progress: WorkProgress, split: SplitName = SplitName.train, turn: int = 0, turns: int = 1,
+    skipped: dict[str, str] | None = None,
 ) -> list[EditRecord]:  # fmt: skip
     """The edits of every start program, in order. Those that the worklist has are not drawn again; at_once: start programs that
-    the editor works on at once. ToldToEnd: the progress said so, and what was drawn is kept."""
+    the editor works on at once. turn: of so many that there are, for the progress. ToldToEnd: it said so, and what was drawn is
+    kept."""
     groups: dict[tuple[str, str, int], list[EditRecord]] = {}
     for record in worklist.load(parse_record).values():
         groups.setdefault((record.task, record.root, record.turn), []).append(record)
     missing = [start for start in starts if len(groups.get(start.place, ())) < num_samples]
     for first in range(0, len(missing), at_once):
         part = missing[first : first + at_once]
-        for start, records in zip(part, edit_all(editor, sandbox, part, config, num_samples, split=split), strict=True):
+        found = edit_all(editor, sandbox, part, config, num_samples, split=split, skipped=skipped)
+        for start, records in zip(part, found, strict=True):
             groups[start.place] = records
             for record in records:
                 worklist.add(record.id, record.to_json())
             if not records:
                 log.warning("%s: its prompt could not be answered, so it has no edits", start.task.id)
         done = len(starts) - len(missing) + first + len(part)
-        progress.report(done * progress.num_steps // len(starts))
-        if progress.is_told and done < len(starts):
-            raise ToldToEnd(f"the edits of {done} of {len(starts)} programs are kept")
+        progress.report((turn * len(starts) + done) * progress.num_steps // (turns * len(starts)))
+        if progress.is_told and (done < len(starts) or turn + 1 < turns):
+            raise ToldToEnd(f"the edits of {done} of {len(starts)} programs are kept (turn {turn + 1} of {turns})")
     return [record for start in starts for record in groups[start.place]]
 
 
 def _record(
-    start: Start, prompt: Prompt, edit: Edit, outcome: Outcome, completion: Completion, number: int, config: ProgramEditConfig,
+    start: Start, prompt: Prompt, edit: Edit, outcome: Outcome, completion: Completion, number: int, config: EditSettings,
     split: SplitName,
 ) -> EditRecord:  # fmt: skip
     thinking_tokens = thinking_tokens_of(completion, edit.thinking)
@@ -219,7 +226,7 @@ def _record(
     )  # fmt: skip
 
 
-def reward_of(start: Start, outcome: Outcome, thinking_tokens: int, config: ProgramEditConfig, split: SplitName) -> Reward:
+def reward_of(start: Start, outcome: Outcome, thinking_tokens: int, config: EditSettings, split: SplitName) -> Reward:
     """An edit is charged for one execution: the one that its report is from."""
     reward = config.reward if split is SplitName.train else replace(config.reward, use_tests=False)
     return edit_reward(start.task, outcome, start.outcome, reward, Effort(1, thinking_tokens), split=split)

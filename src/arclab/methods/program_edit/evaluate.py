@@ -41,7 +41,6 @@ from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.criterion import judge_criterion, write_criterion
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RunFolder, WorkProgress
-from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
@@ -120,10 +119,8 @@ def _edits(
         editor = model_editor(model, replace(sampling, seed=sampling.seed + turn))
         found += kept_edits(
             worklist, editor, sandbox, starts, config, wished.num_samples, at_once=model.num_prompts(wished.num_samples),
-            progress=progress, split=wished.split,
+            progress=progress, split=wished.split, turn=turn, turns=wished.turns,
         )  # fmt: skip
-        if turn + 1 < wished.turns and progress.is_told:
-            raise ToldToEnd(f"{turn + 1} of {wished.turns} turns are kept")
         starts = _next_turn(starts, found, sandbox, config)
     return found
 

@@ -39,11 +39,11 @@ from arclab.methods.program_edit.starts import (
     Start,
     add_mutants,
     add_programs,
+    drafts_of,
     identity_source,
     reference_sources,
     run_starts,
 )
-from arclab.programs.prompts import parse_program, render_prompt
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RunFolder, WorkProgress
@@ -51,7 +51,7 @@ from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
-from arclab.runs.worklist import Line, Worklist
+from arclab.runs.worklist import Worklist
 
 EDITS, PROGRAMS, TRAINED = "edits.jsonl", "programs.jsonl", "trained.json"
 _DRAFTS = "drafts.jsonl"
@@ -148,28 +148,11 @@ class _Sampling:
 
     def _add_drafts(self, population: Population, model: LanguageModel) -> None:
         """Kept task by task: programs that the model writes from nothing."""
-        config, known = self._config, Worklist(self._run.path / _DRAFTS, self._settings(), EDIT_ITEMS)
-
-        def parse(record: dict[str, Any], line: Line) -> list[str]:
-            line.require(record, {"sources": list[str]})
-            return record["sources"]
-
-        drafts = known.load(parse)
-        missing = [task for task in self._tasks if task.id not in drafts]
-        size = model.num_prompts(config.starts.drafts)
-        for first in range(0, len(missing), size):
-            part = missing[first : first + size]
-            replies = model.generate(
-                [render_prompt(task, config.prompt) for task in part], config.starts.drafts,
-                to_sampling(config.sample.sampling, config.seed),
-            )  # fmt: skip
-            for task, reply in zip(part, replies, strict=True):
-                parsed = [
-                    parse_program(c.whole, entry=config.prompt.entry, finish_reason=c.finish_reason) for c in reply.completions
-                ]
-                drafts[task.id] = [one.source for one in parsed if one.source is not None]
-                known.add(task.id, {"sources": drafts[task.id]})
-            self._require_time(f"the drafts of {len(drafts)} of {len(self._tasks)} tasks are kept")
+        config, worklist = self._config, Worklist(self._run.path / _DRAFTS, self._settings(), EDIT_ITEMS)
+        drafts = drafts_of(
+            worklist, model, self._tasks, config.starts.drafts, to_sampling(config.sample.sampling, config.seed),
+            config.prompt.entry, config.prompt, self._progress,
+        )  # fmt: skip
         for task in self._tasks:
             add_programs(population, self._sandbox, task, drafts[task.id], Origin.draft, config)
 

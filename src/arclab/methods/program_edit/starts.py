@@ -13,17 +13,24 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from arclab.config.program_edit_schema import ProgramEditConfig
+from arclab.config.llm_schema import PromptConfig
+from arclab.config.program_edit_schema import EditSettings, ProgramEditConfig
 from arclab.data.rearc import origin_of
 from arclab.data.tasks import ArcTask
+from arclab.lm.language_model import LanguageModel, Sampling
 from arclab.methods.program_edit.mutants import worse_mutants
 from arclab.methods.program_edit.population import Origin, Population, Program, program_of
 from arclab.programs.dsl import reference_programs, require_dsl
 from arclab.programs.outcomes import Outcome, ProgramRun, run_jobs
+from arclab.programs.prompts import parse_program, render_prompt
 from arclab.programs.rewards import edit_value
 from arclab.programs.sandbox.pool import Sandbox
 from arclab.programs.toy import solution
+from arclab.runs.lifecycle import WorkProgress
+from arclab.runs.preempt import ToldToEnd
+from arclab.runs.worklist import Line, Worklist
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,31 @@ def identity_source(entry: str) -> str:
     return f"def {entry}(I):\n    return I\n"
 
 
-def value_of(task: ArcTask, config: ProgramEditConfig) -> Callable[[Outcome], float]:
+def drafts_of(
+    worklist: Worklist, model: LanguageModel, tasks: Sequence[ArcTask], count: int, sampling: Sampling, entry: str,
+    prompt: PromptConfig, progress: WorkProgress,
+) -> dict[str, list[str]]:  # fmt: skip
+    """Task id -> programs that the model writes from nothing, kept task by task. ToldToEnd: the progress said so."""
+
+    def parse(record: dict[str, Any], line: Line) -> list[str]:
+        line.require(record, {"sources": list[str]})
+        return record["sources"]
+
+    drafts = worklist.load(parse)
+    missing, at_once = [task for task in tasks if task.id not in drafts], model.num_prompts(count)
+    for first in range(0, len(missing), at_once):
+        part = missing[first : first + at_once]
+        replies = model.generate([render_prompt(task, prompt) for task in part], count, sampling)
+        for task, reply in zip(part, replies, strict=True):
+            parsed = [parse_program(c.whole, entry=entry, finish_reason=c.finish_reason) for c in reply.completions]
+            drafts[task.id] = [one.source for one in parsed if one.source is not None]
+            worklist.add(task.id, {"sources": drafts[task.id]})
+        if progress.is_told:
+            raise ToldToEnd(f"the drafts of {len(drafts)} of {len(tasks)} tasks are kept")
+    return drafts
+
+
+def value_of(task: ArcTask, config: EditSettings) -> Callable[[Outcome], float]:
     """What a program of the task is worth, by its outcome."""
 
     def value(outcome: Outcome) -> float:
@@ -69,7 +100,7 @@ def value_of(task: ArcTask, config: ProgramEditConfig) -> Callable[[Outcome], fl
 
 
 def add_programs(
-    population: Population, sandbox: Sandbox, task: ArcTask, sources: Sequence[str], origin: Origin, config: ProgramEditConfig
+    population: Population, sandbox: Sandbox, task: ArcTask, sources: Sequence[str], origin: Origin, config: EditSettings
 ) -> int:
     """Run programs and add those that are new; how many are."""
     runs = [ProgramRun(task, source, config.prompt.entry, with_tests=True, seed=config.seed) for source in sources]
@@ -109,7 +140,7 @@ def next_start(start: Start, sandbox: Sandbox, source: str | None, config: Progr
 
 
 def run_starts(
-    sandbox: Sandbox, programs: Sequence[tuple[ArcTask, Program]], config: ProgramEditConfig
+    sandbox: Sandbox, programs: Sequence[tuple[ArcTask, Program]], config: EditSettings
 ) -> list[Start]:  # fmt: skip
     runs = [
         ProgramRun(task, program.source, config.prompt.entry, with_tests=True, seed=config.seed) for task, program in programs

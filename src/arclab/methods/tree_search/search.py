@@ -158,9 +158,10 @@ class TaskSearch:
     def _end(self) -> None:
         self.is_done = True
         drawn = list(self.tree.drawn())
-        if drawn and all(node.ending in (Ending.context, Ending.refused) for node in drawn):
+        if drawn and all(node.is_unwritten for node in drawn):
             self.skipped = self.problem or "no prompt of it could be answered"
-        self.tree.end = End(self._grower.reason, self._grower.num_rollouts, self.archive.seconds, self.skipped)
+        unsent = tuple(sorted(self.archive.not_sent))
+        self.tree.end = End(self._grower.reason, self._grower.num_rollouts, self.archive.seconds, self.skipped, unsent)
         self._keep({END: end_record(self.tree.end)})
 
     def _keep(self, records: Mapping[str, Mapping[str, Any]]) -> None:

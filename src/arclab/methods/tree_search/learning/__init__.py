@@ -1,0 +1,1 @@
+"""Learning from trees: collect, curate, augment, fine-tune, value, evaluate; see run.py."""

@@ -1,0 +1,171 @@
+"""stage=evaluate: the two-attempt score of what a round has trained, on tasks that nobody learned from.
+
+    evaluate(config, ranks, signals, folder)      # writes the files of every evaluation, scores.json and metrics.jsonl
+
+The search is that of the run, with the same seed and number of programs for every policy. The first round also scores the
+policy that it began with (start/), and with sft.twin the twin (twin/), which was taught with programs of other tasks. All are
+compared task by task: learned/wins is judged by the run's criterion.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from arclab.config.compose import flat
+from arclab.config.tree_learning_schema import TreeLearningConfig
+from arclab.data.tasks import ArcTask
+from arclab.files import read_object, write_atomically
+from arclab.methods.tree_search.learning.policy import (
+    MODEL,
+    TWIN,
+    named_tasks,
+    policy_inputs,
+    policy_of,
+    searched,
+)
+from arclab.methods.tree_search.learning.values import value_inputs, values_for
+from arclab.metrics.logger import MetricLogger, read_rows
+from arclab.pages.publish import publish
+from arclab.programs.sandbox.pool import Sandbox, open_sandbox
+from arclab.results.attempts import Attempts
+from arclab.results.criterion import judge_criterion, write_criterion
+from arclab.results.paired import PairedTest
+from arclab.results.scoring import Share, truth_ranks
+from arclab.results.writing import Evaluation, Subject
+from arclab.runs.folder import RunDir, State, provenance
+from arclab.runs.lifecycle import RunFolder, WorkProgress
+from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
+from arclab.runs.stages import Made, make_stage
+
+log = logging.getLogger(__name__)
+START, SCORES = "start", "scores.json"
+_COUNTED = ("tree/coverage", "programs/tasks_with_right", "programs/count")
+_ATTEMPTS = 2
+_SURE = 0.05  # McNemar's p below which the twin has gained, too
+Solved = dict[str, bool]
+
+
+def evaluate(config: TreeLearningConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+    tasks = named_tasks(config, config.evaluate.split.value, "evaluate.split", config.evaluate.max_tasks)
+    following = config.round + 1
+    inputs = policy_inputs(config, following) | value_inputs(config, following)
+    if config.round > 0:
+        inputs["scores of the start"] = config.folder_of("evaluate", 0) / SCORES
+
+    def work(run: RunDir, progress: WorkProgress) -> Made:
+        with open_sandbox(config.sandbox) as sandbox:
+            scorer = _Scorer(config, tasks, sandbox, progress, run)
+            scores: dict[str, Solved] = {}
+            if config.round == 0:
+                scores[START] = scorer.solved(0, MODEL, run.path / START)
+            else:
+                scores[START] = read_scores(inputs["scores of the start"])[START]
+            if config.sft.twin:
+                scores[TWIN] = scorer.solved(following, TWIN, run.path / TWIN)
+            scores[MODEL] = scorer.solved(following, MODEL, run.path)
+            statistics, isolation = scorer.statistics, sandbox.isolation.name
+        write_atomically(run.path / SCORES, json.dumps(scores) + "\n")
+        found = compared(scores)
+        with MetricLogger(run.metrics, None, resume_step=-1, runtime_s=0.0) as logger:
+            logger.write(config.round, statistics | found)
+        message = f"{', '.join(f'{name} {_share(solved)}' for name, solved in scores.items())}"
+        if result := judged(config, run, run):
+            message += f"; {result}"
+        return Made(outputs=[run.path / SCORES], counts=statistics | found, message=message, isolation=isolation)
+
+    return make_stage(config, ranks, signals, folder, inputs, len(tasks), work)
+
+
+def _share(solved: Solved) -> Share:
+    return Share(sum(solved.values()), len(solved))
+
+
+class _Scorer:
+    """Scores policies on the same tasks. statistics: of the last one."""
+
+    def __init__(
+        self, config: TreeLearningConfig, tasks: tuple[ArcTask, ...], sandbox: Sandbox, progress: WorkProgress, run: RunDir
+    ) -> None:
+        self._config, self._tasks, self._sandbox, self._progress, self._run = config, tasks, sandbox, progress, run
+        self.statistics: dict[str, float] = {}
+
+    def solved(self, number: int, which: str, folder: Path) -> Solved:
+        """{task id: every test input right within two attempts} of the policy that a round begins with; its files go into the
+        folder."""
+        config = self._config
+        policy = policy_of(config, number, which)
+        values, asked = values_for(config, number) if which == MODEL else (None, {})
+        found = searched(
+            config, policy, self._tasks, folder, self._sandbox, self._progress, num_programs=config.evaluate.num_programs,
+            values=values, asked=asked,
+        )  # fmt: skip
+        publish(self._evaluation(found.attempts, number, which), folder)
+        ranks = truth_ranks(self._tasks, found.attempts)
+        result = {id_: all(place is not None and place < _ATTEMPTS for place in places) for id_, places in ranks.items()}
+        self.statistics = {
+            "ARC/solved@2": float(_share(result).value), "ARC/tasks": float(len(result)), **{
+                name: found.attempts.statistics[name] for name in _COUNTED if name in found.attempts.statistics
+            },
+        }  # fmt: skip
+        return result
+
+    def _evaluation(self, attempts: Attempts, number: int, which: str) -> Evaluation:
+        config = self._config
+        what = {MODEL: "trained policy", TWIN: "twin taught with programs of other tasks"}[which]
+        what = "policy of the start" if number == 0 else f"{what} of round {number - 1}"
+        facts = {
+            "dataset": f"{config.dataset.name} / {config.evaluate.split.value}", "search": config.search.kind, "policy": what,
+            "isolation": self._sandbox.isolation.name, "seed": str(config.seed),
+        }  # fmt: skip
+        record = {
+            "split": config.evaluate.split.value, "dataset": config.dataset.name, "solver": "tree_search",
+            "search": config.search.kind, "model": what,
+            "num_programs": config.evaluate.num_programs or config.search.num_programs,
+            "seed": config.seed, "isolation": self._sandbox.isolation.name,
+        }  # fmt: skip
+        subject = Subject((config.experiment_name, config.name), facts, {"folder": str(self._run.path)}, record, flat(config))
+        return Evaluation(subject, self._tasks, attempts, stamps=(), notes=(), provenance=provenance())
+
+
+def read_scores(path: Path) -> dict[str, Solved]:
+    """Policy -> {task id: solved}."""
+    return read_object(path, {START: dict[str, bool], MODEL: dict[str, bool]})
+
+
+def compared(scores: Mapping[str, Solved]) -> dict[str, float]:
+    """The trained policy against the stronger of its controls, task by task: metrics learned/*."""
+    trained = scores[MODEL]
+    controls = {name: solved for name, solved in scores.items() if name != MODEL}
+    found = {f"learned/{name}_solved": float(_share(solved).value) for name, solved in controls.items()}
+    best = max(controls.values(), key=lambda solved: sum(solved.values()))
+    paired = _paired(trained, best)
+    found |= {"learned/discordant": float(paired.discordant), "learned/p_value": paired.p_value}
+    if paired.discordant:
+        has_twin_gained = TWIN in scores and _has_gained(scores[TWIN], scores[START])
+        found["learned/wins"] = 0.0 if has_twin_gained else paired.only_first / paired.discordant
+    if TWIN in scores:
+        found["learned/twin_p_value"] = _paired(scores[TWIN], scores[START]).p_value
+    return found
+
+
+def _paired(first: Solved, second: Solved) -> PairedTest:
+    return PairedTest.count("tasks", [(first[id_], second[id_]) for id_ in first])
+
+
+def _has_gained(first: Solved, second: Solved) -> bool:
+    paired = _paired(first, second)
+    return paired.only_first > paired.only_second and paired.p_value < _SURE
+
+
+def judged(config: TreeLearningConfig, measured: RunDir, run: RunDir) -> str:
+    """What the criterion says of an evaluation, written to criterion.json of the run; empty without one."""
+    if config.criterion is None:
+        return ""
+    result = judge_criterion(config.criterion, read_rows(measured.metrics))
+    write_criterion(result, run)
+    log.info("%s", result)
+    return str(result)

@@ -1,0 +1,85 @@
+"""Stages as their user runs them: files that chain, a criterion, and one sentence for what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arclab.config.compose import ConfigError
+from arclab.files import read_object
+from arclab.methods.tree_search.learning.records import (
+    CURATED,
+    PAIRS,
+    SOLUTIONS,
+    Curated,
+    PreferencePair,
+    Solution,
+    read_records,
+)
+from arclab.methods.tree_search.trees import load_tree
+from arclab.runs.folder import RunDir
+from arclab.runs.stages import MANIFEST, read_counts
+
+from .conftest import Run, Writers
+
+
+def test_a_round_goes_from_trees_to_a_judged_policy(run: Run, writers: Writers, tmp_path: Path) -> None:
+    writers.error |= {"sft/model": 0.0, "sft/twin": 0.9}
+    assert run() == 0
+    root = tmp_path / "search_quickstart/a"
+    collected, curated, taught = (root / "round_0" / stage for stage in ("collect", "curate", "sft"))
+    solutions = read_records(collected / SOLUTIONS, Solution)
+    trees = {path.name: load_tree(path) for path in (collected / "trees").glob("*.jsonl")}
+    assert len(trees) == 4 and all(each.right for each in solutions if each.mean_q == 1)
+    passing = sum(node.passes for tree in trees.values() for node in tree.programs())
+    assert read_counts(collected)["passing"] == len(solutions) == passing > 2
+    assert read_records(collected / PAIRS, PreferencePair)
+    kept = read_records(curated / CURATED, Curated)
+    by_task = {task: [each.weight for each in kept if each.task == task] for task in {each.task for each in kept}}
+    assert all(sum(weights) == pytest.approx(1) for weights in by_task.values())
+    counts = read_counts(curated)
+    assert counts["given"] == len(solutions) and counts["kept"] == len(kept)
+    assert counts["given"] - counts["kept"] == sum(value for name, value in counts.items() if name.startswith("taken_"))
+    assert (taught / "model/config.json").is_file() and (taught / "twin/config.json").is_file()
+    assert not list(taught.glob(".*model*")) and read_counts(taught)["steps"] == 2
+    manifest = read_object(root / "round_0/evaluate" / MANIFEST)
+    assert manifest["counts"]["ARC/solved@2"] == 1 and list(manifest["inputs"]) == ["policy"] and manifest["isolation"]
+    criterion = read_object(root / "criterion.json")
+    assert criterion["metric"] == "learned/wins" and criterion["result"] in ("PASS", "FAIL")
+    for part in ("", "start/", "twin/"):
+        assert (root / "round_0/evaluate" / part / "metrics.json").is_file()
+    made = [Path(name).name for name in writers.made]
+    assert made[-3:] == [made[0], "twin", "model"]  # the start, the twin and what was trained
+    writers.made.clear()
+    assert run("rounds=2") == 0  # the first round is not made again
+    assert Path(writers.made[0]).parts[-3:] == ("round_0", "sft", "model")
+    second = read_records(root / "round_1/collect" / SOLUTIONS, Solution)
+    assert {each.number for each in second} == {1}
+    assert {each.number for each in read_records(root / "round_1/curate" / CURATED, Curated)} <= {0, 1}
+    status = RunDir(root).read_status()
+    assert status is not None and "at the start and after each round" in status["message"]
+
+
+def test_nothing_to_learn_says_which_filter_took_it(run: Run, writers: Writers) -> None:
+    writers.error[""] = 1.0
+    assert run("stage=collect", "search.num_programs=4") == 0
+    with pytest.raises(ConfigError, match=r"no program is left to learn of \d+ \(.*search longer \(search\.num_programs\)"):
+        run("stage=curate", "search.num_programs=4")
+
+
+def test_stages_that_cannot_be_say_so(run: Run, writers: Writers) -> None:
+    for overrides, rule in (
+        (["stage=sft"], r"stage=sft needs .*curated\.jsonl, which does not exist; run stage=curate first"),
+        (["stage=collect", "collect.split=evaluation"], "would take labels from hidden test outputs of tasks that are not for"),
+        (["stage=augment"], "augment.num_examples=0 leaves it out"),
+        (["stage=start"], "scratch=null leaves it out"),
+        (["evaluate.split=train"], "is what is learned from"),
+        (["curate.num_kept=100"], "must not rise"),
+        (["sft.mark_tokens=true", "sft.lora={rank: 2, alpha: 4, dropout: 0, target_modules: [q_proj]}"], "needs embeddings"),
+        (["criterion.metric=train/exact_accuracy"], "is not measured here"),
+        (["rounds=0"], "rounds=0 must be at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=rule):
+            run(*overrides)
+    assert not writers.made
