@@ -38,7 +38,7 @@ def solution(task: ArcTask) -> str:
 
 
 # What stands above the steps.
-STEPS_ROOT = "def solve(I):\n    m = list(range(10))"
+STEPS_ROOT = "def solve(I):\n    m = {}"
 
 
 def solution_steps(task: ArcTask) -> list[str]:

@@ -70,10 +70,10 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> Writers:
 def run(tiny_lm: Path, tmp_path: Path) -> Run:
     def call(*overrides: str) -> int:
         return start("self_improve.py", [
-            "experiment=search_quickstart", "name=a", f"runs_dir={tmp_path}", f"lm.name={tiny_lm}", "scratch=null", "device=cpu",
+            "experiment=search_quickstart", f"runs_dir={tmp_path}", f"lm.name={tiny_lm}", "scratch=null", "device=cpu",
             f'dataset.train_sources=["{TRAIN}"]', f'dataset.eval_sources=["{TEST}"]', "sandbox.num_workers=1", "num_threads=1",
             "sandbox.min_isolation=limits", "sft.steps=2", "sft.warmup_steps=0", "sft.batch_size=2", "search.num_programs=40",
-            "criterion.threshold=0.5", *overrides,
+            "criterion.threshold=0.5", *([] if any(o.startswith("name=") for o in overrides) else ["name=a"]), *overrides,
         ])  # fmt: skip
 
     return call

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from arclab.config.compose import ConfigError
 from arclab.files import read_object
@@ -18,7 +20,8 @@ from arclab.methods.tree_search.learning.records import (
     read_records,
 )
 from arclab.methods.tree_search.trees import load_tree
-from arclab.runs.folder import RunDir
+from arclab.runs.folder import RunDir, State
+from arclab.runs.preempt import StopRequest
 from arclab.runs.stages import MANIFEST, read_counts
 
 from .conftest import Run, Writers
@@ -83,3 +86,42 @@ def test_stages_that_cannot_be_say_so(run: Run, writers: Writers) -> None:
         with pytest.raises(ConfigError, match=rule):
             run(*overrides)
     assert not writers.made
+
+
+ALONE = ("sft.twin=false", "criterion=null")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def differing(first: Path, second: Path) -> set[str]:
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    return {name for name, value in one.items() if not torch.equal(value, two[name])}
+
+
+def test_an_adapter_is_merged_at_the_end(run: Run, writers: Writers, tiny_lm: Path, tmp_path: Path) -> None:
+    """Only what it adapts has moved, and the folder is an ordinary model."""
+    keys = (*ALONE, "sft.lora={rank: 2, alpha: 4.0, dropout: 0.0, target_modules: [q_proj]}", "sft.lr=0.1")
+    assert all(run(*keys, f"stage={stage}") == 0 for stage in ("collect", "curate", "sft"))
+    made = tmp_path / "search_quickstart/a/round_0/sft/model"
+    moved = differing(made, tiny_lm)
+    assert moved and all("q_proj" in name for name in moved)
+    assert not list(made.parent.glob(".making*"))
+
+
+def test_a_training_that_is_told_to_end_goes_on_to_the_same_weights(
+    run: Run, writers: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    keys = (*ALONE, "sft.steps=4", "sft.checkpoint_every=1", "sft.lr=0.01")
+    for name in ("whole", "told"):
+        assert all(run(*keys, f"name={name}", f"stage={stage}") == 0 for stage in ("collect", "curate"))
+    whole, told = (tmp_path / f"search_quickstart/{name}/round_0/sft" for name in ("whole", "told"))
+    assert run(*keys, "name=whole", "stage=sft") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "vote", lambda self, step: [torch.ones(1)] if step == 2 else [])
+        assert run(*keys, "name=told", "stage=sft") == 143
+    assert RunDir(told).state is State.preempted and not (told / "model").exists()
+    assert run(*keys, "name=told", "stage=sft") == 0
+    assert not differing(whole / "model", told / "model")

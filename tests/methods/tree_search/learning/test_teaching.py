@@ -65,7 +65,7 @@ def test_every_step_is_learned_behind_the_tokens_that_the_search_shows(root: str
     config.solver.steps.root = root
     steps, task = Steps.of(config.solver.steps), TASKS[0]
     shown = shown_prompts(task, config.solver, [], None)
-    lines = ["    m = list(range(10))", *[f"    {line}" for line in solution_steps(task)]]
+    lines = ["    m = {}", *[f"    {line}" for line in solution_steps(task)]]
     texts = [f"\n{line} {steps.step_end}" for line in lines[:-1]] + [f"\n{lines[-1]} {steps.program_end}"]
     texts = texts[1:] if root == STEPS_ROOT else [texts[0].removeprefix("\n"), *texts[1:]]
     lesson = lessons_of(config, [Curated(task.id, task.id, 0, "plain", root + "".join(texts), 1.0, 1.0, "")], BY_ID)[0]
