@@ -1,7 +1,7 @@
 """Reward models: a value head on a language model, trained on pairs of texts of which one is better, with the life of a run.
 
-    network = value_network(folder, seed=0)                      # of a model folder; every value is 0 at first
-    step = prefer(network, rows, settings, where, pad_id=0, divergence_remedy="lower reward_model.lr")
+    network = value_network(folder, pad_id=0)                    # of a model folder; every value is 0 at first
+    step = prefer(network, rows, settings, where, pad_id=0, divergence_remedy="lower reward_model.lr", record={})
     values = read_values(network, ids, pad_id=0)                 # one number for each text
 
 A row holds the tokens of the better text (chosen), of the worse one (rejected), and weight [w], whose mean over all rows is 1.

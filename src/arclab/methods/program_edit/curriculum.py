@@ -3,7 +3,7 @@
     curriculum = new_curriculum(task_ids, data="digest of the tasks")
     curriculum = observe(curriculum, "007bbfb7", successes=[True, False], step=12)      # after each group of a task
     ids = draw(curriculum, 8, Random(f"{seed}/{step}"))
-    write_curriculum(path, curriculum); read_curriculum(path, data)
+    write_curriculum(path, curriculum); read_curriculum(path, data, task_ids)
 
 success is absolute: did the program reproduce every demonstration. A reward by the parent's would fall to 0 where programs to
 begin with are good already. A task leaves the drawing once it is solved nearly always for many visits (saturated), but for a

@@ -1,6 +1,6 @@
 """Edits of start programs: who writes them, and what became of each.
 
-    editor = model_editor(model, sampling, config)                 # or reference_editor(config, references)
+    editor = model_editor(model, sampling)                         # or reference_editor(config, references)
     records = edit_all(editor, sandbox, starts, config, num_samples=8)
 
 An editor answers prompts with replies, whatever writes them. Each reply is read, run, and compared with its parent.

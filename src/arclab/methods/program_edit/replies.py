@@ -1,7 +1,7 @@
 """Selected edits as what a model learns: prompt, <think> reasoning, program; and the reader's word on each.
 
     rows = taught(selection.kept)                       # what is written to sft.jsonl
-    rows = accepted(read_taught(path), read_review(review))
+    rows = accepted(read_taught(path), read_review(review, ids))
 
 Reasoning loses its fluff by rule: lines that only say that one is thinking, and lines that were said before. What changes its
 mind ("Wait, ...") stays. The review is a JSON file that the page of stage=select saves: {"decisions": {id: accept or reject}}.

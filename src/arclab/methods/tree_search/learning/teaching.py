@@ -1,6 +1,6 @@
 """Programs as rows of supervised training: the tokens that the search reads, and a loss on those that it draws.
 
-    rows = taught_rows(model, [Lesson(prompt, written, weight)], steps)
+    rows = taught_rows(model, [Lesson(id="a", origin="a", prompt=prompt, written=written, weight=1.0)], steps)
 
 The search asks for a step with everything before it as one text, and a model reads that text in tokens which may cross the
 place where the step begins. So a program becomes as few rows as show every one of its steps behind exactly the tokens that the
