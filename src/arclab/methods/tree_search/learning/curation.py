@@ -96,7 +96,7 @@ def _valid(
 
 def curated(solutions: Sequence[Solution], steps: Steps, config: CurateConfig) -> tuple[list[Solution], dict[str, int]]:
     """The programs that are left, by task in the order of the solutions, and how many each filter took."""
-    taken = dict.fromkeys(("wrong", "copies", "long", "worse", "longer", "similar"), 0)
+    taken: dict[str, int] = dict.fromkeys(("wrong", "copies", "long", "worse", "longer", "similar"), 0)
     by_task: dict[str, list[Solution]] = defaultdict(list)
     for solution in solutions:
         by_task[solution.task].append(solution)
