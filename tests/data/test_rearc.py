@@ -213,6 +213,14 @@ def test_nothing_is_generated_of_a_task_that_is_scored(tmp_path: Path, calls: Ca
     )
 
 
+def test_originals_that_are_too_large_are_not_scored(tiny: Tiny, calls: Calls) -> None:
+    """Their generators make small pairs to train on all the same."""
+    config = tasks_of(tiny, "dataset.max_side=4", "dataset.canvas=4", "evaluation.split=train", "evaluation.max_tasks=null")
+    setting = build_setting(config)
+    assert 0 < len(setting.scored) < len(setting.split.train)
+    assert max(task.max_side for task in setting.scored) <= 4
+
+
 def test_originals_count_as_trained_on(tiny: Tiny, calls: Calls) -> None:
     """For an evaluation of other data, and for a decoder that is taken from the run."""
     setting = build_setting(tasks_of(tiny))

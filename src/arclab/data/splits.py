@@ -38,7 +38,8 @@ class TaskSplit:
     """train is learned from; validation (held-out training tasks) steers; evaluation is for final numbers.
 
     notes: sentences the user must see (dropped overlaps, reduced sets); every report repeats them. num_too_large: of each
-    list, the tasks that dataset.max_side left out. origins: the original tasks whose RE-ARC pairs are trained on.
+    list, the tasks that dataset.max_side left out. origins: the original tasks whose RE-ARC pairs are trained on, of all sizes;
+    max_side: of those that are scored.
     """
 
     train: tuple[ArcTask, ...]
@@ -47,6 +48,7 @@ class TaskSplit:
     notes: tuple[str, ...]
     num_too_large: Mapping[str, int] = field(default_factory=dict)
     origins: tuple[ArcTask, ...] = ()
+    max_side: int | None = None
 
     @property
     def learned(self) -> tuple[ArcTask, ...]:
@@ -56,7 +58,7 @@ class TaskSplit:
 
     def named(self, name: str) -> tuple[ArcTask, ...]:
         """What evaluation.split scores: of train the original tasks, also where their RE-ARC pairs alone are trained on."""
-        train = tuple(task for task in self.learned if task.stream is None)
+        train = tuple(up_to_side([task for task in self.learned if task.stream is None], self.max_side))
         return {"train": train, "validation": self.validation, "evaluation": self.evaluation}[name]
 
 
@@ -105,7 +107,9 @@ def load_tasks(config: DatasetConfig) -> TaskSplit:
     assert_disjoint(train, evaluation + held_out)
     trained = {origin_of(task) for task in train}
     origins = [task for task in origins if task.id in trained]
-    return TaskSplit(tuple(train), tuple(held_out), tuple(evaluation), tuple(notes), num_too_large, tuple(origins))
+    return TaskSplit(
+        tuple(train), tuple(held_out), tuple(evaluation), tuple(notes), num_too_large, tuple(origins), config.max_side
+    )
 
 
 def _load_rearc(
