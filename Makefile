@@ -75,8 +75,10 @@ MEMGEN_SMOLLM2 ?= --questions 200 --lora-rank 38 --set trainer.steps=160 trainer
     trainer.eval_every=0 trainer.checkpoint_every=20 lm.batch_size=25
 bench-memgen: smollm2 ## memory of MemGen: its speed, and tables for a tiny reasoner and SmolLM2: hours
 	$(BIN)/python -m benchmarks.memgen_generation --save tiny
+	$(BIN)/python -m benchmarks.memgen_generation --rollouts 8 --rows 4 --tokens 128 --save rollouts
 	$(BIN)/python -m benchmarks.memgen_generation --lm models/smollm2_135m --rows 1 --tokens 128 --save smollm2
 	$(BIN)/python -m experiments.memgen --jobs 2 --save memgen_control
+	$(BIN)/python -m experiments.memgen --control trigger --jobs 2 --save memgen_trigger_control
 	$(BIN)/python -m experiments.memgen --lm smollm2_135m --seeds 0 --jobs 2 --save memgen_control_smollm2 $(MEMGEN_SMOLLM2)
 
 # Twenty runs killed at random moments and continued, compared bit for bit with one left alone (about ten minutes).

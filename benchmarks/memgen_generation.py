@@ -2,11 +2,14 @@
 
     python -m benchmarks.memgen_generation                                      # a tiny random reasoner: a minute
     python -m benchmarks.memgen_generation --lm models/smollm2_135m --tokens 64 --rows 1 --save smollm2
+    python -m benchmarks.memgen_generation --rollouts 8 --rows 4 --tokens 128 --save rollouts      # groups of 8
 
 `cached` is arclab.methods.memgen.generation. `again` runs the model's forward pass over prompt, answer so far and memory for
 every token, as the published code does once all insertions are used up. `off` is cached generation without memory. `fast` is
 the weaver that reads through the reasoner's cache, with weights of its own. Times are wall seconds; the ratio is what counts.
-The tokens of cached and again are compared; in float32 they are equal but where two candidates are nearly the same."""
+With --rollouts, what reinforcement learning draws: groups of samples for every row, all at once, against one prompt at a time
+with everything encoded again; in rollouts per second. The tokens of cached and again are compared; in float32 they are equal
+but where two candidates are nearly the same."""
 
 from __future__ import annotations
 
@@ -99,6 +102,24 @@ def measure(language: Language, num_rows: int, num_tokens: int) -> dict[str, Any
     }  # fmt: skip
 
 
+def measure_rollouts(language: Language, num_rows: int, group_size: int, num_tokens: int) -> dict[str, Any]:
+    """Nobody ends, so that both do the same work. The naive way draws one of a group: the others would take as long."""
+    model = build(language, fast=False)
+    table_V = delimiter_table(language.tokenizer, language.model.get_input_embeddings().weight.shape[0], language.ends)
+    rule = InsertionRule(table_V, InsertionLimits(1, 5), frozenset(), language.pad_id)
+    prompts = [language.prompt_ids(f"{QUESTION} ({number})") for number in range(num_rows)]
+    drawn = [prompt for prompt in prompts for _ in range(group_size)]
+    sampling = Sampling(num_tokens, 1.0, 1.0, 0, 0.0, (), 0)
+    generate(model, drawn, rule, Sampling(2, 1.0, 1.0, 0, 0.0, (), 0), range(len(drawn)))  # warm
+    ours_s, _ = timed(lambda: generate(model, drawn, rule, sampling, range(len(drawn)), is_tempered=True))
+    naive_s, _ = timed(lambda: [again(model, [prompt], rule, num_tokens) for prompt in prompts])
+    ours, naive = len(drawn) / ours_s, num_rows / naive_s
+    return {
+        "rows": num_rows, "group_size": group_size, "tokens": num_tokens, "rollouts_per_s": ours,
+        "naive_rollouts_per_s": naive, "ratio": ours / naive,
+    }  # fmt: skip
+
+
 def same_until(answer: Answer, tokens: Sequence[int]) -> int:
     """How many tokens are equal from the beginning."""
     return next((n for n, (a, b) in enumerate(zip(answer.tokens, tokens, strict=True)) if a != b), len(tokens))
@@ -109,6 +130,7 @@ def main() -> None:
     parser.add_argument("--lm", default="models/tiny", help="a model folder; models/tiny is made if it is not there")
     parser.add_argument("--rows", type=at_least_1, default=4)
     parser.add_argument("--tokens", type=at_least_1, default=512)
+    parser.add_argument("--rollouts", type=at_least_1, metavar="GROUP", help="time groups of so many samples for each row")
     parser.add_argument("--threads", type=at_least_1, default=1)
     parser.add_argument("--save", metavar="NAME", help="benchmarks/results/memgen_generation_NAME.json")
     given = parser.parse_args()
@@ -116,7 +138,11 @@ def main() -> None:
     folder = Path(given.lm)
     if given.lm == "models/tiny" and not folder.exists():
         build_tiny(folder, texts=default_texts(), seed=0, num_layers=2, width=64, num_heads=4, context=8192, vocab_size=512)
-    measured = measure(load_reasoner(config_of(given.lm)), given.rows, given.tokens)
+    language = load_reasoner(config_of(given.lm))
+    if given.rollouts is None:
+        measured = measure(language, given.rows, given.tokens)
+    else:
+        measured = measure_rollouts(language, given.rows, given.rollouts, given.tokens)
     found = {"lm": given.lm, **measured, "provenance": provenance()}
     print(json.dumps(found, indent=1))
     if given.save:

@@ -238,6 +238,8 @@ def _control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
 
 
 def _memgen_generation(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    if "group_size" in record:
+        return _memgen_rollouts(record)
     cached = record["cached_s"]
     rows = (
         (how, f"{record[key]:.2f}", f"{record[key] / cached:.2f}")
@@ -251,19 +253,41 @@ def _memgen_generation(record: Record) -> tuple[str, tuple[str, ...], Rows, list
     return title, ("how", "seconds", "times"), rows, [record["provenance"] | {"seed": 0}]
 
 
+def _memgen_rollouts(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (how, f"{record[key]:.2f}", f"{record[key] / record['naive_rollouts_per_s']:.1f}")
+        for how, key in (
+            ("all at once, one growing cache", "rollouts_per_s"),
+            ("one prompt at a time, everything again for each token", "naive_rollouts_per_s"),
+        )
+    )  # fmt: skip
+    title = (
+        f"Rollouts with memory, {record['lm']}: {record['rows']} groups of {record['group_size']}, {record['tokens']} tokens"
+    )
+    return title, ("how", "rollouts/s", "times"), rows, [record["provenance"] | {"seed": 0}]
+
+
 def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    return _memgen(record, "weaver", "MemGen's weaver and its controls", "memory")
+
+
+def _memgen_trigger_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    return _memgen(record, "head", "MemGen's trigger and its baselines", "trigger")
+
+
+def _memgen(record: Record, subject: str, title: str, what: str) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
         (
             row["cell"],
             _of(row),
             ", ".join(f"seed {seed}: {n:g}/{total}" for seed, (n, total) in row["seeds"].items()),
-            "" if row["p_value"] is None else f"{row['weaver_alone_right']} / {row['control_alone_right']}",
+            "" if row["p_value"] is None else f"{row[f'{subject}_alone_right']} / {row['control_alone_right']}",
             "" if row["p_value"] is None else f"{row['p_value']:.2g}",
         )
         for row in record["rows"]
     )
-    columns = ("memory", "right", "by seed", "weaver alone right / it alone", "p (McNemar)")
-    return "MemGen's weaver and its controls", columns, rows, [record["provenance"] | {"seed": "of the columns"}]
+    columns = (what, "right", "by seed", f"{subject} alone right / it alone", "p (McNemar)")
+    return title, columns, rows, [record["provenance"] | {"seed": "of the columns"}]
 
 
 def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
@@ -301,6 +325,30 @@ def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Rec
     return "Latent search on unseen compositions", columns, rows, [record["provenance"] | {"seed": "of the runs"}]
 
 
+def _tree_search_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    def rows() -> Rows:
+        for row in record["rates"]:
+            yield row["search"], row["cell"], row["solved"], f"{100 * row['expected']:.1f} % by arithmetic"
+        for row in record["pairs"]:
+            against = f"against {row['second']}; alone right {row['only_first']} / {row['only_second']}, p = {row['p']:.2g}"
+            yield row["pair"], "", row["first"], against
+
+    columns = ("search", "cell", "solved", "expected, or the other one")
+    return "Controls of tree search", columns, rows(), [record["provenance"] | {"seed": "of the table"}]
+
+
+def _tree_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    rows = (
+        (name, f"{row['nodes_per_s']:.0f}", f"{row['tokens_per_s']:.0f}", f"{100 * row['waiting']:.1f} %")
+        for name, found in record["rows"].items()
+        for row in found
+    )
+    ratio, sandbox = record["ratio"]["nodes_per_s"], record["sandbox"]["ratio"]
+    title = f"Tree search: {ratio:.1f} times as fast at once, sandbox {sandbox:.0f} times a fresh interpreter"
+    columns = ("trees", "draws/s", "tokens/s", "waiting for programs")
+    return title, columns, rows, [record["provenance"] | {"seed": "of the table"}]
+
+
 def _of(record: Record) -> str:
     return str(Share(record["n"], record["N"]))
 
@@ -314,6 +362,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "latent_search": _latent_search,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,
+    "memgen_trigger_control": _memgen_trigger_control,
     "color_embedding": _color_embedding,
     "precision": _precision,
     "sandbox": _sandbox,
@@ -322,6 +371,8 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "encoders": _encoders,
     "phase1": _phase1,
     "toy_programs": _toy_programs,
+    "tree_search": _tree_search,
+    "tree_search_control": _tree_search_control,
     "control": _control,
 }
 

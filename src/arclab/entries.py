@@ -135,6 +135,23 @@ ENTRIES = {
         example=("solver=memgen_ltpo", "checkpoint=runs/memgen/a"),
         names_itself=True,
     ),
+    "self_improve_program_edit": Entry(
+        script="self_improve.py",
+        method="program_edit",
+        config="self_improve_program_edit",
+        schema="arclab.config.program_edit_schema:ProgramEditConfig",
+        run="arclab.methods.program_edit.run:improve",
+        example=("method=program_edit", "lm=tiny", "dataset=toy", "name=a"),
+    ),
+    "evaluate_program_edit": Entry(
+        script="evaluate.py",
+        solver="program_edit",
+        config="evaluate_program_edit",
+        schema="arclab.config.program_edit_schema:EvaluateEditsConfig",
+        run="arclab.methods.program_edit.solver:evaluate_edits",
+        example=("solver=program_edit", "lm=tiny", "dataset=toy"),
+        names_itself=True,
+    ),
     "evaluate_ensemble": Entry(
         script="evaluate.py",
         solver="ensemble",

@@ -52,6 +52,8 @@ def test_evaluations_too() -> None:
     assert quickly(wanted, "evaluate") == slow.compose_evaluate(wanted) == quickly(["solver=recursive", *wanted], "evaluate")
     programs = ["solver=program_sampling", "lm=tiny", "dataset=toy", "split=train", "solver.num_samples=2"]
     assert quickly(programs, "evaluate_programs") == slow.compose_evaluate(programs)
+    search = ["solver=tree_search", "search=beam", "lm=tiny", "dataset=toy", "search.beam_width=2"]
+    assert quickly(search, "evaluate_tree_search") == slow.compose_evaluate(search)
 
 
 def test_a_key_that_stands_twice_is_refused_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -251,6 +252,44 @@ def test_a_generator_that_hangs_is_cut_off(monkeypatch: pytest.MonkeyPatch, capl
     assert len(cut) == 2
     assert "task sleeps was cut off at pair 3, try 0: it took more than dataset.rearc.timeout_s=0.2 seconds" in cut[0]
     assert "task draws was cut off at pair 3, try 0: it drew more than 1000 random numbers" in cut[1]
+
+
+def test_a_pair_that_shows_nothing_is_drawn_again_at_the_same_difficulty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too large at a lower one. A generator that shows nothing at low difficulties has pairs all the same."""
+    asked: list[float] = []
+
+    def generate(rng: Random, low: float, high: float) -> dict[str, Any]:
+        asked.append(high)
+        shown = rng.random() < high / 2  # the easier, the less it shows
+        return {"input": [[1] * (9 if high > 0.8 else 3)], "output": [[2 if shown else 1] * (9 if high > 0.8 else 3)]}
+
+    monkeypatch.setattr(rearc, "generators", lambda: {"a": generate})
+    levels = []
+    for number in range(30):
+        asked.clear()
+        drawn = draw_pair("a", number, PairRule(max_side=5))
+        assert drawn is not None
+        levels.append(drawn[1])
+        assert asked.count(1.0) == 1 and asked[1:].count(0.7) <= 5
+        assert asked.count(0.7) == 5 or drawn[1] == 1
+    assert levels.count(1) > 20 and max(levels) > 1  # at 0.7: five draws of 0.35 each
+
+
+def test_numbers_without_a_pair_are_counted_and_said(tiny: Tiny, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They show the first pairs again."""
+    original = draw_pair
+    monkeypatch.setattr(
+        rearc, "draw_pair", lambda name, number, *rest: None if number % 3 == 1 else original(name, number, *rest)
+    )
+    split = load_tasks(tasks_of(tiny).dataset)
+    task = split.train[0]
+    assert task.stream is not None
+    assert task.stream.pair(4) is task.pairs[4 % len(task.pairs)]
+    assert (task.stream.pair(3).input == task.pairs[2].input).all()
+    (note,) = [note for note in split.notes if "pair numbers" in note]
+    assert re.fullmatch(r"RE-ARC: \d+ of the first \d+ pair numbers have none \(12 tasks\): such a number shows .* again", note)
+    monkeypatch.setattr(rearc, "draw_pair", original)
+    assert not any("pair numbers" in note for note in load_tasks(tasks_of(tiny).dataset).notes)
 
 
 def write_released(folder: Path, task_id: str, sides: list[int]) -> None:

@@ -15,10 +15,11 @@ from arclab.config.memgen_schema import EvaluateMemGenConfig, EvaluateMemGenLtpo
 from arclab.lm.switched import adapter_layers
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training import sft as sft_module
-from arclab.methods.memgen import answering, reasoner, run, setting
+from arclab.methods.memgen import interaction, reasoner, run, setting
 from arclab.methods.memgen.generation import Answer
 from arclab.methods.memgen.saved import MemoryWeights
 from arclab.methods.memgen.setting import load_reasoner
+from arclab.methods.memgen.trigger import Asked
 
 from .table import Parts, Table, differences, effect, leaves, require_a_row_for_each, require_the_named_tests, shown_here
 from .test_memgen_grpo import OF_GRPO
@@ -73,7 +74,12 @@ TABLE: Table = {
     "evaluation.sampling.top_k": (3, "answers"),
     "evaluation.sampling.min_p": (0.1, "answers"),
 }
-OF_TRIGGER: Table = {"memgen.trigger.probability": (0.1, "answers"), "memgen.trigger.threshold": (0.6, "answers")}
+OF_TRIGGER: Table = {
+    "memgen.trigger.probability": (0.1, "answers"),
+    "memgen.trigger.threshold": (0.6, "answers"),
+    "memgen.trigger.count": (3, "answers"),
+}
+TRIGGER_TRAINING = "methods/memgen/test_trigger_training.py::"
 OF_SCRATCH: Table = {
     f"memgen.reasoner.scratch.{key}": (value, "scratch")
     for key, value in {
@@ -104,11 +110,24 @@ DATA = {
             "num_test",
         )
     },
+    "dataset.words": "text/test_recall.py::test_every_key_counts",
     "dataset.calculator_marks": "text/test_gsm8k.py::test_a_row_becomes_question_reply_and_answer",
     **{
         f"dataset.{key}": "text/test_gsm8k.py::test_the_hub_is_read_by_the_datasets_library"
         for key in ("hub_name", "hub_config", "folder")
     },
+    "dataset.hub_diamond": "text/test_hub_datasets.py::test_the_hub_is_read_by_name",
+    **{
+        f"dataset.search.{key}": f"text/test_environments.py::{name}"
+        for key, name in (
+            ("server", "test_a_server_that_runs_is_asked"),
+            ("documents", "test_documents_of_ones_own_are_searched"),
+            ("top_k", "test_documents_of_ones_own_are_searched"),
+        )
+    },
+    "dataset.reward": "text/test_environments.py::test_what_a_search_earns",
+    "dataset.max_turns": "methods/memgen/test_interaction.py::test_an_episode_that_is_never_over_is_cut_and_counted",
+    "dataset.observation_tokens": "methods/memgen/test_interaction.py::test_a_long_observation_is_cut",
     "dataset.programs": "text/test_examples.py::test_programs_of_real_tasks_come_from_a_file",
     **{
         key: "text/test_examples.py::test_arc_tasks_are_questions_for_a_program"
@@ -118,6 +137,7 @@ DATA = {
 }
 OTHERS: Table = {
     "runs_dir": (None, f"{RUN}test_a_run_trains_only_the_weaver_scores_its_controls_and_is_judged"),
+    **{f"memgen.trigger.{key}": (None, f"{TRIGGER_TRAINING}test_every_key_of_a_trained_trigger_builds_another_one") for key in ("width", "lora.rank", "lora.alpha", "lora.dropout", "lora.target_modules")},
     "lm.kind": (None, "config/test_compose.py::test_an_option_of_another_script_is_refused_with_those_that_fit"),
     "lm.adapter": (None, f"{RUN}test_what_cannot_be_trained_is_said_before_the_reasoner_is_made"),
     "lm.device": (None, "lm/test_hf_loading.py::test_what_this_machine_does_not_have"),
@@ -126,6 +146,7 @@ OTHERS: Table = {
     "trainer.stop_when_unhealthy": (None, f"{SFT}test_a_run_that_no_gradient_reaches_is_stopped_if_it_may_be"),
     "trainer.num_threads": (None, ANSWERED),
     "trainer.device": (None, "test_cli.py::test_no_cuda"),
+    **{f"sandbox.{key}": (None, "text/test_environments.py::test_the_sandbox_is_as_configured") for key in ("num_workers", "cpu_s", "wall_s", "memory_mb", "stdout_bytes", "min_isolation")},
     **{f"trainer.{key}": (None, CADENCE) for key in ("eval_every", "checkpoint_every", "log_every", "health_every", "keep_last")},
     **{f"criterion.{key}": (None, "methods/memgen/test_control.py::test_the_criterion_counts_discordant_questions") for key in ("metric", "threshold", "phase")},
     **{f"wandb.{key}": (None, f"{PRETRAIN}test_wandb_settings_reach_the_run") for key in ("mode", "project", "group", "tags")},
@@ -138,6 +159,7 @@ EVALUATION: Table = {
     **dict.fromkeys(("split", "max_examples", "batch_size", "seed", "output_dir", "name", "device"), (None, f"{RUN}test_every_wish_of_an_evaluation_counts")),
     **dict.fromkeys(("checkpoint", "memory", "num_threads"), (None, ANSWERED)),
     **{f"trigger.{key}": (None, f"{RUN}test_an_evaluation_may_have_a_trigger_of_its_own") for key in ("kind", "probability", "threshold")},
+    "trigger.count": (None, f"{TRIGGER_TRAINING}test_an_evaluation_takes_the_trained_trigger_or_a_baseline_on_the_same_weights"),
     "runs_dir": (None, "launch/test_sweep.py::test_hydra_gets_numbers_and_no_settings"),
 }  # fmt: skip
 LAUNCH = "launch/test_launch.py::test_every_launch_key_changes_what_is_started"
@@ -185,9 +207,10 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         given["evaluate"](where.cadence.steps - 1, None)
         return where.cadence.steps
 
-    def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any) -> list[Answer]:
+    def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any, **_: Any) -> list[Answer]:
         logits_BV = torch.tensor([[0.0, number / 8] for number in range(16)])
-        decisions = rule.trigger(list(range(16)), logits_BV, logits_BV, 1)
+        asked = Asked(list(range(16)), [number // 4 for number in range(16)], 1, logits_BV, logits_BV)
+        decisions = [decision.inserts for decision in rule.trigger.decide(asked)]
         found["answers"].append([[list(prompt) for prompt in prompts], rule.limits, sampling, list(seeds), decisions])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
@@ -196,7 +219,7 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         patch.setattr(setting, "load_model", load_model)
         patch.setattr(run, "sft", sft)
         patch.setattr(reasoner, "sft", sft)
-        patch.setattr(answering, "generate", generate)
+        patch.setattr(interaction, "generate", generate)
         limits = []
         patch.setattr(run, "load_reasoner", lambda asked: limits.append((language := load_reasoner(asked)).limit) or language)
         run.pretrain(config)
@@ -247,7 +270,7 @@ def test_a_key_changes_what_its_row_says(
     assert differences(base, changed) == effect(what, {})
 
 
-@pytest.mark.parametrize(("key", "kind"), [("memgen.trigger.probability", "random"), ("memgen.trigger.threshold", "entropy")])
+@pytest.mark.parametrize(("key", "kind"), zip(OF_TRIGGER, ("random", "entropy", "first_k"), strict=True))
 def test_a_key_of_a_trigger_changes_what_is_decided(
     key: str, kind: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from arclab.config.compose import compose_run
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training import grpo as grpo_module
-from arclab.methods.memgen import reinforcement, run
+from arclab.methods.memgen import interaction, reinforcement, run
 from arclab.methods.memgen.generation import Answer
 
 from .table import Parts, Table, differences, effect, require_the_named_tests, shown_here
@@ -52,6 +52,10 @@ TABLE: Table = {
 }
 OTHERS: Table = {
     "trainer.kind": (None, "config/test_compose.py::test_an_option_of_another_script_is_refused_with_those_that_fit"),
+    "trainer.sparsity_weight": (
+        None,
+        "methods/memgen/test_trigger_training.py::test_what_is_rewarded_and_drawn_changes_the_decisions",
+    ),
     "memgen.weaver.start_from": (None, f"{RUN}test_it_begins_with_the_weaver_of_a_run"),
 }
 # Of test_memgen.py's tables, which are of trainer=sft: what only trainer=grpo has.
@@ -80,15 +84,17 @@ def looked_at(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         drawer._roll_out(drawer._prompts[:1], [0])
         return where.cadence.steps
 
-    def generate(model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, *, is_tempered: bool) -> list[Answer]:
+    def generate(
+        model: Any, prompts: Any, rule: Any, sampling: Any, seeds: Any, refine: Any, *, is_tempered: bool, is_over: Any
+    ) -> list[Answer]:
         assert is_tempered
-        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.__name__, sampling, list(seeds)])
+        found["drawn"].append([[list(prompt) for prompt in prompts], rule.limits, rule.trigger.name, sampling, list(seeds)])
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "grpo", grpo)
         patch.setattr(reinforcement, "sft", sft)
-        patch.setattr(reinforcement, "generate", generate)
+        patch.setattr(interaction, "generate", generate)
         run.pretrain(config)
     return found
 

@@ -73,7 +73,7 @@ TABLE: Table = {
 OTHERS: Table = {
     "dataset.max_side": (5, "data/test_splits.py::test_a_size_limit_leaves_out_and_says_how_many"),
     "solver.kind": (None, "every_key/test_programs.py::test_there_are_two_solvers"),
-    **{f"lm.trigger.{key}": (None, "methods/memgen/test_language.py::test_a_trigger_decides_in_generation_and_in_scores_alike") for key in ("kind", "probability", "threshold")},
+    **{f"lm.trigger.{key}": (None, "methods/memgen/test_language.py::test_a_trigger_decides_in_generation_and_in_scores_alike") for key in ("kind", "probability", "threshold", "count")},
     "lm.memory": (None, "methods/memgen/test_language.py::test_samples_do_not_depend_on_their_batch_and_memory_counts"),
     "lm.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
     "lm.base_url": (None, "lm/test_endpoint.py::test_every_setting_is_sent"),

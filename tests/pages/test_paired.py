@@ -179,8 +179,8 @@ def test_the_matrix_is_antisymmetric_and_counts_its_tests(folder: Path) -> None:
     up, down = matrix.rows[0][1], matrix.rows[1][0]
     assert up and down and (up.text, down.text, up.sign, down.sign, up.certainty) == ("+17", "-17", "up", "down", "sure")
     assert (up.p, up.certainty) == (down.p, down.certainty) == ("<.001", "sure")
-    assert up.sentence == "20 tasks: both 3, only b 17, only a 0; p = < 0.0001"
-    assert down.sentence == "20 tasks: both 3, only a 0, only b 17; p = < 0.0001"
+    assert up.sentence == "20 tasks: both 3, only b 17, only a 0; p < 0.0001"
+    assert down.sentence == "20 tasks: both 3, only a 0, only b 17; p < 0.0001"
     assert [row[i] for i, row in enumerate(matrix.rows)] == [None] * 3
     untested = matrix.rows[2][0]
     assert untested and not untested.is_tested and "not comparable" in untested.sentence

@@ -21,6 +21,7 @@ from arclab.runs.folder import RunDir, State
 from ..conftest import ROOT
 from ..results.made import OTHER_SOURCE, RIGHT, SECOND, WRONG, Answers, make_result
 
+MANY = "toy:color_map?tasks=20&side=3&colors=3&palette=4&demos=2&split=test"
 THIRD: Answers = [(3, 0.5, False), (2, 0.5, False), (1, 0.5, True)]
 
 
@@ -62,6 +63,17 @@ def test_a_method_is_a_row_with_scores_p_cost_and_stamps(made: Path, tmp_path: P
     assert "transductive" in good and "both say this" not in good and page.count("both say this") == 1
     assert "puzzle table" not in page and "solved@2" not in page, "no column that no row fills, or that says the same"
     assert "http" not in re.sub(r"http://www.w3.org\S*", "", page)
+
+
+def test_sentences_and_the_legend_can_be_read_on_a_phone(made: Path, tmp_path: Path) -> None:
+    """The legend's longest entry is wider than a phone: it must break there, or the whole page scrolls sideways."""
+    folder = tmp_path / "more"
+    for name, answers in (("all", RIGHT), ("none", WRONG)):
+        make_result(folder / name, lambda _, answers=answers: answers, label=name, source=MANY, num_tasks=20)
+    page = page_of(tmp_path / "board", folder / "all", folder / "none")
+    assert "ahead of more-none by 20 tasks, p &lt; 0.0001: decided" in page
+    assert re.search(r"@media \(min-width: 721px\) \{ \.key > span \{ white-space: nowrap; \} \}", page)
+    assert page.count(".key > span {") == 1
 
 
 def test_p_values_count_all_pairs(made: Path, tmp_path: Path) -> None:

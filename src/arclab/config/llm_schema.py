@@ -100,42 +100,55 @@ class HfModelConfig(ModelConfig):
 
 class TriggerKind(Enum):
     """After which delimiters of an answer memory is inserted. always: all, up to max_inference_aug_num. never: none; what
-    stands at the end of the prompt stays. random: each with a probability. entropy: where the reasoner is unsure of the next
-    token."""
+    stands at the end of the prompt stays. first_k: the first ones. random: each with a probability. entropy: where the reasoner
+    is unsure of the next token. head, lora: as trainer=trigger_grpo has taught it, also at the end of the prompt."""
 
     always = "always"
     never = "never"
+    first_k = "first_k"
     random = "random"
     entropy = "entropy"
+    head = "head"
+    lora = "lora"
+
+
+TRAINED_TRIGGERS = (TriggerKind.head, TriggerKind.lora)
 
 
 @dataclass(kw_only=True, slots=True)
 class TriggerConfig:
-    """Of generation; training inserts at every delimiter up to the limit. kind: null is as the run is configured, for
-    evaluations. probability: of kind random. threshold: of kind entropy, in nats; memory is inserted where the entropy of the
-    reasoner's next token is at least so much. Each is null with other kinds."""
+    """Of generation; weavers are trained with memory at every delimiter up to the limit. kind: null is as the run is
+    configured, for evaluations. probability: of kind random. threshold: of kind entropy, in nats; memory is inserted where the
+    entropy of the reasoner's next token is at least so much. count: of kind first_k, insertions inside an answer; its default
+    is for what was saved before it was a key. Each is null with other kinds."""
 
     kind: Optional[TriggerKind]
     probability: Optional[float]
     threshold: Optional[float]
+    count: Optional[int] = None
 
     def check(self, path: str) -> list[str]:
         problems = []
         for name, value, owner in (
             ("probability", self.probability, TriggerKind.random),
             ("threshold", self.threshold, TriggerKind.entropy),
+            ("count", self.count, TriggerKind.first_k),
         ):
-            if self.kind is owner and value is None:
-                problems.append(
-                    f"{path}.{name} has no value, and {path}.kind={owner.value} needs one; set {path}.{name}=NUMBER."
-                )
-            if self.kind is not owner and value is not None:
-                problems.append(f"{path}.{name}={value} is of {path}.kind={owner.value}; set that, or {path}.{name}=null.")
+            problems += self._check_owned(path, name, value, owner, "NUMBER")
+        problems += [] if self.count is None else at_least(path, 0, count=self.count)
         if self.probability is not None:
             problems += within(path, 0, 1, probability=self.probability)
         if self.threshold is not None and not self.threshold >= 0:
             problems.append(f"{path}.threshold={self.threshold} must be at least 0, which is always; give a number of nats.")
         return problems
+
+    def _check_owned(self, path: str, name: str, value: object, owner: TriggerKind, form: str) -> list[str]:
+        """A value that belongs to one kind: given with it, and with no other."""
+        if self.kind is owner and value is None:
+            return [f"{path}.{name} has no value, and {path}.kind={owner.value} needs one; set {path}.{name}={form}."]
+        if self.kind is not owner and value is not None:
+            return [f"{path}.{name}={value} is of {path}.kind={owner.value}; set that, or {path}.{name}=null."]
+        return []
 
 
 def as_the_run() -> TriggerConfig:
@@ -280,6 +293,13 @@ class SandboxConfig:
         problems = at_least(path, 1, cpu_s=self.cpu_s) + at_least(path, 0.05, wall_s=self.wall_s)
         problems += at_least(path, 16, memory_mb=self.memory_mb) + at_least(path, 0, stdout_bytes=self.stdout_bytes)
         return problems + ([] if self.num_workers is None else at_least(path, 1, num_workers=self.num_workers))
+
+
+def default_sandbox() -> SandboxConfig:
+    """Of runs made before they had one."""
+    return SandboxConfig(
+        num_workers=None, cpu_s=2, wall_s=5.0, memory_mb=512, stdout_bytes=4096, min_isolation=Isolation.seccomp
+    )  # fmt: skip
 
 
 PROGRAM_SAMPLING = "program_sampling"

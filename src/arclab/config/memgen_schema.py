@@ -12,16 +12,24 @@ from typing import ClassVar, Optional
 
 from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.llm_schema import HfModelConfig, Memory, SamplingConfig, TriggerConfig, TriggerKind, as_the_run
-from arclab.config.memgen_trainer_schema import GrpoConfig, MemGenTrainerConfig
+from arclab.config.llm_schema import (
+    TRAINED_TRIGGERS,
+    HfModelConfig,
+    Memory,
+    SamplingConfig,
+    SandboxConfig,
+    TriggerConfig,
+    TriggerKind,
+    as_the_run,
+    default_sandbox,
+)
+from arclab.config.memgen_trainer_schema import GrpoConfig, MemGenTrainerConfig, TriggerGrpoConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice, EvaluationConfig, TrainingConfig, WandbConfig
 from arclab.config.text_schema import TextDatasetConfig
 
 UNTRAINED = "untrained"  # of memgen.weaver.start_from
-# What scores programs of a run.
-PROGRAMS_SOLVER = "solver=program_sampling lm=memgen lm.name=RUN"
 
 
 class TextSplitName(Enum):
@@ -136,20 +144,33 @@ class ReasonerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RunTriggerConfig(TriggerConfig):
+    """The trigger of a run, which may be one that it trains. width: of kind head, the hidden layer of its network. lora: of
+    kind lora, the adapter that reads the plain tokens. Their defaults are for runs made before they were keys."""
+
+    width: Optional[int] = None
+    lora: Optional[LoraConfig] = None
+
+    def check(self, path: str) -> list[str]:
+        if self.kind is None:
+            return [f"{path}.kind=null is for evaluations; choose {', '.join(kind.value for kind in TriggerKind)}."]
+        problems = TriggerConfig.check(self, path) + sized(path, 1, width=self.width)
+        problems += self._check_owned(path, "width", self.width, TriggerKind.head, "NUMBER")
+        if (self.lora is None) == (self.kind is TriggerKind.lora):
+            problems.append(f"{path}.lora goes with {path}.kind=lora and with no other; choose memgen/trigger=lora.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
 class MemGenConfig:
     """trigger: of the evaluations within the run and, unless they say otherwise, of those after it. Its default is for runs
     made before it was a key."""
 
     weaver: WeaverConfig
     reasoner: ReasonerConfig
-    trigger: TriggerConfig = field(
-        default_factory=lambda: TriggerConfig(kind=TriggerKind.always, probability=None, threshold=None)
+    trigger: RunTriggerConfig = field(
+        default_factory=lambda: RunTriggerConfig(kind=TriggerKind.always, probability=None, threshold=None)
     )
-
-    def check(self, path: str) -> list[str]:
-        if self.trigger.kind is not None:
-            return []
-        return [f"{path}.trigger.kind=null is for evaluations; choose {', '.join(kind.value for kind in TriggerKind)}."]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -167,11 +188,12 @@ class AnswersConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PretrainMemGenConfig(TrainingConfig):
-    """Root of pretrain_memgen.py. lm: the reasoner. criterion: of the last evaluation, for example text/memory_gain."""
+    """Root of pretrain_memgen.py. lm: the reasoner. criterion: of the last evaluation, for example text/memory_gain. sandbox:
+    in which replies that are programs run; its default is for runs made before it was a key."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.", "wandb.", "criterion", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last",
-        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size",
+        "trainer.num_threads", "trainer.device", "lm.device", "lm.batch_size", "sandbox.num_workers", "dataset.search.server",
     )  # fmt: skip
 
     experiment_name: str
@@ -186,10 +208,17 @@ class PretrainMemGenConfig(TrainingConfig):
     dataset: TextDatasetConfig
     trainer: MemGenTrainerConfig
     evaluation: AnswersConfig
+    sandbox: SandboxConfig = field(default_factory=default_sandbox)
 
     @property
     def scored_metric(self) -> str:
         return "text/accuracy"
+
+    @property
+    def learns_replies(self) -> bool:
+        """Does it need training examples with worked replies?"""
+        is_rewarded_alone = isinstance(self.trainer, GrpoConfig) and self.trainer.sft_steps == 0
+        return not is_rewarded_alone or self.memgen.reasoner.scratch is not None
 
     def inputs(self) -> dict[str, Path]:
         """Models that another run makes."""
@@ -202,29 +231,57 @@ class PretrainMemGenConfig(TrainingConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [*broken_name("experiment_name", self.experiment_name), *broken_name("name", self.name)]
-        if self.trainer.eval_every > 0 and not self.dataset.has_boxed_answers:
-            problems.append(
-                f"trainer.eval_every={self.trainer.eval_every} does not go with dataset.kind={self.dataset.kind}, whose "
-                "replies are programs; set trainer.eval_every=0 and criterion=null, and score the run with evaluate.py "
-                f"{PROGRAMS_SOLVER}."
-            )
         problems += broken_checkpoint("memgen.weaver.start_from", self.memgen.weaver.start_from or "")
+        problems += self._check_trigger()
         if isinstance(self.trainer, GrpoConfig):
             problems += self._check_reinforced(self.trainer)
         return [*problems, *broken_path("runs_dir", self.runs_dir)]
 
+    def _check_trigger(self) -> list[str]:
+        """A trigger that is trained goes with the trainer that trains it, which needs a weaver to decide about."""
+        kind, weaver = self.memgen.trigger.kind, self.memgen.weaver
+        if not isinstance(self.trainer, TriggerGrpoConfig):
+            if kind not in TRAINED_TRIGGERS:
+                return []
+            return [
+                f"memgen.trigger.kind={kind.value} is trained by trainer=trigger_grpo, not by trainer={self.trainer.kind}; use "
+                "that with memgen.weaver.start_from=RUN, or another memgen/trigger."
+            ]
+        problems = []
+        if kind is not None and kind not in TRAINED_TRIGGERS:
+            problems.append(
+                f"memgen.trigger.kind={kind.value} has nothing that trainer=trigger_grpo could train; choose "
+                "memgen/trigger=head or memgen/trigger=lora."
+            )
+        if weaver.adapt_reasoner:
+            problems.append(
+                "memgen.weaver.adapt_reasoner=true has no memory that a trigger could insert; choose another memgen/weaver."
+            )
+        if weaver.start_from == UNTRAINED and self.trainer.sft_steps == 0:
+            problems.append(
+                f"memgen.weaver.start_from={UNTRAINED} leaves trainer=trigger_grpo without memory worth a decision; give "
+                "memgen.weaver.start_from=RUN of trainer=sft or grpo, or trainer.sft_steps above 0."
+            )
+        return problems
+
     def _check_reinforced(self, trainer: GrpoConfig) -> list[str]:
         problems = []
         if self.memgen.weaver.start_from is None and trainer.sft_steps == 0:
+            untrained = f", or memgen.weaver.start_from={UNTRAINED} if that is meant"
             problems.append(
-                "memgen.weaver.start_from=null leaves trainer=grpo without a trained weaver; give "
-                "memgen.weaver.start_from=RUN of trainer=sft, or trainer.sft_steps above 0, or "
-                f"memgen.weaver.start_from={UNTRAINED} if that is meant."
+                f"memgen.weaver.start_from=null leaves trainer={trainer.kind} without a trained weaver; give "
+                "memgen.weaver.start_from=RUN of trainer=sft, or trainer.sft_steps above 0"
+                f"{'' if isinstance(trainer, TriggerGrpoConfig) else untrained}."
             )
-        if not self.dataset.has_boxed_answers:
+        if isinstance(trainer, TriggerGrpoConfig) and self.dataset.turns is not None:
             problems.append(
-                f"trainer=grpo rewards right answers in a box, and dataset.kind={self.dataset.kind} has none; use "
-                "dataset=arithmetic or dataset=gsm8k, or trainer=sft."
+                f"trainer=trigger_grpo learns from replies of one turn, and dataset.kind={self.dataset.kind} has several; use "
+                "another dataset, or trainer=grpo."
+            )
+        if trainer.boxed_reward > 0 and not self.dataset.has_boxed_answers:
+            problems.append(
+                f"trainer.boxed_reward={trainer.boxed_reward} pays for a box, and replies of dataset.kind={self.dataset.kind} "
+                "have none; set trainer.boxed_reward=0."
             )
         return problems
 

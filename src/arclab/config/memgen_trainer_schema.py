@@ -132,10 +132,34 @@ class GrpoConfig(MemGenTrainerConfig):
             problems.append(
                 f"{path}.group_size={self.group_size} must be at least 2, so that a rollout has others to be compared with."
             )
-        if not self.temperature > 0:
-            problems.append(f"{path}.temperature={self.temperature} must be above 0: rollouts must differ; use 1.0.")
+        problems += self._check_temperature(path)
         rows = self.prompts_per_step * self.group_size
         return problems + self._check_pieces(path, rows, f"{path}.prompts_per_step x {path}.group_size = {rows}")
 
+    def _check_temperature(self, path: str) -> list[str]:
+        if self.temperature > 0:
+            return []
+        return [f"{path}.temperature={self.temperature} must be above 0: rollouts must differ; use 1.0."]
 
-TRAINER_SCHEMAS: dict[str, type[MemGenTrainerConfig]] = {"sft": SftConfig, "grpo": GrpoConfig}
+
+@dataclass(kw_only=True, slots=True)
+class TriggerGrpoConfig(GrpoConfig):
+    """GRPO of the trigger: what is drawn and learned are its decisions; weaver and reasoner are frozen. temperature: of tokens;
+    0 is greedy, and rollouts differ in their decisions alone. beta: weight of the KL divergence from the untrained trigger.
+    sft_steps: of the weaver, before. sparsity_weight: of what is taken from the reward for each insertion beyond the rate at
+    which good rollouts insert (see arclab.methods.memgen.sparsity)."""
+
+    sparsity_weight: float
+
+    def check(self, path: str) -> list[str]:
+        return GrpoConfig.check(self, path) + at_least(path, 0, sparsity_weight=self.sparsity_weight)
+
+    def _check_temperature(self, path: str) -> list[str]:
+        return at_least(path, 0, temperature=self.temperature)
+
+
+TRAINER_SCHEMAS: dict[str, type[MemGenTrainerConfig]] = {
+    "sft": SftConfig,
+    "grpo": GrpoConfig,
+    "trigger_grpo": TriggerGrpoConfig,
+}

@@ -1,4 +1,4 @@
-"""The schema of self_improve.py method=program_edit: models that edit programs, from sampled edits to a trained model.
+"""The schema of self_improve.py method=program_edit and evaluate.py solver=program_edit: models that edit programs.
 
 Rules as in schema.py: fields have no defaults (values live in conf/), check(path) returns broken rules as sentences.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar, Optional
+from typing import ClassVar, Optional, Protocol
 
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.llm_schema import (
     HOW_MODELS_RUN,
+    EvaluateLmConfig,
     HfModelConfig,
     ModelConfig,
     PromptConfig,
@@ -164,15 +165,74 @@ class EditSftConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EditEvaluateConfig:
-    """num_samples: edits of each start program. max_tasks: null: all of the split."""
+    """num_samples: edits of a program in one turn. turns: how often a start program is edited, the best edit of one turn in the
+    next. max_tasks: null: all of the split."""
 
     split: SplitName
     max_tasks: Optional[int]
     num_samples: int
+    turns: int
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(path, 1, num_samples=self.num_samples)
+        problems = at_least(path, 1, num_samples=self.num_samples, turns=self.turns)
         return problems + ([] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks))
+
+
+class EditSettings(Protocol):
+    """What decides how a program is shown, and what an edit of it is worth."""
+
+    prompt: EditPromptConfig
+    reward: EditRewardConfig
+    seed: int
+
+
+PROGRAM_EDIT = "program_edit"
+
+
+@dataclass(kw_only=True, slots=True)
+class EditSearchConfig:
+    """Edits at test time. drafts: programs that the model writes for a task without one to begin with, beside the identity.
+    turns: how often programs are edited. num_kept: the programs that a turn edits, the best that there are of a task.
+    num_samples: edits of each. A task is left alone once enough_right different answers are of programs that reproduce every
+    demonstration."""
+
+    kind: str
+    drafts: int
+    turns: int
+    num_kept: int
+    num_samples: int
+    enough_right: int
+    sampling: SamplingConfig
+
+    def check(self, path: str) -> list[str]:
+        problems = at_least(path, 0, drafts=self.drafts, turns=self.turns)
+        problems += at_least(path, 1, num_kept=self.num_kept, num_samples=self.num_samples, enough_right=self.enough_right)
+        if self.kind != PROGRAM_EDIT:
+            problems.append(f"{path}.kind={self.kind} is not known; choose {PROGRAM_EDIT}.")
+        if self.drafts + self.turns == 0:
+            problems.append(f"{path}.turns=0 does not go with {path}.drafts=0: no program would be written; raise one of them.")
+        return problems
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateEditsConfig(EvaluateLmConfig):
+    """Root of evaluate.py solver=program_edit."""
+
+    solver: EditSearchConfig
+    prompt: EditPromptConfig
+    reward: EditRewardConfig
+
+    @property
+    def solver_kind(self) -> str:
+        return self.solver.kind
+
+    def check(self, path: str) -> list[str]:
+        problems = EvaluateLmConfig.check(self, path)
+        if self.reward.use_tests:
+            problems.append(
+                "reward.use_tests=true is for tasks that are trained on, and this is an evaluation; set it to false."
+            )
+        return problems
 
 
 @dataclass(kw_only=True, slots=True)
@@ -212,6 +272,12 @@ class ProgramEditConfig(StagedConfig):
     @property
     def best_metric(self) -> str:
         return self.criterion.metric if self.criterion else "edits/solved_share"
+
+    @property
+    def num_steps(self) -> int | None:
+        if self.is_whole:
+            return len(self.order)
+        return self.sft.steps if self.stage is EditStage.sft else None
 
     def file_of(self, stage: str, number: int, name: str) -> Path:
         """A file of a stage's folder."""

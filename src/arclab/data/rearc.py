@@ -8,11 +8,13 @@ A task here stands for an original one, whose id it bears (rearc_007bbfb7, see o
 tests as the original, taken from its own first pairs, and a stream of further pairs that training draws from (sampler.py).
 
 Pair `number` of a task follows from (task, number) and the rule alone, never from a seed of the run, a worker or the speed of a
-machine. Generators draw sizes by difficulty, so few of their grids are small: a pair that is too large, shows nothing (output =
-input) or that the generator fails at is drawn again, each time at a lower highest difficulty. A call that draws more than
-_MAX_DRAWS random numbers is cut off, which is the same on every machine. One that hangs without drawing is cut off by the clock
-(dataset.rearc.timeout_s, in the main thread of a process alone): a warning says so, since from there on two machines may
-differ. No generator of 0.1.25 was seen to need either. A number without a usable pair shows one of the first pairs again.
+machine. Generators draw sizes by difficulty, so few of their grids are small: a pair that is too large, or that the generator
+fails at, is drawn again, each time at a lower highest difficulty. One that shows nothing (output = input) is drawn again at the
+same difficulty first: below it a generator makes more of these. A call that draws more than _MAX_DRAWS random numbers is cut
+off, which is the same on every machine. One that hangs without drawing is cut off by the clock (dataset.rearc.timeout_s, in the
+main thread of a process alone): a warning says so, since from there on two machines may differ. No generator of 0.1.25 was seen
+to need either. A number without a usable pair shows one of the first pairs again; how many there are is said when tasks are
+loaded (repeat_note).
 
 Pairs are used as they come: the verifiers in the package do not filter them, since they disagree with a few original pairs.
 """
@@ -41,6 +43,7 @@ PREFIX = "rearc_"
 Generator = Callable[[Random, float, float], Mapping[str, Any]]
 # Part of what a pair number means: other values give other pairs.
 _TRIES = 16
+_DRAWS_AT_ONE_DIFFICULTY = 5  # of a pair whose output is its input
 _EASIER = 0.7  # the highest difficulty of a try, as a share of that of the try before
 _MAX_DRAWS = 200_000  # the most seen in 15,000 calls is 6,000
 # What the generators' own code may fail with on an unlucky draw; anything else is a fault of the installation.
@@ -83,12 +86,13 @@ class _CountedRandom(Random):
 @dataclass(frozen=True, slots=True)
 class GeneratedPairs:
     """The pairs of one task's generator. easier: at which of the falling difficulties its tries start; first: its first
-    pairs, for numbers that have none."""
+    pairs, for numbers that have none; num_looked_at: of how many numbers they are."""
 
     task_id: str
     rule: PairRule
     easier: int
     first: tuple[Pair, ...]
+    num_looked_at: int
 
     @property
     def max_side(self) -> int:
@@ -110,6 +114,20 @@ class FilePairs:
     def pair(self, number: int) -> Pair:
         """Pair `number` (0 upwards)."""
         return self.pairs[number % len(self.pairs)]
+
+
+def repeat_note(tasks: Sequence[ArcTask]) -> str:
+    """How often a number of these tasks has no usable pair, by the numbers that were looked at when they were loaded; "" if
+    each had one."""
+    streams = [task.stream for task in tasks if isinstance(task.stream, GeneratedPairs)]
+    missing = [stream.num_looked_at - len(stream.first) for stream in streams]
+    if not any(missing):
+        return ""
+    looked_at = sum(stream.num_looked_at for stream in streams)
+    return (
+        f"{sum(missing)} of the first {looked_at} pair numbers have none ({sum(n > 0 for n in missing)} tasks): such a number "
+        "shows one of its task's first pairs again"
+    )
 
 
 def is_rearc(source: str) -> bool:
@@ -165,29 +183,42 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def draw_pair(task_id: str, number: int, rule: PairRule, easier: int = 0) -> tuple[Pair, int] | None:
-    """Pair `number` of a task and which try it was, counted from `easier`; None if no try gives a usable one."""
-    generate = generators()[task_id]
+    """Pair `number` of a task and at which of the falling difficulties it was found, counted from `easier`; None if there is no
+    usable one at any."""
     for attempt in range(easier, easier + _TRIES):
-        high = rule.low + (rule.high - rule.low) * _EASIER**attempt
-        try:
-            with _time_limit(rule.timeout_s):
-                grids = generate(_CountedRandom(f"{task_id}/{number}/{attempt}"), rule.low, high)
-            pair = Pair(*(parse_grid([[*row] for row in grids[part]], task_id) for part in ("input", "output")))
-        except _Endless as error:
-            log.warning("RE-ARC: the generator of task %s was cut off at pair %d, try %d: %s", task_id, number, attempt, error)
-            continue
-        except _UNLUCKY:
-            continue
-        if _is_usable(pair, rule):
-            return pair, attempt
+        for again in range(_DRAWS_AT_ONE_DIFFICULTY):
+            pair = _draw(task_id, number, attempt, again, rule)
+            if pair is None or not _fits(pair, rule):
+                break
+            if _changes(pair):
+                return pair, attempt
     return None
 
 
-def _is_usable(pair: Pair, rule: PairRule) -> bool:
-    """It fits, and its output is not its input."""
+def _draw(task_id: str, number: int, attempt: int, again: int, rule: PairRule) -> Pair | None:
+    """What the generator makes of these numbers; None if it fails."""
+    high = rule.low + (rule.high - rule.low) * _EASIER**attempt
+    random = _CountedRandom(f"{task_id}/{number}/{attempt}" + (f"/{again}" if again else ""))
+    try:
+        with _time_limit(rule.timeout_s):
+            grids = generators()[task_id](random, rule.low, high)
+        return Pair(*(parse_grid([[*row] for row in grids[part]], task_id) for part in ("input", "output")))
+    except _Endless as error:
+        log.warning("RE-ARC: the generator of task %s was cut off at pair %d, try %d: %s", task_id, number, attempt, error)
+    except _UNLUCKY:
+        pass
+    return None
+
+
+def _fits(pair: Pair, rule: PairRule) -> bool:
     assert pair.output is not None
-    fits = max(*pair.input.shape, *pair.output.shape) <= rule.max_side
-    return fits and (pair.input.shape != pair.output.shape or bool((pair.input != pair.output).any()))
+    return max(*pair.input.shape, *pair.output.shape) <= rule.max_side
+
+
+def _changes(pair: Pair) -> bool:
+    """Is its output something else than its input?"""
+    assert pair.output is not None
+    return pair.input.shape != pair.output.shape or bool((pair.input != pair.output).any())
 
 
 def load_rearc(source: str, rule: PairRule, originals: Sequence[ArcTask], ids: Collection[str] | None = None) -> list[ArcTask]:
@@ -223,7 +254,7 @@ def _first_generated(original: ArcTask, rule: PairRule) -> _First | None:
             easier = easier if found else max(drawn[1] - 1, 0)  # most pairs of higher difficulties would only be thrown away
             found.append(drawn[0])
         if len(found) == wanted:
-            return tuple(found), GeneratedPairs(original.id, rule, easier, tuple(found))
+            return tuple(found), GeneratedPairs(original.id, rule, easier, tuple(found), number + 1)
     return None
 
 
@@ -258,6 +289,6 @@ def _read_pairs(original: ArcTask, rule: PairRule, files: Mapping[str, Path]) ->
         Pair(*(parse_grid(example[part], f"{path}: pair {number}, {part}") for part in ("input", "output")))
         for number, example in enumerate(examples)
     )
-    usable = tuple(pair for pair in pairs if _is_usable(pair, rule))
+    usable = tuple(pair for pair in pairs if _fits(pair, rule) and _changes(pair))
     wanted = len(original.pairs)
     return (usable[:wanted], FilePairs(usable, rule.max_side)) if len(usable) >= wanted else None

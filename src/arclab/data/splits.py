@@ -22,7 +22,7 @@ import numpy as np
 
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.data.augment import NUM_DIHEDRAL, dihedral, relabelled
-from arclab.data.rearc import PACKAGE, PairRule, is_rearc, load_rearc, origin_of, version
+from arclab.data.rearc import PACKAGE, PairRule, is_rearc, load_rearc, origin_of, repeat_note, version
 from arclab.data.sources import REARC_ORIGINALS, load_source
 from arclab.data.synthetic import has_unseen_rules
 from arclab.data.tasks import MAX_SIDE, ArcTask, Pair
@@ -130,6 +130,7 @@ def _load_rearc(
         maker = f"{PACKAGE} {version()}" if source == "rearc:" else source
         left_out = "" if len(found) == len(wanted) else f"; {len(wanted) - len(found)} have too few such pairs and are left out"
         notes.append(f"RE-ARC ({maker}): pairs with sides up to {side} of {len(found)} training tasks{left_out}")
+        notes += [f"RE-ARC: {repeats}"] if (repeats := repeat_note(found)) else []
         tasks += [replace(task, visits=count) for task in found]
     return list(_unique_by_id(tasks).values()), originals, notes
 

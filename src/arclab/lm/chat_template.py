@@ -2,6 +2,7 @@
 
     text = conversation_text(tokenizer, "models/tiny", prompt, thinking=None, add_generation_prompt=True)
     ids = conversation_ids(tokenizer, "models/tiny", prompt, thinking=None)
+    ids += [*sampled, *next_turn_ids(tokenizer, "models/tiny", "no, try again", thinking=None)]      # and the next reply
 
 Templates are programs of others. One that expects a list of parts writes nothing where it gets a string, without an error, so
 every message is looked for in what was written. Messages are text only: nothing in them becomes a special token, and no images
@@ -18,7 +19,7 @@ from arclab.lm.language_model import Message, Prompt, begun_reply
 
 _PROBE = "0 1 2\n3 4 5\n\n6|7|8\n\n[[9, 0], [1, 2]]\n    return"  # how grids and programs are written
 
-_MASK = "\ue000"  # a character that means nothing
+_MASK, _REPLY = "\ue000", "\ue001"  # characters that mean nothing
 
 
 class RefusedPromptError(ValueError):
@@ -78,14 +79,15 @@ def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: boo
     message can end its turn, or begin another. ValueError: see there; a template that opens thinking where the reply goes
     on."""
     asked, begun = begun_reply(prompt)
+    ids = _tokens(tokenizer, *_written(tokenizer, name, asked, thinking))
     if not begun:
-        return _asked_ids(tokenizer, name, asked, thinking=thinking)
+        return ids
     if opened_thinking(tokenizer, name, asked, thinking=thinking):
         raise ValueError(
             f"the chat template of lm.name={name} opens the reply with <think>, so a reply that was begun would go on "
             "inside its thinking; set lm.thinking=false, or use a model that does not think."
         )
-    return [*_asked_ids(tokenizer, name, asked, thinking=thinking), *plain_ids(tokenizer, begun)]
+    return [*ids, *plain_ids(tokenizer, begun)]
 
 
 def opened_thinking(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> str:
@@ -97,12 +99,23 @@ def opened_thinking(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool
     return mark + after if mark and "</think>" not in after else ""
 
 
-def _asked_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> list[int]:
+def next_turn_ids(tokenizer: Any, name: str, told: str, *, thinking: bool | None) -> list[int]:
+    """The tokens between two replies of a conversation: what ends the first, the user's turn in which something is told, and
+    the header of the next reply. So the tokens of a conversation grow, and none is ever written anew. ValueError: as
+    conversation_ids."""
+    prompt = (Message("user", _PROBE), Message("assistant", _REPLY), Message("user", told.replace(_REPLY, " ")))
+    text, other = _written(tokenizer, name, prompt, thinking)
+    start = text.index(_REPLY) + len(_REPLY)
+    return _tokens(tokenizer, text[start:], other[start:])
+
+
+def _written(tokenizer: Any, name: str, prompt: Prompt, thinking: bool | None) -> tuple[str, str]:
+    """The text of a conversation, and the same with other characters where messages hold the names of special tokens."""
     text = conversation_text(tokenizer, name, prompt, thinking=thinking, add_generation_prompt=True)
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     held = sorted({n for n in names for message in prompt if n in message.content}, key=len, reverse=True)
     if not held:
-        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return text, text
     masked = tuple(Message(message.role, _masked(message.content, held)) for message in prompt)
     other = conversation_text(tokenizer, name, masked, thinking=thinking, add_generation_prompt=True)
     if len(other) != len(text):
@@ -110,6 +123,13 @@ def _asked_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | No
             f"a message holds {held[0]}, a special token of lm.name={name}, which its chat template does not write as "
             "other text; leave it out of the message."
         )
+    return text, other
+
+
+def _tokens(tokenizer: Any, text: str, other: str) -> list[int]:
+    """Where the two texts differ, a special token's name is text."""
+    if text == other:
+        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
     ids: list[int] = []
     for is_name, places in groupby(range(len(text)), key=lambda at: text[at] != other[at]):
         piece = "".join(text[at] for at in places)

@@ -12,6 +12,7 @@ adapters are a property of a forward pass: gradient checkpointing, which repeats
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,18 @@ class LoraSettings:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """What target_modules may name: the last part of every linear layer's name."""
-    return sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+    """What target_modules may name: the last part of every linear layer's name, whether it has adapters already or not."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    parts = dict(model.named_modules())
+    adapted = tuple(f"{name}." for name, part in parts.items() if isinstance(part, BaseTunerLayer))
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, part in parts.items()
+            if isinstance(part, (nn.Linear, BaseTunerLayer)) and not name.startswith(adapted)
+        }
+    )
 
 
 def add_adapter(model: Any, name: str, settings: LoraSettings, seed: int) -> None:
@@ -53,7 +64,9 @@ def add_adapter(model: Any, name: str, settings: LoraSettings, seed: int) -> Non
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=list(settings.target_modules), **options)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, adapter_name=name)
+        with warnings.catch_warnings():  # peft takes a second adapter for an accident
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, model, adapter_name=name)
     for parameter in adapter_parameters(model, name).values():
         parameter.data = parameter.data.float()
     own = {id(parameter) for parameter in adapter_parameters(model, name).values()}
@@ -109,17 +122,6 @@ def _switch(model: nn.Module, name: str | None) -> None:
 def base_state(model: nn.Module) -> dict[str, Tensor]:
     """The base model's own weights by their names in a model without adapters."""
     return {key.replace(".base_layer.", "."): value for key, value in model.state_dict().items() if ".lora_" not in key}
-
-
-def load_adapter(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> int:
-    """Copy saved tensors (see adapter_parameters) into an adapter; returns how many. ValueError: some lack, are too many, or
-    have another shape."""
-    own = adapter_parameters(model, name)
-    require_same_tensors(own, tensors, f"the {name} adapter")
-    with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(tensors[key])
-    return len(own)
 
 
 def require_same_tensors(own: dict[str, Any], saved: dict[str, Tensor], what: str) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from arclab.metrics.edit_names import EDITS
+from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
+
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 SOLVED_KS = (1, 2)
 
@@ -29,64 +32,15 @@ _HALTED = "over the rows that halted since the last log"
 _NEW_COLORS = "a colour (not black) that their input does not show: demonstrations must tell it"
 _ALL = "over every augmented copy of every scored test input"
 
-# Of evaluations in which the model is trained on the scored tasks' demonstrations (methods/recursive/adaptation).
-_OWN = "cross-entropy of a cell of the task's demonstrations, each asked with the others shown"
-_ADAPT = {
-    "loss_before": ("nats", "none", f"{_OWN}, before the model is trained on them"),
-    "loss_after": ("nats", "down", f"{_OWN}, when the task is answered"),
-    "shared": ("share", "none", "tasks with one demonstration, whose question shows it"),
-    "seconds": ("s", "down", "seconds of training before a task is answered (jointly: before all of them)"),
-}
-
-# Measured by methods/recursive/probes/encoder_health.py as encoder/... on scored tasks and train_encoder/... on training tasks.
-_ENCODER = {
-    "tasks": ("tasks", "none", "tasks in the sample: the N of the others"),
-    "between_task_share": ("share", "up", "variance of the context between tasks, as a share of its mean square (scale-free)"),
-    "effective_rank": ("dimensions", "up", "exp of the entropy of the variance spectrum of pooled contexts; at most tasks - 1"),
-    "augmentation_spread": (
-        "ratio",
-        "none",
-        "squared distance to another view of the same task, relative to that of another task",
-    ),
-    "subset_spread": (
-        "ratio",
-        "down",
-        "squared distance between two halves of a task's demonstrations, relative to other tasks",
-    ),
-    "retrieval_accuracy": (
-        "share",
-        "up",
-        "tasks whose halves of demonstrations are nearest neighbours among all tasks' halves",
-    ),
-    "retrieval_chance": (
-        "share",
-        "none",
-        "retrieval_accuracy of a context that says nothing: 1 / tasks with two demonstrations",
-    ),
-    "exact_accuracy": ("share", "up", "first test inputs predicted exactly right with their own demonstrations, no voting"),
-    "accuracy": ("share", "up", "cells of first test inputs predicted right with their own demonstrations"),
-    "swap_drop": ("share", "up", "exact_accuracy lost with another task's demonstrations; 0: the decoder does not use them"),
-    "swap_drop_cells": ("share", "up", "accuracy lost with another task's demonstrations"),
-    "zero_context_drop": ("share", "up", "exact_accuracy lost with context tokens of zero"),
-    "zero_context_drop_cells": ("share", "up", "accuracy lost with context tokens of zero"),
-}
-
-# Measured by methods/recursive/probes/table_ablations.py on scored tasks, for a puzzle table.
-_PUZZLE = {
-    "tasks": ("tasks", "none", "tasks whose vector was examined"),
-    "exact_accuracy": ("share", "up", "first test inputs predicted exactly right with their own vector, no voting"),
-    "accuracy": ("share", "up", "cells of first test inputs predicted right with their own vector"),
-    "wrong_id_drop": ("share", "up", "exact_accuracy lost with another task's vector; 0: the table says nothing"),
-    "wrong_id_drop_cells": ("share", "up", "accuracy lost with another task's vector"),
-    "blank_id_drop": ("share", "up", "exact_accuracy lost with a vector of zeros"),
-    "blank_id_drop_cells": ("share", "up", "accuracy lost with a vector of zeros"),
-}
-
 # Of methods that answer questions in words: over all scored questions.
 _TEXT = {
-    "accuracy": ("share", "up", "questions whose last boxed answer is right"),
+    "accuracy": ("share", "up", "questions that are answered right: see the data set"),
     "count": ("questions", "none", "questions that were answered: the N of the other text/ shares"),
-    "no_answer_share": ("share", "down", "replies without a boxed answer; they count as wrong"),
+    "no_answer_share": (
+        "share",
+        "down",
+        "replies without an answer (a box, a program, a name in its tags); they count as wrong",
+    ),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens"),
     "insertions": ("insertions", "none", "insertions of memory in a reply, the one at the end of the prompt included"),
     "insert_share": (
@@ -95,9 +49,18 @@ _TEXT = {
         "delimiters in replies, while insertions were left, after which the trigger inserted memory",
     ),
     "tokens_per_reply": ("tokens", "none", "tokens of a reply, its end token included"),
+    "turns": ("turns", "none", "replies of an episode in several turns"),
+    "turns_cut_share": ("share", "down", "episodes in several turns that were not over after dataset.max_turns"),
     "off_accuracy": ("share", "up", "accuracy on the same questions without memory"),
     "random_accuracy": ("share", "up", "accuracy on the same questions with a weaver that was never trained"),
     "start_accuracy": ("share", "up", "accuracy on the same questions with the weaver as reinforcement learning began with it"),
+    "always_accuracy": (
+        "share",
+        "up",
+        "accuracy on the same questions with memory after every delimiter; of trainer=trigger_grpo",
+    ),
+    "never_accuracy": ("share", "up", "the same with memory at the end of the prompt alone"),
+    "random_trigger_accuracy": ("share", "up", "the same with memory after every second delimiter, at random"),
     "memory_wins": (
         "share",
         "up",
@@ -151,8 +114,22 @@ _RL = {
     "loss": ("", "none", "the loss of GRPO; it stands near 0 however good the policy is, so look at rl/reward"),
     "reward": ("", "up", "reward of a rollout"),
     "reward_std": ("", "none", "standard deviation of the reward over rollouts"),
-    "reward_right": ("share", "up", "rollouts whose last boxed answer is right"),
+    "reward_right": ("share", "up", "rollouts that are right: a boxed answer, a program, an answer found by searching"),
     "reward_boxed": ("share", "up", "rollouts that have a boxed answer"),
+    "reward_tests": ("share", "up", "tests of a function that a rollout's program passes; no part of the reward"),
+    "reward_test_solved": (
+        "share",
+        "up",
+        "rollouts whose program also answers the ARC task's test inputs; no part of the reward",
+    ),
+    "reward_exact": ("share", "up", "rollouts whose answer is one of the right names; the reward with dataset.reward=exact"),
+    "reward_f1": (
+        "share",
+        "up",
+        "words in common of a rollout's answer and the nearest right name; the reward with dataset.reward=f1",
+    ),
+    "turns": ("turns", "none", "replies of a rollout in several turns"),
+    "turns_cut_share": ("share", "down", "rollouts in several turns that were not over after dataset.max_turns"),
     "zero_variance_share": ("share", "down", "groups whose rewards are all alike: nothing can be learned from them"),
     "dropped_share": (
         "share",
@@ -163,6 +140,11 @@ _RL = {
     "truncated_share": ("share", "down", "rollouts that ended at trainer.max_new_tokens"),
     "tokens": ("tokens", "none", "tokens of a rollout, its end token included"),
     "insertions": ("insertions", "none", "insertions of memory in a rollout, the one at the end of the prompt included"),
+    "decisions": ("decisions", "none", "decisions of the trigger in a rollout; of trainer=trigger_grpo, as the next four"),
+    "insert_share": ("share", "none", "of a rollout's decisions, those for memory; a rollout without any counts as 0"),
+    "insert_target": ("share", "none", "mean of that over rollouts as good as the median: what sparsity measures against"),
+    "sparsity_weight": ("", "none", "trainer.sparsity_weight: reward_sparsity times this is part of the reward"),
+    "reward_sparsity": ("", "up", "minus the sum over decisions of what each is above insert_target, before its weight"),
     "kl": ("nats", "none", "KL divergence from the reference, per token; only with trainer.beta above 0"),
     "entropy": ("nats", "none", "entropy of the next token, over the tokens of rollouts, at the temperature they are drawn at"),
     "clip_share": ("share", "down", "tokens whose probability has moved so far that they are clipped"),
@@ -202,22 +184,6 @@ _PROGRAMS = {
     ),
     "cpu_s": ("s", "none", "CPU time of a program with all of its inputs"),
     "nondeterministic_share": ("share", "down", "programs that read a clock, or answered something else in a second run"),
-}
-
-# Of models that edit programs: over all edits of the start programs of a stage.
-_EDITS = {
-    "count": ("edits", "none", "edits that were drawn: the N of the shares of edits"),
-    "starts": ("programs", "none", "start programs that were edited: the N of edits/solved_share"),
-    "parent_value": ("", "none", "what the program that an edit was made from is worth"),
-    "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
-    "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
-    "improved_share": ("share", "up", "edits that make their program worth more"),
-    "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
-    "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),
-    "with_program": ("share", "up", "edits that hold a new program"),
-    "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
-    "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
-    "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),
 }
 
 # Of an ensemble of finished results.
@@ -376,7 +342,7 @@ _METRICS = [
     *[
         Metric(f"{prefix}/{name}", unit, direction, f"{where}: {meaning}")
         for prefix, where in (("encoder", "scored tasks"), ("train_encoder", "training tasks"))
-        for name, (unit, direction, meaning) in _ENCODER.items()
+        for name, (unit, direction, meaning) in ENCODER.items()
     ],
     *[
         Metric(
@@ -391,13 +357,13 @@ _METRICS = [
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
-    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _EDITS.items()],
+    *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
-    *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _PUZZLE.items()],
+    *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
     *[
         Metric(f"adapt/{name}", unit, direction, f"{meaning}; mean over predictions")
-        for name, (unit, direction, meaning) in _ADAPT.items()
+        for name, (unit, direction, meaning) in ADAPT.items()
     ],
     *[Metric(f"search/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _SEARCH.items()],
     *[Metric(f"adapted/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ADAPTED.items()],

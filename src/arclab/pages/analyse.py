@@ -2,6 +2,8 @@
 
     python -m arclab.pages RUN [RUN ...] [--output DIR]
     python -m arclab.pages scoreboard RESULT [RESULT ...] [--output DIR]        another page: see scoreboard.py
+    python -m arclab.pages transcripts RUN                                      conversations of a run: see transcripts.py
+    python -m arclab.pages tree FOLDER [--output DIR]                           a page of a method: see METHOD_PAGES
 
 Writes DIR/compare.html, DIR/tasks/<split>/<task>.html (every candidate of every run) and DIR/<experiment>-<name>.md; DIR is
 <first run>/analysis unless given (of a release runs/released/NAME/analysis). The first run is the
@@ -12,6 +14,7 @@ not finished are reported with what there is; a folder that is no run is refused
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import re
 import subprocess
@@ -26,15 +29,21 @@ from arclab.pages.compare import baseline_of, render_comparison
 from arclab.pages.compare_tasks import task_pages
 from arclab.pages.scoreboard import write_scoreboard
 from arclab.pages.tracking import tracking_sheet
+from arclab.pages.transcripts import write_transcript_page
 from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
 
 log = logging.getLogger(__name__)
+METHOD_PAGES = {"tree": "arclab.methods.tree_search.tree_page"}  # word -> the module whose main() takes the other arguments
 
 
 def main(argv: Sequence[str]) -> int | None:
     if argv and argv[0] == "scoreboard":
         return scoreboard_command(argv[1:])
+    if argv and argv[0] == "transcripts":
+        return transcripts_command(argv[1:])
+    if argv and argv[0] in METHOD_PAGES:
+        return importlib.import_module(METHOD_PAGES[argv[0]]).main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m arclab.pages", description="Compare run folders.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first one is the baseline")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <first RUN>/analysis)")
@@ -63,6 +72,17 @@ def scoreboard_command(argv: Sequence[str]) -> int:
     setup_logging()
     log.info("wrote %s", write_scoreboard(arguments.results, output))
     return 0
+
+
+def transcripts_command(argv: Sequence[str]) -> None:
+    """The page of arclab.pages.transcripts."""
+    parser = argparse.ArgumentParser(
+        prog="python -m arclab.pages transcripts", description="The conversations of a run in several turns as a page."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    given = parser.parse_args(argv)
+    setup_logging()
+    log.info("wrote %s", write_transcript_page(given.run))
 
 
 def analyse(paths: Sequence[Path], folder: Path) -> list[Path]:

@@ -44,6 +44,12 @@ def p_text(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
+def p_sentence(p: float) -> str:
+    """For a sentence: p = 0.0312, p < 0.0001."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What won on one split, in a sentence. is_decided: the first is ahead of the second beyond chance, all pairs counted."""
@@ -103,7 +109,7 @@ def _lead(name: str, ranked: list[tuple[str, ScoredSplit]], test: PairedTest, nu
     if not lead:
         level = [label for label, other in ranked[1:] if sum(other.solved.values()) == sum(split.solved.values())]
         return f"{head}, level with {level[0] if len(level) == 1 else f'{len(level)} others'}: nothing is decided."
-    gap = f"ahead of {second} by {lead} task{'' if lead == 1 else 's'}, p = {p_text(test.p_value)}"
+    gap = f"ahead of {second} by {lead} task{'' if lead == 1 else 's'}, {p_sentence(test.p_value)}"
     if test.p_value >= LEVEL:
         return f"{head}, {gap}: nothing is decided between them."
     if not is_sure(test, num_pairs):
@@ -203,7 +209,7 @@ def _cell(pairs: dict[tuple[int, int], Paired], row: int, column: int, num_pairs
     first, second = (pair.second, pair.first) if is_turned else (pair.first, pair.second)
     alone = (test.only_second, test.only_first) if is_turned else (test.only_first, test.only_second)
     sentence = (
-        f"{test.total} tasks: both {test.both}, only {first} {alone[0]}, only {second} {alone[1]}; p = {p_text(test.p_value)}"
+        f"{test.total} tasks: both {test.both}, only {first} {alone[0]}, only {second} {alone[1]}; {p_sentence(test.p_value)}"
     )
     certainty = "sure" if is_sure(test, num_pairs) else "likely" if test.p_value < LEVEL else "open"
     sign = "up" if value > 0 else "down" if value < 0 else "even"

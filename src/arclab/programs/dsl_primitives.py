@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
 
 G = ((0, 0, 1), (0, 2, 1))
 P = frozenset({(1, 2), (3, 5)})
@@ -30,19 +31,20 @@ class Primitive:
     @property
     def parameters(self) -> tuple[tuple[str, str], ...]:
         """(name, type) of each."""
-        return tuple((each.arg, ast.unparse(each.annotation)) for each in self._parsed.args.args if each.annotation)
+        return _types(self.signature)[0]
 
     @property
     def result(self) -> str:
         """The type of what it gives."""
-        assert self._parsed.returns is not None
-        return ast.unparse(self._parsed.returns)
+        return _types(self.signature)[1]
 
-    @property
-    def _parsed(self) -> ast.FunctionDef:
-        (function,) = ast.parse(f"def {self.signature}: ...").body
-        assert isinstance(function, ast.FunctionDef)
-        return function
+
+@cache
+def _types(signature: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    (function,) = ast.parse(f"def {signature}: ...").body
+    assert isinstance(function, ast.FunctionDef) and function.returns is not None
+    taken = tuple((each.arg, ast.unparse(each.annotation)) for each in function.args.args if each.annotation)
+    return taken, ast.unparse(function.returns)
 
 
 # Signature | what it does, then the example.

@@ -66,6 +66,7 @@ def _wish(source: str, config: EditPromptConfig) -> str:
     said = (
         f"Improve the program, so that {config.entry}(grid) turns every input into its output. {form}It must follow the rule "
         "and not know the answers by heart. Think first, between <think> and </think>: what is wrong, and what has to change. "
+        "Say in comments of the program what its steps do. "
     )
     if config.edit_format is EditFormat.program:
         return f"{said}Then write the whole new program in one block:\n\n```python\n...\n```"

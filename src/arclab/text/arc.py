@@ -1,6 +1,7 @@
 """ARC tasks as questions for a program: the prompt of arclab.programs.prompts, and a program as reply where one is known.
 
     splits = arc_splits(config)          # the splits of load_tasks(config.dataset), one example a task
+    tasks = arc_tasks(config)            # the tasks themselves, for whoever runs programs on them
 
 Programs come from the rule of a generated task, and from config.programs. Whether a reply is right is for the sandbox
 (arclab.programs.environment) and the scoring of attempts, not for answers.py: an example's answer, the outputs of the test
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from arclab.config.schema import SplitName
 from arclab.config.text_schema import SAMPLE_LIMITS, ArcTextConfig
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
@@ -27,7 +29,7 @@ _TOY_ENTRY = "solve"  # what arclab.programs.toy calls its functions
 _SAMPLE = "toy:dihedral_color?tasks={}&side=4&colors=4&palette=6&demos=3&split={}"
 
 
-def arc_splits(config: ArcTextConfig) -> TextSplits:
+def arc_splits(config: ArcTextConfig, needs_replies: bool = True) -> TextSplits:
     """ValueError, in one sentence: as load_tasks, a programs file that does not fit, an empty split."""
     config = _sample_of(config) if config.sample else config
     tasks = load_tasks(config.dataset)
@@ -36,7 +38,14 @@ def arc_splits(config: ArcTextConfig) -> TextSplits:
     train, validation, test = (
         [_example(task, programs, config) for task in split] for split in (tasks.train, tasks.validation, tasks.evaluation)
     )
-    return separated(config, train, validation, test, tasks.notes)
+    return separated(config, train, validation, test, tasks.notes, needs_replies=needs_replies)
+
+
+def arc_tasks(config: ArcTextConfig) -> dict[str, tuple[ArcTask, SplitName]]:
+    """The tasks that the examples ask about, by id, and the split of each."""
+    tasks = load_tasks((_sample_of(config) if config.sample else config).dataset)
+    splits = {SplitName.train: tasks.train, SplitName.validation: tasks.validation, SplitName.evaluation: tasks.evaluation}
+    return {task.id: (task, split) for split, found in splits.items() for task in found}
 
 
 def _sample_of(config: ArcTextConfig) -> ArcTextConfig:

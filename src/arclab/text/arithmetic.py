@@ -34,7 +34,7 @@ NAMES = ("Tom", "Anna", "Ben", "Mia", "Leo", "Ida", "Max", "Eva")
 PER_BOX = {"apples": 6, "books": 4, "cards": 9, "coins": 5, "eggs": 8, "pens": 3, "shells": 7, "stamps": 2}
 _GAINS, _LOSSES = ("buys", "finds", "gets"), ("loses", "sells", "gives away")
 _MOST_BOXES = 9
-_FIRST_BUCKET = {"test": (0, 2), "validation": (2, 3), "train": (3, 10)}  # of ten
+FIRST_BUCKET = {"test": (0, 2), "validation": (2, 3), "train": (3, 10)}  # of ten
 _MAX_REJECTED = 2000  # draws in a row
 Choice = TypeVar("Choice")
 
@@ -77,7 +77,7 @@ class Problem:
 
 def word_problems(draws: Draws, split: str, count: int) -> list[Problem]:
     """ValueError: there are not as many that differ."""
-    low, high = _FIRST_BUCKET[split]
+    low, high = FIRST_BUCKET[split]
     found: list[Problem] = []
     asked: set[str] = set()
     for number in range(count):

@@ -3,7 +3,7 @@
     example = TextExample("total_test_00000", "Tom has 3 apples. ...", "Tom has 3. ...", "7")
     splits = separated(config, train, validation, test)         # no more than config.limits of each
 
-Where examples come from: arithmetic.py, gsm8k.py, arc.py; by a configuration: load.py.
+Where examples come from: arithmetic.py, gsm8k.py, gpqa.py, kodcode.py, triviaqa.py, arc.py; by a configuration: load.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from arclab.config.text_schema import TextDatasetConfig
 class TextExample:
     r"""question: what the user says. reply: a worked solution that ends with \boxed{answer}; empty where the data has none, and
     then the example is in no training split. answer: the right one; empty where it is hidden. Examples of ARC tasks have a
-    program as reply, and the outputs of their test inputs as JSON as answer."""
+    program as reply, and the outputs of their test inputs as JSON as answer; of functions, the tests; of searches, a JSON list
+    of names. woven: the reply that a weaver is taught, if that is another one than the reasoner's; inserts: at which places
+    (the end of the prompt, then each delimiter) it is taught to insert memory, empty: at all. Both are of constructed tasks
+    (recall.py). turns: what the environment says after the reply, and the next reply, and so on."""
 
     id: str
     question: str
     reply: str
     answer: str
+    woven: str = ""
+    inserts: tuple[bool, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +52,18 @@ def separated(
     validation: Sequence[TextExample],
     test: Sequence[TextExample],
     notes: Sequence[str] = (),
+    *,
+    needs_replies: bool = True,
 ) -> TextSplits:
     """At most config.limits examples of each, without those training examples that have no reply or ask what is asked in
-    validation or test, and without validation examples that ask what test asks; notes say how many were dropped. ValueError:
-    nothing is left of a split."""
+    validation or test, and without validation examples that ask what test asks; notes say how many were dropped.
+    needs_replies: False where only reward is learned from. ValueError: nothing is left of a split."""
     limits = config.limits
     test = test[: limits["test"]]
     tested = {same_question(example) for example in test}
     kept_validation = [example for example in validation if same_question(example) not in tested]
     scored = tested | {same_question(example) for example in kept_validation}
-    worked = [example for example in train if example.reply]
+    worked = [example for example in train if example.reply or not needs_replies]
     kept = [example for example in worked if same_question(example) not in scored]
     dropped = {
         "training examples dropped: the data has no reply for them": len(train) - len(worked),
@@ -73,8 +81,12 @@ def separated(
 
 
 def same_question(example: TextExample) -> str:
+    return plain_question(example.question)
+
+
+def plain_question(text: str) -> str:
     """Equal for questions that differ in case and white space alone."""
-    return " ".join(example.question.casefold().split())
+    return " ".join(text.casefold().split())
 
 
 def with_instruction(question: str, instruction: str) -> str:

@@ -18,6 +18,7 @@ from arclab.config.run import DeviceChoice
 from arclab.lm.training import grpo as grpo_module
 from arclab.lm.training import life
 from arclab.lm.training.rollouts import Rollout, RolloutSettings
+from arclab.lm.training.turns import turn_passes
 from arclab.runs.monitor import UnhealthyRun
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import start_ranks, stop_ranks
@@ -123,6 +124,38 @@ def test_told_to_end_it_goes_on_to_the_same_weights_and_metrics(
     (tmp_path / "a" / "PREEMPT").unlink()
     ended = train(tiny_lm, tmp_path / "a", cadence=Cadence(steps=4))
     assert same(weights, ended) and measured(tmp_path / "a") == measured(folder)
+
+
+def test_told_to_end_between_two_updates_it_goes_on_with_the_same_rollouts(
+    tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Drawn once: a policy that has moved meanwhile would draw others. In pieces, too."""
+    calls: list[int] = []
+    answer, vote = Sampler.__call__, StopRequest.vote
+    monkeypatch.setattr(Sampler, "__call__", lambda self, *given: calls.append(1) or answer(self, *given))
+    settings, quiet = (
+        replace(SETTINGS, updates_per_rollout=2, lr=3e-2, grad_accumulation=2),
+        RolloutSettings(4, 0, False, False),
+    )
+    whole = train(tiny_lm, tmp_path / "whole", settings, Cadence(steps=4), groups=quiet)
+
+    def told(self: Any, step: int) -> Any:
+        if step == 3:
+            self._run.preempt.touch()
+        return vote(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "vote", told)
+        train(tiny_lm, tmp_path / "a", settings, Cadence(steps=4), groups=quiet)
+    (tmp_path / "a" / "PREEMPT").unlink()
+    calls.clear()
+    ended = train(tiny_lm, tmp_path / "a", settings, Cadence(steps=4), groups=quiet)
+    assert not calls and same(whole, ended) and measured(tmp_path / "a") == measured(tmp_path / "whole")
+    checkpoint = tmp_path / "a" / "checkpoints"
+    assert (checkpoint / "step_00000003" / "rollouts_0_of_1.pt").is_file() and not list(
+        checkpoint.glob("step_00000004/rollouts*")
+    )
+    assert "drawn anew" not in caplog.text
 
 
 def test_rollouts_are_used_for_as_many_steps_as_asked(tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,3 +312,57 @@ def test_two_ranks_do_what_one_does(tiny_lm: Path, tmp_path: Path) -> None:
     for mine, other in zip(measured(tmp_path / "two"), measured(tmp_path / "one"), strict=True):
         for name in ("rl/reward", "rl/tokens", "rl/entropy", "grad/total_norm", "rl/zero_variance_share"):
             assert mine[name] == pytest.approx(other[name], rel=1e-3), name
+
+
+def turned(tokens: Sequence[int], turns: list[tuple[int, int]], extra: list[int]) -> Rollout:
+    prompt = list(range(len(extra) - len(tokens)))
+    return Rollout("p", prompt, list(tokens), [0.0] * len(tokens), True, {"plan": extra}, turns=turns)
+
+
+def test_each_turn_is_a_pass_from_the_plain_tokens_before_it() -> None:
+    """Two rows, of two turns and of one; the second is shorter, so that it is padded on both sides."""
+    rows = [
+        turned([5, 6, 7, 8, 9, 10], [(0, 2), (4, 6)], [0, 0, 1, 2, 0, 0, 1, 2, 0]), turned([5, 6], [(0, 2)], [0, 1, 2, 0]),
+    ]  # fmt: skip
+    assert rows[0].turn_numbers == [1, 1, 0, 0, 2, 2] and rows[0].num_drawn == 4 and rows[1].turn_numbers == [1, 1]
+    ids_BL = torch.tensor([[1, 2, 3, 5, 6, 7, 8, 9, 10], [0, 1, 2, 5, 6, 0, 0, 0, 0]])
+    mask_BL = (ids_BL > 0).long()
+    turn_BL = torch.tensor([[0, 0, 0, 1, 1, 0, 0, 2, 2], [0, 0, 0, 1, 1, 0, 0, 0, 0]])
+    plan_BL = torch.tensor([[0, 0, 1, 2, 0, 0, 1, 2, 0], [0, 0, 1, 2, 0, 0, 0, 0, 0]])
+    passes = turn_passes(ids_BL, mask_BL, turn_BL, {"plan": plan_BL})
+    assert passes.rows_N.tolist() == [0, 0, 1]
+    assert passes.given["plan"].tolist() == [
+        [0, 0, 1, 2, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 1, 2, 0],
+        [0, 0, 1, 2, 0, 0, 0, 0, 0],
+    ]
+    assert passes.given["attention_mask"].sum(1).tolist() == [5, 9, 4]
+    none = -100
+    assert passes.given["labels"].tolist() == [
+        [none] * 3 + [5, 6] + [none] * 4, [none] * 7 + [9, 10], [none] * 3 + [5, 6] + [none] * 4,
+    ]  # fmt: skip
+    value_NM = torch.arange(24.0).view(3, 8)  # of all tokens but the first
+    assert passes.gathered(value_NM, 6).tolist() == [[2, 3, 0, 0, 14, 15], [18, 19, 0, 0, 0, 0]]
+
+
+def test_what_an_environment_says_has_no_loss(tiny_lm: Path, tmp_path: Path, start: dict[str, torch.Tensor]) -> None:
+    """Tokens that were not drawn change the context of later turns, and are neither pushed up nor down, nor compared."""
+
+    def replied(sampler: Any, rollouts: list[Rollout]) -> list[Rollout]:
+        for row in rollouts:
+            row.completion_ids += [300] * 3
+            row.logprobs += [0.0] * 3
+            row.turns = [(0, len(row.completion_ids) - 3)]
+        return rollouts
+
+    answer = Sampler.__call__
+    plain = train(tiny_lm, tmp_path / "plain", cadence=Cadence(steps=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampler, "__call__", lambda self, *given: replied(self, answer(self, *given)))
+        told = train(tiny_lm, tmp_path / "told", cadence=Cadence(steps=1))
+    first, second = (rows_of(tmp_path / name)[0] for name in ("plain", "told"))
+    for name in ("rl/offpolicy", "rl/entropy", "rl/tokens", "grad/total_norm"):
+        assert first[name] == pytest.approx(second[name], rel=1e-3, abs=1e-6), name
+    for name, value in plain.items():
+        torch.testing.assert_close(value, told[name], atol=1e-5, rtol=1e-3, msg=name)
+    assert not same(start, told)

@@ -55,15 +55,19 @@ def test_samples_do_not_depend_on_their_batch_and_memory_counts(trained: Path) -
 
 def test_a_trigger_decides_in_generation_and_in_scores_alike(trained: Path) -> None:
     prompts, found = [(Message("user", "Tom has 3 pens."),)], {}
-    for kind, probability, threshold in (
-        ("never", None, None), ("random", 0.0, None), ("random", 1.0, None), ("entropy", None, 0.0), (None, None, None),
+    for kind, probability, threshold, count in (
+        ("never", None, None, None), ("random", 0.0, None, None), ("random", 1.0, None, None), ("entropy", None, 0.0, None),
+        ("first_k", None, None, 0), (None, None, None, None),
     ):  # fmt: skip
-        trigger = TriggerConfig(kind=None if kind is None else TriggerKind[kind], probability=probability, threshold=threshold)
+        trigger = TriggerConfig(
+            kind=None if kind is None else TriggerKind[kind], probability=probability, threshold=threshold, count=count
+        )
         model = load_language_model(replace(config_of(trained), trigger=trigger))
         (drawn,) = model.generate(prompts, 1, replace(SAMPLING, max_new_tokens=40))[0].completions
         (scores,) = model.logprobs(prompts, ["Tom, Tom. Tom, Tom. Tom, 3."])
         found[kind, probability] = (drawn.text, drawn.logprob, sum(scores))
-    assert found["never", None] == found["random", 0.0] and found["random", 1.0] == found["entropy", None] == found[None, None]
+    assert found["never", None] == found["random", 0.0] == found["first_k", None]
+    assert found["random", 1.0] == found["entropy", None] == found[None, None]
     assert found["never", None][2] != found[None, None][2]
 
 

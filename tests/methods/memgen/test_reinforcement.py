@@ -17,15 +17,17 @@ from arclab.config.memgen_schema import Memory
 from arclab.config.run import DeviceChoice
 from arclab.lm.language_model import Sampling
 from arclab.lm.training.rollouts import Rollout
-from arclab.methods.memgen import reinforcement
 from arclab.methods.memgen import run as memgen_run
 from arclab.methods.memgen.generation import Answer, InsertionRule, generate
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT
+from arclab.methods.memgen.interaction import Played, Turn
 from arclab.methods.memgen.model import MemGenModel
 from arclab.methods.memgen.reinforcement import rolled_out
 from arclab.methods.memgen.saved import load_memgen
 from arclab.metrics.logger import read_rows
+from arclab.text import environments
 from arclab.text.answers import Checked
+from arclab.text.environments import Episode
 from arclab.text.examples import TextExample
 
 from .conftest import Build, some_ids
@@ -46,7 +48,7 @@ def _check_answers(pairs: Sequence[tuple[str, str]]) -> list[Checked]:
 @pytest.fixture(autouse=True)
 def answers_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model this small is never right: replies of an even length are."""
-    monkeypatch.setattr(reinforcement, "check_answers", _check_answers)
+    monkeypatch.setattr(environments, "check_answers", _check_answers)
 
 
 def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
@@ -61,7 +63,7 @@ def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
 @pytest.fixture(scope="module")
 def reinforced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reinforcement, "check_answers", _check_answers)
+        patch.setattr(environments, "check_answers", _check_answers)
         return _pretrain(tmp_path_factory.mktemp("memgen"), "a")
 
 
@@ -177,8 +179,10 @@ def test_what_cannot_be_reinforced_is_one_sentence(tmp_path: Path, overrides: li
 def test_programs_are_not_rewarded_by_a_box() -> None:
     arc = [word for word in TINY if not word.startswith(("experiment=", "dataset.", "trainer.mask"))]
     arc += ["dataset=arc_programs", "dataset@dataset.dataset=toy", "memgen/reasoner=scratch", "lm=tiny", "trainer=grpo"]
-    with pytest.raises(ConfigError, match=r"trainer=grpo rewards right answers in a box, and dataset.kind=arc has none"):
-        compose_run("pretrain_memgen", [*arc, "trainer.eval_every=0"])
+    with pytest.raises(
+        ConfigError, match=r"trainer.boxed_reward=0.5 pays for a box, and replies of dataset.kind=arc have none"
+    ):
+        compose_run("pretrain_memgen", [*arc, "trainer.boxed_reward=0.5"])
 
 
 def _apart(model: MemGenModel, rollout: Rollout, plan: list[int], temperature: float) -> float:
@@ -190,15 +194,20 @@ def _apart(model: MemGenModel, rollout: Rollout, plan: list[int], temperature: f
     return float((found - torch.tensor(rollout.logprobs)).abs().mean())
 
 
+def played(example: TextExample, prompt: Sequence[int], answer: Answer) -> Played:
+    """One turn."""
+    return Played(Episode(example), list(prompt), False, list(answer.tokens), [Turn(answer, 0, [])])
+
+
 def test_the_plan_of_a_rollout_is_where_memory_was_inserted(build: Build, rule: InsertionRule) -> None:
     """The forward pass under it gives the log-probabilities that the tokens were drawn with; without it, it does not."""
     example = TextExample("a", "?", "", "1")
-    made = rolled_out(example, [4, 5], Answer(tokens=[6, 7, 8], logprobs=[0.0] * 3, inserted=[0, 2], is_ended=True))
+    made = rolled_out(played(example, [4, 5], Answer([6, 7, 8], logprobs=[0.0] * 3, inserted=[0, 2], is_ended=True)))
     assert made.extra == {"plan_BL": [NONE, PROMPT, NONE, INFERENCE, NONE]} and made.numbers == {"rl/insertions": 2.0}
     model, prompts = build(), some_ids(5, 9)
     sampling = Sampling(24, 0.7, 1.0, 0, 0.0, stop=(), seed=0)
     answers = generate(model, prompts, rule, sampling, [1, 2], is_tempered=True)
-    for rollout in (rolled_out(example, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)):
+    for rollout in (rolled_out(played(example, prompt, answer)) for prompt, answer in zip(prompts, answers, strict=True)):
         plan = rollout.extra["plan_BL"]
         assert rollout.numbers["rl/insertions"] > 1
         assert _apart(model, rollout, plan, 0.7) < 1e-4 < 1e-3 < _apart(model, rollout, [NONE] * len(plan), 0.7)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from arclab.config.compose import ConfigError, compose_run
-from arclab.methods.memgen import answering, evaluation
+from arclab.methods.memgen import evaluation, interaction
 from arclab.methods.memgen import run as memgen_run
 from arclab.methods.memgen.evaluation import evaluate
 from arclab.methods.memgen.generation import Answer
@@ -21,6 +21,7 @@ from arclab.metrics.logger import read_rows
 from arclab.runs.folder import RunDir
 from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
+from arclab.text.environments import BoxedAnswers
 from arclab.text.load import load_text
 
 TINY = (
@@ -160,11 +161,11 @@ def test_an_evaluation_may_have_a_trigger_of_its_own(trained: Path, tmp_path: Pa
 def test_every_wish_of_an_evaluation_counts(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def generate(model, prompts, rule, sampling, seeds, refine):
+    def generate(model, prompts, rule, sampling, seeds, refine, **_):
         asked.append((len(prompts), sampling, seeds))
         return [Answer(tokens=[5], logprobs=[-1.0]) for _ in prompts]
 
-    monkeypatch.setattr(answering, "generate", generate)
+    monkeypatch.setattr(interaction, "generate", generate)
 
     def asked_with(number: int, *wishes: str) -> list[object]:
         asked.clear()
@@ -217,7 +218,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(trained: Path, tmp_path: Path)
 def test_a_question_without_an_answer_and_a_run_that_is_not_named_are_refused(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hidden(config):
+    def hidden(config, **_):
         splits = load_text(config)
         return replace(splits, test=(*splits.test[:-1], replace(splits.test[-1], answer="")))
 
@@ -257,24 +258,18 @@ def test_what_cannot_be_trained_is_said_before_the_reasoner_is_made(tmp_path: Pa
         assert not (tmp_path / "memgen_quickstart/bad/reasoner").exists()
 
 
-def test_programs_are_not_scored_by_a_box(tmp_path: Path) -> None:
-    """They would all be wrong."""
+def test_programs_are_scored_by_running_them(tmp_path: Path) -> None:
+    """In the run and after it; and the run keeps which tasks it has learned from."""
     arc = [word for word in TINY if not word.startswith(("experiment=", "dataset."))]
     arc += ["dataset=arc_programs", "dataset@dataset.dataset=toy", "dataset.num_train=4", "memgen/reasoner=scratch", "lm=tiny"]
-    with pytest.raises(
-        ConfigError, match=r"trainer.eval_every=4 does not go with dataset.kind=arc, whose replies .* solver=program_sampling"
-    ):
-        compose_run("pretrain_memgen", arc)
-    given = [
-        "name=a",
-        f"runs_dir={tmp_path}",
-        "trainer.eval_every=0",
-        "memgen.reasoner.scratch.context=4096",
-        "trainer.steps=1",
-    ]
+    arc += ["dataset.num_validation=2", "dataset.num_test=2", "memgen.reasoner.scratch.context=4096", "trainer.steps=1"]
+    given = ["name=a", f"runs_dir={tmp_path}", "trainer.eval_every=1", "sandbox.num_workers=1"]
     memgen_run.pretrain(compose_run("pretrain_memgen", [*arc, *given]))
-    with pytest.raises(ConfigError, match=r"was trained to write programs .*use solver=program_sampling lm=memgen"):
-        _evaluate(tmp_path / "memgen" / "a")
+    run = tmp_path / "memgen" / "a"
+    last = read_rows(run / "metrics.jsonl")[-1]
+    assert last["text/count"] == 2 and last["text/accuracy"] == 0 and last["text/no_answer_share"] == 1
+    assert [len(ids) for ids in json.loads((run / "splits.json").read_text()).values()] == [4, 2, 2]
+    assert json.loads((_evaluate(run) / "answer.json").read_text().splitlines()[0])["gold"].startswith("[[[")
 
 
 @pytest.mark.parametrize("mine_is_told", [True, False])
@@ -298,4 +293,4 @@ def test_ranks_that_are_told_to_end_do_so_together(trained: Path, tmp_path: Path
     (tmp_path / "run").mkdir()
     kept = 1 if mine_is_told else len(examples) // 2
     with pytest.raises(ToldToEnd, match=f"{kept + other} of 6 answers are kept"):
-        evaluation._answered(config, saved, examples, RunDir(tmp_path / "run"), ranks, Progress())  # type: ignore[arg-type]
+        evaluation._answered(config, saved, BoxedAnswers(), examples, RunDir(tmp_path / "run"), ranks, Progress())  # type: ignore[arg-type]

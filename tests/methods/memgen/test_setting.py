@@ -39,7 +39,7 @@ def test_a_row_without_a_delimiter_has_memory_at_its_prompt_alone(config: Pretra
     rule = replace(insertion_rule(language, weaver), pad_id=language.end)
     (row,) = training_rows(language, [PLAIN], rule, weaver)
     assert [kind for kind in row["plan_BL"] if kind] == [PROMPT] and row["labels"][-1] == language.end
-    model = build_memgen(language, weaver, seed=0)
+    model = build_memgen(language, config.memgen, seed=0)
     sampling, prompts = (
         Sampling(5, 1.0, 1.0, 0, 0.0, (), 0),
         [language.prompt_ids(q) for q in ("How many", "Why, and how many?")],

@@ -1,4 +1,5 @@
-"""Toy tasks, a model that writes their programs step by step and errs as often as it is told to, and settings that are quickly changed."""
+"""Toy tasks, a model that writes their programs step by step and errs as often as it is told to, and settings that are quickly
+changed."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ from arclab.data.tasks import ArcTask
 from arclab.lm.language_model import Prompt, Sampling
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.tree_search.archive import Setting
+from arclab.methods.tree_search.solver import TreeSearch
 from arclab.methods.tree_search.steps import Steps
 from arclab.methods.tree_search.trees import Tree
+from arclab.programs.sandbox.pool import Sandbox
+from arclab.results.attempts import Budget
 
 TASKS = load_source("toy:color_map?tasks=6&side=3&colors=3&palette=4&demos=3&tests=1")
-MARK, END = "# next step", "```"
-"""Words that a script writes."""
+MARK, END = "# next step", "```"  # as in conf/solver/tree_search.yaml
 
 
 def config_of(search: str, *overrides: str) -> EvaluateTreeSearchConfig:
@@ -100,3 +103,19 @@ def shape_of(tree: Tree) -> list[tuple[object, ...]]:
 def without_tests(tasks: Sequence[ArcTask]) -> list[ArcTask]:
     """The same tasks with hidden answers."""
     return [replace(task, tests=tuple(replace(test, output=None) for test in task.tests)) for task in tasks]
+
+
+def grown(
+    setting: Setting, sandbox: Sandbox, script: Callable[[str, np.random.Generator], str] = babble, *, tasks: Any = TASKS[:1],
+    num_parallel: int = 4, **options: Any,
+) -> dict[str, Tree]:  # fmt: skip
+    """The trees of tasks, by a script."""
+    solver = TreeSearch(scripted(script, num_parallel=num_parallel), sandbox, setting, **options)
+    solver.solve(tasks, Budget())
+    return solver.trees
+
+
+def tree_of(setting: Setting, sandbox: Sandbox, script: Callable[[str, np.random.Generator], str], **options: Any) -> Tree:
+    """Of one task."""
+    (tree,) = grown(setting, sandbox, script, **options).values()
+    return tree

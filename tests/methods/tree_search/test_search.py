@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,28 +11,16 @@ from hypothesis import strategies as st
 
 from arclab.config.llm_schema import Isolation
 from arclab.methods.tree_search.archive import Setting
+from arclab.methods.tree_search.engine import Engine
+from arclab.methods.tree_search.search import TaskSearch
 from arclab.methods.tree_search.solver import TreeSearch
-from arclab.methods.tree_search.trees import Ending, Node, NodeKind, Tree, load_tree, tree_path
+from arclab.methods.tree_search.trees import Ending, Node, NodeKind, load_tree, tree_path
 from arclab.programs.sandbox.pool import Sandbox
 from arclab.results.attempts import Budget
 
-from .common import TASKS, babble, scripted, setting_of, shape_of
+from .common import TASKS, babble, grown, scripted, setting_of, shape_of
 
 KINDS = ("beam", "mcts", "pwmcts", "custom", "sampling", "sample_refine")
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(num_workers=2, min_isolation=Isolation.limits) as shared:
-        yield shared
-
-
-def grown(
-    setting: Setting, sandbox: Sandbox, *, tasks: Any = TASKS[:2], num_parallel: int = 4, **options: Any
-) -> dict[str, Tree]:
-    solver = TreeSearch(scripted(babble, num_parallel=num_parallel), sandbox, setting, **options)
-    solver.solve(tasks, Budget())
-    return solver.trees
 
 
 def backed_up(node: Node) -> list[float]:
@@ -48,13 +35,13 @@ def backed_up(node: Node) -> list[float]:
     leaves=st.integers(1, 3),
 )  # fmt: skip
 def test_what_holds_for_every_tree(sandbox: Sandbox, kind: str, seed: int, branching: int, budget: int, leaves: int) -> None:
-    """Visits and Q are the outcomes below; nothing is drawn from a node that is over; every draw is in the budget; no walk is left
-    under way."""
+    """Visits and Q are the outcomes below; nothing is drawn from a node that is over; every draw is in the budget; no walk is
+    left under way."""
     setting = setting_of(
         kind, f"search.branching={branching}", f"search.num_programs={budget}", f"search.parallel_leaves={leaves}",
     )  # fmt: skip
     setting = Setting(setting.solver, setting.search, seed)
-    for tree in grown(setting, sandbox).values():
+    for tree in grown(setting, sandbox, tasks=TASKS[:2]).values():
         for node in tree.nodes.values():
             rewards = backed_up(node)
             assert node.visits == len(rewards) and node.q == pytest.approx(sum(rewards) / len(rewards) if rewards else 0)
@@ -97,8 +84,8 @@ class _shared:  # lower case, as contextlib's
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tree_is_read_as_it_was_grown_and_goes_on_where_it_was_cut(kind: str, sandbox: Sandbox, tmp_path: Path) -> None:
-    """The file alone gives visits and Q. Cut anywhere, also within a line, the search goes on to the same tree, drawing only what is
-    missing; done, it draws nothing."""
+    """The file alone gives visits and Q. Cut anywhere, also within a line, the search goes on to the same tree, drawing only
+    what is missing; done, it draws nothing."""
     setting, task = setting_of(kind, "search.num_programs=30", "search.parallel_leaves=2", "search.branching=4"), TASKS[0]
     grown(setting, sandbox, tasks=[task], folder=tmp_path)
     path = tree_path(tmp_path, task.id)
@@ -128,3 +115,22 @@ def test_every_way_to_end_is_met(sandbox: Sandbox) -> None:
     )
     found = {node.ending for tree in trees.values() for node in tree.nodes.values()}
     assert found >= {Ending.program_end, Ending.turn_end, Ending.invalid, Ending.empty, Ending.max_depth}
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, 1), (3, 3), (None, 4)])
+def test_trees_at_once_are_as_many_as_asked_for(sandbox: Sandbox, at_once: int | None, expected: int) -> None:
+    """By the prompts of one call; without a number twice as many as the model answers at once."""
+    setting = setting_of("sampling", "search.num_programs=6", *([] if at_once is None else [f"solver.trees_at_once={at_once}"]))
+    model = scripted(babble, num_parallel=2)
+    begun: list[str] = []
+    solver = TreeSearch(model, sandbox, setting)
+    searches = solver._searches(TASKS)
+
+    def counted() -> Iterator[TaskSearch]:
+        for search in searches:
+            begun.append(search.task.id)
+            yield search
+
+    engine = Engine(model, sandbox, branching=2, trees_at_once=setting.solver.trees_at_once)
+    first = next(engine.run(counted()))
+    assert first.is_done and len(begun) == expected

@@ -8,12 +8,17 @@
 For every prompt a group of rollouts is drawn (arclab.lm.training.rollouts), by the method's own generation, without dropout.
 The advantage of a rollout is its reward minus the mean of its group. Log-probabilities are computed again with a gradient by
 the model's forward pass, which is given what a rollout brings with it (Rollout.extra), so that they are those of the policy
-that drew: rl/offpolicy is how far they are apart on new rollouts. Dropout is off in both, for good: the model's Dropout layers
-are set to 0. With beta above 0 the loss has a KL divergence from the model inside `reference()`.
+that drew: rl/offpolicy is how far they are apart on new rollouts. A rollout of several turns (Rollout.turns) is computed turn
+by turn, each from the plain tokens before it, as it was drawn; what an environment said has no loss. Dropout is off in both,
+for good: the model's Dropout layers are set to 0. With beta above 0 the loss has a KL divergence from the model inside
+`reference()`.
 
-A checkpoint holds no rollouts. With updates_per_rollout=1 the same command goes on as if nothing had happened; with more, a
-run that ended between two updates on the same rollouts draws them anew. It does not sample with top-k, top-p or vLLM: the
-policy that is trained is the one that is drawn from.
+The policy is what `policy` says, usually the next token (token_policy). It may be something else that is decided at tokens:
+Rollout.is_policy says at which, and only they count in the loss, the entropy and rl/offpolicy.
+
+The same command goes on as if nothing had happened: a checkpoint between two updates on the same rollouts (updates_per_rollout)
+holds them, each rank's in a file. Only with another number of ranks are they drawn anew, which a warning says. It does not
+sample with top-k, top-p or vLLM: the policy that is trained is the one that is drawn from.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +37,11 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from arclab.files import naming
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
-from arclab.lm.training.rollouts import Drawer, Drawn, metrics_of
+from arclab.lm.training.rollouts import Drawer, Drawn, Rollout, metrics_of
 from arclab.lm.training.sft import StepSettings, Where, step_arguments
+from arclab.lm.training.turns import TURN, turn_passes
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.console import progress_bar
 
@@ -46,6 +54,8 @@ _NAMES = {
     "clip_ratio/region_mean": "rl/clip_share",
 }
 Reference = Callable[[], AbstractContextManager[Any]]
+# (model, input_ids, attention_mask, number C of completion tokens, what rollouts bring) -> log-probabilities, entropies (B, C)
+Policy = Callable[[Any, Tensor, Tensor, int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +76,19 @@ class GrpoSettings(StepSettings):
     scale_rewards: str
 
 
+def token_policy(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int, extra: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Of the next token, at the temperature that trl has patched into the model's head; 0 where an environment spoke."""
+    rest = {name: value for name, value in extra.items() if name != TURN}
+    passes = turn_passes(input_ids, attention_mask, extra[TURN], rest)
+    output = model(**passes.given, fused_lm_head=True)
+    return passes.gathered(output.log_probs, num_completion), passes.gathered(output.entropy, num_completion)
+
+
 def grpo(
     model: Any, drawer: Drawer, settings: GrpoSettings, where: Where, *, pad_id: int, weights: Weights,
-    evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, reference: Reference,
+    evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, reference: Reference, policy: Policy = token_policy,
 ) -> int:  # fmt: skip
     """Train from wherever the run's folder stands, to cadence.steps or to where it is told to end; returns that step. model:
     its forward takes what rollouts bring with them. ValueError: see LivesInRun.go_on, a batch that cannot be split, a step in
@@ -90,7 +110,7 @@ def grpo(
             for message in (".*'rollout_func'", ".*is_gradient_checkpointing"):
                 warnings.filterwarnings("ignore", message=message)
             trainer = _Grpo(
-                drawer, settings, where, reference,
+                drawer, settings, where, reference, policy,
                 model=model,
                 args=_arguments(settings, where, per_piece, drawer.settings.group_size),
                 train_dataset=Dataset.from_dict({"prompt": drawer.order(num_groups)}),
@@ -145,17 +165,47 @@ class _Grpo(LivesInRun, GRPOTrainer):
     """Rollouts of the drawer in the place of trl's own generation, and the forward pass with what they bring."""
 
     def __init__(
-        self, drawer: Drawer, settings: GrpoSettings, where: Where, reference: Reference, *, pad_id: int, **given: Any
-    ) -> None:
+        self, drawer: Drawer, settings: GrpoSettings, where: Where, reference: Reference, policy: Policy, *, pad_id: int,
+        **given: Any,
+    ) -> None:  # fmt: skip
         self._drawer, self._settings, self._where, self._reference = drawer, settings, where, reference
-        self._pad_id = pad_id
-        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see
+        self._policy, self._pad_id, self._is_placed = policy, pad_id, False
+        self._extra: dict[str, Tensor] = {}  # of the rows that a forward pass is about to see; TURN is among them
         super().__init__(reward_funcs=[_as_drawn], rollout_func=self._rolled_out, **given)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if self._buffered_inputs is None:  # a continued run stands where the whole one would
+        if not self._is_placed:  # a continued run stands where the whole one would
             self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
+            self._is_placed = True
         return super()._prepare_inputs(generation_batch)
+
+    @property
+    def _uses_rollouts_again(self) -> bool:
+        """Does the step after this one go on with the rollouts of this one?"""
+        return int(self.state.global_step) % self._settings.updates_per_rollout > 0
+
+    def _rollouts_file(self, checkpoint: str) -> Path:
+        ranks = self._where.ranks
+        return Path(checkpoint) / f"rollouts_{ranks.rank}_of_{ranks.world_size}.pt"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._uses_rollouts_again:
+            file = self._rollouts_file(output_dir)
+            with naming(file):
+                torch.save({"names": list(self._extra), "inputs": self._buffered_inputs}, file)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not self._uses_rollouts_again or self._buffered_inputs is not None:
+            return
+        file = self._rollouts_file(checkpoint)
+        if not file.is_file():
+            log.warning("%s has no rollouts of this number of ranks: they are drawn anew", checkpoint)
+            return
+        kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        self._buffered_inputs = kept["inputs"]
+        self._extra = {name: kept["inputs"][0][name] for name in kept["names"]}
 
     def _rolled_out(self, prompts: Any, _: Any) -> dict[str, Any]:
         """prompts: the numbers of this rank's, each group_size times."""
@@ -170,12 +220,16 @@ class _Grpo(LivesInRun, GRPOTrainer):
         model.train(was_training)
         self._write_down(drawn)
         rows = [row.rollout for row in drawn.rows]
-        self._extra = {name: self._padded(drawn, name) for name in rows[0].extra}
+        given = [{**row.extra, TURN: [0] * len(row.prompt_ids) + row.turn_numbers} for row in rows]
+        self._extra = {name: self._padded(rows, [each[name] for each in given]) for name in given[0]}
+        longest = max(len(row.completion_ids) for row in rows)
+        decided = [[*_is_policy(row), *[False] * (longest - len(row.completion_ids))] for row in rows]
+        self._is_policy_BC = torch.tensor(decided, device=self.accelerator.device)
         return {
             "prompt_ids": [row.prompt_ids for row in rows],
             "completion_ids": [row.completion_ids for row in rows],
             "logprobs": [row.logprobs for row in rows],
-            "env_mask": [[int(row.is_counted)] * len(row.rollout.completion_ids) for row in drawn.rows],
+            "env_mask": [[int(row.is_counted and does) for does in _is_policy(row.rollout)] for row in drawn.rows],
             "reward": [row.reward for row in drawn.rows],
         }
 
@@ -192,22 +246,20 @@ class _Grpo(LivesInRun, GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
-    def _padded(self, drawn: Drawn, name: str) -> Tensor:
+    def _padded(self, rows: Sequence[Rollout], given: Sequence[Sequence[int]]) -> Tensor:
         """Prompts end, and completions begin, in the same column, as trl pads tokens."""
-        rows = [row.rollout for row in drawn.rows]
         before = max(len(row.prompt_ids) for row in rows)
         after = max(len(row.completion_ids) for row in rows)
         padded = torch.zeros(len(rows), before + after, dtype=torch.long)
-        for place, row in enumerate(rows):
-            values = row.extra[name]
-            assert len(values) == len(row.prompt_ids) + len(row.completion_ids), name
+        for place, (row, values) in enumerate(zip(rows, given, strict=True)):
+            assert len(values) == len(row.prompt_ids) + len(row.completion_ids)
             start = before - len(row.prompt_ids)
             padded[place, start : start + len(values)] = torch.tensor(values)
         return padded.to(self.accelerator.device)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
-        output |= self._extra
+        output |= {**self._extra, "is_policy_BC": self._is_policy_BC}
         if self._settings.beta > 0:
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
             mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
@@ -223,16 +275,15 @@ class _Grpo(LivesInRun, GRPOTrainer):
         compute_entropy: bool = False, **_: object,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
         """(B, C) of the last logits_to_keep tokens, at the policy's temperature."""
-        found: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
-            labels = input_ids[rows].masked_fill(attention_mask[rows] == 0, -100)
-            labels[:, :-logits_to_keep] = -100
-            extra = {name: value[rows] for name, value in self._extra.items()}
-            output = model(
-                input_ids=input_ids[rows], attention_mask=attention_mask[rows], labels=labels, fused_lm_head=True, **extra
+        size = batch_size or len(input_ids)
+        parts = [slice(start, start + size) for start in range(0, len(input_ids), size)]
+        found = [
+            self._policy(
+                model, input_ids[rows], attention_mask[rows], logits_to_keep,
+                {name: value[rows] for name, value in self._extra.items()},
             )
-            found.append((output.log_probs[:, -logits_to_keep:], output.entropy[:, -logits_to_keep:]))
+            for rows in parts
+        ]  # fmt: skip
         logprobs, entropies = (torch.cat(part) for part in zip(*found, strict=True))
         self._seen = (logprobs.detach(), entropies.detach())
         return logprobs, entropies if compute_entropy else None, None
@@ -242,16 +293,22 @@ class _Grpo(LivesInRun, GRPOTrainer):
         self.beta = self._settings.beta
         loss = super()._compute_loss(model, inputs)
         self.beta = 0.0  # while rollouts are drawn: trl asks its own reference model there
-        mask_BC = inputs["completion_mask"]
+        mask_BC = inputs["completion_mask"] * inputs["is_policy_BC"]
         logprob_BC, entropy_BC = self._seen
         apart_BC = (logprob_BC - inputs["sampling_per_token_logps"]).abs()
         sums = torch.stack([(apart_BC * mask_BC).sum(), (entropy_BC * mask_BC).sum(), mask_BC.sum().float()])
         summed: Any = self.accelerator.reduce(sums, reduction="sum")
         apart, entropy, count = summed.tolist()
+        count = max(count, 1.0)  # a step in which nothing was decided
         if int(self.state.global_step) % self._settings.updates_per_rollout == 0:  # later the policy is another one
             self._metrics["train"]["rl/offpolicy"].append(apart / count)
         self._metrics["train"]["rl/entropy"].append(entropy / count)
         return loss
+
+
+def _is_policy(rollout: Rollout) -> list[bool]:
+    """What an environment said is nobody's policy."""
+    return [turn > 0 for turn in rollout.turn_numbers] if rollout.is_policy is None else rollout.is_policy
 
 
 def _as_drawn(prompts: Any, completions: Any, completion_ids: Any, reward: Sequence[float | None], **_: object) -> Any:

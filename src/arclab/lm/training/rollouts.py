@@ -33,7 +33,12 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError
 class Rollout:
     """prompt: what it answers, as the method calls it. completion_ids: as generated, with the end token if is_ended. logprobs:
     of each of them, under the policy that drew them (its temperature included). extra: for the model's forward pass, a number
-    for each token of prompt and completion. numbers: registered metrics, of which the mean over rollouts is logged."""
+    for each token of prompt and completion. numbers: registered metrics, of which the mean over rollouts is logged.
+
+    turns: spans of completion_ids (first, one after the last) that the policy drew; what lies between them an environment said,
+    and is no part of the loss. None: it drew all of them. Each turn was drawn from the plain tokens before it: in its pass,
+    extra is 0 before the token that stands before its first one. is_policy: of each completion token, whether its
+    log-probability is the policy's own and part of the loss; None: of all that were drawn. record: what the method keeps."""
 
     prompt: Any
     prompt_ids: list[int]
@@ -42,10 +47,28 @@ class Rollout:
     is_ended: bool
     extra: dict[str, list[int]] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
+    turns: list[tuple[int, int]] | None = None
+    is_policy: list[bool] | None = None
+    record: Any = None
+
+    @property
+    def turn_numbers(self) -> list[int]:
+        """For each token of the completion the turn in which it was drawn, from 1; 0: an environment said it."""
+        numbers = [0] * len(self.completion_ids)
+        for turn, (start, end) in enumerate(self.turns or [(0, len(self.completion_ids))], start=1):
+            numbers[start:end] = [turn] * (end - start)
+        return numbers
+
+    @property
+    def num_drawn(self) -> int:
+        return sum(number > 0 for number in self.turn_numbers)
 
 
 RollOut = Callable[[Sequence[Any], Sequence[int]], list[Rollout]]  # (prompts, seeds) -> one rollout for each
 Reward = Callable[[Sequence[Rollout]], Sequence[float]]
+# A part of the reward that depends on all rollouts of a step: it is given those of this rank as they were first drawn, with
+# their reward so far, once a step on every rank, and returns what the part is for a rollout.
+Shaping = Callable[[Sequence["Scored"]], Callable[["Scored"], float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +114,7 @@ class Drawn:
             "rows": len(self.first), "groups": len(self.first) / group_size, "known": len(known), "reward": sum(values),
             "square": sum(value * value for value in values), "alike": sum(row.is_alike for row in self.first) / group_size,
             "left": sum(not row.is_counted for row in self.rows), "drawn": self.num_drawn, "seconds": self.seconds,
-            "tokens": sum(len(row.rollout.completion_ids) for row in self.first),
+            "tokens": sum(row.rollout.num_drawn for row in self.first),
             "cut": sum(not row.rollout.is_ended for row in self.first), "failed": len(self.first) - len(known),
         }  # fmt: skip
         for row in self.first:
@@ -124,16 +147,21 @@ def metrics_of(sums: Sequence[Row]) -> dict[str, float]:
     return found
 
 
+Told = Callable[[int, Sequence[Scored]], None]
+
+
 class Drawer:
-    """See the module. rewards: name -> (weight, function); their weighted sum is the reward."""
+    """See the module. rewards: name -> (weight, function); their weighted sum is the reward. shaping: (name, weight, function)
+    of a part that comes to it. told: is shown the rows of every drawing, with its number."""
 
     def __init__(
         self, prompts: Sequence[Any], roll_out: RollOut, rewards: Mapping[str, tuple[float, Reward]], settings: RolloutSettings,
-        seed: int,
+        seed: int, shaping: tuple[str, float, Shaping] | None = None, told: Told | None = None,
     ) -> None:  # fmt: skip
         assert prompts and rewards
+        self._told = told
         self._prompts, self._roll_out, self._rewards = prompts, roll_out, rewards
-        self.settings, self._seed = settings, seed
+        self.settings, self._seed, self._shaping = settings, seed, shaping
 
     def order(self, num_groups: int) -> list[int]:
         """The numbers of the prompts of a whole training: all of them in a random order, then all in another one, ..."""
@@ -149,11 +177,15 @@ class Drawer:
         start = time.monotonic()
         failures: list[str] = []
         groups = self._groups({first + at: number for at, number in enumerate(numbers)}, step, 0, failures)
+        shape = self._shaping[2]([row for group in groups.values() for row in group]) if self._shaping is not None else None
+        self._settle(groups, step, 0, shape)
         before, num_drawn = dict(groups), len(groups)
         for attempt in range(1, self.settings.refills + 1):
             alike = [at for at, group in groups.items() if group[0].is_alike]
             other = {at: _generator(self._seed, step, at, attempt).randrange(len(self._prompts)) for at in alike}
-            groups |= self._groups(other, step, attempt, failures) if other else {}
+            drawn = self._groups(other, step, attempt, failures) if other else {}
+            self._settle(drawn, step, attempt, shape)
+            groups |= drawn
             num_drawn += len(alike)
         rows = [row for at in sorted(groups) for row in groups[at]]
         for row in rows:
@@ -161,6 +193,8 @@ class Drawer:
             row.is_counted = not (row.is_alike or is_cut or row.reward is None)
         size = self.settings.group_size
         asked = [row for at in sorted(before) for row in before[at]]
+        if self._told is not None:
+            self._told(step, rows)
         return Drawn(rows, asked, num_drawn * size, time.monotonic() - start, failures)
 
     def _groups(self, numbers: Mapping[int, int], step: int, attempt: int, failures: list[str]) -> dict[int, list[Scored]]:
@@ -171,15 +205,26 @@ class Drawer:
         assert len(rollouts) == len(prompts) and all(row.completion_ids for row in rollouts)
         assert all(len(row.logprobs) == len(row.completion_ids) for row in rollouts)
         rows = self._scored(rollouts, failures)
-        if self.settings.shuffle_rewards:
-            _shuffle(rows, _generator(self._seed, step, min(numbers), attempt))
-        found = {at: rows[place * size : (place + 1) * size] for place, at in enumerate(numbers)}
-        for group in found.values():
+        return {at: rows[place * size : (place + 1) * size] for place, at in enumerate(numbers)}
+
+    def _settle(
+        self, groups: Mapping[int, list[Scored]], step: int, attempt: int, shape: Callable[[Scored], float] | None
+    ) -> None:
+        """The whole reward of new groups, and which of them are alike."""
+        rows = [row for group in groups.values() for row in group]
+        if shape is not None and self._shaping is not None:
+            name, weight, _ = self._shaping
+            for row in rows:
+                if row.reward is not None:
+                    row.parts[name] = shape(row)
+                    row.reward += weight * row.parts[name]
+        if self.settings.shuffle_rewards and rows:
+            _shuffle(rows, _generator(self._seed, step, min(groups), attempt))
+        for group in groups.values():
             known = [row.reward for row in group if row.reward is not None]
             is_alike = len(known) < 2 or max(known) - min(known) < _ALIKE
             for row in group:
                 row.is_alike = is_alike
-        return found
 
     def _draw_seed(self, *key: int) -> int:
         words = " ".join(map(str, (self._seed, *key)))

@@ -137,7 +137,8 @@ def _method_difference(run: Run, other: Run) -> tuple[str, Any, Any] | None:
     if mine != its:
         key = next(key for key in _IDENTITY if mine[key] != its[key])
         return key, mine[key], its[key]
-    return next(((key, *values) for key, values in answering_difference(run.settings, other.settings).items()), None)
+    found = answering_difference(run.settings, other.settings)
+    return next(((key, ours, theirs) for key, (ours, theirs) in found.items()), None)
 
 
 def _identity(run: Run) -> dict[str, Any]:

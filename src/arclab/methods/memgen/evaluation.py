@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, flat
-from arclab.config.memgen_schema import PROGRAMS_SOLVER, EvaluateMemGenConfig, EvaluateMemGenLtpoConfig, Memory
+from arclab.config.memgen_schema import EvaluateMemGenConfig, EvaluateMemGenLtpoConfig, Memory
 from arclab.files import write_atomically
 from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answer, measure, to_sampling
+from arclab.methods.memgen.interaction import environment_of_ranks
 from arclab.methods.memgen.ltpo import LatentOptimiser
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule
-from arclab.methods.memgen.trigger import chosen_trigger
 from arclab.pages.text_report import TextAnswer, TextResult, render_text_report
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told, use_threads
@@ -32,6 +32,7 @@ from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.worklist import Line, Worklist
+from arclab.text.environments import Environment
 from arclab.text.examples import TextExample
 from arclab.text.load import load_text
 
@@ -57,12 +58,12 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
         saved = load_memgen(Path(config.checkpoint), config.device, config.memory)
         if config.num_threads is None:
             use_threads(saved.config.trainer.num_threads)
-        if not saved.config.dataset.has_boxed_answers:
+        if isinstance(config, EvaluateMemGenLtpoConfig) and saved.config.dataset.turns is not None:
             raise ConfigError(
-                f"checkpoint={config.checkpoint} was trained to write programs (dataset.kind={saved.config.dataset.kind}), "
-                f"which are scored by running them; use {PROGRAMS_SOLVER}."
+                f"checkpoint={config.checkpoint} answers in several turns (dataset.kind={saved.config.dataset.kind}), and "
+                "solver=memgen_ltpo moves latents of one; use solver=memgen."
             )
-        splits = load_text(saved.config.dataset)
+        splits = load_text(saved.config.dataset, needs_replies=saved.config.learns_replies)
         split = config.split
         examples = splits.named(split.value)[: config.max_examples]
         if hidden := [example.id for example in examples if not example.answer]:
@@ -74,7 +75,8 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
             progress = WorkProgress(run, ranks, signals, len(examples))
 
             def work() -> str:
-                answered, seconds = _answered(config, saved, examples, run, ranks, progress)
+                with environment_of_ranks(saved.config, run.path, ranks) as environment:
+                    answered, seconds = _answered(config, saved, environment, examples, run, ranks, progress)
                 if not ranks.is_main:
                     return ""
                 keeper(run)()
@@ -84,12 +86,12 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
 
 
 def _answered(
-    config: EvaluateMemGenConfig, saved: SavedMemGen, examples: Sequence[TextExample], run: RunDir, ranks: Ranks,
-    progress: WorkProgress,
+    config: EvaluateMemGenConfig, saved: SavedMemGen, environment: Environment, examples: Sequence[TextExample], run: RunDir,
+    ranks: Ranks, progress: WorkProgress,
 ) -> tuple[list[Answered], float]:  # fmt: skip
     """All ranks' answers, in the order of the examples, and the seconds that those of this process took."""
     weaver, language = saved.config.memgen.weaver, saved.language
-    rule = insertion_rule(language, weaver, chosen_trigger(config.trigger, saved.config.memgen.trigger))
+    rule = insertion_rule(language, weaver, saved.trigger(config.trigger, "trigger"))
     settings = {key: value for key, value in flat(config).items() if not key.startswith(config.FREE_KEYS)}
     settings |= {"step": saved.step, "reasoner": language.identity}
     worklist = Worklist(run.path / f"answers_{ranks.rank}_of_{ranks.world_size}.jsonl", settings)
@@ -99,7 +101,7 @@ def _answered(
     left = [example for example in mine if example.id not in known]
     start, made = time.monotonic(), 0
     batches = answer(
-        saved.model, language, rule, weaver, left, to_sampling(config.sampling, config.seed),
+        saved.model, language, rule, weaver, environment, left, to_sampling(config.sampling, config.seed),
         config.batch_size or saved.config.lm.batch_size, _new_refine(config, saved),
     )  # fmt: skip
     with saved.model.memory_off(config.memory is Memory.off):

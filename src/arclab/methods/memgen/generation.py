@@ -18,7 +18,7 @@ Shapes: B rows still running, T columns so far, W columns of a chunk, N latents,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from arclab.lm.drawing import Drawing
 from arclab.lm.language_model import Samplings, sampling_of_each
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, InsertionLimits, plan_of
 from arclab.methods.memgen.model import MemGenModel
-from arclab.methods.memgen.trigger import Trigger, always
+from arclab.methods.memgen.trigger import Asked, Decision, Trigger, always
 
 _SPARE_COLUMNS = 64  # holes that are not worth the copy
 
@@ -45,17 +45,24 @@ class InsertionRule:
     pad_id: int
     trigger: Trigger = always
 
+    def of_turn(self, number: int) -> InsertionRule:
+        """Of a later turn of a conversation: every turn whose number (from 0) is below max_prompt begins with memory."""
+        limits = InsertionLimits(max(0, self.limits.max_prompt - number), self.limits.max_inference)
+        return self if number == 0 else replace(self, limits=limits)
+
 
 @dataclass(slots=True)
 class Answer:
     """tokens: generated, the end token included. logprobs: of each (nats, temperature 1). inserted: numbers of the tokens
     before which memory was inserted; 0: at the end of the prompt. asked: those at which the trigger was asked, which are all
-    that follow a delimiter while insertions are left. is_ended: by an end token; else cut at max_new_tokens."""
+    that follow a delimiter while insertions are left; decision_logprobs: of each of its decisions. is_ended: by an end token,
+    or because it is over; else cut at max_new_tokens."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     inserted: list[int] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
+    decision_logprobs: list[float] = field(default_factory=list)
     is_ended: bool = False
 
 
@@ -69,7 +76,12 @@ class Moment:
     next_position_B: Tensor
 
 
+IsOver = Callable[[Sequence[int]], bool]  # the tokens of an answer so far
 Refine = Callable[[Tensor, Tensor, Moment], Tensor]  # (latents_BND, valid_BN, moment) -> latents_BND
+
+
+def never_over(_: Sequence[int]) -> bool:
+    return False
 
 
 @torch.no_grad()
@@ -82,13 +94,15 @@ def generate(
     refine: Refine | None = None,
     *,
     is_tempered: bool = False,
+    is_over: IsOver = never_over,
 ) -> list[Answer]:
     """An answer for each prompt (token ids that end with the assistant's header). seeds: of each row's draws. is_tempered:
-    log-probabilities are those at sampling.temperature."""
+    log-probabilities are those at sampling.temperature. is_over: does an answer end with these tokens, though none of them is
+    an end token?"""
     assert not model.backbone.training, "generation needs eval mode: dropout would change what is drawn"
     first = sampling_of_each(sampling, len(prompts))[0]
-    assert not first.stop, "stop strings are not supported with memory"
-    batch = _Batch(model, prompts, rule, seeds, refine)
+    assert not first.stop, "give is_over in the place of stop strings"
+    batch = _Batch(model, prompts, rule, seeds, refine, is_over)
     drawing, answers = Drawing(sampling, seeds, is_tempered=is_tempered), [Answer() for _ in prompts]
     for number in range(first.max_new_tokens):
         kinds = batch.kinds(answers, number)
@@ -115,17 +129,33 @@ def decided_plan(model: MemGenModel, ids: Sequence[int], num_prompt: int, rule: 
     plan = plan_of(ids, num_prompt, rule.delimiters_V, rule.limits)
     if rule.trigger is always or model.backbone.is_off:
         return plan
-    plan, counted = [kind if kind == PROMPT else NONE for kind in plan], 0
-    for place in range(num_prompt, len(ids) - 1):
-        if counted == rule.limits.max_inference or not bool(rule.delimiters_V[ids[place]]):
-            continue
-        ids_BL = torch.tensor([ids[: place + 1]], device=model.reasoner.device)
-        plan_BL = torch.tensor([plan[: place + 1]], device=ids_BL.device)
-        hidden_BD = model.backbone(ids_BL, None, plan_BL=plan_BL).last_hidden_state[:, -1]
-        logits_BV = model.get_output_embeddings()(hidden_BD)
-        if rule.trigger([seed], logits_BV, hidden_BD, place + 1 - num_prompt)[0]:
-            plan[place], counted = INFERENCE, counted + 1
+    places = [place for place in range(num_prompt, len(ids) - 1) if bool(rule.delimiters_V[ids[place]])]
+    prompt, plan, counted = plan[num_prompt - 1], [NONE] * len(ids), 0
+    if prompt == PROMPT and rule.trigger.has_prompt:
+        places = [num_prompt - 1, *places]
+    else:
+        plan[num_prompt - 1] = prompt
+    for place in places:
+        kind = PROMPT if place == num_prompt - 1 else INFERENCE
+        if kind == INFERENCE and counted == rule.limits.max_inference:
+            break
+        if _asked_about(model, ids[: place + 1], plan[: place + 1], rule, seed, place + 1 - num_prompt, counted).inserts:
+            plan[place], counted = kind, counted + (kind == INFERENCE)
     return plan
+
+
+def _asked_about(
+    model: MemGenModel, ids: Sequence[int], plan: Sequence[int], rule: InsertionRule, seed: int, number: int, counted: int
+) -> Decision:
+    """What the trigger decides after the last of these tokens; the plan has what was inserted before."""
+    ids_BL = torch.tensor([ids], device=model.reasoner.device)
+    hidden_BD = model.backbone(ids_BL, None, plan_BL=torch.tensor([plan], device=ids_BL.device)).last_hidden_state[:, -1]
+    logits_BV = model.get_output_embeddings()(hidden_BD)
+    if rule.trigger.reads_tokens:
+        reader = model.backbone.new_reader(ids_BL)
+        reader.add(ids_BL, torch.ones_like(ids_BL))
+        hidden_BD = reader.states()
+    return rule.trigger.decide(Asked([seed], [counted], number, logits_BV, hidden_BD))[0]
 
 
 class _Batch:
@@ -133,9 +163,9 @@ class _Batch:
 
     def __init__(
         self, model: MemGenModel, prompts: Sequence[Sequence[int]], rule: InsertionRule, seeds: Sequence[int],
-        refine: Refine | None,
+        refine: Refine | None, is_over: IsOver,
     ) -> None:  # fmt: skip
-        self._model, self._rule, self._seeds, self._refine = model, rule, seeds, refine
+        self._model, self._rule, self._seeds, self._refine, self._is_over = model, rule, seeds, refine, is_over
         backbone, device = model.backbone, model.reasoner.device
         self._backbone, self.rows = backbone, list(range(len(prompts)))
         self._counted = [0] * len(prompts)
@@ -149,29 +179,38 @@ class _Batch:
         has_memory = not backbone.is_off and (rule.limits.max_prompt > 0 or rule.limits.max_inference > 0)
         self._context = backbone.new_context(self.mask_BT) if has_memory and not backbone.settings.fast else None
         self._unread: list[tuple[Tensor, Tensor, Tensor]] = []  # embeddings, mask and positions that the weaver has not seen
-        self._feed(backbone.embed(ids_BW), held_BW)
+        self._reader = backbone.new_reader(self.mask_BT) if has_memory and rule.trigger.reads_tokens else None
+        self._feed_ids(ids_BW, held_BW)
 
     def kinds(self, answers: Sequence[Answer], number: int) -> list[int]:
         """What each row inserts before its token `number`; writes down where the trigger was asked."""
         if self._backbone.is_off:
             return [NONE] * len(self.rows)
-        if number == 0:
-            return [PROMPT if self._rule.limits.max_prompt > 0 else NONE] * len(self.rows)
-        found = [NONE] * len(self.rows)
-        places = [
-            place
-            for place, row in enumerate(self.rows)
-            if self._counted[place] < self._rule.limits.max_inference and bool(self._rule.delimiters_V[answers[row].tokens[-1]])
-        ]
+        limits, kind = self._rule.limits, INFERENCE if number else PROMPT
+        if number == 0 and (limits.max_prompt == 0 or not self._rule.trigger.has_prompt):
+            return [PROMPT if limits.max_prompt > 0 else NONE] * len(self.rows)
+        found, places = [NONE] * len(self.rows), self._places(answers, number)
         if not places:
             return found
-        seeds = [self._seeds[self.rows[place]] for place in places]
-        decisions = self._rule.trigger(seeds, self.logits_BV[places], self._hidden_BD[places], number)
-        for place, inserts in zip(places, decisions, strict=True):
-            answers[self.rows[place]].asked.append(number)
-            self._counted[place] += inserts
-            found[place] = INFERENCE if inserts else NONE
+        hidden_BD = self._hidden_BD if self._reader is None else self._reader.states()
+        seeds, counted = [self._seeds[self.rows[place]] for place in places], [self._counted[place] for place in places]
+        decisions = self._rule.trigger.decide(Asked(seeds, counted, number, self.logits_BV[places], hidden_BD[places]))
+        for place, decision in zip(places, decisions, strict=True):
+            answer = answers[self.rows[place]]
+            answer.asked.append(number)
+            answer.decision_logprobs.append(decision.logprob)
+            self._counted[place] += decision.inserts and kind == INFERENCE
+            found[place] = kind if decision.inserts else NONE
         return found
+
+    def _places(self, answers: Sequence[Answer], number: int) -> list[int]:
+        """Of the rows that the trigger is asked about."""
+        most, delimiters_V = self._rule.limits.max_inference, self._rule.delimiters_V
+        return [
+            place
+            for place, row in enumerate(self.rows)
+            if number == 0 or (self._counted[place] < most and bool(delimiters_V[answers[row].tokens[-1]]))
+        ]
 
     def insert(self, kind_B: Tensor) -> None:
         """Memory of the given kinds, where it is not NONE."""
@@ -195,7 +234,12 @@ class _Batch:
             self._unread = []
 
     def feed_tokens(self, token_B: Tensor) -> None:
-        self._feed(self._backbone.embed(token_B[:, None]), torch.ones_like(token_B[:, None]))
+        self._feed_ids(token_B[:, None], torch.ones_like(token_B[:, None]))
+
+    def _feed_ids(self, ids_BW: Tensor, held_BW: Tensor) -> None:
+        if self._reader is not None:
+            self._reader.add(ids_BW, held_BW)
+        self._feed(self._backbone.embed(ids_BW), held_BW)
 
     def _feed(self, embeds_BWD: Tensor, held_BW: Tensor) -> None:
         """Columns at the end; rows that hold something in the last of them get new logits and states."""
@@ -215,7 +259,7 @@ class _Batch:
         for place, row in enumerate(self.rows):
             answers[row].tokens.append(tokens[place])
             answers[row].logprobs.append(logprobs[place])
-            answers[row].is_ended = tokens[place] in self._rule.ends
+            answers[row].is_ended = tokens[place] in self._rule.ends or self._is_over(answers[row].tokens)
             if not answers[row].is_ended:
                 going.append(place)
         return going
@@ -229,6 +273,8 @@ class _Batch:
         self.logits_BV, self._hidden_BD = self.logits_BV[index], self._hidden_BD[index]
         self.cache.batch_select_indices(index)
         self._unread = [(e[index], h[index], p[index]) for e, h, p in self._unread]
+        if self._reader is not None:
+            self._reader.keep(index)
         if self._context is not None:
             self._context.cache.batch_select_indices(index)
             self._context.mask_BC = self._context.mask_BC[index]

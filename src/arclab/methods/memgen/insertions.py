@@ -14,6 +14,7 @@ Shapes: L tokens, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,3 +56,9 @@ def plan_of(ids: Sequence[int], num_prompt: int, table_V: Tensor, limits: Insert
         if counted < limits.max_inference and bool(table_V[ids[place]]):
             plan[place], counted = INFERENCE, counted + 1
     return plan
+
+
+def thinned(plan: Sequence[int], inserts: Sequence[bool]) -> list[int]:
+    """The plan without those of its insertions for which `inserts`, one after the other, is False; what has no value stays."""
+    kept = itertools.chain(inserts, itertools.repeat(True))
+    return [kind if kind != NONE and next(kept) else NONE for kind in plan]

@@ -21,7 +21,6 @@ from arclab.lm.language_model import Completion, FinishReason, OnReply, Prompt, 
 from arclab.methods.memgen.generation import Answer, decided_plan, generate
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
 from arclab.methods.memgen.setting import insertion_rule, most_latents
-from arclab.methods.memgen.trigger import chosen_trigger
 
 
 def load_with_memory(config: MemGenModelConfig) -> MemoryLanguageModel:
@@ -35,7 +34,7 @@ class MemoryLanguageModel:
     def __init__(self, config: MemGenModelConfig, saved: SavedMemGen) -> None:
         self._config, self._saved, self._is_off = config, saved, config.memory is Memory.off
         self._language, weaver = saved.language, saved.config.memgen.weaver
-        trigger = chosen_trigger(config.trigger, saved.config.memgen.trigger)
+        trigger = saved.trigger(config.trigger, "lm.trigger")
         self._rule, self._latents = insertion_rule(self._language, weaver, trigger), most_latents(weaver)
         limits = [limit for limit in (config.max_context, self._language.limit) if limit is not None]
         self._limit = min(limits, default=None)

@@ -88,6 +88,10 @@ class Layout:
         columns = event.latent_columns_BN[rows, places]
         return embeds_BTD.index_put((rows, columns), latents_BND[rows, places].to(embeds_BTD.dtype))
 
+    def own(self, hidden_BTD: Tensor) -> Tensor:
+        """(B, L, D): for each token its own state, which no latent after it has changed."""
+        return hidden_BTD.gather(1, self.columns_BL[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+
     def aligned(self, hidden_BTD: Tensor) -> Tensor:
         """(B, L, D): for each token the state that predicts the next one, which is that of the last latent after it, or its
         own."""

@@ -3,11 +3,13 @@
     model = MemGenModel(reasoner, settings, seed=0)                 # reasoner: any causal language model of transformers
     output = model(input_ids_BL, attention_mask_BL, plan_BL=plan)   # output.logits (B, L, V): of the token after each token
     model.memory_off()                                              # inside: the plain reasoner, bit for bit
+    model(input_ids_BL, attention_mask_BL, plan_BL=plan, decides=True).logits    # (B, L): of inserting after each token
 
 The reasoner's weights are there once. The weaver is a LoRA adapter on them (arclab.lm.switched), active in the weaver's
 passes only; trainable are the adapter, the queries and the projections. With settings.fast the adapter works on the queries
 alone, which look at the reasoner's own keys and values; else the weaver reads the whole context with its adapter. A weaver
-may also be another model. Latents never enter input_ids; positions are counted with them.
+may also be another model. Latents never enter input_ids; positions are counted with them. What is trained is the weaver, or
+after train_trigger() the trigger alone (trigger_model.py).
 
 The forward pass is batched: rounds of insertions, in each of which every row reads what is new to it, then one pass of the
 reasoner over everything. `backbone` gives states without the vocabulary head, which is how trl's trainers call it.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +34,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from arclab.lm.switched import LoraSettings, active, adapter_layers, adapter_parameters, add_adapter
 from arclab.methods.memgen.insertions import INFERENCE, PROMPT
 from arclab.methods.memgen.layout import Layout
+from arclab.methods.memgen.trigger_model import START_LOGIT, TokenReader, TriggerModel, TriggerSettings
 from arclab.methods.memgen.weaver import Weaver, WeaverContext, WeaverSizes
 
-WEAVER = "weaver"
+WEAVER, TRIGGER = "weaver", "trigger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,9 @@ class MemGenSettings:
 class MemoryBackbone(nn.Module):
     """Reasoner and weaver without the vocabulary head."""
 
-    def __init__(self, reasoner: Any, settings: MemGenSettings, seed: int, weaver_model: Any | None) -> None:
+    def __init__(
+        self, reasoner: Any, settings: MemGenSettings, seed: int, weaver_model: Any | None, trigger: TriggerSettings | None
+    ) -> None:
         super().__init__()
         self.reasoner = reasoner.requires_grad_(False)
         self.settings, self.is_off = settings, False
@@ -62,6 +67,20 @@ class MemoryBackbone(nn.Module):
             query_rms=_rms(self.written_by), seed=seed, reads_reasoner=settings.fast,
         ).to(reasoner.device)  # fmt: skip
         self.weaver.requires_grad_(not settings.adapts_reasoner)
+        self.trigger, self.is_trigger_untrained = None, False
+        if trigger is not None:
+            self.trigger = TriggerModel(trigger, _width(reasoner), seed).to(reasoner.device).requires_grad_(False)
+            if trigger.lora is not None:
+                add_adapter(reasoner, TRIGGER, trigger.lora, seed)
+                _want_gradients(adapter_parameters(reasoner, TRIGGER), wanted=False)
+
+    def train_trigger(self) -> None:
+        """From now on the trigger alone is trained."""
+        assert self.trigger is not None
+        self.weaver.requires_grad_(False)
+        _want_gradients(adapter_parameters(self.written_by, WEAVER), wanted=False)
+        self.trigger.requires_grad_(True)
+        _want_gradients(adapter_parameters(self.reasoner, TRIGGER), wanted=True)
 
     @property
     def written_by(self) -> Any:
@@ -74,8 +93,9 @@ class MemoryBackbone(nn.Module):
         for model in (self.reasoner, self.other):
             if model is not None:
                 model.eval()
-        for layer in adapter_layers(self.written_by):
-            layer.lora_dropout.train(mode)
+        for model in {id(model): model for model in (self.reasoner, self.written_by)}.values():
+            for layer in adapter_layers(model):
+                layer.lora_dropout.train(mode)
         return self
 
     def forward(
@@ -83,6 +103,13 @@ class MemoryBackbone(nn.Module):
     ) -> BaseModelOutputWithPast:
         """States (B, L, D) from which the head predicts the token after each token. plan_BL: see insertions.py; None: no
         memory."""
+        layout, hidden_BTD = self._reasoned(input_ids, attention_mask, plan_BL)
+        if idle := self._idle(layout):
+            hidden_BTD = hidden_BTD + 0 * torch.stack([parameter.sum() for parameter in idle]).sum()
+        return BaseModelOutputWithPast(last_hidden_state=layout.aligned(hidden_BTD))  # pyright: ignore[reportArgumentType]
+
+    def _reasoned(self, input_ids: Tensor, attention_mask: Tensor | None, plan_BL: Tensor | None) -> tuple[Layout, Tensor]:
+        """Where everything stands, and the reasoner's states (B, T, D) there."""
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if plan_BL is None or self.is_off or self.settings.adapts_reasoner:
             plan_BL = torch.zeros_like(input_ids)
@@ -90,10 +117,29 @@ class MemoryBackbone(nn.Module):
         embeds_BTD = layout.scattered(self.embed(input_ids))
         if layout.events:
             embeds_BTD = self._written(layout, embeds_BTD)
-        hidden_BTD = self.reason(embeds_BTD, layout.mask_BT, layout.position_BT, None)
-        if idle := self._idle(layout):
-            hidden_BTD = hidden_BTD + 0 * torch.stack([parameter.sum() for parameter in idle]).sum()
-        return BaseModelOutputWithPast(last_hidden_state=layout.aligned(hidden_BTD))  # pyright: ignore[reportArgumentType]
+        return layout, self.reason(embeds_BTD, layout.mask_BT, layout.position_BT, None)
+
+    def insert_logits(self, input_ids: Tensor, attention_mask: Tensor | None, plan_BL: Tensor | None) -> Tensor:
+        """(B, L): the trigger's logit of inserting after each token, if memory stood before it as in the plan. A gradient
+        reaches the trigger alone."""
+        assert self.trigger is not None, "this model has no trigger that is trained"
+        if self.is_trigger_untrained:
+            return torch.full(input_ids.shape, START_LOGIT, device=input_ids.device)
+        if self.trigger.reads_tokens:
+            mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            return self.trigger(self.read_tokens(input_ids, mask_BL, (mask_BL.cumsum(1) - 1).clamp(min=0), None))
+        with torch.no_grad():
+            layout, hidden_BTD = self._reasoned(input_ids, attention_mask, plan_BL)
+            hidden_BLD = layout.own(hidden_BTD)
+        return self.trigger(hidden_BLD)
+
+    def read_tokens(self, ids_BW: Tensor, mask_BT: Tensor, position_BW: Tensor, cache: Any | None) -> Tensor:
+        """States (B, W, D) of plain tokens, with the trigger's adapter."""
+        with active(self.reasoner, TRIGGER):
+            return _states(self.reasoner, self.embed(ids_BW), mask_BT, position_BW, cache)
+
+    def new_reader(self, mask_BT: Tensor) -> TokenReader:
+        return TokenReader(self.read_tokens, mask_BT)
 
     def _idle(self, layout: Layout) -> list[nn.Parameter]:
         """What trains and this batch does not use. It has to have a gradient of zero: ranks wait for each parameter's, and the
@@ -152,6 +198,11 @@ def _states(model: Any, embeds_BWD: Tensor, mask_BT: Tensor, position_BW: Tensor
     return output.last_hidden_state
 
 
+def _want_gradients(parameters: Mapping[str, nn.Parameter], *, wanted: bool) -> None:
+    for parameter in parameters.values():
+        parameter.requires_grad_(wanted)
+
+
 def _width(model: Any) -> int:
     return model.get_input_embeddings().weight.shape[1]
 
@@ -169,10 +220,13 @@ class MemGenModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, reasoner: Any, settings: MemGenSettings, *, seed: int, weaver_model: Any | None = None) -> None:
+    def __init__(
+        self, reasoner: Any, settings: MemGenSettings, *, seed: int, weaver_model: Any | None = None,
+        trigger: TriggerSettings | None = None,
+    ) -> None:  # fmt: skip
         _require_plain_head(reasoner)
         super().__init__(copy.deepcopy(reasoner.config))
-        self.backbone = MemoryBackbone(reasoner, settings, seed, weaver_model)
+        self.backbone = MemoryBackbone(reasoner, settings, seed, weaver_model, trigger)
         self.generation_config = copy.deepcopy(reasoner.generation_config)  # trl's trainers ask it for the end tokens
         self.eval()
 
@@ -195,10 +249,23 @@ class MemGenModel(PreTrainedModel):
         finally:
             self.backbone.is_off = before
 
+    @contextmanager
+    def untrained_trigger(self) -> Iterator[None]:
+        """Inside, the trigger decides as if it had never been trained: the reference of its own training."""
+        self.backbone.is_trigger_untrained = True
+        try:
+            yield
+        finally:
+            self.backbone.is_trigger_untrained = False
+
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, plan_BL: Tensor | None = None, **_: object
-    ) -> CausalLMOutputWithPast:
-        """logits (B, L, V) of the token after each token."""
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, plan_BL: Tensor | None = None, decides: bool = False,
+        **_: object,
+    ) -> CausalLMOutputWithPast:  # fmt: skip
+        """logits (B, L, V) of the token after each token; with decides (B, L), of inserting memory after it."""
+        if decides:  # here, so that what wraps the model for several ranks sees the pass
+            logits_BL: Any = self.backbone.insert_logits(input_ids, attention_mask, plan_BL)
+            return CausalLMOutputWithPast(logits=logits_BL)
         states = self.backbone(input_ids, attention_mask, plan_BL=plan_BL).last_hidden_state
         return CausalLMOutputWithPast(logits=self.get_output_embeddings()(states))
 

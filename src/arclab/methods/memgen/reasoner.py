@@ -87,14 +87,14 @@ def _rows(config: PretrainMemGenConfig, language: Language, splits: TextSplits) 
     most = {PROMPT: weaver.prompt_latents_len, INFERENCE: weaver.inference_latents_len}
     rows: list[Row] = []
     for example in splits.train:
-        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.reply)
-        ids = prompt + reply
-        require_room(language, example, len(ids), weaver, "raise memgen.reasoner.scratch.context")
-        plan = plan_of(ids, len(prompt), rule.delimiters_V, rule.limits)
-        row: Row = {"input_ids": ids, "labels": [IGNORED] * len(prompt) + reply}
-        if scratch.position_gaps:
-            row["position_ids"] = [at + gap for at, gap in enumerate(_gaps(plan, most, leaps))]
-        rows.append(row)
+        for number, (prompt, reply) in enumerate(language.turns_of(example)):
+            ids = prompt + reply
+            require_room(language, example, len(ids), weaver, "raise memgen.reasoner.scratch.context")
+            plan = plan_of(ids, len(prompt), rule.delimiters_V, rule.of_turn(number).limits)
+            row: Row = {"input_ids": ids, "labels": [IGNORED] * len(prompt) + reply}
+            if scratch.position_gaps:
+                row["position_ids"] = [at + gap for at, gap in enumerate(_gaps(plan, most, leaps))]
+            rows.append(row)
     return rows
 
 
@@ -108,7 +108,10 @@ def _gaps(plan: Sequence[int], most: Mapping[int, int], leaps: random.Random) ->
 
 
 def _build(scratch: ScratchConfig, splits: TextSplits, folder: Any, seed: int) -> None:
-    texts = [f"{example.question}\n{example.reply}" for example in splits.train[:_TOKENIZER_TEXTS]]
+    texts = [
+        "\n".join([example.question, example.reply, *(text for turn in example.turns for text in turn)])
+        for example in splits.train[:_TOKENIZER_TEXTS]
+    ]
     build_tiny(
         folder, texts=texts, seed=seed, num_layers=scratch.num_layers, width=scratch.width, num_heads=scratch.num_heads,
         context=scratch.context, vocab_size=scratch.vocab_size,

@@ -1,11 +1,14 @@
-"""trainer=grpo of pretrain_memgen.py: rollouts with memory, what they are rewarded for, and the supervised stage before.
+"""trainer=grpo and trigger_grpo of pretrain_memgen.py: rollouts with memory, their rewards, and the supervised stage before.
 
-    drawer = new_drawer(config, model, language, examples)      # for arclab.lm.training.grpo
-    is_there = taught_before(config, ...)                       # trainer.sft_steps, in run/weaver_sft
+    drawer = new_drawer(config, model, language, environment, examples, ranks)      # for arclab.lm.training.grpo
+    is_there = taught_before(config, ...)                                           # trainer.sft_steps, in run/weaver_sft
 
 A rollout brings its plan: after which tokens memory was inserted. The forward pass inserts it there, whatever rule the
-generation followed. Rewards: `right` (the last boxed answer equals the example's) and, if trainer.boxed_reward is above 0,
-`boxed` (there is one at all).
+generation followed, and turn by turn where there are several. The reward is what the environment says is right; its other parts
+are logged. If trainer.boxed_reward is above 0, a boxed answer is paid for, right or wrong.
+
+Of trainer=trigger_grpo the policy is not the tokens but the trigger's decisions (decision_policy), which are drawn in rollouts.
+Its reward has one more part, `sparsity` (sparsity.py).
 """
 
 from __future__ import annotations
@@ -13,74 +16,126 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from arclab.config.memgen_schema import PretrainMemGenConfig
-from arclab.config.memgen_trainer_schema import GrpoConfig
+from arclab.config.memgen_trainer_schema import GrpoConfig, TriggerGrpoConfig
 from arclab.lm.language_model import Sampling
 from arclab.lm.training.grpo import GrpoSettings
-from arclab.lm.training.life import Weights
-from arclab.lm.training.rollouts import Drawer, Reward, Rollout, RolloutSettings
+from arclab.lm.training.rollouts import Drawer, Reward, Rollout, RolloutSettings, Told
 from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
-from arclab.methods.memgen.generation import Answer, generate
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT
+from arclab.methods.memgen.interaction import Played, Player, require_room_to_play
 from arclab.methods.memgen.model import MemGenModel
-from arclab.methods.memgen.saved import load_weights
-from arclab.methods.memgen.setting import Language, insertion_rule, require_room, training_rows
-from arclab.methods.memgen.trigger import new_trigger
+from arclab.methods.memgen.saved import MemoryWeights, load_weights
+from arclab.methods.memgen.setting import Language, insertion_rule, training_rows
+from arclab.methods.memgen.sparsity import ACTION, insert_share, sparsity
+from arclab.methods.memgen.trigger import Trigger, new_trigger, trained_trigger
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.folder import RunDir
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import Ranks
-from arclab.text.answers import check_answers, extract
+from arclab.text.environments import RIGHT, Environment, score_all
 from arclab.text.examples import TextExample
 
 log = logging.getLogger(__name__)
 _STAGE = "weaver_sft"
 
 
-def new_drawer(config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample]) -> Drawer:
-    """ValueError: a question that leaves no room for trainer.max_new_tokens."""
+def new_drawer(
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, environment: Environment,
+    examples: Sequence[TextExample], ranks: Ranks, told: Told | None = None,
+) -> Drawer:  # fmt: skip
+    """told: see Drawer. ValueError: a question that leaves no room for trainer.max_new_tokens."""
     trainer, weaver = config.trainer, config.memgen.weaver
     assert isinstance(trainer, GrpoConfig)
-    for example in examples:
-        num_tokens = len(language.prompt_ids(example.question)) + trainer.max_new_tokens
-        require_room(language, example, num_tokens, weaver, "lower trainer.max_new_tokens")
-    rule = insertion_rule(language, weaver, new_trigger(config.memgen.trigger))
+    require_room_to_play(language, environment, examples, weaver, trainer.max_new_tokens, "trainer.max_new_tokens")
+    is_trigger = isinstance(trainer, TriggerGrpoConfig)
+    rule = insertion_rule(language, weaver, _trigger(config, model))
     sampling = Sampling(trainer.max_new_tokens, trainer.temperature, 1.0, 0, 0.0, stop=(), seed=config.seed)
+    player = Player(model, language, rule, environment, sampling, is_tempered=not is_trigger)
 
     def roll_out(prompts: Sequence[TextExample], seeds: Sequence[int]) -> list[Rollout]:
-        ids = [language.prompt_ids(example.question) for example in prompts]
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), config.lm.batch_size):
             part = slice(start, start + config.lm.batch_size)
-            answers = generate(model, ids[part], rule, sampling, seeds[part], is_tempered=True)
-            rollouts += map(rolled_out, prompts[part], ids[part], answers)
+            rollouts += map(decided if is_trigger else rolled_out, player.play(prompts[part], seeds[part]))
         return rollouts
 
     settings = RolloutSettings(trainer.group_size, trainer.refills, trainer.mask_truncated, trainer.shuffle_rewards)
-    return Drawer(examples, roll_out, _rewards(language, trainer.boxed_reward), settings, config.seed)
+    shaping = None
+    if isinstance(trainer, TriggerGrpoConfig) and trainer.sparsity_weight > 0:
+        shaping = ("sparsity", trainer.sparsity_weight, sparsity(trainer.sparsity_weight, ranks))
+    rewards = rewards_of(environment, trainer.boxed_reward)
+    return Drawer(examples, roll_out, rewards, settings, config.seed, shaping, told)
 
 
-def rolled_out(example: TextExample, prompt_ids: Sequence[int], answer: Answer) -> Rollout:
-    plan = [NONE] * (len(prompt_ids) + len(answer.tokens))
-    for number in answer.inserted:  # before this token of the answer, so after the one that stands before it
-        plan[len(prompt_ids) - 1 + number] = PROMPT if number == 0 else INFERENCE
+def _trigger(config: PretrainMemGenConfig, model: MemGenModel) -> Trigger:
+    """Of rollouts: decisions that are trained are drawn."""
+    if not isinstance(config.trainer, TriggerGrpoConfig):
+        return new_trigger(config.memgen.trigger)
+    assert model.backbone.trigger is not None, "checked with the configuration"
+    return trained_trigger(model.backbone.trigger, is_drawn=True)
+
+
+def rolled_out(played: Played) -> Rollout:
+    """With its plan: after which tokens memory was inserted."""
+    num_prompt, ids = len(played.prompt_ids), played.completion_ids
+    plan, logprobs = [NONE] * (num_prompt + len(ids)), [0.0] * len(ids)
+    for turn in played.turns:
+        logprobs[turn.start : turn.start + len(turn.answer.tokens)] = turn.answer.logprobs
+        for number in turn.answer.inserted:  # before this token of the turn, so after the one that stands before it
+            plan[num_prompt - 1 + turn.start + number] = PROMPT if number == 0 else INFERENCE
+    numbers = {"rl/insertions": float(sum(len(turn.answer.inserted) for turn in played.turns))}
+    if played.has_turns:
+        numbers |= {"rl/turns": float(len(played.turns)), "rl/turns_cut_share": float(played.is_cut)}
     return Rollout(
-        prompt=example, prompt_ids=list(prompt_ids), completion_ids=answer.tokens, logprobs=answer.logprobs,
-        is_ended=answer.is_ended, extra={"plan_BL": plan}, numbers={"rl/insertions": float(len(answer.inserted))},
+        prompt=played.episode.example, prompt_ids=list(played.prompt_ids), completion_ids=ids, logprobs=logprobs,
+        is_ended=all(turn.answer.is_ended for turn in played.turns), extra={"plan_BL": plan}, numbers=numbers,
+        turns=[(turn.start, turn.start + len(turn.answer.tokens)) for turn in played.turns], record=played,
     )  # fmt: skip
 
 
-def _rewards(language: Language, boxed_reward: float) -> Mapping[str, tuple[float, Reward]]:
-    def right(rollouts: Sequence[Rollout]) -> list[float]:
-        checked = check_answers([(language.text(row.completion_ids), row.prompt.answer) for row in rollouts])
-        return [float(each.is_right) for each in checked]
+def decided(played: Played) -> Rollout:
+    """A rollout of which the trigger's decisions are the policy. One that is made before a token stands at that token."""
+    rollout, answer = rolled_out(played), played.turns[0].answer
+    assert len(played.turns) == 1, "checked with the configuration"
+    num = len(answer.tokens)
+    told, inserted = dict(zip(answer.asked, answer.decision_logprobs, strict=True)), set(answer.inserted)
+    actions = [int(number in inserted) for number in answer.asked]
+    rollout.extra[ACTION] = [0] * len(played.prompt_ids) + [int(number in told and number in inserted) for number in range(num)]
+    rollout.logprobs = [told.get(number, 0.0) for number in range(num)]
+    rollout.is_policy = [number in told for number in range(num)]
+    rollout.numbers |= {"rl/decisions": float(len(actions)), "rl/insert_share": insert_share(actions) or 0.0}
+    return rollout
 
-    def boxed(rollouts: Sequence[Rollout]) -> list[float]:
-        return [float(extract(language.text(row.completion_ids)) is not None) for row in rollouts]
 
-    return {"right": (1.0, right), **({"boxed": (boxed_reward, boxed)} if boxed_reward > 0 else {})}
+def decision_policy(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int, extra: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(B, C): the log-probability of the decision before each completion token, and the entropy of the decision."""
+    plan_BL, action_BL = extra["plan_BL"], extra[ACTION]
+    logit_BL = model(input_ids=input_ids, attention_mask=attention_mask, plan_BL=plan_BL, decides=True).logits
+    logit_BC, does_BC = logit_BL[:, -num_completion - 1 : -1], action_BL[:, -num_completion:].bool()
+    yes_BC, no_BC = logsigmoid(logit_BC), logsigmoid(-logit_BC)
+    return torch.where(does_BC, yes_BC, no_BC), -(yes_BC.exp() * yes_BC + no_BC.exp() * no_BC)
+
+
+def rewards_of(environment: Environment, boxed_reward: float) -> Mapping[str, tuple[float, Reward]]:
+    """The parts of its scores; only the first counts, and a box if it is paid for."""
+
+    def part(name: str) -> Reward:
+        return lambda rollouts: [
+            score.parts[name] for score in score_all(environment, [row.record.episode for row in rollouts])
+        ]
+
+    weights = {RIGHT: 1.0, "boxed": boxed_reward}
+    return {name: (weights.get(name, 0.0), part(name)) for name in environment.names if name != "boxed" or boxed_reward > 0}
 
 
 def grpo_settings(config: PretrainMemGenConfig) -> GrpoSettings:
@@ -90,15 +145,16 @@ def grpo_settings(config: PretrainMemGenConfig) -> GrpoSettings:
         grad_accumulation=trainer.grad_accumulation, lr=trainer.lr, warmup_steps=trainer.warmup_steps,
         schedule=trainer.schedule.value, weight_decay=trainer.weight_decay, clip_norm=trainer.clip_norm, seed=config.seed,
         prompts_per_step=trainer.prompts_per_step, updates_per_rollout=trainer.updates_per_rollout,
-        max_new_tokens=trainer.max_new_tokens, temperature=trainer.temperature, beta=trainer.beta,
+        max_new_tokens=trainer.max_new_tokens, beta=trainer.beta,
+        temperature=1.0 if isinstance(trainer, TriggerGrpoConfig) else trainer.temperature,  # of the policy
         clip_low=trainer.clip_low, clip_high=trainer.clip_high, loss=trainer.loss.value,
         scale_rewards=trainer.scale_rewards.value,
     )  # fmt: skip
 
 
 def taught_before(
-    config: PretrainMemGenConfig, model: MemGenModel, weights: Weights, language: Language, examples: Sequence[TextExample],
-    run: RunDir, ranks: Ranks, stop: StopRequest,
+    config: PretrainMemGenConfig, model: MemGenModel, language: Language, examples: Sequence[TextExample], run: RunDir,
+    ranks: Ranks, stop: StopRequest,
 ) -> bool:  # fmt: skip
     """Give the model the weaver of the supervised stage, which is trained first where it is not there. False: the run was told
     to end before it was."""
@@ -106,6 +162,7 @@ def taught_before(
     assert isinstance(trainer, GrpoConfig)
     if trainer.sft_steps == 0:
         return True
+    weights = MemoryWeights(model, weaver_alone=True)
     stage = RunDir(run.path / _STAGE)
     folder = CheckpointFolder(stage.checkpoints, 1)
     steps = ranks.gather_objects(folder.steps() if ranks.is_main else None)[0]

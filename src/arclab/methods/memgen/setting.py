@@ -1,7 +1,7 @@
 """What a MemGen run is about: the reasoner with its tokenizer, the rule of insertions, and the examples as tokens.
 
     language = load_reasoner(config.lm)                           # frozen, with its end and padding tokens
-    rule = insertion_rule(language, config.memgen.weaver)
+    rule = insertion_rule(language, config.memgen.weaver)         # with memory at every delimiter
     rows = training_rows(language, examples, rule, weaver)                # input_ids, labels and plan of each example
 
 Prompts go through the chat template of the tokenizer, up to the assistant's header; the loss is on the reply and its end token.
@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arclab.config.llm_schema import HfModelConfig
-from arclab.config.memgen_schema import WeaverConfig
-from arclab.lm.chat_template import conversation_ids, plain_ids
+from arclab.config.llm_schema import TRAINED_TRIGGERS, HfModelConfig
+from arclab.config.memgen_schema import LoraConfig, MemGenConfig, WeaverConfig
+from arclab.lm.chat_template import conversation_ids, next_turn_ids, plain_ids
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, model_identity, turn_end
 from arclab.lm.language_model import Message
 from arclab.lm.switched import LoraSettings
 from arclab.lm.training.sft import IGNORED, Row
 from arclab.methods.memgen.generation import InsertionRule
-from arclab.methods.memgen.insertions import InsertionLimits, delimiter_table, plan_of
+from arclab.methods.memgen.insertions import InsertionLimits, delimiter_table, plan_of, thinned
 from arclab.methods.memgen.model import MemGenModel, MemGenSettings
 from arclab.methods.memgen.trigger import Trigger, always
+from arclab.methods.memgen.trigger_model import TriggerSettings
 from arclab.methods.memgen.weaver import WeaverSizes
 from arclab.text.examples import TextExample
 
@@ -50,6 +51,27 @@ class Language:
 
     def reply_ids(self, reply: str) -> list[int]:
         return [*plain_ids(self.tokenizer, reply), self.end]
+
+    def next_turn_ids(self, told: str, last: int) -> list[int]:
+        """What stands between a reply that ended with the token `last` and the next reply: told is a user's turn."""
+        ids = next_turn_ids(self.tokenizer, self.config.name, told, thinking=self.config.thinking)
+        return ids[1:] if ids[0] == last else ids
+
+    def turns_of(self, example: TextExample) -> list[tuple[list[int], list[int]]]:
+        """What is read and what is said in each turn of a worked example."""
+        read, said = self.prompt_ids(example.question), self.reply_ids(example.reply)
+        found = [(read, said)]
+        for told, reply in example.turns:
+            read, said = [*read, *said, *self.next_turn_ids(told, said[-1])], self.reply_ids(reply)
+            found.append((read, said))
+        return found
+
+    def cut(self, text: str, num_tokens: int) -> str:
+        """The text, or its beginning and three dots if it is longer than so many tokens."""
+        ids = plain_ids(self.tokenizer, text)
+        if len(ids) <= num_tokens:
+            return text
+        return self.tokenizer.decode(ids[:num_tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False) + "..."
 
     def text(self, tokens: Sequence[int]) -> str:
         """Without the end token."""
@@ -91,22 +113,27 @@ def insertion_rule(language: Language, config: WeaverConfig, trigger: Trigger = 
 
 
 def memgen_settings(config: WeaverConfig) -> MemGenSettings:
-    lora = config.lora
     return MemGenSettings(
         WeaverSizes(config.prompt_latents_len, config.inference_latents_len),
-        LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.target_modules)),
+        _lora(config.lora),
         config.fast,
         config.adapt_reasoner,
     )
 
 
-def build_memgen(language: Language, config: WeaverConfig, seed: int) -> MemGenModel:
-    """The reasoner with a fresh weaver: the same one for every call with this seed. ValueError: target modules that it lacks, a
-    weaver model that cannot be had."""
-    other = None
-    if config.model is not None:
-        other = load_model(HfModelConfig(**{**_fields(language.config), "name": config.model, "adapter": None}))
-    return MemGenModel(language.model, memgen_settings(config), seed=seed, weaver_model=other)
+def build_memgen(language: Language, config: MemGenConfig, seed: int) -> MemGenModel:
+    """The reasoner with a fresh weaver, and a fresh trigger if it is one that is trained: the same for every call with this
+    seed. ValueError: target modules that it lacks, a weaver model that cannot be had."""
+    weaver, trigger, other = config.weaver, config.trigger, None
+    if weaver.model is not None:
+        other = load_model(HfModelConfig(**{**_fields(language.config), "name": weaver.model, "adapter": None}))
+    lora = None if trigger.lora is None else _lora(trigger.lora)
+    decides = TriggerSettings(trigger.width, lora) if trigger.kind in TRAINED_TRIGGERS else None
+    return MemGenModel(language.model, memgen_settings(weaver), seed=seed, weaver_model=other, trigger=decides)
+
+
+def _lora(config: LoraConfig) -> LoraSettings:
+    return LoraSettings(config.rank, config.alpha, config.dropout, tuple(config.target_modules))
 
 
 def _fields(config: HfModelConfig) -> dict[str, Any]:
@@ -114,13 +141,21 @@ def _fields(config: HfModelConfig) -> dict[str, Any]:
 
 
 def training_rows(language: Language, examples: Sequence[TextExample], rule: InsertionRule, weaver: WeaverConfig) -> list[Row]:
-    """input_ids, labels and plan of each example. ValueError names an example that does not fit, latents included."""
+    """input_ids, labels and plan of each turn of each example: as in generation, memory of earlier turns is not there.
+    ValueError names an example that has no reply, or does not fit, latents included."""
     rows = []
     for example in examples:
-        prompt, reply = language.prompt_ids(example.question), language.reply_ids(example.reply)
-        plan = plan_of(prompt + reply, len(prompt), rule.delimiters_V, rule.limits)
-        require_room(language, example, len(prompt) + len(reply), weaver, "shorten it, or drop it from the data")
-        rows.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply, "plan_BL": plan})
+        if not example.reply:
+            raise ValueError(
+                f"example {example.id} has no worked reply to learn from; use trainer=grpo with trainer.sft_steps=0, or data "
+                "that have some."
+            )
+        taught = replace(example, reply=example.woven or example.reply)
+        for number, (prompt, reply) in enumerate(language.turns_of(taught)):
+            plan = plan_of(prompt + reply, len(prompt), rule.delimiters_V, rule.of_turn(number).limits)
+            plan = thinned(plan, example.inserts) if example.inserts else plan
+            require_room(language, example, len(prompt) + len(reply), weaver, "shorten it, or drop it from the data")
+            rows.append({"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply, "plan_BL": plan})
     return rows
 
 

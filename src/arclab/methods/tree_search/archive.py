@@ -72,7 +72,7 @@ class Expansion:
 
 class Archive:
     """shown: the prompts of the task, by id in the tree. rng: of choices, in the order in which they are made. num_pending:
-    draws that are asked for and not yet in the tree."""
+    draws that are asked for and not yet in the tree. not_sent: settings that the server took no value of."""
 
     def __init__(self, task: ArcTask, setting: Setting, shown: Sequence[ShownPrompt], tree: Tree) -> None:
         self.task, self.setting, self.tree = task, setting, tree
@@ -80,6 +80,7 @@ class Archive:
         self.shown = {prompt.id: prompt for prompt in shown}
         self.rng = np.random.default_rng(_seed(setting.seed, task.id, "choices"))
         self.num_pending = 0
+        self.not_sent: set[str] = set()
         self._answers: set[tuple[tuple[tuple[int, ...], bytes] | None, ...]] = set()
         self._begun_s = time.monotonic()
         for number, prompt in enumerate(shown):
@@ -170,14 +171,24 @@ class Archive:
 
     def take(self, expansion: Expansion, reply: Reply) -> list[ProgramRun]:
         """What was drawn, as nodes that are not in the tree yet, and the programs to run, one for each that runs."""
+        self.not_sent |= set(reply.not_sent)
         if reply.problem:
             ending = Ending.context if reply.too_long else Ending.refused
             expansion.drawn = [self._node(expansion, len(expansion.parent.children), 0, "", None, None, ending)]
         else:
+            self._require_counts(reply)
             texts = {child.text: child.tag for child in expansion.parent.children}
             for number, completion in enumerate(reply.completions):
                 expansion.drawn.append(self._drawn(expansion, number, completion, texts))
         return [self._job(node) for node in expansion.nodes if self._runs(node)]
+
+    def _require_counts(self, reply: Reply) -> None:
+        """ValueError: tokens are to be limited, and a server does not tell them."""
+        if self.setting.search.max_tokens is not None and any(c.num_tokens is None for c in reply.completions):
+            raise ValueError(
+                f"search.max_tokens={self.setting.search.max_tokens} needs the number of tokens of each reply, which the "
+                "server does not tell; set search.max_tokens=null and limit search.num_programs."
+            )
 
     def _drawn(self, expansion: Expansion, number: int, completion: Completion, texts: dict[str, str]) -> Node | Duplicate:
         """texts: those that the parent has, with their tags; the new one is added."""
@@ -243,8 +254,8 @@ class Archive:
 
     def _runs(self, node: Node) -> bool:
         """A step without an end, or of nothing, is not run; a correction that nobody wrote neither."""
-        is_unwritten = node.kind is NodeKind.refinement and node.ending in (Ending.context, Ending.refused)
-        return node.ending not in (Ending.cut, Ending.empty) and not is_unwritten
+        is_missing = node.kind is NodeKind.refinement and node.is_unwritten
+        return node.ending not in (Ending.cut, Ending.empty) and not is_missing
 
     def _job(self, node: Node) -> ProgramRun:
         source = self.steps.source(node.written)

@@ -104,8 +104,7 @@ class Engine:
 
             def take(number: int, reply: Reply, batch: list[Work] = batch) -> None:
                 search, expansion = batch[number]
-                if reply.problem and not search.skipped:
-                    search.skipped = reply.problem
+                search.problem = search.problem or reply.problem
                 jobs = search.archive.take(expansion, reply)
                 self._running[threads.submit(run_jobs, self._sandbox, jobs)] = batch[number]
 

@@ -115,7 +115,7 @@ def _value(node: Node, search: MctsConfig) -> float:
     if known:
         return (node.q * known - lost) / (known + lost)
     above = node.parent
-    assumed = max(-1.0, _plain_q(above) - search.fpu_reduction) if above is not None else 0.0
+    assumed = _plain_q(above) - search.fpu_reduction if above is not None else 0.0
     return (assumed - lost) / (1 + lost)
 
 
@@ -152,7 +152,8 @@ class _Rollouts:
 
     def prompt(self, rollout: int) -> Node | None:
         """The prompt that a rollout begins at: of those with something left, in turn or at random; None: nothing is left."""
-        nodes = [node for node in self.archive.prompts if node.hinted == self._is_hinted(rollout)]
+        hinted = self._is_hinted(rollout)  # once: it may be drawn
+        nodes = [node for node in self.archive.prompts if node.hinted == hinted]
         turn = rollout
         if not self.archive.setting.solver.examples.rotate:
             turn = int(self.archive.rng.integers(len(nodes)))

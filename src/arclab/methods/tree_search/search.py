@@ -71,17 +71,19 @@ class TreeFile:
 
 
 class TaskSearch:
-    """file None: nothing is kept. num_drawn, num_tokens: drawn by this process, those from the file left out. skipped: why the
-    task could not be tried."""
+    """file None: nothing is kept. num_drawn, num_tokens: drawn by this process, those from the file left out. problem: why a
+    prompt got no reply, the first time; skipped: the same if no prompt of the task got any, so that it was not tried."""
 
     def __init__(self, task: ArcTask, setting: Setting, shown: Sequence[ShownPrompt], file: TreeFile | None = None) -> None:
-        self.task, self._file, self.skipped = task, file, ""
+        self.task, self._file, self.skipped, self.problem = task, file, "", ""
         items = {} if file is None else file.load()
         tree = Tree(task.id, Steps.of(setting.solver.steps), None if file is None else file.settings)
         self.num_drawn = self.num_tokens = 0
         self._missing: set[Expansion] = set()
-        self.is_done = isinstance(items.get(END), End)
-        if self.is_done:
+        end = items.get(END)
+        self.is_done = isinstance(end, End)
+        if isinstance(end, End):
+            self.skipped = end.skipped
             for item in items.values():
                 put_item(tree, item)
             self.archive = Archive(task, setting, (), tree)
@@ -156,10 +158,10 @@ class TaskSearch:
     def _end(self) -> None:
         self.is_done = True
         drawn = list(self.tree.drawn())
-        if drawn and all(node.ending in (Ending.context, Ending.refused) for node in drawn):
-            self.skipped = self.skipped or "no prompt of it could be answered"
-            return  # asked again next time, which costs nothing: another setting may let it fit
-        self.tree.end = End(self._grower.reason, self._grower.num_rollouts, self.archive.seconds)
+        if drawn and all(node.is_unwritten for node in drawn):
+            self.skipped = self.problem or "no prompt of it could be answered"
+        unsent = tuple(sorted(self.archive.not_sent))
+        self.tree.end = End(self._grower.reason, self._grower.num_rollouts, self.archive.seconds, self.skipped, unsent)
         self._keep({END: end_record(self.tree.end)})
 
     def _keep(self, records: Mapping[str, Mapping[str, Any]]) -> None:

@@ -27,7 +27,7 @@ from arclab.methods.tree_search.engine import Engine, Values
 from arclab.methods.tree_search.prompts import Example, shown_prompts
 from arclab.methods.tree_search.search import TaskSearch, TreeFile
 from arclab.methods.tree_search.steps import Steps
-from arclab.methods.tree_search.trees import Ending, NodeKind, Tree
+from arclab.methods.tree_search.trees import Ending, Node, NodeKind, Tree
 from arclab.programs.outcomes import Outcome
 from arclab.programs.rewards import RewardKind, reward, score_tests
 from arclab.programs.sandbox.pool import Sandbox
@@ -112,6 +112,8 @@ def answers(tasks: Sequence[ArcTask], trees: Mapping[str, Tree], skipped: Mappin
         ranked = candidates(groups, len(task.tests))
         attempts.candidates |= {(task.id, number): ranked[number] for number in range(len(task.tests))}
         attempts.programs[task.id] = written_programs(groups)
+    ends = [tree.end for tree in trees.values() if tree.end is not None]
+    attempts.not_sent = dict(Counter(setting for end in ends for setting in end.not_sent))
     attempts.statistics = statistics(tasks, trees, finished, len(skipped))
     return attempts
 
@@ -125,7 +127,7 @@ def statistics(
     num_drawn = sum(tree.num_attempts for tree in all_trees)
     found = {
         "programs/count": float(num_drawn),
-        "programs/tokens": float(sum(tree.num_tokens for tree in all_trees)),
+        **_tokens(all_trees),
         "programs/tasks_skipped": float(num_skipped),
         "programs/tasks_with_right": float(np.mean([tree.root.num_passing > 0 for tree in all_trees])),
         "tree/programs_passing": float(np.mean([tree.root.num_passing for tree in all_trees])),
@@ -154,6 +156,13 @@ def statistics(
         rewards = [reward(RewardKind.smooth, outcome).components for outcome in outcomes]
         found |= {name: float(np.mean([components[name] for components in rewards])) for name in rewards[0]}
     return found
+
+
+def _tokens(trees: Sequence[Tree]) -> dict[str, float]:
+    """Nothing where a server does not tell them."""
+    drawn = [item for tree in trees for item in (*tree.drawn(), *tree.duplicates)]
+    is_told = all(item.num_tokens is not None or (isinstance(item, Node) and item.is_unwritten) for item in drawn)
+    return {"programs/tokens": float(sum(tree.num_tokens for tree in trees))} if is_told else {}
 
 
 def _coverage(tasks: Sequence[ArcTask], finished: Mapping[str, list[Outcome]]) -> dict[str, float]:

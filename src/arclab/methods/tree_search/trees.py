@@ -80,7 +80,7 @@ class Node:
     is_exhausted: nothing is left to draw below."""
 
     tag: str
-    parent: Node | None
+    parent: Node | None = field(repr=False)
     kind: NodeKind
     depth: int
     rollout: int = 0
@@ -98,8 +98,8 @@ class Node:
     valid: bool = True
     value: float | None = None
     reward: float | None = None
-    outcome: Outcome | None = None
-    children: list[Node] = field(default_factory=list)
+    outcome: Outcome | None = field(default=None, repr=False)
+    children: list[Node] = field(default_factory=list, repr=False)
     visits: int = 0
     value_sum: float = 0.0
     num_attempts: int = 0
@@ -118,6 +118,11 @@ class Node:
     @property
     def is_terminal(self) -> bool:
         return self.ending is not Ending.open
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Nothing could be drawn, so that it stands for the lack of it."""
+        return self.ending in (Ending.context, Ending.refused)
 
     @property
     def passes(self) -> bool:
@@ -160,6 +165,7 @@ class End:
     num_rollouts: int
     seconds: float
     skipped: str = ""  # why the task could not be tried
+    not_sent: tuple[str, ...] = ()  # settings that the server took no value of
 
 
 class Tree:
@@ -189,7 +195,7 @@ class Tree:
             return
         node.written = (self.steps.opening if node.kind is NodeKind.refinement else parent.written) + node.text
         self._count(parent, node.num_tokens)
-        parent.is_closed |= node.ending in (Ending.context, Ending.refused)
+        parent.is_closed |= node.is_unwritten
         if node.reward is not None:
             for above in node.path():
                 above.visits += 1
@@ -293,8 +299,8 @@ _OUTCOME: dict[str, Kind] = {"demos": list, "answers": list, "cpu_s": float, "no
 def parse_item(record: dict[str, Any], line: Line) -> Item:
     """What a line holds; a node as its record, checked. DamagedFile: none of these."""
     if record["id"] == END:
-        line.require(record, {"reason": str, "rollouts": int, "seconds": float, "skipped": str})
-        return End(record["reason"], record["rollouts"], record["seconds"], record["skipped"])
+        line.require(record, {"reason": str, "rollouts": int, "seconds": float, "skipped": str, "not_sent": list[str]})
+        return End(record["reason"], record["rollouts"], record["seconds"], record["skipped"], tuple(record["not_sent"]))
     if "duplicate_of" in record:
         line.require(record, _DUPLICATE)
         return Duplicate(
@@ -366,7 +372,13 @@ def duplicate_record(duplicate: Duplicate) -> tuple[str, dict[str, Any]]:
 
 
 def end_record(end: End) -> dict[str, Any]:
-    return {"reason": end.reason, "rollouts": end.num_rollouts, "seconds": end.seconds, "skipped": end.skipped}
+    return {
+        "reason": end.reason,
+        "rollouts": end.num_rollouts,
+        "seconds": end.seconds,
+        "skipped": end.skipped,
+        "not_sent": list(end.not_sent),
+    }
 
 
 def node_from(record: Mapping[str, Any], parent: Node, tree: Tree) -> Node:

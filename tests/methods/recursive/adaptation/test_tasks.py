@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from arclab.config.adaptation_schema import ShownTask, TableStart, WeightParts
 from arclab.config.schema import ExperimentConfig
+from arclab.data.augment import ViewRule
+from arclab.methods.recursive.adaptation.tasks import TaskAdapter
 from arclab.methods.recursive.model import RecursiveModel
+from arclab.runs.preempt import ToldToEnd
+from arclab.runs.ranks import Ranks
 
 from .common import TASKS, adapter_of, changed, etrm, tensors, trm, wanted
 
@@ -138,3 +143,21 @@ def test_keys_change_what_is_learned(build: Build, kind: str, changes: dict[str,
         with adapter_of(config, model, settings).adapted(TASKS[0]):
             found.append(tensors(model))
     assert not all(torch.equal(a, found[1][name]) for name, a in found[0].items())
+
+
+def test_jointly_no_rank_goes_on_alone() -> None:
+    """One that was not told to end leaves with the one that was, which would never send it what it found."""
+
+    class OtherIsTold(Ranks):
+        def gather_objects(self, value: Any) -> list[Any]:
+            return [value, True]
+
+    config, model = etrm()
+    before = tensors(model)
+    adapter = TaskAdapter(
+        model, config, wanted("weights", joint=True, steps=2), TASKS, {}, ViewRule.content, first_step=1000,
+        ranks=OtherIsTold(0, 2, torch.device("cpu")),
+    )  # fmt: skip
+    with pytest.raises(ToldToEnd, match="begins anew"), adapter.adapted_jointly():
+        pass
+    assert not changed(before, tensors(model))

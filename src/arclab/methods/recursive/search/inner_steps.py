@@ -66,5 +66,6 @@ class InnerSteps:
 
 def inner_steps_of(config: EncoderConfig, model: RecursiveModel) -> InnerSteps | None:
     """None where there are none to take."""
-    takes_any = isinstance(config, TaskEncoderConfig) and config.inner_steps > 0
-    return InnerSteps(config, model) if takes_any else None
+    if isinstance(config, TaskEncoderConfig) and config.inner_steps > 0:
+        return InnerSteps(config, model)
+    return None

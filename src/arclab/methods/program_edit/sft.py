@@ -1,0 +1,131 @@
+"""stage=sft: the model that drew the edits learns those that were kept and not rejected.
+
+    sft_stage(config, ranks, signals, folder)       # writes model/ (a model folder) and trained.json
+
+A row is the prompt of the edit, then <think> reasoning </think> and the program; the loss is on the reply alone. With
+sft.weight_beta rows count by what their edit gained (advantage_weights). All weights are trained, in float32. One process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from arclab.config.compose import ConfigError
+from arclab.config.llm_schema import HfModelConfig
+from arclab.config.program_edit_schema import EditSftConfig, ProgramEditConfig
+from arclab.files import write_atomically
+from arclab.lm.hf import HfModel, load_hf
+from arclab.lm.hf_loading import folder_digest
+from arclab.lm.language_model import Message
+from arclab.lm.training.finetune import require_float32, tokenised
+from arclab.lm.training.life import AllWeights
+from arclab.lm.training.sft import ROW_WEIGHT, Row, SftSettings, StageCadence, Where, advantage_weights, sft
+from arclab.methods.program_edit.replies import Taught, accepted, read_review, read_taught
+from arclab.methods.program_edit.sample import MODEL, TRAINED, model_config
+from arclab.methods.program_edit.select import SFT, review_path
+from arclab.metrics.logger import MetricLogger
+from arclab.runs.checkpoints import CheckpointFolder, read_state
+from arclab.runs.folder import RunDir, State
+from arclab.runs.lifecycle import RecordFailure, RunFolder, finish
+from arclab.runs.preempt import StopRequest
+from arclab.runs.ranks import Ranks
+from arclab.runs.signals import StopSignals
+from arclab.runs.stages import Made, require_inputs, require_same_inputs, write_manifest
+
+
+def sft_stage(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
+    run, inputs = folder.run, {"edits": config.file_of("select", config.round, SFT), "review": review_path(config)}
+    with folder.building():
+        require_inputs(config, inputs)
+        rows = _learned(inputs["edits"], inputs["review"])
+        with folder.held(config, ()) as is_finished:
+            if is_finished:
+                require_same_inputs(run, inputs)
+                return State.done
+            with RecordFailure(run):
+                model = _model(config)
+                step = _train(config, model, rows, run, ranks, StopRequest(run, ranks, signals))
+
+                def conclude() -> str:
+                    _save(model, run)
+                    made = Made(outputs=[run.path / TRAINED], counts={"rows": len(rows), "steps": step}, message="")
+                    write_manifest(config, run, inputs, made)
+                    return f"learned from {len(rows)} edits: {run.path / MODEL}"
+
+                return finish(config, run, ranks, step, conclude)
+
+
+def _learned(edits: Path, review: Path) -> list[Taught]:
+    rows = read_taught(edits)
+    left = accepted(rows, read_review(review, {row.id for row in rows}))
+    if not left:
+        raise ConfigError(f"{review} rejects all {len(rows)} edits, so there is nothing to learn; accept some.")
+    return left
+
+
+def _model(config: ProgramEditConfig) -> HfModel:
+    given = model_config(config, config.round)
+    assert isinstance(given, HfModelConfig), "the schema refuses others"
+    model = load_hf(replace(given, device=config.device))
+    require_float32(model)
+    return model
+
+
+def rows_of(model: HfModel, taught: Sequence[Taught], config: EditSftConfig) -> list[Row]:
+    """ValueError: a row does not fit into the context."""
+    rows = tokenised(model, [((Message("user", row.prompt),), row.reply) for row in taught])
+    if config.weight_beta is not None:
+        weights = advantage_weights([row.delta for row in taught], config.weight_beta, config.max_weight)
+        rows = [row | {ROW_WEIGHT: [weight]} for row, weight in zip(rows, weights, strict=True)]
+    return rows
+
+
+def _train(
+    config: ProgramEditConfig, model: HfModel, taught: Sequence[Taught], run: RunDir, ranks: Ranks, stop: StopRequest
+) -> int:  # fmt: skip
+    wished, rows = config.sft, rows_of(model, taught, config.sft)
+    record = {"rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}
+    done = _steps_done(run, record)
+    settings = SftSettings(
+        batch_size=wished.batch_size, grad_accumulation=1, lr=wished.lr, warmup_steps=wished.warmup_steps, schedule="cosine",
+        weight_decay=wished.weight_decay, clip_norm=1.0, seed=config.seed, key="sft",
+    )  # fmt: skip
+    cadence = StageCadence(wished.steps, config.num_threads, config.device, wished.log_every, wished.checkpoint_every)
+    with MetricLogger(run.metrics, None, resume_step=done or -1, runtime_s=0.0) as logger, model.trainable() as network:
+        where = Where(
+            cadence=cadence, run=run, ranks=ranks, stop=stop, logger=logger, monitor=None, title=f"sft, round {config.round}",
+            keep_last=1,
+        )  # fmt: skip
+        return sft(
+            network, rows, settings, where, pad_id=model.pad_id, weights=AllWeights(network), evaluate=None, record=record,
+            tokenizer=model.tokenizer, divergence_remedy="lower sft.lr",
+        )  # fmt: skip
+
+
+def _steps_done(run: RunDir, record: dict[str, Any]) -> int:
+    """ConfigError: the checkpoint that is there learned from other rows."""
+    checkpoints = CheckpointFolder(run.checkpoints, 1)
+    steps = checkpoints.steps()
+    if steps and read_state(checkpoints.path(steps[-1])).get("rows") != record["rows"]:
+        raise ConfigError(
+            f"{run.path} has begun to learn from other edits than those that are accepted now; remove it to begin again."
+        )
+    return steps[-1] if steps else 0
+
+
+def _save(model: HfModel, run: RunDir) -> None:
+    """The model folder, whole or not at all, and trained.json, which names its content."""
+    target, building = run.path / MODEL, run.path / f".{MODEL}"
+    for folder in (target, building):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    model.save(building)
+    os.replace(building, target)
+    write_atomically(run.path / TRAINED, json.dumps({"model": MODEL, "content": folder_digest(target)}) + "\n")

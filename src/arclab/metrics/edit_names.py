@@ -1,0 +1,20 @@
+"""The metrics edits/* of models that edit programs: what names.py registers. Name: (unit, direction, meaning)."""
+
+from __future__ import annotations
+
+# Of models that edit programs: over all edits of the start programs of a stage.
+EDITS = {
+    "count": ("edits", "none", "edits that were drawn: the N of the shares of edits"),
+    "starts": ("programs", "none", "start programs that were edited: the N of edits/solved_share"),
+    "parent_value": ("", "none", "what the program that an edit was made from is worth"),
+    "changed_cells": ("share", "up", "right cells of those that change from input to output, or that the program changed"),
+    "mean_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off"),
+    "chain_gain": ("", "up", "what the best edit of a start program, in any turn, adds to it; mean over start programs"),
+    "improved_share": ("share", "up", "edits that make their program worth more"),
+    "solved_share": ("share", "up", "start programs of which some edit reproduces every demonstration"),
+    "tests_solved_share": ("share", "up", "start programs of which some edit answers every test input right"),
+    "with_program": ("share", "up", "edits that hold a new program"),
+    "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
+    "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
+    "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),
+}
