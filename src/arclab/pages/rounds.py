@@ -50,10 +50,9 @@ def render_rounds(result: RoundsPage) -> str:
 
 def _summary(histogram: Histogram) -> str:
     values = np.asarray(histogram.values)
-    return (
-        f"{len(values):,} {histogram.things}: median {np.median(values):g}, 99 % at most {np.quantile(values, 0.99):g}, longest "
+    middle, most = np.median(values), np.quantile(values, 0.99)
+    return f"{len(values):,} {histogram.things}: median {middle:g}, 99 % at most {most:g}, longest "
         f"{values.max():,} {histogram.unit}"
-    )
 
 
 def histogram_svg(histogram: Histogram) -> Markup:

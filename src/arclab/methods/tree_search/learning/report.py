@@ -97,8 +97,8 @@ def _coverage_table(rows: Sequence[Coverage]) -> ResultTable:
 
 def _learning_table(config: TreeLearningConfig) -> ResultTable:
     columns = (
-        "round", "programs learned", "perplexity, held-out tasks", "perplexity, held-out programs", "reward model, held-out pairs",
-        "unseen tasks solved (two attempts)", "at the start", "twin",
+        "round", "programs learned", "perplexity, held-out tasks", "perplexity, held-out programs",
+        "reward model, held-out pairs", "unseen tasks solved (two attempts)", "at the start", "twin",
     )  # fmt: skip
     rows = []
     for number in range(config.rounds):
@@ -110,7 +110,7 @@ def _learning_table(config: TreeLearningConfig) -> ResultTable:
         )  # fmt: skip
         cells = [form.format(counts[stage][key]) if key in counts[stage] else "none" for stage, key, form in wanted]
         rows.append((str(number), *cells))
-    note = "The twin has learned the same prompts with programs of other tasks. The start is the policy before the first round."
+    note = "The twin learned the same prompts with programs of other tasks. The start is the policy before the first round."
     return ResultTable("Learning", columns, tuple(rows), note)
 
 
