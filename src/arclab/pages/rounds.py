@@ -51,8 +51,10 @@ def render_rounds(result: RoundsPage) -> str:
 def _summary(histogram: Histogram) -> str:
     values = np.asarray(histogram.values)
     middle, most = np.median(values), np.quantile(values, 0.99)
-    return f"{len(values):,} {histogram.things}: median {middle:g}, 99 % at most {most:g}, longest "
-        f"{values.max():,} {histogram.unit}"
+    return (
+        f"{len(values):,} {histogram.things}: median {middle:g}, 99 % at most {most:g}, longest {values.max():,} "
+        f"{histogram.unit}"
+    )
 
 
 def histogram_svg(histogram: Histogram) -> Markup:
