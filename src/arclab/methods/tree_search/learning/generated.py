@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from arclab.data.rearc import PREFIX, PairRule, load_rearc
 from arclab.data.rearc_package import INSTALL, package_folder
 from arclab.data.sources import REARC_ORIGINALS, load_source
 from arclab.data.tasks import MAX_SIDE, ArcTask, Grid, Pair, PairStream
-from arclab.methods.tree_search.learning.records import Curated
+from arclab.files import parse_object
+from arclab.methods.tree_search.learning.records import AUGMENTED, Curated
 
 STAMP = "pairs of RE-ARC are generated from the rules of training tasks, and of these alone"
 
@@ -97,4 +99,4 @@ def task_of(entry: Curated, tasks: Mapping[str, ArcTask]) -> ArcTask:
     """The task that an entry is taught with."""
     if not entry.examples:
         return tasks[entry.origin]
-    return ArcTask.from_json(json.loads(entry.examples), entry.task)
+    return ArcTask.from_json(parse_object(entry.examples, Path(AUGMENTED)), entry.task)
