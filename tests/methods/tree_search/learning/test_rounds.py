@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_a_round_goes_from_trees_to_a_judged_policy(run: Run, writers: Writers, 
     second = read_records(root / "round_1/collect" / SOLUTIONS, Solution)
     assert {each.number for each in second} == {1}
     assert {each.number for each in read_records(root / "round_1/curate" / CURATED, Curated)} <= {0, 1}
+    rows = json.loads((root / "coverage.json").read_text())
+    first, later = (
+        {each.task for each in read_records(root / f"round_{k}/collect" / SOLUTIONS, Solution) if each.right} for k in (0, 1)
+    )
+    assert [row["solved"] for row in rows] == [len(first), len(later)] and rows[1]["solved_so_far"] == len(first | later)
+    assert rows[1]["new"] == len(later - first) and rows[0]["num_tasks"] == 4
+    html = (root / "report.html").read_text()
+    assert (
+        html.count("<svg") == 3 and "http" not in html.replace("http://www.w3.org", "") and "Coverage of training tasks" in html
+    )
     status = RunDir(root).read_status()
     assert status is not None and "at the start and after each round" in status["message"]
 

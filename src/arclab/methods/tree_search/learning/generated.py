@@ -1,7 +1,7 @@
 """Generated examples of training tasks (RE-ARC), and the tasks that they make.
 
     pairs, notes = generated_pairs(config, tasks, 4)              # {task id: pairs}; notes: why there are none
-    entries = pseudo_tasks(task, programs, pairs)                 # curated records with examples of their own
+    entries = pseudo_tasks(task, programs, pairs, solves)         # curated records with examples of their own
 
 An example belongs to the first of a task's programs that solves it, so that each program is taught with what it explains. As
 many of them as the task has demonstrations and tests make a pseudo-task; what is left over is dropped. Generators cut
@@ -22,8 +22,8 @@ from arclab.data.rearc import PREFIX, PairRule, load_rearc
 from arclab.data.rearc_package import INSTALL, package_folder
 from arclab.data.sources import REARC_ORIGINALS, load_source
 from arclab.data.tasks import MAX_SIDE, ArcTask, Grid, Pair, PairStream
-from arclab.files import parse_json
-from arclab.methods.tree_search.learning.records import Curated
+from arclab.files import parse_object
+from arclab.methods.tree_search.learning.records import AUGMENTED, Curated
 
 STAMP = "pairs of RE-ARC are generated from the rules of training tasks, and of these alone"
 
@@ -99,4 +99,4 @@ def task_of(entry: Curated, tasks: Mapping[str, ArcTask]) -> ArcTask:
     """The task that an entry is taught with."""
     if not entry.examples:
         return tasks[entry.origin]
-    return ArcTask.from_json(parse_json(entry.examples, Path(f"the examples of {entry.task}")), entry.task)
+    return ArcTask.from_json(parse_object(entry.examples, Path(AUGMENTED)), entry.task)

@@ -16,6 +16,7 @@ from arclab.config.tree_learning_schema import TreeLearningConfig
 from arclab.methods.tree_search.learning.collect import collect
 from arclab.methods.tree_search.learning.curate import augment, curate
 from arclab.methods.tree_search.learning.evaluate import evaluate, judged
+from arclab.methods.tree_search.learning.report import write_report
 from arclab.methods.tree_search.learning.sft import sft_stage, start
 from arclab.methods.tree_search.learning.values import reward_model
 from arclab.metrics.names import is_counted_share
@@ -47,4 +48,5 @@ def _conclude(config: TreeLearningConfig, run: RunDir) -> str:
     begun = counts[0].get("learned/start_solved", 0.0)
     told = ", ".join(f"{100 * share:.1f} %" for share in [begun, *(each.get("ARC/solved@2", 0.0) for each in counts)])
     result = judged(config, RunDir(config.folder_of("evaluate", config.rounds - 1)), run)
+    write_report(config, run, result)
     return f"unseen tasks solved at the start and after each round: {told}" + (f"; {result}" if result else "")
