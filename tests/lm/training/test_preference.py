@@ -82,7 +82,7 @@ def test_the_loss_is_weighted_and_does_not_depend_on_the_pieces(tiny_lm: Path, t
         [read_values(network.eval(), [row["chosen"]], PAD)[0] - read_values(network, [row["rejected"]], PAD)[0] for row in rows]
     )
     wanted = -(torch.tensor([0.0, 0.5, 1.5, 2.0]) * logsigmoid(differences)).mean()
-    trainer = module._Preference.__new__(module._Preference)
+    trainer: Any = module._Preference.__new__(module._Preference)
     trainer.args = type("Arguments", (), {"gradient_accumulation_steps": 1})()
     assert trainer.compute_loss(network, collate_pairs(rows, PAD)).item() == pytest.approx(wanted.item(), rel=1e-4)
     weights = []

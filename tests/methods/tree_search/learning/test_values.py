@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_it_is_trained_on_the_texts_that_the_search_shows(tiny_lm: Path) -> None
     assert isinstance(config.lm, HfModelConfig)
     reader, asked, task = reader_of(config.lm), list[list[int]](), TASKS[0]
 
-    def values(shown: list[tuple[Prompt, str]]) -> list[float]:
+    def values(shown: Sequence[tuple[Prompt, str]]) -> list[float]:
         asked.extend(reader.value_ids(*each) for each in shown)
         return [0.0] * len(shown)
 

@@ -25,6 +25,7 @@ from arclab.methods.tree_search.steps import Steps
 # (task id, program, is it unfinished) -> what it answers for the inputs of its task; of an unfinished one whether it runs.
 # None: it fails.
 Answers = Callable[[Sequence[tuple[str, str, bool]]], Sequence[Hashable | None]]
+_FILTERS = ("wrong", "copies", "long", "worse", "longer", "similar")
 _IGNORED = (
     tokenize.COMMENT,
     tokenize.NL,
@@ -96,7 +97,7 @@ def _valid(
 
 def curated(solutions: Sequence[Solution], steps: Steps, config: CurateConfig) -> tuple[list[Solution], dict[str, int]]:
     """The programs that are left, by task in the order of the solutions, and how many each filter took."""
-    taken: dict[str, int] = dict.fromkeys(("wrong", "copies", "long", "worse", "longer", "similar"), 0)
+    taken: dict[str, int] = dict.fromkeys(_FILTERS, 0)
     by_task: dict[str, list[Solution]] = defaultdict(list)
     for solution in solutions:
         by_task[solution.task].append(solution)

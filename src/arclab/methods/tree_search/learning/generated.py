@@ -1,7 +1,7 @@
 """Generated examples of training tasks (RE-ARC), and the tasks that they make.
 
     pairs, notes = generated_pairs(config, tasks, 4)              # {task id: pairs}; notes: why there are none
-    entries = pseudo_tasks(task, programs, pairs, solves)         # curated records with examples of their own
+    entries = pseudo_tasks(task, programs, pairs)                 # curated records with examples of their own
 
 An example belongs to the first of a task's programs that solves it, so that each program is taught with what it explains. As
 many of them as the task has demonstrations and tests make a pseudo-task; what is left over is dropped. Generators cut
