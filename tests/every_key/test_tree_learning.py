@@ -221,7 +221,7 @@ def test_tasks_and_programs_are_as_many_as_it_says() -> None:
     from arclab.methods.tree_search.learning.values import is_used
 
     config = config_of(**{"collect.max_tasks": 3, "evaluate.max_tasks": 2})
-    assert len(training_tasks(config)) == 3 and len(training_tasks(config_of())) == 300
+    assert len(training_tasks(config)) == 3 and len(training_tasks(config_of())) == 700
     assert len(named_tasks(config, config.evaluate.split.value, "evaluate.split", config.evaluate.max_tasks)) == 2
     assert setting_of(config, num_programs=5).search.num_programs == 5 != setting_of(config).search.num_programs
     assert is_used(config, 1) and not is_used(config, 0) and not is_used(config_of(**{"reward_model.is_used": False}), 1)
