@@ -52,7 +52,7 @@ def test_group_options_differ_from_each_other() -> None:
 def test_an_option_of_another_script_is_refused_with_those_that_fit() -> None:
     for script, word, fitting in (
         ("pretrain_encoder", "dataset=gsm8k", "arc1, arc1_concept, arc1_rearc, arc2, rearc, toy"),
-        ("pretrain_memgen", "dataset=arc1", "arc_programs, arithmetic, gsm8k"),
+        ("pretrain_memgen", "dataset=arc1", "arc_programs, arc_refinement, arithmetic"),
         ("pretrain_memgen", "trainer=default", "grpo, sft"),
         ("pretrain_encoder", "experiment=memgen_quickstart", "etrm_arc1"),
     ):
@@ -213,7 +213,7 @@ PROGRAMS = ["solver=program_sampling", "lm=tiny", "dataset=toy"]
         (["solver=program_sampling", "dataset=toy"], "lm has no value; choose lm=endpoint or"),
         (
             ["solver=nothing"],
-            "solver=nothing is not an option of the group solver; choose ensemble, memgen, memgen_ltpo, program_sampling, recursive, tree_search.",
+            "solver=nothing is not an option of the group solver; choose ensemble, memgen, memgen_ltpo, program_edit, program_sampling, recursive, tree_search.",
         ),
         ([*PROGRAMS, "solver=recursive"], "solver=program_sampling and recursive is more than one option"),
         ([*PROGRAMS, "checkpoint=x"], "checkpoint goes with solver=recursive; drop checkpoint"),

@@ -72,7 +72,7 @@ TABLE: Table = {
 }
 OTHERS: Table = {
     "dataset.max_side": (5, "data/test_splits.py::test_a_size_limit_leaves_out_and_says_how_many"),
-    "solver.kind": (None, "every_key/test_programs.py::test_there_are_two_solvers"),
+    "solver.kind": (None, "every_key/test_programs.py::test_each_solver_has_a_table_of_its_own"),
     **{f"lm.trigger.{key}": (None, "methods/memgen/test_language.py::test_a_trigger_decides_in_generation_and_in_scores_alike") for key in ("kind", "probability", "threshold", "count")},
     "lm.memory": (None, "methods/memgen/test_language.py::test_samples_do_not_depend_on_their_batch_and_memory_counts"),
     "lm.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
@@ -108,9 +108,13 @@ def test_every_key_has_a_row() -> None:
     require_the_named_tests(OTHERS)
 
 
-def test_there_are_two_solvers() -> None:
+def test_each_solver_has_a_table_of_its_own() -> None:
     """Each has a root and a table of its own, so that no other value of solver.kind can be given."""
-    assert sorted(path.stem for path in (ROOT / "conf/solver").glob("*.yaml")) == ["program_sampling", "tree_search"]
+    assert sorted(path.stem for path in (ROOT / "conf/solver").glob("*.yaml")) == [
+        "program_edit",
+        "program_sampling",
+        "tree_search",
+    ]
 
 
 @cache
