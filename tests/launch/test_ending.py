@@ -42,9 +42,11 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], ti
 def start_long_run(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[str], RunDir]:
     """A run with one checkpoint at its far end, once it has made some steps."""
     long = ["trainer.steps=2000", "trainer.checkpoint_every=2000", f"runs_dir={tmp_path}", "name=t", *overrides]
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, and a child inherits what is ignored
     process = subprocess.Popen(
         [sys.executable, "pretrain_encoder.py", *TINY, *long], cwd=ROOT, env=script_env(), stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGHUP, before)
     run = RunDir(tmp_path / "quickstart" / "t")
     wait_until(lambda: len(read_rows(run.metrics)) > 5, process)
     return process, run
