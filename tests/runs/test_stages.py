@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from arclab.files import read_object
 from arclab.launch.queue.plan import read_plan
 from arclab.launch.start import start
 from arclab.runs.folder import RunDir, State
-from arclab.runs.stages import MANIFEST, read_counts
+from arclab.runs.stages import MANIFEST, digest, read_counts
 from arclab.runs.worklist import Worklist
 
 CONF = str(Path(__file__).resolve().parents[1] / "second_method" / "conf")
@@ -57,7 +58,9 @@ def test_a_changed_file_is_refused_and_named(name: list[str], tmp_path: Path) ->
     numbers.write_text(numbers.read_text() + "\n")
     with pytest.raises(ConfigError, match=r"numbers\.jsonl has been changed since its stage wrote it"):
         start("second_stages.py", [*name, "stage=total"])
-    (numbers.parent / MANIFEST).unlink()
+    manifest = read_object(numbers.parent / MANIFEST)
+    manifest["outputs"]["numbers.jsonl"] = digest(numbers)  # made again, otherwise
+    (numbers.parent / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match=r"total was made from another .*numbers\.jsonl"):
         start("second_stages.py", [*name, "stage=total"])
 
@@ -79,6 +82,8 @@ def test_told_to_end_inside_a_stage_it_goes_on_there(
     status = run.read_status()
     assert status is not None and status["state"] == "PREEMPTED" and "count of round 0 is not finished" in status["message"]
     assert RunDir(run.path / "round_0/count").state is State.preempted
+    with pytest.raises(ConfigError, match=r"whose stage has not finished; run stage=count round=0 to its end first"):
+        start("second_stages.py", [*name, "stage=total"])
     assert start("second_stages.py", name) == 0
     assert made == ["0", "1", "2"]
 

@@ -122,13 +122,18 @@ def make_stage(
 
 
 def require_inputs(config: StagedConfig, inputs: Mapping[str, Path]) -> None:
-    """ConfigError: a file is not there, or is not what the stage that made it has written."""
+    """ConfigError: a file is not there, its stage has not finished, or it is not what that stage has written."""
     for key, path in inputs.items():
         if not path.is_file():
             made_by = path.parent.name if path.parent.name in config.STAGES else None
             remedy = f"run stage={made_by} first" if made_by else f"give {key} a file that is there"
             raise ConfigError(f"stage={config.stage.value} needs {path}, which does not exist; {remedy}.")
         manifest = path.parent / MANIFEST
+        if path.parent.name in config.STAGES and not manifest.is_file():
+            raise ConfigError(
+                f"stage={config.stage.value} needs {path}, whose stage has not finished; run stage={path.parent.name} "
+                f"round={path.parent.parent.name.removeprefix('round_')} to its end first."
+            )
         known = read_object(manifest).get("outputs", {}) if manifest.is_file() else {}
         if path.name in known and known[path.name] != digest(path):
             raise ConfigError(

@@ -23,7 +23,7 @@ from arclab.methods.program_edit.editing import read_records
 from arclab.methods.program_edit.population import Population
 from arclab.programs.toy import solution
 from arclab.runs.folder import RunDir, State
-from arclab.runs.stages import read_counts
+from arclab.runs.stages import MANIFEST, read_counts
 from arclab.runs.worklist import Worklist
 
 from .conftest import TOY
@@ -261,6 +261,7 @@ def test_an_evaluation_edits_the_best_edit_again(command: list[str], tmp_path: P
     trained = folder(tmp_path, "sft") / "trained.json"
     trained.parent.mkdir(parents=True)
     trained.write_text("{}")
+    (trained.parent / MANIFEST).write_text("{}")  # its stage has finished
     more = ["starts.mutants=0", "evaluate.num_samples=2", "prompt.instructions=false"]
     assert start(SCRIPT, changed(command, *more, "stage=evaluate", "evaluate.turns=3")) == 0
     records = read_records(folder(tmp_path, "evaluate") / "edits.jsonl")
