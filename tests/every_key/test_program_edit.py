@@ -235,6 +235,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: sandbox_modul
                 trained = Path("runs/program_edit/a/round_0/sft/trained.json")
                 trained.parent.mkdir(parents=True)
                 trained.write_text("{}")
+                (trained.parent / "manifest.json").write_text("{}")
             if stage == SOLVER_NAME:
                 patch.setattr("arclab.pages.report.render_report", lambda result: "")
                 start("evaluate.py", [*SOLVER_BASE, *overrides])
@@ -286,6 +287,7 @@ def learned(folder: Path, model: HfModel, monkeypatch: pytest.MonkeyPatch, *over
     rows = [{"id": str(n), "task": "t", "prompt": "2 1", "reply": "3", "delta": n / 3} for n in range(4)]
     (selected / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (selected / "review.json").write_text('{"decisions": {}}')
+    (selected / "manifest.json").write_text("{}")
     with monkeypatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sft_module, "sft", note)
