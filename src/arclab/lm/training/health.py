@@ -126,8 +126,8 @@ class RlRules:
             yield Verdict(
                 kind=Kind.no_signal, metric="rl/zero_variance_share", value=alike, threshold=1.0,
                 level=Level.bad if is_enough and not is_learned else Level.warning,
-                advice=_LEARNED if is_learned else "all rollouts of a group get one reward; use easier or harder questions, raise "
-                "trainer.group_size, or train the weaver with trainer=sft first",
+                advice=_LEARNED if is_learned else "all rollouts of a group get one reward; use easier or harder questions, "
+                "raise trainer.group_size, or train the weaver with trainer=sft first",
             )  # fmt: skip
         if clipped > _MOST_CLIPPED:
             yield Verdict(
