@@ -14,7 +14,7 @@ from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.llm_schema import (
     HOW_MODELS_RUN,
-    EvaluateLmConfig,
+    EvaluateWithProgramsConfig,
     HfModelConfig,
     ModelConfig,
     PromptConfig,
@@ -268,7 +268,7 @@ class EditSearchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateEditsConfig(EvaluateLmConfig):
+class EvaluateEditsConfig(EvaluateWithProgramsConfig):
     """Root of evaluate.py solver=program_edit."""
 
     solver: EditSearchConfig
@@ -284,10 +284,10 @@ class EvaluateEditsConfig(EvaluateLmConfig):
         """Kinds of search, and the twin without feedback, have folders of their own."""
         kind = "" if self.solver.search is EditSearch.chains else f"_{self.solver.search.value}"
         silent = "" if self.prompt.report else "_no_report"
-        return self.name or f"{EvaluateLmConfig.run_name.fget(self)}{kind}{silent}"  # pyright: ignore[reportOptionalCall]
+        return self.name or f"{EvaluateWithProgramsConfig.run_name.fget(self)}{kind}{silent}"  # pyright: ignore[reportOptionalCall]
 
     def check(self, path: str) -> list[str]:
-        problems = EvaluateLmConfig.check(self, path)
+        problems = EvaluateWithProgramsConfig.check(self, path)
         if self.reward.use_tests:
             problems.append(
                 "reward.use_tests=true is for tasks that are trained on, and this is an evaluation; set it to false."

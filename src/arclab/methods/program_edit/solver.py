@@ -48,7 +48,7 @@ from arclab.runs.folder import RunDir
 from arclab.runs.lifecycle import WorkProgress
 from arclab.runs.worklist import Worklist
 from arclab.solvers.answers import candidates, written_programs
-from arclab.solvers.evaluation import Method, drawing_settings, evaluate_with_model
+from arclab.solvers.evaluation import Method, Tools, drawing_settings, evaluate_with_model
 
 _DRAFTS = "drafts.jsonl"
 # What belongs to the tasks, to their number, or to this process: another value of these goes on with what is there.
@@ -68,8 +68,8 @@ def _method(config: EvaluateEditsConfig, folder: Path) -> Method:
         edits.check()
         drafts.check()
 
-    def solve(tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, progress: WorkProgress) -> Attempts:
-        search = EditSearcher(config, model, sandbox, edits, drafts, progress)
+    def solve(tasks: tuple[ArcTask, ...], tools: Tools) -> Attempts:
+        search = EditSearcher(config, tools.model, tools.programs(), edits, drafts, tools.progress)
         attempts = search.solve(tasks)
         drawn.extend(search.drawn)
         write_drawn(folder / DRAWN, drawn)
