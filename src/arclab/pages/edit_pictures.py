@@ -2,7 +2,7 @@
 
     svg = share_lines({"tree": [(0, 0.0), (1200, 0.5)]}, "tokens of a task")        # steps: from a point on it stays
     svg = share_points({"a": [(85.0, Share(3, 20))]}, "tokens of thinking")         # with 95 % intervals
-    svg = share_layers([10, 20], {"hard": [0.2, 0.1], "learning": [0.8, 0.9]}, "step")
+    svg = share_layers([10, 20], {"hard": [0.2, 0.1], "learning": [0.8, 0.9]}, ["red", "blue"], "step")
 
 SVG elements for a page, in its colours. Nothing is counted here.
 """
@@ -45,14 +45,16 @@ def share_points(series: Mapping[str, Sequence[tuple[float, Share]]], x_label: s
         return _finished(figure, axes, x_label, len(series))
 
 
-def share_layers(xs: Sequence[float], layers: Mapping[str, Sequence[float]], x_label: str) -> Markup:
+def share_layers(
+    xs: Sequence[float], layers: Mapping[str, Sequence[float]], colors: Sequence[str], x_label: str
+) -> Markup:  # fmt: skip
     """Layers on one another, from the bottom up; together they are 1 at every x. A single x is drawn as a bar."""
     with matplotlib.rc_context(CURVE_STYLE):
         figure, axes = _figure(len(layers))
         wide = [*xs] if len(xs) > 1 else [xs[0] - 0.5, xs[0] + 0.5]
         tall = [[*values] * (1 if len(xs) > 1 else 2) for values in layers.values()]
         axes.stackplot(
-            wide, tall, labels=list(layers), colors=[color_of(number) for number in range(len(layers))], alpha=0.75,
+            wide, tall, labels=list(layers), colors=list(colors), alpha=0.75,
             step="mid" if len(xs) > 1 else None,
         )  # fmt: skip
         if len(xs) == 1:

@@ -117,7 +117,7 @@ def test_success_is_told_by_changes_and_by_worth() -> None:
         "identity": (0, 1), "mutant, 1 change": (1, 1), "mutant, 2 changes": (0, 1), "worth 0.15 or more, less than 0.25": (0, 1),
         "worth 0.9 or more, less than 1.2": (1, 2),
     }  # fmt: skip
-    assert share_rows(rows)[1][:3] == ("mutant, 1 change", "1/1", "100.0 %")
+    assert share_rows(rows)[1][:3] == ("mutant, 1 change", "1/1", "100.0\N{NO-BREAK SPACE}%")
 
 
 def test_a_search_is_summed_over_its_tasks(toy_tasks: tuple[ArcTask, ...]) -> None:

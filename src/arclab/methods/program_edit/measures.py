@@ -30,6 +30,7 @@ from arclab.results.scoring import Share
 
 DRAWN = "drawn.jsonl"
 _BINS = 6
+_PERCENT = "\N{NO-BREAK SPACE}%"
 _KINDS = {
     "task": str, "level": int, "tokens": int | None, "thinking_tokens": int, "value": float, "delta": float | None,
     "solves_demos": bool, "solves_tests": bool | None,
@@ -207,6 +208,11 @@ def share_rows(shares: Mapping[str, Share]) -> tuple[tuple[str, ...], ...]:
     for name, share in shares.items():
         low, high = share.interval
         rows.append(
-            (name, f"{share.n:g}/{share.total}", f"{100 * share.value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %")
+            (
+                name,
+                f"{share.n:g}/{share.total}",
+                f"{100 * share.value:.1f}{_PERCENT}",
+                f"{100 * low:.1f} to {100 * high:.1f}{_PERCENT}",
+            )
         )
     return tuple(rows)
