@@ -137,8 +137,8 @@ def test_it_is_the_same_however_tasks_are_put_together(
 
     def drawn(name: str, num_parallel: int, *more: str, tasks: tuple[ArcTask, ...] = TWO_STEPS) -> list[dict[str, object]]:
         evaluated(monkeypatch, sandbox, tmp_path / name, wanderer(num_parallel=num_parallel), *TREE, *more, tasks=tasks)
-        rows = [row for row in read_lines(tmp_path / name / "edits.jsonl") if "settings" not in row]
-        return sorted(rows, key=lambda row: row["id"])
+        rows = {row["id"]: row for row in read_lines(tmp_path / name / "edits.jsonl") if "settings" not in row}
+        return [rows[id_] for id_ in sorted(rows)]
 
     one = drawn("a", 1)
     assert drawn("b", 50) == one and drawn("c", 3, "solver.max_tokens=1000000") == one
@@ -147,6 +147,10 @@ def test_it_is_the_same_however_tasks_are_put_together(
     )
     assert read_lines(tmp_path / "a/predictions.jsonl") == read_lines(tmp_path / "b/predictions.jsonl")
     assert drawn("f", 1, "seed=1") != one
+    edits = tmp_path / "a/edits.jsonl"
+    lines = edits.read_text().splitlines(keepends=True)
+    edits.write_text("".join(lines[:30]) + lines[30][:40])  # as a kill leaves it, within a level
+    assert drawn("a", 5) == one
 
 
 def test_budgets_are_kept_and_counted(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, tmp_path: Path) -> None:

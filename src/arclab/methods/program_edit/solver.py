@@ -172,19 +172,18 @@ class EditSearcher:
         wished = self._config.solver
         queues = {task.id: self._starts(task, number, level) for task in tasks if not self._is_solved(task)}
         steps = level.num_parents if wished.max_tokens is not None or wished.max_s is not None else 1
-        groups: dict[tuple[str, str, int], list[EditRecord]] = {}
+        num_levels, groups = len(levels_of(wished)), dict[tuple[str, str, int], list[EditRecord]]()
         for step in range(steps):
             wave = self._wave([starts if steps == 1 else starts[step : step + 1] for starts in queues.values()], level)
             for size in sorted(set(wave.values())):
                 starts = [start for id_ in queues for start in queues[id_] if wave.get(start.place) == size]
-                for record in self._edited(starts, size, number, step / steps):
+                for record in self._edited(starts, size, number, (number * steps + step, num_levels * steps)):
                     groups.setdefault((record.task, record.root, record.turn), []).append(record)
                     self._spent[record.task].add(record.tokens)
-        for task in tasks:  # as they were chosen, whoever was asked together
-            for start in queues.get(task.id, ()):
-                for record in groups.get(start.place, ()):
-                    self._add(task, record)
-                    self.records.append(record)
+        # As they were chosen, whoever was asked together.
+        found = [(t, r) for t in tasks for start in queues.get(t.id, ()) for r in groups.get(start.place, ())]
+        self._add(found)
+        self.records += [record for _, record in found]
 
     def _starts(self, task: ArcTask, number: int, level: Level) -> list[Start]:
         """The parents of a level, with what stands beside them."""
@@ -208,15 +207,17 @@ class EditSearcher:
                     planned += size
         return wave
 
-    def _edited(self, starts: Sequence[Start], size: int, number: int, share: float) -> list[EditRecord]:
-        """share: of the level that is done."""
-        config, hundredths = self._config, 100 * len(levels_of(self._config.solver))
+    def _edited(
+        self, starts: Sequence[Start], size: int, number: int, place: tuple[int, int]
+    ) -> list[EditRecord]:  # fmt: skip
+        """place: of the wave, and how many there are at most."""
+        config = self._config
         # A program that stays is edited again: with the seed of another level, or the replies would be the same.
         editor = model_editor(self._model, to_sampling(config.solver.sampling, config.seed + number))
         return kept_edits(
             self._edits, editor, self._sandbox, starts, config, size, at_once=self._model.num_prompts(size),
-            progress=self._progress, split=config.split, turn=int(100 * (number + share)), turns=hundredths,
-            skipped=self._skipped, known=self._known_edits,
+            progress=self._progress, split=config.split, turn=place[0], turns=place[1], skipped=self._skipped,
+            known=self._known_edits,
         )  # fmt: skip
 
     @property
@@ -230,17 +231,22 @@ class EditSearcher:
         answers = {tuple(None if a.grid is None else a.grid.tobytes() for a in o.answers) for o in self._run(task, right)}
         return len(answers) >= self._config.solver.enough_right
 
-    def _add(self, task: ArcTask, record: EditRecord) -> None:
-        parent = next(program for program in self._population.of(task.id) if program.sha == record.parent)
-        for outcome in self._run(task, [] if record.source is None else [record.source]):
+    def _add(self, found: Sequence[tuple[ArcTask, EditRecord]]) -> None:
+        """All at once, as the sandbox does not know those that an earlier start has drawn."""
+        made = [(task, record) for task, record in found if record.source is not None]
+        runs = [self._job(task, record.source) for task, record in made]
+        for (task, record), outcome in zip(made, run_jobs(self._sandbox, runs), strict=True):
+            parent = next(program for program in self._population.of(task.id) if program.sha == record.parent)
             value = value_of(task, self._config)(outcome)
             child = program_of(task.id, outcome, Origin.child, value, parent=parent)
             self._population.add(replace(child, parents=(parent.sha, *record.others)))
 
     def _run(self, task: ArcTask, sources: Sequence[str]) -> list[Outcome]:
         """What was run before is not run again: the sandbox knows it."""
-        entry, seed = self._config.prompt.entry, self._config.seed
-        return run_jobs(self._sandbox, [ProgramRun(task, source, entry, with_tests=True, seed=seed) for source in sources])
+        return run_jobs(self._sandbox, [self._job(task, source) for source in sources])
+
+    def _job(self, task: ArcTask, source: str | None) -> ProgramRun:
+        return ProgramRun(task, source, self._config.prompt.entry, with_tests=True, seed=self._config.seed)
 
     def _voted(self, tasks: Sequence[ArcTask]) -> Attempts:
         """Everything that was drawn votes, also what repeats another program: that many wrote it says something."""
@@ -265,8 +271,7 @@ class EditSearcher:
         return attempts
 
     def _drawn_draft(self, task: ArcTask, draft: Draft) -> Drawn:
-        entry, seed = self._config.prompt.entry, self._config.seed
-        (outcome,) = run_jobs(self._sandbox, [ProgramRun(task, draft.source, entry, with_tests=True, seed=seed)])
+        (outcome,) = run_jobs(self._sandbox, [self._job(task, draft.source)])
         return Drawn(
             task.id, 0, draft.tokens, draft.thinking_tokens, value_of(task, self._config)(outcome), None, outcome.is_right,
             score_tests(task, outcome),
