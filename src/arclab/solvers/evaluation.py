@@ -30,7 +30,7 @@ from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts
 from arclab.results.reading import FIT_STAMP, part_stamp
-from arclab.results.writing import Evaluation, Subject, require_no_larger
+from arclab.results.writing import Evaluation, Exhibits, Subject, require_no_larger
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.lock import keeper
@@ -74,7 +74,7 @@ Solve = Callable[[tuple[ArcTask, ...], Tools], Attempts]
 class Method:
     """check: called with the tasks before a model is loaded; ConfigError if what the folder holds was made with other settings.
     solve: also looks up what the folder holds. facts, record: see Subject. stamps: beside those that all have. warn: says on
-    the console what a user should know of the results."""
+    the console what a user should know of the results. exhibits: asked for once it has solved."""
 
     check: Callable[[tuple[ArcTask, ...]], None]
     solve: Solve
@@ -82,6 +82,7 @@ class Method:
     record: dict[str, Any]
     stamps: Callable[[Attempts], Sequence[str]]
     warn: Callable[[Attempts], None]
+    exhibits: Callable[[], Exhibits] = Exhibits
 
 
 def evaluate_with_model(config: EvaluateLmConfig, given: RunDir | None, make: Callable[[Path], Method]) -> int:
@@ -179,8 +180,10 @@ def _subject(config: EvaluateLmConfig, method: Method, sandbox: Sandbox | None, 
         **isolation,
         "seed": config.seed,
     }
-    title = (config.solver_kind, Path(config.lm.name).name)
-    return Subject(title, facts, {"folder": str(folder)}, record, flat(config))
+    title, shown = (config.solver_kind, Path(config.lm.name).name), method.exhibits()
+    return Subject(
+        title, facts, {"folder": str(folder)}, record, flat(config), tables=shown.tables, pictures=shown.pictures
+    )  # fmt: skip
 
 
 def stamps(config: EvaluateLmConfig, sandbox: Sandbox | None, attempts: Attempts, num_tasks: int) -> tuple[str, ...]:
