@@ -59,6 +59,7 @@ def _method(config: EvaluateEditsConfig, folder: Path) -> Method:
         record={"drafts": wished.drafts, "turns": wished.turns, "num_kept": wished.num_kept, "num_samples": wished.num_samples},
         stamps=lambda attempts: (),
         warn=lambda attempts: None,
+        stores={EDITS: EDIT_ITEMS, _DRAFTS: EDIT_ITEMS},
     )
 
 
