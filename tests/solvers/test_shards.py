@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from arclab.config.compose import ConfigError, compose_run, entry_for
+from arclab.data.shares import expected_cost, share_of
 from arclab.data.sources import load_source
 from arclab.entries import ENTRIES, load
 from arclab.launch.queue.plan import read_plan
@@ -22,7 +23,7 @@ from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.programs.toy import solution
 from arclab.runs.folder import RunDir, State
 from arclab.solvers import evaluation, shards
-from arclab.solvers.shards import Claims, expected_cost, share_of
+from arclab.solvers.shards import Claims
 
 TOY = "toy:color_map?tasks=7&side=4&colors=3&palette=5&demos=3"
 TASKS = load_source(f"{TOY}&split=test")
@@ -90,7 +91,7 @@ def test_shares_are_a_partition_that_is_balanced_by_cost() -> None:
         assert max(loads) - min(loads) <= max(map(expected_cost, tasks)) and min(loads) > 0
         again = [share_of(tasks[::-1], number, count) for number in range(count)]
         assert [sorted(task.id for task in part) for part in again] == [sorted(task.id for task in part) for part in parts]
-    with pytest.raises(ConfigError, match=r"launch.shards=14 is more than the 13 tasks; give at most 13\."):
+    with pytest.raises(ValueError, match=r"launch.shards=14 is more than the 13 tasks; give at most 13\."):
         share_of(tasks, 0, 14)
 
 
@@ -101,6 +102,8 @@ def test_merged_shards_are_what_one_process_writes(solver: str, run: Callable[..
         run(solver, tmp_path / "three", "launch.shards=3", f"launch.shard={number}")
         folder = tmp_path / "three/shards" / f"{number}_of_3"
         assert RunDir(folder).state is State.done and not (folder / "metrics.json").exists()
+        measured = json.loads((folder / "shard.json").read_text())
+        assert measured["tasks"] == len(share_of(TASKS, number, 3)) and measured["solve_s"] > 0 and measured["start_s"] > 0
     asked = run(solver, tmp_path / "three", "launch.shards=3")
     assert asked[0] == sum(asked[1:4]) and asked[4] == 0 and min(asked[1:4]) > 0
     for name in FILES:

@@ -355,6 +355,11 @@ class EvaluateLmConfig(EvaluationConfig):
         raise NotImplementedError
 
     @property
+    def programs_per_task(self) -> float | None:
+        """That are drawn, at most; None: not known before."""
+        return None
+
+    @property
     def run_name(self) -> str:
         return self.name or f"{self.dataset.name}_{self.split.value}"
 
@@ -407,6 +412,10 @@ class EvaluateProgramsConfig(EvaluateWithProgramsConfig):
     """Root of evaluate.py solver=program_sampling."""
 
     solver: ProgramSamplingConfig
+
+    @property
+    def programs_per_task(self) -> float | None:
+        return float(self.solver.num_samples)
 
     @property
     def solver_kind(self) -> str:

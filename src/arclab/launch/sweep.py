@@ -202,8 +202,8 @@ def _check_rules(configs: list[RunConfig], kind: str | None) -> None:
         )
     if configs[0].launch.is_divided:
         raise ConfigError(
-            f"launch.shards={configs[0].launch.shards} divides one evaluation, not a sweep; write the combinations as lines of a "
-            "jobs.txt."
+            f"launch.shards={configs[0].launch.shards} divides one evaluation, not a sweep; write the combinations as lines of "
+            "a jobs.txt."
         )
     if configs[0].launch.nodes > 1 and kind != "slurm":
         raise ConfigError(

@@ -23,6 +23,7 @@ from arclab.config.compose import ConfigError, flat
 from arclab.config.llm_schema import HOW_MODELS_RUN, EvaluateLmConfig, EvaluateWithProgramsConfig, Isolation
 from arclab.config.run import DeviceChoice
 from arclab.config.schema import SplitName
+from arclab.data.shares import share_of
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.lm.hf_loading import model_identity
@@ -39,7 +40,7 @@ from arclab.runs.lock import keeper
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.worklist import ItemKind
-from arclab.solvers.shards import begin_with_whole, merge_shards, parts_to_solve, share_of
+from arclab.solvers.shards import ShardRecord, begin_with_whole, merge_shards, parts_to_solve, write_merge_time
 
 log = logging.getLogger(__name__)
 _NAMED_TASKS = 20  # on the console; the report has them all
@@ -134,6 +135,8 @@ def _evaluate(
                 )  # fmt: skip
                 keeper(run)()
                 message = publish(result, run.path)
+                if config.launch.is_divided:
+                    write_merge_time(run.path)
                 method.warn(attempts)
                 return message
 
@@ -150,11 +153,14 @@ def _solve_share(config: EvaluateLmConfig, tasks: Sequence[ArcTask], method: Met
     assert config.launch.shard is not None
     _choose_gpu(config.launch.shard)
     begin_with_whole(run.path, config.whole_folder, method.stores)
-    solved = 0
+    is_new = not any(path for pattern in method.stores for path in run.path.glob(pattern))
+    solved, record = 0, ShardRecord(run.path)
     for part in parts_to_solve(tasks, config, config.whole_folder):
-        method.solve(part, tools)
+        record.add(part, method.solve(part, tools))
         solved += len(part)
         tools.progress.report(solved)
+    if is_new:  # else its time says nothing
+        record.write()
     return f"shard {config.launch.shard} of {config.launch.shards}: {solved} tasks"
 
 

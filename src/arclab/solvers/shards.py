@@ -1,6 +1,5 @@
-"""An evaluation in shards: which tasks each process has, and how what they drew becomes one.
+"""An evaluation in shards: which tasks each process solves, and how what they drew becomes one.
 
-    mine = share_of(tasks, number=0, count=4)                    # balanced by what tasks are expected to cost
     for part in parts_to_solve(tasks, config, folder): ...       # with launch.steal also tasks of others
     merge_shards(config, folder, {"samples.jsonl": KIND})        # everything that the shards drew, in the whole's folder
 
@@ -12,37 +11,25 @@ starts the processes.
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from arclab.config.compose import ConfigError, thaw_run
 from arclab.config.launch_schema import SHARDS
 from arclab.config.llm_schema import EvaluateLmConfig
+from arclab.data.shares import expected_cost, share_of
 from arclab.data.tasks import ArcTask
-from arclab.files import naming
+from arclab.files import naming, write_atomically
+from arclab.results.attempts import Attempts
 from arclab.runs.folder import RunDir, State
 from arclab.runs.worklist import ItemKind, merge
 
-CLAIMS = "claims"
+CLAIMS, RECORD, MERGE_RECORD = "claims", "shard.json", "merge.json"
 _PARTS = 8  # into which a shard's tasks are divided where others may take some
-
-
-def expected_cost(task: ArcTask) -> int:
-    """In cells of all grids that a prompt shows: what is read, and about what has to be thought about."""
-    return sum(pair.input.size + pair.output.size for pair in task.demos) + sum(pair.input.size for pair in task.tests)
-
-
-def share_of(tasks: Sequence[ArcTask], number: int, count: int) -> tuple[ArcTask, ...]:
-    """The tasks of shard `number` of `count`, in their order. The costliest task goes to the shard that has least so far. It
-    depends on the tasks alone. ConfigError: more shards than tasks."""
-    if count > len(tasks):
-        raise ConfigError(f"launch.shards={count} is more than the {len(tasks)} tasks; give at most {len(tasks)}.")
-    loads, owner = [0] * count, dict[str, int]()
-    for task in sorted(tasks, key=lambda task: (-expected_cost(task), task.id)):
-        least = min(range(count), key=lambda each: (loads[each], each))
-        loads[least] += expected_cost(task)
-        owner[task.id] = least
-    return tuple(task for task in tasks if owner[task.id] == number)
 
 
 def parts_to_solve(tasks: Sequence[ArcTask], config: EvaluateLmConfig, whole: Path) -> Iterator[tuple[ArcTask, ...]]:
@@ -82,6 +69,27 @@ class Claims:
         return True
 
 
+class ShardRecord:
+    """What a shard measures of itself, in shard.json of its folder: for arclab.launch.queue.simulate. start_s: from the start
+    of its process to its first task."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._begun_s = folder / RECORD, time.time()
+        self._record = {"tasks": 0, "cost": 0.0, "programs": 0.0, "tokens": 0.0, "solve_s": 0.0}
+        self._start_s = self._begun_s - psutil.Process().create_time()
+
+    def add(self, part: Sequence[ArcTask], attempts: Attempts) -> None:
+        counted = attempts.statistics
+        self._record["tasks"] += len(part)
+        self._record["cost"] += sum(map(expected_cost, part))
+        for name in ("programs", "tokens"):
+            self._record[name] += counted.get({"programs": "programs/count", "tokens": "programs/tokens"}[name], 0.0)
+
+    def write(self) -> None:
+        record = {**self._record, "solve_s": time.time() - self._begun_s, "start_s": self._start_s}
+        write_atomically(self._path, json.dumps(record, indent=1) + "\n")
+
+
 def merge_shards(config: EvaluateLmConfig, whole: Path, stores: Mapping[str, ItemKind]) -> None:
     """Adds what all shards drew to the whole's own files. stores: {pattern of files below the folder: what they hold}.
     ConfigError: a shard is not DONE, or was made with other settings."""
@@ -96,6 +104,12 @@ def merge_shards(config: EvaluateLmConfig, whole: Path, stores: Mapping[str, Ite
         for target, paths in parts.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             merge(paths, target, kind)
+
+
+def write_merge_time(whole: Path) -> None:
+    """How long the whole took that scored the shards, from the start of its process."""
+    seconds = time.time() - psutil.Process().create_time()
+    write_atomically(whole / MERGE_RECORD, json.dumps({"seconds": seconds}) + "\n")
 
 
 def begin_with_whole(folder: Path, whole: Path, stores: Mapping[str, ItemKind]) -> None:
