@@ -72,8 +72,10 @@ def plan_command(arguments: argparse.Namespace) -> int:
     """For each line that can be divided: time, GPU hours, speed-up and bottleneck on 1, 2, 4, ... nodes."""
     rates = read_rates(arguments.rates)
     plan = read_plan(arguments.file, *arguments.names)
-    say(f"Rates of {rates.source}: {len(rates.starts_s)} shards, {rates.programs_per_s:.3g} programs/s and "
-        f"{rates.tokens_per_s:.3g} tokens/s each, {fmean(rates.starts_s):.3g} s to start, {rates.merge_s:.3g} s to merge.")  # fmt: skip
+    say(
+        f"Rates of {rates.source}: {len(rates.starts_s)} shards, {rates.programs_per_s:.3g} programs/s and "
+        f"{rates.tokens_per_s:.3g} tokens/s each, {fmean(rates.starts_s):.3g} s to start, {rates.merge_s:.3g} s to merge."
+    )
     for run in plan.runs:
         work = ENTRIES[run.job.entry].work
         if run.config.launch.shard is not None:
