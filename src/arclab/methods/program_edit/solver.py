@@ -86,6 +86,7 @@ def _method(config: EvaluateEditsConfig, folder: Path) -> Method:
         stamps=lambda attempts: (),
         warn=lambda attempts: None,
         exhibits=lambda: exhibits_of(drawn),
+        stores={EDITS: EDIT_ITEMS, _DRAFTS: EDIT_ITEMS},
     )
 
 
