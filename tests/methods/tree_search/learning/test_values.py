@@ -52,7 +52,7 @@ def with_marks(config: TreeLearningConfig) -> TreeLearningConfig:
 
 
 def test_it_is_trained_on_the_texts_that_the_search_shows(tiny_lm: Path) -> None:
-    wide = ("search.num_programs=60", "search.branching=6", "search.max_step_tokens=999", "search.max_program_tokens=9999")
+    wide = ("search.num_draws=60", "search.branching=6", "search.max_step_tokens=999", "search.max_program_tokens=9999")
     config = with_marks(config_of(tiny_lm, *wide))
     assert isinstance(config.lm, HfModelConfig)
     reader, asked, task = reader_of(config.lm), list[list[int]](), TASKS[0]
