@@ -222,7 +222,7 @@ def test_tasks_and_programs_are_as_many_as_it_says() -> None:
     from arclab.methods.tree_search.learning.values import is_used
 
     config = config_of(**{"collect.max_tasks": 3, "evaluate.max_tasks": 2})
-    assert len(training_tasks(config)) == 3 and len(training_tasks(config_of())) == 700
+    assert len(training_tasks(config)) == 3 and len(training_tasks(config_of())) == 400
     assert len(named_tasks(config, config.evaluate.split.value, "evaluate.split", config.evaluate.max_tasks)) == 2
     limited = {"search.num_programs": 9, "search.num_draws": 8, "evaluate.num_programs": None}
     assert [
