@@ -40,7 +40,9 @@ TITLE = "Tree search that learns from itself"
 CRITERION = "trained is above the start on unseen rules, the twin is not; a reward model of drawn labels is right by chance."
 WITH_VALUES = "search with reward model"
 EXPERIMENT = "tree_learning"
-VALUES = ("reward_model.steps=80", "reward_model.lr=1e-3")
+VALUES = (
+    "reward_model.steps=300", "reward_model.lr=2e-3", "reward_model.batch_size=32", "reward_model.warmup_steps=20",
+)  # fmt: skip
 RUNS: Mapping[str, tuple[str, ...]] = {
     "learned": (*VALUES, "evaluate.baselines=true"),
     "drawn": (*VALUES, "evaluate.baselines=true", "reward_model.shuffle_labels=true", "sft.twin=false"),

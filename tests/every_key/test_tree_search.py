@@ -61,6 +61,7 @@ KEYS: dict[str, tuple[str, Any, str]] = {
     "search.last_hinted": ("bootstrap", 1, "prompts"),
     "search.num_first": ("sample_refine", 8, "prompts"),
     "search.thompson_c": ("sample_refine", 0.0, "tree"),
+    "search.num_islands": ("sample_refine", 1, "tree"),
     "solver.steps.program_begin": ("mcts", "python:\n", "prompts"),
     "solver.steps.root": ("mcts", "def solve(grid):", "prompts"),
     "solver.steps.step_end": ("mcts", "# and then", "drawing"),

@@ -183,14 +183,16 @@ class SampleConfig(SearchConfig):
 class SampleRefineConfig(SearchConfig):
     """num_first whole programs, then corrections of programs that ran, each asked for with what is wrong. Which program is
     corrected is drawn from Beta(1 + C h, 1 + C (1 - h) + n): h its share of demonstrations reproduced, n the corrections of it
-    that were drawn, C = thompson_c."""
+    that were drawn, C = thompson_c. num_islands: the first programs are dealt out to so many islands, which take turns; a
+    correction stays on the island of what it corrects, so that one early success does not draw all of them."""
 
     num_first: int
     thompson_c: float
+    num_islands: int
 
     def check(self, path: str) -> list[str]:
         return [
-            *SearchConfig.check(self, path), *at_least(path, 1, num_first=self.num_first),
+            *SearchConfig.check(self, path), *at_least(path, 1, num_first=self.num_first, num_islands=self.num_islands),
             *at_least(path, 0, thompson_c=self.thompson_c),
         ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -305,6 +306,29 @@ def test_a_program_that_was_corrected_often_is_drawn_lower(sandbox: Sandbox) -> 
     for node.num_attempts in (0, 20, 200):
         means.append(float(np.mean([grower._draw(node) for _ in range(200)])))
     assert means[0] > 1.5 * means[1] > 1.5 * means[2]
+
+
+@pytest.mark.parametrize("islands", [1, 3])
+def test_islands_take_turns_so_that_one_early_success_does_not_draw_all_corrections(sandbox: Sandbox, islands: int) -> None:
+    """Three first programs, one of which is right on a demonstration; corrections are not better."""
+    demo, drawn = TASKS[0].demos[0], itertools.count()
+    assert demo.output is not None
+    half = f"\n    if grid == {demo.input.tolist()}:\n        return {demo.output.tolist()}\n    return [[0]]\n{END}"
+
+    def script(written: str, rng: np.random.Generator) -> str:
+        if next(drawn) == 0:
+            return half
+        return f"\n    return [[{rng.integers(9)}]]  # {rng.integers(10**9)}\n{END}"
+
+    setting = setting_of(
+        "sample_refine", "search.num_first=3", "search.branching=1", "search.num_draws=63", "search.parallel_leaves=1",
+        f"search.num_islands={islands}", "search.thompson_c=99",
+    )  # fmt: skip
+    tree = tree_of(setting, sandbox, script)
+    firsts = [node for node in tree.drawn() if node.kind is NodeKind.step]
+    assert sorted(round(node.outcome.demo_share, 1) for node in firsts if node.outcome is not None) == [0.0, 0.0, 0.3]
+    corrections = [sum(first in node.path() for node in tree.drawn()) - 1 for first in firsts]
+    assert sum(corrections) == 60 and (corrections == [20, 20, 20]) == (islands == 3)
 
 
 def test_a_step_without_end_or_of_nothing_is_given_up_and_counted(sandbox: Sandbox) -> None:
