@@ -26,7 +26,15 @@ from typing import Any
 from arclab.config.compose import run_main
 from arclab.entries import ENTRIES
 from arclab.files import write_atomically
-from arclab.methods.tree_search.learning.evaluate import SAMPLING, SCORES, SEARCH, START, read_scores
+from arclab.methods.tree_search.learning.evaluate import (
+    SAMPLING,
+    SCORES,
+    SEARCH,
+    START,
+    START_SAMPLING,
+    START_VALUED,
+    read_scores,
+)
 from arclab.methods.tree_search.learning.policy import MODEL, TWIN
 from arclab.results.paired import PairedTest
 from arclab.results.scoring import Share
@@ -75,6 +83,7 @@ def scores(arguments: argparse.Namespace) -> dict[tuple[str, int], dict[str, Sol
                     each = read_scores(path)
                     own = found.setdefault((run, seed), {})
                     own |= {START: each[START], f"{WITH_VALUES} {number}": each[MODEL]}
+                    own |= {name: each[name] for name in (START_SAMPLING, START_VALUED) if name in each}
                     own |= {f"{name} {number}": each[name] for name in (TWIN, SEARCH, SAMPLING) if name in each}
     return found
 
@@ -109,8 +118,11 @@ def comparisons(num_rounds: int) -> list[tuple[str, Which, Which]]:
             ("does the reward model add to the search", valued, alone),
             ("does it, and the search, add to sampling", valued, ("learned", f"{SAMPLING} {number}")),
         ]
+    valued = ("learned", START_VALUED)
+    found.append(("does the reward model add to the search of the start", valued, ("learned", START)))
+    found.append(("does it, and the search, add to sampling from the start", valued, ("learned", START_SAMPLING)))
     found.append(("does the second round add to the first", ("learned", f"{SEARCH} 1"), ("learned", f"{SEARCH} 0")))
-    found.append(("does a reward model of drawn labels", ("drawn", f"{WITH_VALUES} 0"), ("drawn", f"{SEARCH} 0")))
+    found.append(("does a reward model of drawn labels", ("drawn", START_VALUED), ("drawn", START)))
     return found
 
 

@@ -5,7 +5,8 @@
 The search is that of the run, with the same seed and number of programs for every policy. The first round also scores the
 policy that it began with (start/), and with sft.twin the twin (twin/), which was taught with programs of other tasks. All are
 compared task by task: learned/wins is judged by the run's criterion. With evaluate.baselines the trained policy is scored by
-the search without its reward model (search/) and by plain sampling (sampling/) as well; these are no part of learned/wins.
+the search without its reward model (search/) and by plain sampling (sampling/) as well, and in the first round that of the
+start with the reward model (start_valued/) and by plain sampling (start_sampling/); these are no part of learned/wins.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from arclab.methods.tree_search.learning.policy import (
     sampling_of,
     searched,
 )
-from arclab.methods.tree_search.learning.values import value_inputs, values_for
+from arclab.methods.tree_search.learning.values import is_used, value_inputs, values_for
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
@@ -48,6 +49,7 @@ from arclab.runs.stages import Made, make_stage
 log = logging.getLogger(__name__)
 START, SCORES = "start", "scores.json"
 SEARCH, SAMPLING = "search", "sampling"  # the trained policy without its reward model, and without the search
+START_VALUED, START_SAMPLING = "start_valued", "start_sampling"  # that of the start with the reward model, and by sampling
 _COUNTED = ("tree/coverage", "programs/tasks_with_right", "programs/count", "programs/tokens")
 _CONTROLS = (START, TWIN)
 _ATTEMPTS = 2
@@ -73,11 +75,13 @@ def evaluate(config: TreeLearningConfig, ranks: Ranks, signals: StopSignals, fol
             if config.sft.twin:
                 scores[TWIN] = scorer.solved(following, TWIN, run.path / TWIN)
             counts: dict[str, float] = {}
-            if config.evaluate.baselines:
-                for name in (SEARCH, SAMPLING):
-                    scores[name] = scorer.solved(following, MODEL, run.path / name, baseline=name)
-                    counts |= {f"learned/{name}_{what}": scorer.statistics[f"programs/{what}"] for what in ("count", "tokens")}
-            scores[MODEL] = scorer.solved(following, MODEL, run.path)
+            for name, (number, is_valued) in _baselines(config).items():
+                values_of = following if is_valued else None
+                scores[name] = scorer.solved(
+                    number, MODEL, run.path / name, values_of=values_of, is_sampled=name in (SAMPLING, START_SAMPLING)
+                )
+                counts |= {f"learned/{name}_{what}": scorer.statistics[f"programs/{what}"] for what in ("count", "tokens")}
+            scores[MODEL] = scorer.solved(following, MODEL, run.path, values_of=following)
             statistics, isolation = scorer.statistics | counts, sandbox.isolation.name
         write_atomically(run.path / SCORES, json.dumps(scores) + "\n")
         found = compared(scores)
@@ -104,13 +108,16 @@ class _Scorer:
         self._config, self._tasks, self._sandbox, self._progress, self._run = config, tasks, sandbox, progress, run
         self.statistics: dict[str, float] = {}
 
-    def solved(self, number: int, which: str, folder: Path, *, baseline: str = "") -> Solved:
+    def solved(
+        self, number: int, which: str, folder: Path, *, values_of: int | None = None, is_sampled: bool = False
+    ) -> Solved:  # fmt: skip
         """{task id: every test input right within two attempts} of the policy that a round begins with; its files go into the
-        folder. baseline: SEARCH or SAMPLING."""
+        folder. values_of: the round whose search asks the reward model, if there is one; None: it is not asked. is_sampled:
+        whole programs are drawn, without a search."""
         config, search = self._config, search_of(self._config)
         policy = policy_of(config, number, which)
-        values, asked = values_for(config, number) if which == MODEL and not baseline else (None, {})
-        if baseline == SAMPLING:
+        values, asked = values_for(config, values_of) if values_of is not None else (None, {})
+        if is_sampled:
             search = sampling_of(search)
         found = searched(
             config, policy, self._tasks, folder, self._sandbox, self._progress, search=search, values=values, asked=asked
@@ -143,6 +150,17 @@ class _Scorer:
         }  # fmt: skip
         subject = Subject((config.experiment_name, config.name), facts, {"folder": str(self._run.path)}, record, flat(config))
         return Evaluation(subject, self._tasks, attempts, stamps=(), notes=(), provenance=provenance())
+
+
+def _baselines(config: TreeLearningConfig) -> dict[str, tuple[int, bool]]:
+    """{name: (the round whose policy it is, whether the reward model is asked)}."""
+    if not config.evaluate.baselines:
+        return {}
+    found = {SEARCH: (config.round + 1, False), SAMPLING: (config.round + 1, False)}
+    if config.round == 0:
+        found |= {START_SAMPLING: (0, False)}
+        found |= {START_VALUED: (0, True)} if is_used(config, 1) else {}
+    return found
 
 
 def search_of(config: TreeLearningConfig) -> SearchConfig:
