@@ -3,9 +3,9 @@
     python -m experiments.tree_learning                       # three seeds, two rounds; goes on where it was stopped
     python -m experiments.tree_learning --seeds 0 --rounds 1 --set scratch.steps=300
 
-For each seed two runs of self_improve.py experiment=search_quickstart with a reward model: `learned` (rounds with all
-baselines) and `drawn` (one round, whose reward model is trained on pairs with labels drawn at random). Seeds and settings are
-equal otherwise, so that both have one policy after the first round. They are lines of a jobs file (experiments/queued.py).
+For each seed a run of self_improve.py experiment=search_quickstart with a reward model, `learned` (rounds with all baselines).
+Then `drawn`: the same first round, copied, with a reward model that is trained on pairs whose labels are drawn at random. They
+are lines of two jobs files (experiments/queued.py).
 
 Scored on unseen rules, all with the same number of finished programs a task: the start, the twin, and the trained policy by
 the search alone, by plain sampling, and by the search with its reward model. The table has two-attempt scores with 95 %
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,36 +41,51 @@ from arclab.results.paired import PairedTest
 from arclab.results.scoring import Share
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import provenance
-from arclab.runs.stages import read_counts
+from arclab.runs.stages import MANIFEST, read_counts
 from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Tree search that learns from itself"
 CRITERION = "trained is above the start on unseen rules, the twin is not; a reward model of drawn labels is right by chance."
 WITH_VALUES = "search with reward model"
-EXPERIMENT = "tree_learning"
+EXPERIMENT, ENTRY = "tree_learning", "self_improve_tree_search"
 VALUES = (
     "reward_model.steps=300", "reward_model.lr=2e-3", "reward_model.batch_size=32", "reward_model.warmup_steps=20",
 )  # fmt: skip
-RUNS: Mapping[str, tuple[str, ...]] = {
-    "learned": (*VALUES, "evaluate.baselines=true"),
-    "drawn": (*VALUES, "evaluate.baselines=true", "reward_model.shuffle_labels=true", "sft.twin=false"),
-}
+LEARNED, DRAWN = "learned", "drawn"
+RUNS = (LEARNED, DRAWN)
+_COPIED, _MADE = ("start", "collect", "curate", "sft"), ("reward_model", "evaluate")  # stages of `drawn`
 Solved = Mapping[str, bool]
 Which = tuple[str, str]  # run, what was scored
 
 
-def lines(arguments: argparse.Namespace) -> dict[str, list[str]]:
+def lines(arguments: argparse.Namespace, run: str) -> dict[str, list[str]]:
     """name -> overrides of self_improve.py."""
     found: dict[str, list[str]] = {}
     for seed in arguments.seeds:
-        for run in arguments.runs:
-            rounds = arguments.rounds if run == "learned" else 1
-            found[f"{run}_s{seed}"] = [
-                "experiment=search_quickstart", f"experiment_name={EXPERIMENT}", f"name={run}_s{seed}", f"seed={seed}",
-                f"rounds={rounds}", f"runs_dir={arguments.folder}", "criterion=null", *RUNS[run], *arguments.set,
-            ]  # fmt: skip
+        common = [
+            "experiment=search_quickstart", f"experiment_name={EXPERIMENT}", f"name={run}_s{seed}", f"seed={seed}",
+            f"runs_dir={arguments.folder}", "criterion=null", *VALUES, "evaluate.baselines=true", *arguments.set,
+        ]  # fmt: skip
+        if run == LEARNED:
+            found[f"{run}_s{seed}"] = [*common, f"rounds={arguments.rounds}"]
+        else:
+            for made in _MADE:
+                own = ["reward_model.shuffle_labels=true", "sft.twin=false", f"stage={made}"]
+                found[f"{run}_s{seed}-0-{made}"] = [*common, *own]
     return found
+
+
+def copy_first_rounds(arguments: argparse.Namespace) -> list[int]:
+    """What `drawn` has in common with `learned`; the seeds whose first round is there."""
+    done = [seed for seed in arguments.seeds if (stage(arguments, LEARNED, seed, 0, "sft") / MANIFEST).is_file()]
+    for seed in done:
+        for name in _COPIED:
+            target = stage(arguments, DRAWN, seed, 0, name)
+            if not (target / MANIFEST).is_file():
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(stage(arguments, LEARNED, seed, 0, name), target)
+    return done
 
 
 def scores(arguments: argparse.Namespace) -> dict[tuple[str, int], dict[str, Solved]]:
@@ -111,18 +127,18 @@ def comparisons(num_rounds: int) -> list[tuple[str, Which, Which]]:
     """What is asked, what is compared, and with what."""
     found: list[tuple[str, Which, Which]] = []
     for number in range(num_rounds):
-        alone, valued = ("learned", f"{SEARCH} {number}"), ("learned", f"{WITH_VALUES} {number}")
+        alone, valued = (LEARNED, f"{SEARCH} {number}"), (LEARNED, f"{WITH_VALUES} {number}")
         found += [
-            ("does it learn", alone, ("learned", START)),
-            ("does the twin", ("learned", f"{TWIN} {number}"), ("learned", START)),
+            ("does it learn", alone, (LEARNED, START)),
+            ("does the twin", (LEARNED, f"{TWIN} {number}"), (LEARNED, START)),
             ("does the reward model add to the search", valued, alone),
-            ("does it, and the search, add to sampling", valued, ("learned", f"{SAMPLING} {number}")),
+            ("does it, and the search, add to sampling", valued, (LEARNED, f"{SAMPLING} {number}")),
         ]
-    valued = ("learned", START_VALUED)
-    found.append(("does the reward model add to the search of the start", valued, ("learned", START)))
-    found.append(("does it, and the search, add to sampling from the start", valued, ("learned", START_SAMPLING)))
-    found.append(("does the second round add to the first", ("learned", f"{SEARCH} 1"), ("learned", f"{SEARCH} 0")))
-    found.append(("does a reward model of drawn labels", ("drawn", START_VALUED), ("drawn", START)))
+    valued = (LEARNED, START_VALUED)
+    found.append(("does the reward model add to the search of the start", valued, (LEARNED, START)))
+    found.append(("does it, and the search, add to sampling from the start", valued, (LEARNED, START_SAMPLING)))
+    found.append(("does the second round add to the first", (LEARNED, f"{SEARCH} 1"), (LEARNED, f"{SEARCH} 0")))
+    found.append(("does a reward model of drawn labels", (DRAWN, START_VALUED), (DRAWN, START)))
     return found
 
 
@@ -152,7 +168,7 @@ def paired_tests(
 
 def took(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Programs and tokens of the last round's trained policy, all seeds together: they finish as many programs."""
-    each = [read_counts(stage(arguments, "learned", seed, arguments.rounds - 1, "evaluate")) for seed in arguments.seeds]
+    each = [read_counts(stage(arguments, LEARNED, seed, arguments.rounds - 1, "evaluate")) for seed in arguments.seeds]
     known = [counts for counts in each if counts]
     keys = {WITH_VALUES: "programs/", SEARCH: f"learned/{SEARCH}_", SAMPLING: f"learned/{SAMPLING}_"}
     return [
@@ -205,7 +221,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
     parser.add_argument("--rounds", type=int, default=2, help="of the run `learned` (2)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of all runs")
     parser.add_argument("--save", metavar="NAME")
@@ -216,11 +232,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     setup_logging()
     arguments = parse(argv)
-    wanted = lines(arguments)
-    script = ENTRIES["self_improve_tree_search"].script
-    file = JobsFile(jobs_path(arguments.folder / EXPERIMENT, wanted), TITLE, CRITERION, script)
-    for ended in run_lines(file, wanted, arguments.cluster, places=arguments.jobs):
-        print(f"{ended.name}: {ended.fault or 'done'}", flush=True)
+    for run in arguments.runs:
+        if run == DRAWN:
+            arguments.seeds = copy_first_rounds(arguments)
+        wanted = lines(arguments, run)
+        file = JobsFile(jobs_path(arguments.folder / EXPERIMENT, wanted), TITLE, CRITERION, ENTRIES[ENTRY].script)
+        for ended in run_lines(file, wanted, arguments.cluster, places=arguments.jobs):
+            print(f"{ended.name}: {ended.fault or 'done'}", flush=True)
     found = scores(arguments)
     record = {
         "scores": table(found, arguments.seeds),

@@ -8,17 +8,30 @@ from pathlib import Path
 import pytest
 
 from arclab.config.compose import compose_run
-from experiments.tree_learning import lines, markdown, paired_tests, parse, scores, stage, table, took
+from experiments.tree_learning import copy_first_rounds, lines, markdown, paired_tests, parse, scores, stage, table, took
 
 
-def test_every_line_is_a_run_and_seeds_share_their_policy() -> None:
-    arguments = parse(["--seeds", "0", "1", "--set", "num_threads=1"])
-    found = {name: compose_run("self_improve_tree_search", line) for name, line in lines(arguments).items()}
-    assert sorted(found) == ["drawn_s0", "drawn_s1", "learned_s0", "learned_s1"]
-    assert [found[name].rounds for name in ("learned_s0", "drawn_s0")] == [2, 1]
-    assert found["drawn_s1"].reward_model.shuffle_labels and not found["learned_s1"].reward_model.shuffle_labels
-    assert all(config.evaluate.baselines and config.reward_model.steps for config in found.values())
-    assert found["learned_s1"].seed == 1 and found["learned_s1"].sft.twin and not found["drawn_s1"].sft.twin
+def test_drawn_labels_begin_with_the_round_that_learned(tmp_path: Path) -> None:
+    arguments = parse(["--folder", str(tmp_path), "--seeds", "0", "1", "--set", "num_threads=1"])
+    found = {
+        name: compose_run("self_improve_tree_search", line)
+        for run in ("learned", "drawn")
+        for name, line in lines(arguments, run).items()
+    }
+    assert list(found) == [
+        "learned_s0",
+        "learned_s1",
+        *(f"drawn_s{s}-0-{n}" for s in (0, 1) for n in ("reward_model", "evaluate")),
+    ]
+    assert found["learned_s1"].seed == 1 and found["learned_s1"].sft.twin and found["learned_s0"].rounds == 2
+    drawn = found["drawn_s1-0-reward_model"]
+    assert drawn.reward_model.shuffle_labels and not found["learned_s1"].reward_model.shuffle_labels
+    for name in ("start", "collect", "curate", "sft"):
+        folder = stage(arguments, "learned", 1, 0, name)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    assert copy_first_rounds(arguments) == copy_first_rounds(arguments) == [1]
+    assert (drawn.folder_of("sft", 0) / "manifest.json").is_file()
 
 
 def test_counts_and_tests_by_hand(tmp_path: Path) -> None:
