@@ -180,5 +180,7 @@ def test_the_stages_of_a_round_are_a_chain(launch: Launch, tmp_path: Path, slurm
     trees = runs["collect"].folder.path / "trees"
     wait_until(lambda: trees.is_dir() and any(trees.iterdir()), "the first tree", 300)
     slurm.run("scancel", "--signal=USR2", jobs["collect"])
+    wait_until(lambda: state_of(runs["collect"]) == "DONE", "its end", 300)
+    assert "Restarts=1" in slurm.run("scontrol", "show", "job", jobs["collect"])
     wait_until(lambda: [state_of(runs[stage]) for stage in stages] == ["DONE"] * 5, "the round", 600)
     assert (runs["evaluate"].folder.path / "scores.json").is_file()
