@@ -97,5 +97,5 @@ def few_finished(found: dict[str, float]) -> str:
     }
     for kind, text in remedies.items():
         if (share := found.get(f"tree/ended_{kind}", 0.0)) > 0.5:
-            return f"{100 * share:.0f} % of {found['programs/count']:.0f} draws are {text}"
+            return f"{100 * share:.0f} % of {found['tree/draws']:.0f} draws are {text}"
     return ""
