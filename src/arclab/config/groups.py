@@ -2,7 +2,8 @@
 
     group_options("dataset", "pretrain_memgen.py")       # ["arc_programs", "arithmetic", "gsm8k"]
 
-A file that goes with some scripts only says so in the comment at its head: "# For: pretrain_memgen.py".
+A file that goes with some scripts only says so in the comment at its head: "# For: pretrain_memgen.py". Of a script with
+several methods it may also say which one: "# For: self_improve.py method=program_edit".
 """
 
 from __future__ import annotations
@@ -32,12 +33,21 @@ def group_options(group: str, script: str | None = None) -> list[str]:
 def scripts_of(group: str, option: str) -> tuple[str, ...]:
     """The scripts that an option goes with, by a line of the comment at its head: "# For: pretrain_memgen.py". Empty: it does
     not say so, and goes with all that have the group."""
+    return tuple(word for word in _for_line(group, option) if "=" not in word)
+
+
+def choice_of(group: str, option: str, key: str) -> str | None:
+    """The entry of its script that an option belongs to, by the same line: the value of key (method or solver) there."""
+    return next((word.removeprefix(f"{key}=") for word in _for_line(group, option) if word.startswith(f"{key}=")), None)
+
+
+def _for_line(group: str, option: str) -> list[str]:
     file = CONF_DIR / group / f"{option}.yaml"
     if not file.is_file():
-        return ()
+        return []
     with file.open(encoding="utf-8") as lines:
         head = next((line for line in itertools.takewhile(lambda line: line.startswith("#"), lines) if "# For: " in line), "")
-    return tuple(head.partition("# For: ")[2].replace(",", " ").split())
+    return head.partition("# For: ")[2].replace(",", " ").split()
 
 
 def is_base(option: str) -> bool:
