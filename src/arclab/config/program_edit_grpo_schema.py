@@ -123,7 +123,5 @@ class ThinkingConfig:
         problems = at_least(path, 0, min_tokens=self.min_tokens, num_waits=self.num_waits)
         problems += at_least(path, 1, max_tokens=self.max_tokens)
         if self.min_tokens > self.max_tokens:
-            problems.append(
-                f"{path}.min_tokens={self.min_tokens} is above {path}.max_tokens={self.max_tokens}; lower it."
-            )
+            problems.append(f"{path}.min_tokens={self.min_tokens} is above {path}.max_tokens={self.max_tokens}; lower it.")
         return problems

@@ -313,8 +313,7 @@ class ProgramEditConfig(StagedConfig):
     def num_steps(self) -> int | None:
         if self.is_whole:
             return len(self.order)
-        if self.stage in (EditStage.grpo, EditStage.twin_grpo):
-            return self.grpo.steps
+        # stage=grpo may be over before its last step.
         return self.sft.steps if self.stage in (EditStage.sft, EditStage.twin_sft) else None
 
     @property

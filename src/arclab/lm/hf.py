@@ -128,6 +128,10 @@ class HfModel:
         asked, begun = begun_reply(prompt)
         return "" if begun else opened_thinking(self.tokenizer, self.name, asked, thinking=self.config.thinking)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Tokens as text, special ones left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
     def reply_ids(self, text: str) -> list[int]:
         """A reply and its end mark."""
         return [*plain_ids(self.tokenizer, text), self._end]

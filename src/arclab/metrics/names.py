@@ -128,6 +128,25 @@ _RL = {
         "up",
         "words in common of a rollout's answer and the nearest right name; the reward with dataset.reward=f1",
     ),
+    "reward_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off: the reward of program edits"),
+    "reward_program": (
+        "",
+        "up",
+        "what the new program of an edit is worth, costs taken off; no part of the reward, as what follows",
+    ),
+    "reward_code": ("share", "up", "edits that have a new program"),
+    "reward_syntax": ("share", "up", "demonstrations on which an edit's program compiles"),
+    "reward_shape": ("share", "up", "demonstrations of which an edit's program answers the shape"),
+    "reward_cells": ("share", "up", "right cells of an edit's program"),
+    "reward_changed_cells": (
+        "share",
+        "up",
+        "right cells of those that change from input to output, or that the program changed",
+    ),
+    "reward_cost": ("", "down", "what an edit pays for executions and thinking"),
+    "thinking_tokens": ("tokens", "none", "tokens of thinking of an edit, as they are estimated"),
+    "waits": ("waits", "none", "how often an edit was told to think on; only with think"),
+    "capped_share": ("share", "down", "edits whose thinking was closed at think.max_tokens; only with think"),
     "turns": ("turns", "none", "replies of a rollout in several turns"),
     "turns_cut_share": ("share", "down", "rollouts in several turns that were not over after dataset.max_turns"),
     "zero_variance_share": ("share", "down", "groups whose rewards are all alike: nothing can be learned from them"),
@@ -413,6 +432,7 @@ _COUNTS = {
     "adapted/wins": ("adapted/discordant",),
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
+    "edits/wins": ("edits/discordant",),
     "edits/": ("edits/count",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)

@@ -1,4 +1,4 @@
-"""The weights that a training began with, kept beside it: the reference of a KL divergence, and what a best checkpoint is against.
+"""The weights that a training began with, kept beside it: the reference of a KL divergence.
 
     start = FrozenCopy(network)
     with start.in_place():                  # the network computes as it did when the copy was made; no gradient is taken here

@@ -92,8 +92,8 @@ def grpo(
     kept: Kept | None = None, is_enough: Callable[[], bool] | None = None,
 ) -> int:  # fmt: skip
     """Train from wherever the run's folder stands, to cadence.steps or to where it is told to end; returns that step. model:
-    its forward takes what rollouts bring with them. kept, is_enough: see life. ValueError: see LivesInRun.go_on, a batch that cannot be split, a step in
-    which no reward could be computed."""
+    its forward takes what rollouts bring with them. kept, is_enough: see life. ValueError: see
+    LivesInRun.go_on, a batch that cannot be split, a step in which no reward could be computed."""
     ranks, cadence = where.ranks, where.cadence
     per_piece = _rows_per_piece(settings, drawer.settings.group_size, ranks.world_size)
     folder = CheckpointFolder(where.run.checkpoints, where.keep_last)

@@ -116,7 +116,8 @@ class RlRules:
         if entropy < _LOWEST_ENTROPY:
             yield _bad(
                 Kind.collapsed, "rl/entropy", entropy, _LOWEST_ENTROPY,
-                f"the policy hardly varies any more; lower {self._key}.lr, raise {self._key}.clip_high, or set {self._key}.beta=0.04",
+                f"the policy hardly varies any more; lower {self._key}.lr, raise {self._key}.clip_high, or set "
+                f"{self._key}.beta=0.04",
             )  # fmt: skip
         if alike == 1.0:
             yield Verdict(
