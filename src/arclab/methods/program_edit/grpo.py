@@ -125,7 +125,7 @@ class _Training:
             counts = {"steps": step, "best_step": best.step or 0, "best": best.value, **self.practice.states()}
             why = f"stopped: {sick}" if sick else "all tasks go, so nothing is left to learn" if is_enough else ""
             notes = [f"{why} (step {step} of {wished.steps})"] if why and step < wished.steps else []
-            message = "; ".join([*notes, f"the model is that of step {best.step}: {best}"])
+            message = "; ".join([*notes, f"the model is that of step {best.step} ({self.metric} {best.value:.3g})"])
             made = Made(outputs=[self.run.path / TRAINED], counts=counts, message=message, notes=notes)
             write_manifest(config, self.run, inputs, made)
             return message
@@ -141,14 +141,14 @@ class _Training:
         if done:
             checkpoint = checkpoints.path(done_step)
             self.practice.load(checkpoint, read_state(checkpoint))
-            if self.practice.is_enough():
-                return done_step, ""
         logger = None
         if self.ranks.is_main:
             logger = MetricLogger(self.run.metrics, None, resume_step=done_step or -1, runtime_s=0.0)
         with logger or nullcontext():
             if not done:
                 self._begin(logger)
+            if self.practice.is_enough():  # by the curriculum that it was given, or of a run that was killed at its end
+                return done_step, ""
             try:
                 return self._fit(logger, done_step), ""
             except UnhealthyRun as unhealthy:
