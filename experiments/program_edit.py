@@ -6,10 +6,10 @@
 
 Runs of self_improve.py experiment=edit_quickstart, all of one seed from one start model: `selected` learned the sampled edits
 that gain most, `random` as many whatever they do; `grpo` goes on from the first with rewards, `shuffled` with rewards that are
-dealt out at random. `adaptive` and `uniform` have a start model of their own and a mixture of easy tasks (a colour map) and hard
-ones (a view and a colour map): how many rollouts does each need to reach a score on held-out tasks? They are lines of jobs files
-(experiments/queued.py). The first table counts start programs of unseen rules that an edit puts right, with 95 % intervals and
-McNemar's tests over those of all seeds. --save NAME writes experiments/results/NAME.{md,json}. It says nothing about ARC.
+dealt out at random. `adaptive` and `uniform` have a start model of their own and a mixture of easy tasks (a colour map) and
+hard ones (a view and a colour map): how many rollouts does each need to reach a score on held-out tasks? They are lines of jobs
+files (experiments/queued.py). The first table counts start programs of unseen rules that an edit puts right, with 95 %
+intervals and McNemar's tests over those of all seeds. --save NAME writes experiments/results/NAME.{md,json}. It says nothing about ARC.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def markdown(
 ) -> str:
     text = [
         f"# {TITLE}", "", f"Command: `{where['command']}`; commit {where['commit']}; {where['machine']}.", "",
-        "| run | start programs of unseen rules put right | by seed | an edit adds | against | it alone / the other alone | p |",
+        "| run | start programs of unseen rules put right | by seed | an edit adds | against | it alone / other alone | p |",
         "|---" * 7 + "|",
     ]  # fmt: skip
     for row in (row for row in rows if row["N"]):
