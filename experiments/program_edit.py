@@ -9,7 +9,9 @@ that gain most, `random` as many whatever they do; `grpo` goes on from the first
 dealt out at random. `adaptive` and `uniform` have a start model of their own and a mixture of easy tasks (a colour map) and
 hard ones (a view and a colour map): how many rollouts does each need to reach a score on held-out tasks? They are lines of jobs
 files (experiments/queued.py). The first table counts start programs of unseen rules that an edit puts right, with 95 %
-intervals and McNemar's tests over those of all seeds. --save NAME writes experiments/results/NAME.{md,json}. It says nothing about ARC.
+intervals and McNemar's tests over those of all seeds.
+
+--save NAME writes experiments/results/NAME.{md,json}. It says nothing about ARC.
 """
 
 from __future__ import annotations

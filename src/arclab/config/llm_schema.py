@@ -328,20 +328,18 @@ class ProgramSamplingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateLmConfig(EvaluationConfig):
-    """What roots of evaluate.py have whose solver asks a language model for programs. The folder is
-    <runs_dir>/<solver>/<model>/<name>, or output_dir; name null: <dataset>_<split>."""
+    """What roots of evaluate.py have whose solver asks a language model. The folder is <runs_dir>/<solver>/<model>/<name>, or
+    output_dir; name null: <dataset>_<split>."""
 
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
         "num_threads",
         "output_dir",
-        "sandbox.num_workers",
         *(f"lm.{key}" for key in HOW_MODELS_RUN),
     )
 
     lm: ModelConfig
     dataset: DatasetConfig
-    sandbox: SandboxConfig
     name: Optional[str]
     runs_dir: str
     split: SplitName
@@ -387,7 +385,16 @@ class EvaluateLmConfig(EvaluationConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateProgramsConfig(EvaluateLmConfig):
+class EvaluateWithProgramsConfig(EvaluateLmConfig):
+    """The same for solvers that ask it for programs, which are run."""
+
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (*EvaluateLmConfig.FREE_KEYS, "sandbox.num_workers")
+
+    sandbox: SandboxConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateProgramsConfig(EvaluateWithProgramsConfig):
     """Root of evaluate.py solver=program_sampling."""
 
     solver: ProgramSamplingConfig

@@ -14,7 +14,7 @@ from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.llm_schema import (
     HOW_MODELS_RUN,
-    EvaluateLmConfig,
+    EvaluateWithProgramsConfig,
     HfModelConfig,
     ModelConfig,
     PromptConfig,
@@ -233,7 +233,7 @@ class EditSearchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateEditsConfig(EvaluateLmConfig):
+class EvaluateEditsConfig(EvaluateWithProgramsConfig):
     """Root of evaluate.py solver=program_edit."""
 
     solver: EditSearchConfig
@@ -245,7 +245,7 @@ class EvaluateEditsConfig(EvaluateLmConfig):
         return self.solver.kind
 
     def check(self, path: str) -> list[str]:
-        problems = EvaluateLmConfig.check(self, path)
+        problems = EvaluateWithProgramsConfig.check(self, path)
         if self.reward.use_tests:
             problems.append(
                 "reward.use_tests=true is for tasks that are trained on, and this is an evaluation; set it to false."

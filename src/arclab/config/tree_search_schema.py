@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
-from arclab.config.llm_schema import EvaluateLmConfig, MemGenModelConfig, PromptConfig
+from arclab.config.llm_schema import EvaluateWithProgramsConfig, MemGenModelConfig, PromptConfig
 from arclab.config.rules import at_least, within
 
 TREE_SEARCH = "tree_search"
@@ -275,7 +275,7 @@ class TreeSearchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateTreeSearchConfig(EvaluateLmConfig):
+class EvaluateTreeSearchConfig(EvaluateWithProgramsConfig):
     """Root of evaluate.py solver=tree_search. The folder is <runs_dir>/<solver>/<model>/<name>, or output_dir; name null:
     <dataset>_<split>_<search>."""
 
@@ -288,10 +288,10 @@ class EvaluateTreeSearchConfig(EvaluateLmConfig):
 
     @property
     def run_name(self) -> str:
-        return self.name or f"{EvaluateLmConfig.run_name.fget(self)}_{self.search.kind}"  # pyright: ignore[reportOptionalCall]
+        return self.name or f"{EvaluateWithProgramsConfig.run_name.fget(self)}_{self.search.kind}"  # pyright: ignore[reportOptionalCall]
 
     def check(self, path: str) -> list[str]:
-        problems = EvaluateLmConfig.check(self, path)
+        problems = EvaluateWithProgramsConfig.check(self, path)
         if isinstance(self.lm, MemGenModelConfig):
             problems.append(
                 "lm.kind=memgen does not stop at the end of a step, which solver=tree_search needs; use "

@@ -1,5 +1,4 @@
-"""The life of an evaluation whose solver asks a language model for programs: configuration -> model, sandbox, solver ->
-results.
+"""The life of an evaluation whose solver asks a language model: configuration -> model, sandbox, solver -> results.
 
     def make(folder): return Method(check=..., solve=..., facts=..., record=..., stamps=..., warn=...)
     exit_status = evaluate_with_model(config, None, make)        # of evaluate.py solver=program_sampling, tree_search
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, flat
-from arclab.config.llm_schema import HOW_MODELS_RUN, EvaluateLmConfig, Isolation
+from arclab.config.llm_schema import HOW_MODELS_RUN, EvaluateLmConfig, EvaluateWithProgramsConfig, Isolation
 from arclab.config.run import DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.data.splits import load_tasks
@@ -52,7 +51,23 @@ FREE = (
     "num_threads",
     *(f"lm.{key}" for key in HOW_MODELS_RUN),
 )
-Solve = Callable[[tuple[ArcTask, ...], LanguageModel, Sandbox, WorkProgress], Attempts]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a solver works with. sandbox: see programs()."""
+
+    model: LanguageModel
+    progress: WorkProgress
+    sandbox: Sandbox | None
+
+    def programs(self) -> Sandbox:
+        """Where programs run, for a method whose configuration has a sandbox."""
+        assert self.sandbox is not None, "a method without programs has no sandbox"
+        return self.sandbox
+
+
+Solve = Callable[[tuple[ArcTask, ...], Tools], Attempts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +108,14 @@ def _evaluate(
         method = make(run.path)
         method.check(tasks)  # refuses other settings before a model is loaded
         require_no_larger(run.path, len(tasks), 0)
-        sandbox = stack.enter_context(open_sandbox(config.sandbox))
+        has_programs = isinstance(config, EvaluateWithProgramsConfig)
+        sandbox = stack.enter_context(open_sandbox(config.sandbox)) if has_programs else None
         model = load_language_model(config.lm)
         with folder.held(config, notes), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, len(tasks))
 
             def work() -> str:
-                attempts = method.solve(tasks, model, sandbox, progress)
+                attempts = method.solve(tasks, Tools(model, progress, sandbox))
                 _look_at(attempts, model, len(tasks))
                 all_stamps = (*stamps(config, sandbox, attempts, len(tasks)), *method.stamps(attempts))
                 result = Evaluation(
@@ -146,11 +162,12 @@ def drawing_settings(config: EvaluateLmConfig, free: Sequence[str] = ()) -> dict
     return settings
 
 
-def _subject(config: EvaluateLmConfig, method: Method, sandbox: Sandbox, folder: Path) -> Subject:
+def _subject(config: EvaluateLmConfig, method: Method, sandbox: Sandbox | None, folder: Path) -> Subject:
+    isolation = {} if sandbox is None else {"isolation": sandbox.isolation.name}
     facts = {
         "dataset": f"{config.dataset.name} / {config.split.value}",
         **method.facts,
-        "isolation": sandbox.isolation.name,
+        **isolation,
         "seed": str(config.seed),
     }
     record = {
@@ -159,17 +176,17 @@ def _subject(config: EvaluateLmConfig, method: Method, sandbox: Sandbox, folder:
         "solver": config.solver_kind,
         "model": config.lm.name,
         **method.record,
-        "isolation": sandbox.isolation.name,
+        **isolation,
         "seed": config.seed,
     }
     title = (config.solver_kind, Path(config.lm.name).name)
     return Subject(title, facts, {"folder": str(folder)}, record, flat(config))
 
 
-def stamps(config: EvaluateLmConfig, sandbox: Sandbox, attempts: Attempts, num_tasks: int) -> tuple[str, ...]:
+def stamps(config: EvaluateLmConfig, sandbox: Sandbox | None, attempts: Attempts, num_tasks: int) -> tuple[str, ...]:
     """What must stand beside every score, whatever the method."""
     found = [FIT_STAMP] if config.split is SplitName.train else []
-    if sandbox.isolation.value < Isolation.seccomp.value:
+    if sandbox is not None and sandbox.isolation.value < Isolation.seccomp.value:
         found.append(f"programs ran with isolation={sandbox.isolation.name} only: they could have read files")
     if attempts.skipped:
         found.append(

@@ -29,7 +29,7 @@ from arclab.runs.folder import RunDir
 from arclab.runs.lifecycle import WorkProgress
 from arclab.runs.worklist import Worklist
 from arclab.solvers.answers import candidates, written_programs
-from arclab.solvers.evaluation import Method, drawing_settings, evaluate_with_model
+from arclab.solvers.evaluation import Method, Tools, drawing_settings, evaluate_with_model
 
 _DRAFTS = "drafts.jsonl"
 # What belongs to the tasks or to their number: another value of these goes on with what is there.
@@ -49,8 +49,8 @@ def _method(config: EvaluateEditsConfig, folder: Path) -> Method:
         edits.check()
         drafts.check()
 
-    def solve(tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, progress: WorkProgress) -> Attempts:
-        return EditSearch(config, model, sandbox, edits, drafts, progress).solve(tasks)
+    def solve(tasks: tuple[ArcTask, ...], tools: Tools) -> Attempts:
+        return EditSearch(config, tools.model, tools.programs(), edits, drafts, tools.progress).solve(tasks)
 
     return Method(
         check=check,

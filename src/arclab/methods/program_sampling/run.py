@@ -14,14 +14,12 @@ from typing import Any
 
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.data.tasks import ArcTask
-from arclab.lm.language_model import LanguageModel, Sampling
+from arclab.lm.language_model import Sampling
 from arclab.methods.program_sampling.samples import SampleStore
 from arclab.methods.program_sampling.solver import ProgramSampling, few_programs, few_programs_remedy
-from arclab.programs.sandbox.pool import Sandbox
 from arclab.results.attempts import Attempts, Budget
 from arclab.runs.folder import RunDir
-from arclab.runs.lifecycle import WorkProgress
-from arclab.solvers.evaluation import Method, drawing_settings, evaluate_with_model
+from arclab.solvers.evaluation import Method, Tools, drawing_settings, evaluate_with_model
 
 log = logging.getLogger(__name__)
 # Programs run again whenever they are voted on, and prompts are compared by themselves.
@@ -41,8 +39,8 @@ def reply_settings(config: EvaluateProgramsConfig) -> dict[str, Any]:
 def _method(config: EvaluateProgramsConfig, folder: Path) -> Method:
     solver, store = config.solver, SampleStore(folder, reply_settings(config))
 
-    def solve(tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, progress: WorkProgress) -> Attempts:
-        return _solve(config, tasks, model, sandbox, store, progress)
+    def solve(tasks: tuple[ArcTask, ...], tools: Tools) -> Attempts:
+        return _solve(config, tasks, tools, store)
 
     def warn(attempts: Attempts) -> None:
         if few := few_programs(attempts.statistics):
@@ -60,20 +58,19 @@ def _method(config: EvaluateProgramsConfig, folder: Path) -> Method:
 
 
 def _solve(
-    config: EvaluateProgramsConfig, tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, store: SampleStore,
-    progress: WorkProgress,
+    config: EvaluateProgramsConfig, tasks: tuple[ArcTask, ...], tools: Tools, store: SampleStore
 ) -> Attempts:  # fmt: skip
     num_known = store.load()
     if num_known:
         log.info("going on: %s holds the replies of %d tasks", store.path, num_known)
     sampling = config.solver.sampling
     solver = ProgramSampling(
-        model,
-        sandbox,
+        tools.model,
+        tools.programs(),
         prompt=config.solver.prompt,
         store=store,
         show_progress=True,
-        progress=progress,
+        progress=tools.progress,
         sampling=Sampling(
             sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, (), config.seed
         ),

@@ -14,19 +14,16 @@ from typing import Any
 
 from arclab.config.tree_search_schema import BootstrapConfig, EvaluateTreeSearchConfig
 from arclab.data.tasks import ArcTask
-from arclab.lm.language_model import LanguageModel
 from arclab.methods.tree_search.archive import Setting
 from arclab.methods.tree_search.policies import picks_at_random
 from arclab.methods.tree_search.prompts import load_examples, load_hints
 from arclab.methods.tree_search.search import TreeFile
 from arclab.methods.tree_search.solver import TreeSearch
 from arclab.methods.tree_search.steps import Steps
-from arclab.programs.sandbox.pool import Sandbox
 from arclab.results.attempts import Attempts, Budget
 from arclab.runs.checkpoints import file_digest
 from arclab.runs.folder import RunDir
-from arclab.runs.lifecycle import WorkProgress
-from arclab.solvers.evaluation import Method, drawing_settings, evaluate_with_model
+from arclab.solvers.evaluation import Method, Tools, drawing_settings, evaluate_with_model
 
 log = logging.getLogger(__name__)
 _FREE = ("sandbox.num_workers", "sandbox.min_isolation", "solver.trees_at_once")
@@ -63,10 +60,10 @@ def _method(config: EvaluateTreeSearchConfig, folder: Path) -> Method:
         if is_random:
             log.warning("%s.", AT_RANDOM)
 
-    def solve(tasks: tuple[ArcTask, ...], model: LanguageModel, sandbox: Sandbox, progress: WorkProgress) -> Attempts:
+    def solve(tasks: tuple[ArcTask, ...], tools: Tools) -> Attempts:
         solver = TreeSearch(
-            model, sandbox, setting, folder=folder, settings=settings, examples=examples, hints=hints_of(tasks),
-            show_progress=True, progress=progress,
+            tools.model, tools.programs(), setting, folder=folder, settings=settings, examples=examples, hints=hints_of(tasks),
+            show_progress=True, progress=tools.progress,
         )  # fmt: skip
         return solver.solve(tasks, Budget())
 
