@@ -16,7 +16,7 @@ import pytest
 from arclab.config.compose import compose_run, flat
 from arclab.launch.start import start
 from arclab.methods.program_edit import grpo as grpo_module
-from arclab.methods.program_edit import held_out
+from arclab.methods.program_edit import held_out, rollouts
 
 from .table import Parts, Table, differences, require_the_named_tests, shown_here
 
@@ -47,6 +47,7 @@ GRPO: Table = {
     "grpo.beta": (0.5, "settings"),
     "grpo.temperature": (0.5, "settings scored"),
     "grpo.max_new_tokens": (64, "settings scored"),
+    "grpo.vllm_url": ("http://localhost:8000", "settings server"),
     "grpo.mask_truncated": (False, "groups"),
     "grpo.refills": (0, "groups"),
     "grpo.shuffle_rewards": (True, "groups"),
@@ -107,7 +108,7 @@ class Stub:
 
 
 def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Parts:
-    found: Parts = {"scored": []}
+    found: Parts = {"scored": [], "server": None}
 
     def train(network: Any, drawer: Any, settings: Any, where: Any, **given: Any) -> int:
         groups = asdict(drawer.settings)
@@ -136,6 +137,7 @@ def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Par
         patch.setattr(grpo_module, "load_trainable", Stub)
         patch.setattr(grpo_module, "FrozenCopy", Stub)
         patch.setattr(grpo_module, "Practice", Stub)
+        patch.setattr(rollouts, "open_server", lambda key, url, timeout_s: found.update(server=url))
         patch.setattr(grpo_module, "save_trained", lambda model, run: (run.path / "trained.json").write_text("{}"))
         patch.setattr(held_out, "fresh_starts", lambda config, sandbox, tasks: [task.id for task in tasks])
         patch.setattr(held_out, "edit_all", edit_all)

@@ -50,7 +50,7 @@ def test_counts_tests_and_rollouts_by_hand(tmp_path: Path) -> None:
         (folder / "metrics.jsonl").write_text("".join(lines_))
     (row,) = curricula(arguments)
     assert row["score"] == pytest.approx(0.81) and row["uniform"] is None
-    assert row["adaptive"] == 4 * 8 * 8  # 12 steps are 4 drawings
+    assert row["adaptive"] == 6 * 8 * 8  # 12 steps are 6 drawings
     assert needed({"a": {0: 0.1, 64: 0.95}, "b": {0: 0.1, 64: 0.5, 128: 1.0}}) == {"score": 0.9, "a": 64, "b": 128}
     text = markdown(list(rows.values()), deltas(arguments), [row], {"command": "c", "commit": "x", "machine": "m"})
-    assert "| grpo | 4/4 = 100.0 %" in text and "| 0 | 81.0 % | 256 | never |" in text and "random" not in text
+    assert "| grpo | 4/4 = 100.0 %" in text and "| 0 | 81.0 % | 384 | never |" in text and "random" not in text

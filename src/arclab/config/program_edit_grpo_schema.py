@@ -35,6 +35,7 @@ class EditGrpoConfig:
     """GRPO: group_size edits of each of prompts_per_step start programs, of all ranks; the reward is what an edit adds. steps:
     0 leaves the stage out. updates_per_rollout: steps on the same edits. clip_low, clip_high: how far the probability of a
     token may move below and above what it was. beta: weight of the KL divergence from the model that the stage begins with.
+    vllm_url: of a vLLM server that draws the edits (arclab.lm.training.served), so that ranks only train; null: they draw, too.
     mask_truncated: replies that were cut are no part of the loss. refills: how often a group of equal rewards is drawn anew,
     with another start program. shuffle_rewards: the control, in which rewards are dealt out at random. A step is computed in
     grad_accumulation pieces. Every eval_every steps, and before the first, start programs of eval_tasks tasks (null: all) of
@@ -57,6 +58,7 @@ class EditGrpoConfig:
     beta: float
     temperature: float
     max_new_tokens: int
+    vllm_url: Optional[str]
     mask_truncated: bool
     refills: int
     shuffle_rewards: bool

@@ -132,6 +132,10 @@ class HfModel:
         """Tokens as text, special ones left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def is_end(self, token: int) -> bool:
+        """Does this token end a reply?"""
+        return token in self._ends
+
     def reply_ids(self, text: str) -> list[int]:
         """A reply and its end mark."""
         return [*plain_ids(self.tokenizer, text), self._end]

@@ -6,12 +6,16 @@ The model is a tiny random one, whose replies hold no program: what they are wor
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from arclab.config.compose import ConfigError
 from arclab.files import read_object
@@ -138,8 +142,6 @@ def test_the_best_checkpoint_is_the_model(stage: Stage, tmp_path: Path) -> None:
     assert stage(scores=[0.1, 0.9, 0.3], name="a") == 0
     run = folder(tmp_path)
     best = run / "checkpoints/step_00000003/model.safetensors"
-    from safetensors.torch import load_file
-
     kept, saved = load_file(best), load_file(run / "model/model.safetensors")
     assert all((kept[name] == value).all() for name, value in saved.items()) and read_counts(run)["best_step"] == 3
     assert "the model is that of step 3" in str(RunDir(run).read_status())
@@ -214,6 +216,7 @@ def test_all_tasks_saturated_ends_well_and_says_so(stage: Stage, tmp_path: Path,
         (["stage=start"], "scratch=null leaves it out"),
         (["stage=twin_sft"], "controls=none leaves it out"),
         (["think={min_tokens:9,max_tokens:3,num_waits:1}"], r"think.min_tokens=9 is above think.max_tokens=3"),
+        (["think={min_tokens:1,max_tokens:3,num_waits:1}", "grpo.vllm_url=http://x"], "grpo.vllm_url does not go with think"),
         (["curriculum.rounds=0"], "curriculum.rounds=0 must be at least 1"),
         (["grpo.grad_accumulation=3"], "must be divisible by grpo.grad_accumulation=3"),
         (["dataset.validation_sources=[]"], "grpo.eval_split=validation has no tasks"),
@@ -228,3 +231,32 @@ def test_what_cannot_be_is_refused_in_a_sentence(stage: Stage, change: list[str]
 
 def named(change: Sequence[str]) -> str:
     return next((each.partition("=")[2] for each in change if each.startswith("stage=")), "grpo")
+
+
+def _rank(rank: int, runs: Path, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    grpo_module.REWARDS = {"delta": (1.0, is_even)}  # type: ignore[misc]
+    assert start(SCRIPT, [*base(runs), "stage=grpo", "grpo.steps=2"]) == 0
+
+
+def test_two_ranks_draw_and_train_as_one_does(before: Path, stage: Stage, tmp_path: Path) -> None:
+    shutil.copytree(before, tmp_path / "two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, args=(tmp_path / "two", port), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    two, one = (folder(tmp_path, name) for name in ("two", "one"))
+    assert stage("grpo.steps=2", name="one") == 0
+    assert read_object(two / "curriculum.json")["tasks"] == read_object(one / "curriculum.json")["tasks"]
+    for mine, other in zip(measured(two), measured(one), strict=True):
+        for name in mine.keys() & {"rl/reward", "rl/tokens", "rl/entropy", "grad/total_norm", "edits/mean_delta"}:
+            assert mine[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+    kept, saved = (load_file(each / "checkpoints/step_00000002/model.safetensors") for each in (two, one))
+    for name, value in saved.items():
+        torch.testing.assert_close(kept[name], value, atol=1e-4, rtol=1e-3, msg=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match="stage=select of method=program_edit runs in one process, but WORLD_SIZE=2"):
+            stage(name="one", stage="select")

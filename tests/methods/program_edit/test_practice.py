@@ -18,6 +18,8 @@ from arclab.config.program_edit_schema import ProgramEditConfig
 from arclab.data.tasks import ArcTask
 from arclab.lm.hf import DrawnTokens
 from arclab.lm.training.rollouts import Drawer, RolloutSettings
+from arclab.lm.training.served import Server
+from arclab.methods.program_edit import rollouts
 from arclab.methods.program_edit.curriculum import TaskState, observe, of_round, read_curriculum, with_baseline
 from arclab.methods.program_edit.population import Origin, Population
 from arclab.methods.program_edit.practice import CURRICULUM, Practice
@@ -135,6 +137,31 @@ def test_an_edit_earns_what_it_adds_and_its_parts_are_logged(
     assert isinstance(record, Drawn) and record.is_right and str(record.source).strip() == solution(toy_tasks[0]).strip()
     task = practice.curriculum.tasks[toy_tasks[0].id]
     assert (task.num_groups, task.mean, task.last_step) == (1, 0.25, 5)
+
+
+def test_a_server_draws_the_edits_if_there_is_one(
+    config: ProgramEditConfig, practice: Practice, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Model(Chars):
+        def text_of(self, ids: list[int]) -> str:
+            return "".join(map(chr, ids))
+
+        def is_end(self, token: int) -> bool:
+            return token == 0
+
+    class Client:
+        def generate(self, prompts: Any, **given: Any) -> dict[str, Any]:
+            asked.append((given["max_tokens"], given["temperature"], given["generation_kwargs"]["seed"]))
+            return {"completion_ids": [[65, 66, 0]], "logprobs": [[[-1.0], [-2.0], [-3.0]]]}
+
+    wished = replace(config, grpo=replace(config.grpo, vllm_url="http://x", temperature=0.7))
+    monkeypatch.setattr(rollouts, "open_server", lambda key, url, timeout_s: Server(Client(), url))
+    roll_out = EditRollouts(wished, Model(), sandbox, practice.noted)  # type: ignore[arg-type]
+    rows = roll_out(practice.choose(0, [0], 0) * 4, [1, 2, 3, 4])
+    assert sorted(asked) == [(400, 0.7, seed) for seed in (1, 2, 3, 4)]
+    assert [(row.completion_ids, row.logprobs, row.is_ended) for row in rows] == [([65, 66, 0], [-1.0, -2.0, -3.0], True)] * 4
 
 
 def test_groups_without_a_difference_are_drawn_anew_from_the_curriculum(

@@ -213,5 +213,5 @@ def settings_of(config: ProgramEditConfig) -> GrpoSettings:
         schedule=wished.schedule.value, weight_decay=wished.weight_decay, clip_norm=wished.clip_norm, seed=config.seed,
         key="grpo", prompts_per_step=wished.prompts_per_step, updates_per_rollout=wished.updates_per_rollout,
         max_new_tokens=wished.max_new_tokens, temperature=wished.temperature, beta=wished.beta, clip_low=wished.clip_low,
-        clip_high=wished.clip_high, loss=wished.loss.value, scale_rewards=wished.scale_rewards.value,
+        clip_high=wished.clip_high, loss=wished.loss.value, scale_rewards=wished.scale_rewards.value, vllm_url=wished.vllm_url,
     )  # fmt: skip

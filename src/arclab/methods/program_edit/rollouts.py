@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 from arclab.config.program_edit_schema import ProgramEditConfig
 from arclab.config.schema import SplitName
-from arclab.lm.hf import HfModel
+from arclab.lm.hf import DrawnTokens, HfModel
 from arclab.lm.language_model import Completion, FinishReason, Prompt, Sampling
 from arclab.lm.training.rollouts import Reward, Rollout
+from arclab.lm.training.served import Server, open_server
 from arclab.methods.program_edit.budget import CLOSE, OPEN, WAIT, think_tokens, to_budget
 from arclab.methods.program_edit.editing import reward_of, thinking_tokens_of
 from arclab.methods.program_edit.starts import Start
@@ -31,6 +32,9 @@ _PARTS = {
     "syntax": "reward/syntax", "shape": "reward/shape", "cells": "reward/cells", "changed_cells": "edits/changed_cells",
     "cost": "reward/cost",
 }  # fmt: skip
+
+
+_SERVER_TIMEOUT_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +87,15 @@ class _Reply:
 
 
 class EditRollouts:
-    """See the module. noted: is told of every group: the curriculum's task, and which of its edits are right."""
+    """See the module. noted: is told of every group: the curriculum's task, and which of its edits are right. ValueError: there
+    is no server at grpo.vllm_url."""
 
     def __init__(
         self, config: ProgramEditConfig, model: HfModel, sandbox: Sandbox, noted: Callable[[str, list[bool]], None]
     ) -> None:
         self._config, self._model, self._sandbox, self._noted = config, model, sandbox, noted
+        url = config.grpo.vllm_url
+        self._server = None if url is None else open_server("grpo.vllm_url", url, _SERVER_TIMEOUT_S)
 
     def __call__(self, prompts: Sequence[Shown], seeds: Sequence[int]) -> list[Rollout]:
         config = self._config
@@ -127,7 +134,9 @@ class EditRollouts:
         if config.think is None:
             return [
                 _Reply(drawn.ids, drawn.logprobs, None, _completion(drawn.text, len(drawn.ids), is_ended=drawn.is_ended), {})
-                for drawn in model.draw_tokens(rows, samplings)
+                for drawn in (
+                    model.draw_tokens(rows, samplings) if self._server is None else self._served(self._server, rows, seeds)
+                )
             ]
         return [
             _Reply(
@@ -137,6 +146,15 @@ class EditRollouts:
             )
             for forced in think_tokens(model, rows, samplings, to_budget(config.think))
         ]  # fmt: skip
+
+    def _served(self, server: Server, rows: Sequence[list[int]], seeds: Sequence[int]) -> list[DrawnTokens]:
+        wished, found = self._config.grpo, list[DrawnTokens]()
+        answers = server.complete(rows, seeds, max_new_tokens=wished.max_new_tokens, temperature=wished.temperature)
+        for answer in answers:
+            is_ended = self._model.is_end(answer.token_ids[-1])
+            text = self._model.text_of(answer.token_ids[:-1] if is_ended else answer.token_ids)
+            found.append(DrawnTokens(answer.token_ids, answer.logprobs, text, is_ended))
+        return found
 
 
 def _completion(text: str, num_tokens: int, *, is_ended: bool) -> Completion:
