@@ -30,7 +30,7 @@ from arclab.runs.stages import MANIFEST, read_counts
 from .conftest import TOY
 
 SCRIPT = "self_improve.py"
-SHARES = {"edits/solved_share": "solved_share", "edits/mean_delta": "mean_delta"}
+_SCORES = grpo_module.HeldOut.scores
 
 
 def is_even(rollouts: Sequence[Rollout]) -> list[float]:
@@ -83,6 +83,8 @@ def stage(before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             monkeypatch.setattr(
                 grpo_module.HeldOut, "scores", lambda _: {"edits/solved_share": next(told), "edits/starts": 10.0}
             )
+        else:
+            monkeypatch.setattr(grpo_module.HeldOut, "scores", _SCORES)
         keys = {each.partition("=")[0] for each in more}
         line = [each for each in base(tmp_path / name) if each.partition("=")[0] not in keys]
         return start(SCRIPT, [*line, f"stage={stage}", *more])
