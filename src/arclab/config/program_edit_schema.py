@@ -338,9 +338,7 @@ class ProgramEditConfig(StagedConfig):
             why = "only the first round has one" if stage == "start" and self.scratch is not None else why
             problems.append(f"stage={stage} is no stage of round={self.round}: {why}; choose another stage.")
         if self.think is not None and self.grpo.vllm_url is not None:
-            problems.append(
-                "grpo.vllm_url does not go with think, which is measured where tokens are drawn; set one to null."
-            )
+            problems.append("grpo.vllm_url does not go with think, which is measured where tokens are drawn; set one to null.")
         is_trained = stage not in ("sample", "select", "evaluate")
         if is_trained and not isinstance(self.lm, HfModelConfig):
             problems.append(
