@@ -36,9 +36,23 @@ def scripts_of(group: str, option: str) -> tuple[str, ...]:
     return tuple(word for word in _for_line(group, option) if "=" not in word)
 
 
-def choice_of(group: str, option: str, key: str) -> str | None:
-    """The entry of its script that an option belongs to, by the same line: the value of key (method or solver) there."""
-    return next((word.removeprefix(f"{key}=") for word in _for_line(group, option) if word.startswith(f"{key}=")), None)
+def value_in(override: str, wanted: str) -> str | None:
+    """The value that an override gives the key `wanted`; None: it is of another key."""
+    key, equals, value = override.lstrip("+").partition("=")
+    return value if key == wanted and equals else None
+
+
+def meant_by_experiment(overrides: Sequence[str], key: str, chosen: Sequence[str]) -> tuple[str | None, str]:
+    """The entry of its script that the experiment of a command line belongs to, by the same line: the value of key (method or
+    solver) there, None if it says none; and the sentence if another one is chosen, "" if not."""
+    names = [name for override in overrides if (name := value_in(override, "experiment")) is not None]
+    words = [(name, word) for name in names for word in _for_line("experiment", name) if word.startswith(f"{key}=")]
+    if not words:
+        return None, ""
+    (name, word), *_ = words
+    others = [each for each in chosen if f"{key}={each}" != word]
+    fault = f"experiment={name} is for {word}, not for {key}={others[0]}; drop one of them." if others else ""
+    return word.partition("=")[2], fault
 
 
 def _for_line(group: str, option: str) -> list[str]:

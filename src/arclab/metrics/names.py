@@ -376,6 +376,10 @@ _METRICS = [
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
+    *[
+        Metric(f"edits/pass@{k}", "share", "up", f"chance that one of {k} edits of a start program is right, of its first turn")
+        for k in PASS_KS
+    ],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
@@ -433,6 +437,11 @@ _COUNTS = {
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
     "edits/wins": ("edits/discordant",),
+    "edits/cell_share": ("edits/starts",),
+    "edits/steep_cell_share": ("edits/starts",),
+    "edits/pass@": ("edits/starts",),
+    "edits/coverage": ("edits/tasks",),
+    "edits/two_attempts": ("edits/tasks",),
     "edits/": ("edits/count",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)

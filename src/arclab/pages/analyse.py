@@ -34,7 +34,11 @@ from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
 
 log = logging.getLogger(__name__)
-METHOD_PAGES = {"tree": "arclab.methods.tree_search.tree_page"}  # word -> the module whose main() takes the other arguments
+METHOD_PAGES = {  # word -> the module whose main() takes the other arguments
+    "tree": "arclab.methods.tree_search.tree_page",
+    "edits": "arclab.methods.program_edit.table_page",
+    "curriculum": "arclab.methods.program_edit.curriculum_page",
+}
 
 
 def main(argv: Sequence[str]) -> int | None:

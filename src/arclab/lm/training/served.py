@@ -85,8 +85,9 @@ def open_server(key: str, url: str, timeout_s: float) -> Server:
     """Waits for it. ValueError: no package vllm, or no server at url within timeout_s."""
     require_vllm(key, url)
     try:
-        return Server(VLLMClient(base_url=url, connection_timeout=timeout_s), url)
+        client: Any = VLLMClient(base_url=url, connection_timeout=timeout_s)
     except OSError as error:
         raise ValueError(
             f"{key}={url}: no vLLM server answered within {timeout_s:g} s; start it with `vllm serve`, or correct the address."
         ) from error
+    return Server(client, url)

@@ -19,8 +19,8 @@ from arclab.lm.language_model import Completion, FinishReason, Prompt, Sampling
 from arclab.lm.training.rollouts import Reward, Rollout
 from arclab.lm.training.served import Server, open_server
 from arclab.methods.program_edit.budget import CLOSE, OPEN, WAIT, think_tokens, to_budget
-from arclab.methods.program_edit.editing import reward_of, thinking_tokens_of
-from arclab.methods.program_edit.starts import Start
+from arclab.methods.program_edit.editing import reward_of
+from arclab.methods.program_edit.starts import Start, thinking_tokens_of
 from arclab.programs.edits import parse_edit, render_edit_prompt
 from arclab.programs.outcomes import Outcome, ProgramRun, run_jobs
 from arclab.programs.rewards import Reward as Earned

@@ -20,6 +20,7 @@ from arclab.methods.tree_search.prompts import load_examples, load_hints
 from arclab.methods.tree_search.search import TreeFile
 from arclab.methods.tree_search.solver import TreeSearch
 from arclab.methods.tree_search.steps import Steps
+from arclab.methods.tree_search.trees import TREE_KIND
 from arclab.results.attempts import Attempts, Budget
 from arclab.runs.checkpoints import file_digest
 from arclab.runs.folder import RunDir
@@ -81,6 +82,7 @@ def _method(config: EvaluateTreeSearchConfig, folder: Path) -> Method:
             *([few] if (few := few_finished(attempts.statistics)) else []),
         ],
         warn=warn,
+        stores={"trees/*.jsonl": TREE_KIND},
     )
 
 
