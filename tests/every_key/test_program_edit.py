@@ -32,6 +32,7 @@ from arclab.programs.sandbox import pool as sandbox_module
 from arclab.solvers import evaluation
 
 from .table import Parts, Table, differences, leaves, require_a_row_for_each, require_the_named_tests
+from .test_program_edit_grpo import GRPO
 
 TOY = "toy:dihedral_color?tasks=3&side=4&colors=4&palette=6&demos=3"
 BASE = [
@@ -160,7 +161,7 @@ def _others() -> Table:
 
 def test_every_key_has_a_row() -> None:
     others = _others()
-    require_a_row_for_each(leaves(ProgramEditConfig), SAMPLE, SFT, EVALUATE, others)
+    require_a_row_for_each(leaves(ProgramEditConfig), SAMPLE, SFT, EVALUATE, others, GRPO)
     require_the_named_tests(others)
 
 
