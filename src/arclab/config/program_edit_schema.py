@@ -287,11 +287,12 @@ class EditSearchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateEditsConfig(EvaluateWithProgramsConfig):
-    """Root of evaluate.py solver=program_edit."""
+    """Root of evaluate.py solver=program_edit. think: of edits; null leaves the model to itself."""
 
     solver: EditSearchConfig
     prompt: EditPromptConfig
     reward: EditRewardConfig
+    think: Optional[ThinkingConfig] = None
 
     @property
     def solver_kind(self) -> str:
