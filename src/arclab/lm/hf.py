@@ -31,7 +31,7 @@ import torch
 from arclab.config.llm_schema import HfModelConfig
 from arclab.files import naming
 from arclab.lm.adapters import fresh_adapter, loaded_adapter, merge_adapter
-from arclab.lm.chat_template import conversation_ids, opened_thinking, plain_ids
+from arclab.lm.chat_template import conversation_ids, marked_tokens, opened_thinking, plain_ids
 from arclab.lm.drawing import Drawing, Ending
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
 from arclab.lm.language_model import (
@@ -111,6 +111,10 @@ class HfModel:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The prompt as the chat template writes it, up to where the reply begins."""
         return conversation_ids(self.tokenizer, self.name, prompt, thinking=self.config.thinking)
+
+    def marked_tokens(self, prompt: Prompt, spans: Sequence[tuple[int, int]]) -> list[bool]:
+        """Which of prompt_ids(prompt) lie in spans of the last message, as (first character, one past the last one)."""
+        return marked_tokens(self.tokenizer, self.name, prompt, spans, thinking=self.config.thinking)
 
     def opened(self, prompt: Prompt) -> str:
         """What the chat template itself opens the reply with, if that is thinking; see opened_thinking."""

@@ -26,7 +26,8 @@ from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Message
 from arclab.lm.training.finetune import require_float32, tokenised
 from arclab.lm.training.life import AllWeights
-from arclab.lm.training.sft import ROW_WEIGHT, Row, SftSettings, StageCadence, Where, advantage_weights, sft
+from arclab.lm.training.rows import Row
+from arclab.lm.training.sft import ROW_WEIGHT, SftSettings, StageCadence, Where, advantage_weights, sft
 from arclab.methods.program_edit.replies import Taught, accepted, read_review, read_taught
 from arclab.methods.program_edit.sample import MODEL, TRAINED, model_config
 from arclab.methods.program_edit.select import SFT, review_path

@@ -34,7 +34,8 @@ from arclab.lm.language_model import begun_reply
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training.finetune import require_float32
 from arclab.lm.training.life import Evaluate, TrainedWeights
-from arclab.lm.training.sft import Row, SftSettings, StageCadence, Where, sft
+from arclab.lm.training.rows import Row
+from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
 from arclab.methods.tree_search.learning.curate import learned_file
 from arclab.methods.tree_search.learning.policy import MODEL, TRAINED, TWIN, policy_inputs, policy_of, training_tasks
 from arclab.methods.tree_search.learning.records import Curated, read_records
