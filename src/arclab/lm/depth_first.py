@@ -73,7 +73,8 @@ def _pass(network: Any, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Any:
     optional = {"position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :], "logits_to_keep": 1}
     takes = inspect.signature(network.forward).parameters
     optional = {name: value for name, value in optional.items() if name in takes}
-    return network(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, **optional)
+    optional["cache" if "cache" in takes else "past_key_values"] = cache  # the name changes between versions
+    return network(input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **optional)
 
 
 def _grown(

@@ -51,7 +51,7 @@ def augmenters(*groups: str) -> list[Augmenter]:
 
 def applied(task: ArcTask, transform: Transform) -> ArcTask | None:
     """The task in which every grid is transformed; None if one would have a side of more than 30 cells."""
-    pairs = [Pair(*(None if grid is None else transform.apply(grid) for grid in (p.input, p.output))) for p in task.pairs]
+    pairs = [Pair(transform.apply(p.input), None if p.output is None else transform.apply(p.output)) for p in task.pairs]
     if any(max(grid.shape) > MAX_SIDE for pair in pairs for grid in (pair.input, pair.output) if grid is not None):
         return None
     num_demos = len(task.demos)
