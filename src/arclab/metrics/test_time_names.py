@@ -7,6 +7,7 @@ from __future__ import annotations
 TEST_TIME = {
     "replies": ("replies", "none", "replies to all views of all test inputs: the N of ttt/no_grid_share"),
     "no_grid_share": ("share", "down", "replies that are no grid, or had no end"),
+    "silent_share": ("share", "down", "views of test inputs in which no reply was as likely as solver.threshold"),
     "candidates": ("grids", "none", "different grids among the replies to a test input"),
     "tokens": ("tokens", "none", "tokens that were generated, or computed by a depth-first search"),
     "answer_s": ("s", "down", "time to answer a task, once the model is adapted"),

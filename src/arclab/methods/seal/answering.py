@@ -58,12 +58,13 @@ def views_of(task: ArcTask, config: ViewsConfig, seed: int) -> list[View]:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Of one test input. candidates: best first. num_no_grid: replies that are no grid; num_cut: those of them, or beginnings
-    of replies in a depth-first search, that had no end. num_tokens: generated, or None where that is not counted."""
+    of replies in a depth-first search, that had no end. num_silent: views in which no reply was likely enough."""
 
     candidates: list[Candidate]
     num_replies: int
     num_no_grid: int
     num_cut: int
+    num_silent: int
     num_tokens: int
 
 
@@ -134,8 +135,8 @@ class Answerer:
         candidates = [Candidate(grids[key], len(found[key]), sum(found[key]) / len(found[key])) for key in order]
         if self._config.rescore is Rescore.product:
             candidates = self._by_product(candidates, views, prompts)
-        num_replies = sum(map(len, decoded.replies))
-        return Answer(candidates, num_replies, num_no_grid, decoded.num_cut, decoded.num_tokens)
+        num_replies, num_silent = sum(map(len, decoded.replies)), sum(not replies for replies in decoded.replies)
+        return Answer(candidates, num_replies, num_no_grid, decoded.num_cut, num_silent, decoded.num_tokens)
 
     def _decode(self, prompts: Sequence[Prompt], max_new_tokens: int) -> _Decoded:
         config = self._config

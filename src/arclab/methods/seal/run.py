@@ -70,4 +70,6 @@ def remarks(found: dict[str, float]) -> list[str]:
         said.append(f"{100 * share:.0f} % of the tasks could not be trained on and were answered by the model as it is")
     if (share := found.get("ttt/no_grid_share", 0.0)) > 0.5:
         said.append(f"{100 * share:.0f} % of the replies are no grid, or were cut at solver.max_new_tokens")
+    if (share := found.get("ttt/silent_share", 0.0)) > 0.5:
+        said.append(f"in {100 * share:.0f} % of the views no reply was likely enough; lower solver.threshold")
     return said

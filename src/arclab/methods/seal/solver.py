@@ -51,11 +51,13 @@ class TaskRecord:
     tests: tuple[tuple[Candidate, ...], ...] = ()
     losses: tuple[float, ...] = ()
     num_rows: int = 0
+    num_views: int = 0
     num_made: int = 0
     num_too_long: int = 0
     num_replies: int = 0
     num_no_grid: int = 0
     num_cut: int = 0
+    num_silent: int = 0
     num_tokens: int = 0
     fit_tokens: int = 0
     fit_padding: int = 0
@@ -122,7 +124,11 @@ class AdaptingSolver:
                 bar.update()
                 if self._progress is not None:
                     self._progress.report(number + 1)
-        return attempts_of(tasks, self.records, is_adapting=self._wanted.adaptation.kind is not AdaptKind.none)
+        return attempts_of(
+            tasks,
+            self.records,
+            is_adapting=self._wanted.adaptation.kind is not AdaptKind.none,
+        )
 
     def _record(self, task: ArcTask, trained: ArcTask, digest: str) -> TaskRecord:
         wanted = self._wanted
@@ -142,7 +148,8 @@ class AdaptingSolver:
             answer_s = time.monotonic() - began_s
         return TaskRecord(
             digest, problem=problem or fitted.problem, tests=tuple(tuple(each.candidates) for each in answers),
-            losses=fitted.losses, num_rows=len(chosen.rows), num_made=chosen.num_made, num_too_long=chosen.num_too_long,
+            losses=fitted.losses, num_views=len(views), num_rows=len(chosen.rows), num_made=chosen.num_made,
+            num_too_long=chosen.num_too_long,
             **_sums(answers), fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
             answer_s=answer_s,
         )  # fmt: skip
@@ -183,7 +190,7 @@ def _nothing_to_train_on(task: ArcTask, chosen: ChosenRows) -> str:
 def _sums(answers: Sequence[Answer]) -> dict[str, int]:
     return {
         name: sum(getattr(answer, name) for answer in answers)
-        for name in ("num_replies", "num_no_grid", "num_cut", "num_tokens")
+        for name in ("num_replies", "num_no_grid", "num_cut", "num_silent", "num_tokens")
     }
 
 
@@ -199,6 +206,7 @@ def attempts_of(tasks: Sequence[ArcTask], records: Mapping[str, TaskRecord], *, 
     num_replies = sum(record.num_replies for record in tried)
     found = {
         "replies": float(num_replies),
+        "silent_share": sum(r.num_silent for r in tried) / sum(r.num_views * len(r.tests) for r in tried),
         "candidates": float(np.mean([len(test) for record in tried for test in record.tests])),
         "tokens": float(sum(record.num_tokens for record in tried)),
         "answer_s": float(np.mean([record.answer_s for record in tried])),

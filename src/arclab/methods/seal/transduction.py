@@ -1,4 +1,4 @@
-"""A tiny language model that is taught to write the output grids of toy tasks: something to adapt where no real model is at hand.
+"""A tiny language model that is taught to write the output grids of toy tasks, for controls of what adapts a model to tasks.
 
     train_transduction(folder, tasks, text, seed=0, steps=1000)       # FOLDER/untrained and FOLDER/trained are model folders
 
@@ -44,7 +44,8 @@ class TransductionSizes:
 def transduction_rows(tasks: Sequence[ArcTask], text: GridTextConfig) -> list[tuple[Prompt, str]]:
     """Question and reply for each test pair whose output is known."""
     return [
-        (question(task.demos, test.input, text), format_grid(output_of(test), text.grid_format)) for task in tasks for test in task.tests
+        (question(task.demos, test.input, text), format_grid(output_of(test), text.grid_format))
+        for task in tasks for test in task.tests
     ]  # fmt: skip
 
 
