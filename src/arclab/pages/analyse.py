@@ -34,7 +34,11 @@ from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
 
 log = logging.getLogger(__name__)
-METHOD_PAGES = {"tree": "arclab.methods.tree_search.tree_page"}  # word -> the module whose main() takes the other arguments
+# Word -> the module whose main() takes the other arguments.
+METHOD_PAGES = {
+    "tree": "arclab.methods.tree_search.tree_page",
+    "test_time_training": "arclab.methods.seal.task_page",
+}
 
 
 def main(argv: Sequence[str]) -> int | None:
