@@ -49,8 +49,8 @@ TEXT = GridTextConfig(grid_format=GridFormat.digits, instructions=False)
 DECODES, RANKINGS = ("greedy", "sample", "dfs"), ("votes", "product")
 ADAPTATIONS: Mapping[str, tuple[str, ...]] = {
     "none": ("solver.adaptation.kind=none",),
-    "lora": ("solver.adaptation.kind=lora", "solver.adaptation.lr=5e-3"),
-    "other": ("solver.adaptation.kind=lora", "solver.adaptation.lr=5e-3", "solver.demonstrations=other_task"),
+    "lora": ("solver.adaptation.kind=lora", "solver.adaptation.lr=2e-3"),
+    "other": ("solver.adaptation.kind=lora", "solver.adaptation.lr=2e-3", "solver.demonstrations=other_task"),
     "full": ("solver.adaptation.kind=full", "solver.adaptation.lr=1e-3"),
 }
 # Toy tasks are not closed under larger grids: other orders of the demonstrations alone.
@@ -59,8 +59,8 @@ BASE = (
     "solver.text.grid_format=digits", "solver.text.instructions=false", "solver.max_new_tokens=20", "solver.loss=last_output",
     "solver.pseudo_tasks.basic=false", "solver.pseudo_tasks.size=false", "solver.pseudo_tasks.chain=false",
     "solver.pseudo_tasks.repeat=false", "solver.pseudo_tasks.permutations=6", "solver.pseudo_tasks.permute_colors=false",
-    "solver.adaptation.epochs=10", "solver.adaptation.batch_size=16", "solver.adaptation.warmup_steps=2",
-    "solver.views.count=8", "solver.views.colors=false", "solver.threshold=0.01", "solver.rescore=product",
+    "solver.adaptation.epochs=15", "solver.adaptation.batch_size=16", "solver.adaptation.warmup_steps=2",
+    "solver.views.count=8", "solver.views.colors=false", "solver.threshold=0.03", "solver.rescore=product",
 )  # fmt: skip
 Solved = dict[tuple[int, str], bool]  # of (seed, task)
 Cell = tuple[str, str, str]  # adaptation, decode, ranking
