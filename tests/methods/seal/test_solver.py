@@ -94,7 +94,7 @@ def test_its_own_demonstrations_teach_a_task_and_those_of_another_do_not(command
     assert all(value > -1.0 for value in likelihoods) and rows(tmp_path / "lora")["t0"]["tests"][0][0]["log_likelihood"] is None
     assert CONTROL in (tmp_path / "other/report.html").read_text() and CONTROL in metrics(tmp_path / "other")["stamps"]
     answers = json.loads((tmp_path / "other/submission.json").read_text())
-    assert answers["t0"][0]["attempt_1"] == ANSWERS[1]  # it has learned, but another task
+    assert {cell for row in answers["t0"][0]["attempt_1"] for cell in row} == {3}  # it has learned, but another task
     assert "ttt/fit_s" not in metrics(tmp_path / "none")["statistics"]
 
 

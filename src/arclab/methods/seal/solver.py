@@ -187,7 +187,7 @@ def _nothing_to_train_on(task: ArcTask, chosen: ChosenRows) -> str:
     return f"{len(task.demos)} demonstrations leave no pseudo-task with solver.pseudo_tasks.min_demos shown"
 
 
-def _sums(answers: Sequence[Answer]) -> dict[str, int]:
+def _sums(answers: Sequence[Answer]) -> dict[str, Any]:
     return {
         name: sum(getattr(answer, name) for answer in answers)
         for name in ("num_replies", "num_no_grid", "num_cut", "num_silent", "num_tokens")
