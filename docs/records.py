@@ -349,6 +349,21 @@ def _tree_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Recor
     return title, columns, rows, [record["provenance"] | {"seed": "of the table"}]
 
 
+def _tree_learning(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    def rows() -> Rows:
+        for row in record["scores"]:
+            by_seed = ", ".join(f"{n}/{of}" for n, of in row["seeds"].values())
+            yield row["run"], row["what"], _of(row), by_seed
+        for row in record["tests"]:
+            alone = f"alone right {row['first_alone']} / {row['second_alone']}"
+            yield row["question"], f"{row['first']} / {row['second']}", alone, f"p = {row['p_value']:.2g}"
+        for model in record["reward_models"]:
+            yield model["run"], "reward model, held-out pairs", str(Share(model["right"], model["pairs"])), ""
+
+    columns = ("run, or question", "scored, or compared", "unseen tasks solved", "by seed, or p")
+    return "Tree search that learns from itself", columns, rows(), [record["provenance"] | {"seed": "of the table"}]
+
+
 def _of(record: Record) -> str:
     return str(Share(record["n"], record["N"]))
 
@@ -373,6 +388,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "toy_programs": _toy_programs,
     "tree_search": _tree_search,
     "tree_search_control": _tree_search_control,
+    "tree_learning": _tree_learning,
     "control": _control,
 }
 

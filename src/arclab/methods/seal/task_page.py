@@ -81,7 +81,7 @@ def write_task_pages(folder: Path, output: Path) -> Path:
         name = f"task_{number:04}.html"  # an id may hold what no file name can
         place = places.get(task_id)
         task = None if place is None else tasks[place]
-        trained = None if place is None else trained_on(tasks, place, config.solver.demonstrations)
+        trained = None if place is None else trained_on(tasks[place], tasks, config.solver.demonstrations)
         write_atomically(output / name, render_task(task_id, record, task, trained, config, problem=problem))
         rows.append({"address": name, "task": task_id, "facts": facts_of(record, task)})
     write_atomically(output / "index.html", page("listing.html.j2", rows=rows, title=folder.name, kicker="Test-time training"))
