@@ -31,7 +31,8 @@ import torch
 from arclab.config.llm_schema import HfModelConfig
 from arclab.files import naming
 from arclab.lm.adapters import fresh_adapter, loaded_adapter, merge_adapter
-from arclab.lm.chat_template import conversation_ids, opened_thinking, plain_ids
+from arclab.lm.chat_template import conversation_ids, marked_tokens, opened_thinking, plain_ids
+from arclab.lm.depth_first import depth_first
 from arclab.lm.drawing import Drawing, Ending
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
 from arclab.lm.language_model import (
@@ -80,6 +81,16 @@ class _Sequence:
     sampling: Sampling
 
 
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """replies: texts with their log-probability (nats), the likeliest first. num_cut: beginnings that are likely enough and had
+    no end within max_new_tokens. num_tokens: that were computed."""
+
+    replies: tuple[tuple[str, float], ...]
+    num_cut: int
+    num_tokens: int
+
+
 class HfModel:
     """See LanguageModel. model: eval mode, no parameter needs a gradient."""
 
@@ -112,6 +123,11 @@ class HfModel:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @property
+    def network(self) -> Any:
+        """The transformers model itself, in eval mode and without gradients. Who changes it puts it back."""
+        return self._model
+
+    @property
     def pad_id(self) -> int:
         return self._pad
 
@@ -122,6 +138,10 @@ class HfModel:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The prompt as the chat template writes it, up to where the reply begins."""
         return conversation_ids(self.tokenizer, self.name, prompt, thinking=self.config.thinking)
+
+    def marked_tokens(self, prompt: Prompt, spans: Sequence[tuple[int, int]]) -> list[bool]:
+        """Which of prompt_ids(prompt) lie in spans of the last message, as (first character, one past the last one)."""
+        return marked_tokens(self.tokenizer, self.name, prompt, spans, thinking=self.config.thinking)
 
     def opened(self, prompt: Prompt) -> str:
         """What the chat template itself opens the reply with, if that is thinking; see opened_thinking."""
@@ -194,6 +214,28 @@ class HfModel:
                 ids = tokens[row][:kept]
                 found[number] = DrawnTokens(ids, logprobs[row][:kept], ending.spoken(row, ids, is_ended=is_ended), is_ended)
         return [found[number] for number in range(len(rows))]
+
+    def replies_above(self, prompts: Sequence[Prompt], threshold: float, max_new_tokens: int) -> list[Likely]:
+        """For every prompt all replies whose probability (at temperature 1, the end mark included) is at least the threshold.
+        ValueError: a prompt without room for max_new_tokens, and as in generate."""
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        for number, tokens in enumerate(ids):
+            if problem := self._too_long(len(tokens), max_new_tokens):
+                raise ValueError(f"prompt {number}: {problem}")
+        order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
+        result: dict[int, Likely] = {}
+        for start in range(0, len(order), self.config.batch_size):
+            batch = order[start : start + self.config.batch_size]
+            inputs = self._padded([ids[number] for number in batch])
+            with self._inference():
+                found = depth_first(
+                    self._model, inputs, ends=self._ends, log_threshold=math.log(threshold), max_new_tokens=max_new_tokens,
+                    num_at_once=self.config.batch_size,
+                )  # fmt: skip
+            for number, each in zip(batch, found, strict=True):
+                texts = [(self.tokenizer.decode(tokens, skip_special_tokens=True), value) for tokens, value in each.replies]
+                result[number] = Likely(tuple(texts), each.num_cut, each.num_tokens)
+        return [result[number] for number in range(len(prompts))]
 
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         """The end mark's log-probability comes last, so that the sum is the reply's as a whole. ValueError: one does not

@@ -11,6 +11,7 @@ from typing import Any
 
 from arclab.metrics.edit_names import EDITS
 from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
+from arclab.metrics.test_time_names import TEST_TIME
 
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 SOLVED_KS = (1, 2)
@@ -399,6 +400,7 @@ _METRICS = [
         for k in PASS_KS
     ],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
+    *[Metric(f"ttt/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in TEST_TIME.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],

@@ -29,7 +29,8 @@ from arclab.lm.hf import HfModel
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import Prompt
 from arclab.lm.training.life import AllWeights, DivergedError
-from arclab.lm.training.sft import IGNORED, Row, SftSettings, StageCadence, Where, sft
+from arclab.lm.training.rows import IGNORED, Row
+from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.folder import RunDir

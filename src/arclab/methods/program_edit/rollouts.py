@@ -1,6 +1,6 @@
 """Edits as rollouts of reinforcement learning: drawn token by token, executed, and worth what they add to their program.
 
-    roll_out = EditRollouts(config, model, sandbox)
+    roll_out = EditRollouts(config, model, sandbox, noted)
     drawer = Drawer((None,), roll_out, REWARDS, settings, config.seed, choose=practice.choose)
 
 The reward is the delta of edit_reward; its parts are logged. Programs run in the sandbox's pool, all of a drawing at once. With

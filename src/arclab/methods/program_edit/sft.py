@@ -27,7 +27,8 @@ from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Message
 from arclab.lm.training.finetune import require_float32, tokenised
 from arclab.lm.training.life import AllWeights
-from arclab.lm.training.sft import ROW_WEIGHT, Row, SftSettings, StageCadence, Where, advantage_weights, sft
+from arclab.lm.training.rows import Row
+from arclab.lm.training.sft import ROW_WEIGHT, SftSettings, StageCadence, Where, advantage_weights, sft
 from arclab.methods.program_edit.editing import read_records
 from arclab.methods.program_edit.replies import Taught, accepted, read_review, read_taught, taught
 from arclab.methods.program_edit.sample import EDITS, MODEL, TRAINED, begun_with, made_model, maker_of

@@ -33,8 +33,9 @@ from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import begun_reply
 from arclab.lm.training.finetune import require_float32
 from arclab.lm.training.life import Evaluate, TrainedWeights
+from arclab.lm.training.rows import Row
 from arclab.lm.training.scratch import base_model
-from arclab.lm.training.sft import Row, SftSettings, StageCadence, Where, sft
+from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
 from arclab.methods.tree_search.learning.curate import learned_file
 from arclab.methods.tree_search.learning.policy import MODEL, TRAINED, TWIN, policy_inputs, policy_of, training_tasks
 from arclab.methods.tree_search.learning.records import Curated, read_records
