@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,19 @@ from typing import Any
 import torch
 
 from arclab.config.compose import ConfigError, flat
-from arclab.config.llm_schema import HOW_MODELS_RUN, EvaluateLmConfig, EvaluateWithProgramsConfig, Isolation
+from arclab.config.llm_schema import (
+    HOW_MODELS_RUN,
+    EndpointModelConfig,
+    EvaluateLmConfig,
+    EvaluateWithProgramsConfig,
+    Isolation,
+)
 from arclab.config.run import DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.data.shares import share_of
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
+from arclab.lm.endpoint.started import started_model
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import LanguageModel, num_parameters
 from arclab.lm.models import load_language_model
@@ -120,7 +127,7 @@ def _evaluate(
         sandbox = stack.enter_context(open_sandbox(config.sandbox)) if has_programs else None
         if config.launch.shard is not None:
             _choose_gpu(config.launch.shard)
-        model = load_language_model(config.lm)
+        model = stack.enter_context(_opened(config, run.path))
         with folder.held(config, notes), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, num_to_solve(config, tasks))
 
@@ -144,6 +151,13 @@ def _evaluate(
                 return message
 
             return until_told(run, ranks, progress, work)
+
+
+def _opened(config: EvaluateLmConfig, folder: Path) -> AbstractContextManager[LanguageModel]:
+    if config.launch.server is None:
+        return nullcontext(load_language_model(config.lm))
+    assert isinstance(config.lm, EndpointModelConfig)
+    return started_model(config.lm, config.launch, folder)
 
 
 def num_to_solve(config: EvaluateLmConfig, tasks: Sequence[ArcTask]) -> int:
