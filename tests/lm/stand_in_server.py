@@ -1,4 +1,4 @@
-"""A pretended model server as a process of its own, without any package: python stand_in_server.py FOLDER PORT [start_s]
+"""A pretended model server as a process of its own, without any package: python stand_in_server.py FOLDER PORT [DELAY_S]
 
 A reply depends on the prompt and the seed alone. A file in FOLDER makes it fail: `dies`, `hangs` (until it is killed) and `errs`
 (status 500) each for one chat request, after which the file is gone; `broken` keeps it from starting. FOLDER/requests has a line
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(sys.argv[1])
+DELAY_S = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0  # before each reply
 HANGS = threading.Event()
 
 
@@ -54,6 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         if took("errs"):
             self.answer(500, {"error": {"message": "out of memory"}})
             return
+        time.sleep(DELAY_S)
         choices = [
             {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": reply(body["messages"], body["seed"] + i)}}
             for i in range(body.get("n", 1))
