@@ -102,6 +102,11 @@ class LaunchConfig:
         """whole: the folder of all shards."""
         return whole / SHARDS / f"{number}_of_{self.shards}"
 
+    def shard_folders(self, whole: Path) -> dict[str, Path]:
+        """What the whole needs: the folders of its shards. Empty for everybody else."""
+        numbers = range(self.shards) if self.is_divided else ()
+        return {f"shard {number}": self.shard_folder(whole, number) for number in numbers}
+
     def folder_in(self, whole: Path) -> Path:
         """The folder of this process."""
         return whole if self.shard is None else self.shard_folder(whole, self.shard)

@@ -392,8 +392,7 @@ class EvaluateLmConfig(EvaluationConfig):
         """A model that another run makes; the whole needs its shards."""
         is_run = isinstance(self.lm, MemGenModelConfig) and self.lm.name
         found = {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
-        numbers = range(self.launch.shards) if self.launch.is_divided else ()
-        return found | {f"shard {number}": self.launch.shard_folder(self.whole_folder, number) for number in numbers}
+        return found | self.launch.shard_folders(self.whole_folder)
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, num_threads=self.num_threads)

@@ -299,7 +299,9 @@ class EvaluateEditsConfig(EvaluateWithProgramsConfig):
 class ProgramEditConfig(StagedConfig):
     """Root of self_improve.py method=program_edit. max_tasks: of training tasks; null: all."""
 
+    HAS_SHARDS: ClassVar[bool] = True
     STAGES: ClassVar[tuple[str, ...]] = ("sample", "select", "sft", "evaluate")
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = ("sample",)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "sandbox.num_workers",
