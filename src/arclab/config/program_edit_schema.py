@@ -319,7 +319,9 @@ class ProgramEditConfig(StagedConfig):
     """Root of self_improve.py method=program_edit. lm: the model of the first round, unless scratch makes one: then its name is
     not read. max_tasks: of training tasks; null: all. think: null leaves the model to itself."""
 
+    HAS_SHARDS: ClassVar[bool] = True
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in EditStage if stage is not EditStage.round)
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = ("sample",)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "sandbox.num_workers",

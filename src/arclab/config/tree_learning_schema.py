@@ -177,7 +177,9 @@ class TreeLearningConfig(StagedConfig):
     """Root of self_improve.py method=tree_search. lm: the policy of the first round, unless scratch makes one: then its name is
     not read, and what it is taught are steps."""
 
+    HAS_SHARDS: ClassVar[bool] = True
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in TreeStage if stage is not TreeStage.round)
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (TreeStage.collect.value,)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "sandbox.num_workers",

@@ -5,11 +5,13 @@
 Start programs are those of the round before, the identity, drafts of the model, and mutants of reference programs. The editor
 is the language model of lm (from the second round on the one that the round before has trained), or the stand-in that knows
 the references. Finished start programs are kept: the same command goes on after a kill. Test outputs are looked at only with
-reward.use_tests=true, which is for tasks that are trained on.
+reward.use_tests=true, which is for tasks that are trained on. With launch.shards=N a shard draws for its tasks, and the whole
+merges what they drew and writes the population.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -53,6 +55,7 @@ from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
 from arclab.runs.worklist import Worklist
+from arclab.solvers.shards import begin_stage, made_by_shard, tasks_of_stage
 
 EDITS, PROGRAMS, TRAINED = "edits.jsonl", "programs.jsonl", "trained.json"
 _DRAFTS = "drafts.jsonl"
@@ -65,9 +68,10 @@ def sample(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder
         "programs": config.file_of("sample", config.round - 1, PROGRAMS),
     }  # fmt: skip
     inputs |= begun_with(config, config.round)
-    tasks = training_tasks(config)
+    tasks = tasks_of_stage(training_tasks(config), config)
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
+        begin_stage(config, run.path, {_DRAFTS: EDIT_ITEMS, EDITS: EDIT_ITEMS})
         with ExitStack() as stack:
             sandbox = stack.enter_context(open_sandbox(config.sandbox))
             return _Sampling(config, run, progress, sandbox, tasks).made(inputs.get("programs"))
@@ -135,6 +139,9 @@ class _Sampling:
         if config.starts.drafts and self._model is not None:
             self._add_drafts(population, self._model)
         starts = self._starts(population)
+        if config.launch.shard is not None:
+            self._edits(starts)
+            return made_by_shard(config, len(self._tasks))
         if not starts:
             raise ConfigError(
                 "there is no start program to edit: every program of every task is right already; give other tasks, or raise "
@@ -185,10 +192,22 @@ class _Sampling:
     def _edits(self, starts: Sequence[Start]) -> list[EditRecord]:
         config, worklist = self._config, Worklist(self._run.path / EDITS, self._settings(), EDIT_ITEMS)
         num_samples = config.sample.num_samples
-        return kept_edits(
+        records = kept_edits(
             worklist, self._editor(), self._sandbox, starts, config, num_samples,
             at_once=_AT_ONCE if self._model is None else self._model.num_prompts(num_samples), progress=self._progress,
         )  # fmt: skip
+
+        if config.launch.is_divided:
+            self._put_in_order(records)
+        return records
+
+    def _put_in_order(self, records: Sequence[EditRecord]) -> None:
+        """The file as one process writes it: who reads it next may not see that there were shards."""
+        target = self._run.path / EDITS
+        ordered = Worklist(target.with_name(f".{EDITS}.ordered"), self._settings(), EDIT_ITEMS)
+        ordered.path.unlink(missing_ok=True)  # of a process that was killed here
+        ordered.add_all({record.id: record.to_json() for record in records})
+        os.replace(ordered.path, target)
 
     def _editor(self) -> Editor:
         config = self._config
