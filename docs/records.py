@@ -325,6 +325,19 @@ def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Rec
     return "Latent search on unseen compositions", columns, rows, [record["provenance"] | {"seed": "of the runs"}]
 
 
+def _test_time_training(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    def paired(row: Record, name: str) -> str:
+        test = row.get(f"against_{name}")
+        return "" if test is None else f"{test['alone']} / {test['other_alone']}, p = {test['p']:.2g}"
+
+    rows = (
+        (row["adaptation"], row["decode"], row["ranking"], _of(row), paired(row, "none"), paired(row, "votes"))
+        for row in record["rows"]
+    )
+    columns = ("trained", "answers", "ranked by", "solved in two attempts", "alone / none alone", "alone / votes alone")
+    return "Test-time training on unseen toy rules", columns, rows, [record["provenance"] | {"seed": "of the table"}]
+
+
 def _tree_search_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     def rows() -> Rows:
         for row in record["rates"]:
@@ -386,6 +399,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "encoders": _encoders,
     "phase1": _phase1,
     "toy_programs": _toy_programs,
+    "test_time_training": _test_time_training,
     "tree_search": _tree_search,
     "tree_search_control": _tree_search_control,
     "tree_learning": _tree_learning,

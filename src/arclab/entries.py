@@ -157,6 +157,15 @@ ENTRIES = {
         names_itself=True,
         work="arclab.solvers.work:work_of",
     ),
+    "evaluate_test_time_training": Entry(
+        script="evaluate.py",
+        solver="test_time_training",
+        config="evaluate_test_time_training",
+        schema="arclab.config.seal_schema:EvaluateTestTimeTrainingConfig",
+        run="arclab.methods.seal.run:evaluate_test_time_training",
+        example=("solver=test_time_training", "lm=tiny", "dataset=toy"),
+        names_itself=True,
+    ),
     "evaluate_ensemble": Entry(
         script="evaluate.py",
         solver="ensemble",

@@ -156,3 +156,10 @@ def test_a_tokenizer_that_changes_grids_is_refused(
     ) as raised:
         load_tokenizer(hf_config(name=str(tiny_copy)))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("day", ["strftime_now('%d %b %Y')", "date_string", "strftime_now('%Y-%m-%d')"])
+def test_a_template_that_writes_the_day_writes_the_same_one_every_day(tokenizer: Any, day: str) -> None:
+    """Or a prompt would be another one tomorrow, and so would what was kept for it."""
+    tokenizer.chat_template = template(WHOLE["text"], head="Today: {{ " + day + " }}\n")
+    assert text_of(tokenizer, GRID).startswith("Today: 2024-07-26" if "%Y-" in day else "Today: 26 Jul 2024")

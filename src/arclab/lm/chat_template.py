@@ -5,13 +5,15 @@
     ids += [*sampled, *next_turn_ids(tokenizer, "models/tiny", "no, try again", thinking=None)]      # and the next reply
 
 Templates are programs of others. One that expects a list of parts writes nothing where it gets a string, without an error, so
-every message is looked for in what was written. Messages are text only: nothing in them becomes a special token, and no images
-are sent.
+every message is looked for in what was written. Some write the day of the call; they get the same day every time, so that a
+prompt is tomorrow what it is today. Messages are text only: nothing in them becomes a special token, and no images are sent.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +21,8 @@ from arclab.lm.language_model import Message, Prompt, begun_reply
 
 _PROBE = "0 1 2\n3 4 5\n\n6|7|8\n\n[[9, 0], [1, 2]]\n    return"  # how grids and programs are written
 
+_DAY = datetime(2024, 7, 26)  # what templates are told that it is; Llama's own names it where it is told nothing
+_CLOCK = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _MASK, _REPLY = "\ue000", "\ue001"  # characters that mean nothing
 
 
@@ -61,11 +65,21 @@ def _rendered(tokenizer: Any, messages: list[dict[str, Any]], add_generation_pro
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given)
+        return tokenizer.apply_chat_template(
+            messages, chat_template=_frozen(tokenizer.chat_template), tokenize=False,
+            add_generation_prompt=add_generation_prompt, date_string=_DAY.strftime("%d %b %Y"), **given
+        )  # fmt: skip
     # What a template does with a value of another kind than it expects ends in an error of Python.
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         lines = str(error).splitlines()
         raise RefusedPromptError(lines[0] if lines else type(error).__name__) from error
+
+
+def _frozen(template: Any) -> Any:
+    """The template with the fixed day in place of today's. (transformers gives templates a clock, and takes no other one.)"""
+    if not isinstance(template, str):
+        return template
+    return _CLOCK.sub(lambda found: repr(_DAY.strftime(found[2])), template)
 
 
 def _must_stand(role: str, content: str) -> str:
@@ -88,6 +102,24 @@ def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: boo
             "inside its thinking; set lm.thinking=false, or use a model that does not think."
         )
     return [*ids, *plain_ids(tokenizer, begun)]
+
+
+def marked_tokens(
+    tokenizer: Any, name: str, prompt: Prompt, spans: Sequence[tuple[int, int]], *, thinking: bool | None
+) -> list[bool]:
+    """For each of conversation_ids(...) whether any of its characters lies in a span of the last message's content. ValueError:
+    a tokenizer that does not tell where its tokens stand, a message that the template writes with other white space or twice,
+    and one with special tokens' names in it."""
+    text, other = _written(tokenizer, name, prompt, thinking)
+    content = prompt[-1].content
+    if text != other or text.count(content) != 1 or not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"the tokenizer and the chat template of lm.name={name} do not tell which tokens belong to which part of a "
+            "message; learn from the reply alone (loss=last_output), or from everything (loss=all)."
+        )
+    start = text.index(content)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [any(a < start + high and b > start + low for low, high in spans) for a, b in encoded["offset_mapping"]]
 
 
 def opened_thinking(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> str:

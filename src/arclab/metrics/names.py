@@ -11,6 +11,7 @@ from typing import Any
 
 from arclab.metrics.edit_names import EDITS
 from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
+from arclab.metrics.test_time_names import TEST_TIME
 
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 SOLVED_KS = (1, 2)
@@ -140,6 +141,25 @@ _RL = {
         "up",
         "words in common of a rollout's answer and the nearest right name; the reward with dataset.reward=f1",
     ),
+    "reward_delta": ("", "up", "what an edit adds to the worth of its program, costs taken off: the reward of program edits"),
+    "reward_program": (
+        "",
+        "up",
+        "what the new program of an edit is worth, costs taken off; no part of the reward, as what follows",
+    ),
+    "reward_code": ("share", "up", "edits that have a new program"),
+    "reward_syntax": ("share", "up", "demonstrations on which an edit's program compiles"),
+    "reward_shape": ("share", "up", "demonstrations of which an edit's program answers the shape"),
+    "reward_cells": ("share", "up", "right cells of an edit's program"),
+    "reward_changed_cells": (
+        "share",
+        "up",
+        "right cells of those that change from input to output, or that the program changed",
+    ),
+    "reward_cost": ("", "down", "what an edit pays for executions and thinking"),
+    "thinking_tokens": ("tokens", "none", "tokens of thinking of an edit, as they are estimated"),
+    "waits": ("waits", "none", "how often an edit was told to think on; only with think"),
+    "capped_share": ("share", "down", "edits whose thinking was closed at think.max_tokens; only with think"),
     "turns": ("turns", "none", "replies of a rollout in several turns"),
     "turns_cut_share": ("share", "down", "rollouts in several turns that were not over after dataset.max_turns"),
     "zero_variance_share": ("share", "down", "groups whose rewards are all alike: nothing can be learned from them"),
@@ -380,6 +400,7 @@ _METRICS = [
         for k in PASS_KS
     ],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
+    *[Metric(f"ttt/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in TEST_TIME.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
@@ -435,6 +456,7 @@ _COUNTS = {
     "adapted/wins": ("adapted/discordant",),
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
+    "edits/wins": ("edits/discordant",),
     "edits/cell_share": ("edits/starts",),
     "edits/steep_cell_share": ("edits/starts",),
     "edits/pass@": ("edits/starts",),

@@ -38,6 +38,7 @@ METHOD_PAGES = {  # word -> the module whose main() takes the other arguments
     "tree": "arclab.methods.tree_search.tree_page",
     "edits": "arclab.methods.program_edit.table_page",
     "curriculum": "arclab.methods.program_edit.curriculum_page",
+    "test_time_training": "arclab.methods.seal.task_page",
 }
 
 

@@ -1,6 +1,7 @@
 """A server that this process starts, asks for its health, starts again when it dies or hangs, and ends.
 
-    wished = Wished("the search tool", command_for_port, log_file, health=("/health",), start_s=600, silent_s=60, restarts=5)
+    wished = Wished(name="the search tool", command=of_port, log_file=path, health=("/health",), start_s=600, silent_s=60,
+                    restarts=5)
     with WatchedServer(wished) as server:
         url = server.start()                   # "http://127.0.0.1:43210"; ServerDown, in one sentence: it never got healthy
         server.wait_until_up(is_given_up)      # for who got no answer: it may be being started again, at the same address

@@ -1,6 +1,6 @@
 """The life of an evaluation whose solver asks a language model: configuration -> model, sandbox, solver -> results.
 
-    def make(folder): return Method(check=..., solve=..., facts=..., record=..., stamps=..., warn=...)
+    def make(folder): return Method(check=..., solve=..., facts=..., record=..., stamps=..., warn=..., stores=...)
     exit_status = evaluate_with_model(config, None, make)        # of evaluate.py solver=program_sampling, tree_search
 
 What the method draws it keeps in the run's folder as it comes: the same command goes on after a kill, or where it was told to

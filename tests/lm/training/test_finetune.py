@@ -14,7 +14,7 @@ from arclab.config.llm_schema import Dtype, HfModelConfig
 from arclab.lm.hf import load_hf
 from arclab.lm.training import finetune as module
 from arclab.lm.training.finetune import FinetuneSettings, finetune
-from arclab.lm.training.sft import IGNORED
+from arclab.lm.training.rows import IGNORED
 
 from ..conftest import sampling, user
 

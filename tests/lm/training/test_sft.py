@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from arclab.config.run import DeviceChoice
 from arclab.lm.training import sft as sft_module
 from arclab.lm.training.health import LanguageRules
-from arclab.lm.training.sft import IGNORED, ROW_WEIGHT, SftSettings, Where, advantage_weights, collate, sft
+from arclab.lm.training.rows import IGNORED, collate
+from arclab.lm.training.sft import ROW_WEIGHT, SftSettings, Where, advantage_weights, sft
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.runs.folder import RunDir
 from arclab.runs.monitor import HealthMonitor, UnhealthyRun

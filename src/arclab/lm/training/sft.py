@@ -19,12 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from arclab.config.run import Cadence, DeviceChoice
 from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
+from arclab.lm.training.rows import Row, collate
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.console import progress_bar
@@ -33,8 +33,6 @@ from arclab.runs.monitor import HealthMonitor
 from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import Ranks
 
-IGNORED = -100  # label of a token without loss
-Row = dict[str, list[Any]]
 ROW_WEIGHT = "row_weight"
 _FIELDS = {field.name for field in fields(SFTConfig)}
 
@@ -205,16 +203,3 @@ def step_arguments(settings: StepSettings, where: Where, per_piece: int) -> dict
         # Every trained weight gets a gradient in every step; a search for those that do not costs time.
         "ddp_find_unused_parameters": False,
     }
-
-
-def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded (B, L) input_ids, attention_mask, labels and what else rows hold. Padding is masked by length, not by
-    token: an end mark that is also the padding token keeps its loss."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    fills = {"input_ids": pad_id, "labels": IGNORED}
-
-    def padded(values: list[list[Any]], fill: int) -> torch.Tensor:
-        return torch.tensor([value + [fill] * (longest - len(value)) for value in values])
-
-    batch = {name: padded([row[name] for row in rows], fills.get(name, 0)) for name in rows[0]}
-    return batch | {"attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0)}

@@ -20,7 +20,8 @@ from typing import Any
 from arclab.config.memgen_schema import PretrainMemGenConfig, ScratchConfig
 from arclab.lm.tiny import build_tiny
 from arclab.lm.training.life import AllWeights
-from arclab.lm.training.sft import IGNORED, Row, SftSettings, StageCadence, Where, sft
+from arclab.lm.training.rows import IGNORED, Row
+from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
 from arclab.methods.memgen.insertions import INFERENCE, NONE, PROMPT, plan_of
 from arclab.methods.memgen.setting import Language, insertion_rule, load_reasoner, reasoner_folder, require_room
 from arclab.metrics.logger import MetricLogger

@@ -24,7 +24,8 @@ from arclab.files import step_folders
 from arclab.lm.training.grpo import grpo, token_policy
 from arclab.lm.training.health import LanguageRules, RlRules
 from arclab.lm.training.life import Evaluate, Weights
-from arclab.lm.training.sft import Row, SftSettings, Where, sft
+from arclab.lm.training.rows import Row
+from arclab.lm.training.sft import SftSettings, Where, sft
 from arclab.methods.memgen.answering import Answered, answer, measure, to_sampling
 from arclab.methods.memgen.control import compared
 from arclab.methods.memgen.interaction import environment_of_ranks

@@ -22,7 +22,7 @@ from arclab.lm.chat_template import conversation_ids, next_turn_ids, plain_ids
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, model_identity, turn_end
 from arclab.lm.language_model import Message
 from arclab.lm.switched import LoraSettings
-from arclab.lm.training.sft import IGNORED, Row
+from arclab.lm.training.rows import IGNORED, Row
 from arclab.methods.memgen.generation import InsertionRule
 from arclab.methods.memgen.insertions import InsertionLimits, delimiter_table, plan_of, thinned
 from arclab.methods.memgen.model import MemGenModel, MemGenSettings

@@ -66,8 +66,8 @@ MODEL = "model"  # the folder of a trained model, in that of stage=sft
 def sample(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     inputs = {} if config.round == 0 else {
         "programs": config.file_of("sample", config.round - 1, PROGRAMS),
-        "trained": config.file_of("sft", config.round - 1, TRAINED),
     }  # fmt: skip
+    inputs |= begun_with(config, config.round)
     tasks = tasks_of_stage(training_tasks(config), config)
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
@@ -88,11 +88,27 @@ def training_tasks(config: ProgramEditConfig) -> tuple[ArcTask, ...]:
 
 
 def model_config(config: ProgramEditConfig, number: int) -> ModelConfig:
-    """The model that begins round `number`: lm, or what the round before has trained."""
-    if number == 0:
-        return config.lm
+    """The model that begins round `number`: lm, or what the round before (or stage=start) has trained."""
+    maker = maker_of(config, number)
+    return config.lm if maker is None else made_model(config, maker)
+
+
+def maker_of(config: ProgramEditConfig, number: int, *, twin: bool = False) -> tuple[str, int] | None:
+    """(stage, round) that made the model which a round begins with; None: it is given. twin: the twin's."""
+    if number > 0:
+        return f"{'twin_' if twin else ''}{'grpo' if config.grpo.steps > 0 else 'sft'}", number - 1
+    return ("start", 0) if config.scratch is not None else None
+
+
+def made_model(config: ProgramEditConfig, maker: tuple[str, int]) -> HfModelConfig:
     assert isinstance(config.lm, HfModelConfig), "only such a model is trained"
-    return replace(config.lm, name=str(config.file_of("sft", number - 1, MODEL)), adapter=None)
+    return replace(config.lm, name=str(config.file_of(*maker, MODEL)), adapter=None)
+
+
+def begun_with(config: ProgramEditConfig, number: int, *, twin: bool = False) -> dict[str, Path]:
+    """What a stage reads that uses the model which a round begins with."""
+    maker = maker_of(config, number, twin=twin)
+    return {} if maker is None else {"trained": config.file_of(*maker, TRAINED)}
 
 
 def to_sampling(wished: SamplingConfig, seed: int) -> Sampling:
@@ -198,7 +214,7 @@ class _Sampling:
         if config.sample.proposer is Proposer.reference:
             return reference_editor(self._references, config)
         assert self._model is not None
-        return model_editor(self._model, to_sampling(config.sample.sampling, config.seed))
+        return model_editor(self._model, to_sampling(config.sample.sampling, config.seed), config.think)
 
     def _add_child(self, population: Population, task: ArcTask, record: EditRecord) -> None:
         parent = next((each for each in population.of(task.id) if each.sha == record.parent), None)

@@ -57,7 +57,7 @@ def write_tree_pages(folder: Path, output: Path) -> Path:
         text = render_tree(tree, tasks.get(tree.task_id), problem=problem, index="index.html")
         write_atomically(output / name, text)
         rows.append({"address": name, "task": tree.task_id, "facts": facts_of(tree)})
-    write_atomically(output / "index.html", page("trees.html.j2", rows=rows, title=folder.name))
+    write_atomically(output / "index.html", page("listing.html.j2", rows=rows, title=folder.name, kicker="Search trees"))
     return output / "index.html"
 
 

@@ -14,7 +14,8 @@ from arclab.config.tree_learning_schema import TreeLearningConfig
 from arclab.lm.chat_template import plain_ids
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.language_model import prompt_digest
-from arclab.lm.training.sft import IGNORED, ROW_WEIGHT
+from arclab.lm.training.rows import IGNORED
+from arclab.lm.training.sft import ROW_WEIGHT
 from arclab.methods.tree_search.archive import Archive, Setting
 from arclab.methods.tree_search.learning.records import Curated
 from arclab.methods.tree_search.learning.teaching import (

@@ -20,7 +20,8 @@ from arclab.files import short
 from arclab.lm.chat_template import plain_ids
 from arclab.lm.hf import HfModel
 from arclab.lm.language_model import Prompt, prompt_digest
-from arclab.lm.training.sft import IGNORED, ROW_WEIGHT, Row
+from arclab.lm.training.rows import IGNORED, Row
+from arclab.lm.training.sft import ROW_WEIGHT
 from arclab.methods.tree_search.learning.curation import split_steps
 from arclab.methods.tree_search.learning.generated import task_of
 from arclab.methods.tree_search.learning.policy import examples_of

@@ -1,0 +1,203 @@
+"""A language model that is adapted to a few sequences, used, and put back: again and again, with one copy of the base weights.
+
+    inner = InnerAdapter(model, seed=0)
+    with inner.fit(rows, config, seed) as fitted:          # config: InnerConfig, kind lora, full or none
+        model.generate(...)                                # answers as the adapted model
+        fitted.losses, fitted.problem
+    model.generate(...)                                    # as before the block, bit for bit
+
+A LoRA adapter stands in the model from the first fit on, switched off outside of blocks, and begins each fit with the same
+numbers; full copies all weights once and writes them back. So a fit depends on its arguments alone, whatever came before it. If
+the loss or its gradient is no finite number, the base is put back at once, and the block goes on with it: fitted.problem says
+so.
+
+The loop is its own, where other trainings here use trl: a fit is a few hundred small steps, begun thousands of times, and
+building a trainer, its data set and its accelerator for each takes longer than many of these fits, and would leave the model
+wrapped. It keeps no checkpoints: a fit that is broken off is begun again. One device. Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from arclab.config.seal_schema import AdaptKind, InnerConfig
+from arclab.lm.hf import HfModel
+from arclab.lm.switched import LoraSettings, active, adapter_layers, adapter_parameters, add_adapter, linear_names
+from arclab.lm.training.rows import IGNORED, Row, collate
+
+_NAME = "inner"
+_POOL = 16  # batches whose rows are sorted by length among each other
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """losses: the mean over learned tokens, of each step. num_tokens: that passed through the model, num_padding of them
+    padding. problem: why the model is not adapted although it was to be; "" if it is."""
+
+    losses: tuple[float, ...] = ()
+    num_tokens: int = 0
+    num_padding: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+
+
+class InnerAdapter:
+    """seed: of the numbers that a LoRA adapter begins with. The model must have no adapter in place."""
+
+    def __init__(self, model: HfModel, seed: int) -> None:
+        self._model, self._network, self._seed = model, model.network, seed
+        self._lora: LoraSettings | None = None
+        self._start: dict[str, Tensor] = {}  # of the adapter's parameters
+        self._weights: dict[str, Tensor] = {}  # of the base model, once all of them have been trained
+
+    @contextmanager
+    def fit(
+        self, rows: Sequence[Row], config: InnerConfig, seed: int, before_step: Callable[[], None] = lambda: None
+    ) -> Iterator[Fitted]:
+        """The model is adapted to the rows inside the block. seed: of the order of the rows. before_step: may end it by what it
+        raises. No rows: it is not adapted. ValueError: target_modules that the model lacks, or too little memory."""
+        if config.kind is AdaptKind.none or not rows:
+            yield Fitted()
+            return
+        parameters = self._lora_parameters(config) if config.kind is AdaptKind.lora else self._all_parameters()
+        is_lora, is_kept = config.kind is AdaptKind.lora, True
+        try:
+            with active(self._network, _NAME) if is_lora else nullcontext():
+                fitted = self._train(rows, config, seed, parameters, before_step)
+                is_kept = not fitted.problem
+                if is_kept:
+                    yield fitted
+            if not is_kept:
+                self._reset(parameters, is_lora)
+                yield fitted
+        finally:
+            self._reset(parameters, is_lora)
+
+    def _lora_parameters(self, config: InnerConfig) -> dict[str, nn.Parameter]:
+        """Of the adapter, as it begins."""
+        head = self._network.get_output_embeddings()
+        heads = {name.rpartition(".")[2] for name, part in self._network.named_modules() if part is head}
+        targets = config.target_modules or [name for name in linear_names(self._network) if name not in heads]
+        wanted = LoraSettings(rank=config.rank, alpha=config.alpha, dropout=0.0, target_modules=tuple(targets))
+        if wanted != self._lora:
+            if self._lora is not None:
+                for layer in adapter_layers(self._network):
+                    layer.delete_adapter(_NAME)
+            self._lora = None
+            add_adapter(self._network, _NAME, wanted, self._seed)
+            self._lora = wanted
+            own = adapter_parameters(self._network, _NAME)
+            self._start = {name: parameter.detach().clone() for name, parameter in own.items()}
+            self._network.requires_grad_(False).eval()
+        return adapter_parameters(self._network, _NAME)
+
+    def _all_parameters(self) -> dict[str, nn.Parameter]:
+        """Of the base model; those of an adapter that stands in it are none of them."""
+        found = {name: p for name, p in self._network.named_parameters() if ".lora_" not in name}
+        assert all(parameter.dtype is torch.float32 for parameter in found.values()), "steps would be lost to rounding"
+        if not self._weights:
+            self._weights = {_base_name(name): parameter.detach().clone() for name, parameter in found.items()}
+        return found
+
+    @torch.no_grad()
+    def _reset(self, parameters: dict[str, nn.Parameter], is_lora: bool) -> None:
+        for name, parameter in parameters.items():
+            parameter.copy_(self._start[name] if is_lora else self._weights[_base_name(name)])
+            parameter.grad = None
+            parameter.requires_grad_(False)
+
+    def _train(
+        self, rows: Sequence[Row], config: InnerConfig, seed: int, parameters: dict[str, nn.Parameter],
+        before_step: Callable[[], None],
+    ) -> Fitted:  # fmt: skip
+        began_s, weights = time.monotonic(), list(parameters.values())
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        batches = list(_batches(rows, config, seed))
+        optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
+        losses: list[float] = []
+        num_tokens = num_padding = 0
+        for number, numbers in enumerate(batches):
+            before_step()
+            batch = collate([rows[row] for row in numbers], self._model.pad_id)
+            num_tokens += batch["input_ids"].numel()
+            num_padding += int((batch["attention_mask"] == 0).sum())
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * _schedule(number, len(batches), config.warmup_steps)
+            loss, norm = self._step(batch, optimizer, weights, config)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                problem = f"step {number + 1} of {len(batches)} was not finite (loss {loss:g}, gradient {norm:g})"
+                return Fitted(tuple(losses), num_tokens, num_padding, time.monotonic() - began_s, problem)
+            losses.append(loss)
+        if not all(bool(parameter.isfinite().all()) for parameter in weights):
+            problem = f"a weight was not finite after {len(batches)} steps"
+            return Fitted(tuple(losses), num_tokens, num_padding, time.monotonic() - began_s, problem)
+        return Fitted(tuple(losses), num_tokens, num_padding, time.monotonic() - began_s)
+
+    def _step(
+        self, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], config: InnerConfig
+    ) -> tuple[float, float]:
+        """The loss and the norm of its gradient; no step is taken if one of them is not finite."""
+        try:
+            loss = batch_loss(self._network, {name: value.to(self._model.device) for name, value in batch.items()})
+            optimizer.zero_grad()
+            loss.backward()
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{str(error).splitlines()[0]} Lower the batch_size={config.batch_size} of the adaptation, or lm.max_context."
+            ) from error
+        norm = float(nn.utils.clip_grad_norm_(weights, math.inf if config.clip_norm is None else config.clip_norm))
+        value = loss.item()
+        if math.isfinite(value) and math.isfinite(norm):
+            optimizer.step()
+        return value, norm
+
+
+def batch_loss(network: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy (nats) over the learned tokens of input_ids, labels and attention_mask (B, T), padded on the right.
+    Logits are computed from the first learned token on alone."""
+    labels_BT = batch["labels"]
+    learned_T = (labels_BT[:, 1:] != IGNORED).any(0)
+    first = int(learned_T.int().argmax())  # the first logits that are asked for
+    num_kept = labels_BT.shape[1] - first
+    optional = {"logits_to_keep": num_kept} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
+    shown = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    logits_BTV = network(**shown, **optional, use_cache=False).logits
+    return cross_entropy(
+        logits_BTV[:, -num_kept:-1].float().flatten(0, 1), labels_BT[:, first + 1 :].flatten(), ignore_index=IGNORED
+    )
+
+
+def _base_name(name: str) -> str:
+    """As in a model without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def _batches(rows: Sequence[Row], config: InnerConfig, seed: int) -> Iterator[list[int]]:
+    """Numbers of rows of about the same length, in an order that seed draws: every row once in each epoch."""
+    rng, size = np.random.default_rng(seed), config.batch_size
+    for _ in range(config.epochs):
+        order = rng.permutation(len(rows)).tolist()
+        pools = [order[start : start + size * _POOL] for start in range(0, len(order), size * _POOL)]
+        each = [sorted(pool, key=lambda number: len(rows[number]["input_ids"])) for pool in pools]
+        batches = [pool[start : start + size] for pool in each for start in range(0, len(pool), size)]
+        yield from (batches[number] for number in rng.permutation(len(batches)))
+
+
+def _schedule(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Of the learning rate: up over warmup_steps (at most half of all), then a half cosine down to 0."""
+    warmup = min(warmup_steps, num_steps // 2)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))

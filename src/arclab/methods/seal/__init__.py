@@ -1,0 +1,1 @@
+"""A language model adapted to one task at a time: test-time training."""

@@ -1,0 +1,242 @@
+"""Test-time training as a solver: for each task a model is adapted, answers, and is put back; a line of a file for each.
+
+    solver = AdaptingSolver(config, model, worklist, progress)
+    attempts = solver.solve(tasks)
+
+Tasks whose line is there are not tried again. A task that leaves nothing to train on (one demonstration, grids too large for
+the context), or whose training came to what is not finite, is answered by the model as it is: its line says why, the results
+count it. A task whose prompt does not fit is skipped, and wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arclab.config.adaptation_schema import ShownTask
+from arclab.config.compose import ConfigError
+from arclab.config.seal_schema import AdaptKind, EvaluateTestTimeTrainingConfig
+from arclab.data.augment import visible_pairs
+from arclab.data.tasks import ArcTask, parse_grid
+from arclab.lm.hf import HfModel
+from arclab.lm.training.inner import InnerAdapter
+from arclab.methods.seal.answering import Answer, Answerer, views_of
+from arclab.methods.seal.pseudo_tasks import ChosenRows, chosen_rows
+from arclab.methods.seal.task_text import training_row
+from arclab.results.attempts import Attempts, Candidate
+from arclab.runs.console import progress_bar
+from arclab.runs.lifecycle import WorkProgress
+from arclab.runs.preempt import ToldToEnd
+from arclab.runs.worklist import ItemKind, Line, Worklist
+
+TASKS = "tasks.jsonl"
+TASK_ITEMS = ItemKind(id_key="task", holds="answers", again="its task is answered again")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One line. digest: of what is shown of the task, and of the one that was trained on. skipped: why it was not tried.
+    problem: why the model was not adapted. tests: for each test input its candidates, best first. num_made: pseudo-tasks there
+    were; num_too_long: of those looked at, that did not fit."""
+
+    digest: str
+    skipped: str = ""
+    problem: str = ""
+    tests: tuple[tuple[Candidate, ...], ...] = ()
+    losses: tuple[float, ...] = ()
+    num_rows: int = 0
+    num_views: int = 0
+    num_made: int = 0
+    num_too_long: int = 0
+    num_replies: int = 0
+    num_no_grid: int = 0
+    num_cut: int = 0
+    num_silent: int = 0
+    num_tokens: int = 0
+    fit_tokens: int = 0
+    fit_padding: int = 0
+    fit_s: float = 0.0
+    answer_s: float = 0.0
+
+
+_KINDS: dict[str, Any] = {
+    "digest": str, "skipped": str, "problem": str, "tests": list, "losses": list[float], "fit_s": float, "answer_s": float,
+    **{name: int for name in TaskRecord.__slots__ if name.startswith("num_")}, "fit_tokens": int, "fit_padding": int,
+}  # fmt: skip
+
+
+def parse_record(record: dict[str, Any], line: Line) -> TaskRecord:
+    """DamagedFile: no line of this kind."""
+    line.require(record, _KINDS)
+    tests = tuple(tuple(_candidate(each, line) for each in test) for test in record["tests"])
+    values = {key: record[key] for key in _KINDS if key not in ("tests", "losses")}
+    return TaskRecord(**values, tests=tests, losses=tuple(record["losses"]))
+
+
+def _candidate(record: Any, line: Line) -> Candidate:
+    kinds: dict[str, Any] = {"grid": list, "votes": int, "confidence": float, "log_likelihood": float | None}
+    if not isinstance(record, dict):
+        raise line.damaged("a candidate is no object")
+    line.require(record, kinds)
+    try:
+        grid = parse_grid(record["grid"], "a candidate")
+    except ValueError as error:
+        raise line.damaged(str(error).rstrip(".")) from error
+    return Candidate(grid, record["votes"], record["confidence"], record["log_likelihood"])
+
+
+def _as_json(record: TaskRecord) -> dict[str, Any]:
+    tests = [[{**asdict(c), "grid": None if c.grid is None else c.grid.tolist()} for c in test] for test in record.tests]
+    return {**{name: getattr(record, name) for name in _KINDS}, "tests": tests}
+
+
+class AdaptingSolver:
+    """progress: hears of tasks that are done, and may end the work."""
+
+    def __init__(
+        self, config: EvaluateTestTimeTrainingConfig, model: HfModel, worklist: Worklist, progress: WorkProgress | None
+    ) -> None:
+        self._wanted, self._seed, self._model = config.solver, config.seed, model
+        self._worklist, self._progress = worklist, progress
+        self._inner = InnerAdapter(model, config.seed)
+        self._answerer = Answerer(model, config.solver, config.seed)
+        self.records: dict[str, TaskRecord] = {}
+
+    def solve(
+        self, tasks: Sequence[ArcTask], scored: Sequence[ArcTask] | None = None, *, show_progress: bool = False
+    ) -> Attempts:
+        """scored: all tasks of the evaluation, where this process answers a share of them; None: these. ValueError: the model
+        cannot be used. ToldToEnd: the progress said so, and what is done is kept."""
+        kept = self._worklist.load(parse_record)
+        with progress_bar(total=len(tasks), desc="training on tasks", unit="task", disable=not show_progress) as bar:
+            for number, task in enumerate(tasks):
+                trained = trained_on(task, scored or tasks, self._wanted.demonstrations)
+                digest = _digest(task, trained)
+                record = kept.get(task.id)
+                if record is None or record.digest != digest:
+                    self._require_going_on(number, len(tasks))
+                    record = self._record(task, trained, digest)
+                    self._worklist.add(task.id, _as_json(record))
+                self.records[task.id] = record
+                bar.update()
+                if self._progress is not None:
+                    self._progress.report(number + 1)
+        return attempts_of(
+            tasks,
+            self.records,
+            is_adapting=self._wanted.adaptation.kind is not AdaptKind.none,
+        )
+
+    def _record(self, task: ArcTask, trained: ArcTask, digest: str) -> TaskRecord:
+        wanted = self._wanted
+        views = views_of(task, wanted.views, self._seed)
+        room, problem = self._answerer.room(task, views)
+        if problem:
+            return TaskRecord(digest, skipped=problem)
+        chosen = ChosenRows([], [], 0, 0)
+        if wanted.adaptation.kind is not AdaptKind.none:
+            chosen = chosen_rows(
+                trained, wanted.pseudo_tasks, self._seed, lambda made: training_row(self._model, made, wanted.text, wanted.loss)
+            )
+            problem = "" if chosen.rows else _nothing_to_train_on(trained, chosen)
+        with self._inner.fit(chosen.rows, wanted.adaptation, self._seed, self._before_step) as fitted:
+            began_s = time.monotonic()
+            answers = self._answerer.answer(task, views, room)
+            answer_s = time.monotonic() - began_s
+        return TaskRecord(
+            digest, problem=problem or fitted.problem, tests=tuple(tuple(each.candidates) for each in answers),
+            losses=fitted.losses, num_views=len(views), num_rows=len(chosen.rows), num_made=chosen.num_made,
+            num_too_long=chosen.num_too_long,
+            **_sums(answers), fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
+            answer_s=answer_s,
+        )  # fmt: skip
+
+    def _before_step(self) -> None:
+        if self._progress is not None:
+            self._progress.require_not_told()
+
+    def _require_going_on(self, num_done: int, num_tasks: int) -> None:
+        if self._progress is not None and self._progress.is_told:
+            raise ToldToEnd(f"{num_done} of {num_tasks} tasks are answered")
+
+
+def trained_on(task: ArcTask, scored: Sequence[ArcTask], shown: ShownTask) -> ArcTask:
+    """The task whose demonstrations are trained on before this one is answered. ConfigError: there is no other."""
+    if shown is ShownTask.own:
+        return task
+    if len(scored) < 2:
+        raise ConfigError(
+            "solver.demonstrations=other_task needs another scored task, and one alone is scored; raise max_tasks, or use "
+            "solver.demonstrations=own."
+        )
+    number = next(number for number, each in enumerate(scored) if each.id == task.id)
+    return scored[(number + 1) % len(scored)]
+
+
+def _digest(task: ArcTask, trained: ArcTask) -> str:
+    shown = [[grid.tolist() for grid in pair] for each in (task, trained) for pair in visible_pairs(each)]
+    return hashlib.sha256(repr((trained.id, shown)).encode()).hexdigest()[:16]
+
+
+def _nothing_to_train_on(task: ArcTask, chosen: ChosenRows) -> str:
+    if chosen.num_too_long:
+        return f"all {chosen.num_made} pseudo-tasks are longer than the context"
+    return f"{len(task.demos)} demonstrations leave no pseudo-task with solver.pseudo_tasks.min_demos shown"
+
+
+def _sums(answers: Sequence[Answer]) -> dict[str, Any]:
+    return {
+        name: sum(getattr(answer, name) for answer in answers)
+        for name in ("num_replies", "num_no_grid", "num_cut", "num_silent", "num_tokens")
+    }
+
+
+def attempts_of(tasks: Sequence[ArcTask], records: Mapping[str, TaskRecord], *, is_adapting: bool) -> Attempts:
+    """The answers, and the metrics ttt/*."""
+    attempts = Attempts({}, skipped={task.id: records[task.id].skipped for task in tasks if records[task.id].skipped})
+    for task in tasks:
+        tests = records[task.id].tests or tuple(() for _ in task.tests)
+        attempts.candidates |= {(task.id, number): list(candidates) for number, candidates in enumerate(tests)}
+    tried = [records[task.id] for task in tasks if not records[task.id].skipped]
+    if not tried:
+        return attempts
+    num_replies = sum(record.num_replies for record in tried)
+    found = {
+        "replies": float(num_replies),
+        "silent_share": sum(r.num_silent for r in tried) / sum(r.num_views * len(r.tests) for r in tried),
+        "candidates": float(np.mean([len(test) for record in tried for test in record.tests])),
+        "tokens": float(sum(record.num_tokens for record in tried)),
+        "answer_s": float(np.mean([record.answer_s for record in tried])),
+    }
+    if num_replies:
+        found["no_grid_share"] = sum(record.num_no_grid for record in tried) / num_replies
+    if is_adapting:
+        found |= _of_training(tried)
+    attempts.statistics = {f"ttt/{name}": value for name, value in found.items()}
+    return attempts
+
+
+def _of_training(tried: Sequence[TaskRecord]) -> dict[str, float]:
+    found = {
+        "unadapted_share": float(np.mean([bool(record.problem) for record in tried])),
+        "pseudo_tasks": float(np.mean([record.num_rows for record in tried])),
+        "too_long_share": sum(r.num_too_long for r in tried) / max(1, sum(r.num_too_long + r.num_rows for r in tried)),
+        "fit_s": float(np.mean([record.fit_s for record in tried])),
+    }
+    fitted = [record for record in tried if record.losses and not record.problem]
+    if fitted:
+        found["loss_first"] = float(np.mean([record.losses[0] for record in fitted]))
+        found["loss_last"] = float(np.mean([record.losses[-1] for record in fitted]))
+        found["padding_share"] = sum(r.fit_padding for r in fitted) / sum(r.fit_tokens for r in fitted)
+        found["fit_tokens_per_s"] = sum(r.fit_tokens - r.fit_padding for r in fitted) / max(1e-9, sum(r.fit_s for r in fitted))
+    return found
+
+
+def worklist_in(folder: Path, settings: Mapping[str, Any]) -> Worklist:
+    return Worklist(folder / TASKS, settings, TASK_ITEMS)

@@ -1,0 +1,142 @@
+"""The inner loop: it learns, leaves the base as it was bit for bit, and does not remember what came before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from arclab.config.llm_schema import HfModelConfig
+from arclab.config.seal_schema import AdaptKind, InnerConfig
+from arclab.lm.hf import HfModel, load_hf
+from arclab.lm.switched import base_state
+from arclab.lm.training.inner import InnerAdapter, _batches, batch_loss
+from arclab.lm.training.rows import IGNORED, Row, collate
+
+from ..conftest import sampling, user
+
+CONFIG = InnerConfig(
+    kind=AdaptKind.lora, rank=4, alpha=8.0, target_modules=None, lr=1e-2, epochs=15, batch_size=3, warmup_steps=2,
+    weight_decay=0.0, clip_norm=1.0,
+)  # fmt: skip
+KINDS = {kind: replace(CONFIG, kind=kind) for kind in (AdaptKind.lora, AdaptKind.full)}
+QUESTIONS = ["0 1 2", "3 4 5 6", "7 8", "9", "1 1 1 1 1 1"]
+
+
+@pytest.fixture
+def model(hf_config: Callable[..., HfModelConfig]) -> HfModel:
+    return load_hf(hf_config())
+
+
+def rows(model: HfModel, answer: str) -> list[Row]:
+    found = []
+    for text in QUESTIONS:
+        shown, reply = model.prompt_ids(user(text)), model.reply_ids(answer)
+        found.append({"input_ids": shown + reply, "labels": [IGNORED] * len(shown) + reply})
+    return found
+
+
+def digest(model: HfModel) -> str:
+    state = base_state(model.network)
+    return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
+
+
+def thoughts(model: HfModel) -> list[list[float]]:
+    return model.logprobs([user("0 1 2"), user("5")], ["4 4 4", "6 7"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_inside_the_block_and_the_base_is_as_it_was(model: HfModel, kind: AdaptKind) -> None:
+    before, thought, inner = digest(model), thoughts(model), InnerAdapter(model, seed=0)
+    with inner.fit(rows(model, "4 2"), KINDS[kind], seed=1) as fitted:
+        assert not fitted.problem and len(fitted.losses) == 30 and fitted.losses[-1] < 0.5 * fitted.losses[0]
+        ((reply,),) = (r.completions for r in model.generate([user("0 1 2")], 1, sampling(temperature=0.0)))
+        assert reply.text == "4 2"
+        assert (digest(model) == before) is (kind is AdaptKind.lora)
+    assert digest(model) == before and thoughts(model) == thought
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.network.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_does_not_remember_the_one_before(
+    hf_config: Callable[..., HfModelConfig], model: HfModel, kind: AdaptKind
+) -> None:
+    """Also not one of another kind and rank."""
+
+    def second(model: HfModel, inner: InnerAdapter) -> Any:
+        with inner.fit(rows(model, "3"), KINDS[kind], seed=2) as fitted:
+            return fitted.losses, thoughts(model), digest(model)
+
+    alone = second(model, InnerAdapter(model, seed=0))
+    other = load_hf(hf_config())
+    inner = InnerAdapter(other, seed=0)
+    for earlier in (KINDS[AdaptKind.lora], KINDS[AdaptKind.full], replace(CONFIG, rank=2, target_modules=["q_proj"])):
+        with inner.fit(rows(other, "8 8"), replace(earlier, epochs=2), seed=1):
+            pass
+    assert second(other, inner) == alone
+    assert second(other, inner)[0] != InnerAdapter(model, seed=0).fit(rows(model, "3"), KINDS[kind], seed=9).__enter__().losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_puts_the_base_back_and_says_so(model: HfModel, kind: AdaptKind) -> None:
+    before, thought = digest(model), thoughts(model)
+    inner = InnerAdapter(model, seed=0)
+    with inner.fit(rows(model, "1"), replace(KINDS[kind], lr=1e30, clip_norm=None), seed=1) as fitted:
+        assert "finite" in fitted.problem and len(fitted.losses) < 30
+        assert thoughts(model) == thought and digest(model) == before
+    with inner.fit(rows(model, "1"), KINDS[kind], seed=1) as fitted:
+        assert not fitted.problem and fitted.losses[-1] < fitted.losses[0]
+    assert digest(model) == before
+
+
+def test_an_error_inside_and_an_end_before_a_step_put_the_base_back(model: HfModel) -> None:
+    before, inner = digest(model), InnerAdapter(model, seed=0)
+    full, calls = KINDS[AdaptKind.full], []
+
+    def told() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), inner.fit(rows(model, "1"), full, seed=1, before_step=told):
+        raise AssertionError
+    assert digest(model) == before
+    with pytest.raises(LookupError), inner.fit(rows(model, "1"), full, seed=1):
+        raise LookupError
+    assert digest(model) == before
+
+
+def test_none_and_no_rows_change_nothing(model: HfModel) -> None:
+    inner, thought = InnerAdapter(model, seed=0), thoughts(model)
+    for given, config in ((rows(model, "1"), replace(CONFIG, kind=AdaptKind.none)), ([], CONFIG)):
+        with inner.fit(given, config, seed=1) as fitted:
+            assert fitted.losses == () and thoughts(model) == thought
+    with (
+        pytest.raises(ValueError, match="no linear layer"),
+        inner.fit(rows(model, "1"), replace(CONFIG, target_modules=["x"]), 1),
+    ):
+        pass
+
+
+def test_padding_carries_no_loss(model: HfModel) -> None:
+    """Rows of other lengths in one batch: the mean over their learned tokens; and logits that nobody learns are not missed."""
+    each = [*rows(model, "4 2 7")[:3], {"input_ids": [5, 6, 7, 8], "labels": [5, 6, IGNORED, 8]}]
+    counts = [sum(label != IGNORED for label in row["labels"][1:]) for row in each]
+    with torch.no_grad():
+        alone = [batch_loss(model.network, collate([row], model.pad_id)).item() for row in each]
+        together = batch_loss(model.network, collate(each, model.pad_id)).item()
+    weighted = sum(loss * count for loss, count in zip(alone, counts, strict=True))
+    assert together == pytest.approx(weighted / sum(counts), rel=1e-5)
+
+
+def test_batches_are_of_like_lengths_and_hold_every_row_once() -> None:
+    given: list[Row] = [{"input_ids": [0] * length} for length in [3, 50] * 24]
+    config = replace(CONFIG, epochs=2, batch_size=4)
+    batches = list(_batches(given, config, seed=0))
+    assert sorted(n for batch in batches for n in batch) == sorted([*range(48)] * 2)
+    assert all(len({len(given[n]["input_ids"]) for n in batch}) == 1 for batch in batches)
+    assert batches == list(_batches(given, config, seed=0)) != list(_batches(given, config, seed=1))
