@@ -168,7 +168,10 @@ def test_every_key_has_a_row() -> None:
 def test_every_key_of_the_solver_has_a_row() -> None:
     solver, evolution = "methods/program_edit/test_solver.py", "methods/program_edit/test_evolution.py"
     others = _elsewhere(EvaluateEditsConfig) | {
-        **{f"think.{key}": (None, f"{solver}::test_a_budget_of_thinking_holds_for_edits") for key in ("min_tokens", "max_tokens", "num_waits")},
+        **{
+            f"think.{key}": (None, f"{solver}::test_a_budget_of_thinking_holds_for_edits")
+            for key in ("min_tokens", "max_tokens", "num_waits")
+        },
         "solver.kind": (None, f"{solver}::test_what_cannot_be_tried_or_asked_for_is_said"),
         "solver.levels": (None, f"{evolution}::test_the_tree_finds_what_needs_two_steps_and_single_programs_do_not"),
         "solver.max_s": (None, f"{evolution}::test_budgets_are_kept_and_counted"),

@@ -17,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,7 @@ from arclab.data.shares import expected_cost, share_of
 from arclab.data.tasks import ArcTask
 from arclab.files import naming, write_atomically
 from arclab.results.attempts import Attempts
+from arclab.runs import slurm
 from arclab.runs.folder import RunDir, State
 from arclab.runs.stages import Made
 from arclab.runs.worklist import ItemKind, merge
@@ -78,12 +80,12 @@ class Claims:
 
 class ShardRecord:
     """What a shard measures of itself, in shard.json of its folder: for arclab.launch.queue.simulate. start_s: from the start
-    of its process to its first task."""
+    of its job to its first task."""
 
     def __init__(self, folder: Path) -> None:
         self._path, self._begun_s = folder / RECORD, time.time()
         self._record = {"tasks": 0, "cost": 0.0, "programs": 0.0, "tokens": 0.0, "solve_s": 0.0}
-        self._start_s = self._begun_s - psutil.Process().create_time()
+        self._start_s = self._begun_s - _job_began_s()
 
     def add(self, part: Sequence[ArcTask], attempts: Attempts) -> None:
         counted = attempts.statistics
@@ -141,9 +143,20 @@ def choose_gpu(number: int) -> None:
 
 
 def write_merge_time(whole: Path) -> None:
-    """How long the whole took that scored the shards, from the start of its process."""
-    seconds = time.time() - psutil.Process().create_time()
+    """How long the whole took that scored the shards, from the start of its job."""
+    seconds = time.time() - _job_began_s()
     write_atomically(whole / MERGE_RECORD, json.dumps({"seconds": seconds}) + "\n")
+
+
+def _job_began_s() -> float:
+    """When the program began that started this process: what SLURM runs, or torchrun (on this machine a job begins long before,
+    and waits for its place); or this process, if nobody started it so."""
+    starter, process = "submitit" if slurm.job_id() else "torch.distributed.run", psutil.Process()
+    found = [process.create_time()]
+    for parent in process.parents():
+        with suppress(psutil.Error):
+            found += [parent.create_time()] if starter in " ".join(parent.cmdline()) else []
+    return min(found)
 
 
 def begin_with_whole(folder: Path, whole: Path, stores: Mapping[str, ItemKind]) -> None:
