@@ -308,7 +308,9 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
         reason = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
         raise ConfigError(f"{error.full_key}: {reason}; give a value of the right type.") from error
     assert isinstance(typed, root)
-    problems = [*broken_rules(typed), *unsupported_launch(typed, ENTRIES[entry_of(root)].script)]
+    problems = [*broken_rules(typed)]
+    if hasattr(typed, "launch"):  # a part of a configuration has none
+        problems += unsupported_launch(typed, ENTRIES[entry_of(root)].script)
     if problems:
         raise ConfigError("\n".join(problems))
     return typed
