@@ -152,6 +152,14 @@ ENTRIES = {
         example=("solver=program_edit", "lm=tiny", "dataset=toy"),
         names_itself=True,
     ),
+    "self_improve_seal_knowledge": Entry(
+        script="self_improve.py",
+        method="seal_knowledge",
+        config="self_improve_seal_knowledge",
+        schema="arclab.config.seal_knowledge_schema:SealKnowledgeConfig",
+        run="arclab.methods.seal.knowledge.run:improve",
+        example=("method=seal_knowledge", "lm=tiny", "name=a"),
+    ),
     "evaluate_test_time_training": Entry(
         script="evaluate.py",
         solver="test_time_training",

@@ -22,7 +22,8 @@ from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import Isolation, default_sandbox
 from arclab.config.text_schema import SearchReward
 from arclab.programs.toy import solution
-from arclab.text import environments, search_client
+from arclab.runs import watched
+from arclab.text import environments
 from arclab.text.arc import arc_tasks
 from arclab.text.environments import BoxedAnswers, Episode, Score, Search, open_environment, score_all, step
 from arclab.text.examples import TextExample
@@ -312,15 +313,15 @@ def test_a_server_that_dies_again_and_again_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     started: list[int] = []
-    monkeypatch.setattr(search_client, "_MOST_STARTS", 2)
+    monkeypatch.setattr(watched, "_MOST_STARTS", 2)
 
     def start(self: Any) -> str:
         started.append(1)
         self._process = subprocess.Popen([sys.executable, "-c", "pass"])
         return "http://127.0.0.1:1"
 
-    monkeypatch.setattr(search_client._Watched, "_start", start)
-    with caplog.at_level(logging.WARNING), search_client._Watched(tmp_path / "x", tmp_path / "log"):
+    monkeypatch.setattr(watched.Watched, "_start", start)
+    with caplog.at_level(logging.WARNING), watched.Watched(lambda address: [], tmp_path / "log", "the search tool"):
         assert eventually(lambda: "is not started again" in caplog.text)
     assert len(started) == 3
 

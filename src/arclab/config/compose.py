@@ -81,22 +81,21 @@ def entry_of(config: Any) -> str:
 
 
 def entry_for(script: str, overrides: Sequence[str]) -> str:
-    """The entry that a script starts with these overrides: of several the one that solver= (or method=) chooses. ConfigError:
-    there is no such script, or choice."""
+    """The entry that a script starts with these overrides: of several the one that solver= (or method=) chooses, or that the
+    experiment is for. ConfigError: there is no such script, or choice."""
     if script not in scripts():
         raise ConfigError(f"{script} is no script of this project; choose {', '.join(scripts())}.")
     choices, key = choices_of(script), choice_key(script)
-    chosen = [given for override in overrides if choices and (given := _value_in(override, key)) is not None]
+    chosen = [given for override in overrides if choices and (given := groups.value_in(override, key)) is not None]
+    meant, fault = groups.meant_by_experiment(overrides, key, chosen)
+    if choices and fault:
+        raise ConfigError(fault)
+    chosen = [meant] if choices and meant else chosen
     if len(set(chosen)) > 1:
         raise ConfigError(f"{key}={' and '.join(chosen)} is more than one option of the group {key}; choose one of them.")
     if chosen and chosen[0] not in choices:
         raise ConfigError(f"{key}={chosen[0]} is not an option of the group {key}; choose {', '.join(sorted(choices))}.")
     return entry_named(script, chosen[0] if chosen else None)
-
-
-def _value_in(override: str, wanted: str) -> str | None:
-    key, equals, value = override.lstrip("+").partition("=")
-    return value if key == wanted and equals else None
 
 
 def overrides_for(entry: str, overrides: Sequence[str]) -> list[str]:
@@ -109,7 +108,7 @@ def overrides_for(entry: str, overrides: Sequence[str]) -> list[str]:
     key = choice_key(row.script)
     has_group = key in (field.name for field in fields(load(row.schema)))
     kept = [f"{key}={row.choice}"] if has_group else []
-    return [*kept, *(override for override in overrides if _value_in(override, key) is None)]
+    return [*kept, *(override for override in overrides if groups.value_in(override, key) is None)]
 
 
 def _at_home(override: str) -> str:
