@@ -213,7 +213,7 @@ PROGRAMS = ["solver=program_sampling", "lm=tiny", "dataset=toy"]
         (["solver=program_sampling", "dataset=toy"], "lm has no value; choose lm=endpoint or"),
         (
             ["solver=nothing"],
-            "solver=nothing is not an option of the group solver; choose ensemble, memgen, memgen_ltpo, program_edit, program_sampling, recursive, tree_search.",
+            "solver=nothing is not an option of the group solver; choose ensemble, memgen, memgen_ltpo, program_edit, program_sampling, recursive, test_time_training, tree_search.",
         ),
         ([*PROGRAMS, "solver=recursive"], "solver=program_sampling and recursive is more than one option"),
         ([*PROGRAMS, "checkpoint=x"], "checkpoint goes with solver=recursive; drop checkpoint"),

@@ -83,6 +83,18 @@ _LEARNED = {
     "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
     "start_solved": ("share", "up", "ARC/solved@2 of the policy that the first round began with"),
     "twin_solved": ("share", "up", "ARC/solved@2 of the twin that was taught with programs of other tasks"),
+    "search_solved": ("share", "up", "ARC/solved@2 of the trained policy with the search alone, without its reward model"),
+    "search_count": ("programs", "none", "programs that this search ended, all tasks together"),
+    "search_tokens": ("tokens", "none", "tokens that it generated"),
+    "sampling_solved": ("share", "up", "ARC/solved@2 of the trained policy by plain sampling of as many programs"),
+    "sampling_count": ("programs", "none", "programs that were sampled, all tasks together"),
+    "sampling_tokens": ("tokens", "none", "tokens that were sampled"),
+    "start_sampling_solved": ("share", "up", "ARC/solved@2 of the start by plain sampling of as many programs"),
+    "start_sampling_count": ("programs", "none", "programs that were sampled from the start, all tasks together"),
+    "start_sampling_tokens": ("tokens", "none", "tokens that were sampled from the start"),
+    "start_valued_solved": ("share", "up", "ARC/solved@2 of the start with the reward model that learned from its trees"),
+    "start_valued_count": ("programs", "none", "programs that this search ended, all tasks together"),
+    "start_valued_tokens": ("tokens", "none", "tokens that it generated"),
     "twin_p_value": ("probability", "none", "of the twin's difference from the start by chance"),
     "task_perplexity": ("perplexity", "down", "of a token of programs of tasks that were held out whole"),
     "example_perplexity": ("perplexity", "down", "of a token of programs that were held out, of tasks that are learned from"),
@@ -160,7 +172,11 @@ _RL = {
 
 # Of methods that write programs: over all replies of all scored tasks.
 _PROGRAMS = {
-    "count": ("replies", "none", "replies that were drawn: the N of the shares of replies and of reward/*"),
+    "count": (
+        "replies",
+        "none",
+        "replies that were drawn (of a tree: programs that ended): the N of the shares of replies and of reward/*",
+    ),
     "cut_share": ("share", "down", "replies that ended at sampling.max_new_tokens, with a program or without"),
     "with_program": ("share", "up", "replies that hold a program; the shares without_program_* are the others, by why"),
     "with_unfinished_program": ("share", "down", "replies whose program is not closed or was cut, but parses; of with_program"),
@@ -209,6 +225,7 @@ _TREE = {
         "tasks for which any program answers every test input right: what choosing better could reach at most",
     ),
     "programs_passing": ("programs", "up", "finished programs of a task that reproduce every demonstration"),
+    "draws": ("draws", "none", "draws of all tasks: the N of the shares of draws"),
     "nodes": ("nodes", "none", "different draws of a task"),
     "depth": ("steps", "none", "steps of the deepest program of a task"),
     "rollouts": ("rollouts", "none", "rollouts of a task that was searched to its end"),
@@ -225,7 +242,8 @@ _TREE = {
     "ended_context": ("share", "down", "draws for which the context had no room"),
     "ended_refused": ("share", "down", "draws that a server's filter refused"),
     "over_rollouts": ("share", "none", "tasks whose search made all of its rollouts"),
-    "over_programs": ("share", "none", "tasks whose search drew all programs of its budget"),
+    "over_programs": ("share", "none", "tasks whose search finished all programs of its budget"),
+    "over_draws": ("share", "none", "tasks whose search made all draws of its budget"),
     "over_tokens": ("share", "none", "tasks whose search generated all tokens of its budget"),
     "over_seconds": ("share", "none", "tasks whose search ran out of time"),
     "over_exhausted": ("share", "none", "tasks whose tree has nothing left to draw from"),
@@ -359,6 +377,10 @@ _METRICS = [
     *[Metric(f"tree/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TREE.items()],
     *[Metric(f"reward/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _REWARD.items()],
     *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
+    *[
+        Metric(f"edits/pass@{k}", "share", "up", f"chance that one of {k} edits of a start program is right, of its first turn")
+        for k in PASS_KS
+    ],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
     *[Metric(f"knowledge/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in KNOWLEDGE.items()],
     *[Metric(f"ttt/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in TEST_TIME.items()],
@@ -419,6 +441,11 @@ _COUNTS = {
     "knowledge/": ("knowledge/questions",),
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
+    "edits/cell_share": ("edits/starts",),
+    "edits/steep_cell_share": ("edits/starts",),
+    "edits/pass@": ("edits/starts",),
+    "edits/coverage": ("edits/tasks",),
+    "edits/two_attempts": ("edits/tasks",),
     "edits/": ("edits/count",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)

@@ -70,7 +70,7 @@ def test_a_line_names_its_runs_as_python_m_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("line", "column", "message"), [
     ("train.py checkpoint=runs/a/b", 1, "starts with pretrain_encoder.py or evaluate.py or self_improve.py or pretrain_memgen.py, not with 'train.py'"),
-    ("evaluate.py solver=nothing", 13, "solver=nothing is not an option of the group solver; choose ensemble, memgen, memgen_ltpo, program_edit, program_sampling, recursive, tree_search"),
+    ("evaluate.py solver=nothing", 13, "solver=nothing is not an option of the group solver; choose ensemble, memgen, memgen_ltpo, program_edit, program_sampling, recursive, test_time_training, tree_search"),
     ("python pretrain_encoder.py name=a", 1, "not with 'python'"),
     ("pretrain_encoder.py seed=1", 1, "has no name"),
     ("pretrain_encoder.py name= seed=1", 1, "has no name"),

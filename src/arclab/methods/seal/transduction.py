@@ -1,6 +1,6 @@
 """A tiny language model that is taught to write the output grids of toy tasks, for controls of what adapts a model to tasks.
 
-    train_transduction(folder, tasks, text, seed=0, steps=1000)       # FOLDER/untrained and FOLDER/trained are model folders
+    train_transduction(folder, tasks, text, seed=0, sizes=TransductionSizes(steps=1000))      # the folder of the model
 
 The model is made on the spot (arclab.lm.tiny) and trained on the questions that the solver asks (task_text.question), each test
 pair of each task once an epoch. The same call goes on after a kill. It knows nothing but its toy tasks.
@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
 from arclab.config.run import DeviceChoice
@@ -41,19 +43,22 @@ class TransductionSizes:
     lr: float = 2e-3
 
 
-def transduction_rows(tasks: Sequence[ArcTask], text: GridTextConfig) -> list[tuple[Prompt, str]]:
-    """Question and reply for each test pair whose output is known."""
-    return [
-        (question(task.demos, test.input, text), format_grid(output_of(test), text.grid_format))
-        for task in tasks for test in task.tests
-    ]  # fmt: skip
+def transduction_rows(tasks: Sequence[ArcTask], text: GridTextConfig, seed: int) -> list[tuple[Prompt, str]]:
+    """Question and reply for each test pair whose output is known. A question shows one demonstration or more, as many as are
+    drawn: pseudo-tasks show fewer than tasks do, and must not be strange to the model for that alone."""
+    rng, found = np.random.default_rng(seed), list[tuple[Prompt, str]]()
+    for task in tasks:
+        demos = task.demos[: int(rng.integers(1, len(task.demos), endpoint=True))]
+        for test in task.tests:
+            found.append((question(demos, test.input, text), format_grid(output_of(test), text.grid_format)))
+    return found
 
 
 def train_transduction(
     folder: Path, tasks: Sequence[ArcTask], text: GridTextConfig, seed: int, sizes: TransductionSizes
 ) -> Path:
     """The model folder, made if it is not there. ValueError: the folder holds another training, or a row is too long."""
-    rows, base = transduction_rows(tasks, text), folder / UNTRAINED
+    rows, base = transduction_rows(tasks, text, seed), folder / UNTRAINED
     if not (base / "config.json").is_file():
         shutil.rmtree(base, ignore_errors=True)
         build_tiny(
