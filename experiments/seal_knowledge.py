@@ -41,7 +41,7 @@ def query(given: argparse.Namespace, kind: str) -> list[Row]:
     common = [
         "method=seal_knowledge", f"lm={given.lm}", f"name={name}", f"runs_dir={given.runs_dir}", f"seed={given.seed}",
         f"data.num_train={given.items}", f"data.seed={given.seed}", f"generate.kind={kind}", "generate.num_completions=1",
-        "query.repetitions=1", f"query.passage_alone={str(kind == given.kinds[0]).lower()}", *given.overrides,
+        "query.repetitions=1", "style=chat", f"query.passage_alone={str(kind == given.kinds[0]).lower()}", *given.overrides,
     ]  # fmt: skip
     for stage in ("generate", "query"):
         start("self_improve.py", [*common, f"stage={stage}"])

@@ -83,9 +83,8 @@ class Engine:
         )  # fmt: skip
 
     def _texts(self, request: Request) -> tuple[str, ...]:
-        """Greedy answers: their first lines."""
-        stop = ("\n",) if request.style is Style.completion else ()
-        greedy = Sampling(request.max_new_tokens, 0.0, 1.0, 0, 0.0, stop, 0)
+        """Greedy answers: the first line that says something. A line break does not end one: many models begin with it."""
+        greedy = Sampling(request.max_new_tokens, 0.0, 1.0, 0, 0.0, (), 0)
         prompts = [question_prompt(asked.title, asked.question, request.style) for asked in request.questions]
         replies = self.model.generate(prompts, 1, greedy) if prompts else []
         if problem := next((reply.problem for reply in replies if reply.problem), ""):

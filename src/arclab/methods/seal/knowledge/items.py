@@ -1,7 +1,7 @@
 """The items of a run: passages with questions, invented ones or those of a file or a data set in the form of SQuAD.
 
-    items, notes = load_items(config.data)            # train and test items, split by seed
-    chosen = items_of(config, "train", 0)             # those of a round
+    items = load_items(config.data, rounds)           # train and test items, split by seed
+    chosen = items.of_round(ItemSplit.train, 0, 50)  # those of a round
 
 A JSON file holds a list of {"title", "context", "questions": [{"question", "answer"}]}. A data set of the Hugging Face hub has
 the columns of SQuAD: title, context, question, answers. Anything else about a file is one sentence; of the hub's questions
