@@ -39,7 +39,7 @@ from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.groups import CONF_DIR, group_options, is_base, no_option
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.memgen_trainer_schema import TRAINER_SCHEMAS, MemGenTrainerConfig
-from arclab.config.run import RunConfig
+from arclab.config.run import RunConfig, unsupported_launch
 from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
 from arclab.config.text_schema import TEXT_DATASET_SCHEMAS, TextDatasetConfig
@@ -308,20 +308,10 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
         reason = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
         raise ConfigError(f"{error.full_key}: {reason}; give a value of the right type.") from error
     assert isinstance(typed, root)
-    problems = [*broken_rules(typed), *_divided_without_shards(typed)]
+    problems = [*broken_rules(typed), *unsupported_launch(typed, ENTRIES[entry_of(root)].script)]
     if problems:
         raise ConfigError("\n".join(problems))
     return typed
-
-
-def _divided_without_shards(config: Any) -> list[str]:
-    if getattr(config, "HAS_SHARDS", False) or getattr(getattr(config, "launch", None), "shards", 1) == 1:
-        return []
-    divided = sorted(row.choice or row.script for row in ENTRIES.values() if getattr(load(row.schema), "HAS_SHARDS", False))
-    return [
-        f"launch.shards={config.launch.shards} divides tasks between jobs, which {ENTRIES[entry_of(config)].script} does for "
-        f"{', '.join(divided)} alone; set launch.shards=1 (ranks are launch.gpus, launch.cpus and launch.nodes)."
-    ]
 
 
 def _without_keys_of_the_run(node: DictConfig, root: Any) -> DictConfig:

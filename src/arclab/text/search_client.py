@@ -4,7 +4,7 @@
         found = tool.search(["capital of Peru"])                          # [[Found, ...]]
     tool = SearchTool("http://127.0.0.1:8001", top_k=3)
 
-A server that is started is asked for its health until it is ready. If it dies it is started again at the same address, a few
+A server that is started is watched (arclab.runs.watched): if it dies or hangs it is started again at the same address, a few
 times; what is asked meanwhile waits for it. A server that does not answer is a SearchDown, which names the remedy: a rollout
 that needs it is marked, and the run goes on unless all of them are.
 """
@@ -23,11 +23,14 @@ import httpx
 
 from arclab.config.text_schema import START, SearchConfig
 from arclab.files import DamagedFile, parse_object, require_kinds
-from arclab.runs.watched import Watched
+from arclab.runs.watched import WatchedServer, Wished
 from arclab.text.search_index import Found
 
+_START_S = 600.0  # to index a large file
 _WAIT_S = 30.0  # for a server that is being started again
 _TIMEOUT_S = 60.0  # of one answer
+_SILENT_S = 60.0
+_RESTARTS = 5
 _PAUSE_S = 0.2
 log = logging.getLogger(__name__)
 
@@ -97,15 +100,18 @@ def search_tool(config: SearchConfig, documents: Path | None, log_file: Path) ->
         yield tool
         return
     assert documents is not None
-
-    def command(url: str) -> list[str]:
-        port = url.rpartition(":")[2] or "0"
-        return [sys.executable, "-m", "arclab.text.search_server", str(documents), "--port", port, "--with-parent"]
-
-    with Watched(command, log_file, "the search tool") as url:
-        tool = SearchTool(url, config.top_k)
-        log.info("the search tool %s has %d documents", url, _require(tool))
+    with WatchedServer(_wished(documents, log_file)) as server:
+        tool = SearchTool(server.start(), config.top_k)
+        log.info("the search tool %s has %d documents", tool.url, _require(tool))
         yield tool
+
+
+def _wished(documents: Path, log_file: Path) -> Wished:
+    command = [sys.executable, "-m", "arclab.text.search_server", str(documents), "--port"]
+    return Wished(
+        name="the search tool", command=lambda port: [*command, str(port)], log_file=log_file, health=("/health",),
+        start_s=_START_S, silent_s=_SILENT_S, restarts=_RESTARTS,
+    )  # fmt: skip
 
 
 def _require(tool: SearchTool) -> int:

@@ -23,7 +23,7 @@ from arclab.methods.seal.knowledge.client import Client, ServerDown, address_in
 from arclab.methods.seal.knowledge.engine import Outcome, Request
 from arclab.methods.seal.knowledge.messages import VERSION, message, request_message
 from arclab.methods.seal.knowledge.server import Server, socket_address
-from arclab.runs.watched import Watched
+from arclab.methods.seal.knowledge.watched import Watched
 
 from .common import request
 

@@ -23,7 +23,7 @@ from arclab.files import read_object
 from arclab.methods.seal.knowledge.engine import Outcome, Request
 from arclab.methods.seal.knowledge.messages import message, outcome_of, read_message, request_message
 from arclab.methods.seal.knowledge.server import ENDPOINT
-from arclab.runs.watched import Watched
+from arclab.methods.seal.knowledge.watched import Watched
 
 _POLL_MS = 100
 _HELLO_S = 10.0  # for a server that somebody else runs

@@ -64,7 +64,7 @@ def request_in(found: Mapping[str, Any]) -> Request:
             raise DamagedFile(_FROM, f"{kind.__name__} {value!r} is not known", remedy=_REMEDY)
     for asked in found["questions"]:
         require_kinds(asked, {"title": str, "question": str}, _FROM, remedy=_REMEDY)
-    adaptation = InnerConfig(**{key: given[key] for key in _ADAPTATION} | {"kind": AdaptKind(given["kind"])})
+    adaptation = InnerConfig(kind=AdaptKind(given["kind"]), **{key: given[key] for key in _ADAPTATION if key != "kind"})
     if problems := adaptation.check("adaptation"):
         raise ValueError(problems[0])
     if not 1 <= found["max_new_tokens"] <= 1 << 20 or not 0 <= found["seed"] < 1 << 32:
