@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test-fast test test-slow install smollm2 rearc bench bench-gpu bench-control bench-memgen bench-kills docs lint
+.PHONY: help demo test-fast test test-slow install smollm2 rearc bench bench-gpu bench-control bench-memgen bench-seal bench-kills docs lint
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +80,9 @@ bench-memgen: smollm2 ## memory of MemGen: its speed, and tables for a tiny reas
 	$(BIN)/python -m experiments.memgen --jobs 2 --save memgen_control
 	$(BIN)/python -m experiments.memgen --control trigger --jobs 2 --save memgen_trigger_control
 	$(BIN)/python -m experiments.memgen --lm smollm2_135m --seeds 0 --jobs 2 --save memgen_control_smollm2 $(MEMGEN_SMOLLM2)
+
+bench-seal: smollm2 ## passages into the weights of SmolLM2, closed-book answers: an hour or two
+	$(BIN)/python -m experiments.seal_knowledge --lm smollm2_135m --save seal_knowledge
 
 # Twenty runs killed at random moments and continued, compared bit for bit with one left alone (about ten minutes).
 bench-kills: .venv/installed ## twenty runs killed and continued, bit for bit: ten minutes

@@ -157,6 +157,14 @@ ENTRIES = {
         names_itself=True,
         work="arclab.solvers.work:work_of",
     ),
+    "self_improve_seal_knowledge": Entry(
+        script="self_improve.py",
+        method="seal_knowledge",
+        config="self_improve_seal_knowledge",
+        schema="arclab.config.seal_knowledge_schema:SealKnowledgeConfig",
+        run="arclab.methods.seal.knowledge.run:improve",
+        example=("method=seal_knowledge", "lm=tiny", "name=a"),
+    ),
     "evaluate_test_time_training": Entry(
         script="evaluate.py",
         solver="test_time_training",

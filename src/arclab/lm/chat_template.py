@@ -17,7 +17,7 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from arclab.lm.language_model import Message, Prompt, begun_reply
+from arclab.lm.language_model import Message, Prompt, begun_reply, is_plain
 
 _PROBE = "0 1 2\n3 4 5\n\n6|7|8\n\n[[9, 0], [1, 2]]\n    return"  # how grids and programs are written
 
@@ -92,6 +92,8 @@ def conversation_ids(tokenizer: Any, name: str, prompt: Prompt, *, thinking: boo
     its white space, which templates strip, is part of it. A special token's name within a message stays text, so that no
     message can end its turn, or begin another. ValueError: see there; a template that opens thinking where the reply goes
     on."""
+    if is_plain(prompt):
+        return plain_ids(tokenizer, prompt[0].content)
     asked, begun = begun_reply(prompt)
     ids = _tokens(tokenizer, *_written(tokenizer, name, asked, thinking))
     if not begun:
@@ -124,6 +126,8 @@ def marked_tokens(
 
 def opened_thinking(tokenizer: Any, name: str, prompt: Prompt, *, thinking: bool | None) -> str:
     """The <think> and what follows it, if the chat template itself opens the thinking of the reply; else empty."""
+    if is_plain(prompt):
+        return ""
     whole, without = (
         conversation_text(tokenizer, name, prompt, thinking=thinking, add_generation_prompt=flag) for flag in (True, False)
     )

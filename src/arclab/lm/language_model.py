@@ -19,16 +19,23 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
+PLAIN = "text"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """role: system, user or assistant."""
+    """role: system, user or assistant; or PLAIN, of a prompt's only message: a text that the model goes on with as it is,
+    without a chat template."""
 
     role: str
     content: str
 
 
 Prompt = tuple[Message, ...]
+
+
+def is_plain(prompt: Prompt) -> bool:
+    return [message.role for message in prompt] == [PLAIN]
 
 
 def begun_reply(prompt: Prompt) -> tuple[Prompt, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arclab.metrics.edit_names import EDITS
+from arclab.metrics.knowledge_names import KNOWLEDGE
 from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
 from arclab.metrics.test_time_names import TEST_TIME
 
@@ -400,6 +401,7 @@ _METRICS = [
         for k in PASS_KS
     ],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
+    *[Metric(f"knowledge/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in KNOWLEDGE.items()],
     *[Metric(f"ttt/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in TEST_TIME.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
@@ -454,6 +456,8 @@ _COUNTS = {
     "learned/wins": ("learned/discordant",),
     "learned/": ("ARC/tasks",),
     "adapted/wins": ("adapted/discordant",),
+    "knowledge/wins": ("knowledge/discordant",),
+    "knowledge/": ("knowledge/questions",),
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
     "edits/wins": ("edits/discordant",),
@@ -481,5 +485,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/", "knowledge/"))
     )

@@ -104,7 +104,7 @@ def judge_criterion(criterion: CriterionConfig, rows: Sequence[Mapping[str, Any]
             (tasks, "training tasks") if tasks < count else (count, "rows")
         )  # rows of one task are no independent trials
         return CriterionResult(criterion, step, value * count, count, "rows", *independent)
-    if criterion.metric.startswith("text/"):
+    if criterion.metric.startswith(("text/", "knowledge/")):
         asked = count_of(criterion.metric, row) or 0
         return CriterionResult(criterion, step, round(value * asked, 3), asked, "questions", asked, "questions")
     if criterion.metric.startswith("edits/"):
