@@ -81,12 +81,13 @@ def entry_of(config: Any) -> str:
 
 
 def entry_for(script: str, overrides: Sequence[str]) -> str:
-    """The entry that a script starts with these overrides: of several the one that solver= (or method=) chooses. ConfigError:
-    there is no such script, or choice."""
+    """The entry that a script starts with these overrides: of several the one that solver= (or method=) chooses, or else an
+    experiment that goes with it alone. ConfigError: there is no such script, or choice."""
     if script not in scripts():
         raise ConfigError(f"{script} is no script of this project; choose {', '.join(scripts())}.")
     choices, key = choices_of(script), choice_key(script)
     chosen = [given for override in overrides if choices and (given := _value_in(override, key)) is not None]
+    chosen = chosen or groups.implied_choices(key, overrides)
     if len(set(chosen)) > 1:
         raise ConfigError(f"{key}={' and '.join(chosen)} is more than one option of the group {key}; choose one of them.")
     if chosen and chosen[0] not in choices:

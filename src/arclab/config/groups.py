@@ -2,7 +2,8 @@
 
     group_options("dataset", "pretrain_memgen.py")       # ["arc_programs", "arithmetic", "gsm8k"]
 
-A file that goes with some scripts only says so in the comment at its head: "# For: pretrain_memgen.py".
+A file that goes with some scripts only says so in the comment at its head: "# For: pretrain_memgen.py". One that goes with one
+method or solver of its script alone says that, too, and chooses it: "# For: self_improve.py method=seal_fewshot".
 """
 
 from __future__ import annotations
@@ -32,6 +33,18 @@ def group_options(group: str, script: str | None = None) -> list[str]:
 def scripts_of(group: str, option: str) -> tuple[str, ...]:
     """The scripts that an option goes with, by a line of the comment at its head: "# For: pretrain_memgen.py". Empty: it does
     not say so, and goes with all that have the group."""
+    return tuple(word for word in _goes_with(group, option) if "=" not in word)
+
+
+def implied_choices(key: str, overrides: Sequence[str]) -> list[str]:
+    """The methods (key: method) or solvers that the options among the overrides go with, where they say one."""
+    options = [override.lstrip("+~").partition("=")[::2] for override in overrides]
+    words = [word for group, option in options if group and option for word in _goes_with(group, option)]
+    return list(dict.fromkeys(word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")))
+
+
+def _goes_with(group: str, option: str) -> tuple[str, ...]:
+    """The words of its line."""
     file = CONF_DIR / group / f"{option}.yaml"
     if not file.is_file():
         return ()

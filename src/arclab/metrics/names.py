@@ -11,6 +11,7 @@ from typing import Any
 
 from arclab.metrics.edit_names import EDITS
 from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
+from arclab.metrics.seal_names import SEAL
 from arclab.metrics.test_time_names import TEST_TIME
 
 PASS_KS = (1, 2, 5, 10, 100, 1000)
@@ -360,6 +361,7 @@ _METRICS = [
     *[Metric(f"learned/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LEARNED.items()],
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
     *[Metric(f"ttt/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in TEST_TIME.items()],
+    *[Metric(f"seal/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in SEAL.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
@@ -416,6 +418,9 @@ _COUNTS = {
     "edits/solved_share": ("edits/starts",),
     "edits/tests_solved_share": ("edits/starts",),
     "edits/": ("edits/count",),
+    "seal/wins": ("seal/discordant",),
+    "seal/successful_share": ("seal/proposals",),
+    "seal/": ("ARC/tasks",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
@@ -434,5 +439,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/", "seal/"))
     )
