@@ -98,7 +98,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     config = compose_run(
         "evaluate_tree_search",
         ["solver=tree_search", "search=pwmcts", "lm=tiny", "dataset=toy", "solver.prompt.instructions=false", "lm.device=cpu",
-         "solver.prompt.grid_format=digits", "search.branching=4", f"search.num_programs={chosen.programs}",
+         "solver.prompt.grid_format=digits", "search.branching=4", f"search.num_draws={chosen.programs}",
          f"search.max_step_tokens={chosen.tokens}", "sandbox.min_isolation=limits", f"lm.batch_size={2 * chosen.trees}"],
     )  # fmt: skip
     assert isinstance(config, EvaluateTreeSearchConfig)

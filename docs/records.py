@@ -325,6 +325,19 @@ def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Rec
     return "Latent search on unseen compositions", columns, rows, [record["provenance"] | {"seed": "of the runs"}]
 
 
+def _test_time_training(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    def paired(row: Record, name: str) -> str:
+        test = row.get(f"against_{name}")
+        return "" if test is None else f"{test['alone']} / {test['other_alone']}, p = {test['p']:.2g}"
+
+    rows = (
+        (row["adaptation"], row["decode"], row["ranking"], _of(row), paired(row, "none"), paired(row, "votes"))
+        for row in record["rows"]
+    )
+    columns = ("trained", "answers", "ranked by", "solved in two attempts", "alone / none alone", "alone / votes alone")
+    return "Test-time training on unseen toy rules", columns, rows, [record["provenance"] | {"seed": "of the table"}]
+
+
 def _tree_search_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     def rows() -> Rows:
         for row in record["rates"]:
@@ -349,6 +362,21 @@ def _tree_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Recor
     return title, columns, rows, [record["provenance"] | {"seed": "of the table"}]
 
 
+def _tree_learning(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    def rows() -> Rows:
+        for row in record["scores"]:
+            by_seed = ", ".join(f"{n}/{of}" for n, of in row["seeds"].values())
+            yield row["run"], row["what"], _of(row), by_seed
+        for row in record["tests"]:
+            alone = f"alone right {row['first_alone']} / {row['second_alone']}"
+            yield row["question"], f"{row['first']} / {row['second']}", alone, f"p = {row['p_value']:.2g}"
+        for model in record["reward_models"]:
+            yield model["run"], "reward model, held-out pairs", str(Share(model["right"], model["pairs"])), ""
+
+    columns = ("run, or question", "scored, or compared", "unseen tasks solved", "by seed, or p")
+    return "Tree search that learns from itself", columns, rows(), [record["provenance"] | {"seed": "of the table"}]
+
+
 def _of(record: Record) -> str:
     return str(Share(record["n"], record["N"]))
 
@@ -371,8 +399,11 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "encoders": _encoders,
     "phase1": _phase1,
     "toy_programs": _toy_programs,
+    "test_time_training": _test_time_training,
+    "test_time_training_quick": _test_time_training,
     "tree_search": _tree_search,
     "tree_search_control": _tree_search_control,
+    "tree_learning": _tree_learning,
     "control": _control,
 }
 

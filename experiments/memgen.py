@@ -196,7 +196,8 @@ def markdown(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace, wher
     for row in rows:
         low, high = row["interval95"]
         of_all = f"{row['n']:g}/{row['N']} = {100 * row['n'] / max(row['N'], 1):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        seeds = " | ".join("{:g}/{}".format(*row["seeds"].get(str(seed), ("-", "-"))) for seed in arguments.seeds)
+        each = (row["seeds"].get(str(seed)) for seed in arguments.seeds)
+        seeds = " | ".join(f"{found[0]:g}/{found[1]}" if found else "-" for found in each)
         against = "" if row["p_value"] is None else f"{row[f'{control.subject}_alone_right']} / {row['control_alone_right']}"
         p_value = "" if row["p_value"] is None else f"{row['p_value']:.2g}"
         lines.append(f"| {row['cell']} | {of_all} | {seeds} | {against} | {p_value} |")

@@ -13,7 +13,6 @@ others run. It makes no table: control.py, phase1.py and toy_programs.py do.
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
 import signal
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 from arclab.config.compose import compose
 from arclab.entries import ENTRIES
 from arclab.files import write_atomically
-from arclab.launch.queue.jobsfile import JobsError
+from arclab.launch.queue.jobsfile import JobsError, job_line
 from arclab.launch.queue.plan import PlannedRun, read_plan
 from arclab.launch.queue.progress import RunProgress
 from arclab.launch.queue.submit import is_living, retry, submit
@@ -129,12 +128,6 @@ def jobs_text(file: JobsFile, lines: Lines, refused: Mapping[str, str]) -> str:
         for name, overrides in lines.items()
     ]
     return "\n".join([f"## {file.title}", f"## Criterion: {file.criterion}", *runs, ""])
-
-
-def job_line(script: str, overrides: Sequence[str]) -> str:
-    """Quoted for the shell, with every key once."""
-    last = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
-    return " ".join([script, *map(shlex.quote, last.values())])
 
 
 def fault_of(progress: RunProgress) -> str:

@@ -71,7 +71,9 @@ def source(arguments: argparse.Namespace, split: str, tasks: int) -> str:
 
 
 def model_of(arguments: argparse.Namespace, seed: int) -> Path:
-    """The trained model of a seed, made if it is not there."""
+    """The trained model of a seed, made if it is not there; or the one that is given."""
+    if arguments.model is not None:
+        return arguments.model
     tasks = load_source(source(arguments, "train", arguments.tasks))
     sizes = TransductionSizes(num_layers=2, steps=arguments.steps, batch_size=16)
     return train_transduction(arguments.folder / f"model_s{seed}_{arguments.steps}", tasks, TEXT, seed, sizes)
@@ -182,7 +184,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--seeds", type=at_least_0, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=at_least_1, default=2000, help="of training the model (2000)")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="adapt this model for all seeds, instead of making one")
+    parser.add_argument("--steps", type=at_least_1, default=3000, help="of training the model (3000); with 600 nothing helps")
     parser.add_argument("--tasks", type=at_least_1, default=20000, help="that it is trained on (20000)")
     parser.add_argument("--test-tasks", type=at_least_1, default=50, help="that are answered, for each seed (50)")
     parser.add_argument("--adaptations", nargs="+", choices=list(ADAPTATIONS), default=list(ADAPTATIONS))

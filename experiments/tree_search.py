@@ -142,7 +142,7 @@ def mcts_rows(tasks: Sequence[ArcTask], seeds: Sequence[int], sandbox: Sandbox) 
         found: list[bool] = []
         for seed in seeds:
             setting = setting_of(
-                "mcts", seed, f"search.branching={branching}", "search.num_programs=1000", "search.num_rollouts=1000"
+                "mcts", seed, f"search.branching={branching}", "search.num_draws=1000", "search.num_rollouts=1000"
             )
             found += solved(grow(Stepper(tasks, depth, p, p), setting, sandbox))
         rows.append(_row("mcts, whole tree", f"p={p}, d={depth}, b={branching}", found, (1 - p**branching) ** depth))
@@ -160,9 +160,9 @@ def _row(search: str, cell: str, found: Sequence[bool], expected: float) -> dict
 
 def paired_rows(tasks: Sequence[ArcTask], seeds: Sequence[int], sandbox: Sandbox) -> list[dict[str, Any]]:
     """Pairs of searches on the same tasks and seeds, at the same budget."""
-    budget = ["search.num_programs=48", "search.branching=2", "search.num_rollouts=64"]
+    budget = ["search.num_draws=48", "search.branching=2", "search.num_rollouts=64"]
     bad_first = Stepper(tasks, 3, 0.2, 0.8)
-    beam = ["search.num_programs=48", "search.branching=4", "search.beam_width=1", "search.num_rollouts=1"]
+    beam = ["search.num_draws=48", "search.branching=4", "search.beam_width=1", "search.num_rollouts=1"]
     even = Stepper(tasks, 4, 0.5, 0.5)
     cases = [
         ("pwmcts / mcts, first steps wrong (0.8, then 0.2)", bad_first, ("pwmcts", budget, False), ("mcts", budget, False)),

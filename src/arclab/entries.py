@@ -24,7 +24,8 @@ class Entry:
     called as sizes(config, shared) by arclab.launch.sizes, returns {part: parameters} with "model" among the parts, and
     "puzzle_table" where there is one, and the fields of arclab.runs.cost.Cost if the method counts what a run needs; None: the
     run has no model of its own. shared: a dictionary, empty at first, that all calls of one process have in common.
-    sizes_keys: dotted keys, or their beginnings, that decide what it returns. example: overrides that make a whole
+    sizes_keys: dotted keys, or their beginnings, that decide what it returns. work: called as work(config), says how much there
+    is to do in a run that can be divided by tasks (arclab.solvers.work); None: it cannot. example: overrides that make a whole
     configuration, for help."""
 
     script: str
@@ -39,6 +40,7 @@ class Entry:
     hint: str | None = None
     sizes: str | None = None
     sizes_keys: tuple[str, ...] = ()
+    work: str | None = None
 
     @property
     def choice(self) -> str | None:
@@ -91,6 +93,7 @@ ENTRIES = {
         run="arclab.methods.program_sampling.run:evaluate_programs",
         example=("solver=program_sampling", "lm=tiny", "dataset=toy"),
         names_itself=True,
+        work="arclab.solvers.work:work_of",
     ),
     "evaluate_tree_search": Entry(
         script="evaluate.py",
@@ -100,6 +103,7 @@ ENTRIES = {
         run="arclab.methods.tree_search.run:evaluate",
         example=("solver=tree_search", "lm=tiny", "dataset=toy"),
         names_itself=True,
+        work="arclab.solvers.work:work_of",
     ),
     "self_improve_tree_search": Entry(
         script="self_improve.py",
@@ -151,6 +155,7 @@ ENTRIES = {
         run="arclab.methods.program_edit.solver:evaluate_edits",
         example=("solver=program_edit", "lm=tiny", "dataset=toy"),
         names_itself=True,
+        work="arclab.solvers.work:work_of",
     ),
     "evaluate_test_time_training": Entry(
         script="evaluate.py",

@@ -63,6 +63,7 @@ def test_train_and_evaluate_are_what_the_scripts_are(arclab: Run, run_in_process
         ("train", "pretrain_encoder.py", ["--cfg", "experiment=quickstart", "name=a"]),
         ("train", "pretrain_encoder.py", []),
         ("evaluate", "evaluate.py", ["--help", "split"]),
+        ("self-improve", "self_improve.py", ["method=program_edit", "--help", "evaluate.model"]),
     ):
         ours, theirs = arclab(word, *given), run_in_process(script, *given)
         assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)

@@ -83,6 +83,7 @@ SFT: Table = {
     "sft.weight_beta": (0.3, "rows"),
 }
 EVALUATE: Table = {
+    "evaluate.model": ("given", "model"),
     "evaluate.split": ("validation", "prompts edits"),
     "evaluate.max_tasks": (1, "prompts edits"),
     "evaluate.num_samples": (2, "drawing edits"),
@@ -90,6 +91,9 @@ EVALUATE: Table = {
 }
 # Of evaluate.py solver=program_edit, asked in the same way; stands: what is scored.
 SOLVER: Table = {
+    "solver.search": ("tree", "prompts drawing edits files"),
+    "solver.max_programs": (3, "prompts drawing edits"),
+    "solver.max_tokens": (30, "prompts drawing edits"),
     "solver.drafts": (1, "prompts drawing edits"),
     "solver.turns": (1, "prompts drawing edits"),
     "solver.num_kept": (1, "prompts edits"),
@@ -103,7 +107,7 @@ SOLVER: Table = {
     "prompt.instructions": (True, "prompts edits"),
     "prompt.show_tests": (False, "prompts edits"),
     "prompt.show_shapes": (False, "prompts edits"),
-    "prompt.report": (False, "prompts edits"),
+    "prompt.report": (False, "prompts edits files"),
     "prompt.entry": ("transform", "prompts edits"),
     "prompt.edit_format": ("blocks", "edits"),
     "reward.per_execution": (0.05, "edits"),
@@ -161,9 +165,12 @@ def test_every_key_has_a_row() -> None:
 
 
 def test_every_key_of_the_solver_has_a_row() -> None:
-    solver = "methods/program_edit/test_solver.py"
+    solver, evolution = "methods/program_edit/test_solver.py", "methods/program_edit/test_evolution.py"
     others = _elsewhere(EvaluateEditsConfig) | {
         "solver.kind": (None, f"{solver}::test_what_cannot_be_tried_or_asked_for_is_said"),
+        "solver.levels": (None, f"{evolution}::test_the_tree_finds_what_needs_two_steps_and_single_programs_do_not"),
+        "solver.max_s": (None, f"{evolution}::test_budgets_are_kept_and_counted"),
+        "solver.distinct": (None, f"{evolution}::test_programs_that_answer_alike_are_one_parent_or_two"),
         "solver.enough_right": (None, f"{solver}::test_the_best_programs_are_edited_until_two_answers_are_right"),
         "reward.use_tests": (None, f"{solver}::test_what_cannot_be_tried_or_asked_for_is_said"),
         "num_threads": (None, "every_key/test_programs.py::test_a_key_changes_what_its_row_says"),

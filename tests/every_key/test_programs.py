@@ -113,6 +113,7 @@ def test_each_solver_has_a_table_of_its_own() -> None:
     assert sorted(path.stem for path in (ROOT / "conf/solver").glob("*.yaml")) == [
         "program_edit",
         "program_sampling",
+        "test_time_training",
         "tree_search",
     ]
 

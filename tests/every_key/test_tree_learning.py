@@ -95,7 +95,7 @@ OTHERS: Table = {
     "reward_model.is_used": (None, "every_key/test_tree_learning.py::test_tasks_and_programs_are_as_many_as_it_says"),
     "reward_model.shuffle_labels": (None, "lm/training/test_preference.py::test_separable_pairs_are_learned_and_shuffled_ones_are_not"),
     **{f"evaluate.{key}": (None, "every_key/test_tree_learning.py::test_tasks_and_programs_are_as_many_as_it_says")
-       for key in ("split", "max_tasks", "num_programs")},
+       for key in ("split", "max_tasks", "num_programs", "baselines")},
     "launch.gpus": (None, "launch/test_launch.py::test_every_launch_key_changes_what_is_started"),
 }  # fmt: skip
 
@@ -218,11 +218,17 @@ def test_a_first_policy_is_made_as_it_is_told(tmp_path: Path, monkeypatch: pytes
 
 
 def test_tasks_and_programs_are_as_many_as_it_says() -> None:
-    from arclab.methods.tree_search.learning.policy import named_tasks, setting_of, training_tasks
+    from arclab.methods.tree_search.learning.evaluate import search_of
+    from arclab.methods.tree_search.learning.policy import named_tasks, training_tasks
     from arclab.methods.tree_search.learning.values import is_used
 
     config = config_of(**{"collect.max_tasks": 3, "evaluate.max_tasks": 2})
-    assert len(training_tasks(config)) == 3 and len(training_tasks(config_of())) == 700
+    assert len(training_tasks(config)) == 3 and len(training_tasks(config_of())) == 400
     assert len(named_tasks(config, config.evaluate.split.value, "evaluate.split", config.evaluate.max_tasks)) == 2
-    assert setting_of(config, num_programs=5).search.num_programs == 5 != setting_of(config).search.num_programs
+    limited = {"search.num_programs": 9, "search.num_draws": 8, "evaluate.num_programs": None}
+    assert [
+        (search.num_programs, search.num_draws)
+        for change in ({}, {"evaluate.num_programs": 5}, {"evaluate.baselines": True})
+        for search in [search_of(config_of(**limited | change))]
+    ] == [(9, 8), (5, 8), (9, None)]
     assert is_used(config, 1) and not is_used(config, 0) and not is_used(config_of(**{"reward_model.is_used": False}), 1)

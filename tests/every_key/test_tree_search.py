@@ -34,7 +34,8 @@ from .table import Parts, Table, differences, leaves, require_a_row_for_each, re
 # Kind of search, other value, what changes: prompts (what the model is asked), drawing (how it draws), tree (what comes of it).
 KEYS: dict[str, tuple[str, Any, str]] = {
     "search.branching": ("mcts", 3, "tree"),
-    "search.num_programs": ("pwmcts", 9, "tree"),
+    "search.num_programs": ("pwmcts", 3, "tree"),
+    "search.num_draws": ("pwmcts", 9, "tree"),
     "search.max_tokens": ("pwmcts", 20, "tree"),
     "search.max_s": ("pwmcts", 0.000001, "tree"),
     "search.stop_groups": ("custom", 1, "tree"),
@@ -60,6 +61,7 @@ KEYS: dict[str, tuple[str, Any, str]] = {
     "search.last_hinted": ("bootstrap", 1, "prompts"),
     "search.num_first": ("sample_refine", 8, "prompts"),
     "search.thompson_c": ("sample_refine", 0.0, "tree"),
+    "search.num_islands": ("sample_refine", 1, "tree"),
     "solver.steps.program_begin": ("mcts", "python:\n", "prompts"),
     "solver.steps.root": ("mcts", "def solve(grid):", "prompts"),
     "solver.steps.step_end": ("mcts", "# and then", "drawing"),
@@ -91,12 +93,12 @@ OTHERS: Table = {
 RIGHT = solution(TASKS[0]).partition("\n")[2]
 # What makes a key show: overrides of both sides.
 WITH = {
-    "pwmcts": ["search.branching=3", "search.num_programs=90", "search.parallel_leaves=4", "search.num_rollouts=24"],
-    "custom": ["search.branching=3", "search.num_programs=90", "search.temperature.schedule=beta_cdf", "search.num_rollouts=20", "search.parallel_leaves=2", "search.stop_groups=null"],
+    "pwmcts": ["search.branching=3", "search.num_draws=90", "search.parallel_leaves=4", "search.num_rollouts=24"],
+    "custom": ["search.branching=3", "search.num_draws=90", "search.temperature.schedule=beta_cdf", "search.num_rollouts=20", "search.parallel_leaves=2", "search.stop_groups=null"],
     "mcts": ["search.branching=2"],
-    "bootstrap": ["search.hints=x", "search.hinted_rollouts=2", "search.unhinted_share=0.6", "search.num_rollouts=8", "search.num_programs=60", "search.parallel_leaves=2"],
+    "bootstrap": ["search.hints=x", "search.hinted_rollouts=2", "search.unhinted_share=0.6", "search.num_rollouts=8", "search.num_draws=60", "search.parallel_leaves=2"],
     "sample_refine": ["search.num_first=16", "search.num_programs=60", "search.stop_groups=null"],
-    "beam": ["search.num_programs=40"],
+    "beam": ["search.num_draws=40"],
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,30 @@ def test_doctor_knows_this_slurm(launch: Launch) -> None:
         and "JobRequeue=1; jobs ask for it themselves" in lines
         and "PreemptMode=REQUEUE: the job is told before in partitions with a GraceTime only" in lines
     )
+
+
+def test_the_stages_of_a_round_are_a_chain(launch: Launch, tmp_path: Path, slurm: Cluster) -> None:
+    """Sent together and in any order; each waits for the one whose files it reads, and a stage that is told to end is queued
+    again and goes on. The model that the first one makes writes colour maps of three colours at random, which solves some."""
+    source = "toy:color_map?tasks=%d&side=3&colors=3&palette=3&demos=1&split=%s"
+    common = (
+        f"self_improve.py experiment=search_quickstart launch=slurm_cpu launch.cpus=1 launch.mem_gib=2 runs_dir={tmp_path}/runs "
+        "name=chain num_threads=1 sandbox.num_workers=1 sandbox.min_isolation=limits scratch.steps=150 scratch.mistake_steps=0 "
+        f"\"scratch.source='{source % (200, 'train')}'\" \"dataset.train_sources=['{source % (16, 'train')}']\" "
+        f"\"dataset.eval_sources=['{source % (4, 'test')}']\" sft.steps=4 sft.batch_size=8 sft.warmup_steps=1"
+    )
+    path = tmp_path / "jobs.txt"
+    stages = ("evaluate", "sft", "curate", "collect", "start")
+    path.write_text("## Queue: a round\n## Criterion: DONE\n" + "".join(f"{common} stage={stage}\n" for stage in stages))
+    assert (done := launch("submit", str(path))).returncode == 0, done.stderr
+    runs = {run.folder.path.name: run for run in read_plan(path).runs}
+    jobs = {name: job.id for name, run in runs.items() if (job := read_job(run.folder)) is not None}
+    for stage, before in pairwise(stages):
+        assert f"afterok:{jobs[before]}" in slurm.run("scontrol", "show", "job", jobs[stage])
+    trees = runs["collect"].folder.path / "trees"
+    wait_until(lambda: trees.is_dir() and any(trees.iterdir()), "the first tree", 300)
+    slurm.run("scancel", "--signal=USR2", jobs["collect"])
+    wait_until(lambda: state_of(runs["collect"]) == "DONE", "its end", 300)
+    assert "Restarts=1" in slurm.run("scontrol", "show", "job", jobs["collect"])
+    wait_until(lambda: [state_of(runs[stage]) for stage in stages] == ["DONE"] * 5, "the round", 600)
+    assert (runs["evaluate"].folder.path / "scores.json").is_file()

@@ -42,6 +42,10 @@ COMMANDS = {
         summary="train MemGen's weaver", run="arclab.launch.start:start",
         same_as="python pretrain_memgen.py", script="pretrain_memgen.py",
     ),
+    "self-improve": Command(
+        summary="learn in rounds from what a model wrote: method=tree_search, program_edit", run="arclab.launch.start:start",
+        same_as="python self_improve.py", script="self_improve.py",
+    ),
     "evaluate": Command(
         summary="score a checkpoint, or a solver without one", run="arclab.launch.start:start",
         same_as="python evaluate.py", script="evaluate.py",

@@ -310,10 +310,20 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
         reason = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
         raise ConfigError(f"{error.full_key}: {reason}; give a value of the right type.") from error
     assert isinstance(typed, root)
-    problems = list(broken_rules(typed))
+    problems = [*broken_rules(typed), *_divided_without_shards(typed)]
     if problems:
         raise ConfigError("\n".join(problems))
     return typed
+
+
+def _divided_without_shards(config: Any) -> list[str]:
+    if getattr(config, "HAS_SHARDS", False) or getattr(getattr(config, "launch", None), "shards", 1) == 1:
+        return []
+    divided = sorted(row.choice or row.script for row in ENTRIES.values() if getattr(load(row.schema), "HAS_SHARDS", False))
+    return [
+        f"launch.shards={config.launch.shards} divides tasks between jobs, which {ENTRIES[entry_of(config)].script} does for "
+        f"{', '.join(divided)} alone; set launch.shards=1 (ranks are launch.gpus, launch.cpus and launch.nodes)."
+    ]
 
 
 def _without_keys_of_the_run(node: DictConfig, root: Any) -> DictConfig:

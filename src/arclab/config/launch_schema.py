@@ -6,9 +6,20 @@ gpus=0 and cpus of 0 or 1 on one node is one process; anything else is a torchru
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Optional
 
 from arclab.config.rules import at_least, sized
+
+SHARDS = "shards"  # the folder of all shards, in that of the whole
+
+
+class ShardsOn(Enum):
+    """local: processes of this machine, all at once. slurm: jobs."""
+
+    local = "local"
+    slurm = "slurm"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,6 +31,10 @@ class LaunchConfig:
     the job. check_memory: refuse to start a run that needs clearly more memory than there is (its default is for runs that
     were made before it was a key). partition, account, qos, constraint, mem_gib: null leaves them to SLURM. Without SLURM
     only the ranks and check_memory count.
+
+    shards: parts into which the tasks of an evaluation are divided, each a job of its own with these resources, on shards_on.
+    steal: a shard that has done its tasks takes those of others that nobody has begun. shard: which of them this process is,
+    from 0; the jobs of shards have it, and null is the whole. Their defaults are for runs that were made before they were keys.
     """
 
     gpus: int
@@ -36,6 +51,10 @@ class LaunchConfig:
     constraint: Optional[str]
     setup: list[str]
     check_memory: bool = True
+    shards: int = 1
+    shards_on: ShardsOn = ShardsOn.local
+    steal: bool = False
+    shard: Optional[int] = None
 
     @property
     def ranks_per_node(self) -> int:
@@ -45,8 +64,22 @@ class LaunchConfig:
     def num_ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 
+    @property
+    def is_divided(self) -> bool:
+        """Is it the whole of several shards?"""
+        return self.shards > 1 and self.shard is None
+
+    def shard_folder(self, whole: Path, number: int) -> Path:
+        """whole: the folder of all shards."""
+        return whole / SHARDS / f"{number}_of_{self.shards}"
+
+    def folder_in(self, whole: Path) -> Path:
+        """The folder of this process."""
+        return whole if self.shard is None else self.shard_folder(whole, self.shard)
+
     def check(self, path: str) -> list[str]:
         problems = [
+            *at_least(path, 1, shards=self.shards),
             *at_least(path, 1, nodes=self.nodes, timeout_min=self.timeout_min),
             *sized(path, 1, cpus_per_rank=self.cpus_per_rank),
             *sized(path, 0, gpus=self.gpus, cpus=self.cpus),
@@ -54,6 +87,13 @@ class LaunchConfig:
             *at_least(path, 1, signal_delay_s=self.signal_delay_s),
             *([] if self.mem_gib is None else at_least(path, 1, mem_gib=self.mem_gib)),
         ]
+        if self.shard is not None and not 0 <= self.shard < self.shards:
+            problems.append(
+                f"{path}.shard={self.shard} is none of {path}.shards={self.shards}; give a number from 0 to {self.shards - 1}, "
+                "or null for the whole."
+            )
+        if self.steal and self.shards == 1:
+            problems.append(f"{path}.steal=true has nobody to take tasks from; set {path}.shards=N, or {path}.steal=false.")
         if self.gpus > 0 and self.cpus > 0:
             problems.append(
                 f"{path}.gpus={self.gpus} does not go with {path}.cpus={self.cpus}: ranks run on GPUs or on CPU cores; set "

@@ -331,6 +331,7 @@ class EvaluateLmConfig(EvaluationConfig):
     """What roots of evaluate.py have whose solver asks a language model. The folder is <runs_dir>/<solver>/<model>/<name>, or
     output_dir; name null: <dataset>_<split>."""
 
+    HAS_SHARDS: ClassVar[bool] = True
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
         "num_threads",
@@ -354,23 +355,36 @@ class EvaluateLmConfig(EvaluationConfig):
         raise NotImplementedError
 
     @property
+    def programs_per_task(self) -> float | None:
+        """That are drawn, at most; None: not known before."""
+        return None
+
+    @property
     def run_name(self) -> str:
         return self.name or f"{self.dataset.name}_{self.split.value}"
 
     @property
     def title(self) -> tuple[str, str]:
-        return self.solver_kind, f"{Path(self.lm.name).name}-{self.run_name}"
+        shard = "" if self.launch.shard is None else f"-shard{self.launch.shard}"
+        return self.solver_kind, f"{Path(self.lm.name).name}-{self.run_name}{shard}"
 
     @property
-    def folder(self) -> Path:
+    def whole_folder(self) -> Path:
+        """Also of a shard, whose own lies in it."""
         if self.output_dir:
             return Path(self.output_dir)
         return Path(self.runs_dir) / self.solver_kind / Path(self.lm.name).name / self.run_name
 
+    @property
+    def folder(self) -> Path:
+        return self.launch.folder_in(self.whole_folder)
+
     def inputs(self) -> dict[str, Path]:
-        """A model that another run makes."""
+        """A model that another run makes; the whole needs its shards."""
         is_run = isinstance(self.lm, MemGenModelConfig) and self.lm.name
-        return {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
+        found = {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
+        numbers = range(self.launch.shards) if self.launch.is_divided else ()
+        return found | {f"shard {number}": self.launch.shard_folder(self.whole_folder, number) for number in numbers}
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, num_threads=self.num_threads)
@@ -398,6 +412,10 @@ class EvaluateProgramsConfig(EvaluateWithProgramsConfig):
     """Root of evaluate.py solver=program_sampling."""
 
     solver: ProgramSamplingConfig
+
+    @property
+    def programs_per_task(self) -> float | None:
+        return float(self.solver.num_samples)
 
     @property
     def solver_kind(self) -> str:

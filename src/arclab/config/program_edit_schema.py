@@ -66,6 +66,31 @@ class SelectRule(Enum):
     random = "random"
 
 
+class EditSearch(Enum):
+    """How programs are looked for at test time. single: each is written from nothing, as long as the budget lasts; the
+    baseline. chains: every turn edits the best programs of a task. tree: levels, each with a number of parents, of edits and of
+    programs in a prompt of its own."""
+
+    single = "single"
+    chains = "chains"
+    tree = "tree"
+
+
+class Distinct(Enum):
+    """Which programs may be parents beside each other. output: those that answer the demonstrations differently. code: those
+    that are written differently, too, whatever they answer."""
+
+    output = "output"
+    code = "code"
+
+
+class EvaluatedModel(Enum):
+    """trained: what the stages before have made. given: lm as it is; no stage need be there."""
+
+    trained = "trained"
+    given = "given"
+
+
 @dataclass(kw_only=True, slots=True)
 class EditPromptConfig(PromptConfig):
     """How a task, a program and what it does are shown. report: whether what the program does is shown."""
@@ -165,9 +190,10 @@ class EditSftConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EditEvaluateConfig:
-    """num_samples: edits of a program in one turn. turns: how often a start program is edited, the best edit of one turn in the
-    next. max_tasks: null: all of the split."""
+    """model: whose edits. num_samples: edits of a program in one turn. turns: how often a start program is edited, the best
+    edit of one turn in the next. max_tasks: null: all of the split."""
 
+    model: EvaluatedModel
     split: SplitName
     max_tasks: Optional[int]
     num_samples: int
@@ -192,26 +218,53 @@ PROGRAM_EDIT = "program_edit"
 @dataclass(kw_only=True, slots=True)
 class EditSearchConfig:
     """Edits at test time. drafts: programs that the model writes for a task without one to begin with, beside the identity.
-    turns: how often programs are edited. num_kept: the programs that a turn edits, the best that there are of a task.
-    num_samples: edits of each. A task is left alone once enough_right different answers are of programs that reproduce every
-    demonstration."""
+
+    Of chains: turns: how often programs are edited. num_kept: the programs that a turn edits, the best that there are of a
+    task. num_samples: edits of each; of single: programs that are asked for at once. Of tree: levels: one after the other,
+    [parents, edits of each, programs in a prompt]. distinct: which parents may stand beside each other.
+
+    A task is left alone once enough_right different answers are of programs that reproduce every demonstration, or once its
+    budget is spent: max_programs (never more), max_tokens (nothing is asked for beyond it; what was asked for before counts),
+    max_s (seconds of this process, of all tasks together). null: no limit."""
 
     kind: str
+    search: EditSearch
     drafts: int
     turns: int
     num_kept: int
     num_samples: int
+    levels: list[list[int]]
+    distinct: Distinct
     enough_right: int
+    max_programs: Optional[int]
+    max_tokens: Optional[int]
+    max_s: Optional[float]
     sampling: SamplingConfig
 
     def check(self, path: str) -> list[str]:
         problems = at_least(path, 0, drafts=self.drafts, turns=self.turns)
         problems += at_least(path, 1, num_kept=self.num_kept, num_samples=self.num_samples, enough_right=self.enough_right)
+        limits = {"max_programs": self.max_programs, "max_tokens": self.max_tokens}
+        problems += at_least(path, 1, **{key: value for key, value in limits.items() if value is not None})
+        if self.max_s is not None and not self.max_s > 0:
+            problems.append(f"{path}.max_s={self.max_s} must be above 0; null is no limit.")
         if self.kind != PROGRAM_EDIT:
             problems.append(f"{path}.kind={self.kind} is not known; choose {PROGRAM_EDIT}.")
-        if self.drafts + self.turns == 0:
-            problems.append(f"{path}.turns=0 does not go with {path}.drafts=0: no program would be written; raise one of them.")
-        return problems
+        return problems + self._broken_search(path)
+
+    def _broken_search(self, path: str) -> list[str]:
+        if any(len(level) != 3 or min(level) < 1 for level in self.levels):
+            return [
+                f"{path}.levels={self.levels} must be lists of three numbers of at least 1: parents, edits of each, programs "
+                "in a prompt."
+            ]
+        if self.search is EditSearch.single and self.max_programs is None and self.max_tokens is None and self.max_s is None:
+            return [f"{path}.search=single needs an end; set {path}.max_programs, {path}.max_tokens or {path}.max_s."]
+        if self.search is EditSearch.chains and self.drafts + self.turns == 0:
+            return [f"{path}.turns=0 does not go with {path}.drafts=0: no program would be written; raise one of them."]
+        if self.search is EditSearch.tree and not self.levels:
+            return [f"{path}.levels is empty, which is no tree; give levels, or {path}.search=single."]
+        return []
 
 
 @dataclass(kw_only=True, slots=True)
@@ -225,6 +278,13 @@ class EvaluateEditsConfig(EvaluateWithProgramsConfig):
     @property
     def solver_kind(self) -> str:
         return self.solver.kind
+
+    @property
+    def run_name(self) -> str:
+        """Kinds of search, and the twin without feedback, have folders of their own."""
+        kind = "" if self.solver.search is EditSearch.chains else f"_{self.solver.search.value}"
+        silent = "" if self.prompt.report else "_no_report"
+        return self.name or f"{EvaluateWithProgramsConfig.run_name.fget(self)}{kind}{silent}"  # pyright: ignore[reportOptionalCall]
 
     def check(self, path: str) -> list[str]:
         problems = EvaluateWithProgramsConfig.check(self, path)

@@ -78,9 +78,11 @@ class Cadence(Protocol):
 
 class RunConfig(Protocol):
     """A root configuration, of a run that trains or of one that evaluates. FREE_KEYS: dotted keys, or their beginnings, that
-    cannot change what the run makes, so that it may go on with other values of them."""
+    cannot change what the run makes, so that it may go on with other values of them. HAS_SHARDS: it may be divided by tasks
+    (launch.shards)."""
 
     __slots__ = ()
+    HAS_SHARDS: ClassVar[bool] = False
     FREE_KEYS: ClassVar[tuple[str, ...]]
     runs_dir: str
     launch: LaunchConfig

@@ -186,11 +186,14 @@ class ValueModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ScoreConfig:
-    """What stage=evaluate scores with the search of the run. num_programs: of a task; null: as many as search.num_programs."""
+    """What stage=evaluate scores with the search of the run. num_programs: of a task; null: as many as search.num_programs.
+    baselines: the trained policy is also scored by the search without its reward model, and by plain sampling, and that of the
+    start with the reward model, and by plain sampling; all with as many programs, and without a limit of draws."""
 
     split: SplitName
     max_tasks: Optional[int]
     num_programs: Optional[int]
+    baselines: bool
 
     def check(self, path: str) -> list[str]:
         sizes = {"max_tasks": self.max_tasks, "num_programs": self.num_programs}

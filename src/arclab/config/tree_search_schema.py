@@ -57,15 +57,17 @@ class TemperatureConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SearchConfig:
-    """What all kinds have. branching: programs or steps drawn at once from one node. num_programs: most that are drawn for a
-    task, duplicates and failures included. max_tokens, max_s: of a task, generated and by the clock; null: no limit (max_s
-    makes the tree depend on the machine). stop_groups: end when the programs that reproduce every demonstration give so many
-    different answers to the test inputs; null: never. parallel_leaves: nodes of one tree that are drawn from at the same time.
-    max_program_tokens: longest program, in generated tokens."""
+    """What all kinds have. branching: programs or steps drawn at once from one node. num_programs: most that are finished for
+    a task, duplicates and failures included; parallel leaves and the nodes of a beam may finish a few more. num_draws: most
+    draws of a task, which are steps where programs grow step by step; null: no limit. max_tokens, max_s: of a task, generated
+    and by the clock; null: no limit (max_s makes the tree depend on the machine). stop_groups: end when the programs that
+    reproduce every demonstration give so many different answers to the test inputs; null: never. parallel_leaves: nodes of one
+    tree that are drawn from at the same time. max_program_tokens: longest program, in generated tokens."""
 
     kind: str
     branching: int
     num_programs: int
+    num_draws: Optional[int]
     max_tokens: Optional[int]
     max_s: Optional[float]
     stop_groups: Optional[int]
@@ -79,7 +81,7 @@ class SearchConfig:
             path, 1, branching=self.branching, num_programs=self.num_programs, parallel_leaves=self.parallel_leaves,
             max_program_tokens=self.max_program_tokens,
         )  # fmt: skip
-        optional = {"max_tokens": self.max_tokens, "stop_groups": self.stop_groups}
+        optional = {"num_draws": self.num_draws, "max_tokens": self.max_tokens, "stop_groups": self.stop_groups}
         problems += at_least(path, 1, **{key: value for key, value in optional.items() if value is not None})
         if self.max_s is not None and not self.max_s > 0:
             problems.append(f"{path}.max_s={self.max_s} must be above 0; null is no limit.")
@@ -181,14 +183,16 @@ class SampleConfig(SearchConfig):
 class SampleRefineConfig(SearchConfig):
     """num_first whole programs, then corrections of programs that ran, each asked for with what is wrong. Which program is
     corrected is drawn from Beta(1 + C h, 1 + C (1 - h) + n): h its share of demonstrations reproduced, n the corrections of it
-    that were drawn, C = thompson_c."""
+    that were drawn, C = thompson_c. num_islands: the first programs are dealt out to so many islands, which take turns; a
+    correction stays on the island of what it corrects, so that one early success does not draw all of them."""
 
     num_first: int
     thompson_c: float
+    num_islands: int
 
     def check(self, path: str) -> list[str]:
         return [
-            *SearchConfig.check(self, path), *at_least(path, 1, num_first=self.num_first),
+            *SearchConfig.check(self, path), *at_least(path, 1, num_first=self.num_first, num_islands=self.num_islands),
             *at_least(path, 0, thompson_c=self.thompson_c),
         ]  # fmt: skip
 

@@ -8,6 +8,7 @@
     retry   [FILE] [NAME ...] --failed             submit failed, cancelled and lost runs again; each continues where it was
     report  [FILE] [NAME ...] [--output DIR]       one HTML page for the whole file
     scoreboard [FILE] [NAME ...] [--output DIR]    one page of all its evaluations that are DONE: arclab.pages.scoreboard
+    plan    [FILE] [NAME ...] --nodes N --rates RUN      how long divided evaluations would take on N nodes, by a measured one
     doctor  [FILE]                                 is this machine ready? one line each, with what to do; what FILE's runs take
 
 FILE is jobs.txt unless the first word is a file or ends in .txt. NAME is a run, as name or experiment/name, or a pattern
@@ -69,6 +70,11 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     report.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <runs_dir>/report)")
     board = commands.add_parser("scoreboard", parents=[on_file], help="one page of all evaluations that are DONE")
     board.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: <runs_dir>/scoreboard)")
+    plan = commands.add_parser("plan", parents=[on_file], help="how long divided evaluations would take on more nodes")
+    plan.add_argument("--nodes", type=_at_least_one, required=True, metavar="N", help="as many jobs at a time")
+    plan.add_argument(
+        "--rates", type=Path, required=True, metavar="RUN", help="folder of a finished evaluation with launch.shards=N"
+    )
     doctor = commands.add_parser("doctor", help="is this machine ready? With FILE: what will each line of it take?")
     doctor.add_argument("file", nargs="?", type=Path, metavar="FILE", help="job file")
     return parser, dict(commands.choices)

@@ -4,8 +4,8 @@
     start("evaluate.py", sys.argv[1:])                             # the method is chosen by solver=
 
 -h, --help [GROUP|KEY ...] and --cfg run nothing. In place: one rank, or RANK is set because torchrun was started by hand.
-Otherwise arclab.launch.job is the parent. With -m (or --multirun) every combination is composed, typed and frozen in its run
-folder before the first job is started.
+Otherwise arclab.launch.job is the parent; with launch.shards=N arclab.launch.shards submits a job for each shard. With -m (or
+--multirun) every combination is composed, typed and frozen in its run folder before the first job is started.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ def start(script: str, argv: Sequence[str]) -> int:
         raise ConfigError(f"{hydra[0]} has an effect in sweeps only; add -m, or drop it.")
     name = entry_for(script, argv)
     config = compose_run(name, argv)
+    if config.launch.is_divided:
+        from arclab.launch.shards import run_shards  # needs the queue
+
+        return run_shards(script, argv, config)
     if "RANK" in os.environ or config.launch.num_ranks == 1:
         return load(ENTRIES[name].run)(config, None)
     return run_job(prepare_run(config).path)

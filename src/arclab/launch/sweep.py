@@ -200,6 +200,11 @@ def _check_rules(configs: list[RunConfig], kind: str | None) -> None:
         raise ConfigError(
             "the jobs of the sweep differ in launch.*; they share one request for resources, so start them as separate sweeps."
         )
+    if configs[0].launch.is_divided:
+        raise ConfigError(
+            f"launch.shards={configs[0].launch.shards} divides one evaluation, not a sweep; write the combinations as lines of "
+            "a jobs.txt."
+        )
     if configs[0].launch.nodes > 1 and kind != "slurm":
         raise ConfigError(
             f"launch.nodes={configs[0].launch.nodes} needs SLURM; use hydra/launcher=submitit_slurm, or launch.nodes=1."

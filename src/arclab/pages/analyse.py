@@ -34,9 +34,10 @@ from arclab.results.reading import Run, read_runs
 from arclab.runs.console import setup_logging
 
 log = logging.getLogger(__name__)
-# Word -> the module whose main() takes the other arguments.
-METHOD_PAGES = {
+METHOD_PAGES = {  # word -> the module whose main() takes the other arguments
     "tree": "arclab.methods.tree_search.tree_page",
+    "edits": "arclab.methods.program_edit.table_page",
+    "curriculum": "arclab.methods.program_edit.curriculum_page",
     "test_time_training": "arclab.methods.seal.task_page",
 }
 

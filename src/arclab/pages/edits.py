@@ -1,7 +1,7 @@
 """Pages of edits of programs: what changed, why, and what the new program answers.
 
     html = render_review(title, facts, "review.json", [ReviewedEdit(...), ...])        # to read them through
-    html = render_chains(title, facts, [Chain(...), ...])                              # edits of edits, one below the other
+    html = render_chains(title, facts, [Chain(...), ...], Exhibits())                  # edits of edits, one below the other
 
 Self-contained. On the first page each edit has buttons to accept and to reject it. The browser keeps what was chosen, and saves
 it as a file of the given name, {"decisions": {id: "accept" or "reject"}}; it has to be put beside the page. Nothing is decided
@@ -21,6 +21,7 @@ from markupsafe import Markup
 from arclab.data.tasks import Grid
 from arclab.pages.report import cell_px, grid_svg
 from arclab.pages.templating import page
+from arclab.results.writing import Exhibits
 
 _CELLS = (100, 4, 12)  # px: of a whole grid at most, of a cell at least and at most
 
@@ -54,10 +55,14 @@ class Chain:
     edits: Sequence[ReviewedEdit]
 
 
-def render_chains(title: tuple[str, str], facts: Mapping[str, str], chains: Sequence[Chain]) -> str:
+def render_chains(
+    title: tuple[str, str], facts: Mapping[str, str], chains: Sequence[Chain], exhibits: Exhibits
+) -> str:  # fmt: skip
+    """exhibits: tables and pictures above the chains."""
     return page(
-        "chains.html.j2", title=title, facts=facts, chains=[(chain, [_views(edit) for edit in chain.edits]) for chain in chains]
-    )
+        "chains.html.j2", title=title, facts=facts, exhibits=exhibits,
+        chains=[(chain, [_views(edit) for edit in chain.edits]) for chain in chains],
+    )  # fmt: skip
 
 
 def render_review(title: tuple[str, str], facts: Mapping[str, str], file: str, edits: Sequence[ReviewedEdit]) -> str:

@@ -18,6 +18,7 @@ from arclab.pages.templating import page
 from arclab.results.writing import ResultTable
 
 _BARS, _WIDTH, _HEIGHT, _FOOT = 24, 480, 150, 34
+_WIDEST = 60  # of a bar, so that texts of one length are no wall
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ def histogram_svg(histogram: Histogram) -> Markup:
     low, high = int(values.min()), int(values.max()) + 1
     edges = np.unique(np.linspace(low, high, min(_BARS, high - low) + 1).round().astype(int))
     counts, _ = np.histogram(values, edges)
-    width = _WIDTH / len(counts)
+    width = min(_WIDTH / len(counts), _WIDEST)
+    end, anchor = width * len(counts), "end" if len(counts) > 1 else "start"
+    ends = (f"{low:,}", f"{high - 1:,} {histogram.unit}") if len(counts) > 1 else ("", f"{low:,} {histogram.unit}")
     bars = "".join(
         f'<rect class="tick" x="{number * width + 1:.1f}" y="{_HEIGHT - _HEIGHT * count / counts.max():.1f}" '
         f'width="{max(width - 2, 1):.1f}" height="{_HEIGHT * count / counts.max():.1f}">'
@@ -75,6 +78,6 @@ def histogram_svg(histogram: Histogram) -> Markup:
         f'<svg viewBox="0 -16 {_WIDTH} {_HEIGHT + 16 + _FOOT}" role="img" aria-label="{label}" class="histogram">'
         f'<text x="0" y="-4">{counts.max():,} {histogram.things}</text>{bars}'
         f'<rect class="track" y="{_HEIGHT}" width="{_WIDTH}" height="1"/>'
-        f'<text x="0" y="{_HEIGHT + 18}">{low:,}</text>'
-        f'<text x="{_WIDTH}" y="{_HEIGHT + 18}" text-anchor="end">{high - 1:,} {histogram.unit}</text></svg>'
+        f'<text x="0" y="{_HEIGHT + 18}">{ends[0]}</text>'
+        f'<text x="{end if anchor == "end" else 0:g}" y="{_HEIGHT + 18}" text-anchor="{anchor}">{ends[1]}</text></svg>'
     )

@@ -1,6 +1,7 @@
 """A task, a program and what it does as a prompt, and the reply as a new program.
 
     prompt = render_edit_prompt(task, outcome, config)             # outcome: of the program, on the demonstrations
+    prompt = render_edit_prompt(task, outcome, config, others)     # with other programs to take from
     edit = parse_edit(completion, outcome.source, config)          # edit.source or edit.problem; edit.thinking
     text = write_reply(thinking, source)                           # a reply as it is learned: <think>, then the program
 
@@ -17,7 +18,7 @@ The lines to find must be in the program exactly once. A prompt never has a test
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from arclab.config.program_edit_schema import EditFormat, EditPromptConfig
@@ -43,21 +44,33 @@ class Edit:
     is_cut: bool
 
 
-def render_edit_prompt(task: ArcTask, outcome: Outcome, config: EditPromptConfig) -> Prompt:
-    """One message of the user. outcome: of the program that is there, run on the task's demonstrations."""
+def render_edit_prompt(task: ArcTask, outcome: Outcome, config: EditPromptConfig, others: Sequence[Outcome] = ()) -> Prompt:
+    """One message of the user. outcome: of the program that is there, run on the task's demonstrations. others: of programs
+    that are shown beside it, for what they do better."""
     assert outcome.source is not None, "a program to edit"
-    source, report = outcome.source.strip("\n"), execution_report(task, outcome) if config.report else ""
+    source, shown = outcome.source.strip("\n"), [_shown(task, each, config) for each in (*others, outcome)]
     if not config.instructions:
-        parts = [bare_pairs(task, config), f"# program\n{source}", *([f"# report\n{report}"] if report else [])]
+        parts = [bare_pairs(task, config)]
+        for program, report in shown:
+            parts += [f"# program\n{program}", *([f"# report\n{report}"] if report else [])]
         return (Message("user", "\n\n".join(parts)),)
-    parts = [*shown_pairs(task, config), f"## The program so far\n\n```python\n{source}\n```"]
-    if report:
-        legend = ' In its grids "." is a right cell, and 4>7 is a 4 that must be a 7.'
+    parts, legend = shown_pairs(task, config), ' In its grids "." is a right cell, and 4>7 is a 4 that must be a 7.'
+    for number, (program, report) in enumerate(shown[:-1], 1):
+        did = f"\n\nWhat it does:\n\n{report}" if report else ""
+        parts.append(f"## Another program, {number}\n\n```python\n{program}\n```{did}")
+    parts.append(f"## The program so far\n\n```python\n{source}\n```")
+    if report := shown[-1][1]:
         parts.append(f"## What the program does\n\nIt was run on every example.{legend}\n\n{report}")
-    return (Message("user", "\n\n".join([*parts, f"## Your task\n\n{_wish(source, config)}"])),)
+    return (Message("user", "\n\n".join([*parts, f"## Your task\n\n{_wish(source, config, len(others))}"])),)
 
 
-def _wish(source: str, config: EditPromptConfig) -> str:
+def _shown(task: ArcTask, outcome: Outcome, config: EditPromptConfig) -> tuple[str, str]:
+    """A program and its report; empty where none is wanted."""
+    assert outcome.source is not None
+    return outcome.source.strip("\n"), execution_report(task, outcome) if config.report else ""
+
+
+def _wish(source: str, config: EditPromptConfig, num_others: int) -> str:
     form = (
         f"The grids are tuples of tuples, as {MODULE} has them. "
         if MODULE in source
@@ -68,6 +81,8 @@ def _wish(source: str, config: EditPromptConfig) -> str:
         "and not know the answers by heart. Think first, between <think> and </think>: what is wrong, and what has to change. "
         "Say in comments of the program what its steps do. "
     )
+    if num_others:
+        said += "The other programs are wrong in other places: take from them what they do right. "
     if config.edit_format is EditFormat.program:
         return f"{said}Then write the whole new program in one block:\n\n```python\n...\n```"
     return (

@@ -44,9 +44,28 @@ class ResultTable:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultPicture:
+    """A picture that a method adds to its page. svg: an element that is drawn from numbers; it is put there as it is. note:
+    below it."""
+
+    title: str
+    svg: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibits:
+    """What a method adds to its page, below the scores."""
+
+    tables: tuple[ResultTable, ...] = ()
+    pictures: tuple[ResultPicture, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """What was scored, in the words of its method. title: two parts. facts: shown at the top of the report. origin: where it
-    lies. record: its own fields of metrics.json. settings: every key of its configuration. tables: below the scores."""
+    lies. record: its own fields of metrics.json. settings: every key of its configuration. tables, pictures: below the
+    scores."""
 
     title: tuple[str, str]
     facts: dict[str, str]
@@ -55,6 +74,7 @@ class Subject:
     settings: dict[str, Any]
     training: TrainingCurves | None = None
     tables: tuple[ResultTable, ...] = ()
+    pictures: tuple[ResultPicture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

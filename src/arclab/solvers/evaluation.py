@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arclab.config.compose import ConfigError, flat
 from arclab.config.llm_schema import HOW_MODELS_RUN, EvaluateLmConfig, EvaluateWithProgramsConfig, Isolation
 from arclab.config.run import DeviceChoice
 from arclab.config.schema import SplitName
+from arclab.data.shares import share_of
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.lm.hf_loading import model_identity
@@ -30,12 +33,14 @@ from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts
 from arclab.results.reading import FIT_STAMP, part_stamp
-from arclab.results.writing import Evaluation, Subject, require_no_larger
+from arclab.results.writing import Evaluation, Exhibits, Subject, require_no_larger
 from arclab.runs.folder import RunDir, State, provenance
 from arclab.runs.lifecycle import RecordFailure, RunFolder, WorkProgress, in_ranks, until_told
 from arclab.runs.lock import keeper
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
+from arclab.runs.worklist import ItemKind
+from arclab.solvers.shards import ShardRecord, begin_with_whole, merge_shards, parts_to_solve, write_merge_time
 
 log = logging.getLogger(__name__)
 _NAMED_TASKS = 20  # on the console; the report has them all
@@ -74,7 +79,8 @@ Solve = Callable[[tuple[ArcTask, ...], Tools], Attempts]
 class Method:
     """check: called with the tasks before a model is loaded; ConfigError if what the folder holds was made with other settings.
     solve: also looks up what the folder holds. facts, record: see Subject. stamps: beside those that all have. warn: says on
-    the console what a user should know of the results."""
+    the console what a user should know of the results. stores: {pattern of files in the folder: what they hold}, of all that
+    solve keeps there. exhibits: asked for once it has solved."""
 
     check: Callable[[tuple[ArcTask, ...]], None]
     solve: Solve
@@ -82,6 +88,8 @@ class Method:
     record: dict[str, Any]
     stamps: Callable[[Attempts], Sequence[str]]
     warn: Callable[[Attempts], None]
+    stores: Mapping[str, ItemKind]
+    exhibits: Callable[[], Exhibits] = Exhibits
 
 
 def evaluate_with_model(config: EvaluateLmConfig, given: RunDir | None, make: Callable[[Path], Method]) -> int:
@@ -110,11 +118,17 @@ def _evaluate(
         require_no_larger(run.path, len(tasks), 0)
         has_programs = isinstance(config, EvaluateWithProgramsConfig)
         sandbox = stack.enter_context(open_sandbox(config.sandbox)) if has_programs else None
+        if config.launch.shard is not None:
+            _choose_gpu(config.launch.shard)
         model = load_language_model(config.lm)
         with folder.held(config, notes), RecordFailure(run):
-            progress = WorkProgress(run, ranks, signals, len(tasks))
+            progress = WorkProgress(run, ranks, signals, num_to_solve(config, tasks))
 
             def work() -> str:
+                if config.launch.shard is not None:
+                    return _solve_share(config, tasks, method, run, Tools(model, progress, sandbox))
+                if config.launch.is_divided:
+                    merge_shards(config, run.path, method.stores)
                 attempts = method.solve(tasks, Tools(model, progress, sandbox))
                 _look_at(attempts, model, len(tasks))
                 all_stamps = (*stamps(config, sandbox, attempts, len(tasks)), *method.stamps(attempts))
@@ -124,10 +138,37 @@ def _evaluate(
                 )  # fmt: skip
                 keeper(run)()
                 message = publish(result, run.path)
+                if config.launch.is_divided:
+                    write_merge_time(run.path)
                 method.warn(attempts)
                 return message
 
             return until_told(run, ranks, progress, work)
+
+
+def num_to_solve(config: EvaluateLmConfig, tasks: Sequence[ArcTask]) -> int:
+    launch = config.launch
+    return len(tasks) if launch.shard is None else len(share_of(tasks, launch.shard, launch.shards))
+
+
+def _solve_share(config: EvaluateLmConfig, tasks: Sequence[ArcTask], method: Method, run: RunDir, tools: Tools) -> str:
+    """The shard's tasks; what was drawn stays in its folder, and the whole scores it."""
+    begin_with_whole(run.path, config.whole_folder, method.stores)
+    is_new = not any(path for pattern in method.stores for path in run.path.glob(pattern))
+    solved, record = 0, ShardRecord(run.path)
+    for part in parts_to_solve(tasks, config, config.whole_folder):
+        record.add(part, method.solve(part, tools))
+        solved += len(part)
+        tools.progress.report(solved)
+    if is_new:  # else its time says nothing
+        record.write()
+    return f"shard {config.launch.shard} of {config.launch.shards}: {solved} tasks"
+
+
+def _choose_gpu(number: int) -> None:
+    """Shards that share a machine take its GPUs in turn. A job that was given one of its own sees no other."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def _look_at(attempts: Attempts, model: LanguageModel, num_tasks: int) -> None:
@@ -179,8 +220,10 @@ def _subject(config: EvaluateLmConfig, method: Method, sandbox: Sandbox | None, 
         **isolation,
         "seed": config.seed,
     }
-    title = (config.solver_kind, Path(config.lm.name).name)
-    return Subject(title, facts, {"folder": str(folder)}, record, flat(config))
+    title, shown = (config.solver_kind, Path(config.lm.name).name), method.exhibits()
+    return Subject(
+        title, facts, {"folder": str(folder)}, record, flat(config), tables=shown.tables, pictures=shown.pictures
+    )  # fmt: skip
 
 
 def stamps(config: EvaluateLmConfig, sandbox: Sandbox | None, attempts: Attempts, num_tasks: int) -> tuple[str, ...]:

@@ -47,3 +47,24 @@ def test_one_step_is_no_verdict() -> None:
     assert (
         judged(count=3, last=3, zero_variance_share=0.9, dropped_share=1.0, **{"grad/total_norm": 0.0}).kind.value == "HEALTHY"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [("COLLAPSED", {"entropy": 0.001}), ("NO_SIGNAL", {"zero_variance_share": 1.0, "dropped_share": 1.0, "entropy": 0.1})],
+)
+def test_a_policy_that_has_learned_is_warned_and_one_that_has_lost_it_is_not_spared(
+    kind: str, changed: dict[str, float]
+) -> None:
+    start = [{**WELL, "rl/reward": 0.2} for _ in range(10)]
+    best, end = (
+        [{**WELL, **{f"rl/{name}": value for name, value in changed.items()}, "rl/reward": reward}] * 10
+        for reward in (0.9, 0.5)
+    )
+    learned, fallen, flat = (
+        RlRules().judge([{"_step": n, **row} for n, row in enumerate(rows)])
+        for rows in (start + best, start + best + end, [{**row, "rl/reward": 0.9} for row in best * 2])
+    )
+    assert [each.kind.value for each in (learned, fallen, flat)] == [kind] * 3
+    assert [each.level for each in (learned, fallen, flat)] == [Level.warning, Level.bad, Level.bad]
+    assert "give it harder ones" in str(learned) and "harder ones" not in str(fallen)

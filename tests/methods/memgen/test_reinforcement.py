@@ -51,13 +51,18 @@ def answers_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "check_answers", _check_answers)
 
 
-def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
-    """With lm.name: of that reasoner, made by another run."""
+def pretrain_with(base: Sequence[str], runs: Path, name: str, *overrides: str) -> Path:
+    """The run's folder. base: overrides, beginning with the experiment. With lm.name: of that reasoner, made by another run."""
     is_given = any(word.startswith("lm.name=") for word in overrides)
-    words = [word for word in TINY if not (is_given and word.startswith("memgen.reasoner.scratch."))]
+    words = [word for word in base if not (is_given and word.startswith("memgen.reasoner.scratch."))]
     words += ["memgen/reasoner=given"] if is_given else []
-    memgen_run.pretrain(compose_run("pretrain_memgen", [*words, f"name={name}", f"runs_dir={runs}", *overrides]))
-    return runs / "memgen_grpo_quickstart" / name
+    config = compose_run("pretrain_memgen", [*words, f"name={name}", f"runs_dir={runs}", *overrides])
+    memgen_run.pretrain(config)
+    return config.folder
+
+
+def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
+    return pretrain_with(TINY, runs, name, *overrides)
 
 
 @pytest.fixture(scope="module")

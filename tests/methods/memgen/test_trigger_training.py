@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from arclab.methods.memgen.setting import build_memgen, load_reasoner
 from arclab.metrics.logger import read_rows
 from arclab.text import environments
 
-from .test_reinforcement import _check_answers, _digest, _measured, _same, _weights
+from .test_reinforcement import _check_answers, _digest, _measured, _same, _weights, pretrain_with
 
 TINY = (
     "experiment=memgen_trigger_quickstart", "trainer.steps=4", "trainer.eval_every=4", "trainer.checkpoint_every=2",
@@ -40,12 +43,7 @@ def answers_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _pretrain(runs: Path, name: str, *overrides: str) -> Path:
-    """With lm.name: of that reasoner, made by another run."""
-    is_given = any(word.startswith("lm.name=") for word in overrides)
-    words = [word for word in TINY if not (is_given and word.startswith("memgen.reasoner.scratch."))]
-    words += ["memgen/reasoner=given"] if is_given else []
-    memgen_run.pretrain(compose_run("pretrain_memgen", [*words, f"name={name}", f"runs_dir={runs}", *overrides]))
-    return runs / "memgen_trigger_quickstart" / name
+    return pretrain_with(TINY, runs, name, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +110,33 @@ def test_told_to_end_it_goes_on_to_the_same_weights(trained: Path, monkeypatch: 
             run = _pretrain(trained.parents[1], "b")
     assert steps_seen == [1, 2, 3, 1, 2, 1, 2, 3, 4]
     assert _same(run, trained) and _measured(run) == _measured(trained)
+
+
+def _rank(rank: int, runs: Path, given: Sequence[str], port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    environments.check_answers = _check_answers
+    _pretrain(runs, "two", *given)
+
+
+def test_two_ranks_train_the_trigger_of_one(trained: Path, tmp_path: Path) -> None:
+    """The penalty's target is the mean over the rollouts of both."""
+    given = (f"lm.name={trained / 'reasoner'}", f"memgen.weaver.start_from={trained}", "trainer.sft_steps=0", "trainer.lr=1e-3")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, args=(tmp_path, given, port), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    one = _pretrain(tmp_path, "one", *given)
+    two = one.parent / "two"
+    for name, value in _weights(two).items():
+        torch.testing.assert_close(value, _weights(one)[name], atol=1e-4, rtol=1e-3, msg=name)
+    for mine, other in zip(read_rows(two / "metrics.jsonl")[1:], read_rows(one / "metrics.jsonl")[1:], strict=True):
+        for name in ("rl/reward", "rl/insert_target", "rl/insert_share", "rl/decisions", "rl/entropy", "grad/total_norm"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-3), name
+        shares = [key for key in other if key.startswith("text/")]
+        assert {key: mine[key] for key in shares} == {key: other[key] for key in shares}
 
 
 @pytest.mark.parametrize(

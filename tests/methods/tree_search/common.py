@@ -31,7 +31,8 @@ def config_of(search: str, *overrides: str) -> EvaluateTreeSearchConfig:
     """Of a search of few and short draws."""
     config = compose_evaluate([
         "solver=tree_search", f"search={search}", "lm=tiny", "dataset=toy", "solver.prompt.instructions=false",
-        "solver.prompt.grid_format=digits", "search.branching=2", "search.num_programs=40", *overrides,
+        "solver.prompt.grid_format=digits", "search.branching=2", "search.num_programs=1000", "search.num_draws=40",
+        *overrides,
     ])  # fmt: skip
     assert isinstance(config, EvaluateTreeSearchConfig)
     return config

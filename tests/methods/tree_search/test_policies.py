@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -74,7 +75,7 @@ def test_the_score_of_a_child_is_puct(sandbox: Sandbox) -> None:
 def test_walks_of_one_tree_spread(sandbox: Sandbox, loss: float, spread: bool) -> None:
     """Three walks are under way, two of them below the first child: the fourth takes the second one, where the others count as
     lost."""
-    setting = setting_of("mcts", f"search.virtual_loss={loss}", "search.parallel_leaves=4", "search.num_programs=14")
+    setting = setting_of("mcts", f"search.virtual_loss={loss}", "search.parallel_leaves=4", "search.num_draws=14")
     tree = tree_of(setting, sandbox, lambda _, rng: step(rng))
     first, second = tree.root.children[0].children
     assert all(child.children for child in first.children) and second.children[0].children
@@ -88,7 +89,7 @@ def test_exhausted_nodes_are_left_and_end_the_search(sandbox: Sandbox) -> None:
     def script(written: str, rng: np.random.Generator) -> str:
         return f"\n    x = {rng.integers(10**9)}\n    {MARK}" if written.count(MARK) < 2 else f"\n    return [[{rng.integers(9)}]]  # {next(names)}\n{END}"  # fmt: skip
 
-    tree = tree_of(setting_of("mcts", "search.num_rollouts=30", "search.num_programs=200"), sandbox, script)
+    tree = tree_of(setting_of("mcts", "search.num_rollouts=30", "search.num_draws=200"), sandbox, script)
     assert tree.end is not None and tree.end.reason == "exhausted" and tree.num_attempts == 2 + 4 + 8
     rollouts = {node.rollout for node in tree.drawn()}
     assert rollouts == set(range(tree.end.num_rollouts)), "a rollout that drew nothing"
@@ -103,7 +104,7 @@ def test_widening_gives_bad_first_draws_another_chance(sandbox: Sandbox) -> None
         drawn[written] += 1
         return f"\n    return nothing_{rng.integers(10**9)}\n{END}" if drawn[written] <= 6 else right()
 
-    options = ("search.num_programs=40", "search.branching=3", "search.num_rollouts=40", "search.stop_groups=1")
+    options = ("search.num_draws=40", "search.branching=3", "search.num_rollouts=40", "search.stop_groups=1")
     narrow = tree_of(setting_of("mcts", *options), sandbox, script, num_parallel=1)
     assert narrow.end is not None and narrow.end.reason == "exhausted" and narrow.root.num_passing == 0
     drawn.clear()
@@ -111,11 +112,11 @@ def test_widening_gives_bad_first_draws_another_chance(sandbox: Sandbox) -> None
     assert wide.end is not None and wide.end.reason == "enough" and wide.root.num_passing > 0
 
     same = tree_of(
-        setting_of("pwmcts", "search.num_programs=500", "search.branching=3"), sandbox, lambda *_: "\n    return 1 / 0\n" + END
+        setting_of("pwmcts", "search.num_draws=500", "search.branching=3"), sandbox, lambda *_: "\n    return 1 / 0\n" + END
     )
     assert same.end is not None and same.end.reason == "exhausted" and same.num_attempts == 3
     assert len(list(same.drawn())) == 1 and len(same.duplicates) == 2
-    failing = tree_of(setting_of("pwmcts", "search.num_programs=500", "search.branching=3", "search.num_rollouts=99"), sandbox, lambda _, rng: f"\n    return nothing_{rng.integers(10**9)}\n{END}")  # fmt: skip
+    failing = tree_of(setting_of("pwmcts", "search.num_draws=500", "search.branching=3", "search.num_rollouts=99"), sandbox, lambda _, rng: f"\n    return nothing_{rng.integers(10**9)}\n{END}")  # fmt: skip
     assert failing.end is not None and failing.end.reason == "exhausted" and failing.num_attempts == 9  # 3 sqrt(9)
 
 
@@ -138,7 +139,7 @@ def test_a_reward_model_sees_open_nodes_only_and_decides(kind: str, sandbox: San
     """Siblings side by side; neither finished nor wrong nodes. A beam keeps the best; with the values turned round it keeps
     others."""
     seen: list[tuple[Prompt, str]] = []
-    setting = setting_of(kind, "search.num_programs=60", "search.branching=4", "search.parallel_leaves=2", has_values=True)
+    setting = setting_of(kind, "search.num_draws=60", "search.branching=4", "search.parallel_leaves=2", has_values=True)
     tree = tree_of(setting, sandbox, babble, values=lambda pairs: values_by_length(seen, pairs))
     nodes = {tree.source(node): node for node in tree.drawn()}
     assert seen and all(prompt[-1].role == "user" for prompt, _ in seen)
@@ -152,9 +153,7 @@ def test_a_reward_model_sees_open_nodes_only_and_decides(kind: str, sandbox: San
             left = [c.value for c in node.children if c.tag not in expanded and c.value is not None]
             if node.kind is NodeKind.prompt and kept and left:
                 assert min(kept) >= max(left)
-    plain = tree_of(
-        setting_of(kind, "search.num_programs=60", "search.branching=4", "search.parallel_leaves=2"), sandbox, babble
-    )
+    plain = tree_of(setting_of(kind, "search.num_draws=60", "search.branching=4", "search.parallel_leaves=2"), sandbox, babble)
     assert [n.tag for n in plain.drawn()] != [n.tag for n in tree.drawn()] and all(n.value is None for n in plain.drawn())
 
 
@@ -188,7 +187,7 @@ def test_each_set_of_examples_is_a_prompt_of_its_own(sandbox: Sandbox, tmp_path:
         "sampling",
         f"solver.examples.file={file}",
         "solver.examples.sets=[[a,b],[c]]",
-        "search.num_programs=8",
+        "search.num_draws=8",
         "search.branching=2",
     )
     sets = load_examples(setting.solver.examples, steps_of(setting))
@@ -231,7 +230,7 @@ def test_hints_are_shown_in_some_rollouts_of_one_tree(sandbox: Sandbox, tmp_path
     """By their schedule: the first ones all, then a part, at last none; the nodes say which."""
     setting = setting_of(
         "bootstrap", "search.hints=x", "search.hinted_rollouts=3", "search.unhinted_share=0.5", "search.last_hinted=10",
-        "search.num_rollouts=14", "search.num_programs=400", "search.stop_groups=null",
+        "search.num_rollouts=14", "search.num_draws=400", "search.stop_groups=null",
     )  # fmt: skip
 
     def script(written: str, rng: np.random.Generator) -> str:
@@ -271,7 +270,7 @@ def test_corrections_are_asked_for_where_they_promise_most(sandbox: Sandbox) -> 
         return half.replace(END, f"# {rng.integers(4)}\n{END}") if kind == 0 else f"\n    return [[{rng.integers(9)}]]\n{END}" if kind == 1 else f"\n    return none\n{END}"  # fmt: skip
 
     setting = setting_of(
-        "sample_refine", "search.num_first=24", "search.branching=2", "search.num_programs=160", "search.parallel_leaves=3"
+        "sample_refine", "search.num_first=24", "search.branching=2", "search.num_draws=160", "search.parallel_leaves=3"
     )
     model = scripted(script)
     solver = TreeSearch(model, sandbox, setting)
@@ -307,6 +306,29 @@ def test_a_program_that_was_corrected_often_is_drawn_lower(sandbox: Sandbox) -> 
     for node.num_attempts in (0, 20, 200):
         means.append(float(np.mean([grower._draw(node) for _ in range(200)])))
     assert means[0] > 1.5 * means[1] > 1.5 * means[2]
+
+
+@pytest.mark.parametrize("islands", [1, 3])
+def test_islands_take_turns_so_that_one_early_success_does_not_draw_all_corrections(sandbox: Sandbox, islands: int) -> None:
+    """Three first programs, one of which is right on a demonstration; corrections are not better."""
+    demo, drawn = TASKS[0].demos[0], itertools.count()
+    assert demo.output is not None
+    half = f"\n    if grid == {demo.input.tolist()}:\n        return {demo.output.tolist()}\n    return [[0]]\n{END}"
+
+    def script(written: str, rng: np.random.Generator) -> str:
+        if next(drawn) == 0:
+            return half
+        return f"\n    return [[{rng.integers(9)}]]  # {rng.integers(10**9)}\n{END}"
+
+    setting = setting_of(
+        "sample_refine", "search.num_first=3", "search.branching=1", "search.num_draws=63", "search.parallel_leaves=1",
+        f"search.num_islands={islands}", "search.thompson_c=99",
+    )  # fmt: skip
+    tree = tree_of(setting, sandbox, script)
+    firsts = [node for node in tree.drawn() if node.kind is NodeKind.step]
+    assert sorted(round(node.outcome.demo_share, 1) for node in firsts if node.outcome is not None) == [0.0, 0.0, 0.3]
+    corrections = [sum(first in node.path() for node in tree.drawn()) - 1 for first in firsts]
+    assert sum(corrections) == 60 and (corrections == [20, 20, 20]) == (islands == 3)
 
 
 def test_a_step_without_end_or_of_nothing_is_given_up_and_counted(sandbox: Sandbox) -> None:
@@ -345,7 +367,7 @@ def test_a_comment_is_a_first_step_and_a_dangling_loop_is_none() -> None:
 def test_what_rotates_can_be_drawn(sandbox: Sandbox, tmp_path: Path) -> None:
     """rotate=false: sets are drawn at random, by the seed."""
     file = example_file(tmp_path, "a", "b")
-    options = (f"solver.examples.file={file}", "solver.examples.rotate=false", "search.num_programs=24", "search.branching=1")
+    options = (f"solver.examples.file={file}", "solver.examples.rotate=false", "search.num_draws=24", "search.branching=1")
 
     def order(seed: int) -> list[str]:
         setting = setting_of("sampling", *options)

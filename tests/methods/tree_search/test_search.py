@@ -32,13 +32,16 @@ def backed_up(node: Node) -> list[float]:
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(KINDS), seed=st.integers(0, 1000), branching=st.integers(1, 4), budget=st.integers(1, 30),
-    leaves=st.integers(1, 3),
+    programs=st.integers(1, 12), leaves=st.integers(1, 3),
 )  # fmt: skip
-def test_what_holds_for_every_tree(sandbox: Sandbox, kind: str, seed: int, branching: int, budget: int, leaves: int) -> None:
-    """Visits and Q are the outcomes below; nothing is drawn from a node that is over; every draw is in the budget; no walk is
-    left under way."""
+def test_what_holds_for_every_tree(
+    sandbox: Sandbox, kind: str, seed: int, branching: int, budget: int, programs: int, leaves: int
+) -> None:  # fmt: skip
+    """Visits and Q are the outcomes below; nothing is drawn from a node that is over; every draw, and every finished program, is
+    in its budget; no walk is left under way."""
     setting = setting_of(
-        kind, f"search.branching={branching}", f"search.num_programs={budget}", f"search.parallel_leaves={leaves}",
+        kind, f"search.branching={branching}", f"search.num_draws={budget}", f"search.parallel_leaves={leaves}",
+        f"search.num_programs={programs}",
     )  # fmt: skip
     setting = Setting(setting.solver, setting.search, seed)
     for tree in grown(setting, sandbox, tasks=TASKS[:2]).values():
@@ -50,8 +53,13 @@ def test_what_holds_for_every_tree(sandbox: Sandbox, kind: str, seed: int, branc
             assert not (stopped and node.children), "a finished program was gone on from"
             assert len({child.text for child in node.children}) == len(node.children) or node.kind is NodeKind.task
         assert tree.num_attempts == len(list(tree.drawn())) + len(tree.duplicates) <= budget
-        assert tree.end is not None and (tree.num_attempts == budget) == (tree.end.reason == "programs")
-        assert tree.end.reason in ("programs", "rollouts", "exhausted", "enough")
+        ended = [node.is_terminal for node in tree.drawn()] + [tree.nodes[each.of].is_terminal for each in tree.duplicates]
+        assert tree.num_programs == sum(ended)
+        if leaves == 1 and kind != "beam":  # others may finish what is under way
+            assert tree.num_programs <= programs
+        assert tree.end is not None and (tree.num_programs >= programs) == (tree.end.reason == "programs")
+        assert (tree.num_attempts == budget) == (tree.end.reason == "draws") or tree.end.reason == "programs"
+        assert tree.end.reason in ("programs", "draws", "rollouts", "exhausted", "enough")
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -60,7 +68,7 @@ def test_a_tree_does_not_depend_on_how_the_work_is_dealt_out(
     sandbox: Sandbox, kind: str, seed: int, leaves: int, data: st.DataObject
 ) -> None:
     """Not on prompts at once, trees at once, workers, or the order of tasks: the same seed gives the same tree."""
-    setting = setting_of(kind, "search.num_programs=24", f"search.parallel_leaves={leaves}")
+    setting = setting_of(kind, "search.num_draws=24", f"search.parallel_leaves={leaves}")
     setting = Setting(setting.solver, setting.search, seed)
     tasks = TASKS[:3]
     first = grown(setting, sandbox, tasks=tasks, num_parallel=1)
@@ -86,7 +94,7 @@ class _shared:  # lower case, as contextlib's
 def test_a_tree_is_read_as_it_was_grown_and_goes_on_where_it_was_cut(kind: str, sandbox: Sandbox, tmp_path: Path) -> None:
     """The file alone gives visits and Q. Cut anywhere, also within a line, the search goes on to the same tree, drawing only
     what is missing; done, it draws nothing."""
-    setting, task = setting_of(kind, "search.num_programs=30", "search.parallel_leaves=2", "search.branching=4"), TASKS[0]
+    setting, task = setting_of(kind, "search.num_draws=30", "search.parallel_leaves=2", "search.branching=4"), TASKS[0]
     grown(setting, sandbox, tasks=[task], folder=tmp_path)
     path = tree_path(tmp_path, task.id)
     whole, kept = load_tree(path), path.read_bytes()
@@ -109,7 +117,7 @@ def test_every_way_to_end_is_met(sandbox: Sandbox) -> None:
     """So that the properties above were tested on all of them."""
     trees = grown(
         setting_of(
-            "custom", "search.num_programs=300", "search.max_depth=4", "search.num_rollouts=99", "search.max_program_tokens=60"
+            "custom", "search.num_draws=300", "search.max_depth=4", "search.num_rollouts=99", "search.max_program_tokens=60"
         ),
         sandbox,
     )

@@ -125,8 +125,8 @@ def test_test_outputs_reach_no_prompt_no_file_and_no_choice(sandbox: Sandbox, tm
 
 @pytest.mark.parametrize(
     ("override", "reason", "at_most"),
-    [("search.num_programs=7", "programs", 7), ("search.max_tokens=30", "tokens", 20), ("search.max_s=0.000001", "seconds", 0),
-     ("search.num_rollouts=1", "rollouts", 40), ("search.stop_groups=1", "enough", 4)],
+    [("search.num_draws=7", "draws", 7), ("search.num_programs=3", "programs", 12), ("search.max_tokens=30", "tokens", 20),
+     ("search.max_s=0.000001", "seconds", 0), ("search.num_rollouts=1", "rollouts", 40), ("search.stop_groups=1", "enough", 4)],
 )  # fmt: skip
 def test_every_budget_ends_the_search(sandbox: Sandbox, override: str, reason: str, at_most: int) -> None:
     model = (
@@ -138,7 +138,8 @@ def test_every_budget_ends_the_search(sandbox: Sandbox, override: str, reason: s
     solver.solve(TASKS[:1], Budget())
     tree = solver.trees[TASKS[0].id]
     assert tree.end is not None and tree.end.reason == reason and tree.num_attempts <= at_most
-    assert model.num_completions == tree.num_attempts and (reason != "programs" or tree.num_attempts == 7)
+    assert model.num_completions == tree.num_attempts and (reason != "draws" or tree.num_attempts == 7)
+    assert reason != "programs" or (tree.num_programs == 3 < tree.num_attempts)
 
 
 def test_a_context_that_overflows_in_mid_tree_ends_the_node(sandbox: Sandbox) -> None:
@@ -185,7 +186,7 @@ def test_a_server_that_tells_no_tokens_and_takes_no_seed(sandbox: Sandbox, tmp_p
 
 def test_it_is_told_to_end_and_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
     """After any call of the model; what was drawn is kept, and the end is the same as without the stop."""
-    setting = setting_of("pwmcts", "search.num_programs=24")
+    setting = setting_of("pwmcts", "search.num_draws=24")
     whole = TreeSearch(scripted(babble), sandbox, setting)
     whole.solve(TASKS[:3], Budget())
 
@@ -214,7 +215,7 @@ def test_it_is_told_to_end_and_goes_on(sandbox: Sandbox, tmp_path: Path) -> None
 COMMAND = [
     "solver=tree_search", "search=pwmcts", "lm=tiny", "dataset=toy", "sandbox.min_isolation=limits", "sandbox.num_workers=1", "num_threads=1",
     'dataset.eval_sources=["toy:color_map?tasks=3&side=3&colors=3&palette=4&demos=3&split=test"]', "search.max_step_tokens=8",
-    "solver.prompt.instructions=false", "solver.prompt.grid_format=digits", "search.branching=3", "search.num_programs=12",
+    "solver.prompt.instructions=false", "solver.prompt.grid_format=digits", "search.branching=3", "search.num_draws=12",
 ]  # fmt: skip
 
 
@@ -278,7 +279,7 @@ def test_a_file_of_another_version_or_of_something_else_is_refused(sandbox: Sand
 
 def test_damaged_nodes_are_drawn_again(sandbox: Sandbox, tmp_path: Path) -> None:
     """A line that was changed counts for nothing, and neither does what stands below it; the search ends at the same tree."""
-    setting = setting_of("pwmcts", "search.num_programs=24")
+    setting = setting_of("pwmcts", "search.num_draws=24")
     TreeSearch(scripted(babble), sandbox, setting, folder=tmp_path).solve(TASKS[:1], Budget())
     path = tree_path(tmp_path, TASKS[0].id)
     whole, lines = load_tree(path), path.read_bytes().splitlines(keepends=True)
@@ -292,7 +293,7 @@ def test_damaged_nodes_are_drawn_again(sandbox: Sandbox, tmp_path: Path) -> None
 
 def test_draws_from_another_prompt_are_not_taken(sandbox: Sandbox, tmp_path: Path) -> None:
     """What is in the file counts only where it was drawn from the prompt that would be asked now."""
-    setting = setting_of("pwmcts", "search.num_programs=24")
+    setting = setting_of("pwmcts", "search.num_draws=24")
     TreeSearch(scripted(babble), sandbox, setting, folder=tmp_path).solve(TASKS[:1], Budget())
     path = tree_path(tmp_path, TASKS[0].id)
     lines = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
@@ -337,6 +338,6 @@ def test_what_is_wrong_with_the_settings_is_said(overrides: list[str], message: 
 
 
 def test_few_finished_names_what_most_draws_lack() -> None:
-    assert few_finished({"programs/count": 10.0, "tree/ended_cut": 0.4}) == ""
-    assert few_finished({"programs/count": 10.0, "tree/ended_empty": 0.6}).startswith("60 % of 10 draws are steps of nothing")
-    assert "use a model that writes Python" in few_finished({"programs/count": 10.0, "tree/ended_invalid": 0.9})
+    assert few_finished({"tree/draws": 10.0, "tree/ended_cut": 0.4}) == ""
+    assert few_finished({"tree/draws": 10.0, "tree/ended_empty": 0.6}).startswith("60 % of 10 draws are steps of nothing")
+    assert "use a model that writes Python" in few_finished({"tree/draws": 10.0, "tree/ended_invalid": 0.9})

@@ -36,7 +36,7 @@ def script(written: str, rng: np.random.Generator) -> str:
 @pytest.fixture(scope="module")
 def folder(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("searched")
-    solver = TreeSearch(scripted(script), sandbox, setting_of("pwmcts", "search.num_programs=30"), folder=path, settings={})
+    solver = TreeSearch(scripted(script), sandbox, setting_of("pwmcts", "search.num_draws=30"), folder=path, settings={})
     solver.solve(TASKS[:2], Budget())
     return path
 

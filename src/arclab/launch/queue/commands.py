@@ -9,16 +9,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TextIO
 
 from arclab.config.compose import ConfigError
+from arclab.entries import ENTRIES, load
 from arclab.launch import doctor
+from arclab.launch.queue import simulate
 from arclab.launch.queue.estimates import estimates, problems_of
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_entry, by_section, read_plan
 from arclab.launch.queue.progress import OPEN_STATES, RunProgress, living_jobs, read_progress
+from arclab.launch.queue.simulate import Work, read_rates
 from arclab.launch.queue.submit import Action, cancel, retry, submit
 from arclab.launch.queue.tables import (
     clear,
+    duration,
     labels,
     parameters_text,
     say,
@@ -61,6 +66,35 @@ def check_command(arguments: argparse.Namespace) -> int:
         f"counted in {counted_s:.2f} s; nothing was started."
     )
     return 2 if damaged else 0
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    """For each line that can be divided: time, GPU hours, speed-up and bottleneck on 1, 2, 4, ... nodes."""
+    rates = read_rates(arguments.rates)
+    plan = read_plan(arguments.file, *arguments.names)
+    say(
+        f"Rates of {rates.source}: {len(rates.starts_s)} shards, {rates.programs_per_s:.3g} programs/s and "
+        f"{rates.tokens_per_s:.3g} tokens/s each, {fmean(rates.starts_s):.3g} s to start, {rates.merge_s:.3g} s to merge."
+    )
+    for run in plan.runs:
+        work = ENTRIES[run.job.entry].work
+        if run.config.launch.shard is not None:
+            continue
+        if work is None:
+            say(f"\n{run.full_name}: cannot be divided by tasks; see check for what it takes")
+            continue
+        found = simulate.table(Work(**load(work)(run.config)), rates, arguments.nodes)
+        gpus = run.config.launch.gpus
+        say(f"\n{run.full_name}")
+        show(
+            ("nodes", "median", "1 in 10 over", f"{'GPU' if gpus else 'job'} hours", "speed-up", "efficiency", "bottleneck"),
+            [
+                (str(each.nodes), duration(each.median_s), duration(each.worst_s), f"{each.job_s / 3600 * max(gpus, 1):.3g}",
+                 f"{speed_up:.2f}", f"{100 * speed_up / each.nodes:.0f} %", each.bottleneck)
+                for each, speed_up in zip(found, simulate.speed_up(found), strict=True)
+            ],
+        )  # fmt: skip
+    return 0
 
 
 def submit_command(arguments: argparse.Namespace) -> int:

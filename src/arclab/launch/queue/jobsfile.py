@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -192,6 +193,12 @@ def _job(line: JobLine, choices: list[list[str]], picked: tuple[str, ...]) -> Jo
     elif name:
         settled.append(f"name={name}")
     return replace(line, name=name, overrides=tuple(settled))
+
+
+def job_line(script: str, overrides: Sequence[str]) -> str:
+    """A line of a jobs file, quoted for the shell, with every key once: of two overrides the last one counts."""
+    last = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
+    return " ".join([script, *map(shlex.quote, last.values())])
 
 
 def _words(line: str) -> list[Word]:

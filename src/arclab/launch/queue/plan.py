@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def read_plan(path: Path, *names: str) -> JobsPlan:
     composed: list[tuple[JobLine, RunConfig]] = []
     for job in jobs:
         try:
-            composed.append((job, _compose(composer, job)))
+            composed += _with_shards(composer, job)
         except ConfigError as error:
             problems += _problems_of(job, error, names)
     wanted = [(job, config) for job, config in composed if _is_wanted(config, names)]
@@ -97,6 +97,16 @@ def read_plan(path: Path, *names: str) -> JobsPlan:
 def _notes(job: JobLine, composer: PlainComposer) -> list[Problem]:
     sentences = composer.overruled(job.entry, job.overrides)
     return [Problem(job.line, job.column_of(sentence.partition("=")[0]), sentence) for sentence in sentences]
+
+
+def _with_shards(composer: PlainComposer, job: JobLine) -> list[tuple[JobLine, RunConfig]]:
+    """The run of a line; before it, where launch.shards divides it, its shards."""
+    config = _compose(composer, job)
+    if not config.launch.is_divided:
+        return [(job, config)]
+    own = tuple(override for override in job.overrides if not override.lstrip("+").startswith("launch.shard="))
+    shards = [replace(job, overrides=(*own, f"launch.shard={number}")) for number in range(config.launch.shards)]
+    return [*((shard, _compose(composer, shard)) for shard in shards), (job, config)]
 
 
 def _compose(composer: PlainComposer, job: JobLine) -> RunConfig:
@@ -132,7 +142,8 @@ def _same_runs(runs: Sequence[tuple[JobLine, RunConfig]]) -> list[Problem]:
     problems = []
     for job, config in runs:
         keys = {k: v for k, v in identity(config).items() if k not in ("name", "experiment_name")}
-        first, name = seen.setdefault(json.dumps([job.entry, keys], sort_keys=True), (job, config.title[1]))
+        same = json.dumps([job.entry, config.launch.shard, keys], sort_keys=True)
+        first, name = seen.setdefault(same, (job, config.title[1]))
         if first is not job:
             text = f"{config.title[1]} builds the same run as {name} (line {first.line}); change a setting or drop one."
             problems.append(Problem(job.line, job.column, text))

@@ -18,7 +18,7 @@ Rollout.is_policy says at which, and only they count in the loss, the entropy an
 
 The same command goes on as if nothing had happened: a checkpoint between two updates on the same rollouts (updates_per_rollout)
 holds them, each rank's in a file. Only with another number of ranks are they drawn anew, which a warning says. It does not
-sample with top-k, top-p or vLLM: the policy that is trained is the one that is drawn from.
+sample with top-k or top-p: the policy that is trained is the one that is drawn from, here or by a vLLM server (vllm_url).
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class GrpoSettings(StepSettings):
     """prompts_per_step: of all ranks, each with a group of rollouts. updates_per_rollout: steps on the same rollouts. loss:
     dapo (mean over all tokens of a step), grpo (mean over rollouts of the mean over their tokens) or dr_grpo (sum over
     tokens by rollouts x max_new_tokens). scale_rewards: advantages are divided by the standard deviation of their group, of
-    the batch, or by none. clip_low, clip_high: how far the probability of a token may move below and above what it was."""
+    the batch, or by none. clip_low, clip_high: how far the probability of a token may move below and above what it was.
+    vllm_url: of the server that the drawer asks (served.py), which is sent the weights before each drawing."""
 
     prompts_per_step: int
     updates_per_rollout: int
@@ -74,6 +75,7 @@ class GrpoSettings(StepSettings):
     clip_high: float
     loss: str
     scale_rewards: str
+    vllm_url: str | None = None
 
 
 def token_policy(
@@ -154,7 +156,9 @@ def _arguments(settings: GrpoSettings, where: Where, per_piece: int, group_size:
         mask_truncated_completions=False,  # the drawer says what is part of the loss
         shuffle_dataset=False,  # the drawer has put it in order
         disable_dropout=True,
-        use_vllm=False,
+        use_vllm=settings.vllm_url is not None,
+        vllm_mode="server",
+        vllm_server_base_url=settings.vllm_url,
         log_completions=False,
         top_entropy_quantile=1.0,
         importance_sampling_level="token",

@@ -23,6 +23,10 @@ _LOWEST_ENTROPY = 0.005  # nats of a token
 _MOST_CLIPPED = 0.3  # of all tokens
 _DRIFT = 2.0  # times as long, or as short, as at the beginning
 _MOST_STALE = 0.1  # nats of a token
+_GAIN = 0.1  # of reward, in which case the policy has learned something
+
+
+_LEARNED = "the reward has risen and stays: these questions teach nothing more; end the run, or give it harder ones"
 
 
 class Kind(Enum):
@@ -94,7 +98,7 @@ class RlRules:
             metric, value = ("rl/loss", loss) if not math.isfinite(loss) else ("grad/total_norm", norm)
             yield _bad(Kind.diverging, metric, value, 0.0, "lower trainer.lr")
         last = rows[-_FEW_ROWS:]
-        yield from self._drawn(last, is_enough=len(last) == _FEW_ROWS)
+        yield from self._drawn(last, is_enough=len(last) == _FEW_ROWS, is_learned=_is_learned(rows))
         if norm < _SMALLEST_NORM and _mean(last, "rl/dropped_share", 0.0) < 1:
             yield _bad(
                 Kind.dead, "grad/total_norm", norm, _SMALLEST_NORM,
@@ -102,7 +106,8 @@ class RlRules:
             )  # fmt: skip
         yield from self._length(rows)
 
-    def _drawn(self, rows: Sequence[Row], *, is_enough: bool) -> Iterator[Verdict]:
+    def _drawn(self, rows: Sequence[Row], *, is_enough: bool, is_learned: bool) -> Iterator[Verdict]:
+        """A policy that has learned what its questions ask hardly varies either: that is no fault, but worth a word."""
         stale, entropy = _mean(rows, "rl/offpolicy", 0.0), _mean(rows, "rl/entropy", math.inf)
         alike, clipped = _mean(rows, "rl/zero_variance_share", 0.0), _mean(rows, "rl/clip_share", 0.0)
         if stale > _MOST_STALE:
@@ -111,16 +116,18 @@ class RlRules:
                 "sampler and trainer do not compute the same policy, so updates point elsewhere; use lm.dtype=float32",
             )  # fmt: skip
         if entropy < _LOWEST_ENTROPY:
-            yield _bad(
-                Kind.collapsed, "rl/entropy", entropy, _LOWEST_ENTROPY,
-                "the policy hardly varies any more; lower trainer.lr, raise trainer.clip_high, or set trainer.beta=0.04",
+            yield Verdict(
+                kind=Kind.collapsed, metric="rl/entropy", value=entropy, threshold=_LOWEST_ENTROPY,
+                level=Level.warning if is_learned else Level.bad,
+                advice=_LEARNED if is_learned else "the policy hardly varies any more; lower trainer.lr, raise "
+                "trainer.clip_high, or set trainer.beta=0.04",
             )  # fmt: skip
         if alike == 1.0:
             yield Verdict(
                 kind=Kind.no_signal, metric="rl/zero_variance_share", value=alike, threshold=1.0,
-                level=Level.bad if is_enough else Level.warning,
-                advice="all rollouts of a group get one reward; use easier or harder questions, raise trainer.group_size, or "
-                "train the weaver with trainer=sft first",
+                level=Level.bad if is_enough and not is_learned else Level.warning,
+                advice=_LEARNED if is_learned else "all rollouts of a group get one reward; use easier or harder questions, "
+                "raise trainer.group_size, or train the weaver with trainer=sft first",
             )  # fmt: skip
         if clipped > _MOST_CLIPPED:
             yield Verdict(
@@ -147,6 +154,13 @@ class RlRules:
 
     def outlives_window(self, row: Row) -> bool:
         return False
+
+
+def _is_learned(rows: Sequence[Row]) -> bool:
+    """Has the reward risen, and is it still where it was best? Means over _FEW_ROWS rows."""
+    rewards = [float(row["rl/reward"]) for row in rows if row.get("rl/reward") is not None]
+    means = [sum(rewards[start : start + _FEW_ROWS]) / _FEW_ROWS for start in range(len(rewards) - _FEW_ROWS + 1)]
+    return len(rewards) >= 2 * _FEW_ROWS and means[-1] - means[0] > _GAIN and max(means) - means[-1] < _GAIN
 
 
 def _bad(kind: Kind, metric: str, value: float, threshold: float, advice: str) -> Verdict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from random import Random
@@ -21,8 +21,8 @@ from arclab.config.schema import SplitName
 from arclab.files import read_lines
 from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling
 from arclab.methods.program_edit.mutants import mutate
-from arclab.methods.program_edit.population import signature_of
-from arclab.methods.program_edit.starts import Start, with_entry
+from arclab.methods.program_edit.population import program_sha, signature_of
+from arclab.methods.program_edit.starts import Start, thinking_tokens_of, with_entry
 from arclab.programs.edits import Edit, parse_edit, render_edit_prompt, write_reply
 from arclab.programs.outcomes import Outcome, PairOutcome, ProgramRun, run_jobs
 from arclab.programs.rewards import Effort, Reward, edit_reward, score_tests
@@ -34,11 +34,12 @@ from arclab.runs.worklist import ItemKind, Line, Worklist
 log = logging.getLogger(__name__)
 EDIT_ITEMS = ItemKind(holds="edits drawn", again="its edits are drawn again", elsewhere="choose another name=")
 Editor = Callable[[Sequence[Start], Sequence[Prompt], int], list[Reply]]
+Groups = dict[tuple[str, str, int], "list[EditRecord]"]  # by Start.place
 _RECORD = {
     "task": str, "root": str, "turn": int, "parent": str, "parent_source": str, "prompt": str, "thinking": str,
     "source": str | None, "problem": str, "is_cut": bool, "statuses": list[str], "solved": list[bool], "shares": list[float],
     "grids": list, "r0": float, "r1": float, "delta": float, "cost": float, "signature": str, "tokens": int | None,
-    "thinking_tokens": int, "seed": int, "sample": int, "tests_solved": bool | None,
+    "thinking_tokens": int, "seed": int, "sample": int, "tests_solved": bool | None, "others": list[str],
 }  # fmt: skip
 
 
@@ -47,7 +48,8 @@ class EditRecord:
     """A line of edits.jsonl. root, turn: the program that its chain of edits began with, and the edits before it. parent: the
     sha of the program that was edited. statuses, solved, shares of right cells, grids (rows of digits; None: there is none): of
     each demonstration. r0, r1: what parent and child are worth, the costs taken off r1. delta: their difference. signature: of
-    its answers to the demonstrations. tests_solved: of evaluations alone."""
+    its answers to the demonstrations. tests_solved: of evaluations alone. others: shas of programs that stood beside the parent
+    in the prompt."""
 
     id: str
     task: str
@@ -74,6 +76,7 @@ class EditRecord:
     seed: int
     sample: int
     tests_solved: bool | None = None
+    others: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
@@ -86,6 +89,7 @@ class EditRecord:
 
 
 def parse_record(record: dict[str, Any], line: Line) -> EditRecord:
+    record = {"others": [], **record}  # earlier versions had one program in a prompt
     line.require(record, _RECORD)
     if record.keys() != _RECORD.keys() | {"id"}:
         raise line.damaged("it has other keys than an edit")
@@ -153,7 +157,7 @@ def edit_all(
 ) -> list[list[EditRecord]]:  # fmt: skip
     """The edits of each start program; none where its prompt could not be answered, and skipped hears why. ValueError: the
     model cannot be used."""
-    prompts = [render_edit_prompt(start.task, start.outcome, config.prompt) for start in starts]
+    prompts = [render_edit_prompt(start.task, start.outcome, config.prompt, start.others) for start in starts]
     replies = editor(starts, prompts, num_samples)
     problems = {start.task.id: reply.problem for start, reply in zip(starts, replies, strict=True) if reply.problem}
     if skipped is not None:
@@ -177,17 +181,23 @@ def edit_all(
     ]
 
 
+def known_edits(worklist: Worklist) -> Groups:
+    """What the worklist holds, by start program."""
+    groups: Groups = {}
+    for record in worklist.load(parse_record).values():
+        groups.setdefault((record.task, record.root, record.turn), []).append(record)
+    return groups
+
+
 def kept_edits(
     worklist: Worklist, editor: Editor, sandbox: Sandbox, starts: Sequence[Start], config: EditSettings, num_samples: int,
     *, at_once: int, progress: WorkProgress, split: SplitName = SplitName.train, turn: int = 0, turns: int = 1,
-    skipped: dict[str, str] | None = None,
+    skipped: dict[str, str] | None = None, known: Groups | None = None,
 ) -> list[EditRecord]:  # fmt: skip
     """The edits of every start program, in order. Those that the worklist has are not drawn again; at_once: start programs that
-    the editor works on at once. turn: of so many that there are, for the progress. ToldToEnd: it said so, and what was drawn is
-    kept."""
-    groups: dict[tuple[str, str, int], list[EditRecord]] = {}
-    for record in worklist.load(parse_record).values():
-        groups.setdefault((record.task, record.root, record.turn), []).append(record)
+    the editor works on at once. turn: of so many that there are, for the progress. known: what known_edits() found, for who
+    calls this often; it is kept up to date. ToldToEnd: it said so, and what was drawn is kept."""
+    groups = known_edits(worklist) if known is None else known
     missing = [start for start in starts if len(groups.get(start.place, ())) < num_samples]
     for first in range(0, len(missing), at_once):
         part = missing[first : first + at_once]
@@ -223,6 +233,7 @@ def _record(
         signature=signature_of(outcome), tokens=completion.num_tokens, thinking_tokens=thinking_tokens,
         seed=config.seed, sample=number,
         tests_solved=None if split is SplitName.train else score_tests(start.task, outcome),
+        others=[program_sha(other.source or "") for other in start.others],
     )  # fmt: skip
 
 
@@ -230,14 +241,6 @@ def reward_of(start: Start, outcome: Outcome, thinking_tokens: int, config: Edit
     """An edit is charged for one execution: the one that its report is from."""
     reward = config.reward if split is SplitName.train else replace(config.reward, use_tests=False)
     return edit_reward(start.task, outcome, start.outcome, reward, Effort(1, thinking_tokens), split=split)
-
-
-def thinking_tokens_of(completion: Completion, thinking: str) -> int:
-    """Models say how many tokens a reply has, not where they are: the thinking's part of its characters, rounded up; of a reply
-    that is not counted, words."""
-    if completion.num_tokens is None:
-        return len(thinking.split())
-    return -(-completion.num_tokens * len(thinking) // max(1, len(completion.whole)))
 
 
 def _rows(demo: PairOutcome) -> list[str] | None:

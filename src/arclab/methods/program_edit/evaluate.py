@@ -11,21 +11,23 @@ test inputs are answered right is counted beside them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 from arclab.config.compose import ConfigError
-from arclab.config.program_edit_schema import ProgramEditConfig
+from arclab.config.program_edit_schema import EvaluatedModel, ProgramEditConfig
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.files import write_atomically
 from arclab.lm.models import load_language_model
 from arclab.methods.program_edit.editing import EDIT_ITEMS, EditRecord, chains_of, kept_edits, metrics_of, model_editor
+from arclab.methods.program_edit.measures import difficulty_rows, drawn_edit, measured, share_rows
 from arclab.methods.program_edit.population import Origin, Population
+from arclab.methods.program_edit.results import CHAINS, chains_page, pictures_of
 from arclab.methods.program_edit.sample import EDITS, TRAINED, model_config, to_sampling
-from arclab.methods.program_edit.select import shown_edit
 from arclab.methods.program_edit.starts import (
     Start,
     add_mutants,
@@ -36,22 +38,25 @@ from arclab.methods.program_edit.starts import (
     run_starts,
 )
 from arclab.metrics.logger import MetricLogger, read_rows
-from arclab.pages.edits import Chain, render_chains
+from arclab.programs.outcomes import ProgramRun, run_jobs
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
+from arclab.programs.voting import vote
+from arclab.results.attempts import Attempts
 from arclab.results.criterion import judge_criterion, write_criterion
+from arclab.results.scoring import truth_ranks
+from arclab.results.writing import Exhibits, ResultTable
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RunFolder, WorkProgress
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
 from arclab.runs.worklist import Worklist
-
-PAGE = "chains.html"
-_SHOWN_CHAINS = 100
+from arclab.solvers.answers import candidates
 
 
 def evaluate(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
-    trained = {"trained": config.file_of("sft", config.round, TRAINED)}
+    is_given = config.evaluate.model is EvaluatedModel.given
+    trained = {} if is_given else {"trained": config.file_of("sft", config.round, TRAINED)}
     tasks = _scored_tasks(config)
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
@@ -60,19 +65,59 @@ def evaluate(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, fold
             starts = _starts(config, sandbox, tasks)
             records = _edits(config, run, progress, sandbox, starts)
             isolation = sandbox.isolation.name
-        found = metrics_of(records, len(starts))
+            found = metrics_of(records, len(starts)) | measured(records, len(starts))
+            found |= two_attempts(sandbox, tasks, starts, records, config)
         if not found:
             raise ConfigError(f"none of the {len(starts)} start programs could be edited: their prompts are too long.")
         with MetricLogger(run.metrics, None, resume_step=-1, runtime_s=0.0) as logger:
             logger.write(config.round, found)
         result = judged(config, run, run)
         counts = {name.removeprefix("edits/"): value for name, value in found.items()} | by_changes(starts, records)
-        write_atomically(run.path / PAGE, chains_page(config, records, {task.id: task for task in tasks}))
+        write_atomically(run.path / CHAINS, _page(config, starts, records, tasks))
         solved = round(found["edits/solved_share"] * len(starts))
         message = f"{solved} of {len(starts)} start programs put right" + (f"; {result}" if result else "")
         return Made(outputs=[run.path / EDITS], counts=counts, message=message, isolation=isolation)
 
     return make_stage(config, ranks, signals, folder, trained, len(tasks), work)
+
+
+def two_attempts(
+    sandbox: Sandbox, tasks: Sequence[ArcTask], starts: Sequence[Start], records: Sequence[EditRecord],
+    config: ProgramEditConfig,
+) -> dict[str, float]:  # fmt: skip
+    """All edits and start programs of a task vote by their answers, for two attempts; over the tasks that have start programs
+    and whose answers are known. What was run before is not run again."""
+    solved, sources = list[bool](), dict[str, list[str]]()
+    for task_id, source in [
+        *((start.task.id, start.program.source) for start in starts), *((r.task, r.source) for r in records)
+    ]:  # fmt: skip
+        if source is not None:
+            sources.setdefault(task_id, []).append(source)
+    for task in (task for task in tasks if task.id in sources):
+        runs = [ProgramRun(task, each, config.prompt.entry, with_tests=True, seed=config.seed) for each in sources[task.id]]
+        ranking = candidates(vote(run_jobs(sandbox, runs), len(task.tests)), len(task.tests))
+        places = truth_ranks([task], Attempts({(task.id, n): ranking[n] for n in range(len(task.tests))}))
+        solved += [all(place is not None and place < 2 for place in found) for found in places.values()]
+    return {"edits/tasks": float(len(solved)), "edits/two_attempts": sum(solved) / len(solved)} if solved else {}
+
+
+def _page(
+    config: ProgramEditConfig, starts: Sequence[Start], records: Sequence[EditRecord], tasks: Sequence[ArcTask]
+) -> str:  # fmt: skip
+    chains = gained_chains(records)
+    facts = {
+        "model": Path(config.lm.name).name if config.evaluate.model is EvaluatedModel.given else "trained",
+        "start programs": str(len(starts)), "edits": str(len(records)), "chains with a better program": str(len(chains)),
+    }  # fmt: skip
+    table = ResultTable(
+        "Start programs put right", ("start program", "put right", "share", "95 % interval"),
+        share_rows(difficulty_rows(starts, records)),
+        "Put right: an edit, in any turn, reproduces every demonstration.",
+    )  # fmt: skip
+    drawn = [drawn_edit(record) for record in records]
+    exhibits = Exhibits((table,), tuple(pictures_of({"": drawn}, {"": len({each.task for each in drawn})})))
+    title = (config.experiment_name, f"{config.name}, round {config.round}")
+    return chains_page(title, facts, chains, {task.id: task for task in tasks}, exhibits)
 
 
 def judged(config: ProgramEditConfig, measured: RunDir, run: RunDir) -> str:
@@ -111,7 +156,8 @@ def _edits(
     config: ProgramEditConfig, run: RunDir, progress: WorkProgress, sandbox: Sandbox, starts: list[Start]
 ) -> list[EditRecord]:  # fmt: skip
     wished, sampling = config.evaluate, to_sampling(config.sample.sampling, config.seed)
-    model = load_language_model(model_config(config, config.round + 1))
+    number = 0 if wished.model is EvaluatedModel.given else config.round + 1
+    model = load_language_model(model_config(config, number))
     worklist = Worklist(run.path / EDITS, {"seed": config.seed, "round": config.round}, EDIT_ITEMS)
     found: list[EditRecord] = []
     for turn in range(wished.turns):
@@ -152,18 +198,13 @@ def by_changes(starts: Sequence[Start], records: Sequence[EditRecord]) -> dict[s
     return {name: float(count) for name, count in sorted(found.items())}
 
 
-def chains_page(config: ProgramEditConfig, records: Sequence[EditRecord], tasks: Mapping[str, ArcTask]) -> str:
-    """The chains in which something got better, the longest way first, each with the edits that were taken."""
-    chains = []
+def gained_chains(records: Sequence[EditRecord]) -> dict[str, list[EditRecord]]:
+    """The chains in which something got better, each with the edits that were taken."""
+    chains = {}
     for (task, root), chain in chains_of(records).items():
-        taken = [best for best in _best_of_turns(chain) if best.delta > 0]
-        if taken:
-            gain = taken[-1].r1 - taken[0].r0
-            chains.append((gain, Chain(f"{task}/{root}", [shown_edit(record, tasks[record.task]) for record in taken])))
-    chains.sort(key=lambda each: -each[0])
-    facts = {"chains": str(len(chains_of(records))), "with a better program": str(len(chains))}
-    title = (config.experiment_name, f"{config.name}, round {config.round}")
-    return render_chains(title, facts, [chain for _, chain in chains[:_SHOWN_CHAINS]])
+        if taken := [best for best in _best_of_turns(chain) if best.delta > 0]:
+            chains[f"{task}/{root}"] = taken
+    return chains
 
 
 def _best_of_turns(chain: Sequence[EditRecord]) -> list[EditRecord]:

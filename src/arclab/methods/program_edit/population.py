@@ -31,6 +31,21 @@ _KINDS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class ValueLevel:
+    """What programs are worth that belong together: from low to less than high."""
+
+    number: int
+    low: float
+    high: float
+
+
+def level_of(value: float) -> ValueLevel:
+    number = sum(value >= low for low in _LEVELS)
+    ends = (0.0, *_LEVELS, 1.2)
+    return ValueLevel(number, ends[number], ends[number + 1])
+
+
 class Origin(Enum):
     """identity: gives back its input. draft: a model's, from nothing. mutant: a changed reference program. child: an edit."""
 
@@ -115,9 +130,10 @@ def program_of(
 
 
 class Population:
-    """Programs by task, each once."""
+    """Programs by task, each once. by_answers=False: programs that are written differently are two, whatever they answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_answers: bool = True) -> None:
+        self._by_answers = by_answers
         self._programs: dict[str, list[Program]] = {}
         self._known: set[tuple[str, str]] = set()
 
@@ -130,7 +146,7 @@ class Population:
 
     def add(self, program: Program) -> bool:
         """False: it, or one that does the same, is there already."""
-        keys = {(program.task, program.sha), (program.task, program.signature)}
+        keys = {(program.task, program.sha), *([(program.task, program.signature)] if self._by_answers else [])}
         if keys & self._known:
             return False
         self._known |= keys
@@ -143,7 +159,7 @@ class Population:
         levels: dict[int, list[Program]] = {}
         for program in self.of(task):
             if not program.is_solved:
-                levels.setdefault(sum(program.value >= low for low in _LEVELS), []).append(program)
+                levels.setdefault(level_of(program.value).number, []).append(program)
         groups = [levels[level] for level in sorted(levels)]
         rng.shuffle(groups)
         for group in groups:

@@ -41,6 +41,7 @@ from arclab.methods.program_edit.starts import (
     add_programs,
     drafts_of,
     identity_source,
+    programs_in,
     reference_sources,
     run_starts,
 )
@@ -154,7 +155,7 @@ class _Sampling:
             config.prompt.entry, config.prompt, self._progress,
         )  # fmt: skip
         for task in self._tasks:
-            add_programs(population, self._sandbox, task, drafts[task.id], Origin.draft, config)
+            add_programs(population, self._sandbox, task, programs_in(drafts[task.id]), Origin.draft, config)
 
     def _starts(self, population: Population) -> list[Start]:
         config, chosen = self._config, list[tuple[ArcTask, Program]]()

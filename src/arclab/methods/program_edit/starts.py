@@ -19,9 +19,10 @@ from arclab.config.llm_schema import PromptConfig
 from arclab.config.program_edit_schema import EditSettings, ProgramEditConfig
 from arclab.data.rearc import origin_of
 from arclab.data.tasks import ArcTask
-from arclab.lm.language_model import LanguageModel, Sampling
+from arclab.lm.language_model import Completion, LanguageModel, Sampling
 from arclab.methods.program_edit.mutants import worse_mutants
 from arclab.methods.program_edit.population import Origin, Population, Program, program_of
+from arclab.programs.code_blocks import split_thinking
 from arclab.programs.dsl import reference_programs, require_dsl
 from arclab.programs.outcomes import Outcome, ProgramRun, run_jobs
 from arclab.programs.prompts import parse_program, render_prompt
@@ -32,17 +33,21 @@ from arclab.runs.lifecycle import WorkProgress
 from arclab.runs.preempt import ToldToEnd
 from arclab.runs.worklist import Line, Worklist
 
+_DRAFT_COLUMNS = {"sources": "source", "tokens": "tokens", "thinking_tokens": "thinking_tokens"}
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """A program that is to be edited. outcome: on the demonstrations, and its answers to the test inputs. root: the sha of the
-    program that its chain of edits began with; "": it begins here. turn: edits before it in its chain."""
+    program that its chain of edits began with; "": it begins here. turn: edits before it in its chain. others: programs that
+    are shown beside it."""
 
     task: ArcTask
     program: Program
     outcome: Outcome
     root: str = ""
     turn: int = 0
+    others: tuple[Outcome, ...] = ()
 
     @property
     def place(self) -> tuple[str, str, int]:
@@ -66,28 +71,73 @@ def identity_source(entry: str) -> str:
     return f"def {entry}(I):\n    return I\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A reply to a task without a program to begin with. source None: it has no program. tokens None: the server does not
+    tell."""
+
+    source: str | None
+    tokens: int | None
+    thinking_tokens: int
+
+
+def known_drafts(worklist: Worklist) -> dict[str, list[Draft]]:
+    """What the worklist holds: id of a request -> drafts; see drafts_of."""
+
+    def parse(record: dict[str, Any], line: Line) -> list[Draft]:
+        line.require(record, {"sources": list[str | None], "tokens": list[int | None], "thinking_tokens": list[int]})
+        columns = record["sources"], record["tokens"], record["thinking_tokens"]
+        if len({len(column) for column in columns}) > 1:
+            raise line.damaged("its lists are not of one length")
+        return [Draft(*each) for each in zip(*columns, strict=True)]
+
+    return worklist.load(parse)
+
+
 def drafts_of(
     worklist: Worklist, model: LanguageModel, tasks: Sequence[ArcTask], count: int, sampling: Sampling, entry: str,
-    prompt: PromptConfig, progress: WorkProgress,
-) -> dict[str, list[str]]:  # fmt: skip
-    """Task id -> programs that the model writes from nothing, kept task by task. ToldToEnd: the progress said so."""
-
-    def parse(record: dict[str, Any], line: Line) -> list[str]:
-        line.require(record, {"sources": list[str]})
-        return record["sources"]
-
-    drafts = worklist.load(parse)
-    missing, at_once = [task for task in tasks if task.id not in drafts], model.num_prompts(count)
+    prompt: PromptConfig, progress: WorkProgress, *, number: int = 0, known: dict[str, list[Draft]] | None = None,
+    skipped: dict[str, str] | None = None,
+) -> dict[str, list[Draft]]:  # fmt: skip
+    """Task id -> what the model writes from nothing, kept task by task. number: of the request, where a task has several; each
+    needs a seed of its own. known: what known_drafts() found, for who calls this often; it is kept up to date. Where a prompt
+    cannot be answered there are none, and skipped hears why. ToldToEnd: the progress said so."""
+    drafts = known_drafts(worklist) if known is None else known
+    ids = {task.id: f"{task.id}/{number}" if number else task.id for task in tasks}
+    missing = [task for task in tasks if len(drafts.get(ids[task.id], ())) < count]
+    at_once, unanswered = model.num_prompts(count), set[str]()
     for first in range(0, len(missing), at_once):
         part = missing[first : first + at_once]
         replies = model.generate([render_prompt(task, prompt) for task in part], count, sampling)
         for task, reply in zip(part, replies, strict=True):
-            parsed = [parse_program(c.whole, entry=entry, finish_reason=c.finish_reason) for c in reply.completions]
-            drafts[task.id] = [one.source for one in parsed if one.source is not None]
-            worklist.add(task.id, {"sources": drafts[task.id]})
+            if reply.problem:  # asking again costs nothing, and another setting may let it fit
+                unanswered.add(task.id)
+                if skipped is not None:
+                    skipped[task.id] = reply.problem
+                continue
+            drafts[ids[task.id]] = made = [_draft(completion, entry) for completion in reply.completions]
+            columns = {key: [getattr(each, name) for each in made] for key, name in _DRAFT_COLUMNS.items()}
+            worklist.add(ids[task.id], columns)
         if progress.is_told:
-            raise ToldToEnd(f"the drafts of {len(drafts)} of {len(tasks)} tasks are kept")
-    return drafts
+            raise ToldToEnd(f"the drafts of {len(tasks) - len(missing) + first + len(part)} of {len(tasks)} tasks are kept")
+    return {task.id: [] if task.id in unanswered else drafts[ids[task.id]][:count] for task in tasks}
+
+
+def _draft(completion: Completion, entry: str) -> Draft:
+    parsed = parse_program(completion.whole, entry=entry, finish_reason=completion.finish_reason)
+    return Draft(parsed.source, completion.num_tokens, thinking_tokens_of(completion, split_thinking(completion.whole)[0]))
+
+
+def thinking_tokens_of(completion: Completion, thinking: str) -> int:
+    """Models say how many tokens a reply has, not where they are: the thinking's part of its characters, rounded up; of a reply
+    that is not counted, words."""
+    if completion.num_tokens is None:
+        return len(thinking.split())
+    return -(-completion.num_tokens * len(thinking) // max(1, len(completion.whole)))
+
+
+def programs_in(drafts: Sequence[Draft]) -> list[str]:
+    return [draft.source for draft in drafts if draft.source is not None]
 
 
 def value_of(task: ArcTask, config: EditSettings) -> Callable[[Outcome], float]:

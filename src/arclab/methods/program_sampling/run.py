@@ -15,7 +15,7 @@ from typing import Any
 from arclab.config.llm_schema import EvaluateProgramsConfig
 from arclab.data.tasks import ArcTask
 from arclab.lm.language_model import Sampling
-from arclab.methods.program_sampling.samples import SampleStore
+from arclab.methods.program_sampling.samples import FILE_NAME, SAMPLES, SampleStore
 from arclab.methods.program_sampling.solver import ProgramSampling, few_programs, few_programs_remedy
 from arclab.results.attempts import Attempts, Budget
 from arclab.runs.folder import RunDir
@@ -54,6 +54,7 @@ def _method(config: EvaluateProgramsConfig, folder: Path) -> Method:
         record={"num_samples": solver.num_samples},
         stamps=lambda attempts: [few] if (few := few_programs(attempts.statistics)) else [],
         warn=warn,
+        stores={FILE_NAME: SAMPLES},
     )
 
 

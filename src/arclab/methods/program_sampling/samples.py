@@ -22,7 +22,7 @@ from arclab.lm.language_model import Completion, FinishReason, Prompt, Reply, pr
 from arclab.runs.worklist import ItemKind, Line, Worklist
 
 FILE_NAME = "samples.jsonl"
-_KIND = ItemKind(id_key="task", holds="replies drawn", again="its task is drawn again")
+SAMPLES = ItemKind(id_key="task", holds="replies drawn", again="its task is drawn again")
 _RECORD = {"prompt": str, "num_prompt_tokens": int | None, "too_long": str, "completions": list}
 _COMPLETION = {"text": str, "opened": str, "finish_reason": str, "num_tokens": int | None}
 
@@ -31,7 +31,7 @@ class SampleStore:
     """settings: values that JSON can hold."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._worklist = Worklist(folder / FILE_NAME, settings, _KIND)
+        self._worklist = Worklist(folder / FILE_NAME, settings, SAMPLES)
         self._known: dict[str, tuple[str, Reply]] = {}  # task id -> digest of the prompt, reply
 
     @property

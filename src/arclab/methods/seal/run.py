@@ -15,7 +15,7 @@ from arclab.config.adaptation_schema import ShownTask
 from arclab.config.seal_schema import EvaluateTestTimeTrainingConfig
 from arclab.data.tasks import ArcTask
 from arclab.lm.hf import HfModel
-from arclab.methods.seal.solver import AdaptingSolver, trained_on, worklist_in
+from arclab.methods.seal.solver import TASK_ITEMS, TASKS, AdaptingSolver, trained_on, worklist_in
 from arclab.results.attempts import Attempts
 from arclab.runs.folder import RunDir
 from arclab.solvers.evaluation import Method, Tools, drawing_settings, evaluate_with_model
@@ -32,13 +32,16 @@ def evaluate_test_time_training(config: EvaluateTestTimeTrainingConfig, given: R
 def _method(config: EvaluateTestTimeTrainingConfig, folder: Path) -> Method:
     wanted, worklist = config.solver, worklist_in(folder, drawing_settings(config))
 
+    scored: list[ArcTask] = []
+
     def check(tasks: tuple[ArcTask, ...]) -> None:
-        trained_on(tasks, 0, wanted.demonstrations)
+        scored[:] = tasks
+        trained_on(tasks[0], tasks, wanted.demonstrations)
         worklist.check()
 
     def solve(tasks: tuple[ArcTask, ...], tools: Tools) -> Attempts:
         assert isinstance(tools.model, HfModel), "the configuration allows no other"
-        return AdaptingSolver(config, tools.model, worklist, tools.progress).solve(tasks, show_progress=True)
+        return AdaptingSolver(config, tools.model, worklist, tools.progress).solve(tasks, scored, show_progress=True)
 
     def warn(attempts: Attempts) -> None:
         for each in remarks(attempts.statistics):
@@ -60,6 +63,7 @@ def _method(config: EvaluateTestTimeTrainingConfig, folder: Path) -> Method:
             *remarks(attempts.statistics),
         ],
         warn=warn,
+        stores={TASKS: TASK_ITEMS},
     )
 
 

@@ -122,12 +122,11 @@ class TaskTrainer:
             began_s = time.monotonic()
             answers = answerer.answer(task, views, room)
             answer_s = time.monotonic() - began_s
-        counted: dict[str, Any] = _sums(answers)
         return TaskRecord(
             digest, problem=problem or fitted.problem, tests=tuple(tuple(each.candidates) for each in answers),
             losses=fitted.losses, num_views=len(views), num_rows=len(chosen.rows), num_made=chosen.num_made,
             num_too_long=chosen.num_too_long,
-            **counted, fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
+            **_sums(answers), fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
             answer_s=answer_s,
         )  # fmt: skip
 
@@ -142,12 +141,15 @@ class AdaptingSolver:
         self._trainer = TaskTrainer(model, config.seed)
         self.records: dict[str, TaskRecord] = {}
 
-    def solve(self, tasks: Sequence[ArcTask], *, show_progress: bool = False) -> Attempts:
-        """ValueError: the model cannot be used. ToldToEnd: the progress said so, and what is done is kept."""
+    def solve(
+        self, tasks: Sequence[ArcTask], scored: Sequence[ArcTask] | None = None, *, show_progress: bool = False
+    ) -> Attempts:
+        """scored: all tasks of the evaluation, where this process answers a share of them; None: these. ValueError: the model
+        cannot be used. ToldToEnd: the progress said so, and what is done is kept."""
         kept = self._worklist.load(parse_record)
         with progress_bar(total=len(tasks), desc="training on tasks", unit="task", disable=not show_progress) as bar:
             for number, task in enumerate(tasks):
-                trained = trained_on(tasks, number, self._wanted.demonstrations)
+                trained = trained_on(task, scored or tasks, self._wanted.demonstrations)
                 digest = digest_of(task, trained)
                 record = kept.get(task.id)
                 if record is None or record.digest != digest:
@@ -173,17 +175,17 @@ class AdaptingSolver:
             raise ToldToEnd(f"{num_done} of {num_tasks} tasks are answered")
 
 
-def trained_on(tasks: Sequence[ArcTask], number: int, shown: ShownTask) -> ArcTask:
-    """The task whose demonstrations are trained on before the task of this number is answered. ConfigError: there is no
-    other."""
+def trained_on(task: ArcTask, scored: Sequence[ArcTask], shown: ShownTask) -> ArcTask:
+    """The task whose demonstrations are trained on before this one is answered. ConfigError: there is no other."""
     if shown is ShownTask.own:
-        return tasks[number]
-    if len(tasks) < 2:
+        return task
+    if len(scored) < 2:
         raise ConfigError(
             "solver.demonstrations=other_task needs another scored task, and one alone is scored; raise max_tasks, or use "
             "solver.demonstrations=own."
         )
-    return tasks[(number + 1) % len(tasks)]
+    number = next(number for number, each in enumerate(scored) if each.id == task.id)
+    return scored[(number + 1) % len(scored)]
 
 
 def digest_of(task: ArcTask, trained: ArcTask) -> str:
@@ -198,7 +200,7 @@ def _nothing_to_train_on(task: ArcTask, chosen: ChosenRows) -> str:
     return f"{len(task.demos)} demonstrations leave no pseudo-task with solver.pseudo_tasks.min_demos shown"
 
 
-def _sums(answers: Sequence[Answer]) -> dict[str, int]:
+def _sums(answers: Sequence[Answer]) -> dict[str, Any]:
     return {
         name: sum(getattr(answer, name) for answer in answers)
         for name in ("num_replies", "num_no_grid", "num_cut", "num_silent", "num_tokens")

@@ -67,6 +67,10 @@ def write_task_pages(folder: Path, output: Path) -> Path:
     if not (folder / TASKS).is_file():
         raise ConfigError(f"{folder} has no {TASKS}; give a folder that evaluate.py solver=test_time_training has written.")
     _, records = read_items(folder / TASKS, parse_record, TASK_ITEMS)
+    if not records:
+        raise ConfigError(
+            f"{folder / TASKS} has no task that can be read; wait for the first one, or run the evaluation again."
+        )
     config = thaw_run(folder / "config.yaml")
     assert isinstance(config, EvaluateTestTimeTrainingConfig), "no other entry writes this file"
     tasks, problem = _tasks_of(config)
@@ -77,7 +81,7 @@ def write_task_pages(folder: Path, output: Path) -> Path:
         name = f"task_{number:04}.html"  # an id may hold what no file name can
         place = places.get(task_id)
         task = None if place is None else tasks[place]
-        trained = None if place is None else trained_on(tasks, place, config.solver.demonstrations)
+        trained = None if place is None else trained_on(tasks[place], tasks, config.solver.demonstrations)
         write_atomically(output / name, render_task(task_id, record, task, trained, config, problem=problem))
         rows.append({"address": name, "task": task_id, "facts": facts_of(record, task)})
     write_atomically(output / "index.html", page("listing.html.j2", rows=rows, title=folder.name, kicker="Test-time training"))
@@ -127,7 +131,7 @@ def facts_of(record: TaskRecord, task: ArcTask | None) -> dict[str, str]:
         "no grid": f"{record.num_no_grid:,}",
         "pseudo-tasks": f"{record.num_rows:,} of {record.num_made:,}",
         "steps": f"{len(record.losses):,}",
-        "loss": f"{record.losses[0]:.3f} to {record.losses[-1]:.3f}" if record.losses else "none",
+        "loss": f"{record.losses[0]:.2f} to {record.losses[-1]:.2f}" if record.losses else "none",
         "training, s": f"{record.fit_s:,.1f}",
         "answering, s": f"{record.answer_s:,.1f}",
     }

@@ -109,13 +109,20 @@ class Archive:
     def spent(self) -> str:
         """The budget that is used up; empty while there is some left."""
         search = self.setting.search
-        if self.tree.num_attempts + self.num_pending >= search.num_programs:
+        if self._num_finished() >= search.num_programs:
             return "programs"
+        if search.num_draws is not None and self.tree.num_attempts + self.num_pending >= search.num_draws:
+            return "draws"
         if search.max_tokens is not None and self.tree.num_tokens >= search.max_tokens:
             return "tokens"
         if search.max_s is not None and self.seconds >= search.max_s:
             return "seconds"
         return ""
+
+    def _num_finished(self) -> int:
+        """Programs that count: whole ones as soon as they are asked for, since every draw is one."""
+        is_whole = not isinstance(self.setting.search, StepSearchConfig)
+        return self.tree.num_programs + (self.num_pending if is_whole else 0)
 
     def has_enough(self) -> bool:
         """Programs that reproduce every demonstration give so many different answers that more add nothing."""
@@ -130,9 +137,11 @@ class Archive:
         """As many draws as the search branches, or as are left; None: nothing is left."""
         assert not node.is_pending and not node.is_closed, node.tag
         search = self.setting.search
-        count = min(search.branching, search.num_programs - self.tree.num_attempts - self.num_pending)
         if self.spent():
             return None
+        count = min(search.branching, search.num_programs - self._num_finished())
+        if search.num_draws is not None:
+            count = min(count, search.num_draws - self.tree.num_attempts - self.num_pending)
         shown = self.shown[self._prompt_of(node).prompt_id].prompt
         if is_correction:
             assert node.outcome is not None

@@ -32,7 +32,7 @@ from arclab.config.tree_search_schema import (
 )
 from arclab.methods.tree_search.archive import Archive, Expansion
 from arclab.methods.tree_search.schedules import temperature
-from arclab.methods.tree_search.trees import Node
+from arclab.methods.tree_search.trees import Node, NodeKind
 
 
 class Grower(Protocol):
@@ -322,7 +322,8 @@ class Samples(_Rollouts):
 
 
 class SampleRefine(Samples):
-    """num_first programs, then corrections of those that ran and are wrong, chosen by Thompson sampling."""
+    """num_first programs, then corrections of those that ran and are wrong, chosen by Thompson sampling on one island after
+    the other."""
 
     def __init__(self, archive: Archive, search: SampleRefineConfig) -> None:
         super().__init__(archive)
@@ -349,7 +350,16 @@ class SampleRefine(Samples):
         free = [node for node in wrong if not (node.is_pending or node.is_closed)]
         if not free:
             return None
+        islands = sorted({self._island(node) for node in free})
+        turn = self.num_rollouts % self._search.num_islands
+        island = next((each for each in islands if each >= turn), islands[0])  # that of this turn, or the next with any
+        free = [node for node in free if self._island(node) == island]
         return free[int(np.argmax([self._draw(node) for node in free]))]
+
+    def _island(self, node: Node) -> int:
+        """That of the first program which led to it."""
+        first = [above for above in node.path() if above.kind is NodeKind.step][-1]
+        return first.attempt % self._search.num_islands
 
     def _draw(self, node: Node) -> float:
         assert node.outcome is not None

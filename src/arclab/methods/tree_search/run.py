@@ -20,6 +20,7 @@ from arclab.methods.tree_search.prompts import load_examples, load_hints
 from arclab.methods.tree_search.search import TreeFile
 from arclab.methods.tree_search.solver import TreeSearch
 from arclab.methods.tree_search.steps import Steps
+from arclab.methods.tree_search.trees import TREE_KIND
 from arclab.results.attempts import Attempts, Budget
 from arclab.runs.checkpoints import file_digest
 from arclab.runs.folder import RunDir
@@ -81,6 +82,7 @@ def _method(config: EvaluateTreeSearchConfig, folder: Path) -> Method:
             *([few] if (few := few_finished(attempts.statistics)) else []),
         ],
         warn=warn,
+        stores={"trees/*.jsonl": TREE_KIND},
     )
 
 
@@ -95,5 +97,5 @@ def few_finished(found: dict[str, float]) -> str:
     }
     for kind, text in remedies.items():
         if (share := found.get(f"tree/ended_{kind}", 0.0)) > 0.5:
-            return f"{100 * share:.0f} % of {found['programs/count']:.0f} draws are {text}"
+            return f"{100 * share:.0f} % of {found['tree/draws']:.0f} draws are {text}"
     return ""

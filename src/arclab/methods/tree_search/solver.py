@@ -38,7 +38,7 @@ from arclab.runs.lifecycle import WorkProgress
 from arclab.runs.preempt import ToldToEnd
 from arclab.solvers.answers import candidates, written_programs
 
-REASONS = ("rollouts", "programs", "tokens", "seconds", "exhausted", "enough")
+REASONS = ("rollouts", "programs", "draws", "tokens", "seconds", "exhausted", "enough")
 
 
 class TreeSearch:
@@ -126,7 +126,8 @@ def statistics(
     all_trees = [trees[task.id] for task in tasks]
     num_drawn = sum(tree.num_attempts for tree in all_trees)
     found = {
-        "programs/count": float(num_drawn),
+        "programs/count": float(sum(tree.num_programs for tree in all_trees)),
+        "tree/draws": float(num_drawn),
         **_tokens(all_trees),
         "programs/tasks_skipped": float(num_skipped),
         "programs/tasks_with_right": float(np.mean([tree.root.num_passing > 0 for tree in all_trees])),

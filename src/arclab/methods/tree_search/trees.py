@@ -159,7 +159,7 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why the search of a task ended (rollouts, programs, tokens, seconds, exhausted, enough, skipped), and what it took."""
+    """Why the search of a task ended (see REASONS of solver.py), and what it took."""
 
     reason: str
     num_rollouts: int
@@ -176,6 +176,7 @@ class Tree:
         self.root = Node(tag=ROOT, parent=None, kind=NodeKind.task, depth=0)
         self.nodes: dict[str, Node] = {ROOT: self.root}
         self.duplicates: list[Duplicate] = []
+        self.num_programs = 0  # finished ones, wrong ones and duplicates included
         self.num_tokens = 0  # generated, those of duplicates included
         self.end: End | None = None
 
@@ -195,6 +196,7 @@ class Tree:
             return
         node.written = (self.steps.opening if node.kind is NodeKind.refinement else parent.written) + node.text
         self._count(parent, node.num_tokens)
+        self.num_programs += node.is_terminal
         parent.is_closed |= node.is_unwritten
         if node.reward is not None:
             for above in node.path():
@@ -205,6 +207,7 @@ class Tree:
     def add_duplicate(self, duplicate: Duplicate) -> None:
         self.duplicates.append(duplicate)
         self._count(self.nodes[duplicate.parent], duplicate.num_tokens)
+        self.num_programs += self.nodes[duplicate.of].is_terminal
 
     def _count(self, parent: Node, num_tokens: int | None) -> None:
         self.num_tokens += num_tokens or 0

@@ -30,7 +30,7 @@ class Writers:
     def __init__(self) -> None:
         self.made: list[str] = []
         self.error: dict[str, float] = {"": 0.3}
-        self.known = {_digits(task): solution_steps(task) for source in (TRAIN, TEST) for task in load_source(source)}
+        self.known = {digits_of(task): solution_steps(task) for source in (TRAIN, TEST) for task in load_source(source)}
 
     def load(self, config: ModelConfig) -> ScriptedModel:
         self.made.append(config.name)
@@ -43,7 +43,7 @@ class Writers:
         return ScriptedModel(seeded=say)
 
 
-def _digits(task: ArcTask) -> str:
+def digits_of(task: ArcTask) -> str:
     """All cells that its prompt shows, in their order."""
     grids = [grid for pair in task.demos for grid in (pair.input, pair.output) if grid is not None]
     return "".join(str(cell) for grid in grids for cell in grid.ravel())
@@ -72,7 +72,7 @@ def run(tiny_lm: Path, tmp_path: Path) -> Run:
         return start("self_improve.py", [
             "experiment=search_quickstart", f"runs_dir={tmp_path}", f"lm.name={tiny_lm}", "scratch=null", "device=cpu",
             f'dataset.train_sources=["{TRAIN}"]', f'dataset.eval_sources=["{TEST}"]', "sandbox.num_workers=1", "num_threads=1",
-            "sandbox.min_isolation=limits", "sft.steps=2", "sft.warmup_steps=0", "sft.batch_size=2", "search.num_programs=40",
+            "sandbox.min_isolation=limits", "sft.steps=2", "sft.warmup_steps=0", "sft.batch_size=2", "search.num_draws=40",
             "criterion.threshold=0.5", *([] if any(o.startswith("name=") for o in overrides) else ["name=a"]), *overrides,
         ])  # fmt: skip
 

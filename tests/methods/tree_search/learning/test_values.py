@@ -52,7 +52,7 @@ def with_marks(config: TreeLearningConfig) -> TreeLearningConfig:
 
 
 def test_it_is_trained_on_the_texts_that_the_search_shows(tiny_lm: Path) -> None:
-    wide = ("search.num_programs=60", "search.branching=6", "search.max_step_tokens=999", "search.max_program_tokens=9999")
+    wide = ("search.num_draws=60", "search.branching=6", "search.max_step_tokens=999", "search.max_program_tokens=9999")
     config = with_marks(config_of(tiny_lm, *wide))
     assert isinstance(config.lm, HfModelConfig)
     reader, asked, task = reader_of(config.lm), list[list[int]](), TASKS[0]
@@ -104,7 +104,10 @@ def test_held_out_pairs_are_of_other_tasks() -> None:
 
 
 def test_the_next_round_asks_it(run: Run, writers: Writers, tiny_lm: Path, tmp_path: Path) -> None:
-    keys = ("reward_model.steps=2", "reward_model.batch_size=2", "sft.twin=false", "criterion=null")
+    keys = (
+        "reward_model.steps=2", "reward_model.batch_size=2", "sft.twin=false", "criterion=null", "evaluate.baselines=true",
+        "evaluate.num_programs=3",
+    )  # fmt: skip
     assert run(*keys, "rounds=2") == 0
     root = tmp_path / "search_quickstart/a"
     made = root / "round_0/reward_model"
@@ -116,6 +119,16 @@ def test_the_next_round_asks_it(run: Run, writers: Writers, tiny_lm: Path, tmp_p
         nodes = [node for node in tree.drawn() if not node.is_terminal]
         assert nodes and all((node.value is not None) == has_values for node in nodes)
     assert "reward_model" in read_object(root / "round_1/collect" / MANIFEST)["inputs"]
+    for name, has_values in (("", True), ("search", False), ("start", False), ("start_valued", True)):
+        trees = [load_tree(path) for path in (root / "round_0/evaluate" / name / "trees").glob("*.jsonl")]
+        nodes = [node for tree in trees for node in tree.drawn() if not node.is_terminal]
+        assert nodes and all((node.value is not None) == has_values for node in nodes)
+        assert len(trees) == 3 and all(tree.num_programs <= 3 < tree.num_attempts for tree in trees)
+    for name in ("sampling", "start_sampling"):  # whole programs alone
+        trees = [load_tree(path) for path in (root / "round_0/evaluate" / name / "trees").glob("*.jsonl")]
+        assert len(trees) == 3 and all(tree.num_programs == tree.num_attempts == 3 for tree in trees)
+        assert read_counts(root / "round_0/evaluate")[f"learned/{name}_count"] == 9
+    assert not (root / "round_1/evaluate/start_sampling").exists() and (root / "round_1/evaluate/sampling").is_dir()
     config, record = config_of(tiny_lm), read_object(made / TRAINED)
     assert load_values(config, made / "value", record)([]) == []
     other = config_of(tiny_lm, "solver.prompt.show_shapes=true")

@@ -4,7 +4,9 @@
 
 The search is that of the run, with the same seed and number of programs for every policy. The first round also scores the
 policy that it began with (start/), and with sft.twin the twin (twin/), which was taught with programs of other tasks. All are
-compared task by task: learned/wins is judged by the run's criterion.
+compared task by task: learned/wins is judged by the run's criterion. With evaluate.baselines the trained policy is scored by
+the search without its reward model (search/) and by plain sampling (sampling/) as well, and in the first round that of the
+start with the reward model (start_valued/) and by plain sampling (start_sampling/); these are no part of learned/wins.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from arclab.config.compose import flat
 from arclab.config.tree_learning_schema import TreeLearningConfig
+from arclab.config.tree_search_schema import SearchConfig
 from arclab.data.tasks import ArcTask
 from arclab.files import read_object, write_atomically
 from arclab.methods.tree_search.learning.policy import (
@@ -24,9 +28,10 @@ from arclab.methods.tree_search.learning.policy import (
     named_tasks,
     policy_inputs,
     policy_of,
+    sampling_of,
     searched,
 )
-from arclab.methods.tree_search.learning.values import value_inputs, values_for
+from arclab.methods.tree_search.learning.values import is_used, value_inputs, values_for
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
@@ -43,7 +48,10 @@ from arclab.runs.stages import Made, make_stage
 
 log = logging.getLogger(__name__)
 START, SCORES = "start", "scores.json"
-_COUNTED = ("tree/coverage", "programs/tasks_with_right", "programs/count")
+SEARCH, SAMPLING = "search", "sampling"  # the trained policy without its reward model, and without the search
+START_VALUED, START_SAMPLING = "start_valued", "start_sampling"  # that of the start with the reward model, and by sampling
+_COUNTED = ("tree/coverage", "programs/tasks_with_right", "programs/count", "programs/tokens")
+_CONTROLS = (START, TWIN)
 _ATTEMPTS = 2
 _SURE = 0.05  # McNemar's p below which the twin has gained, too
 Solved = dict[str, bool]
@@ -66,8 +74,15 @@ def evaluate(config: TreeLearningConfig, ranks: Ranks, signals: StopSignals, fol
                 scores[START] = read_scores(inputs["scores of the start"])[START]
             if config.sft.twin:
                 scores[TWIN] = scorer.solved(following, TWIN, run.path / TWIN)
-            scores[MODEL] = scorer.solved(following, MODEL, run.path)
-            statistics, isolation = scorer.statistics, sandbox.isolation.name
+            counts: dict[str, float] = {}
+            for name, (number, is_valued) in _baselines(config).items():
+                values_of = following if is_valued else None
+                scores[name] = scorer.solved(
+                    number, MODEL, run.path / name, values_of=values_of, is_sampled=name in (SAMPLING, START_SAMPLING)
+                )
+                counts |= {f"learned/{name}_{what}": scorer.statistics[f"programs/{what}"] for what in ("count", "tokens")}
+            scores[MODEL] = scorer.solved(following, MODEL, run.path, values_of=following)
+            statistics, isolation = scorer.statistics | counts, sandbox.isolation.name
         write_atomically(run.path / SCORES, json.dumps(scores) + "\n")
         found = compared(scores)
         with MetricLogger(run.metrics, None, resume_step=-1, runtime_s=0.0) as logger:
@@ -93,17 +108,21 @@ class _Scorer:
         self._config, self._tasks, self._sandbox, self._progress, self._run = config, tasks, sandbox, progress, run
         self.statistics: dict[str, float] = {}
 
-    def solved(self, number: int, which: str, folder: Path) -> Solved:
+    def solved(
+        self, number: int, which: str, folder: Path, *, values_of: int | None = None, is_sampled: bool = False
+    ) -> Solved:  # fmt: skip
         """{task id: every test input right within two attempts} of the policy that a round begins with; its files go into the
-        folder."""
-        config = self._config
+        folder. values_of: the round whose search asks the reward model, if there is one; None: it is not asked. is_sampled:
+        whole programs are drawn, without a search."""
+        config, search = self._config, search_of(self._config)
         policy = policy_of(config, number, which)
-        values, asked = values_for(config, number) if which == MODEL else (None, {})
+        values, asked = values_for(config, values_of) if values_of is not None else (None, {})
+        if is_sampled:
+            search = sampling_of(search)
         found = searched(
-            config, policy, self._tasks, folder, self._sandbox, self._progress, num_programs=config.evaluate.num_programs,
-            values=values, asked=asked,
-        )  # fmt: skip
-        publish(self._evaluation(found.attempts, number, which), folder)
+            config, policy, self._tasks, folder, self._sandbox, self._progress, search=search, values=values, asked=asked
+        )
+        publish(self._evaluation(found.attempts, number, which, search, has_values=values is not None), folder)
         ranks = truth_ranks(self._tasks, found.attempts)
         result = {id_: all(place is not None and place < _ATTEMPTS for place in places) for id_, places in ranks.items()}
         self.statistics = {
@@ -113,22 +132,42 @@ class _Scorer:
         }  # fmt: skip
         return result
 
-    def _evaluation(self, attempts: Attempts, number: int, which: str) -> Evaluation:
+    def _evaluation(
+        self, attempts: Attempts, number: int, which: str, search: SearchConfig, *, has_values: bool
+    ) -> Evaluation:  # fmt: skip
         config = self._config
         what = {MODEL: "trained policy", TWIN: "twin taught with programs of other tasks"}[which]
         what = "policy of the start" if number == 0 else f"{what} of round {number - 1}"
         facts = {
-            "dataset": f"{config.dataset.name} / {config.evaluate.split.value}", "search": config.search.kind, "policy": what,
-            "isolation": self._sandbox.isolation.name, "seed": str(config.seed),
+            "dataset": f"{config.dataset.name} / {config.evaluate.split.value}", "search": search.kind, "policy": what,
+            "reward model": "asked" if has_values else "not asked", "isolation": self._sandbox.isolation.name,
+            "seed": str(config.seed),
         }  # fmt: skip
         record = {
             "split": config.evaluate.split.value, "dataset": config.dataset.name, "solver": "tree_search",
-            "search": config.search.kind, "model": what,
-            "num_programs": config.evaluate.num_programs or config.search.num_programs,
+            "search": search.kind, "model": what, "num_programs": search.num_programs,
             "seed": config.seed, "isolation": self._sandbox.isolation.name,
         }  # fmt: skip
         subject = Subject((config.experiment_name, config.name), facts, {"folder": str(self._run.path)}, record, flat(config))
         return Evaluation(subject, self._tasks, attempts, stamps=(), notes=(), provenance=provenance())
+
+
+def _baselines(config: TreeLearningConfig) -> dict[str, tuple[int, bool]]:
+    """{name: (the round whose policy it is, whether the reward model is asked)}."""
+    if not config.evaluate.baselines:
+        return {}
+    found = {SEARCH: (config.round + 1, False), SAMPLING: (config.round + 1, False)}
+    if config.round == 0:
+        found |= {START_SAMPLING: (0, False)}
+        found |= {START_VALUED: (0, True)} if is_used(config, 1) else {}
+    return found
+
+
+def search_of(config: TreeLearningConfig) -> SearchConfig:
+    """The search of an evaluation. With baselines programs alone limit it, so that all of them finish as many."""
+    wished = config.evaluate
+    search = replace(config.search, num_programs=wished.num_programs or config.search.num_programs)
+    return replace(search, num_draws=None) if wished.baselines else search
 
 
 def read_scores(path: Path) -> dict[str, Solved]:
@@ -139,9 +178,9 @@ def read_scores(path: Path) -> dict[str, Solved]:
 def compared(scores: Mapping[str, Solved]) -> dict[str, float]:
     """The trained policy against the stronger of its controls, task by task: metrics learned/*."""
     trained = scores[MODEL]
-    controls = {name: solved for name, solved in scores.items() if name != MODEL}
-    found = {f"learned/{name}_solved": float(_share(solved).value) for name, solved in controls.items()}
-    best = max(controls.values(), key=lambda solved: sum(solved.values()))
+    controls = [scores[name] for name in _CONTROLS if name in scores]
+    found = {f"learned/{name}_solved": float(_share(solved).value) for name, solved in scores.items() if name != MODEL}
+    best = max(controls, key=lambda solved: sum(solved.values()))
     paired = _paired(trained, best)
     found |= {"learned/discordant": float(paired.discordant), "learned/p_value": paired.p_value}
     if paired.discordant:

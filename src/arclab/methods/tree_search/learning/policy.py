@@ -9,14 +9,14 @@ The first round begins with lm (or with what stage=start made), each later one w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, flat
 from arclab.config.llm_schema import HOW_MODELS_RUN, HfModelConfig, ModelConfig
 from arclab.config.tree_learning_schema import TreeLearningConfig, TreeStage
-from arclab.config.tree_search_schema import BootstrapConfig
+from arclab.config.tree_search_schema import BootstrapConfig, SampleConfig, SearchConfig
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.files import read_object
@@ -80,21 +80,23 @@ class Searched:
     attempts: Attempts
 
 
-def setting_of(config: TreeLearningConfig, *, num_programs: int | None = None, has_values: bool = False) -> Setting:
-    search = config.search if num_programs is None else replace(config.search, num_programs=num_programs)
-    return Setting(config.solver, search, config.seed, has_values)
+def sampling_of(search: SearchConfig) -> SampleConfig:
+    """Plain sampling of whole programs, otherwise with the settings of a search."""
+    shared = {each.name: getattr(search, each.name) for each in fields(SampleConfig)}
+    return SampleConfig(**{**shared, "kind": "sampling"})
 
 
 def searched(
     config: TreeLearningConfig, policy: ModelConfig, tasks: Sequence[ArcTask], folder: Path, sandbox: Sandbox,
-    progress: WorkProgress, *, num_programs: int | None = None, values: Values | None = None,
+    progress: WorkProgress, *, search: SearchConfig | None = None, values: Values | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Searched:  # fmt: skip
-    """Trees in folder/trees, which the same call goes on with. asked: what names the content of `values`, for the files.
-    ToldToEnd: the run is told to end, and what is grown is kept."""
-    setting = setting_of(config, num_programs=num_programs, has_values=values is not None)
+    """Trees in folder/trees, which the same call goes on with. search: None: that of the run. asked: what names the content of
+    `values`, for the files. ToldToEnd: the run is told to end, and what is grown is kept."""
+    search = search or config.search
+    setting = Setting(config.solver, search, config.seed, values is not None)
     settings = tree_settings(config, policy, setting) | dict(asked or {})
-    steps, search = Steps.of(config.solver.steps), config.search
+    steps = Steps.of(config.solver.steps)
     for task in tasks:
         TreeFile(folder, task, steps, settings).check()
     hints = load_hints(Path(search.hints), [task.id for task in tasks]) if isinstance(search, BootstrapConfig) else None

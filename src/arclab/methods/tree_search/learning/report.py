@@ -19,8 +19,9 @@ from arclab.config.tree_learning_schema import TreeLearningConfig
 from arclab.files import write_atomically
 from arclab.lm.chat_template import conversation_ids
 from arclab.lm.hf_loading import load_tokenizer
+from arclab.methods.tree_search.learning.evaluate import SAMPLING, SEARCH, START
 from arclab.methods.tree_search.learning.generated import STAMP
-from arclab.methods.tree_search.learning.policy import examples_of, policy_of, training_tasks
+from arclab.methods.tree_search.learning.policy import TWIN, examples_of, policy_of, training_tasks
 from arclab.methods.tree_search.learning.records import SOLUTIONS, Solution, read_records
 from arclab.methods.tree_search.prompts import shown_prompts
 from arclab.methods.tree_search.trees import load_tree
@@ -97,21 +98,32 @@ def _coverage_table(rows: Sequence[Coverage]) -> ResultTable:
 
 def _learning_table(config: TreeLearningConfig) -> ResultTable:
     columns = (
-        "round", "programs learned", "perplexity, held-out tasks", "perplexity, held-out programs",
-        "reward model, held-out pairs", "unseen tasks solved (two attempts)", "at the start", "twin",
+        "round", "programs", "perplexity: tasks", "perplexity: programs", "pairs right", "unseen tasks", "start", "twin",
+        "search alone", "sampling",
     )  # fmt: skip
     rows = []
     for number in range(config.rounds):
         counts = {stage: read_counts(config.folder_of(stage, number)) for stage in ("sft", "reward_model", "evaluate")}
         wanted = (
             ("sft", "lessons", "{:,.0f}"), ("sft", "task_perplexity", "{:.3f}"), ("sft", "example_perplexity", "{:.3f}"),
-            ("reward_model", "accuracy", "{:.1%}"), ("evaluate", "ARC/solved@2", "{:.1%}"),
-            ("evaluate", "learned/start_solved", "{:.1%}"), ("evaluate", "learned/twin_solved", "{:.1%}"),
+            ("reward_model", "accuracy", ""), ("evaluate", "ARC/solved@2", ""),
+            *(("evaluate", f"learned/{name}_solved", "") for name in (START, TWIN, SEARCH, SAMPLING)),
         )  # fmt: skip
-        cells = [form.format(counts[stage][key]) if key in counts[stage] else "none" for stage, key, form in wanted]
+        cells = [_cell(counts[stage].get(key), form) for stage, key, form in wanted]
         rows.append((str(number), *cells))
-    note = "The twin learned the same prompts with programs of other tasks. The start is the policy before the first round."
+    note = (
+        "Programs that were learned; perplexity of held-out tasks and of held-out programs; held-out pairs on which the reward "
+        "model is right; unseen tasks solved in two attempts. The twin learned the same prompts with programs of other tasks. "
+        "The start is the policy before the first round. Search alone: without the reward model."
+    )
     return ResultTable("Learning", columns, tuple(rows), note)
+
+
+def _cell(value: float | None, form: str) -> str:
+    """form: empty for a share."""
+    if value is None:
+        return "none"
+    return form.format(value) if form else f"{100 * value:.1f} %"
 
 
 def histograms(config: TreeLearningConfig, run: RunDir) -> list[Histogram]:
