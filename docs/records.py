@@ -400,7 +400,6 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "phase1": _phase1,
     "toy_programs": _toy_programs,
     "test_time_training": _test_time_training,
-    "test_time_training_quick": _test_time_training,
     "tree_search": _tree_search,
     "tree_search_control": _tree_search_control,
     "tree_learning": _tree_learning,

@@ -27,7 +27,7 @@ ALLOWED = {
     "runs": {"config", "files", "metrics"},
     "lm": {"config", "data", "entries", "files", "metrics", "runs"},
     "programs": {"config", "data", "files", "lm"},
-    "text": {"config", "data", "files", "lm", "programs"},
+    "text": {"config", "data", "files", "lm", "programs", "runs"},
     "results": {"config", "data", "files", "metrics", "runs"},
     "pages": {"config", "data", "files", "metrics", "results", "runs"},
     "solvers": {"config", "data", "files", "lm", "metrics", "pages", "programs", "results", "runs"},

@@ -14,6 +14,7 @@ from arclab.config.compose import (  # fmt: skip
     compose_evaluate,
     compose_run,
     config_hash,
+    entry_for,
     flat,
     freeze,
     group_options,
@@ -355,3 +356,11 @@ def test_an_lpn_encoder_can_be_as_wide_as_the_decoder() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             quick_compose("pretrain_encoder", ["experiment=quickstart", "encoder=lpn_variational", given])
+
+
+def test_an_experiment_chooses_the_method_that_it_is_for() -> None:
+    assert entry_for("self_improve.py", ["experiment=edit_quickstart", "name=a"]) == "self_improve_program_edit"
+    assert entry_for("self_improve.py", ["experiment=search_quickstart"]) == "self_improve_tree_search"
+    assert entry_for("self_improve.py", ["method=program_edit", "experiment=edit_quickstart"]) == "self_improve_program_edit"
+    with pytest.raises(ConfigError, match="experiment=edit_quickstart is for method=program_edit, not for method=tree_search"):
+        entry_for("self_improve.py", ["method=tree_search", "experiment=edit_quickstart"])

@@ -32,6 +32,7 @@ from arclab.programs.sandbox import pool as sandbox_module
 from arclab.solvers import evaluation
 
 from .table import Parts, Table, differences, leaves, require_a_row_for_each, require_the_named_tests
+from .test_program_edit_grpo import GRPO
 
 TOY = "toy:dihedral_color?tasks=3&side=4&colors=4&palette=6&demos=3"
 BASE = [
@@ -160,13 +161,17 @@ def _others() -> Table:
 
 def test_every_key_has_a_row() -> None:
     others = _others()
-    require_a_row_for_each(leaves(ProgramEditConfig), SAMPLE, SFT, EVALUATE, others)
+    require_a_row_for_each(leaves(ProgramEditConfig), SAMPLE, SFT, EVALUATE, others, GRPO)
     require_the_named_tests(others)
 
 
 def test_every_key_of_the_solver_has_a_row() -> None:
     solver, evolution = "methods/program_edit/test_solver.py", "methods/program_edit/test_evolution.py"
     others = _elsewhere(EvaluateEditsConfig) | {
+        **{
+            f"think.{key}": (None, f"{solver}::test_a_budget_of_thinking_holds_for_edits")
+            for key in ("min_tokens", "max_tokens", "num_waits")
+        },
         "solver.kind": (None, f"{solver}::test_what_cannot_be_tried_or_asked_for_is_said"),
         "solver.levels": (None, f"{evolution}::test_the_tree_finds_what_needs_two_steps_and_single_programs_do_not"),
         "solver.max_s": (None, f"{evolution}::test_budgets_are_kept_and_counted"),

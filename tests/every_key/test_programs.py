@@ -77,6 +77,7 @@ OTHERS: Table = {
     "lm.memory": (None, "methods/memgen/test_language.py::test_samples_do_not_depend_on_their_batch_and_memory_counts"),
     "lm.kind": ("endpoint", "config/test_compose.py::test_an_evaluation_of_programs_is_typed"),
     "lm.base_url": (None, "lm/test_endpoint.py::test_every_setting_is_sent"),
+    "lm.base_urls": (None, "lm/test_endpoint_http.py::test_several_servers_are_asked_in_turn_and_a_dead_one_is_left_out"),
     "lm.api_key_env": (None, "lm/test_endpoint.py::test_a_key"),
     "lm.timeout_s": (None, "lm/test_endpoint.py::test_a_server_that_hangs"),
     "lm.max_retries": (None, "lm/test_endpoint.py::test_it_gives_up"),

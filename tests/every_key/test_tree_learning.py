@@ -20,6 +20,7 @@ from arclab.config.llm_schema import HfModelConfig
 from arclab.config.tree_learning_schema import TreeLearningConfig
 from arclab.config.tree_search_schema import EvaluateTreeSearchConfig
 from arclab.lm.training import model_folder
+from arclab.lm.training import scratch as scratch_module
 from arclab.methods.tree_search.learning import sft as sft_module
 from arclab.methods.tree_search.learning import values as values_module
 from arclab.methods.tree_search.learning.sft import _base, _Teacher, _toy_lessons
@@ -154,7 +155,7 @@ def parts(config: TreeLearningConfig, folder: Path, tiny_lm: Path, monkeypatch: 
 
     monkeypatch.setattr(model_folder, "sft", record)
     monkeypatch.setattr(values_module, "prefer", record_value)
-    monkeypatch.setattr(sft_module, "build_tiny", lambda folder, **sizes: seen.update(base=sizes))
+    monkeypatch.setattr(scratch_module, "build_tiny", lambda folder, **sizes: seen.update(base=sizes))
     run, stop, steps = RunDir(folder), None, Steps.of(config.solver.steps)
     stop = StopRequest(run, RANKS, None)
     assert isinstance(config.lm, HfModelConfig)

@@ -18,14 +18,15 @@ import psutil
 import pytest
 
 from arclab.config.schema import ExperimentConfig
-from arclab.launch import process, torchrun
+from arclab.launch import torchrun
 from arclab.launch.job import describe_kill, last_words, prepare_run
-from arclab.launch.process import tie_to
 from arclab.launch.torchrun import worker_environment
 from arclab.metrics.logger import read_rows
+from arclab.runs import tied
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lock import read_holder
 from arclab.runs.signals import StopSignals
+from arclab.runs.tied import tie_to
 
 from ..conftest import ROOT, TINY, script_env
 
@@ -196,8 +197,8 @@ def test_a_child_of_process_1_is_no_orphan_if_it_was_told_so(
 ) -> None:
     """In a container the launcher may be process 1: its torchrun must not take itself for orphaned."""
     killed: list[int] = []
-    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: types.SimpleNamespace(prctl=lambda *_: 0))
-    monkeypatch.setattr(process.os, "getppid", lambda: now)
-    monkeypatch.setattr(process.os, "kill", lambda pid, _: killed.append(pid))
-    process.die_with_parent(expected)
+    monkeypatch.setattr(tied.ctypes, "CDLL", lambda _: types.SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(tied.os, "getppid", lambda: now)
+    monkeypatch.setattr(tied.os, "kill", lambda pid, _: killed.append(pid))
+    tied.die_with_parent(expected)
     assert bool(killed) == dies

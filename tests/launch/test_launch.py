@@ -53,8 +53,9 @@ LAUNCH_ALTERNATIVES: dict[str, Any] = {
 def test_every_launch_key_changes_what_is_started(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny().launch
     before = started(base, tmp_path, monkeypatch)
-    # What these do: tests/runs/test_preflight.py and tests/solvers/test_shards.py.
+    # What these do: tests/runs/test_preflight.py, tests/solvers/test_shards.py and tests/lm/test_started.py.
     elsewhere = {"check_memory", "shards", "shards_on", "steal", "shard"}
+    elsewhere |= {key for key in asdict(base) if key == "server" or key.startswith("server_")}
     assert asdict(base).keys() - elsewhere == LAUNCH_ALTERNATIVES.keys()
     for key, value in LAUNCH_ALTERNATIVES.items():
         after = started(replace(base, **{key: value}), tmp_path, monkeypatch)

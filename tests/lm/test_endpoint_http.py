@@ -122,6 +122,36 @@ def test_ctrl_c_does_not_wait_for_what_is_under_way(server: FakeServer) -> None:
     assert len(model.generate(PROMPTS, 1, sampling())) == 4 and time.monotonic() - begun < 5
 
 
+# Several servers
+
+
+def test_several_servers_are_asked_in_turn_and_a_dead_one_is_left_out(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, dead = FakeServer(), f"http://127.0.0.1:{free_port()}/v1"
+    try:
+        model = endpoint(server.url, base_urls=[other.url], num_parallel=1)
+        alone = [reply.completions[0].text for reply in model.generate(PROMPTS, 1, sampling())]
+        assert len(server.requests) == len(other.requests) == 2
+        model = endpoint(server.url, base_urls=[dead, other.url], max_retries=1, num_parallel=2)
+        with caplog.at_level("WARNING"):
+            for _ in range(3):
+                assert [reply.completions[0].text for reply in model.generate(PROMPTS, 1, sampling())] == alone
+        left_out = [record.message for record in caplog.records if dead in record.message]
+        assert len(left_out) == 1 and "is asked no more" in left_out[0] and "Connection refused" in left_out[0]
+        assert len(server.requests) + len(other.requests) == 16 and min(len(server.requests), len(other.requests)) > 3
+        for one in (server, other):
+            one.answer = lambda number, body: (500, {"error": "broken"}, {})
+        fails(model, "failed 2 times, at last with: status 500: broken; check that it runs")
+        for retries in (0, 1):  # also of requests that were under way when it was left out
+            for one in (server, other):
+                one.reset()
+            model = endpoint(dead, base_urls=[other.url], max_retries=retries, num_parallel=4)
+            assert len(model.generate(PROMPTS, 1, sampling())) == 4
+    finally:
+        other.close()
+
+
 # Where it may go
 
 

@@ -148,6 +148,20 @@ def test_a_shard_that_is_not_done_or_of_another_model_is_refused(run: Callable[.
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_shard_drawn_with_other_weights_is_refused(run: Callable[..., list[int]], tmp_path: Path) -> None:
+    """The model's folder has the same name, and was trained further between the shards."""
+    (weights := tmp_path / "model").mkdir()
+    given = (f"lm.name={weights}", "launch.shards=2")
+    for number in range(2):
+        (weights / "model.safetensors").write_text(f"weights {number}")
+        run("program_sampling", tmp_path / "out", *given, f"launch.shard={number}")
+    with pytest.raises(
+        ConfigError, match=r"1_of_2/samples\.jsonl holds .* with lm\.name \(content\)=.* of the same settings only"
+    ):
+        run("program_sampling", tmp_path / "out", *given)
+    assert not (tmp_path / "out/metrics.json").exists()
+
+
 @pytest.mark.parametrize(
     ("entry", "given", "words"),
     [
@@ -186,6 +200,8 @@ def test_a_lost_shard_is_named_and_the_same_command_runs_it_alone(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(shards.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
     given = overrides("program_sampling", tmp_path / "a", f"lm.name={tiny_lm}", "lm.device=cpu", "launch.shards=2")
     given += ["solver.sampling.max_new_tokens=4", "sandbox.num_workers=1", f"runs_dir={tmp_path}"]
+    # Prompts that its context of 256 tokens holds.
+    given += ["solver.prompt.instructions=false", "solver.prompt.show_shapes=false", "solver.prompt.grid_format=digits"]
 
     def go() -> int:
         return run_shards("evaluate.py", given, compose_run("evaluate_programs", given))

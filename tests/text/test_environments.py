@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +19,7 @@ from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import Isolation, default_sandbox
 from arclab.config.text_schema import SearchReward
 from arclab.programs.toy import solution
-from arclab.text import environments, search_client
+from arclab.text import environments
 from arclab.text.arc import arc_tasks
 from arclab.text.environments import BoxedAnswers, Episode, Score, Search, open_environment, score_all, step
 from arclab.text.examples import TextExample
@@ -306,23 +303,6 @@ def test_a_server_that_does_not_start_says_why(
         open_environment(text_config("code_words", "dataset.sample=true"), SANDBOX, tmp_path),
     ):
         pass
-
-
-def test_a_server_that_dies_again_and_again_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    started: list[int] = []
-    monkeypatch.setattr(search_client, "_MOST_STARTS", 2)
-
-    def start(self: Any) -> str:
-        started.append(1)
-        self._process = subprocess.Popen([sys.executable, "-c", "pass"])
-        return "http://127.0.0.1:1"
-
-    monkeypatch.setattr(search_client._Watched, "_start", start)
-    with caplog.at_level(logging.WARNING), search_client._Watched(tmp_path / "x", tmp_path / "log"):
-        assert eventually(lambda: "is not started again" in caplog.text)
-    assert len(started) == 3
 
 
 def test_the_server_command_refuses_what_it_cannot_serve(tmp_path: Path, server: str) -> None:

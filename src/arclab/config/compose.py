@@ -39,7 +39,7 @@ from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.groups import CONF_DIR, group_options, is_base, no_option
 from arclab.config.llm_schema import MODEL_SCHEMAS, EvaluateProgramsConfig, ModelConfig
 from arclab.config.memgen_trainer_schema import TRAINER_SCHEMAS, MemGenTrainerConfig
-from arclab.config.run import RunConfig
+from arclab.config.run import RunConfig, unsupported_launch
 from arclab.config.saved_file import ENTRY, pop_entry, read_config
 from arclab.config.schema import ExperimentConfig
 from arclab.config.text_schema import TEXT_DATASET_SCHEMAS, TextDatasetConfig
@@ -81,23 +81,21 @@ def entry_of(config: Any) -> str:
 
 
 def entry_for(script: str, overrides: Sequence[str]) -> str:
-    """The entry that a script starts with these overrides: of several the one that solver= (or method=) chooses, or else an
-    experiment that goes with it alone. ConfigError: there is no such script, or choice."""
+    """The entry that a script starts with these overrides: of several the one that solver= (or method=) chooses, or that the
+    experiment is for. ConfigError: there is no such script, or choice."""
     if script not in scripts():
         raise ConfigError(f"{script} is no script of this project; choose {', '.join(scripts())}.")
     choices, key = choices_of(script), choice_key(script)
-    chosen = [given for override in overrides if choices and (given := _value_in(override, key)) is not None]
-    chosen = chosen or groups.implied_choices(key, overrides)
+    chosen = [given for override in overrides if choices and (given := groups.value_in(override, key)) is not None]
+    meant, fault = groups.meant_by_experiment(overrides, key, chosen)
+    if choices and fault:
+        raise ConfigError(fault)
+    chosen = [meant] if choices and meant else chosen
     if len(set(chosen)) > 1:
         raise ConfigError(f"{key}={' and '.join(chosen)} is more than one option of the group {key}; choose one of them.")
     if chosen and chosen[0] not in choices:
         raise ConfigError(f"{key}={chosen[0]} is not an option of the group {key}; choose {', '.join(sorted(choices))}.")
     return entry_named(script, chosen[0] if chosen else None)
-
-
-def _value_in(override: str, wanted: str) -> str | None:
-    key, equals, value = override.lstrip("+").partition("=")
-    return value if key == wanted and equals else None
 
 
 def overrides_for(entry: str, overrides: Sequence[str]) -> list[str]:
@@ -110,7 +108,7 @@ def overrides_for(entry: str, overrides: Sequence[str]) -> list[str]:
     key = choice_key(row.script)
     has_group = key in (field.name for field in fields(load(row.schema)))
     kept = [f"{key}={row.choice}"] if has_group else []
-    return [*kept, *(override for override in overrides if _value_in(override, key) is None)]
+    return [*kept, *(override for override in overrides if groups.value_in(override, key) is None)]
 
 
 def _at_home(override: str) -> str:
@@ -310,20 +308,10 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
         reason = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
         raise ConfigError(f"{error.full_key}: {reason}; give a value of the right type.") from error
     assert isinstance(typed, root)
-    problems = [*broken_rules(typed), *_divided_without_shards(typed)]
+    problems = [*broken_rules(typed), *unsupported_launch(typed, ENTRIES[entry_of(root)].script)]
     if problems:
         raise ConfigError("\n".join(problems))
     return typed
-
-
-def _divided_without_shards(config: Any) -> list[str]:
-    if getattr(config, "HAS_SHARDS", False) or getattr(getattr(config, "launch", None), "shards", 1) == 1:
-        return []
-    divided = sorted(row.choice or row.script for row in ENTRIES.values() if getattr(load(row.schema), "HAS_SHARDS", False))
-    return [
-        f"launch.shards={config.launch.shards} divides tasks between jobs, which {ENTRIES[entry_of(config)].script} does for "
-        f"{', '.join(divided)} alone; set launch.shards=1 (ranks are launch.gpus, launch.cpus and launch.nodes)."
-    ]
 
 
 def _without_keys_of_the_run(node: DictConfig, root: Any) -> DictConfig:

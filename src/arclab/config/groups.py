@@ -2,8 +2,8 @@
 
     group_options("dataset", "pretrain_memgen.py")       # ["arc_programs", "arithmetic", "gsm8k"]
 
-A file that goes with some scripts only says so in the comment at its head: "# For: pretrain_memgen.py". One that goes with one
-method or solver of its script alone says that, too, and chooses it: "# For: self_improve.py method=seal_fewshot".
+A file that goes with some scripts only says so in the comment at its head: "# For: pretrain_memgen.py". Of a script with
+several methods it may also say which one: "# For: self_improve.py method=program_edit".
 """
 
 from __future__ import annotations
@@ -33,24 +33,35 @@ def group_options(group: str, script: str | None = None) -> list[str]:
 def scripts_of(group: str, option: str) -> tuple[str, ...]:
     """The scripts that an option goes with, by a line of the comment at its head: "# For: pretrain_memgen.py". Empty: it does
     not say so, and goes with all that have the group."""
-    return tuple(word for word in _goes_with(group, option) if "=" not in word)
+    return tuple(word for word in _for_line(group, option) if "=" not in word)
 
 
-def implied_choices(key: str, overrides: Sequence[str]) -> list[str]:
-    """The methods (key: method) or solvers that the options among the overrides go with, where they say one."""
-    options = [override.lstrip("+~").partition("=")[::2] for override in overrides]
-    words = [word for group, option in options if group and option for word in _goes_with(group, option)]
-    return list(dict.fromkeys(word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")))
+def value_in(override: str, wanted: str) -> str | None:
+    """The value that an override gives the key `wanted`; None: it is of another key."""
+    key, equals, value = override.lstrip("+").partition("=")
+    return value if key == wanted and equals else None
 
 
-def _goes_with(group: str, option: str) -> tuple[str, ...]:
-    """The words of its line."""
+def meant_by_experiment(overrides: Sequence[str], key: str, chosen: Sequence[str]) -> tuple[str | None, str]:
+    """The entry of its script that the experiment of a command line belongs to, by the same line: the value of key (method or
+    solver) there, None if it says none; and the sentence if another one is chosen, "" if not."""
+    names = [name for override in overrides if (name := value_in(override, "experiment")) is not None]
+    words = [(name, word) for name in names for word in _for_line("experiment", name) if word.startswith(f"{key}=")]
+    if not words:
+        return None, ""
+    (name, word), *_ = words
+    others = [each for each in chosen if f"{key}={each}" != word]
+    fault = f"experiment={name} is for {word}, not for {key}={others[0]}; drop one of them." if others else ""
+    return word.partition("=")[2], fault
+
+
+def _for_line(group: str, option: str) -> list[str]:
     file = CONF_DIR / group / f"{option}.yaml"
     if not file.is_file():
-        return ()
+        return []
     with file.open(encoding="utf-8") as lines:
         head = next((line for line in itertools.takewhile(lambda line: line.startswith("#"), lines) if "# For: " in line), "")
-    return tuple(head.partition("# For: ")[2].replace(",", " ").split())
+    return head.partition("# For: ")[2].replace(",", " ").split()
 
 
 def is_base(option: str) -> bool:

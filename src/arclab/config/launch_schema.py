@@ -22,6 +22,15 @@ class ShardsOn(Enum):
     slurm = "slurm"
 
 
+class ModelServer(Enum):
+    """Which program answers lm=endpoint. command: any other, see launch.server_command."""
+
+    vllm = "vllm"
+    sglang = "sglang"
+    transformers = "transformers"
+    command = "command"
+
+
 @dataclass(kw_only=True, slots=True)
 class LaunchConfig:
     """gpus and cpus: ranks per node, on GPUs or (with gpus=0) on CPU cores; a rank gets cpus_per_rank cores and threads.
@@ -34,7 +43,15 @@ class LaunchConfig:
 
     shards: parts into which the tasks of an evaluation are divided, each a job of its own with these resources, on shards_on.
     steal: a shard that has done its tasks takes those of others that nobody has begun. shard: which of them this process is,
-    from 0; the jobs of shards have it, and null is the whole. Their defaults are for runs that were made before they were keys.
+    from 0; the jobs of shards have it, and null is the whole.
+
+    server: for lm=endpoint, a server of the model lm.name that the process starts, watches and ends, on the gpus of the node;
+    null: none. server_command: of server=command, its command line with {model} and {port}. server_env: the folder of an
+    environment (venv, conda) of its own, in whose bin it is found; null: this one's. server_start_s: how long it may take to
+    become healthy. server_silent_s: after so long without a sign of health it is ended. server_restarts: how often it is
+    started again.
+
+    The defaults are for runs that were made before these were keys.
     """
 
     gpus: int
@@ -55,10 +72,22 @@ class LaunchConfig:
     shards_on: ShardsOn = ShardsOn.local
     steal: bool = False
     shard: Optional[int] = None
+    server: Optional[ModelServer] = None
+    server_command: Optional[str] = None
+    server_env: Optional[str] = None
+    server_start_s: float = 1800.0
+    server_silent_s: float = 120.0
+    server_restarts: int = 3
+
+    @property
+    def devices_per_node(self) -> int:
+        """GPUs, or CPU cores (of cpus_per_rank threads)."""
+        return self.gpus or max(self.cpus, 1)
 
     @property
     def ranks_per_node(self) -> int:
-        return self.gpus or max(self.cpus, 1)
+        """A server has all devices to itself, and one process asks it."""
+        return self.devices_per_node if self.server is None else 1
 
     @property
     def num_ranks(self) -> int:
@@ -72,6 +101,11 @@ class LaunchConfig:
     def shard_folder(self, whole: Path, number: int) -> Path:
         """whole: the folder of all shards."""
         return whole / SHARDS / f"{number}_of_{self.shards}"
+
+    def shard_folders(self, whole: Path) -> dict[str, Path]:
+        """What the whole needs: the folders of its shards. Empty for everybody else."""
+        numbers = range(self.shards) if self.is_divided else ()
+        return {f"shard {number}": self.shard_folder(whole, number) for number in numbers}
 
     def folder_in(self, whole: Path) -> Path:
         """The folder of this process."""
@@ -94,6 +128,7 @@ class LaunchConfig:
             )
         if self.steal and self.shards == 1:
             problems.append(f"{path}.steal=true has nobody to take tasks from; set {path}.shards=N, or {path}.steal=false.")
+        problems += self._broken_server(path)
         if self.gpus > 0 and self.cpus > 0:
             problems.append(
                 f"{path}.gpus={self.gpus} does not go with {path}.cpus={self.cpus}: ranks run on GPUs or on CPU cores; set "
@@ -112,5 +147,21 @@ class LaunchConfig:
             problems.append(
                 f"{path}.signal_delay_s={self.signal_delay_s} of {path}.timeout_min={self.timeout_min} comes so early that it "
                 f"would pass for a preemption, and max_requeues would never be reached; use at most {longest_s}."
+            )
+        return problems
+
+    def _broken_server(self, path: str) -> list[str]:
+        problems = at_least(path, 0, server_restarts=self.server_restarts)
+        problems += at_least(path, 0.001, server_start_s=self.server_start_s, server_silent_s=self.server_silent_s)
+        if self.server is ModelServer.command and "{port}" not in (self.server_command or ""):
+            problems.append(
+                f"{path}.server=command needs {path}.server_command with {{port}} in it; give one, such as "
+                "'vllm serve {model} --port {port} --max-model-len 8192'."
+            )
+        if self.server is not ModelServer.command and self.server_command is not None:
+            problems.append(f"{path}.server_command is of {path}.server=command; set that, or {path}.server_command=null.")
+        if self.server is not None and self.nodes > 1:
+            problems.append(
+                f"{path}.nodes={self.nodes} does not go with {path}.server: a server has one node; set {path}.nodes=1."
             )
         return problems

@@ -180,6 +180,7 @@ class MemGenModelConfig(ModelConfig):
 class EndpointModelConfig(ModelConfig):
     """A server that speaks OpenAI's protocol (vLLM, SGLang, transformers serve). name: as the server calls the model.
 
+    base_urls: further servers of the same model; all are asked in turn, and one that fails again and again is left out.
     api_key_env: environment variable with the key; null: no key. timeout_s: for a whole request, from connecting to the last
     byte. A request that fails for a reason that may pass is sent again up to max_retries times, after backoff_s, 2 backoff_s, 4
     backoff_s, ...; num_parallel: requests in flight.
@@ -191,12 +192,19 @@ class EndpointModelConfig(ModelConfig):
     max_retries: int
     backoff_s: float
     num_parallel: int
+    base_urls: list[str] = field(default_factory=list)  # runs that were made before it was a key have none
+
+    @property
+    def addresses(self) -> list[str]:
+        return [self.base_url, *self.base_urls]
 
     def check(self, path: str) -> list[str]:
         problems = [*ModelConfig.check(self, path), *at_least(path, 0, max_retries=self.max_retries, backoff_s=self.backoff_s)]
         problems += [*at_least(path, 1, num_parallel=self.num_parallel), *at_least(path, 0.001, timeout_s=self.timeout_s)]
-        if wrong := _wrong_with_address(self.base_url):
-            problems.append(f"{path}.base_url{wrong}.")
+        named = [("base_url", self.base_url), *((f"base_urls[{place}]", url) for place, url in enumerate(self.base_urls))]
+        problems += [f"{path}.{key}{wrong}." for key, url in named if (wrong := _wrong_with_address(url))]
+        if len(set(self.addresses)) < len(self.addresses):
+            problems.append(f"{path}.base_urls names a server twice (or that of {path}.base_url); leave it out.")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             problems.append(  # not shown: it may be the key itself
                 f"{path}.api_key_env must be the name of an environment variable (letters, digits and _), not a key; export "
@@ -227,7 +235,7 @@ def _wrong_with_address(url: str) -> str:
 
 # Keys of a model that decide where and how fast it runs, and no reply.
 HOW_MODELS_RUN = (
-    "device", "batch_size", "base_url", "api_key_env", "timeout_s", "max_retries", "backoff_s", "num_parallel",
+    "device", "batch_size", "base_url", "base_urls", "api_key_env", "timeout_s", "max_retries", "backoff_s", "num_parallel",
 )  # fmt: skip
 MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
     "hf": HfModelConfig,
@@ -332,6 +340,7 @@ class EvaluateLmConfig(EvaluationConfig):
     output_dir; name null: <dataset>_<split>."""
 
     HAS_SHARDS: ClassVar[bool] = True
+    HAS_SERVER: ClassVar[bool] = True
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
         "num_threads",
@@ -383,13 +392,17 @@ class EvaluateLmConfig(EvaluationConfig):
         """A model that another run makes; the whole needs its shards."""
         is_run = isinstance(self.lm, MemGenModelConfig) and self.lm.name
         found = {"lm.name": checkpoint_wish(self.lm.name).path} if is_run else {}
-        numbers = range(self.launch.shards) if self.launch.is_divided else ()
-        return found | {f"shard {number}": self.launch.shard_folder(self.whole_folder, number) for number in numbers}
+        return found | self.launch.shard_folders(self.whole_folder)
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, num_threads=self.num_threads)
         problems += [] if self.name is None else broken_name("name", self.name)
         problems += broken_path("runs_dir", self.runs_dir)
+        if self.launch.server is not None and not isinstance(self.lm, EndpointModelConfig):
+            problems.append(
+                f"launch.server={self.launch.server.value} serves lm=endpoint, and lm.kind={self.lm.kind} is a model of this "
+                "process; choose lm=endpoint, or set launch.server=null."
+            )
         if self.launch.num_ranks > 1:
             problems.append(
                 f"launch asks for {self.launch.num_ranks} ranks, and solver={self.solver_kind} runs in one process; set "

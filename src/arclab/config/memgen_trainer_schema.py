@@ -6,36 +6,11 @@ Rules as in schema.py: fields have no defaults (values live in conf/), check(pat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import ClassVar, Optional
 
-from arclab.config.rules import at_least, sized, within
+from arclab.config.rl_schema import AdvantageScale, GrpoLoss, LrSchedule, broken_groups, broken_temperature
+from arclab.config.rules import at_least, sized
 from arclab.config.run import DeviceChoice
-
-
-class LrSchedule(Enum):
-    """Names of transformers; all begin with a rise over warmup_steps."""
-
-    constant_with_warmup = "constant_with_warmup"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class GrpoLoss(Enum):
-    """How the terms of tokens become one loss. dapo: mean over all tokens of a step. grpo: mean over rollouts of the mean over
-    their tokens. dr_grpo: sum over tokens, by rollouts x max_new_tokens."""
-
-    dapo = "dapo"
-    grpo = "grpo"
-    dr_grpo = "dr_grpo"
-
-
-class AdvantageScale(Enum):
-    """Advantages are divided by the standard deviation of rewards in their group, in the batch, or by none."""
-
-    group = "group"
-    batch = "batch"
-    none = "none"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,27 +94,15 @@ class GrpoConfig(MemGenTrainerConfig):
     sft_lr: float
 
     def check(self, path: str) -> list[str]:
-        problems = MemGenTrainerConfig.check(self, path) + at_least(
-            path, 1, prompts_per_step=self.prompts_per_step, updates_per_rollout=self.updates_per_rollout,
-            max_new_tokens=self.max_new_tokens, sft_batch_size=self.sft_batch_size,
-        )  # fmt: skip
-        problems += at_least(
-            path, 0, beta=self.beta, boxed_reward=self.boxed_reward, sft_steps=self.sft_steps, sft_lr=self.sft_lr
-        )
-        problems += within(path, 0, 10, refills=self.refills) + within(path, 0.0, 1.0, clip_low=self.clip_low)
-        problems += at_least(path, 0, clip_high=self.clip_high)
-        if self.group_size < 2:
-            problems.append(
-                f"{path}.group_size={self.group_size} must be at least 2, so that a rollout has others to be compared with."
-            )
+        problems = MemGenTrainerConfig.check(self, path) + broken_groups(path, self)
+        problems += at_least(path, 1, sft_batch_size=self.sft_batch_size)
+        problems += at_least(path, 0, boxed_reward=self.boxed_reward, sft_steps=self.sft_steps, sft_lr=self.sft_lr)
         problems += self._check_temperature(path)
         rows = self.prompts_per_step * self.group_size
         return problems + self._check_pieces(path, rows, f"{path}.prompts_per_step x {path}.group_size = {rows}")
 
     def _check_temperature(self, path: str) -> list[str]:
-        if self.temperature > 0:
-            return []
-        return [f"{path}.temperature={self.temperature} must be above 0: rollouts must differ; use 1.0."]
+        return broken_temperature(path, self.temperature)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -22,18 +22,36 @@ from arclab.config.llm_schema import (
     SandboxConfig,
 )
 from arclab.config.names import broken_name, broken_path
+from arclab.config.program_edit_grpo_schema import EditCurriculumConfig, EditGrpoConfig, ThinkingConfig
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
-from arclab.config.stages_schema import StagedConfig
+from arclab.config.scratch_schema import ScratchModelConfig
+from arclab.config.stages_schema import ROUND, StagedConfig
 
 
 class EditStage(Enum):
+    start = "start"
     sample = "sample"
     select = "select"
     sft = "sft"
+    grpo = "grpo"
+    twin_sft = "twin_sft"
+    twin_grpo = "twin_grpo"
     evaluate = "evaluate"
     round = "round"
+
+
+TWIN_STAGES = ("twin_sft", "twin_grpo")
+
+
+class EditControls(Enum):
+    """What an evaluation compares the trained model with, on the same start programs. none: nothing. start: the model that the
+    first round began with. twin: that, and a twin that learned edits drawn at random and then rewards dealt out at random."""
+
+    none = "none"
+    start = "start"
+    twin = "twin"
 
 
 class EditFormat(Enum):
@@ -269,11 +287,12 @@ class EditSearchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateEditsConfig(EvaluateWithProgramsConfig):
-    """Root of evaluate.py solver=program_edit."""
+    """Root of evaluate.py solver=program_edit. think: of edits; null leaves the model to itself."""
 
     solver: EditSearchConfig
     prompt: EditPromptConfig
     reward: EditRewardConfig
+    think: Optional[ThinkingConfig] = None
 
     @property
     def solver_kind(self) -> str:
@@ -297,9 +316,12 @@ class EvaluateEditsConfig(EvaluateWithProgramsConfig):
 
 @dataclass(kw_only=True, slots=True)
 class ProgramEditConfig(StagedConfig):
-    """Root of self_improve.py method=program_edit. max_tasks: of training tasks; null: all."""
+    """Root of self_improve.py method=program_edit. lm: the model of the first round, unless scratch makes one: then its name is
+    not read. max_tasks: of training tasks; null: all. think: null leaves the model to itself."""
 
-    STAGES: ClassVar[tuple[str, ...]] = ("sample", "select", "sft", "evaluate")
+    HAS_SHARDS: ClassVar[bool] = True
+    STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in EditStage if stage is not EditStage.round)
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = ("sample",)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "sandbox.num_workers",
@@ -321,13 +343,30 @@ class ProgramEditConfig(StagedConfig):
     dataset: DatasetConfig
     sandbox: SandboxConfig
     max_tasks: Optional[int]
+    scratch: Optional[ScratchModelConfig]
     prompt: EditPromptConfig
     reward: EditRewardConfig
     starts: EditStartsConfig
+    think: Optional[ThinkingConfig]
     sample: EditSampleConfig
     select: EditSelectConfig
     sft: EditSftConfig
+    grpo: EditGrpoConfig
+    curriculum: EditCurriculumConfig
+    controls: EditControls
     evaluate: EditEvaluateConfig
+
+    def makes(self, stage: str, number: int) -> bool:
+        """Whether a round has a stage; the others are left out by the settings."""
+        if stage == EditStage.start.value:
+            return self.scratch is not None and number == 0
+        if stage in TWIN_STAGES and self.controls is not EditControls.twin:
+            return False
+        return stage not in ("grpo", "twin_grpo") or self.grpo.steps > 0
+
+    @property
+    def order(self) -> list[tuple[str, int]]:
+        return [(stage, number) for number in range(self.rounds) for stage in self.STAGES if self.makes(stage, number)]
 
     @property
     def best_metric(self) -> str:
@@ -337,7 +376,12 @@ class ProgramEditConfig(StagedConfig):
     def num_steps(self) -> int | None:
         if self.is_whole:
             return len(self.order)
-        return self.sft.steps if self.stage is EditStage.sft else None
+        # stage=grpo may be over before its last step.
+        return self.sft.steps if self.stage in (EditStage.sft, EditStage.twin_sft) else None
+
+    @property
+    def stops_when_unhealthy(self) -> bool:
+        return self.grpo.stop_when_unhealthy
 
     def file_of(self, stage: str, number: int, name: str) -> Path:
         """A file of a stage's folder."""
@@ -347,14 +391,26 @@ class ProgramEditConfig(StagedConfig):
         problems = [*self.check_stages(), *sized(path, 1, num_threads=self.num_threads)]
         problems += [] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks)
         problems += [*broken_name("name", self.name), *broken_path("runs_dir", self.runs_dir)]
-        if self.stage in (EditStage.sft, EditStage.round) and not isinstance(self.lm, HfModelConfig):
+        return problems + self._broken_stage()
+
+    def _broken_stage(self) -> list[str]:
+        stage, problems = self.stage.value, list[str]()
+        if stage != ROUND and not self.makes(stage, self.round):
+            remedy = {"start": "scratch=null", "grpo": "grpo.steps=0", "twin_sft": f"controls={self.controls.value}"}
+            why = remedy.get(stage, "grpo.steps=0 or controls other than twin") + " leaves it out"
+            why = "only the first round has one" if stage == "start" and self.scratch is not None else why
+            problems.append(f"stage={stage} is no stage of round={self.round}: {why}; choose another stage.")
+        if self.think is not None and self.grpo.vllm_url is not None:
+            problems.append("grpo.vllm_url does not go with think, which is measured where tokens are drawn; set one to null.")
+        is_trained = stage not in ("sample", "select", "evaluate")
+        if is_trained and not isinstance(self.lm, HfModelConfig):
             problems.append(
-                f"lm.kind={self.lm.kind} cannot be trained here, and stage={self.stage.value} trains it; choose a model of "
+                f"lm.kind={self.lm.kind} cannot be trained here, and stage={stage} trains it; choose a model of "
                 "this process, such as lm=smollm2_135m, or another stage."
             )
-        if self.launch.num_ranks > 1:
+        if self.launch.num_ranks > 1 and stage not in ("grpo", "twin_grpo"):
             problems.append(
-                f"launch asks for {self.launch.num_ranks} ranks, and method=program_edit runs in one process; set launch.gpus "
-                "and launch.cpus to 0 or 1, and launch.nodes=1."
+                f"launch asks for {self.launch.num_ranks} ranks, and stage={stage} of method=program_edit runs in one process; "
+                "set launch.gpus and launch.cpus to 0 or 1, and launch.nodes=1, or give them to stage=grpo alone."
             )
         return problems

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Optional, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Optional, Protocol, Self
 
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.rules import within
+from arclab.entries import ENTRIES, load
 
 MAX_TAG_LENGTH = 64  # what W&B takes
 MIN_PROFILED_STEPS = 6  # trainer.profile records some steps after others: see arclab.runs.profile
@@ -79,10 +80,11 @@ class Cadence(Protocol):
 class RunConfig(Protocol):
     """A root configuration, of a run that trains or of one that evaluates. FREE_KEYS: dotted keys, or their beginnings, that
     cannot change what the run makes, so that it may go on with other values of them. HAS_SHARDS: it may be divided by tasks
-    (launch.shards)."""
+    (launch.shards). HAS_SERVER: it may start a model server (launch.server)."""
 
     __slots__ = ()
     HAS_SHARDS: ClassVar[bool] = False
+    HAS_SERVER: ClassVar[bool] = False
     FREE_KEYS: ClassVar[tuple[str, ...]]
     runs_dir: str
     launch: LaunchConfig
@@ -228,3 +230,19 @@ class EvaluationConfig(RunConfig, Protocol):
 
     def inputs(self) -> dict[str, Path]:
         return {}
+
+
+def unsupported_launch(config: Any, script: str) -> list[str]:
+    """What launch asks for and this kind of run cannot do. config: typed. script: that starts it."""
+    launch, problems = getattr(config, "launch", None), list[str]()
+    if launch is not None and launch.shards > 1 and not getattr(config, "HAS_SHARDS", False):
+        divided = sorted(
+            {row.choice or row.script for row in ENTRIES.values() if getattr(load(row.schema), "HAS_SHARDS", False)}
+        )
+        problems.append(
+            f"launch.shards={launch.shards} divides tasks between jobs, which {script} does for {', '.join(divided)} alone; "
+            "set launch.shards=1 (ranks are launch.gpus, launch.cpus and launch.nodes)."
+        )
+    if launch is not None and launch.server is not None and not getattr(config, "HAS_SERVER", False):
+        problems.append(f"launch.server={launch.server.value} serves solvers that ask lm=endpoint; set launch.server=null.")
+    return problems

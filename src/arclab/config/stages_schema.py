@@ -22,11 +22,13 @@ ROUND = "round"  # of stage=: the whole of it
 
 class StagedConfig(RunConfig, Protocol):
     """round: of the stage, from 0. rounds: how many stage=round makes; it may be raised later. The folder of stage=round is
-    <runs_dir>/<experiment_name>/<name>, and those of its stages lie in it: round_0/<stage>."""
+    <runs_dir>/<experiment_name>/<name>, and those of its stages lie in it: round_0/<stage>. PARALLEL_STAGES: those that work
+    task by task, so that launch.shards divides them."""
 
     __slots__ = ()
     FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "rounds", "device", "num_threads")
     STAGES: ClassVar[tuple[str, ...]]
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = ()
     experiment_name: str
     name: str
     seed: int
@@ -49,10 +51,16 @@ class StagedConfig(RunConfig, Protocol):
 
     @property
     def title(self) -> tuple[str, str]:
-        return self.experiment_name, self.name if self.is_whole else f"{self.name}-{self.round}-{self.stage.value}"
+        shard = "" if self.launch.shard is None else f"-shard{self.launch.shard}"
+        return self.experiment_name, self.name if self.is_whole else f"{self.name}-{self.round}-{self.stage.value}{shard}"
 
     @property
     def folder(self) -> Path:
+        return self.launch.folder_in(self.whole_folder)
+
+    @property
+    def whole_folder(self) -> Path:
+        """Also of a shard, whose own lies in it."""
         return self.root if self.is_whole else self.folder_of(self.stage.value, self.round)
 
     @property
@@ -96,11 +104,12 @@ class StagedConfig(RunConfig, Protocol):
         return False
 
     def inputs(self) -> dict[str, Path]:
-        """The stage before this one, in its round or in the one before; a method may know better."""
+        """The stage before this one, in its round or in the one before; a method may know better. And the shards."""
         if self.is_whole:
             return {}
         before = [place for place in self.order_up_to(self.round) if place != (self.stage.value, self.round)]
-        return {"stage": self.folder_of(*before[-1])} if before else {}
+        found = {"stage": self.folder_of(*before[-1])} if before else {}
+        return found | self.launch.shard_folders(self.whole_folder)
 
     def order_up_to(self, number: int) -> list[tuple[str, int]]:
         """The stages that come before this one and it itself, whatever rounds= is."""
@@ -117,4 +126,12 @@ class StagedConfig(RunConfig, Protocol):
             found.append(f"rounds={self.rounds} must be at least 1; change it.")
         if self.is_whole and self.round != 0:
             found.append(f"round={self.round} names a round for one stage, and stage=round makes them all; drop round=.")
+        if self.launch.shards > 1 and self.stage.value not in self.PARALLEL_STAGES:
+            able = " or ".join(f"stage={stage}" for stage in self.PARALLEL_STAGES) or "no stage"
+            found.append(
+                f"launch.shards={self.launch.shards} divides tasks between jobs, which {able} can do here and "
+                f"stage={self.stage.value} cannot; set launch.shards=1, or run such a stage by itself."
+            )
+        if self.launch.steal:
+            found.append("launch.steal=true is for evaluations; set launch.steal=false for a stage.")
         return found

@@ -17,6 +17,7 @@ from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
+from arclab.config.scratch_schema import ScratchModelConfig
 from arclab.config.stages_schema import ROUND, StagedConfig
 from arclab.config.tree_search_schema import BeamConfig, BootstrapConfig, SearchConfig, TreeSearchConfig
 
@@ -30,38 +31,6 @@ class TreeStage(Enum):
     reward_model = "reward_model"
     evaluate = "evaluate"
     round = "round"
-
-
-@dataclass(kw_only=True, slots=True)
-class ScratchPolicyConfig:
-    """The policy of the first round, made by stage=start: a small model with random weights, taught the programs of toy tasks
-    step by step. source: these tasks; other rules than those that are scored. After steps of right programs mistake_steps
-    follow in which a share of the lines, wrong_share, is of another task's program: the rounds have to sort them out. Sizes:
-    see arclab.lm.tiny."""
-
-    source: str
-    wrong_share: float
-    num_layers: int
-    width: int
-    num_heads: int
-    context: int
-    vocab_size: int
-    steps: int
-    mistake_steps: int
-    batch_size: int
-    lr: float
-    warmup_steps: int
-
-    def check(self, path: str) -> list[str]:
-        problems = at_least(
-            path, 1, num_layers=self.num_layers, width=self.width, num_heads=self.num_heads, context=self.context,
-            vocab_size=self.vocab_size, steps=self.steps, batch_size=self.batch_size,
-        )  # fmt: skip
-        return [
-            *problems,
-            *at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps, mistake_steps=self.mistake_steps),
-            *within(path, 0, 1, wrong_share=self.wrong_share),
-        ]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -205,10 +174,12 @@ class ScoreConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TreeLearningConfig(StagedConfig):
-    """Root of self_improve.py method=tree_search. lm: the policy of the first round, unless scratch makes one (then its name is
-    not read)."""
+    """Root of self_improve.py method=tree_search. lm: the policy of the first round, unless scratch makes one: then its name is
+    not read, and what it is taught are steps."""
 
+    HAS_SHARDS: ClassVar[bool] = True
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in TreeStage if stage is not TreeStage.round)
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (TreeStage.collect.value,)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "sandbox.num_workers",
@@ -232,7 +203,7 @@ class TreeLearningConfig(StagedConfig):
     sandbox: SandboxConfig
     solver: TreeSearchConfig
     search: SearchConfig
-    scratch: Optional[ScratchPolicyConfig]
+    scratch: Optional[ScratchModelConfig]
     collect: CollectConfig
     curate: CurateConfig
     augment: AugmentConfig

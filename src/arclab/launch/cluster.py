@@ -45,7 +45,7 @@ def shared_parameters(launch: LaunchConfig) -> dict[str, Any]:
     """What is asked of any executor for one run, by submitit's names."""
     parameters = {
         "timeout_min": launch.timeout_min, "nodes": launch.nodes, "tasks_per_node": 1, "gpus_per_node": launch.gpus or None,
-        "cpus_per_task": launch.ranks_per_node * launch.cpus_per_rank, "mem_gb": launch.mem_gib,
+        "cpus_per_task": launch.devices_per_node * launch.cpus_per_rank, "mem_gb": launch.mem_gib,
     }  # fmt: skip
     return {key: value for key, value in parameters.items() if value is not None}
 

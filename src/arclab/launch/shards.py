@@ -1,4 +1,5 @@
-"""One evaluation as several jobs: launch.shards=N divides its tasks, each shard is a job, and one more merges and scores.
+"""One evaluation, or one stage of self_improve.py, as several jobs: launch.shards=N divides its tasks, each shard is a job, and
+one more merges and scores.
 
     python evaluate.py solver=tree_search lm=tiny dataset=toy launch.shards=4     # processes of this machine
     python evaluate.py solver=tree_search lm=qwen3_0_6b dataset=arc1 launch=slurm_gpu launch.gpus=1 launch.shards=16
@@ -31,7 +32,7 @@ from arclab.runs.folder import State
 from arclab.runs.signals import interrupted_status
 
 log = logging.getLogger(__name__)
-_TITLE = "## Shards of one evaluation\n## Criterion: every shard is DONE, and the whole.\n"
+_TITLE = "## Shards of one run\n## Criterion: every shard is DONE, and the whole.\n"
 
 
 def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:

@@ -16,9 +16,9 @@ from typing import IO
 
 from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import LaunchConfig
-from arclab.launch.process import tie_to
 from arclab.runs import slurm
 from arclab.runs.folder import RunDir
+from arclab.runs.tied import tie_to
 
 _FIRST_PORT, _NUM_PORTS = 20000, 20000
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from arclab.config.compose import entry_of, run_main, thaw_run
 from arclab.entries import ENTRIES, load
-from arclab.launch.process import die_with_parent
 from arclab.runs.folder import RunDir
+from arclab.runs.tied import die_with_parent
 
 
 def main(argv: Sequence[str]) -> int:

@@ -111,6 +111,15 @@ class Ending:
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def length(self, row: int) -> int | None:
+        """Tokens up to its end; None: it has none."""
+        return self._length[row]
+
+    def spoken(self, row: int, tokens: list[int], *, is_ended: bool) -> str:
+        """The text of a row's tokens, without its end mark."""
+        is_marked = is_ended and tokens[-1] in self._ends
+        return self._text(tokens[:-1] if is_marked else tokens)
+
     def completion(self, row: int, tokens: list[int], logprobs: list[float]) -> Completion:
         """The reply of a row from all that was generated; what came after its end is dropped."""
         known = self._length[row]

@@ -61,6 +61,17 @@ def load_hf(config: HfModelConfig) -> HfModel:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnTokens:
+    """What follows a row of tokens. ids: as drawn, end mark or stop string included. logprobs: of each, at the temperature that
+    it was drawn at. text: without end mark, with the stop string. is_ended: by one of these; else it was cut."""
+
+    ids: list[int]
+    logprobs: list[float]
+    text: str
+    is_ended: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Sequence:
     """A sample to be generated: which prompt's, which one, its tokens, and how it is drawn."""
 
@@ -137,6 +148,14 @@ class HfModel:
         asked, begun = begun_reply(prompt)
         return "" if begun else opened_thinking(self.tokenizer, self.name, asked, thinking=self.config.thinking)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Tokens as text, special ones left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def is_end(self, token: int) -> bool:
+        """Does this token end a reply?"""
+        return token in self._ends
+
     def reply_ids(self, text: str) -> list[int]:
         """A reply and its end mark."""
         return [*plain_ids(self.tokenizer, text), self._end]
@@ -169,6 +188,32 @@ class HfModel:
                     replies[number] = Reply(completions, len(ids[number]))
                     on_reply(number, replies[number])
         return [replies[number] for number in range(len(prompts))]
+
+    def draw_tokens(self, rows: Sequence[list[int]], samplings: Sequence[Sampling]) -> list[DrawnTokens]:
+        """What follows each row, for training: tokens as they were drawn. Equal rows are computed once. samplings: of each;
+        they may differ in their number of tokens and in their seed. ValueError: a row leaves no room for its tokens."""
+        for ids, sampling in zip(rows, samplings, strict=True):
+            if problem := self._too_long(len(ids), sampling.max_new_tokens):
+                raise ValueError(problem)
+        order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+        first: dict[tuple[int, ...], int] = {}
+        found: dict[int, DrawnTokens] = {}
+        for start in range(0, len(order), self.config.batch_size):
+            numbers = order[start : start + self.config.batch_size]
+            most = max(samplings[number].max_new_tokens for number in numbers)
+            batch = [
+                _Sequence(first.setdefault(tuple(rows[n]), n), 0, rows[n], replace(samplings[n], max_new_tokens=most))
+                for n in numbers
+            ]
+            ending, tokens, logprobs = self._draw_batch(batch, is_tempered=True)
+            for row, number in enumerate(numbers):
+                limit = samplings[number].max_new_tokens
+                length = ending.length(row)
+                is_ended = length is not None and length <= limit
+                kept = length if length is not None and is_ended else limit
+                ids = tokens[row][:kept]
+                found[number] = DrawnTokens(ids, logprobs[row][:kept], ending.spoken(row, ids, is_ended=is_ended), is_ended)
+        return [found[number] for number in range(len(rows))]
 
     def replies_above(self, prompts: Sequence[Prompt], threshold: float, max_new_tokens: int) -> list[Likely]:
         """For every prompt all replies whose probability (at temperature 1, the end mark included) is at least the threshold.
@@ -293,13 +338,20 @@ class HfModel:
         mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return {"input_ids": ids_BT, "attention_mask": mask_BT}
 
-    @torch.no_grad()
     def _generate_batch(self, batch: Sequence[_Sequence]) -> list[Completion]:
+        ending, tokens, logprobs = self._draw_batch(batch, is_tempered=False)
+        return [ending.completion(row, *each) for row, each in enumerate(zip(tokens, logprobs, strict=True))]
+
+    @torch.no_grad()
+    def _draw_batch(
+        self, batch: Sequence[_Sequence], *, is_tempered: bool
+    ) -> tuple[Ending, list[list[int]], list[list[float]]]:  # fmt: skip
+        """How each row ended, its tokens, and their log-probabilities; see Drawing."""
         samplings = [sequence.sampling for sequence in batch]
         inputs = self._padded([sequence.ids for sequence in batch])
         num_prompt = inputs["input_ids"].shape[1]
         seeds = [draw_seed(sequence.sampling.seed, sequence.ids, sequence.sample) for sequence in batch]
-        drawing = Drawing(samplings, seeds)
+        drawing = Drawing(samplings, seeds, is_tempered=is_tempered)
         ending = Ending(self.tokenizer, samplings[0], self._ends, num_prompt, len(batch))
         with self._inference():
             tokens_BT = self._model.generate(
@@ -315,10 +367,7 @@ class HfModel:
                 f"lm.name={self.name} in lm.dtype={self.config.dtype.value} computed what is not a number; use "
                 "lm.dtype=bfloat16 or float32, or check its weights."
             )
-        return [
-            ending.completion(row, tokens, logprobs)
-            for row, (tokens, logprobs) in enumerate(zip(tokens_BT.tolist(), logprobs_BT, strict=True))
-        ]
+        return ending, tokens_BT.tolist(), logprobs_BT
 
     def _read_once(self, batch: Sequence[_Sequence], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The cache of all prompts but their last token, each prompt computed once however many samples it has in the batch."""

@@ -21,6 +21,17 @@ EDITS = {
     "with_program": ("share", "up", "edits that hold a new program"),
     "cut_share": ("share", "down", "edits that ended at sampling.max_new_tokens"),
     "tokens": ("tokens", "none", "tokens of an edit, its end mark included; missing where a server does not tell"),
+    "start_solved_share": ("share", "none", "start programs that the model of the first round's start puts right"),
+    "twin_solved_share": ("share", "none", "start programs that the twin puts right"),
+    "wins": (
+        "share",
+        "up",
+        "of the start programs that the trained model or that of the start alone puts right, those of the trained one; 0 where "
+        "the difference may be chance (p of 0.05 or more), and where the twin has gained",
+    ),
+    "discordant": ("programs", "none", "start programs that one of the two alone puts right: the N of edits/wins"),
+    "p_value": ("probability", "down", "of such a difference by chance (McNemar's exact test, two-sided)"),
+    "twin_p_value": ("probability", "none", "the same of the twin against the model of the start"),
     "thinking_tokens": ("tokens", "none", "tokens of an edit's thinking, estimated by its part of the characters"),
     "solved_per_1000_tokens": ("1/1000 tokens", "up", "start programs put right, by thousand tokens of edits"),
     "value_per_1000_tokens": ("1/1000 tokens", "up", "worth that edits add, by thousand tokens"),

@@ -191,15 +191,20 @@ def until_told(run: RunDir, ranks: Ranks, progress: WorkProgress, work: Callable
     return State.done if is_complete else State.preempted
 
 
-def finish(config: RunConfig, run: RunDir, ranks: Ranks, step: int, conclude: Callable[[], str]) -> State:
-    """DONE, or PREEMPTED if the run was told to end early; the status says so. conclude: makes DONE's message, on rank 0."""
-    is_complete = step == config.num_steps
+def finish(
+    config: RunConfig, run: RunDir, ranks: Ranks, step: int, conclude: Callable[[], str], *, is_complete: bool | None = None,
+    num_steps: int | None = None,
+) -> State:  # fmt: skip
+    """DONE, or PREEMPTED if the run was told to end early; the status says so. conclude: makes DONE's message, on rank 0.
+    is_complete, num_steps: of a run that may be complete before its last step, whose configuration says no number."""
+    is_complete = step == config.num_steps if is_complete is None else is_complete
+    num_steps = config.num_steps if num_steps is None else num_steps
     if ranks.is_main:
         keeper(run)()
         if is_complete:
             run.write_status(State.done, step, conclude())
             log.info("done: %s%s", run.path, hint_for(config, run.path))
         else:
-            run.write_status(State.preempted, step, f"saved at step {step} of {config.num_steps}; the same command continues")
+            run.write_status(State.preempted, step, f"saved at step {step} of {num_steps}; the same command continues")
             log.info("told to end: %s is saved at step %d; the same command continues", run.path, step)
     return State.done if is_complete else State.preempted

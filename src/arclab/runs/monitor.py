@@ -28,10 +28,13 @@ def is_due(health_every: int, step: int) -> bool:
 
 
 class HealthMonitor:
-    """message: the newest verdict as a sentence, for status.json; stop: why the run should stop, or None."""
+    """message: the newest verdict as a sentence, for status.json; stop: why the run should stop, or None. key: the node of the
+    configuration that stop_when_unhealthy stands in."""
 
-    def __init__(self, rules: HealthRules, health_every: int, rows: Sequence[Row], step: int) -> None:
-        self.rules, self._health_every = rules, health_every
+    def __init__(
+        self, rules: HealthRules, health_every: int, rows: Sequence[Row], step: int, key: str = "trainer"
+    ) -> None:  # fmt: skip
+        self._key, self.rules, self._health_every = key, rules, health_every
         self.message, self.stop = "", None
         self._rows = self._window([row for row in rows if row["_step"] <= step], step)
         self._thinned_at = step
@@ -51,7 +54,7 @@ class HealthMonitor:
         self.message = f"step {step}: {verdict}"
         log.info("%s", self.message)
         reason = self.rules.stop_reason(verdict, self._last_bad)
-        self.stop = f"{self.message} (stopped by trainer.stop_when_unhealthy=true)" if reason else None
+        self.stop = f"{self.message} (stopped by {self._key}.stop_when_unhealthy=true)" if reason else None
         self._last_bad = verdict.kind.value if verdict.level is Level.bad else None
         return verdict
 

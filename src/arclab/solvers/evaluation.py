@@ -1,6 +1,6 @@
 """The life of an evaluation whose solver asks a language model: configuration -> model, sandbox, solver -> results.
 
-    def make(folder): return Method(check=..., solve=..., facts=..., record=..., stamps=..., warn=...)
+    def make(folder): return Method(check=..., solve=..., facts=..., record=..., stamps=..., warn=..., stores=...)
     exit_status = evaluate_with_model(config, None, make)        # of evaluate.py solver=program_sampling, tree_search
 
 What the method draws it keeps in the run's folder as it comes: the same command goes on after a kill, or where it was told to
@@ -12,20 +12,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from arclab.config.compose import ConfigError, flat
-from arclab.config.llm_schema import HOW_MODELS_RUN, EvaluateLmConfig, EvaluateWithProgramsConfig, Isolation
+from arclab.config.llm_schema import (
+    HOW_MODELS_RUN,
+    EndpointModelConfig,
+    EvaluateLmConfig,
+    EvaluateWithProgramsConfig,
+    Isolation,
+)
 from arclab.config.run import DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.data.shares import share_of
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
+from arclab.lm.endpoint.started import started_model
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import LanguageModel, num_parameters
 from arclab.lm.models import load_language_model
@@ -40,7 +45,7 @@ from arclab.runs.lock import keeper
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.worklist import ItemKind
-from arclab.solvers.shards import ShardRecord, begin_with_whole, merge_shards, parts_to_solve, write_merge_time
+from arclab.solvers.shards import ShardRecord, begin_with_whole, choose_gpu, merge_shards, parts_to_solve, write_merge_time
 
 log = logging.getLogger(__name__)
 _NAMED_TASKS = 20  # on the console; the report has them all
@@ -119,8 +124,8 @@ def _evaluate(
         has_programs = isinstance(config, EvaluateWithProgramsConfig)
         sandbox = stack.enter_context(open_sandbox(config.sandbox)) if has_programs else None
         if config.launch.shard is not None:
-            _choose_gpu(config.launch.shard)
-        model = load_language_model(config.lm)
+            choose_gpu(config.launch.shard)
+        model = stack.enter_context(_opened(config, run.path))
         with folder.held(config, notes), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, num_to_solve(config, tasks))
 
@@ -146,6 +151,13 @@ def _evaluate(
             return until_told(run, ranks, progress, work)
 
 
+def _opened(config: EvaluateLmConfig, folder: Path) -> AbstractContextManager[LanguageModel]:
+    if config.launch.server is None:
+        return nullcontext(load_language_model(config.lm))
+    assert isinstance(config.lm, EndpointModelConfig)
+    return started_model(config.lm, config.launch, folder)
+
+
 def num_to_solve(config: EvaluateLmConfig, tasks: Sequence[ArcTask]) -> int:
     launch = config.launch
     return len(tasks) if launch.shard is None else len(share_of(tasks, launch.shard, launch.shards))
@@ -163,12 +175,6 @@ def _solve_share(config: EvaluateLmConfig, tasks: Sequence[ArcTask], method: Met
     if is_new:  # else its time says nothing
         record.write()
     return f"shard {config.launch.shard} of {config.launch.shards}: {solved} tasks"
-
-
-def _choose_gpu(number: int) -> None:
-    """Shards that share a machine take its GPUs in turn. A job that was given one of its own sees no other."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def _look_at(attempts: Attempts, model: LanguageModel, num_tasks: int) -> None:

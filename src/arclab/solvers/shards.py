@@ -1,11 +1,14 @@
-"""An evaluation in shards: which tasks each process solves, and how what they drew becomes one.
+"""An evaluation, or a stage of self_improve.py, in shards: which tasks each process solves, and how what they drew becomes one.
 
     for part in parts_to_solve(tasks, config, folder): ...       # with launch.steal also tasks of others
     merge_shards(config, folder, {"samples.jsonl": KIND})        # everything that the shards drew, in the whole's folder
 
+    tasks = tasks_of_stage(tasks, config)                        # a stage: the shard's, or all
+    begin_stage(config, folder, {"trees/*.jsonl": KIND})         # before it draws what its folder lacks
+
 A shard keeps what it draws in its own folder, FOLDER/shards/NUMBER_of_COUNT, and scores nothing. The whole merges the shards'
-files into its own and goes on as if it had drawn all of them itself: what is missing would be drawn then. arclab.launch.shards
-starts the processes.
+files into its own and goes on as if it had drawn all of them itself: what is missing would be drawn then. A stage's manifest is
+the whole's. arclab.launch.shards starts the processes.
 """
 
 from __future__ import annotations
@@ -14,18 +17,24 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import torch
 
 from arclab.config.compose import ConfigError, thaw_run
 from arclab.config.launch_schema import SHARDS
 from arclab.config.llm_schema import EvaluateLmConfig
+from arclab.config.run import RunConfig
+from arclab.config.stages_schema import StagedConfig
 from arclab.data.shares import expected_cost, share_of
 from arclab.data.tasks import ArcTask
 from arclab.files import naming, write_atomically
 from arclab.results.attempts import Attempts
+from arclab.runs import slurm
 from arclab.runs.folder import RunDir, State
+from arclab.runs.stages import Made
 from arclab.runs.worklist import ItemKind, merge
 
 CLAIMS, RECORD, MERGE_RECORD = "claims", "shard.json", "merge.json"
@@ -71,12 +80,12 @@ class Claims:
 
 class ShardRecord:
     """What a shard measures of itself, in shard.json of its folder: for arclab.launch.queue.simulate. start_s: from the start
-    of its process to its first task."""
+    of its job to its first task."""
 
     def __init__(self, folder: Path) -> None:
         self._path, self._begun_s = folder / RECORD, time.time()
         self._record = {"tasks": 0, "cost": 0.0, "programs": 0.0, "tokens": 0.0, "solve_s": 0.0}
-        self._start_s = self._begun_s - psutil.Process().create_time()
+        self._start_s = self._begun_s - _job_began_s()
 
     def add(self, part: Sequence[ArcTask], attempts: Attempts) -> None:
         counted = attempts.statistics
@@ -90,7 +99,7 @@ class ShardRecord:
         write_atomically(self._path, json.dumps(record, indent=1) + "\n")
 
 
-def merge_shards(config: EvaluateLmConfig, whole: Path, stores: Mapping[str, ItemKind]) -> None:
+def merge_shards(config: RunConfig, whole: Path, stores: Mapping[str, ItemKind]) -> None:
     """Adds what all shards drew to the whole's own files. stores: {pattern of files below the folder: what they hold}.
     ConfigError: a shard is not DONE, or was made with other settings."""
     folders = [config.launch.shard_folder(whole, number) for number in range(config.launch.shards)]
@@ -106,10 +115,48 @@ def merge_shards(config: EvaluateLmConfig, whole: Path, stores: Mapping[str, Ite
             merge(paths, target, kind)
 
 
+def tasks_of_stage(tasks: tuple[ArcTask, ...], config: StagedConfig) -> tuple[ArcTask, ...]:
+    """What this process draws for. ValueError: more shards than tasks."""
+    launch = config.launch
+    return tasks if launch.shard is None else share_of(tasks, launch.shard, launch.shards)
+
+
+def begin_stage(config: StagedConfig, folder: Path, stores: Mapping[str, ItemKind]) -> None:
+    """What has been drawn already comes into the stage's folder. ConfigError: see merge_shards."""
+    if config.launch.shard is not None:
+        begin_with_whole(folder, config.whole_folder, stores)
+        choose_gpu(config.launch.shard)
+    elif config.launch.is_divided:
+        merge_shards(config, folder, stores)
+
+
+def made_by_shard(config: StagedConfig, num_tasks: int) -> Made:
+    """Its files are for the whole, which reads them; nobody else does."""
+    told = f"shard {config.launch.shard} of {config.launch.shards}: {num_tasks} tasks"
+    return Made(outputs=(), counts={"tasks": float(num_tasks)}, message=told)
+
+
+def choose_gpu(number: int) -> None:
+    """Shards that share a machine take its GPUs in turn. A job that was given one of its own sees no other."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
 def write_merge_time(whole: Path) -> None:
-    """How long the whole took that scored the shards, from the start of its process."""
-    seconds = time.time() - psutil.Process().create_time()
+    """How long the whole took that scored the shards, from the start of its job."""
+    seconds = time.time() - _job_began_s()
     write_atomically(whole / MERGE_RECORD, json.dumps({"seconds": seconds}) + "\n")
+
+
+def _job_began_s() -> float:
+    """When the program began that started this process: what SLURM runs, or torchrun (on this machine a job begins long before,
+    and waits for its place); or this process, if nobody started it so."""
+    starter, process = "submitit" if slurm.job_id() else "torch.distributed.run", psutil.Process()
+    found = [process.create_time()]
+    for parent in process.parents():
+        with suppress(psutil.Error):
+            found += [parent.create_time()] if starter in " ".join(parent.cmdline()) else []
+    return min(found)
 
 
 def begin_with_whole(folder: Path, whole: Path, stores: Mapping[str, ItemKind]) -> None:

@@ -4,7 +4,7 @@
         found = tool.search(["capital of Peru"])                          # [[Found, ...]]
     tool = SearchTool("http://127.0.0.1:8001", top_k=3)
 
-A server that is started is asked for its health until it is ready. If it dies it is started again at the same address, a few
+A server that is started is watched (arclab.runs.watched): if it dies or hangs it is started again at the same address, a few
 times; what is asked meanwhile waits for it. A server that does not answer is a SearchDown, which names the remedy: a rollout
 that needs it is marked, and the run goes on unless all of them are.
 """
@@ -12,10 +12,7 @@ that needs it is marked, and the run goes on unless all of them are.
 from __future__ import annotations
 
 import logging
-import select
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +22,15 @@ from typing import Any
 import httpx
 
 from arclab.config.text_schema import START, SearchConfig
-from arclab.files import DamagedFile, parse_object, read_text, require_kinds
+from arclab.files import DamagedFile, parse_object, require_kinds
+from arclab.runs.watched import WatchedServer, Wished
 from arclab.text.search_index import Found
 
 _START_S = 600.0  # to index a large file
 _WAIT_S = 30.0  # for a server that is being started again
 _TIMEOUT_S = 60.0  # of one answer
-_MOST_STARTS = 5
+_SILENT_S = 60.0
+_RESTARTS = 5
 _PAUSE_S = 0.2
 log = logging.getLogger(__name__)
 
@@ -101,10 +100,18 @@ def search_tool(config: SearchConfig, documents: Path | None, log_file: Path) ->
         yield tool
         return
     assert documents is not None
-    with _Watched(documents, log_file) as url:
-        tool = SearchTool(url, config.top_k)
-        log.info("the search tool %s has %d documents", url, _require(tool))
+    with WatchedServer(_wished(documents, log_file)) as server:
+        tool = SearchTool(server.start(), config.top_k)
+        log.info("the search tool %s has %d documents", tool.url, _require(tool))
         yield tool
+
+
+def _wished(documents: Path, log_file: Path) -> Wished:
+    command = [sys.executable, "-m", "arclab.text.search_server", str(documents), "--port"]
+    return Wished(
+        name="the search tool", command=lambda port: [*command, str(port)], log_file=log_file, health=("/health",),
+        start_s=_START_S, silent_s=_SILENT_S, restarts=_RESTARTS,
+    )  # fmt: skip
 
 
 def _require(tool: SearchTool) -> int:
@@ -112,61 +119,3 @@ def _require(tool: SearchTool) -> int:
         return tool.require_health()
     except (SearchDown, DamagedFile) as error:
         raise ValueError(f"dataset.search: {str(error).rstrip('.')}.") from error
-
-
-class _Watched:
-    """A server in a process of its own, started again if it dies."""
-
-    def __init__(self, documents: Path, log_file: Path) -> None:
-        self._documents, self._log_file = documents, log_file
-        self._is_closing = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._port = 0
-
-    def __enter__(self) -> str:
-        url = self._start()
-        self._port = int(url.rpartition(":")[2])
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-        return url
-
-    def __exit__(self, *_: object) -> None:
-        self._is_closing.set()
-        if self._process is not None:
-            self._process.kill()
-        self._watcher.join()
-
-    def _start(self) -> str:
-        command = [sys.executable, "-m", "arclab.text.search_server", str(self._documents)]
-        with self._log_file.open("ab") as errors:
-            process = subprocess.Popen(
-                [*command, "--port", str(self._port), "--with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=errors, start_new_session=True,
-            )  # fmt: skip
-        self._process = process
-        assert process.stdout is not None
-        is_said = select.select([process.stdout], [], [], _START_S)[0]
-        said = process.stdout.readline().decode().strip() if is_said else ""
-        if not said:
-            process.kill()
-            process.wait()
-            lines = read_text(self._log_file).strip().splitlines()
-            raise ValueError(f"the search tool did not start ({lines[-1].rstrip('.') if lines else 'it says nothing'}).")
-        return said
-
-    def _watch(self) -> None:
-        for number in range(_MOST_STARTS + 1):
-            assert self._process is not None
-            status = self._process.wait()
-            if self._is_closing.is_set():
-                return
-            if number == _MOST_STARTS:
-                log.error("the search tool ended %d times and is not started again; see %s", number + 1, self._log_file)
-                return
-            log.warning("the search tool ended (status %d) and is started again; see %s", status, self._log_file)
-            try:
-                self._start()
-            except (OSError, ValueError) as error:
-                log.warning("%s", error)
-            if self._is_closing.is_set():
-                self._process.kill()

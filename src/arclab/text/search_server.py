@@ -6,7 +6,7 @@
     POST /search  {"queries": ["a", "b"], "top_k": 3}    {"results": [[{"title": ..., "text": ..., "score": ...}, ...], ...]}
 
 It says its address in one line when it is ready (port 0: a free one) and listens on this machine alone, unless told --host. It
-asks nobody who they are. --with-parent: it ends when its standard input does, so that it does not outlive who started it.
+asks nobody who they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import logging
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,20 +79,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("documents", type=Path, help="a JSONL file with title and text")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8001, help="port to listen on (8001; 0: a free one)")
-    parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
     given = parser.parse_args(argv)
     index = SearchIndex(read_documents(given.documents))
     server = serve(index, given.host, given.port)
-    if given.with_parent:
-        threading.Thread(target=_end_with_input, args=(server,), daemon=True).start()
     sys.stdout.write(f"http://{given.host}:{server.server_port}\n")
     sys.stdout.flush()
     server.serve_forever()
-
-
-def _end_with_input(server: ThreadingHTTPServer) -> None:
-    sys.stdin.read()
-    server.shutdown()
 
 
 if __name__ == "__main__":

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from arclab.config.program_edit_grpo_schema import ThinkingConfig
+from arclab.lm.hf import DrawnTokens
 from arclab.lm.language_model import FinishReason, Message, Prompt, Sampling
 from arclab.lm.scripted import ScriptedModel
-from arclab.methods.program_edit.budget import CLOSE, OPEN, WAIT, ForcedReply, Piece, ThinkingBudget, labelled, think_within
+from arclab.methods.program_edit.budget import (
+    CLOSE,
+    OPEN,
+    WAIT,
+    ForcedReply,
+    Piece,
+    ThinkingBudget,
+    labelled,
+    think_in_samples,
+    think_tokens,
+    think_within,
+    to_budget,
+)
 
 SAMPLING = Sampling(50, 1.0, 1.0, 0, 0.0, (), 7)
 QUESTION: Prompt = (Message("user", "what"),)
@@ -99,3 +113,65 @@ def test_prompts_go_their_own_ways_and_problems_are_told() -> None:
     for low, high, waits in ((5, 4, 0), (0, 0, 0), (0, 5, -1)):
         with pytest.raises(ValueError, match="must be"):
             ThinkingBudget(min_tokens=low, max_tokens=high, num_waits=waits)
+
+
+class Tokens:
+    """A model whose tokens are characters, and which says what it is told to, by the number of Waits before."""
+
+    def __init__(self, thoughts: list[str]) -> None:
+        self.thoughts, self.asked, self.tokenizer = thoughts, list[tuple[int, int]](), self
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        return [ord(c) for c in text]
+
+    def text_of(self, ids: list[int]) -> str:
+        return "".join(chr(i) for i in ids if i)
+
+    def draw_tokens(self, rows: list[list[int]], samplings: list[Sampling]) -> list[DrawnTokens]:
+        found = []
+        for row, sampling in zip(rows, samplings, strict=True):
+            self.asked.append((sampling.max_new_tokens, sampling.seed))
+            begun = self.text_of(row)
+            said = "so 4" if CLOSE in begun else self.thoughts[min(begun.count(WAIT), len(self.thoughts) - 1)]
+            ids = [*map(ord, said), *([] if CLOSE in said else [0])][: sampling.max_new_tokens]
+            is_ended = ids[-1] == 0 or (said.endswith(CLOSE) and len(ids) == len(said))
+            found.append(DrawnTokens(ids, [-1.0] * len(ids), self.text_of(ids), is_ended))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "low", "high", "text"),
+    [
+        ([f"one{CLOSE}", f"two{CLOSE}"], 40, 90, f"{OPEN}one{WAIT}two{CLOSE}so 4"),  # one Wait is all that it may have
+        ([f"Wait, one{CLOSE}"], 3, 90, f"{OPEN}Wait, one{CLOSE}so 4"),  # long enough, and it looked back
+        (["one two three"], 0, 7, f"{OPEN}one two\n{CLOSE}so 4"),  # at the cap
+        (["Wait, I am"], 3, 90, f"{OPEN}Wait, I am\n{CLOSE}so 4"),  # it ended its turn within its thinking
+    ],
+)
+def test_what_was_put_in_is_no_part_of_the_policy(thoughts: list[str], low: int, high: int, text: str) -> None:
+    model = Tokens(thoughts)
+    budget = ThinkingBudget(min_tokens=low, max_tokens=high, num_waits=1)
+    samplings = [Sampling(9, 1.0, 1.0, 0, 0.0, (), seed) for seed in (3, 4)]
+    first, second = think_tokens(model, [[65], [66]], samplings, budget)  # type: ignore[arg-type]
+    assert first.text == second.text == text and model.text_of(first.ids) == text and first.is_ended
+    drawn = "".join(chr(i) for i, own in zip(first.ids, first.is_drawn, strict=True) if own and i)
+    put_in = "".join(chr(i) for i, own in zip(first.ids, first.is_drawn, strict=True) if not own)
+    assert put_in == OPEN + WAIT * first.num_waits + (f"\n{CLOSE}" if f"\n{CLOSE}" in text else "")
+    assert len(drawn) + len(put_in) == len(text)
+    assert all((value == 0.0) is not own for value, own in zip(first.logprobs, first.is_drawn, strict=True))
+    assert {seed for _, seed in model.asked} == {3, 4} and model.asked[-1][0] == 9 and model.asked[0][0] == high
+
+
+def test_samples_of_a_prompt_differ_and_hold_the_whole_reply() -> None:
+    seeds: list[int] = []
+
+    class Noting(ScriptedModel):
+        def generate(self, prompts, num_samples, sampling, on_reply=lambda number, reply: None):  # type: ignore[no-untyped-def]
+            seeds.extend(each.seed for each in sampling)
+            return super().generate(prompts, num_samples, sampling, on_reply)
+
+    model = Noting(stub(["one"])._replies)
+    wished = ThinkingConfig(min_tokens=9, max_tokens=20, num_waits=1)
+    (reply,) = think_in_samples(model, [QUESTION], 2, SAMPLING, to_budget(wished))
+    assert [each.text for each in reply.completions] == [f"{OPEN}one{WAIT}one{CLOSE}so 4"] * 2 and len(set(seeds)) == 4
+    assert reply.completions[0].num_tokens == 2 * 2 + 3  # what it wrote itself: two thoughts, an answer, and their ends

@@ -15,6 +15,7 @@ from arclab.files import read_object
 from arclab.launch.start import start
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
+from arclab.methods.program_edit.budget import CLOSE, WAIT
 from arclab.methods.program_edit.editing import read_records
 from arclab.programs.sandbox.pool import Sandbox
 from arclab.solvers import evaluation
@@ -116,6 +117,21 @@ def test_it_goes_on_with_what_is_kept_and_prompts_may_be_silent(
     assert not any("examples are right" in text for text, _ in first.asked)
     with pytest.raises(ConfigError, match="num_samples=2, now"):
         evaluated(monkeypatch, sandbox, tmp_path / "a", Editor(), "prompt.report=false", "solver.num_samples=3")
+
+
+def test_a_budget_of_thinking_holds_for_edits(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, tmp_path: Path) -> None:
+    """The model closes its thinking at once: Wait is put in, once, and then it edits."""
+
+    def reply(prompt: Prompt, number: int) -> str:
+        if "## The program so far" not in prompt[0].content:
+            return f"```python\n{FIRST}\n```"
+        return f"```python\n{ROWS}\n```" if CLOSE in prompt[-1].content else f"turn{CLOSE}"
+
+    think = "think={min_tokens: 9, max_tokens: 20, num_waits: 1}"
+    evaluated(monkeypatch, sandbox, tmp_path / "a", ScriptedModel(reply), think, "solver.turns=1", tasks=(TURNED,))
+    records = read_records(tmp_path / "a/edits.jsonl")
+    assert records and {record.thinking for record in records} == {f"turn{WAIT}turn"}
+    assert {record.source for record in records} == {ROWS}
 
 
 def test_what_cannot_be_tried_or_asked_for_is_said(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arclab.config.compose import ConfigError
+from arclab.config.compose import ConfigError, compose_run
 from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, Pair
 from arclab.files import read_lines, read_object
@@ -21,6 +21,7 @@ from arclab.methods.program_edit import evaluate as evaluate_module
 from arclab.methods.program_edit import sample as sample_module
 from arclab.methods.program_edit.editing import read_records
 from arclab.methods.program_edit.population import Population
+from arclab.methods.program_edit.run import improve
 from arclab.programs.toy import solution
 from arclab.runs.folder import RunDir, State
 from arclab.runs.stages import MANIFEST, read_counts
@@ -98,6 +99,23 @@ def test_a_killed_sample_goes_on_to_the_same_edits(command: list[str], tmp_path:
     edits.write_text("".join(lines[:-2]))  # as a kill would leave it
     assert stage(command, "sample") == 0 and len(added) == 8 + 4 + 16
     assert [record.to_json() for record in read_records(edits)] == whole
+
+
+def test_merged_shards_are_what_one_process_samples(command: list[str], tmp_path: Path) -> None:
+    config = compose_run("self_improve_program_edit", [*changed(command, "name=b"), "stage=sample", "launch.shards=2"])
+    for number in (1, 0):
+        assert stage(changed(command, "name=b"), "sample", "launch.shards=2", f"launch.shard={number}") == 0
+        shard = config.launch.shard_folder(config.folder, number)
+        assert not (shard / "programs.jsonl").exists() and read_counts(shard)["tasks"] in (1.0, 2.0)
+    edits = sorted(line for path in config.folder.glob("shards/*/edits.jsonl") for line in path.read_text().splitlines()[1:])
+    assert improve(config, None) == 0
+    assert stage(command, "sample") == 0
+    for name in ("edits.jsonl", "programs.jsonl"):
+        assert (config.folder / name).read_bytes() == (folder(tmp_path, "sample") / name).read_bytes(), name
+    assert edits == sorted((config.folder / "edits.jsonl").read_text().splitlines()[1:]), "nothing is drawn twice"
+    one, two = (read_object(path / MANIFEST) for path in (folder(tmp_path, "sample"), config.folder))
+    assert one["counts"] == two["counts"] and one["outputs"] == two["outputs"]
+    assert stage(changed(command, "name=b"), "select") == 0
 
 
 def test_a_model_is_asked_for_drafts_and_edits(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +237,9 @@ def test_a_round_trains_a_model_and_scores_it(command: list[str], tmp_path: Path
         (["select.top_k=0"], "select.top_k=0 must be at least 1"),
         (["stage=select", "round=-1"], "round=-1 must be at least 0"),
         (["launch.cpus=2"], "runs in one process"),
+        (["stage=select", "launch.shards=2"], "which stage=sample can do here and stage=select cannot; set launch.shards=1"),
+        (["stage=round", "launch.shards=2"], "stage=round cannot"),
+        (["stage=sample", "launch.shards=2", "launch.steal=true"], "launch.steal=true is for evaluations"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(command: list[str], change: list[str], said: str) -> None:

@@ -4,11 +4,11 @@
     replies = model.generate(prompts, num_samples=8, sampling=sampling)
 
 Every setting of Sampling is sent, neutral ones too, since servers fill what is left open from the model's generation_config.
-Servers differ in how they are told (endpoint_dialects.py); the first request finds out. If only plain OpenAI parameters are
-understood, neutral top_k and min_p are left out with a warning, and others are an error. What newer models refuse of OpenAI's
-own (a seed, a temperature) is left out for as long as the model lives, with a warning and in Reply.not_sent. Samples that a
-server does not draw together (n) are requests of their own, with seeds derived from (seed, prompt, sample); how far a server
-keeps to a seed is up to it.
+Servers differ in how they are told (dialects.py); the first request finds out, and several of one model are taken to be alike.
+If only plain OpenAI parameters are understood, neutral top_k and min_p are left out with a warning, and others are an error.
+What newer models refuse of OpenAI's own (a seed, a temperature) is left out for as long as the model lives, with a warning and
+in Reply.not_sent. Samples that a server does not draw together (n) are requests of their own, with seeds derived from (seed,
+prompt, sample); how far a server keeps to a seed is up to it.
 
 A request that fails for good does not cost the others their replies: they are told of before the error is raised. A reply that
 ended for another reason than its end or its length (an abort), or an answer that is none, counts as a failure, which may pass.
@@ -34,14 +34,15 @@ from arclab.config.llm_schema import EndpointModelConfig
 from arclab.lm.endpoint.answers import Answer
 from arclab.lm.endpoint.dialects import DIALECTS, Dialect
 from arclab.lm.endpoint.http import EndpointError, connect
-from arclab.lm.endpoint.server import Refused, Server
+from arclab.lm.endpoint.server import Refused, Server, Watch
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, Samplings, begun_reply, ignore, sampling_of_each
 
 Found = list[tuple[int, Answer]]  # of a prompt: the first sample of each request, and what it brought
 
 
-def load_endpoint(config: EndpointModelConfig) -> EndpointModel:
-    """EndpointError: an address or a proxy that cannot be used, or the environment variable of the key is not set."""
+def load_endpoint(config: EndpointModelConfig, watch: Watch | None = None) -> EndpointModel:
+    """watch: of the server, if this process has started it.
+    EndpointError: an address or a proxy that cannot be used, or the environment variable of the key is not set."""
     for problem in config.check("lm"):
         raise EndpointError(problem)
     key = None
@@ -53,7 +54,7 @@ def load_endpoint(config: EndpointModelConfig) -> EndpointModel:
                 f"the variable that lm.api_key_env names {wrong}; export it with the server's key, or use "
                 "lm.api_key_env=null for a server that wants none."
             )
-    return EndpointModel(Server(config, connect(config.base_url, key)))
+    return EndpointModel(Server(config, [connect(url, key) for url in config.addresses], watch))
 
 
 @dataclass(frozen=True, slots=True)

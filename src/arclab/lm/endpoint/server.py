@@ -1,10 +1,11 @@
-"""One request to a server that speaks OpenAI's protocol, sent until it is answered, refused, or has failed too often.
+"""One request to servers that speak OpenAI's protocol, sent until it is answered, refused, or has failed too often.
 
-    server = Server(config, connect(config.base_url, key))
+    server = Server(config, [connect(url, key) for url in config.addresses])
     answer = server.ask(prompt, first=0, count=8, sampling=sampling, dialect=DIALECTS[0])
 
-A field that the server says it does not know is left out from then on, with a warning. Which dialect it speaks, and how samples
-are dealt out to requests, is decided in endpoint.py.
+Several addresses are asked in turn; one that fails again and again is left out while there is another. A field that a server
+says it does not know is left out from then on, with a warning. Which dialect they speak, and how samples are dealt out to
+requests, is decided in model.py.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from arclab.config.llm_schema import EndpointModelConfig
@@ -24,8 +25,10 @@ from arclab.lm.endpoint.answers import Answer, Filtered, code_of, is_about_filte
 from arclab.lm.endpoint.dialects import OPTIONAL, Dialect, not_sent, request_fields, unknown_fields
 from arclab.lm.endpoint.http import Connection, EndpointError, NoReply, Response, fetch
 from arclab.lm.language_model import Prompt, Sampling
+from arclab.runs.watched import ServerDown
 
 _LONGEST_WAIT_S = 300.0
+_NOTICED_S = 1.0  # until the end of a server that this process has started is known here
 # An answer: so much for what is around the replies, so much for a token (with its log-probability and escapes), never more than
 # this.
 _BYTES_AROUND, _BYTES_PER_TOKEN, _MAX_BYTES = 2**20, 512, 2**28
@@ -44,12 +47,22 @@ class Refused(EndpointError):
     """Status 400 or 422: perhaps only because of a parameter, or of this prompt."""
 
 
-class Server:
-    """May be asked by several threads at once. giving_up: what waits to be sent again is not. stopped: what is under way is cut
-    off."""
+class Watch(Protocol):
+    """What is known of a server that this process has started: arclab.runs.watched.WatchedServer."""
 
-    def __init__(self, config: EndpointModelConfig, connection: Connection) -> None:
-        self.config, self._connection = config, connection
+    @property
+    def num_starts(self) -> int: ...
+
+    def wait_until_up(self, is_given_up: Callable[[], bool]) -> None: ...
+
+
+class Server:
+    """May be asked by several threads at once. connections: of servers of the same model. watch: of the only one, if this
+    process has started it: what fails because it is started again is sent again, and counts for nothing. giving_up: what waits
+    to be sent again is not. stopped: what is under way is cut off."""
+
+    def __init__(self, config: EndpointModelConfig, connections: Sequence[Connection], watch: Watch | None = None) -> None:
+        self.config, self._in_turn, self._watch = config, InTurn(connections, config.max_retries), watch
         self.giving_up, self.stopped = threading.Event(), threading.Event()
         self._unknown: frozenset[str] = frozenset()  # fields that it refuses
         self._warned: set[str] = set()
@@ -60,18 +73,42 @@ class Server:
         failed too often."""
         num_attempts = 0
         while True:
+            connection, num_starts = self._in_turn.next(), self._watch.num_starts if self._watch else 0
             try:
-                return self._attempt(prompt, first, count, sampling, dialect)
+                answer = self._attempt(connection, prompt, first, count, sampling, dialect)
+                self._in_turn.answered(connection)
+                return answer
             except NoReply as error:
+                said = self._hidden(str(error), connection)
+                if self._in_turn.failed(connection, said):
+                    num_attempts = 0
+                    continue
                 wait_s = min(max(self.config.backoff_s * 2**num_attempts, error.wait_s), _LONGEST_WAIT_S)
                 num_attempts += 1
-                if num_attempts > self.config.max_retries or self.giving_up.wait(wait_s):
-                    return self._failed(error, num_attempts)
-                log.info("%s: %s; it is asked again", self.config.base_url, self._hidden(str(error)))
+                is_last = num_attempts > self.config.max_retries
+                if self._watch is not None:
+                    self.giving_up.wait(max(wait_s, _NOTICED_S))
+                elif not is_last:
+                    self.giving_up.wait(wait_s)
+                if self._is_another_since(num_starts):
+                    num_attempts = 0
+                elif is_last or self.giving_up.is_set():
+                    return self._failed(connection, error, num_attempts)
+                log.info("%s: %s; it is asked again", connection.base_url, said)
 
-    def _failed(self, error: NoReply, num_attempts: int) -> Answer:
+    def _is_another_since(self, num_starts: int) -> bool:
+        """Has the server been started again since? Waits while it is. EndpointError: it is not any more."""
+        if self._watch is None or self.giving_up.is_set():
+            return False
+        try:
+            self._watch.wait_until_up(self.giving_up.is_set)
+        except ServerDown as error:
+            raise EndpointError(str(error)) from error
+        return self._watch.num_starts > num_starts
+
+    def _failed(self, connection: Connection, error: NoReply, num_attempts: int) -> Answer:
         """A prompt whose every reply is filtered is no error."""
-        url, reason = f"{self.config.base_url}{self._connection.route}", self._hidden(str(error))
+        url, reason = f"{connection.base_url}{connection.route}", self._hidden(str(error), connection)
         if isinstance(error, Filtered):
             return Answer((), None, refused=f"the filter of the server {url} keeps every reply to the prompt back ({reason}).")
         remedy = error.remedy or (
@@ -79,7 +116,9 @@ class Server:
         )
         raise EndpointError(f"the server {url} failed {num_attempts} times, at last with: {reason}; {remedy}.") from error
 
-    def _attempt(self, prompt: Prompt, first: int, count: int, sampling: Sampling, dialect: Dialect) -> Answer:
+    def _attempt(
+        self, connection: Connection, prompt: Prompt, first: int, count: int, sampling: Sampling, dialect: Dialect
+    ) -> Answer:
         max_bytes = min(_BYTES_AROUND + _BYTES_PER_TOKEN * count * sampling.max_new_tokens, _MAX_BYTES)
         while True:
             unknown = self._unknown
@@ -88,7 +127,7 @@ class Server:
                 thinking=self.config.thinking,
             )  # fmt: skip
             response = fetch(
-                self._connection,
+                connection,
                 "/chat/completions",
                 fields,
                 timeout_s=self.config.timeout_s,
@@ -98,8 +137,8 @@ class Server:
             if 200 <= response.status < 300:
                 answer = read_answer(response.body, count, sampling, self.config.thinking)
                 return replace(self._within_context(answer, sampling), not_sent=not_sent(dialect, unknown))
-            if not self._learns(response, fields):
-                return self._refused(response)
+            if not self._learns(connection, response, fields):
+                return self._refused(connection, response)
 
     def _within_context(self, answer: Answer, sampling: Sampling) -> Answer:
         if any(completion.opened for completion in answer.completions):
@@ -119,14 +158,14 @@ class Server:
         )
         return Answer((), num_prompt, problem)
 
-    def _learns(self, response: Response, fields: Mapping[str, Any]) -> bool:
+    def _learns(self, connection: Connection, response: Response, fields: Mapping[str, Any]) -> bool:
         """Whether the refusal names fields that can be left out. Each is sent no more."""
         if response.status not in (*_NO_SUCH_PARAMETER, 403):
             return False
         found = unknown_fields(words_of(response.body, 4000), fields)
         for name in sorted(found):
             self.warn(
-                name, "%s takes no %s (%s): %s.", self.config.base_url, name, self._said(response), OPTIONAL[name],
+                name, "%s takes no %s (%s): %s.", connection.base_url, name, self._said(response, connection), OPTIONAL[name],
             )  # fmt: skip
         with self._lock:
             self._unknown |= found
@@ -140,10 +179,10 @@ class Server:
         if is_new:
             log.warning(message, *arguments)
 
-    def _refused(self, response: Response) -> Answer:
+    def _refused(self, connection: Connection, response: Response) -> Answer:
         """What asking again would not change, but for NoReply. A prompt that is too long, or filtered, is no error."""
-        status, said = response.status, self._said(response)
-        where = f"{self.config.base_url}{self._connection.route}"
+        status, said = response.status, self._said(response, connection)
+        where = f"{connection.base_url}{connection.route}"
         if status in _MAY_PASS or status >= 500:
             raise NoReply(f"status {status}: {said}", wait_s=_retry_after_s(response))
         if status < 400:
@@ -164,28 +203,25 @@ class Server:
             raise EndpointError(f"the server {where} denies access (status {status}: {said}); {remedy}.")
         if status == 404:
             raise EndpointError(
-                f"the server {where} has no lm.name={self.config.name} (status 404: {said}); {self._offered()}."
+                f"the server {where} has no lm.name={self.config.name} (status 404: {said}); {self._offered(connection)}."
             )
         kind = Refused if status in _NO_SUCH_PARAMETER else EndpointError
         raise kind(
             f"the server {where} refuses the request (status {status}: {said}); check lm.name and the sampling settings."
         )
 
-    def _said(self, response: Response) -> str:
+    def _said(self, response: Response, connection: Connection) -> str:
         """The server's own words, on one line."""
-        return self._hidden(words_of(response.body)) or "it says nothing"
+        return self._hidden(words_of(response.body), connection) or "it says nothing"
 
-    def _hidden(self, text: str) -> str:
+    def _hidden(self, text: str, connection: Connection) -> str:
         """Some servers repeat the key."""
-        key = self._connection.key
-        return text.replace(key, "***") if key else text
+        return text.replace(connection.key, "***") if connection.key else text
 
-    def _offered(self) -> str:
+    def _offered(self, connection: Connection) -> str:
         """The list is only a help, and may be anything."""
         try:
-            response = fetch(
-                self._connection, "/models", timeout_s=self.config.timeout_s, max_bytes=_BYTES_AROUND, stop=self.stopped
-            )
+            response = fetch(connection, "/models", timeout_s=self.config.timeout_s, max_bytes=_BYTES_AROUND, stop=self.stopped)
         except NoReply:
             response = None
         listed = parsed(response.body) if response is not None and response.status == 200 else None
@@ -193,6 +229,36 @@ class Server:
         ids = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
         names = sorted(name[:100] for name in ids if isinstance(name, str) and name.isprintable())
         return f"it offers {', '.join(names[:20])}" if names else "check lm.name and lm.base_url, which often ends in /v1"
+
+
+class InTurn:
+    """Addresses that are asked one after the other. One that fails more than max_retries times without an answer between is
+    left out, but for the last one. May be used by several threads."""
+
+    def __init__(self, connections: Sequence[Connection], max_retries: int) -> None:
+        self._living, self._max_retries, self._turn = list(connections), max_retries, 0
+        self._failures = dict.fromkeys((connection.base_url for connection in connections), 0)
+        self._lock = threading.Lock()
+
+    def next(self) -> Connection:
+        with self._lock:
+            self._turn += 1
+            return self._living[(self._turn - 1) % len(self._living)]
+
+    def answered(self, connection: Connection) -> None:
+        self._failures[connection.base_url] = 0
+
+    def failed(self, connection: Connection, said: str) -> bool:
+        """Is it left out from now on, so that others are asked? said: why it failed."""
+        with self._lock:
+            if connection not in self._living:
+                return True
+            self._failures[connection.base_url] += 1
+            if self._failures[connection.base_url] <= self._max_retries or len(self._living) == 1:
+                return False
+            self._living.remove(connection)
+        log.warning("%s: %s; it has failed again and again and is asked no more", connection.base_url, said)
+        return True
 
 
 def _place(response: Response) -> str:

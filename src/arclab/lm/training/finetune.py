@@ -34,7 +34,7 @@ from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder
 from arclab.runs.folder import RunDir
-from arclab.runs.preempt import StopRequest
+from arclab.runs.preempt import StopRequest, ToldToEnd
 from arclab.runs.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -135,11 +135,15 @@ def _one_device(model: HfModel, settings: FinetuneSettings) -> Ranks:
     return Ranks(0, 1, model.device)
 
 
-def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings) -> None:
+def finetune(
+    model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], settings: FinetuneSettings,
+    stop: StopRequest | None = None,
+) -> None:  # fmt: skip
     """Train all weights of the model on rows and save it as the model folder `output`. Nothing happens if that is there
-    already.
+    already. stop: of the run that it is a part of.
 
     ValueError: settings or rows that cannot be trained on, or a folder that holds something else or another training.
+    ToldToEnd: stop said so, and what was trained is kept.
     """
     _require_trainable(rows, settings)
     work = output.with_name(f".{output.name}.training")
@@ -155,7 +159,9 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
     write_atomically(work / _IDENTITY, json.dumps(identity))
     try:
         with naming(work), model.trainable() as network:
-            _train(model, network, data, settings, RunDir(work), ranks)
+            step = _train(model, network, data, settings, RunDir(work), ranks, stop)
+        if step < settings.steps:
+            raise ToldToEnd(f"{output.name} is saved at step {step} of {settings.steps}")
     except DivergedError:
         shutil.rmtree(work)  # its checkpoints lead there again
         raise
@@ -166,7 +172,11 @@ def finetune(model: HfModel, output: Path, rows: Sequence[tuple[Prompt, str]], s
     shutil.rmtree(work)
 
 
-def _train(model: HfModel, network: Any, rows: list[Row], settings: FinetuneSettings, run: RunDir, ranks: Ranks) -> None:
+def _train(
+    model: HfModel, network: Any, rows: list[Row], settings: FinetuneSettings, run: RunDir, ranks: Ranks,
+    stop: StopRequest | None,
+) -> int:  # fmt: skip
+    """The step that it came to."""
     device = DeviceChoice.cuda if ranks.device.type == "cuda" else DeviceChoice.cpu
     cadence = StageCadence(settings.steps, None, device, settings.log_every, settings.save_every)
     how = SftSettings(
@@ -176,12 +186,13 @@ def _train(model: HfModel, network: Any, rows: list[Row], settings: FinetuneSett
     steps = CheckpointFolder(run.checkpoints, 1).steps()
     with MetricLogger(run.metrics, None, resume_step=steps[-1] if steps else -1, runtime_s=0.0) as logger:
         where = Where(
-            cadence=cadence, run=run, ranks=ranks, stop=StopRequest(run, ranks, None), logger=logger, monitor=None,
-            title="fine-tuning", keep_last=1,
+            cadence=cadence, run=run, ranks=ranks, stop=stop or StopRequest(run, ranks, None), logger=logger,
+            monitor=None, title="fine-tuning", keep_last=1,
         )  # fmt: skip
-        sft(
+        step = sft(
             network, rows, how, where, pad_id=model.pad_id, weights=AllWeights(network), evaluate=None, record={},
             tokenizer=model.tokenizer, divergence_remedy=f"lower lr={settings.lr:g}",
         )  # fmt: skip
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         raise DivergedError(f"fine-tuning diverged by step {settings.steps}: a weight is not finite; lower lr={settings.lr:g}.")
+    return step

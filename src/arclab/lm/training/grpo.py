@@ -38,7 +38,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from arclab.files import naming
-from arclab.lm.training.life import Evaluate, LivesInRun, RunLife, Weights
+from arclab.lm.training.life import Evaluate, Kept, LivesInRun, RunLife, Weights
 from arclab.lm.training.rollouts import Drawer, Drawn, Rollout, metrics_of
 from arclab.lm.training.sft import StepSettings, Where, step_arguments
 from arclab.lm.training.turns import TURN, turn_passes
@@ -91,10 +91,11 @@ def token_policy(
 def grpo(
     model: Any, drawer: Drawer, settings: GrpoSettings, where: Where, *, pad_id: int, weights: Weights,
     evaluate: Evaluate | None, record: Mapping[str, Any], tokenizer: Any, reference: Reference, policy: Policy = token_policy,
+    kept: Kept | None = None, is_enough: Callable[[], bool] | None = None,
 ) -> int:  # fmt: skip
     """Train from wherever the run's folder stands, to cadence.steps or to where it is told to end; returns that step. model:
-    its forward takes what rollouts bring with them. ValueError: see LivesInRun.go_on, a batch that cannot be split, a step in
-    which no reward could be computed."""
+    its forward takes what rollouts bring with them. kept, is_enough: see life. ValueError: see
+    LivesInRun.go_on, a batch that cannot be split, a step in which no reward could be computed."""
     ranks, cadence = where.ranks, where.cadence
     per_piece = _rows_per_piece(settings, drawer.settings.group_size, ranks.world_size)
     folder = CheckpointFolder(where.run.checkpoints, where.keep_last)
@@ -104,7 +105,7 @@ def grpo(
         life = RunLife(
             cadence, where.run, ranks, logger=where.logger, monitor=where.monitor, stop=where.stop, bar=bar,
             evaluate=evaluate, rows_per_step=rows_per_step, names=_NAMES,
-            divergence_remedy=f"lower {settings.key}.lr",
+            divergence_remedy=f"lower {settings.key}.lr", is_enough=is_enough,
         )  # fmt: skip
         num_groups = math.ceil(cadence.steps / settings.updates_per_rollout) * settings.prompts_per_step
         with warnings.catch_warnings():
@@ -119,7 +120,7 @@ def grpo(
                 processing_class=tokenizer,
                 pad_id=pad_id,
             )  # fmt: skip
-            return trainer.live(folder, weights, ranks, life, record, where.selection_metric).go_on()
+            return trainer.live(folder, weights, ranks, life, record, where.selection_metric, kept).go_on()
 
 
 def _rows_per_piece(settings: GrpoSettings, group_size: int, world_size: int) -> int:

@@ -80,10 +80,13 @@ class LanguageRules:
 
 class RlRules:
     """See arclab.metrics.verdicts.HealthRules. Judged are means over the last rows, and where a verdict needs as many, over no
-    fewer: one step of a few groups says little."""
+    fewer: one step of a few groups says little. key: the node of the configuration that its advice names."""
 
     window_steps = 2000
     finite: Sequence[str] = ("rl/loss", "grad/total_norm")
+
+    def __init__(self, key: str = "trainer") -> None:
+        self._key = key
 
     def judge(self, rows: Sequence[Row]) -> Verdict:
         return next(self._found(rows), None) or Verdict(
@@ -96,7 +99,7 @@ class RlRules:
         loss, norm = _last(rows, "rl/loss"), _last(rows, "grad/total_norm")
         if not (math.isfinite(loss) and math.isfinite(norm)):
             metric, value = ("rl/loss", loss) if not math.isfinite(loss) else ("grad/total_norm", norm)
-            yield _bad(Kind.diverging, metric, value, 0.0, "lower trainer.lr")
+            yield _bad(Kind.diverging, metric, value, 0.0, f"lower {self._key}.lr")
         last = rows[-_FEW_ROWS:]
         yield from self._drawn(last, is_enough=len(last) == _FEW_ROWS, is_learned=_is_learned(rows))
         if norm < _SMALLEST_NORM and _mean(last, "rl/dropped_share", 0.0) < 1:
@@ -119,20 +122,20 @@ class RlRules:
             yield Verdict(
                 kind=Kind.collapsed, metric="rl/entropy", value=entropy, threshold=_LOWEST_ENTROPY,
                 level=Level.warning if is_learned else Level.bad,
-                advice=_LEARNED if is_learned else "the policy hardly varies any more; lower trainer.lr, raise "
-                "trainer.clip_high, or set trainer.beta=0.04",
+                advice=_LEARNED if is_learned else f"the policy hardly varies any more; lower {self._key}.lr, raise "
+                f"{self._key}.clip_high, or set {self._key}.beta=0.04",
             )  # fmt: skip
         if alike == 1.0:
             yield Verdict(
                 kind=Kind.no_signal, metric="rl/zero_variance_share", value=alike, threshold=1.0,
                 level=Level.bad if is_enough and not is_learned else Level.warning,
                 advice=_LEARNED if is_learned else "all rollouts of a group get one reward; use easier or harder questions, "
-                "raise trainer.group_size, or train the weaver with trainer=sft first",
+                f"raise {self._key}.group_size, or begin with supervised training",
             )  # fmt: skip
         if clipped > _MOST_CLIPPED:
             yield Verdict(
                 kind=Kind.clipped, metric="rl/clip_share", value=clipped, threshold=_MOST_CLIPPED, level=Level.warning,
-                advice="updates go further than the rollouts carry; lower trainer.lr or trainer.updates_per_rollout",
+                advice=f"updates go further than the rollouts carry; lower {self._key}.lr or {self._key}.updates_per_rollout",
             )  # fmt: skip
 
     def _length(self, rows: Sequence[Row]) -> Iterator[Verdict]:
@@ -144,8 +147,8 @@ class RlRules:
             if is_over:
                 yield Verdict(
                     kind=Kind.length_drift, metric="rl/tokens", value=now, threshold=limit, level=Level.warning,
-                    advice="replies change their length without a reason in the reward; read some, lower trainer.lr, or set "
-                    "trainer.loss=dr_grpo",
+                    advice="replies change their length without a reason in the reward; read some, lower "
+                    f"{self._key}.lr, or set {self._key}.loss=dr_grpo",
                 )  # fmt: skip
 
     def stop_reason(self, now: Verdict, before: str | None) -> str | None:

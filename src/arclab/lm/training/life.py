@@ -63,6 +63,16 @@ class Weights(Protocol):
         ...
 
 
+class Kept(Protocol):
+    """What a run keeps in its checkpoints beside weights and optimiser. Rank 0 saves; every rank loads."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """state: of the checkpoint, to check files by. ValueError: it is damaged."""
+        ...
+
+
 class AllWeights:
     """Every parameter of a model, by name; tied ones once."""
 
@@ -96,7 +106,8 @@ class TrainedWeights:
 
 class RunLife(TrainerCallback):
     """See the module. Rank 0 has a logger and a monitor. evaluate: scores at this step (every rank calls it); None: never.
-    divergence_remedy: what to change, as the end of a sentence. names: of what the trainer logs -> registered ones."""
+    divergence_remedy: what to change, as the end of a sentence. names: of what the trainer logs -> registered ones. is_enough:
+    nothing is left to learn, so that this step is the last one; every rank hears the same."""
 
     def __init__(
         self,
@@ -112,7 +123,9 @@ class RunLife(TrainerCallback):
         rows_per_step: int,
         divergence_remedy: str,
         names: Mapping[str, str] = SFT_NAMES,
+        is_enough: Callable[[], bool] | None = None,
     ) -> None:
+        self._is_enough = is_enough
         self._cadence, self._run, self._ranks, self._stop, self._bar = cadence, run, ranks, stop, bar
         self.logger, self._monitor, self._evaluate = logger, monitor, evaluate
         self._rows_per_step, self._divergence_remedy = rows_per_step, divergence_remedy
@@ -135,14 +148,15 @@ class RunLife(TrainerCallback):
         self._bar.update(step - self._bar.n)
         votes = self._stop.vote(step)
         self._ranks.sum_(votes)
-        is_told, is_last = self._stop.is_agreed(votes), step == cadence.steps
+        is_enough = self._is_enough is not None and self._is_enough()
+        is_told, is_last = self._stop.is_agreed(votes), step == cadence.steps or is_enough
         is_eval = self._evaluate is not None and cadence.eval_every > 0 and (step % cadence.eval_every == 0 or is_last)
         if is_eval and self._evaluate is not None:
             self._scores = self._evaluate(step, self.logger)
         control.should_save = step % cadence.checkpoint_every == 0 or is_last or is_eval or is_told
         # What is saved has been looked at: a loss that is not finite ends the run before it can replace a good checkpoint.
         control.should_log = control.should_save or step % cadence.log_every == 0 or is_due(cadence.health_every, step)
-        control.should_training_stop = control.should_training_stop or is_told
+        control.should_training_stop = control.should_training_stop or is_told or is_enough
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:  # the summary at the end
@@ -195,12 +209,15 @@ class LivesInRun:
     _record: Mapping[str, Any]
     _life: RunLife
     _selection_metric: str | None
+    _kept: Kept | None
 
     def live(
         self: Any, folder: CheckpointFolder, weights: Weights, ranks: Ranks, life: RunLife, record: Mapping[str, Any],
-        selection_metric: str | None = None,
+        selection_metric: str | None = None, kept: Kept | None = None,
     ) -> Any:  # fmt: skip
-        """record: what state.json keeps of the run, beside the step and the seconds. selection_metric: see Where."""
+        """record: what state.json keeps of the run, beside the step and the seconds. selection_metric: see Where. kept: what
+        else a checkpoint holds."""
+        self._kept = kept
         self._folder, self._weights, self._ranks, self._life, self._record = folder, weights, ranks, life, record
         self._selection_metric = selection_metric
         self.remove_callback(PrinterCallback)
@@ -216,7 +233,10 @@ class LivesInRun:
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
-        self._weights.load(load_tensors(checkpoint, WEIGHTS_FILE, read_state(checkpoint)))
+        state = read_state(checkpoint)
+        self._weights.load(load_tensors(checkpoint, WEIGHTS_FILE, state))
+        if self._kept is not None:
+            self._kept.load(checkpoint, state)
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         step, is_main = int(self.state.global_step), self._ranks.is_main
@@ -226,6 +246,8 @@ class LivesInRun:
         if is_main:
             save_tensors(self._weights.tensors(), path / WEIGHTS_FILE)
             self.state.save_to_json(str(path / "trainer_state.json"))
+            if self._kept is not None:
+                self._kept.save(path)
         self._ranks.barrier()
         if is_main:
             runtime_s = self._life.logger.runtime_s if self._life.logger is not None else 0.0

@@ -148,18 +148,21 @@ def metrics_of(sums: Sequence[Row]) -> dict[str, float]:
 
 
 Told = Callable[[int, Sequence[Scored]], None]
+# (number of the drawing, places of groups among those of all ranks, attempt: above 0 for refills) -> the prompt of each
+Choose = Callable[[int, Sequence[int], int], Sequence[Any]]
 
 
 class Drawer:
     """See the module. rewards: name -> (weight, function); their weighted sum is the reward. shaping: (name, weight, function)
-    of a part that comes to it. told: is shown the rows of every drawing, with its number."""
+    of a part that comes to it. told: is shown the rows of every drawing, with its number. choose: which prompts are drawn for,
+    where that is not settled before a training begins; then prompts are not read."""
 
     def __init__(
         self, prompts: Sequence[Any], roll_out: RollOut, rewards: Mapping[str, tuple[float, Reward]], settings: RolloutSettings,
-        seed: int, shaping: tuple[str, float, Shaping] | None = None, told: Told | None = None,
+        seed: int, shaping: tuple[str, float, Shaping] | None = None, told: Told | None = None, choose: Choose | None = None,
     ) -> None:  # fmt: skip
         assert prompts and rewards
-        self._told = told
+        self._told, self._choose = told, choose
         self._prompts, self._roll_out, self._rewards = prompts, roll_out, rewards
         self.settings, self._seed, self._shaping = settings, seed, shaping
 
@@ -176,7 +179,7 @@ class Drawer:
         """A group of rollouts for each prompt. first: the place of the first group among those of all ranks."""
         start = time.monotonic()
         failures: list[str] = []
-        groups = self._groups({first + at: number for at, number in enumerate(numbers)}, step, 0, failures)
+        groups = self._groups({first + at: number for at, number in enumerate(numbers)}, step, 0, failures)  # by their place
         shape = self._shaping[2]([row for group in groups.values() for row in group]) if self._shaping is not None else None
         self._settle(groups, step, 0, shape)
         before, num_drawn = dict(groups), len(groups)
@@ -199,7 +202,11 @@ class Drawer:
 
     def _groups(self, numbers: Mapping[int, int], step: int, attempt: int, failures: list[str]) -> dict[int, list[Scored]]:
         size = self.settings.group_size
-        prompts = [self._prompts[number] for number in numbers.values() for _ in range(size)]
+        if self._choose is None:
+            asked: Sequence[Any] = [self._prompts[number] for number in numbers.values()]
+        else:
+            asked = self._choose(step, list(numbers), attempt)
+        prompts = [prompt for prompt in asked for _ in range(size)]
         seeds = [self._draw_seed(step, at, attempt, sample) for at in numbers for sample in range(size)]
         rollouts = self._roll_out(prompts, seeds)
         assert len(rollouts) == len(prompts) and all(row.completion_ids for row in rollouts)

@@ -2,7 +2,7 @@
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config '{"backend": "nccl"}' \\
         --logprobs-mode processed_logprobs --max-logprobs -1                            # started by you, beside the training
-    server = open_server("http://10.0.0.7:8000", timeout_s=240)                         # on every rank
+    server = open_server("grpo.vllm_url", "http://10.0.0.7:8000", timeout_s=240)          # on every rank
     completions = server.complete(prompts_ids, seeds, max_new_tokens=512, temperature=1.0)
 
 GrpoSettings.vllm_url makes trl send the weights before rollouts are drawn (main rank, NCCL), and weigh each token by how far

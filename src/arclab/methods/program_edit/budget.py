@@ -3,6 +3,7 @@
     budget = ThinkingBudget(min_tokens=200, max_tokens=1000, num_waits=2)
     replies = think_within(model, prompts, sampling, budget)                # sampling.max_new_tokens: of the answer
     ids, labels = labelled(replies[0], tokenise, ignored=-100)              # no loss on what was put in
+    drawn = think_tokens(hf_model, prompts, samplings, budget)              # for reinforcement: tokens as they were drawn
 
 Where the model closes its thinking before min_tokens, or without having reconsidered, "Wait" takes the place of the closing tag
 and it goes on, num_waits times at most. At max_tokens the closing tag is put in. Tokens that were put in are no part of a loss:
@@ -15,11 +16,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
-from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Message, Prompt, Sampling
+from arclab.config.program_edit_grpo_schema import ThinkingConfig
+from arclab.lm.chat_template import plain_ids
+from arclab.lm.hf import DrawnTokens, HfModel
+from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Message, Prompt, Reply, Sampling
 
 OPEN, CLOSE = "<think>\n", "</think>"
 WAIT = "\nWait"
+_APART = 1_000_003  # of the seeds of samples: further than the pieces of one reply
 _RECONSIDERS = re.compile(r"\b(?:wait|actually|hold on|on second thought|let me check|no,)", re.IGNORECASE)
 
 
@@ -40,6 +46,29 @@ class ThinkingBudget:
             )
         if self.num_waits < 0:
             raise ValueError(f"num_waits={self.num_waits} must be at least 0; raise it.")
+
+
+class Next(Enum):
+    """What comes after a piece of thinking. capped: the closing tag, at the limit. wait: more thinking. unclosed: the tag,
+    since the model ended its turn without. closed: the answer."""
+
+    capped = "capped"
+    wait = "wait"
+    unclosed = "unclosed"
+    closed = "closed"
+
+
+def what_is_next(
+    thought: str, num_thinking: int, num_waits: int, budget: ThinkingBudget, *, has_closed: bool, is_cut: bool
+) -> Next:  # fmt: skip
+    """thought: all that the model itself has thought so far, in num_thinking tokens. is_cut: at the limit of its tokens."""
+    left = budget.max_tokens - num_thinking
+    if not has_closed and (is_cut or left <= 0):
+        return Next.capped
+    is_early = num_thinking < budget.min_tokens or not _RECONSIDERS.search(thought)
+    if is_early and num_waits < budget.num_waits and left > 0:
+        return Next.wait
+    return Next.closed if has_closed else Next.unclosed
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +130,29 @@ def think_within(
     return replies
 
 
+def to_budget(wished: ThinkingConfig) -> ThinkingBudget:
+    return ThinkingBudget(min_tokens=wished.min_tokens, max_tokens=wished.max_tokens, num_waits=wished.num_waits)
+
+
+def think_in_samples(
+    model: LanguageModel, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, budget: ThinkingBudget
+) -> list[Reply]:  # fmt: skip
+    """num_samples replies to each prompt, each drawn with a seed of its own. Completions hold the whole reply, what was put in
+    included; their tokens are those that the model wrote. ValueError: the model cannot be used."""
+    samples = [
+        think_within(model, prompts, replace(sampling, seed=sampling.seed + _APART * n), budget) for n in range(num_samples)
+    ]
+    found = []
+    for place in range(len(prompts)):
+        replies = [sample[place] for sample in samples]
+        problem = next((reply.problem for reply in replies if reply.problem), "")
+        completions = () if problem else tuple(
+            Completion(reply.text, reply.finish_reason, reply.num_thinking + reply.num_answer, None) for reply in replies
+        )  # fmt: skip
+        found.append(Reply(completions, None, problem))
+    return found
+
+
 def _begun(prompt: Prompt, reply: ForcedReply) -> Prompt:
     return (*prompt, Message("assistant", reply.text))
 
@@ -123,23 +175,102 @@ def _goes_on(reply: ForcedReply, completion: Completion, budget: ThinkingBudget)
     """Take in a piece of thinking; whether there is to be another one."""
     reply.num_thinking += _count(completion)
     text, mark, _ = completion.text.partition(CLOSE)
-    left = budget.max_tokens - reply.num_thinking
-    if not mark and (completion.finish_reason is FinishReason.length or left <= 0):
-        reply.add(text, is_injected=False)
-        reply.add(f"\n{CLOSE}", is_injected=True)
-        reply.is_capped = True
-        return False
     thought = "\n".join([*(piece.text for piece in reply.pieces if not piece.is_injected), text])
-    is_early = reply.num_thinking < budget.min_tokens or not _RECONSIDERS.search(thought)
-    if is_early and reply.num_waits < budget.num_waits and left > 0:
+    following = what_is_next(
+        thought, reply.num_thinking, reply.num_waits, budget, has_closed=bool(mark),
+        is_cut=completion.finish_reason is FinishReason.length,
+    )  # fmt: skip
+    if following is Next.wait:
         reply.add(text.rstrip(), is_injected=False)
         reply.add(budget.wait, is_injected=True)
         reply.num_waits += 1
         return True
+    reply.is_capped = following is Next.capped
     reply.add(text + mark, is_injected=False)
-    if not mark:  # it ended its turn within its thinking
+    if following is not Next.closed:
         reply.add(f"\n{CLOSE}", is_injected=True)
     return False
+
+
+@dataclass(slots=True)
+class ForcedTokens:
+    """The same in tokens, as a policy is trained on them. is_drawn: of each token, whether the model drew it. logprobs: 0.0
+    where it did not. thoughts: what it thought itself, piece by piece. is_ended: the answer has its end mark."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    is_drawn: list[bool] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    num_thinking: int = 0
+    num_waits: int = 0
+    is_capped: bool = False
+    is_ended: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def inject(self, model: HfModel, text: str) -> None:
+        ids = plain_ids(model.tokenizer, text)
+        self.ids += ids
+        self.logprobs += [0.0] * len(ids)
+        self.is_drawn += [False] * len(ids)
+        self.texts.append(text)
+
+    def draw(self, model: HfModel, drawn: DrawnTokens, count: int | None = None) -> None:
+        """count: only the first so many of its tokens."""
+        ids = drawn.ids[:count]
+        self.ids += ids
+        self.logprobs += drawn.logprobs[:count]
+        self.is_drawn += [True] * len(ids)
+        self.texts.append(drawn.text if count is None else model.text_of(ids))
+
+
+def think_tokens(
+    model: HfModel, prompts: Sequence[list[int]], samplings: Sequence[Sampling], budget: ThinkingBudget
+) -> list[ForcedTokens]:  # fmt: skip
+    """A reply to each prompt (tokens up to where the reply begins). samplings: of each; max_new_tokens is the answer's.
+    ValueError: a prompt leaves no room."""
+    replies = [ForcedTokens() for _ in prompts]
+    for reply in replies:
+        reply.inject(model, OPEN)
+    thinking = list(range(len(prompts)))
+    while thinking:
+        asked = [prompts[number] + replies[number].ids for number in thinking]
+        limits = [
+            replace(samplings[n], max_new_tokens=budget.max_tokens - replies[n].num_thinking, stop=(CLOSE,)) for n in thinking
+        ]
+        drawn = model.draw_tokens(asked, limits)
+        thinking = [n for n, piece in zip(thinking, drawn, strict=True) if _thinks_on(model, replies[n], piece, budget)]
+    answers = model.draw_tokens([ids + reply.ids for ids, reply in zip(prompts, replies, strict=True)], samplings)
+    for reply, answer in zip(replies, answers, strict=True):
+        reply.draw(model, answer)
+        reply.is_ended = answer.is_ended
+    return replies
+
+
+def _thinks_on(model: HfModel, reply: ForcedTokens, drawn: DrawnTokens, budget: ThinkingBudget) -> bool:
+    """Take in a piece of thinking; whether there is to be another one."""
+    reply.num_thinking += len(drawn.ids)
+    text, mark, _ = drawn.text.partition(CLOSE)
+    reply.thoughts.append(text)
+    following = what_is_next(
+        "\n".join(reply.thoughts), reply.num_thinking, reply.num_waits, budget, has_closed=bool(mark),
+        is_cut=not drawn.is_ended,
+    )  # fmt: skip
+    if following is Next.closed:
+        reply.draw(model, drawn)
+        return False
+    # What ends the thinking is not there: a tag, or the end mark. A token that holds part of the tag goes as a whole.
+    count = len(drawn.ids)
+    while count and ((drawn.is_ended and count == len(drawn.ids)) or len(model.text_of(drawn.ids[:count])) > len(text)):
+        count -= 1
+    reply.draw(model, drawn, count)
+    reply.inject(model, budget.wait if following is Next.wait else f"\n{CLOSE}")
+    reply.num_waits += following is Next.wait
+    reply.is_capped = following is Next.capped
+    return following is Next.wait
 
 
 def _count(completion: Completion) -> int:

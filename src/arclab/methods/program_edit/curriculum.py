@@ -15,7 +15,7 @@ Nothing here draws random numbers but draw(), from the generator that it is give
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -33,6 +33,7 @@ _TAIL = 20
 _KINDS = {
     "num_groups": int, "mean": float, "variance": float, "last_step": int, "state": str, "weight": float, "level": int,
     "quiet_visits": int, "history": list[float],
+    "baseline": float,
 }  # fmt: skip
 
 
@@ -49,7 +50,8 @@ class TaskState(Enum):
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
     """mean, variance: running, of the share of successes of a group. level: of augmentation: 0 none, 1 symmetries, 2 colours
-    too, 3 generated pairs too. quiet_visits: groups in a row that look saturated. history: the newest groups' shares."""
+    too, 3 generated pairs too. quiet_visits: groups in a row that look saturated. history: the newest groups' shares. baseline:
+    mean worth of edits before the training, by which rounds go; 0 where it was not measured."""
 
     num_groups: int = 0
     mean: float = 0.0
@@ -60,6 +62,12 @@ class TaskRecord:
     level: int = 0
     quiet_visits: int = 0
     history: tuple[float, ...] = ()
+    baseline: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more is expected of it, for now."""
+        return self.state in (TaskState.saturated, TaskState.given_up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,21 @@ class Curriculum:
 def new_curriculum(task_ids: Sequence[str], data: str) -> Curriculum:
     assert task_ids, "tasks to learn from"
     return Curriculum(data, MappingProxyType({id_: TaskRecord() for id_ in task_ids}))
+
+
+def with_baseline(curriculum: Curriculum, baseline: Mapping[str, float]) -> Curriculum:
+    tasks = {id_: replace(task, baseline=baseline[id_]) for id_, task in curriculum.tasks.items()}
+    return replace(curriculum, tasks=MappingProxyType(tasks))
+
+
+def of_round(curriculum: Curriculum, count: int) -> tuple[int, Curriculum]:
+    """Which of `count` rounds of rising difficulty it is in, from 0, and the curriculum of that round's tasks alone: the first
+    one with a task of which something is expected, or the last one."""
+    rounds = rounds_by_difficulty({id_: task.baseline for id_, task in curriculum.tasks.items()}, count)
+    for number, ids in enumerate(rounds):
+        if number == len(rounds) - 1 or not all(curriculum.tasks[id_].is_over for id_ in ids):
+            break
+    return number, replace(curriculum, tasks=MappingProxyType({id_: curriculum.tasks[id_] for id_ in ids}))
 
 
 def observe(curriculum: Curriculum, task_id: str, successes: Sequence[bool], step: int) -> Curriculum:

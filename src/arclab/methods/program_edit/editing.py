@@ -16,10 +16,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from arclab.config.program_edit_grpo_schema import ThinkingConfig
 from arclab.config.program_edit_schema import EditSettings, ProgramEditConfig
 from arclab.config.schema import SplitName
 from arclab.files import read_lines
 from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling
+from arclab.methods.program_edit.budget import think_in_samples, to_budget
 from arclab.methods.program_edit.mutants import mutate
 from arclab.methods.program_edit.population import program_sha, signature_of
 from arclab.methods.program_edit.starts import Start, thinking_tokens_of, with_entry
@@ -107,9 +109,13 @@ def read_records(path: Path) -> list[EditRecord]:
     return list(found.values())
 
 
-def model_editor(model: LanguageModel, sampling: Sampling) -> Editor:
+def model_editor(model: LanguageModel, sampling: Sampling, think: ThinkingConfig | None = None) -> Editor:
+    """think: how long it thinks; None: as long as it likes."""
+
     def draw(_: Sequence[Start], prompts: Sequence[Prompt], num_samples: int) -> list[Reply]:
-        return model.generate(prompts, num_samples, sampling)
+        if think is None:
+            return model.generate(prompts, num_samples, sampling)
+        return think_in_samples(model, prompts, num_samples, sampling, to_budget(think))
 
     return draw
 

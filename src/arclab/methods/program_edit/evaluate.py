@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 from arclab.config.compose import ConfigError
 from arclab.config.program_edit_schema import EvaluatedModel, ProgramEditConfig
@@ -23,20 +22,13 @@ from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.files import write_atomically
 from arclab.lm.models import load_language_model
+from arclab.methods.program_edit.controls import compared, scored_inputs
 from arclab.methods.program_edit.editing import EDIT_ITEMS, EditRecord, chains_of, kept_edits, metrics_of, model_editor
+from arclab.methods.program_edit.held_out import fresh_starts
 from arclab.methods.program_edit.measures import difficulty_rows, drawn_edit, measured, share_rows
-from arclab.methods.program_edit.population import Origin, Population
 from arclab.methods.program_edit.results import CHAINS, chains_page, pictures_of
-from arclab.methods.program_edit.sample import EDITS, TRAINED, model_config, to_sampling
-from arclab.methods.program_edit.starts import (
-    Start,
-    add_mutants,
-    add_programs,
-    identity_source,
-    next_start,
-    reference_sources,
-    run_starts,
-)
+from arclab.methods.program_edit.sample import EDITS, model_config, to_sampling
+from arclab.methods.program_edit.starts import Start, next_start
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.programs.outcomes import ProgramRun, run_jobs
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
@@ -56,16 +48,17 @@ from arclab.solvers.answers import candidates
 
 def evaluate(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     is_given = config.evaluate.model is EvaluatedModel.given
-    trained = {} if is_given else {"trained": config.file_of("sft", config.round, TRAINED)}
+    trained = {} if is_given else scored_inputs(config)
     tasks = _scored_tasks(config)
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
         with ExitStack() as stack:
             sandbox = stack.enter_context(open_sandbox(config.sandbox))
-            starts = _starts(config, sandbox, tasks)
+            starts = fresh_starts(config, sandbox, tasks)
             records = _edits(config, run, progress, sandbox, starts)
+            controls = {} if is_given else compared(config, run, progress, sandbox, starts, records)
             isolation = sandbox.isolation.name
-            found = metrics_of(records, len(starts)) | measured(records, len(starts))
+            found = metrics_of(records, len(starts)) | measured(records, len(starts)) | controls
             found |= two_attempts(sandbox, tasks, starts, records, config)
         if not found:
             raise ConfigError(f"none of the {len(starts)} start programs could be edited: their prompts are too long.")
@@ -138,20 +131,6 @@ def _scored_tasks(config: ProgramEditConfig) -> tuple[ArcTask, ...]:
     return tasks
 
 
-def _starts(config: ProgramEditConfig, sandbox: Sandbox, tasks: tuple[ArcTask, ...]) -> list[Start]:
-    references = reference_sources(tasks) if config.starts.mutants else {}
-    population, chosen = Population(), []
-    for task in tasks:
-        add_programs(population, sandbox, task, [identity_source(config.prompt.entry)], Origin.identity, config)
-        if task.id in references:
-            add_mutants(population, sandbox, task, references[task.id], config)
-        drawn = population.draw(task.id, config.starts.per_task, Random(f"{config.seed}/{task.id}"))
-        chosen += [(task, program) for program in drawn]
-    if not chosen:
-        raise ConfigError("there is no start program to edit: give other tasks, or raise starts.mutants.")
-    return run_starts(sandbox, chosen, config)
-
-
 def _edits(
     config: ProgramEditConfig, run: RunDir, progress: WorkProgress, sandbox: Sandbox, starts: list[Start]
 ) -> list[EditRecord]:  # fmt: skip
@@ -162,7 +141,7 @@ def _edits(
     found: list[EditRecord] = []
     for turn in range(wished.turns):
         # With the same seed a program that stays would be answered as before.
-        editor = model_editor(model, replace(sampling, seed=sampling.seed + turn))
+        editor = model_editor(model, replace(sampling, seed=sampling.seed + turn), config.think)
         found += kept_edits(
             worklist, editor, sandbox, starts, config, wished.num_samples, at_once=model.num_prompts(wished.num_samples),
             progress=progress, split=wished.split, turn=turn, turns=wished.turns,

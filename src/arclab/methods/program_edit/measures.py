@@ -1,7 +1,7 @@
 """What an evaluation of edits counts beside edits/*: pure functions of what was drawn.
 
     drawn = [drawn_edit(record) for record in records]                 # or read_drawn(folder / DRAWN)
-    solved_by_tokens(drawn)          # [(tokens of a task, share of tasks that were right by then)]
+    solved_by_tokens(drawn, num_tasks)      # [(tokens of a task, share of tasks that were right by then)]
     right_by_thinking(drawn)         # edits by the length of their thinking, and how many of them are right
     best_edits(records), pass_at_ks(records), difficulty_rows(starts, records)
 

@@ -5,11 +5,13 @@
 Start programs are those of the round before, the identity, drafts of the model, and mutants of reference programs. The editor
 is the language model of lm (from the second round on the one that the round before has trained), or the stand-in that knows
 the references. Finished start programs are kept: the same command goes on after a kill. Test outputs are looked at only with
-reward.use_tests=true, which is for tasks that are trained on.
+reward.use_tests=true, which is for tasks that are trained on. With launch.shards=N a shard draws for its tasks, and the whole
+merges what they drew and writes the population.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -53,6 +55,7 @@ from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
 from arclab.runs.worklist import Worklist
+from arclab.solvers.shards import begin_stage, made_by_shard, tasks_of_stage
 
 EDITS, PROGRAMS, TRAINED = "edits.jsonl", "programs.jsonl", "trained.json"
 _DRAFTS = "drafts.jsonl"
@@ -63,11 +66,12 @@ MODEL = "model"  # the folder of a trained model, in that of stage=sft
 def sample(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     inputs = {} if config.round == 0 else {
         "programs": config.file_of("sample", config.round - 1, PROGRAMS),
-        "trained": config.file_of("sft", config.round - 1, TRAINED),
     }  # fmt: skip
-    tasks = training_tasks(config)
+    inputs |= begun_with(config, config.round)
+    tasks = tasks_of_stage(training_tasks(config), config)
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
+        begin_stage(config, run.path, {_DRAFTS: EDIT_ITEMS, EDITS: EDIT_ITEMS})
         with ExitStack() as stack:
             sandbox = stack.enter_context(open_sandbox(config.sandbox))
             return _Sampling(config, run, progress, sandbox, tasks).made(inputs.get("programs"))
@@ -84,11 +88,27 @@ def training_tasks(config: ProgramEditConfig) -> tuple[ArcTask, ...]:
 
 
 def model_config(config: ProgramEditConfig, number: int) -> ModelConfig:
-    """The model that begins round `number`: lm, or what the round before has trained."""
-    if number == 0:
-        return config.lm
+    """The model that begins round `number`: lm, or what the round before (or stage=start) has trained."""
+    maker = maker_of(config, number)
+    return config.lm if maker is None else made_model(config, maker)
+
+
+def maker_of(config: ProgramEditConfig, number: int, *, twin: bool = False) -> tuple[str, int] | None:
+    """(stage, round) that made the model which a round begins with; None: it is given. twin: the twin's."""
+    if number > 0:
+        return f"{'twin_' if twin else ''}{'grpo' if config.grpo.steps > 0 else 'sft'}", number - 1
+    return ("start", 0) if config.scratch is not None else None
+
+
+def made_model(config: ProgramEditConfig, maker: tuple[str, int]) -> HfModelConfig:
     assert isinstance(config.lm, HfModelConfig), "only such a model is trained"
-    return replace(config.lm, name=str(config.file_of("sft", number - 1, MODEL)), adapter=None)
+    return replace(config.lm, name=str(config.file_of(*maker, MODEL)), adapter=None)
+
+
+def begun_with(config: ProgramEditConfig, number: int, *, twin: bool = False) -> dict[str, Path]:
+    """What a stage reads that uses the model which a round begins with."""
+    maker = maker_of(config, number, twin=twin)
+    return {} if maker is None else {"trained": config.file_of(*maker, TRAINED)}
 
 
 def to_sampling(wished: SamplingConfig, seed: int) -> Sampling:
@@ -119,6 +139,9 @@ class _Sampling:
         if config.starts.drafts and self._model is not None:
             self._add_drafts(population, self._model)
         starts = self._starts(population)
+        if config.launch.shard is not None:
+            self._edits(starts)
+            return made_by_shard(config, len(self._tasks))
         if not starts:
             raise ConfigError(
                 "there is no start program to edit: every program of every task is right already; give other tasks, or raise "
@@ -169,17 +192,29 @@ class _Sampling:
     def _edits(self, starts: Sequence[Start]) -> list[EditRecord]:
         config, worklist = self._config, Worklist(self._run.path / EDITS, self._settings(), EDIT_ITEMS)
         num_samples = config.sample.num_samples
-        return kept_edits(
+        records = kept_edits(
             worklist, self._editor(), self._sandbox, starts, config, num_samples,
             at_once=_AT_ONCE if self._model is None else self._model.num_prompts(num_samples), progress=self._progress,
         )  # fmt: skip
+
+        if config.launch.is_divided:
+            self._put_in_order(records)
+        return records
+
+    def _put_in_order(self, records: Sequence[EditRecord]) -> None:
+        """The file as one process writes it: who reads it next may not see that there were shards."""
+        target = self._run.path / EDITS
+        ordered = Worklist(target.with_name(f".{EDITS}.ordered"), self._settings(), EDIT_ITEMS)
+        ordered.path.unlink(missing_ok=True)  # of a process that was killed here
+        ordered.add_all({record.id: record.to_json() for record in records})
+        os.replace(ordered.path, target)
 
     def _editor(self) -> Editor:
         config = self._config
         if config.sample.proposer is Proposer.reference:
             return reference_editor(self._references, config)
         assert self._model is not None
-        return model_editor(self._model, to_sampling(config.sample.sampling, config.seed))
+        return model_editor(self._model, to_sampling(config.sample.sampling, config.seed), config.think)
 
     def _add_child(self, population: Population, task: ArcTask, record: EditRecord) -> None:
         parent = next((each for each in population.of(task.id) if each.sha == record.parent), None)

@@ -1,6 +1,7 @@
 """stage=sft: the model that drew the edits learns those that were kept and not rejected.
 
     sft_stage(config, ranks, signals, folder)       # writes model/ (a model folder) and trained.json
+    stage=twin_sft is the control: as many of the sampled edits, drawn at random, whatever they do
 
 A row is the prompt of the edit, then <think> reasoning </think> and the program; the loss is on the reply alone. With
 sft.weight_beta rows count by what their edit gained (advantage_weights). All weights are trained, in float32. One process.
@@ -19,7 +20,7 @@ from typing import Any
 
 from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import HfModelConfig
-from arclab.config.program_edit_schema import EditSftConfig, ProgramEditConfig
+from arclab.config.program_edit_schema import EditSftConfig, EditStage, ProgramEditConfig, SelectRule
 from arclab.files import write_atomically
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.hf_loading import folder_digest
@@ -28,9 +29,11 @@ from arclab.lm.training.finetune import require_float32, tokenised
 from arclab.lm.training.life import AllWeights
 from arclab.lm.training.rows import Row
 from arclab.lm.training.sft import ROW_WEIGHT, SftSettings, StageCadence, Where, advantage_weights, sft
-from arclab.methods.program_edit.replies import Taught, accepted, read_review, read_taught
-from arclab.methods.program_edit.sample import MODEL, TRAINED, model_config
+from arclab.methods.program_edit.editing import read_records
+from arclab.methods.program_edit.replies import Taught, accepted, read_review, read_taught, taught
+from arclab.methods.program_edit.sample import EDITS, MODEL, TRAINED, begun_with, made_model, maker_of
 from arclab.methods.program_edit.select import SFT, review_path
+from arclab.methods.program_edit.selection import select_edits
 from arclab.metrics.logger import MetricLogger
 from arclab.runs.checkpoints import CheckpointFolder, read_state
 from arclab.runs.folder import RunDir, State
@@ -42,20 +45,24 @@ from arclab.runs.stages import Made, require_inputs, require_same_inputs, write_
 
 
 def sft_stage(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
-    run, inputs = folder.run, {"edits": config.file_of("select", config.round, SFT), "review": review_path(config)}
+    run, is_twin = folder.run, config.stage is EditStage.twin_sft
+    inputs = {"edits": config.file_of("select", config.round, SFT), "review": review_path(config)}
+    if is_twin:
+        inputs = {"edits": config.file_of("sample", config.round, EDITS)}
+    inputs |= begun_with(config, config.round, twin=is_twin)
     with folder.building():
         require_inputs(config, inputs)
-        rows = _learned(inputs["edits"], inputs["review"])
+        rows = _drawn(config, inputs["edits"]) if is_twin else _learned(inputs["edits"], inputs["review"])
         with folder.held(config, ()) as is_finished:
             if is_finished:
                 require_same_inputs(run, inputs)
                 return State.done
             with RecordFailure(run):
-                model = _model(config)
+                model = load_trainable(config, maker_of(config, config.round, twin=is_twin))
                 step = _train(config, model, rows, run, ranks, StopRequest(run, ranks, signals))
 
                 def conclude() -> str:
-                    _save(model, run)
+                    save_trained(model, run)
                     made = Made(outputs=[run.path / TRAINED], counts={"rows": len(rows), "steps": step}, message="")
                     write_manifest(config, run, inputs, made)
                     return f"learned from {len(rows)} edits: {run.path / MODEL}"
@@ -71,27 +78,33 @@ def _learned(edits: Path, review: Path) -> list[Taught]:
     return left
 
 
-def _model(config: ProgramEditConfig) -> HfModel:
-    given = model_config(config, config.round)
+def _drawn(config: ProgramEditConfig, edits: Path) -> list[Taught]:
+    """As many edits as select.rule=best keeps, drawn at random."""
+    return taught(select_edits(read_records(edits), replace(config.select, rule=SelectRule.random), config.seed).kept)
+
+
+def load_trainable(config: ProgramEditConfig, maker: tuple[str, int] | None) -> HfModel:
+    """maker: the stage and the round that made it; None: it is given. ValueError: weights in which steps would be lost."""
+    given = config.lm if maker is None else made_model(config, maker)
     assert isinstance(given, HfModelConfig), "the schema refuses others"
     model = load_hf(replace(given, device=config.device))
     require_float32(model)
     return model
 
 
-def rows_of(model: HfModel, taught: Sequence[Taught], config: EditSftConfig) -> list[Row]:
+def rows_of(model: HfModel, learned: Sequence[Taught], config: EditSftConfig) -> list[Row]:
     """ValueError: a row does not fit into the context."""
-    rows = tokenised(model, [((Message("user", row.prompt),), row.reply) for row in taught])
+    rows = tokenised(model, [((Message("user", row.prompt),), row.reply) for row in learned])
     if config.weight_beta is not None:
-        weights = advantage_weights([row.delta for row in taught], config.weight_beta, config.max_weight)
+        weights = advantage_weights([row.delta for row in learned], config.weight_beta, config.max_weight)
         rows = [row | {ROW_WEIGHT: [weight]} for row, weight in zip(rows, weights, strict=True)]
     return rows
 
 
 def _train(
-    config: ProgramEditConfig, model: HfModel, taught: Sequence[Taught], run: RunDir, ranks: Ranks, stop: StopRequest
+    config: ProgramEditConfig, model: HfModel, learned: Sequence[Taught], run: RunDir, ranks: Ranks, stop: StopRequest
 ) -> int:  # fmt: skip
-    wished, rows = config.sft, rows_of(model, taught, config.sft)
+    wished, rows = config.sft, rows_of(model, learned, config.sft)
     record = {"rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}
     done = _steps_done(run, record)
     settings = SftSettings(
@@ -121,7 +134,7 @@ def _steps_done(run: RunDir, record: dict[str, Any]) -> int:
     return steps[-1] if steps else 0
 
 
-def _save(model: HfModel, run: RunDir) -> None:
+def save_trained(model: HfModel, run: RunDir) -> None:
     """The model folder, whole or not at all, and trained.json, which names its content."""
     target, building = run.path / MODEL, run.path / f".{MODEL}"
     for folder in (target, building):

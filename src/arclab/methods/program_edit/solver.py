@@ -214,7 +214,7 @@ class EditSearcher:
         """place: of the wave, and how many there are at most."""
         config = self._config
         # A program that stays is edited again: with the seed of another level, or the replies would be the same.
-        editor = model_editor(self._model, to_sampling(config.solver.sampling, config.seed + number))
+        editor = model_editor(self._model, to_sampling(config.solver.sampling, config.seed + number), config.think)
         return kept_edits(
             self._edits, editor, self._sandbox, starts, config, size, at_once=self._model.num_prompts(size),
             progress=self._progress, split=config.split, turn=place[0], turns=place[1], skipped=self._skipped,

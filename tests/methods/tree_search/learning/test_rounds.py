@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from arclab.config.compose import ConfigError
+from arclab.config.compose import ConfigError, thaw_run
+from arclab.config.tree_learning_schema import TreeLearningConfig
 from arclab.files import read_object
 from arclab.methods.tree_search.learning.records import (
     CURATED,
@@ -20,6 +23,7 @@ from arclab.methods.tree_search.learning.records import (
     Solution,
     read_records,
 )
+from arclab.methods.tree_search.learning.run import improve
 from arclab.methods.tree_search.trees import load_tree
 from arclab.runs.folder import RunDir, State
 from arclab.runs.preempt import StopRequest
@@ -73,6 +77,38 @@ def test_a_round_goes_from_trees_to_a_judged_policy(run: Run, writers: Writers, 
     )
     status = RunDir(root).read_status()
     assert status is not None and "at the start and after each round" in status["message"]
+
+
+def test_merged_shards_are_what_one_process_collects(run: Run, writers: Writers, tmp_path: Path) -> None:
+    assert run("stage=collect") == 0
+    for number in (1, 0):
+        assert run("name=b", "stage=collect", "launch.shards=2", f"launch.shard={number}") == 0
+    one, two = (tmp_path / "search_quickstart" / name / "round_0/collect" for name in "ab")
+    shards = [two / "shards" / f"{number}_of_2" for number in range(2)]
+    assert [sorted(path.name for path in folder.iterdir() if path.suffix == ".jsonl") for folder in shards] == [[], []]
+    config = thaw_run(one / "config.yaml")
+    assert isinstance(config, TreeLearningConfig)
+    divided = replace(config, name="b", launch=replace(config.launch, shards=2))
+    assert improve(divided) == 0
+    timed = r'"(seconds|cpu_s)": [^,]+|"crc32": \d+'
+    trees, merged = (
+        {path.name: re.sub(timed, "", path.read_text()) for path in folder.glob("trees/*.jsonl")} for folder in (one, two)
+    )
+    assert trees == merged and len(trees) == 4
+    for name in (SOLUTIONS, PAIRS):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert read_counts(one) == read_counts(two)
+    assert list(divided.inputs()) == ["shard 0", "shard 1"] and divided.inputs()["shard 1"] == shards[1]
+
+    other = replace(divided, name="c")
+    for number, seed in enumerate((0, 1)):
+        assert run("name=c", "stage=collect", "launch.shards=2", f"launch.shard={number}", f"seed={seed}") == 0
+    with pytest.raises(ConfigError, match=r"seed=1, .*seed=0"):
+        improve(other)
+    with pytest.raises(
+        ConfigError, match=r"launch\.shards=2 divides tasks .* which stage=collect can do here and stage=curate cannot"
+    ):
+        run("stage=curate", "launch.shards=2")
 
 
 def test_nothing_to_learn_says_which_filter_took_it(run: Run, writers: Writers) -> None:

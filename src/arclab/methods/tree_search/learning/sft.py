@@ -28,10 +28,10 @@ from arclab.files import write_atomically
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import begun_reply
-from arclab.lm.tiny import build_tiny
 from arclab.lm.training.life import Evaluate
 from arclab.lm.training.model_folder import FolderTraining, train_folder
 from arclab.lm.training.rows import Row
+from arclab.lm.training.scratch import base_model
 from arclab.lm.training.sft import SftSettings, StageCadence
 from arclab.methods.tree_search.learning.curate import learned_file
 from arclab.methods.tree_search.learning.policy import MODEL, TRAINED, TWIN, policy_inputs, policy_of, training_tasks
@@ -48,7 +48,6 @@ from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
 
-_TOKENIZER_TEXTS = 1000
 _BASE, _CLEAN = ".base", ".clean"
 
 
@@ -186,12 +185,8 @@ def _base(config: TreeLearningConfig, run: RunDir, lessons: Sequence[Lesson]) ->
     """A model with random weights, made if it is not there."""
     scratch = config.scratch
     assert scratch is not None and isinstance(config.lm, HfModelConfig), "the schema refuses others"
-    if not (run.path / _BASE).is_dir():
-        texts = [begun_reply(lesson.prompt)[0][-1].content + lesson.written for lesson in lessons[:_TOKENIZER_TEXTS]]
-        build_tiny(
-            run.path / _BASE, texts=texts, seed=config.seed, num_layers=scratch.num_layers, width=scratch.width,
-            num_heads=scratch.num_heads, context=scratch.context, vocab_size=scratch.vocab_size,
-        )  # fmt: skip
+    texts = [begun_reply(lesson.prompt)[0][-1].content + lesson.written for lesson in lessons]
+    base_model(scratch, run.path / _BASE, texts, config.seed)
     return replace(config.lm, name=str(run.path / _BASE), adapter=None)
 
 

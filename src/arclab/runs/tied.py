@@ -28,14 +28,19 @@ def die_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def ignore_signals_of_job() -> None:
+    """Signals that reach every process of a job (from SLURM, from a closed terminal) are for those who save something. What
+    this process starts ignores them too."""
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def tie_to(parent: int) -> Callable[[], None]:
-    """What a child does between fork and exec. It also ignores the signals that reach every process of a job (from SLURM, from
-    a closed terminal) and that torchrun would die of; workers install their own handlers, and leave SIGHUP to the parent, which
-    tells them."""
+    """What a child does between fork and exec. It also ignores the signals of a job, which torchrun would die of; workers
+    install their own handlers, and leave SIGHUP to the parent, which tells them."""
 
     def prepare() -> None:
         die_with_parent(parent)
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals_of_job()
 
     return prepare

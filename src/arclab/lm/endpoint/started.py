@@ -1,0 +1,145 @@
+"""A model server that this process starts for lm=endpoint, watches and ends: launch.server.
+
+    with started_model(config.lm, config.launch, run_folder) as model:      # a LanguageModel
+        model.generate(...)                                                # the first call starts the server
+
+Nothing is started for who asks for nothing (what was drawn before is looked up). The server runs on the GPUs of this process,
+or of its shard; what it prints is in model_server.log. It does not install anything: launch.server_env names the environment
+of a program that cannot live in this one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from arclab.config.launch_schema import LaunchConfig, ModelServer, ShardsOn
+from arclab.config.llm_schema import EndpointModelConfig
+from arclab.lm.endpoint.http import EndpointError
+from arclab.lm.endpoint.model import EndpointModel, load_endpoint
+from arclab.lm.language_model import OnReply, Prompt, Reply, Samplings, ignore
+from arclab.runs.watched import ServerDown, WatchedServer, Wished
+
+LOG = "model_server.log"
+_COMMANDS = {
+    ModelServer.vllm: "vllm serve {model} --host 127.0.0.1 --port {port} --tensor-parallel-size {gpus}",
+    ModelServer.sglang: "python -m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port} --tp-size {gpus}",
+    ModelServer.transformers: "transformers serve {model} --host 127.0.0.1 --port {port}",
+}
+_HEALTH = ("/health", "/v1/models")
+# Of this environment, and wrong in another one.
+_NOT_FOR_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
+
+
+@contextmanager
+def started_model(config: EndpointModelConfig, launch: LaunchConfig, folder: Path) -> Iterator[StartedModel]:
+    """The model, whose server is ended with the block. EndpointError: there is no such environment or program."""
+    words, changes = _command(config.name, launch), _environment(launch)
+    _require_program(words[0], launch, changes)
+    prefix = ["env", *(f"--unset={name}" for name, value in changes.items() if value is None)]
+    prefix += [f"{name}={value}" for name, value in changes.items() if value is not None]
+
+    def command(port: int) -> Sequence[str]:
+        return [*prefix, *(word.replace("{port}", str(port)) for word in words)]
+
+    assert launch.server is not None
+    wished = Wished(
+        name=f"launch.server={launch.server.value}", command=command, log_file=folder / LOG, health=_HEALTH,
+        start_s=launch.server_start_s, silent_s=launch.server_silent_s, restarts=launch.server_restarts,
+        remedy=f"see {folder / LOG}, and correct launch.server_* or lm.name, or raise launch.server_start_s",
+    )  # fmt: skip
+    with WatchedServer(wished) as server:
+        yield StartedModel(config, server)
+
+
+class StartedModel:
+    """See LanguageModel. Its server is started by the first call that needs it."""
+
+    def __init__(self, config: EndpointModelConfig, server: WatchedServer) -> None:
+        self._config, self._server = config, server
+        self._model: EndpointModel | None = None
+
+    @property
+    def name(self) -> str:
+        return self._config.name
+
+    def num_prompts(self, num_samples: int) -> int:
+        return self._config.num_parallel
+
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
+    ) -> list[Reply]:
+        return self._started().generate(prompts, num_samples, sampling, on_reply)
+
+    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+        return self._started().logprobs(prompts, texts)
+
+    def _started(self) -> EndpointModel:
+        """EndpointError: the server did not start."""
+        if self._model is None:
+            try:
+                url = f"{self._server.start()}/v1"
+            except ServerDown as error:
+                raise EndpointError(str(error)) from error
+            self._model = load_endpoint(replace(self._config, base_url=url, base_urls=[]), self._server)
+        return self._model
+
+
+def _command(model: str, launch: LaunchConfig) -> list[str]:
+    """Words, in which {port} is still to be filled in."""
+    assert launch.server is not None
+    line = launch.server_command if launch.server is ModelServer.command else _COMMANDS[launch.server]
+    assert line is not None
+    filled = {"{model}": model, "{gpus}": str(max(1, launch.gpus))}
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise EndpointError(f"launch.server_command cannot be divided into words ({error}); correct its quotes.") from error
+    for name, value in filled.items():
+        words = [word.replace(name, value) for word in words]
+    return words
+
+
+def _environment(launch: LaunchConfig) -> dict[str, str | None]:
+    """What is different for the server. None: unset."""
+    own = Path(sys.executable).parent if launch.server_env is None else Path(launch.server_env).absolute() / "bin"
+    if not own.is_dir():
+        raise EndpointError(
+            f"launch.server_env={launch.server_env} has no folder bin; give the folder of an environment (of python -m venv or "
+            "conda)."
+        )
+    found: dict[str, str | None] = {} if launch.server_env is None else dict.fromkeys(_NOT_FOR_OTHERS)
+    found["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', '')}"
+    if (devices := _devices(launch)) is not None:
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return found
+
+
+def _devices(launch: LaunchConfig) -> list[str] | None:
+    """The GPUs of the server; None: those of this process. Shards on one machine take them in turn."""
+    if launch.gpus == 0 and launch.cpus > 0:
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(i) for i in range(torch.cuda.device_count())] if given is None else [d for d in given.split(",") if d]
+    if launch.shard is None or launch.shards_on is not ShardsOn.local or not visible:
+        return None
+    count = max(1, launch.gpus)
+    return list(dict.fromkeys(visible[(launch.shard * count + each) % len(visible)] for each in range(count)))
+
+
+def _require_program(program: str, launch: LaunchConfig, changes: Mapping[str, str | None]) -> None:
+    if shutil.which(program, path=changes["PATH"]) is None:
+        assert launch.server is not None
+        where = launch.server_env or "this environment"
+        raise EndpointError(
+            f"launch.server={launch.server.value}: there is no program {program} in {where}; install it there, or give "
+            "launch.server_env=PATH of an environment that has it."
+        )
