@@ -231,6 +231,8 @@ class SealFewshotConfig(StagedConfig):
     baselines that choose from it."""
 
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in SealStage if stage is not SealStage.round)
+    HAS_SHARDS: ClassVar[bool] = True
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (SealStage.adapt.value,)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (*StagedConfig.FREE_KEYS, *(f"lm.{key}" for key in HOW_MODELS_RUN))
 
     experiment_name: str

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from arclab.config.compose import ConfigError
+from arclab.config.compose import ConfigError, compose_run
 from arclab.config.llm_schema import HfModelConfig
+from arclab.config.seal_fewshot_schema import SealFewshotConfig
 from arclab.files import read_lines, read_object
 from arclab.lm.hf import load_hf
 from arclab.lm.scripted import ScriptedModel
@@ -20,6 +21,7 @@ from arclab.methods.seal.fewshot import propose as propose_module
 from arclab.methods.seal.fewshot.edits import edit_prompt
 from arclab.methods.seal.fewshot.models import training_tasks
 from arclab.methods.seal.fewshot.records import read_outcomes
+from arclab.methods.seal.fewshot.run import improve
 from arclab.methods.seal.fewshot.select import read_lessons
 from arclab.runs.folder import RunDir, State
 from arclab.runs.stages import MANIFEST, read_counts
@@ -71,9 +73,6 @@ def test_good_self_edits_are_found_selected_and_learned(
     counts = read_counts(folder(tmp_path, "restem"))
     assert counts["lessons"] == 2
     learned, before = load_hf(lm_config(name=str(folder(tmp_path, "restem") / "model"))), load_hf(lm_config())
-    from arclab.config.compose import compose_run
-    from arclab.config.seal_fewshot_schema import SealFewshotConfig
-
     config = compose_run("self_improve_seal_fewshot", overrides)
     assert isinstance(config, SealFewshotConfig)
     asked = [edit_prompt(task, config.solver.text) for task in training_tasks(config)]
@@ -148,6 +147,26 @@ def test_killed_stages_go_on_to_the_same_lines(stage: Stage, script: Script, tmp
         kept.write_text("".join(lines[:-1]) + lines[-1][:20])  # as a kill would leave it
         assert stage(name) == 0
     assert whole == {name: content(*name) for name in whole}
+
+
+def test_merged_shards_are_what_one_process_tries(
+    stage: Stage, script: Script, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(BAD, GOOD, "no")
+    assert stage("propose") == 0
+    for number in (0, 1):
+        assert stage("adapt", "launch.shards=2", f"launch.shard={number}") == 0
+    whole = folder(tmp_path, "adapt")
+    assert not (whole / "outcomes.jsonl").exists() and len(list(whole.glob("shards/*/trials.jsonl"))) == 2
+
+    def tried(*given: Any) -> None:
+        raise AssertionError("all has been tried")
+
+    monkeypatch.setattr(InnerAdapter, "_train", tried)
+    config = compose_run("self_improve_seal_fewshot", [*overrides, "stage=adapt", "launch.shards=2"])
+    assert isinstance(config, SealFewshotConfig) and improve(config, None) == 0
+    outcomes = read_outcomes(whole / "outcomes.jsonl")
+    assert {(each.task, each.reward) for each in outcomes if each.response == GOOD} == {("train0", 1.0), ("train1", 1.0)}
 
 
 def test_a_training_that_is_not_finite_earns_nothing(stage: Stage, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
