@@ -97,6 +97,7 @@ PARSED_ELSEWHERE = {
     "files.py": "the reader itself",
     "config/saved_file.py": "the reader of saved configurations, which are YAML",
     "lm/endpoint/answers.py": "the body of an answer",
+    "methods/seal/fewshot/edits.py": "a reply of a model",
 }  # fmt: skip
 
 

@@ -174,6 +174,14 @@ ENTRIES = {
         example=("solver=test_time_training", "lm=tiny", "dataset=toy"),
         names_itself=True,
     ),
+    "self_improve_seal_fewshot": Entry(
+        script="self_improve.py",
+        method="seal_fewshot",
+        config="self_improve_seal_fewshot",
+        schema="arclab.config.seal_fewshot_schema:SealFewshotConfig",
+        run="arclab.methods.seal.fewshot.run:improve",
+        example=("method=seal_fewshot", "lm=tiny", "dataset=toy", "name=a"),
+    ),
     "evaluate_ensemble": Entry(
         script="evaluate.py",
         solver="ensemble",

@@ -19,6 +19,7 @@ from arclab.config.compose import compose_run
 from arclab.config.llm_schema import HfModelConfig
 from arclab.config.tree_learning_schema import TreeLearningConfig
 from arclab.config.tree_search_schema import EvaluateTreeSearchConfig
+from arclab.lm.training import model_folder
 from arclab.lm.training import scratch as scratch_module
 from arclab.methods.tree_search.learning import sft as sft_module
 from arclab.methods.tree_search.learning import values as values_module
@@ -152,7 +153,7 @@ def parts(config: TreeLearningConfig, folder: Path, tiny_lm: Path, monkeypatch: 
         seen["value"] = asdict(settings), asdict(where.cadence), list(rows)
         raise Stopped
 
-    monkeypatch.setattr(sft_module, "sft", record)
+    monkeypatch.setattr(model_folder, "sft", record)
     monkeypatch.setattr(values_module, "prefer", record_value)
     monkeypatch.setattr(scratch_module, "build_tiny", lambda folder, **sizes: seen.update(base=sizes))
     run, stop, steps = RunDir(folder), None, Steps.of(config.solver.steps)

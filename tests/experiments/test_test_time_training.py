@@ -11,7 +11,7 @@ import pytest
 from arclab.config.compose import compose_run
 from arclab.config.seal_schema import EvaluateTestTimeTrainingConfig
 from arclab.data.sources import load_source
-from arclab.methods.seal.solver import TASK_ITEMS, TASKS, TaskRecord, _as_json
+from arclab.methods.seal.solver import TASK_ITEMS, TASKS, TaskRecord, record_as_json
 from arclab.results.attempts import Candidate
 from arclab.runs.worklist import Worklist
 from experiments.test_time_training import folder_of, lines, markdown, parse, ranked, scores, source, table
@@ -46,7 +46,7 @@ def test_counts_and_tests_by_hand(tmp_path: Path) -> None:
             for number, task in enumerate(tasks):
                 truth = Candidate(np.asarray(task.tests[0].output), 0, 0.5, -1.0)
                 right = [truth] if adaptation == "lora" and number == 0 else []
-                worklist.add(task.id, _as_json(TaskRecord("d", tests=((*right, *wrong),))))
+                worklist.add(task.id, record_as_json(TaskRecord("d", tests=((*right, *wrong),))))
     rows = {(row["adaptation"], row["ranking"]): row for row in table(scores(arguments))}
     assert {key: (row["n"], row["N"]) for key, row in rows.items()} == {
         ("none", "votes"): (0, 4), ("none", "product"): (0, 4), ("lora", "votes"): (0, 4), ("lora", "product"): (2, 4),

@@ -12,6 +12,7 @@ from typing import Any
 from arclab.metrics.edit_names import EDITS
 from arclab.metrics.knowledge_names import KNOWLEDGE
 from arclab.metrics.recursive_names import ADAPT, ENCODER, PUZZLE
+from arclab.metrics.seal_names import SEAL
 from arclab.metrics.test_time_names import TEST_TIME
 
 PASS_KS = (1, 2, 5, 10, 100, 1000)
@@ -403,6 +404,7 @@ _METRICS = [
     *[Metric(f"edits/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in EDITS.items()],
     *[Metric(f"knowledge/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in KNOWLEDGE.items()],
     *[Metric(f"ttt/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in TEST_TIME.items()],
+    *[Metric(f"seal/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in SEAL.items()],
     *[Metric(f"ensemble/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _ENSEMBLE.items()],
     *[Metric(f"puzzle/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in PUZZLE.items()],
     *[Metric(f"text/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _TEXT.items()],
@@ -467,6 +469,9 @@ _COUNTS = {
     "edits/coverage": ("edits/tasks",),
     "edits/two_attempts": ("edits/tasks",),
     "edits/": ("edits/count",),
+    "seal/wins": ("seal/discordant",),
+    "seal/successful_share": ("seal/proposals",),
+    "seal/": ("ARC/tasks",),
 }
 COUNTS = frozenset(name for names in _COUNTS.values() for name in names)
 
@@ -485,5 +490,5 @@ def is_counted_share(metric: str) -> bool:
         entry is not None
         and entry.unit == "share"
         and entry.direction == "up"
-        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/", "knowledge/"))
+        and metric.startswith(("train/", "all.", "ARC/", "text/", "edits/", "learned/", "knowledge/", "seal/"))
     )

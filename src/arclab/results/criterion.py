@@ -110,7 +110,10 @@ def judge_criterion(criterion: CriterionConfig, rows: Sequence[Mapping[str, Any]
     if criterion.metric.startswith("edits/"):
         count, counted = count_of(criterion.metric, row) or 0, "start programs" if "solved" in criterion.metric else "edits"
         return CriterionResult(criterion, step, round(value * count, 3), count, counted, count, counted)
-    if criterion.metric.startswith("learned/"):
+    if criterion.metric == "seal/successful_share":
+        count, tasks = count_of(criterion.metric, row) or 0, int(row["ARC/tasks"])
+        return CriterionResult(criterion, step, round(value * count, 3), count, "proposals", tasks, "tasks")
+    if criterion.metric.startswith(("learned/", "seal/")):
         count = count_of(criterion.metric, row) or 0
         return CriterionResult(criterion, step, round(value * count, 3), count, "tasks", count, "tasks")
     tasks = int(row["ARC/tasks"])

@@ -12,7 +12,7 @@ import pytest
 from arclab.config.compose import ConfigError, compose_run
 from arclab.config.seal_schema import EvaluateTestTimeTrainingConfig
 from arclab.data.sources import load_source
-from arclab.methods.seal.solver import TaskRecord, _as_json, worklist_in
+from arclab.methods.seal.solver import TaskRecord, record_as_json, worklist_in
 from arclab.methods.seal.task_page import losses_svg
 from arclab.pages.analyse import main
 from arclab.results.attempts import Candidate
@@ -41,9 +41,9 @@ def folder(tmp_path: Path) -> Path:
         num_made=432, num_replies=9, num_no_grid=2,
     )  # fmt: skip
     worklist = worklist_in(out, {})
-    worklist.add(first.id, _as_json(record))
-    worklist.add(second.id, _as_json(TaskRecord("d", skipped="its prompt is <too> long")))
-    worklist.add("gone", _as_json(replace(record, problem="step 3 of 9 was not finite")))
+    worklist.add(first.id, record_as_json(record))
+    worklist.add(second.id, record_as_json(TaskRecord("d", skipped="its prompt is <too> long")))
+    worklist.add("gone", record_as_json(replace(record, problem="step 3 of 9 was not finite")))
     return out
 
 

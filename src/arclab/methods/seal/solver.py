@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from arclab.config.adaptation_schema import ShownTask
 from arclab.config.compose import ConfigError
-from arclab.config.seal_schema import AdaptKind, EvaluateTestTimeTrainingConfig
+from arclab.config.seal_schema import AdaptingSolverConfig, AdaptKind, EvaluateTestTimeTrainingConfig
 from arclab.data.augment import visible_pairs
 from arclab.data.tasks import ArcTask, parse_grid
 from arclab.lm.hf import HfModel
@@ -91,9 +91,44 @@ def _candidate(record: Any, line: Line) -> Candidate:
     return Candidate(grid, record["votes"], record["confidence"], record["log_likelihood"])
 
 
-def _as_json(record: TaskRecord) -> dict[str, Any]:
+def record_as_json(record: TaskRecord) -> dict[str, Any]:
     tests = [[{**asdict(c), "grid": None if c.grid is None else c.grid.tolist()} for c in test] for test in record.tests]
     return {**{name: getattr(record, name) for name in _KINDS}, "tests": tests}
+
+
+class TaskTrainer:
+    """Adapts a model to a task, lets it answer, and puts it back. seed: of everything that is drawn."""
+
+    def __init__(self, model: HfModel, seed: int) -> None:
+        self._model, self._seed, self._inner = model, seed, InnerAdapter(model, seed)
+
+    def answered(
+        self, task: ArcTask, trained: ArcTask, wanted: AdaptingSolverConfig, before_step: Callable[[], None]
+    ) -> TaskRecord:
+        """trained: the task whose demonstrations are trained on. before_step: may end a training by what it raises. ValueError:
+        the model cannot be used."""
+        digest, answerer = digest_of(task, trained), Answerer(self._model, wanted, self._seed)
+        views = views_of(task, wanted.views, self._seed)
+        room, problem = answerer.room(task, views)
+        if problem:
+            return TaskRecord(digest, skipped=problem)
+        chosen = ChosenRows([], [], 0, 0)
+        if wanted.adaptation.kind is not AdaptKind.none:
+            chosen = chosen_rows(
+                trained, wanted.pseudo_tasks, self._seed, lambda made: training_row(self._model, made, wanted.text, wanted.loss)
+            )
+            problem = "" if chosen.rows else _nothing_to_train_on(trained, chosen)
+        with self._inner.fit(chosen.rows, wanted.adaptation, self._seed, before_step) as fitted:
+            began_s = time.monotonic()
+            answers = answerer.answer(task, views, room)
+            answer_s = time.monotonic() - began_s
+        return TaskRecord(
+            digest, problem=problem or fitted.problem, tests=tuple(tuple(each.candidates) for each in answers),
+            losses=fitted.losses, num_views=len(views), num_rows=len(chosen.rows), num_made=chosen.num_made,
+            num_too_long=chosen.num_too_long,
+            **_sums(answers), fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
+            answer_s=answer_s,
+        )  # fmt: skip
 
 
 class AdaptingSolver:
@@ -102,10 +137,8 @@ class AdaptingSolver:
     def __init__(
         self, config: EvaluateTestTimeTrainingConfig, model: HfModel, worklist: Worklist, progress: WorkProgress | None
     ) -> None:
-        self._wanted, self._seed, self._model = config.solver, config.seed, model
-        self._worklist, self._progress = worklist, progress
-        self._inner = InnerAdapter(model, config.seed)
-        self._answerer = Answerer(model, config.solver, config.seed)
+        self._wanted, self._worklist, self._progress = config.solver, worklist, progress
+        self._trainer = TaskTrainer(model, config.seed)
         self.records: dict[str, TaskRecord] = {}
 
     def solve(
@@ -117,12 +150,12 @@ class AdaptingSolver:
         with progress_bar(total=len(tasks), desc="training on tasks", unit="task", disable=not show_progress) as bar:
             for number, task in enumerate(tasks):
                 trained = trained_on(task, scored or tasks, self._wanted.demonstrations)
-                digest = _digest(task, trained)
+                digest = digest_of(task, trained)
                 record = kept.get(task.id)
                 if record is None or record.digest != digest:
                     self._require_going_on(number, len(tasks))
-                    record = self._record(task, trained, digest)
-                    self._worklist.add(task.id, _as_json(record))
+                    record = self._trainer.answered(task, trained, self._wanted, self._before_step)
+                    self._worklist.add(task.id, record_as_json(record))
                 self.records[task.id] = record
                 bar.update()
                 if self._progress is not None:
@@ -132,30 +165,6 @@ class AdaptingSolver:
             self.records,
             is_adapting=self._wanted.adaptation.kind is not AdaptKind.none,
         )
-
-    def _record(self, task: ArcTask, trained: ArcTask, digest: str) -> TaskRecord:
-        wanted = self._wanted
-        views = views_of(task, wanted.views, self._seed)
-        room, problem = self._answerer.room(task, views)
-        if problem:
-            return TaskRecord(digest, skipped=problem)
-        chosen = ChosenRows([], [], 0, 0)
-        if wanted.adaptation.kind is not AdaptKind.none:
-            chosen = chosen_rows(
-                trained, wanted.pseudo_tasks, self._seed, lambda made: training_row(self._model, made, wanted.text, wanted.loss)
-            )
-            problem = "" if chosen.rows else _nothing_to_train_on(trained, chosen)
-        with self._inner.fit(chosen.rows, wanted.adaptation, self._seed, self._before_step) as fitted:
-            began_s = time.monotonic()
-            answers = self._answerer.answer(task, views, room)
-            answer_s = time.monotonic() - began_s
-        return TaskRecord(
-            digest, problem=problem or fitted.problem, tests=tuple(tuple(each.candidates) for each in answers),
-            losses=fitted.losses, num_views=len(views), num_rows=len(chosen.rows), num_made=chosen.num_made,
-            num_too_long=chosen.num_too_long,
-            **_sums(answers), fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
-            answer_s=answer_s,
-        )  # fmt: skip
 
     def _before_step(self) -> None:
         if self._progress is not None:
@@ -179,7 +188,8 @@ def trained_on(task: ArcTask, scored: Sequence[ArcTask], shown: ShownTask) -> Ar
     return scored[(number + 1) % len(scored)]
 
 
-def _digest(task: ArcTask, trained: ArcTask) -> str:
+def digest_of(task: ArcTask, trained: ArcTask) -> str:
+    """What an answer was made from."""
     shown = [[grid.tolist() for grid in pair] for each in (task, trained) for pair in visible_pairs(each)]
     return hashlib.sha256(repr((trained.id, shown)).encode()).hexdigest()[:16]
 

@@ -40,11 +40,16 @@ def _parts(demos: Sequence[Pair], test_input: Grid, config: GridTextConfig) -> I
     """The message in pieces, and whether each is an output."""
     if config.instructions:
         yield _INSTRUCTIONS + "\n\n", False
+    yield from pair_texts(demos, config)
+    yield format_grid(test_input, config.grid_format) + "\n>", False
+
+
+def pair_texts(demos: Sequence[Pair], config: GridTextConfig) -> Iterator[tuple[str, bool]]:
+    """Demonstrations in pieces, and whether each is an output."""
     for demo in demos:
         yield format_grid(demo.input, config.grid_format) + "\n>\n", False
         yield format_grid(output_of(demo), config.grid_format) + "\n", True
         yield "\n", False
-    yield format_grid(test_input, config.grid_format) + "\n>", False
 
 
 def output_of(pair: Pair) -> Grid:

@@ -41,6 +41,7 @@ class TransductionSizes:
     steps: int = 1000
     batch_size: int = 32
     lr: float = 2e-3
+    vocab_size: int = 320
 
 
 def transduction_rows(tasks: Sequence[ArcTask], text: GridTextConfig, seed: int) -> list[tuple[Prompt, str]]:
@@ -55,15 +56,19 @@ def transduction_rows(tasks: Sequence[ArcTask], text: GridTextConfig, seed: int)
 
 
 def train_transduction(
-    folder: Path, tasks: Sequence[ArcTask], text: GridTextConfig, seed: int, sizes: TransductionSizes
-) -> Path:
-    """The model folder, made if it is not there. ValueError: the folder holds another training, or a row is too long."""
-    rows, base = transduction_rows(tasks, text, seed), folder / UNTRAINED
+    folder: Path, tasks: Sequence[ArcTask], text: GridTextConfig, seed: int, sizes: TransductionSizes,
+    further: Sequence[tuple[Prompt, str]] = (),
+) -> Path:  # fmt: skip
+    """The model folder, made if it is not there. further: questions and replies that it is taught beside the grids.
+    ValueError: the folder holds another training, or a row is too long."""
+    grids, base = transduction_rows(tasks, text, seed), folder / UNTRAINED
+    rows, shown = [*grids, *further], [*grids[:_TEXTS], *further[:_TEXTS]]
     if not (base / "config.json").is_file():
         shutil.rmtree(base, ignore_errors=True)
         build_tiny(
-            base, texts=[prompt[-1].content + "\n" + reply for prompt, reply in rows[:_TEXTS]], seed=seed,
-            num_layers=sizes.num_layers, width=sizes.width, num_heads=sizes.num_heads, context=sizes.context, vocab_size=320,
+            base, texts=[prompt[-1].content + "\n" + reply for prompt, reply in shown], seed=seed,
+            num_layers=sizes.num_layers, width=sizes.width, num_heads=sizes.num_heads, context=sizes.context,
+            vocab_size=sizes.vocab_size,
         )  # fmt: skip
     settings = FinetuneSettings(
         steps=sizes.steps, batch_size=sizes.batch_size, lr=sizes.lr, warmup_steps=min(50, sizes.steps // 2), weight_decay=0.01,

@@ -9,18 +9,15 @@ kill, and a model folder is whole or not there. Held-out lessons, of whole tasks
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import HfModelConfig
@@ -31,11 +28,11 @@ from arclab.files import write_atomically
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import begun_reply
-from arclab.lm.training.finetune import require_float32
-from arclab.lm.training.life import Evaluate, TrainedWeights
+from arclab.lm.training.life import Evaluate
+from arclab.lm.training.model_folder import FolderTraining, train_folder
 from arclab.lm.training.rows import Row
 from arclab.lm.training.scratch import base_model
-from arclab.lm.training.sft import SftSettings, StageCadence, Where, sft
+from arclab.lm.training.sft import SftSettings, StageCadence
 from arclab.methods.tree_search.learning.curate import learned_file
 from arclab.methods.tree_search.learning.policy import MODEL, TRAINED, TWIN, policy_inputs, policy_of, training_tasks
 from arclab.methods.tree_search.learning.records import Curated, read_records
@@ -44,10 +41,9 @@ from arclab.methods.tree_search.prompts import continued, shown_prompts
 from arclab.methods.tree_search.steps import Steps
 from arclab.metrics.logger import MetricLogger
 from arclab.programs.toy import STEPS_ROOT, solution_steps
-from arclab.runs.checkpoints import CheckpointFolder, read_state
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RunFolder, WorkProgress
-from arclab.runs.preempt import StopRequest, ToldToEnd
+from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
@@ -95,57 +91,17 @@ class _Teacher:
     ) -> None:
         self._config, self._wished, self._run, self._which = config, wished, run, which
         self._ranks, self._stop = ranks, stop
-        self._making = RunDir(run.path / f".making-{which.lstrip('.')}", run)
 
     def teach(self, given: HfModelConfig, rows_of: Callable[[HfModel], list[Row]], split: Split | None) -> None:
         """ToldToEnd: it is saved as far as it came."""
-        wished, making = self._wished, self._making
-        model = load_hf(given)
-        if wished.lora is None:
-            require_float32(model)
-        if wished.mark_tokens:
-            steps = self._config.solver.steps
-            model.add_tokens([steps.step_end, steps.program_end])
-        rows = rows_of(model)
-        making.path.mkdir(parents=True, exist_ok=True)
-        with self._trained(model) as network:
-            step = self._fit(model, network, rows, split)
-            if step < wished.steps:
-                raise ToldToEnd(f"{self._which} is saved at step {step} of {wished.steps}")
-            finished = making.path / "finished"
-            if wished.lora is not None:
-                network.save_pretrained(making.path / "adapter")
-        if wished.lora is not None:
-            model = load_hf(replace(given, adapter=str(making.path / "adapter")))
-        model.save(finished)
-        if self._which == MODEL:
-            os.replace(making.metrics, self._run.metrics)
-        os.replace(finished, self._run.path / self._which)
-        shutil.rmtree(making.path)
+        config, is_measured = self._config, split is not None and bool(split.tasks or split.examples)
+        train_folder(
+            given, self._run, self._which, self._training(is_measured), rows_of, ranks=self._ranks, stop=self._stop,
+            prepare=self._add_marks, evaluate=partial(_evaluation, split=split, config=config) if is_measured else None,
+        )  # fmt: skip
 
-    @contextmanager
-    def _trained(self, model: HfModel) -> Iterator[Any]:
-        lora = self._wished.lora
-        if lora is None:
-            with model.trainable() as network:
-                yield network
-        else:
-            with model.new_adapter(
-                rank=lora.rank,
-                alpha=lora.alpha,
-                target_modules=lora.target_modules,
-                dropout=lora.dropout,
-                seed=self._config.seed,
-            ) as network:
-                yield network
-
-    def _fit(self, model: HfModel, network: Any, rows: Sequence[Row], split: Split | None) -> int:
-        config, wished, making = self._config, self._wished, self._making
-        record = {"rows": hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()[:16]}
-        checkpoints = CheckpointFolder(making.checkpoints, 1)
-        steps = checkpoints.steps()
-        if steps and read_state(checkpoints.path(steps[-1])).get("rows") != record["rows"]:
-            raise ConfigError(f"{self._run.path} has begun to learn from other programs; remove it to begin again.")
+    def _training(self, is_measured: bool) -> FolderTraining:
+        config, wished = self._config, self._wished
         settings = SftSettings(
             batch_size=wished.batch_size, grad_accumulation=wished.grad_accumulation, lr=wished.lr,
             warmup_steps=wished.warmup_steps, schedule="cosine", weight_decay=wished.weight_decay, clip_norm=wished.clip_norm,
@@ -153,19 +109,17 @@ class _Teacher:
         )  # fmt: skip
         cadence = StageCadence(
             wished.steps, config.num_threads, config.device, wished.log_every, wished.checkpoint_every,
-            eval_every=wished.eval_every if split is not None and (split.tasks or split.examples) else 0,
+            eval_every=wished.eval_every if is_measured else 0,
         )  # fmt: skip
-        logger = MetricLogger(making.metrics, None, resume_step=steps[-1] if steps else -1, runtime_s=0.0)
-        with logger if self._ranks.is_main else nullcontext():
-            where = Where(
-                cadence=cadence, run=making, ranks=self._ranks, stop=self._stop, logger=logger, monitor=None,
-                title=f"{self._which}, round {config.round}", keep_last=1,
-            )  # fmt: skip
-            return sft(
-                network, rows, settings, where, pad_id=model.pad_id, weights=TrainedWeights(network),
-                evaluate=_evaluation(model, split, config) if cadence.eval_every else None, record=record,
-                tokenizer=model.tokenizer, divergence_remedy=f"lower sft.lr={wished.lr:g}",
-            )  # fmt: skip
+        return FolderTraining(
+            settings=settings, cadence=cadence, lora=wished.lora, title=f"{self._which}, round {config.round}",
+            learned="programs", keeps_metrics=self._which == MODEL,
+        )  # fmt: skip
+
+    def _add_marks(self, model: HfModel) -> None:
+        if self._wished.mark_tokens:
+            steps = self._config.solver.steps
+            model.add_tokens([steps.step_end, steps.program_end])
 
 
 def _evaluation(model: HfModel, split: Split | None, config: TreeLearningConfig) -> Evaluate:
