@@ -168,3 +168,15 @@ os.kill(os.getpid(), 9)
     done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=120, stderr=subprocess.DEVNULL)
     assert done.returncode == -signal.SIGKILL
     assert eventually(lambda: are_gone(pids(tmp_path)))
+
+
+def test_it_ends_where_sigint_is_ignored(tmp_path: Path) -> None:
+    """As in a shell script that starts the run with &."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with WatchedServer(wished(tmp_path)) as server:
+            server.start()
+            found = pids(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert eventually(lambda: are_gone(found), 10.0)

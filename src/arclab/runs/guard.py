@@ -27,6 +27,7 @@ _NOT_STARTED = 127
 
 def main(parent: int, command: Sequence[str]) -> int:
     ignore_signals_of_job()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started all of this with it ignored
     try:
         child = subprocess.Popen(command, start_new_session=True, preexec_fn=tie_to(os.getpid()))
     except OSError as error:
