@@ -193,9 +193,12 @@ class Fork:
             raise OSError(f"the sandbox knows {' and '.join(_CLONE_NUMBER)}, not {platform.machine()}")
         self._call = _libc.syscall
         self._call.argtypes, self._call.restype = (ctypes.c_long,) * 6, ctypes.c_long
-        self._arguments = (
+        # Ready to be passed: numbers would be packed for each call, and give their memory back in another order than they took
+        # it, so that every second child would find another memory.
+        numbers = (
             _CLONE_NUMBER[platform.machine()], _CLONE_PARENT | _CLONE_PARENT_SETTID | signal.SIGCHLD, 0, number_at, 0, 0,
         )  # fmt: skip
+        self._arguments = tuple(map(ctypes.c_long, numbers))
 
     def __call__(self) -> int:
         return self._call(*self._arguments)

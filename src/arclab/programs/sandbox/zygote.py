@@ -50,6 +50,7 @@ def serve_forks(fork: Fork, lock: Lock | None, parent: int) -> NoReturn:
         if child == 0:
             run_program(mapped, lock, parent)  # never returns
         os.write(REPLY, DONE if child > 0 else FAILED)
+        del child  # or the next number would lie in another place
     os._exit(0)
 
 
