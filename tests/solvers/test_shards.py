@@ -105,6 +105,7 @@ def test_merged_shards_are_what_one_process_writes(solver: str, run: Callable[..
         measured = json.loads((folder / "shard.json").read_text())
         assert measured["tasks"] == len(share_of(TASKS, number, 3)) and measured["solve_s"] > 0 and measured["start_s"] > 0
     asked = run(solver, tmp_path / "three", "launch.shards=3")
+    assert json.loads((tmp_path / "three/merge.json").read_text())["seconds"] > 0  # what plan reckons with
     assert asked[0] == sum(asked[1:4]) and asked[4] == 0 and min(asked[1:4]) > 0
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name

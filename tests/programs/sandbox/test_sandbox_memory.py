@@ -67,6 +67,7 @@ def test_a_program_prints_the_same_in_every_worker(sandbox: Sandbox) -> None:
     """Whatever the worker ran before, and with which seed. So do sets that Python orders by the addresses of their elements."""
     for source in (_ADDRESSES, _RANDOM):
         first = ran(sandbox, source, seed=3).stdout
+        assert {ran(sandbox, source, seed=3).stdout for _ in range(3)} == {first}  # not only every second one
         assert ran(used(sandbox), source, seed=3).stdout == first and len(first) > 300
         with Sandbox(num_workers=2, limits=LIMITS, min_isolation=Isolation.limits, cache_size=0) as others:
             found = others.run([Execution(source, (GRID,), seed=3)] * 8)
