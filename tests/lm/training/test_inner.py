@@ -81,6 +81,19 @@ def test_a_fit_does_not_remember_the_one_before(
     assert second(other, inner)[0] != InnerAdapter(model, seed=0).fit(rows(model, "3"), KINDS[kind], seed=9).__enter__().losses
 
 
+def test_an_adapter_begins_with_numbers_of_its_own_where_they_are_asked_for(model: HfModel) -> None:
+    """All rows in one batch, so that nothing but the beginning differs."""
+    inner, whole = InnerAdapter(model, seed=0), replace(CONFIG, batch_size=8, epochs=3)
+
+    def losses(**how: Any) -> tuple[float, ...]:
+        with inner.fit(rows(model, "4 2"), whole, seed=1, **how) as fitted:
+            return fitted.losses
+
+    usual, five = losses(), losses(start=5)
+    assert losses(start=6) != five != usual and losses(start=5) == five and losses() == usual
+    assert InnerAdapter(model, seed=1).fit(rows(model, "4 2"), whole, 1, start=5).__enter__().losses == five
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_finite_puts_the_base_back_and_says_so(model: HfModel, kind: AdaptKind) -> None:
     before, thought = digest(model), thoughts(model)

@@ -7,9 +7,9 @@
     model.generate(...)                                    # as before the block, bit for bit
 
 A LoRA adapter stands in the model from the first fit on, switched off outside of blocks, and begins each fit with the same
-numbers; full copies all weights once and writes them back. So a fit depends on its arguments alone, whatever came before it. If
-the loss or its gradient is no finite number, the base is put back at once, and the block goes on with it: fitted.problem says
-so.
+numbers, or with those that `start` draws; full copies all weights once and writes them back. So a fit depends on its arguments
+alone, whatever came before it. If the loss or its gradient is no finite number, the base is put back at once, and the block
+goes on with it: fitted.problem says so.
 
 The loop is its own, where other trainings here use trl: a fit is a few hundred small steps, begun thousands of times, and
 building a trainer, its data set and its accelerator for each takes longer than many of these fits, and would leave the model
@@ -33,7 +33,15 @@ from torch.nn.functional import cross_entropy
 
 from arclab.config.seal_schema import AdaptKind, InnerConfig
 from arclab.lm.hf import HfModel
-from arclab.lm.switched import LoraSettings, active, adapter_layers, adapter_parameters, add_adapter, linear_names
+from arclab.lm.switched import (
+    LoraSettings,
+    active,
+    adapter_layers,
+    adapter_parameters,
+    add_adapter,
+    linear_names,
+    redraw_adapter,
+)
 from arclab.lm.training.rows import IGNORED, Row, collate
 
 _NAME = "inner"
@@ -53,7 +61,8 @@ class Fitted:
 
 
 class InnerAdapter:
-    """seed: of the numbers that a LoRA adapter begins with. The model must have no adapter in place."""
+    """seed: of the numbers that a LoRA adapter begins with where a fit names no others. The model must have no adapter in
+    place."""
 
     def __init__(self, model: HfModel, seed: int) -> None:
         self._model, self._network, self._seed = model, model.network, seed
@@ -63,16 +72,24 @@ class InnerAdapter:
 
     @contextmanager
     def fit(
-        self, rows: Sequence[Row], config: InnerConfig, seed: int, before_step: Callable[[], None] = lambda: None
+        self,
+        rows: Sequence[Row],
+        config: InnerConfig,
+        seed: int,
+        before_step: Callable[[], None] = lambda: None,
+        start: int | None = None,
     ) -> Iterator[Fitted]:
         """The model is adapted to the rows inside the block. seed: of the order of the rows. before_step: may end it by what it
-        raises. No rows: it is not adapted. ValueError: target_modules that the model lacks, or too little memory."""
+        raises. start: of the numbers that a LoRA adapter begins with; None: those of every fit that names none. No rows: it is
+        not adapted. ValueError: target_modules that the model lacks, or too little memory."""
         if config.kind is AdaptKind.none or not rows:
             yield Fitted()
             return
         parameters = self._lora_parameters(config) if config.kind is AdaptKind.lora else self._all_parameters()
         is_lora, is_kept = config.kind is AdaptKind.lora, True
         try:
+            if is_lora and start is not None:
+                redraw_adapter(self._network, _NAME, start)
             with active(self._network, _NAME) if is_lora else nullcontext():
                 fitted = self._train(rows, config, seed, parameters, before_step)
                 is_kept = not fitted.problem

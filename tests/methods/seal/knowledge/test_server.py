@@ -116,7 +116,7 @@ def replies(address: str, *sent: bytes, count: int, within_s: float = 3.0) -> li
         (b"[1]", "no JSON object"),
         (
             json.dumps({"version": VERSION + 1, "kind": "request"}).encode(),
-            "is of version 2, and this program speaks version 1",
+            f"is of version {VERSION + 1}, and this program speaks version {VERSION}",
         ),
         (message("dance"), "the message is a dance; send a request"),
         (message("request", id="a"), "it has no sequences"),

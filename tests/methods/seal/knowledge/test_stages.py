@@ -34,7 +34,8 @@ def rows(folder: str) -> list[dict[str, Any]]:
 
 
 def test_a_round_leaves_its_files_and_a_server_makes_the_same_trials(run: Run) -> None:
-    run("criterion={metric: knowledge/wins, threshold: 0.0, phase: p}")
+    two = ("query.repetitions=2", "query.adaptation.epochs=2", "query.adaptation.batch_size=8")  # all in one batch
+    run("criterion={metric: knowledge/wins, threshold: 0.0, phase: p}", *two)
     root = Path("runs/seal_knowledge/a")
     splits = read_object(root / "round_0/generate/splits.json")
     own = rows(f"{root}/round_0/query")
@@ -44,9 +45,11 @@ def test_a_round_leaves_its_files_and_a_server_makes_the_same_trials(run: Run) -
     conditions = read_object(root / "round_0/query/results.json")["conditions"]
     assert [each["name"] for each in conditions] == ["model as it is", "passage alone", "first completion", "all completions"]
     run("stage=generate", "name=b")
-    run("stage=query", "name=b", "query.server=start", "num_threads=1")
+    run("stage=query", "name=b", "query.server=start", "num_threads=1", *two)
     assert rows("runs/seal_knowledge/b/round_0/query") == own
     assert (Path("runs/seal_knowledge/b/round_0/query") / "endpoint.json").is_file()
+    for first, second in zip(own[::2], own[1::2], strict=True):
+        assert first["edit"] == second["edit"] and first["loss"] != second["loss"], "each begins with numbers of its own"
 
 
 def test_what_is_made_is_not_made_again_after_a_kill(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The inner loop: a model is trained on a few sequences, answers questions without the passage, and is put back.
 
-    engine = Engine(model, seed=0)
+    engine = Engine(model)
     outcome = engine.answer(Request(id, sequences, questions, ...), before_step)     # outcome.texts: one for each question
 
 No sequences: the model answers as it is. An outcome depends on the request and the base weights alone, whatever was asked
@@ -32,8 +32,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """sequences: texts that are learned, whole. max_new_tokens: of an answer. seed: of the order of the sequences. id: the same
-    for the same request."""
+    """sequences: texts that are learned, whole. max_new_tokens: of an answer. seed: of the order of the sequences, and of
+    the numbers that an adapter begins with. id: the same for the same request."""
 
     id: str
     sequences: tuple[str, ...]
@@ -65,16 +65,14 @@ def seed_of(*parts: object) -> int:
 
 
 class Engine:
-    """seed: of the numbers that an adapter begins with."""
-
-    def __init__(self, model: HfModel, seed: int) -> None:
-        self.model, self._inner = model, InnerAdapter(model, seed)
+    def __init__(self, model: HfModel) -> None:
+        self.model, self._inner = model, InnerAdapter(model, seed=0)  # each request has a seed of its own
 
     def answer(self, request: Request, before_step: Callable[[], None] = lambda: None) -> Outcome:
         """before_step: may end it by what it raises. ValueError: a sequence is too long, or the model lacks what is to be
         trained."""
         rows = sequence_rows(self.model, request.sequences)
-        with self._inner.fit(rows, request.adaptation, request.seed, before_step) as fitted:
+        with self._inner.fit(rows, request.adaptation, request.seed, before_step, request.seed) as fitted:
             texts = self._texts(request)
         last = fitted.losses[-max(1, len(fitted.losses) // request.adaptation.epochs) :]
         return Outcome(

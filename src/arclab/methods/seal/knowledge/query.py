@@ -91,7 +91,7 @@ def _asked(config: SealKnowledgeConfig, run: RunDir, progress: WorkProgress, sta
         return lambda request: client.ask(request, progress.require_not_told)
     policy = policy_of(config, config.round)
     assert isinstance(policy, HfModelConfig), "the schema refuses others"
-    engine = Engine(load_hf(policy), config.seed)
+    engine = Engine(load_hf(policy))
     return lambda request: engine.answer(request, progress.require_not_told)
 
 

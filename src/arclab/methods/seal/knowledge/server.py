@@ -225,7 +225,7 @@ def open_server(config: SealKnowledgeConfig, folder: Path, address: str = "") ->
     """address: that of an earlier start; "" chooses one. ConfigError: it cannot be had. ValueError: the model cannot."""
     policy = policy_of(config, config.round)
     assert isinstance(policy, HfModelConfig), "the schema refuses others"
-    engine = Engine(load_hf(policy), config.seed)
+    engine = Engine(load_hf(policy))
     server = Server(engine, config.serve, address or socket_address(config.serve.address, folder))
     record = {"address": server.address, "version": VERSION, "pid": os.getpid(), "model": policy.name}
     write_atomically(folder / ENDPOINT, json.dumps(record, indent=1) + "\n")
