@@ -4,6 +4,7 @@
     with inner.fit(rows, config, seed) as fitted:          # config: InnerConfig, kind lora, full or none
         model.generate(...)                                # answers as the adapted model
         fitted.losses, fitted.problem
+        inner.keep()                                       # only where what was learned is to stay
     model.generate(...)                                    # as before the block, bit for bit
 
 A LoRA adapter stands in the model from the first fit on, switched off outside of blocks, and begins each fit with the same
@@ -41,6 +42,7 @@ from arclab.lm.switched import (
     add_adapter,
     linear_names,
     redraw_adapter,
+    require_same_tensors,
 )
 from arclab.lm.training.rows import IGNORED, Row, collate
 
@@ -100,6 +102,38 @@ class InnerAdapter:
                 yield fitted
         finally:
             self._reset(parameters, is_lora)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Inside the block of a LoRA fit: copies of the adapter's parameters, on the CPU, for keep_learned()."""
+        return {name: p.detach().cpu().clone() for name, p in adapter_parameters(self._network, _NAME).items()}
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Inside the block of a LoRA fit: what was learned stays in the base weights, which become base + alpha / rank * B A,
+        added in float32. The block goes on with the same function. ValueError: the weights have another dtype, in which small
+        edits would be lost to rounding."""
+        for layer in adapter_layers(self._network):
+            if _NAME in layer.r:
+                weight = layer.get_base_layer().weight
+                if weight.dtype is not torch.float32:
+                    raise ValueError(
+                        f"lm.dtype={str(weight.dtype).removeprefix('torch.')} would lose small edits to rounding; use "
+                        "lm.dtype=float32."
+                    )
+                weight += layer.get_delta_weight(_NAME)
+                nn.init.zeros_(layer.lora_B[_NAME].weight)
+        self._weights.clear()  # of the base before
+        self._model.was_trained = True
+
+    @torch.no_grad()
+    def keep_learned(self, config: InnerConfig, tensors: dict[str, Tensor]) -> None:
+        """The same as keep() in the block that learned() came from, bit for bit. config: of that fit."""
+        parameters = self._lora_parameters(config)
+        require_same_tensors(parameters, tensors, "the adapter")
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+        self.keep()
+        self._reset(parameters, is_lora=True)
 
     def _lora_parameters(self, config: InnerConfig) -> dict[str, nn.Parameter]:
         """Of the adapter, as it begins."""

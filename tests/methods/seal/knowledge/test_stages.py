@@ -45,8 +45,11 @@ def test_a_round_leaves_its_files_and_a_server_makes_the_same_trials(run: Run) -
     conditions = read_object(root / "round_0/query/results.json")["conditions"]
     assert [each["name"] for each in conditions] == ["model as it is", "passage alone", "first completion", "all completions"]
     run("stage=generate", "name=b")
-    run("stage=query", "name=b", "query.server=start", "num_threads=1", *two)
-    assert rows("runs/seal_knowledge/b/round_0/query") == own
+    run("stage=query", "name=b", "query.server=start", "num_threads=1", "query.num_retained=1", *two)
+    others = rows("runs/seal_knowledge/b/round_0/query")
+    retained = [row.pop("retained") + row.pop("retained_base") for row in others]
+    assert all(row.pop("retained") == row.pop("retained_base") == [] for row in own) and others == own
+    assert [len(each) for each in retained] == [4] * len(own), "the two questions of the other item, twice"
     assert (Path("runs/seal_knowledge/b/round_0/query") / "endpoint.json").is_file()
     for first, second in zip(own[::2], own[1::2], strict=True):
         assert first["edit"] == second["edit"] and first["loss"] != second["loss"], "each begins with numbers of its own"

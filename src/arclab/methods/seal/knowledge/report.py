@@ -29,6 +29,7 @@ from arclab.runs.folder import RunDir
 _PUBLISHED_PADDING = 2048  # tokens that the published inner loop pads each sequence to
 _ALPHA = 0.05
 BASE, FIRST, ALL = "model as it is", "first completion", "all completions"
+_COUNTED = "All completions and repetitions together count a question more than once: no interval of them is one of questions."
 _Grades = list[tuple[bool | None, bool | None]]  # of a question: adapted, as it is
 
 
@@ -139,7 +140,7 @@ def write_report(config: SealKnowledgeConfig, run: RunDir, rows: Sequence[Row], 
     found = conditions(rows)
     record = {
         "overall": {name.removeprefix("knowledge/"): value for name, value in metrics_of(rows).items()},
-        "conditions": [_record(each) for each in found],
+        "conditions": [condition_record(each) for each in found],
         "items": _by_item(rows),
         "adaptation": {key: str(value) for key, value in asdict(config.query.adaptation).items()},
     }
@@ -152,7 +153,7 @@ def write_report(config: SealKnowledgeConfig, run: RunDir, rows: Sequence[Row], 
         },
         criterion=criterion,
         stamps=_stamps(rows),
-        tables=[_condition_table(found), _cost_table(rows)],
+        tables=[condition_table(found, _COUNTED), _cost_table(rows)],
         histograms=[Histogram("Tokens that a completion trains on", "tokens", "trials", [r.num_tokens for r in rows])],
         settings=flat(config),
     )  # fmt: skip
@@ -168,7 +169,7 @@ def _stamps(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _record(each: Condition) -> dict[str, object]:
+def condition_record(each: Condition) -> dict[str, object]:
     low, high = each.share.interval
     record: dict[str, object] = {
         "name": each.name, "right": each.share.n, "graded": each.share.total, "ungraded": each.ungraded,
@@ -187,7 +188,7 @@ def _by_item(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _condition_table(found: Sequence[Condition]) -> ResultTable:
+def condition_table(found: Sequence[Condition], note: str) -> ResultTable:
     rows = []
     for each in found:
         test = each.test
@@ -197,7 +198,7 @@ def _condition_table(found: Sequence[Condition]) -> ResultTable:
         "Closed-book accuracy",
         ("trained on", "questions right", "mean over items", "only it right, against only the model as it is", "ungraded"),
         tuple(rows),
-        "All completions and repetitions together count a question more than once: no interval of them is one of questions.",
+        note,
     )
 
 
