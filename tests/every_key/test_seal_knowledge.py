@@ -99,6 +99,7 @@ ELSEWHERE: Table = {
     "query.server": (None, ROUND),
     "query.timeout_s": (None, "methods/seal/knowledge/test_server.py::test_nobody_there_and_an_address_that_is_none_are_sentences"),
     "serve.address": (None, "methods/seal/knowledge/test_server.py::test_nobody_there_and_an_address_that_is_none_are_sentences"),
+    "serve.keys": (None, "methods/seal/knowledge/test_server.py::test_who_has_no_key_is_not_heard"),
     "serve.heartbeat_s": (None, "methods/seal/knowledge/test_server.py::test_who_waits_hears_how_far_it_is_and_who_has_gone_is_not_missed"),
     "serve.max_bytes": (None, "methods/seal/knowledge/test_server.py::test_a_message_that_is_too_large_is_not_read"),
     "serve.num_kept": (None, "methods/seal/knowledge/test_server.py::test_a_request_that_is_sent_again_is_worked_on_once"),

@@ -254,12 +254,24 @@ class ContinualConfig:
         return at_least(path, 1, num_sequences=self.num_sequences, num_edits=self.num_edits)
 
 
+def needs_keys(key: str, address: str, keys: str | None) -> list[str]:
+    """Broken rules of an address; none of a run folder."""
+    if keys is not None or not address.startswith("tcp://") or address.startswith(("tcp://127.0.0.1:", "tcp://localhost:")):
+        return []
+    return [
+        f"{key}={address} is of other hosts, and whoever reaches a server can train its model: give serve.keys=FOLDER "
+        "(python -m arclab.methods.seal.knowledge.keys FOLDER makes it), or use tcp://127.0.0.1:PORT."
+    ]
+
+
 @dataclass(kw_only=True, slots=True)
 class ServeConfig:
-    """address: ipc (a socket of this machine's files) or tcp://127.0.0.1:PORT, 0 being a free one. heartbeat_s: between two
+    """address: ipc (a socket of this machine's files) or tcp://127.0.0.1:PORT, 0 being a free one; of other hosts with keys
+    alone. keys: the folder of keys that the server and who asks it have. heartbeat_s: between two
     signs of life. max_bytes: of a message. num_kept: answers that are kept for whoever asks again."""
 
     address: str
+    keys: Optional[str]
     heartbeat_s: float
     max_bytes: int
     num_kept: int
@@ -267,12 +279,9 @@ class ServeConfig:
     def check(self, path: str) -> list[str]:
         problems = [*within(path, 0.01, 60, heartbeat_s=self.heartbeat_s), *at_least(path, 1, num_kept=self.num_kept)]
         problems += within(path, 1024, 2**31, max_bytes=self.max_bytes)
-        if self.address != "ipc" and not self.address.startswith(("ipc://", "tcp://127.0.0.1:", "tcp://localhost:")):
-            problems.append(
-                f"{path}.address={self.address} must be ipc, ipc://FILE or tcp://127.0.0.1:PORT: whoever reaches the server "
-                "can train its model, so it listens on this machine alone; change it."
-            )
-        return problems
+        if self.address != "ipc" and not self.address.startswith(("ipc://", "tcp://")):
+            problems.append(f"{path}.address={self.address} must be ipc, ipc://FILE or tcp://HOST:PORT; change it.")
+        return problems + needs_keys(f"{path}.address", self.address, self.keys)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -331,6 +340,7 @@ class SealKnowledgeConfig(StagedConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [*self.check_stages(), *sized(path, 1, num_threads=self.num_threads)]
+        problems += needs_keys("query.server", self.query.server, self.serve.keys)
         problems += [*broken_name("name", self.name), *broken_path("runs_dir", self.runs_dir)]
         stage = self.stage
         if not self.makes(stage.value, self.round):
