@@ -41,6 +41,7 @@ KEYS: Table = {
     "query.split_lines": (False, "trials requests"),
     "query.repetitions": (1, "trials requests"),
     "query.passage_alone": (False, "trials requests"),
+    "query.passage_repeated": (True, "trials requests"),
     "query.other_item": (True, "trials requests"),
     "query.num_retained": (2, "requests"),
     "query.max_new_tokens": (7, "requests"),

@@ -163,9 +163,10 @@ class GraderConfig:
 
 @dataclass(kw_only=True, slots=True)
 class QueryConfig:
-    """What each completion is worth. split_lines: each line is a sequence of its own. adaptation: how the model is trained on
-    them. repetitions: of each completion, with other seeds; more_repetitions: of the two best ones of each item after that.
-    passage_alone: the passage without a completion is tried too. other_item: so is a completion of another item, the control.
+    """What each completion is worth. split_lines: each line is a sequence of its own. adaptation: how the model is trained
+    on them. repetitions: of each completion, with other seeds; more_repetitions: of the two best ones of each item after
+    that. passage_alone: the passage without a completion is tried too; passage_repeated: so is the passage as often as the
+    first completion has sequences, which takes as many steps. other_item: so is a completion of another item, the control.
     num_retained: so many other items of the round are asked about in each trial too: what does the training cost them?
     server: none: the model answers in this process; start: in a server that this run starts and watches; or its address, or
     the run folder of stage=serve. timeout_s: without a sign of life of the server."""
@@ -175,6 +176,7 @@ class QueryConfig:
     repetitions: int
     more_repetitions: int
     passage_alone: bool
+    passage_repeated: bool
     other_item: bool
     num_retained: int
     max_new_tokens: int

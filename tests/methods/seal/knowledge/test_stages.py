@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from arclab.files import read_lines, read_object
 from arclab.launch.start import start
 from arclab.methods.seal.knowledge import generate as generate_module
 from arclab.methods.seal.knowledge import query as query_module
+from arclab.methods.seal.knowledge import sft as sft_module
 from arclab.methods.seal.knowledge.engine import Engine, Outcome, Request
 
 SMALL = [
@@ -75,6 +77,28 @@ def test_what_is_made_is_not_made_again_after_a_kill(run: Run, monkeypatch: pyte
     made, asked[:] = list(asked), []
     run("stage=query")
     assert not set(made) & set(asked) and len(made) == len(asked) == 4, "two items as they are, and three trials of each"
+
+
+def test_learning_hears_a_request_to_end_and_goes_on_as_if_undisturbed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("generate", "query", "select"):
+        run(f"stage={stage}")
+    shutil.copytree("runs/seal_knowledge/a", "runs/seal_knowledge/b")
+    run("stage=sft")
+    folder, finetune = Path("runs/seal_knowledge/b/round_0/sft"), sft_module.finetune
+
+    def told(*given: Any) -> None:
+        (folder / "PREEMPT").touch()
+        finetune(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft_module, "finetune", told)
+        run("stage=sft", "name=b")
+    status = read_object(folder / "status.json")
+    assert status["state"] == "PREEMPTED" and "the same command continues" in status["message"]
+    assert not (folder / "model").exists()
+    run("stage=sft", "name=b")
+    weights = [(Path(f"runs/seal_knowledge/{n}/round_0/sft/model") / "model.safetensors").read_bytes() for n in "ab"]
+    assert weights[0] == weights[1]
 
 
 def test_empty_completions_are_drawn_again_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,16 @@ from arclab.methods.seal.knowledge.grading import Answer, Grader, by_rule, verdi
 from arclab.methods.seal.knowledge.passages import passages
 from arclab.methods.seal.knowledge.report import metrics_of
 from arclab.methods.seal.knowledge.select import remeasured, selected
-from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, Row, first_trials, further_trials, mean_gains, request_of
+from arclab.methods.seal.knowledge.trials import (
+    OTHER,
+    PASSAGE,
+    REPEATED,
+    Row,
+    first_trials,
+    further_trials,
+    mean_gains,
+    request_of,
+)
 
 RULES = SelectConfig(rule=SelectRule.best, top_k=1, min_gain=0.0, drop_weight=0.0)
 
@@ -79,7 +88,10 @@ def test_a_grader_without_a_key_is_a_sentence(tmp_path: Path, monkeypatch: pytes
         (["query.adaptation.rank=0"], "query.adaptation.rank=0 must be at least 1"),
         (["query.adaptation.kind=none"], "query.adaptation.kind=none trains nothing"),
         (["query.grader.kind=model"], "query.grader.kind=model needs query.grader.model"),
-        (["serve.address=tcp://0.0.0.0:1"], "it listens on this machine alone; change it"),
+        (
+            ["serve.address=tcp://0.0.0.0:1"],
+            "is of other hosts, and whoever reaches a server can train its model: give serve.keys=FOLDER",
+        ),
         (["data.split=test"], "data.split=test has no items with data.num_test=0"),
         (["stage=start"], "stage=start makes the model of scratch in round=0 alone"),
         (["generate.sampling.temperature=0"], "all of them would be equal"),
@@ -96,11 +108,23 @@ def test_a_configuration_that_cannot_be_run_is_a_sentence(overrides: list[str], 
 def test_trials_have_seeds_and_ids_of_their_own_and_empty_completions_are_left_out() -> None:
     items = passages(3, 2, seed=0)
     completions = {item.id: ["one\ntwo", "", "three"] for item in items}
-    wished = config("query.repetitions=2", "query.other_item=true")
+    wished = config("query.repetitions=2", "query.other_item=true", "query.passage_repeated=true")
     trials = first_trials(wished, items, completions)
-    assert [t.edit for t in trials if t.item == items[0]] == ["0", "0", "2", "2", PASSAGE, PASSAGE, OTHER, OTHER]
+    assert [t.edit for t in trials if t.item == items[0]] == [
+        "0",
+        "0",
+        "2",
+        "2",
+        PASSAGE,
+        PASSAGE,
+        REPEATED,
+        REPEATED,
+        OTHER,
+        OTHER,
+    ]
+    assert trials[6].sequences == (f"{items[0].title}\n{items[0].context}",) * len(trials[0].sequences), "as many steps"
     assert trials[0].sequences[-1] == f"{items[0].title}\n{items[0].context}" and len(trials[0].sequences) == 3
-    assert items[1].context in trials[6].sequences[-1], "the control has nothing of the item's own"
+    assert items[1].context in trials[8].sequences[-1], "the control has nothing of the item's own"
     requests = [request_of(wished, trial, "model") for trial in trials]
     assert len({each.id for each in requests}) == len({each.seed for each in requests}) == len(trials)
     assert request_of(wished, trials[0], "other").id != requests[0].id == request_of(wished, trials[0], "model").id

@@ -53,8 +53,9 @@ Ask = Callable[[Request], Outcome]
 def query(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     items = items_at(config)
     inputs = {"completions": config.file_of("generate", config.round, COMPLETIONS), **policy_inputs(config)}
-    per_item = config.generate.num_completions + config.query.passage_alone + config.query.other_item
-    num_trials = len(items) * per_item * config.query.repetitions
+    wished = config.query
+    per_item = config.generate.num_completions + wished.passage_alone + wished.passage_repeated + wished.other_item
+    num_trials = len(items) * per_item * wished.repetitions
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
         completions = require_completions(inputs["completions"], items)

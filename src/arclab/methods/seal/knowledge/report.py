@@ -17,7 +17,7 @@ from statistics import fmean
 from arclab.config.compose import flat
 from arclab.config.seal_knowledge_schema import SealKnowledgeConfig
 from arclab.files import write_atomically
-from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, Row, mean_gains
+from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, REPEATED, Row, mean_gains
 from arclab.metrics.logger import read_rows
 from arclab.pages.rounds import Histogram, RoundsPage, render_rounds
 from arclab.results.criterion import judge_criterion, write_criterion
@@ -71,11 +71,11 @@ def condition(name: str, rows: Sequence[Row], *, as_it_is: bool = False, tested:
 
 def conditions(rows: Sequence[Row]) -> list[Condition]:
     """Those that were tried."""
-    first = {edit: [row for row in rows if row.edit == edit and row.repetition == 0] for edit in (PASSAGE, OTHER)}
+    first = {edit: [row for row in rows if row.edit == edit and row.repetition == 0] for edit in (PASSAGE, REPEATED, OTHER)}
     completions = [row for row in rows if row.is_completion]
     shown = _first_of_each(completions)
     found = [condition(BASE, _first_of_each(rows), as_it_is=True)]
-    names = {PASSAGE: "passage alone", OTHER: "another item's completion"}
+    names = {PASSAGE: "passage alone", REPEATED: "passage alone, as many steps", OTHER: "another item's completion"}
     found += [condition(names[edit], own) for edit, own in first.items() if own]
     found += [condition(FIRST, shown), condition(ALL, completions, tested=False)] if completions else []
     return found

@@ -4,7 +4,8 @@
     more = further_trials(config, rows, items, completions)   # of the two best completions of each item
     rows = read_rows(path)                                     # Row(item, edit, repetition, answers, right, base, ...)
 
-edit: the number of a completion; PASSAGE, the passage alone; OTHER, a completion of another item with that item's passage in
+edit: the number of a completion; PASSAGE, the passage alone; REPEATED, the passage as often as the first completion has
+sequences, so that as many steps are taken; OTHER, a completion of another item with that item's passage in
 place of the own one, which must not help.
 """
 
@@ -22,7 +23,7 @@ from arclab.methods.seal.knowledge.engine import Asked, Request, seed_of
 from arclab.methods.seal.knowledge.passages import Item
 from arclab.methods.seal.knowledge.prompts import training_sequences
 
-PASSAGE, OTHER = "passage", "other"
+PASSAGE, REPEATED, OTHER = "passage", "repeated", "other"
 ROWS = "results.jsonl"
 _BEST = 2  # completions of an item that are tried again
 
@@ -72,7 +73,7 @@ class Row:
 
     @property
     def is_completion(self) -> bool:
-        return self.edit not in (PASSAGE, OTHER)
+        return self.edit not in (PASSAGE, REPEATED, OTHER)
 
     @property
     def gain(self) -> float | None:
@@ -97,6 +98,9 @@ def first_trials(config: SealKnowledgeConfig, items: Sequence[Item], completions
         edits = {str(number): _sequences(item, text, wished) for number, text in enumerate(completions[item.id]) if text}
         if wished.passage_alone:
             edits[PASSAGE] = _sequences(item, "", wished)
+        if wished.passage_repeated:
+            count = len(_sequences(item, completions[item.id][0], wished))
+            edits[REPEATED] = _sequences(item, "", wished) * count
         if wished.other_item and len(items) > 1:
             other = items[(place + 1) % len(items)]
             edits[OTHER] = _sequences(other, completions[other.id][0], wished)
