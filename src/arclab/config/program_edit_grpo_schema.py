@@ -53,7 +53,7 @@ class EditGrpoConfig:
     warmup_steps: int
     weight_decay: float
     clip_norm: Optional[float]
-    lora: Optional[LoraConfig]
+    lora: Optional[LoraConfig] = None  # so that runs of before can be read
     loss: GrpoLoss
     scale_rewards: AdvantageScale
     clip_low: float

@@ -192,7 +192,7 @@ class EditSftConfig:
     lr: float
     warmup_steps: int
     weight_decay: float
-    lora: Optional[LoraConfig]
+    lora: Optional[LoraConfig] = None  # so that runs of before can be read
     log_every: int
     checkpoint_every: int
     weight_beta: Optional[float]

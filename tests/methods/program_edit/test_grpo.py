@@ -115,6 +115,12 @@ def test_a_run_that_was_told_to_end_comes_to_the_same_weights(
     rows = measured(whole)
     assert [row["_step"] for row in rows] == list(range(7)) and "edits/solved_share" in rows[0]
     assert all(row["rl/offpolicy"] < 1e-4 for row in rows if "rl/offpolicy" in row and row["_step"] % 2 == 1)
+    _, first, second, third, *_ = read_rows(
+        whole / "metrics.jsonl"
+    )  # rollouts serve two steps, held-out tasks are scored after three
+    assert 0 < first["timing/sandbox_wait_share"] < 1 and 0 < first["timing/rollout_share"] < 1
+    assert "timing/rollout_share" not in second and "timing/eval_share" not in second
+    assert 0 < third["timing/eval_share"] < 1 and third["timing/rollout_share"] + third["timing/eval_share"] <= 1
     assert weights(whole) != weights(folder(tmp_path, stage="sft")) or read_counts(whole)["best_step"] == 0
     run = RunDir(folder(tmp_path, "b"))
     calls: list[int] = []
