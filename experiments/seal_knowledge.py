@@ -4,10 +4,11 @@
     python -m experiments.seal_knowledge --items 2 --kinds implications                # a quick look
 
 For each kind the model writes one completion about each invented passage, is trained on it and the passage, and answers the
-passage's questions without it (self_improve.py method=seal_knowledge stage=generate, then stage=query). The table has the
-model as it is, trained on the passage alone, and on the passage with completions of each kind: questions right with 95 %
-intervals, and McNemar's tests over questions against the model as it is and against the passage alone. It does not train the
-model to write better.
+passage's questions without it (self_improve.py method=seal_knowledge stage=generate, then stage=query). The table has the model
+as it is, trained on the passage alone, on the passage as often as the first kind takes steps, on another passage with what was
+written about it (unrelated text of about the same length), and on the passage with completions of each kind: questions right
+with 95 % intervals, and McNemar's tests over questions against the model as it is and against the passage alone. It does not
+train the model to write better.
 
 --save NAME writes experiments/results/NAME.{md,json}.
 """
@@ -23,7 +24,7 @@ from arclab.config.compose import run_main
 from arclab.config.seal_knowledge_schema import EditKind
 from arclab.files import write_atomically
 from arclab.launch.start import start
-from arclab.methods.seal.knowledge.trials import PASSAGE, ROWS, Row, read_rows
+from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, REPEATED, ROWS, Row, read_rows
 from arclab.results.paired import PairedTest
 from arclab.results.scoring import Share
 from arclab.runs.folder import provenance
@@ -37,11 +38,13 @@ Answers = dict[tuple[str, str], bool]  # (item, question): right
 
 def query(given: argparse.Namespace, kind: str) -> list[Row]:
     """The rows of a kind, made where they are missing."""
-    name = f"{given.lm}_{kind}_{given.seed}"
+    name, is_first = f"{given.lm}_{kind}_{given.seed}", str(kind == given.kinds[0]).lower()
     common = [
         "method=seal_knowledge", f"lm={given.lm}", f"name={name}", f"runs_dir={given.runs_dir}", f"seed={given.seed}",
         f"data.num_train={given.items}", f"data.seed={given.seed}", f"generate.kind={kind}", "generate.num_completions=1",
-        "query.repetitions=1", "style=chat", f"query.passage_alone={str(kind == given.kinds[0]).lower()}", *given.overrides,
+        "query.repetitions=1", "style=chat",
+        *(f"query.{key}={is_first}" for key in ("passage_alone", "passage_repeated", "other_item")),
+        *given.overrides,
     ]  # fmt: skip
     for stage in ("generate", "query"):
         start("self_improve.py", [*common, f"stage={stage}"])
@@ -58,9 +61,11 @@ def answers(rows: Sequence[Row], as_it_is: bool = False) -> Answers:
 
 
 def conditions(by_kind: dict[str, list[Row]]) -> dict[str, Answers]:
-    """The first kind has tried the passage alone too."""
+    """The first kind has tried what is trained on without a completion of the passage too."""
     first = next(iter(by_kind.values()))
-    found = {"as it is": answers(first, as_it_is=True), "passage alone": answers([r for r in first if r.edit == PASSAGE])}
+    others = {"passage alone": PASSAGE, "passage alone, as many steps": REPEATED, "unrelated text": OTHER}
+    found = {"as it is": answers(first, as_it_is=True)}
+    found |= {name: answers([row for row in first if row.edit == edit]) for name, edit in others.items()}
     return found | {f"passage and {kind}": answers([r for r in rows if r.is_completion]) for kind, rows in by_kind.items()}
 
 

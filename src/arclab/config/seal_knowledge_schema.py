@@ -29,6 +29,8 @@ class KnowledgeStage(Enum):
     query = "query"
     select = "select"
     sft = "sft"
+    cpt = "cpt"
+    continual = "continual"
     serve = "serve"
     round = "round"
 
@@ -161,9 +163,11 @@ class GraderConfig:
 
 @dataclass(kw_only=True, slots=True)
 class QueryConfig:
-    """What each completion is worth. split_lines: each line is a sequence of its own. adaptation: how the model is trained on
-    them. repetitions: of each completion, with other seeds; more_repetitions: of the two best ones of each item after that.
-    passage_alone: the passage without a completion is tried too. other_item: so is a completion of another item, the control.
+    """What each completion is worth. split_lines: each line is a sequence of its own. adaptation: how the model is trained
+    on them. repetitions: of each completion, with other seeds; more_repetitions: of the two best ones of each item after
+    that. passage_alone: the passage without a completion is tried too; passage_repeated: so is the passage as often as the
+    first completion has sequences, which takes as many steps. other_item: so is a completion of another item, the control.
+    num_retained: so many other items of the round are asked about in each trial too: what does the training cost them?
     server: none: the model answers in this process; start: in a server that this run starts and watches; or its address, or
     the run folder of stage=serve. timeout_s: without a sign of life of the server."""
 
@@ -172,7 +176,9 @@ class QueryConfig:
     repetitions: int
     more_repetitions: int
     passage_alone: bool
+    passage_repeated: bool
     other_item: bool
+    num_retained: int
     max_new_tokens: int
     grader: GraderConfig
     server: str
@@ -181,7 +187,7 @@ class QueryConfig:
     def check(self, path: str) -> list[str]:
         problems = at_least(path, 1, repetitions=self.repetitions, max_new_tokens=self.max_new_tokens)
         problems += [
-            *at_least(path, 0, more_repetitions=self.more_repetitions),
+            *at_least(path, 0, more_repetitions=self.more_repetitions, num_retained=self.num_retained),
             *within(path, 1, 1e6, timeout_s=self.timeout_s),
         ]
         if self.adaptation.kind is AdaptKind.none:
@@ -191,14 +197,17 @@ class QueryConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SelectConfig:
-    """Which completions are learned from. top_k: of each item. min_gain: in share of its questions; they must have more."""
+    """Which completions are learned from. top_k: of each item. min_gain: in share of its questions; they must have more.
+    drop_weight: the gain is lessened by so much of what other items lose (query.num_retained)."""
 
     rule: SelectRule
     top_k: int
     min_gain: float
+    drop_weight: float
 
     def check(self, path: str) -> list[str]:
-        return [*at_least(path, 1, top_k=self.top_k), *within(path, -1, 1, min_gain=self.min_gain)]
+        problems = [*at_least(path, 1, top_k=self.top_k), *within(path, -1, 1, min_gain=self.min_gain)]
+        return problems + within(path, 0, 100, drop_weight=self.drop_weight)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -220,11 +229,51 @@ class KnowledgeSftConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CptConfig:
+    """Training on the sequences of all items at once (continued pretraining). split_lines: as of query."""
+
+    split_lines: bool
+    adaptation: InnerConfig
+
+    def check(self, path: str) -> list[str]:
+        if self.adaptation.kind is AdaptKind.none:
+            return [f"{path}.adaptation.kind=none trains nothing; use lora or full."]
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class ContinualConfig:
+    """num_sequences times num_edits items, one edit after the other, each sequence from the model as it is."""
+
+    num_sequences: int
+    num_edits: int
+
+    @property
+    def num_items(self) -> int:
+        return self.num_sequences * self.num_edits
+
+    def check(self, path: str) -> list[str]:
+        return at_least(path, 1, num_sequences=self.num_sequences, num_edits=self.num_edits)
+
+
+def needs_keys(key: str, address: str, keys: str | None) -> list[str]:
+    """Broken rules of an address; none of a run folder."""
+    if keys is not None or not address.startswith("tcp://") or address.startswith(("tcp://127.0.0.1:", "tcp://localhost:")):
+        return []
+    return [
+        f"{key}={address} is of other hosts, and whoever reaches a server can train its model: give serve.keys=FOLDER "
+        "(python -m arclab.methods.seal.knowledge.keys FOLDER makes it), or use tcp://127.0.0.1:PORT."
+    ]
+
+
+@dataclass(kw_only=True, slots=True)
 class ServeConfig:
-    """address: ipc (a socket of this machine's files) or tcp://127.0.0.1:PORT, 0 being a free one. heartbeat_s: between two
+    """address: ipc (a socket of this machine's files) or tcp://127.0.0.1:PORT, 0 being a free one; of other hosts with keys
+    alone. keys: the folder of keys that the server and who asks it have. heartbeat_s: between two
     signs of life. max_bytes: of a message. num_kept: answers that are kept for whoever asks again."""
 
     address: str
+    keys: Optional[str]
     heartbeat_s: float
     max_bytes: int
     num_kept: int
@@ -232,12 +281,9 @@ class ServeConfig:
     def check(self, path: str) -> list[str]:
         problems = [*within(path, 0.01, 60, heartbeat_s=self.heartbeat_s), *at_least(path, 1, num_kept=self.num_kept)]
         problems += within(path, 1024, 2**31, max_bytes=self.max_bytes)
-        if self.address != "ipc" and not self.address.startswith(("ipc://", "tcp://127.0.0.1:", "tcp://localhost:")):
-            problems.append(
-                f"{path}.address={self.address} must be ipc, ipc://FILE or tcp://127.0.0.1:PORT: whoever reaches the server "
-                "can train its model, so it listens on this machine alone; change it."
-            )
-        return problems
+        if self.address != "ipc" and not self.address.startswith(("ipc://", "tcp://")):
+            problems.append(f"{path}.address={self.address} must be ipc, ipc://FILE or tcp://HOST:PORT; change it.")
+        return problems + needs_keys(f"{path}.address", self.address, self.keys)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -274,6 +320,8 @@ class SealKnowledgeConfig(StagedConfig):
     query: QueryConfig
     select: SelectConfig
     sft: KnowledgeSftConfig
+    cpt: CptConfig
+    continual: ContinualConfig
     serve: ServeConfig
 
     @property
@@ -294,10 +342,23 @@ class SealKnowledgeConfig(StagedConfig):
 
     def check(self, path: str) -> list[str]:
         problems = [*self.check_stages(), *sized(path, 1, num_threads=self.num_threads)]
+        problems += needs_keys("query.server", self.query.server, self.serve.keys)
         problems += [*broken_name("name", self.name), *broken_path("runs_dir", self.runs_dir)]
         stage = self.stage
         if not self.makes(stage.value, self.round):
             problems.append("stage=start makes the model of scratch in round=0 alone; give scratch, or choose another stage.")
+        if self.select.drop_weight > 0 and self.query.num_retained == 0:
+            problems.append(
+                f"select.drop_weight={self.select.drop_weight:g} weighs what other items lose, and query.num_retained=0 asks "
+                "about none; raise it, or set select.drop_weight=0."
+            )
+        if self.query.num_retained >= (self.data.num_test if self.data.split is ItemSplit.test else self.data.num_train):
+            problems.append(
+                f"query.num_retained={self.query.num_retained} must be below the number of items of a round; lower it, or "
+                "raise data.num_train or data.num_test."
+            )
+        if stage is KnowledgeStage.continual:
+            problems += self._check_continual()
         if self.scratch is not None and self.scratch.seed == self.data.seed:
             problems.append(
                 f"scratch.seed={self.scratch.seed} must not be data.seed: the model would be taught what it is asked; "
@@ -311,9 +372,7 @@ class SealKnowledgeConfig(StagedConfig):
                 )
             if self.style is Style.completion:
                 problems.append(f"style=completion needs a model of this process, not lm.kind={self.lm.kind}; use style=chat.")
-        elif self.lm.dtype is not Dtype.float32 and (
-            self.query.adaptation.kind is AdaptKind.full or stage in (KnowledgeStage.sft, KnowledgeStage.round)
-        ):
+        elif self.lm.dtype is not Dtype.float32 and self._changes_all_weights:
             problems.append(
                 f"lm.dtype={self.lm.dtype.value} loses most steps of training all weights to rounding; use lm.dtype=float32."
             )
@@ -321,5 +380,26 @@ class SealKnowledgeConfig(StagedConfig):
             problems.append(
                 f"launch asks for {self.launch.num_ranks} ranks, and method=seal_knowledge runs in one process; set "
                 "launch.gpus and launch.cpus to 0 or 1, and launch.nodes=1."
+            )
+        return problems
+
+    @property
+    def _changes_all_weights(self) -> bool:
+        adaptation = self.cpt.adaptation if self.stage is KnowledgeStage.cpt else self.query.adaptation
+        always = (KnowledgeStage.sft, KnowledgeStage.round, KnowledgeStage.continual)
+        return adaptation.kind is AdaptKind.full or self.stage in always
+
+    def _check_continual(self) -> list[str]:
+        wished, data, problems = self.continual, self.data, list[str]()
+        there, key = (data.num_test, "num_test") if data.split is ItemSplit.test else (data.num_train, "num_train")
+        if wished.num_items > there:
+            problems.append(
+                f"continual.num_sequences={wished.num_sequences} times continual.num_edits={wished.num_edits} needs "
+                f"{wished.num_items} items, and data.{key}={there}; raise it, or lower one of them."
+            )
+        if self.query.adaptation.kind is not AdaptKind.lora:
+            problems.append(
+                f"query.adaptation.kind={self.query.adaptation.kind.value} has no adapter that stage=continual could add to "
+                "the weights; use query.adaptation.kind=lora."
             )
         return problems

@@ -75,6 +75,15 @@ def add_adapter(model: Any, name: str, settings: LoraSettings, seed: int) -> Non
     _switch(model, None)
 
 
+def redraw_adapter(model: Any, name: str, seed: int) -> None:
+    """The adapter's weights are drawn anew from seed, as peft begins an adapter; nothing else is drawn."""
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in adapter_layers(model):
+            if name in layer.r:
+                layer.reset_lora_parameters(name, init_lora_weights=True)
+
+
 def adapter_layers(model: nn.Module) -> list[Any]:
     """The layers of the model that have adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -1,6 +1,6 @@
 """The page of a method in rounds: what each round found, learned and scored, and how long its texts are.
 
-    html = render_rounds(RoundsPage(title, facts, criterion, stamps, tables, histograms, settings))
+    html = render_rounds(RoundsPage(title, facts, criterion, stamps, tables, histograms, settings, pictures))
 
 Self-contained, like arclab.pages.report, whose style it has. It counts nothing but bars.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from arclab.pages.templating import page
-from arclab.results.writing import ResultTable
+from arclab.results.writing import ResultPicture, ResultTable
 
 _BARS, _WIDTH, _HEIGHT, _FOOT = 24, 480, 150, 34
 _WIDEST = 60  # of a bar, so that texts of one length are no wall
@@ -42,6 +42,7 @@ class RoundsPage:
     tables: Sequence[ResultTable]
     histograms: Sequence[Histogram]
     settings: Mapping[str, Any]
+    pictures: Sequence[ResultPicture] = ()
 
 
 def render_rounds(result: RoundsPage) -> str:

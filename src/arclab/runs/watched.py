@@ -7,8 +7,9 @@
         server.wait_until_up(is_given_up)      # for who got no answer: it may be being started again, at the same address
 
 It runs below arclab.runs.guard, so it ends with this process whatever happens. It is healthy when the first of `health` that it
-knows (an answer other than 404) is answered with 200. What it prints is appended to log_file. Whether its answers make sense
-is not looked at.
+knows (an answer other than 404) is answered with 200. Of a server that does not speak HTTP, `health` is a function that says
+whether it is, and its command knows where it listens: it gets port 0. What it prints is appended to log_file. Whether its
+answers make sense is not looked at.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ class ServerDown(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wished:
-    """name: for messages. command: for a port. health: paths. start_s: how long it may take to become healthy. silent_s: after
-    so long without a sign of health it is ended. restarts: how often it is started again. remedy: what to do if it does not
-    start."""
+    """name: for messages. command: for a port. health: paths, or see the module. start_s: how long it may take to become
+    healthy. silent_s: after so long without a sign of health it is ended. restarts: how often it is started again. remedy:
+    what to do if it does not start."""
 
     name: str
     command: Callable[[int], Sequence[str]]
     log_file: Path
-    health: Sequence[str]
+    health: Sequence[str] | Callable[[], bool]
     start_s: float
     silent_s: float
     restarts: int
@@ -88,14 +89,15 @@ class WatchedServer:
 
     @property
     def url(self) -> str:
+        """Of one that speaks HTTP."""
         return f"http://{_HOST}:{self._port}"
 
     def start(self) -> str:
         """Its address, once it is healthy. ServerDown: it ended, or did not become healthy in time."""
         for _ in range(_PORTS_TRIED):
-            self._port = _free_port()
+            self._port = 0 if callable(self._wished.health) else _free_port()
             why = self._bring_up()
-            if not why or not _is_listened_at(self._port):
+            if not why or not self._port or not _is_listened_at(self._port):
                 break
         if why:
             remedy = f"; {self._wished.remedy}" if self._wished.remedy else ""
@@ -153,7 +155,7 @@ class WatchedServer:
         assert self._process is not None
         deadline = time.monotonic() + self._wished.start_s
         while (status := self._ended_within(_POLL_S)) is None:
-            if self._is_healthy() and _listens(self._process.pid, self._port):
+            if self._is_healthy() and (not self._port or _listens(self._process.pid, self._port)):
                 with self._changed:
                     self._is_up = True
                     self._changed.notify_all()
@@ -191,6 +193,8 @@ class WatchedServer:
                 self._process.wait()
 
     def _is_healthy(self) -> bool:
+        if callable(self._wished.health):
+            return self._wished.health()
         for path in self._wished.health:
             try:
                 answer = httpx.get(f"{self.url}{path}", timeout=_HEALTH_TIMEOUT_S, trust_env=False)

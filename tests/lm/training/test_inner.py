@@ -81,6 +81,43 @@ def test_a_fit_does_not_remember_the_one_before(
     assert second(other, inner)[0] != InnerAdapter(model, seed=0).fit(rows(model, "3"), KINDS[kind], seed=9).__enter__().losses
 
 
+def test_an_adapter_begins_with_numbers_of_its_own_where_they_are_asked_for(model: HfModel) -> None:
+    """All rows in one batch, so that nothing but the beginning differs."""
+    inner, whole = InnerAdapter(model, seed=0), replace(CONFIG, batch_size=8, epochs=3)
+
+    def losses(**how: Any) -> tuple[float, ...]:
+        with inner.fit(rows(model, "4 2"), whole, seed=1, **how) as fitted:
+            return fitted.losses
+
+    usual, five = losses(), losses(start=5)
+    assert losses(start=6) != five != usual and losses(start=5) == five and losses() == usual
+    assert InnerAdapter(model, seed=1).fit(rows(model, "4 2"), whole, 1, start=5).__enter__().losses == five
+
+
+def test_what_is_kept_is_base_plus_b_times_a_and_can_be_kept_again(
+    hf_config: Callable[..., HfModelConfig], model: HfModel
+) -> None:
+    inner, before = InnerAdapter(model, seed=0), {k: v.clone() for k, v in base_state(model.network).items()}
+    with inner.fit(rows(model, "4 2"), CONFIG, seed=1, start=5):
+        adapted, learned = thoughts(model), inner.learned()
+        inner.keep()
+        for own, before_it in zip(thoughts(model), adapted, strict=True):
+            assert own == pytest.approx(before_it, abs=1e-4)
+    after = base_state(model.network)
+    for name in [name for name in learned if "lora_A" in name]:
+        layer, a, b = name.partition(".lora_A")[0], learned[name], learned[name.replace("lora_A", "lora_B")]
+        expected = before.pop(f"{layer}.weight") + CONFIG.alpha / CONFIG.rank * (b @ a)
+        assert torch.allclose(after[f"{layer}.weight"], expected, atol=1e-6) and b.abs().max() > 1e-3
+    assert all(torch.equal(after[name], value) for name, value in before.items()), "nothing else changes"
+    kept, other = thoughts(model), load_hf(hf_config())
+    InnerAdapter(other, seed=3).keep_learned(CONFIG, learned)
+    assert digest(other) == digest(model) and thoughts(other) == kept
+    for kind in (AdaptKind.full, AdaptKind.lora):  # the base that is put back is the new one
+        with inner.fit(rows(model, "7"), replace(CONFIG, kind=kind, epochs=1), seed=1):
+            pass
+    assert digest(other) == digest(model) and thoughts(model) == kept
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_finite_puts_the_base_back_and_says_so(model: HfModel, kind: AdaptKind) -> None:
     before, thought = digest(model), thoughts(model)

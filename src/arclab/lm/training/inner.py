@@ -4,12 +4,13 @@
     with inner.fit(rows, config, seed) as fitted:          # config: InnerConfig, kind lora, full or none
         model.generate(...)                                # answers as the adapted model
         fitted.losses, fitted.problem
+        inner.keep()                                       # only where what was learned is to stay
     model.generate(...)                                    # as before the block, bit for bit
 
 A LoRA adapter stands in the model from the first fit on, switched off outside of blocks, and begins each fit with the same
-numbers; full copies all weights once and writes them back. So a fit depends on its arguments alone, whatever came before it. If
-the loss or its gradient is no finite number, the base is put back at once, and the block goes on with it: fitted.problem says
-so.
+numbers, or with those that `start` draws; full copies all weights once and writes them back. So a fit depends on its arguments
+alone, whatever came before it. If the loss or its gradient is no finite number, the base is put back at once, and the block
+goes on with it: fitted.problem says so.
 
 The loop is its own, where other trainings here use trl: a fit is a few hundred small steps, begun thousands of times, and
 building a trainer, its data set and its accelerator for each takes longer than many of these fits, and would leave the model
@@ -33,7 +34,16 @@ from torch.nn.functional import cross_entropy
 
 from arclab.config.seal_schema import AdaptKind, InnerConfig
 from arclab.lm.hf import HfModel
-from arclab.lm.switched import LoraSettings, active, adapter_layers, adapter_parameters, add_adapter, linear_names
+from arclab.lm.switched import (
+    LoraSettings,
+    active,
+    adapter_layers,
+    adapter_parameters,
+    add_adapter,
+    linear_names,
+    redraw_adapter,
+    require_same_tensors,
+)
 from arclab.lm.training.rows import IGNORED, Row, collate
 
 _NAME = "inner"
@@ -53,7 +63,8 @@ class Fitted:
 
 
 class InnerAdapter:
-    """seed: of the numbers that a LoRA adapter begins with. The model must have no adapter in place."""
+    """seed: of the numbers that a LoRA adapter begins with where a fit names no others. The model must have no adapter in
+    place."""
 
     def __init__(self, model: HfModel, seed: int) -> None:
         self._model, self._network, self._seed = model, model.network, seed
@@ -63,16 +74,24 @@ class InnerAdapter:
 
     @contextmanager
     def fit(
-        self, rows: Sequence[Row], config: InnerConfig, seed: int, before_step: Callable[[], None] = lambda: None
+        self,
+        rows: Sequence[Row],
+        config: InnerConfig,
+        seed: int,
+        before_step: Callable[[], None] = lambda: None,
+        start: int | None = None,
     ) -> Iterator[Fitted]:
         """The model is adapted to the rows inside the block. seed: of the order of the rows. before_step: may end it by what it
-        raises. No rows: it is not adapted. ValueError: target_modules that the model lacks, or too little memory."""
+        raises. start: of the numbers that a LoRA adapter begins with; None: those of every fit that names none. No rows: it is
+        not adapted. ValueError: target_modules that the model lacks, or too little memory."""
         if config.kind is AdaptKind.none or not rows:
             yield Fitted()
             return
         parameters = self._lora_parameters(config) if config.kind is AdaptKind.lora else self._all_parameters()
         is_lora, is_kept = config.kind is AdaptKind.lora, True
         try:
+            if is_lora and start is not None:
+                redraw_adapter(self._network, _NAME, start)
             with active(self._network, _NAME) if is_lora else nullcontext():
                 fitted = self._train(rows, config, seed, parameters, before_step)
                 is_kept = not fitted.problem
@@ -83,6 +102,38 @@ class InnerAdapter:
                 yield fitted
         finally:
             self._reset(parameters, is_lora)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Inside the block of a LoRA fit: copies of the adapter's parameters, on the CPU, for keep_learned()."""
+        return {name: p.detach().cpu().clone() for name, p in adapter_parameters(self._network, _NAME).items()}
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Inside the block of a LoRA fit: what was learned stays in the base weights, which become base + alpha / rank * B A,
+        added in float32. The block goes on with the same function. ValueError: the weights have another dtype, in which small
+        edits would be lost to rounding."""
+        for layer in adapter_layers(self._network):
+            if _NAME in layer.r:
+                weight = layer.get_base_layer().weight
+                if weight.dtype is not torch.float32:
+                    raise ValueError(
+                        f"lm.dtype={str(weight.dtype).removeprefix('torch.')} would lose small edits to rounding; use "
+                        "lm.dtype=float32."
+                    )
+                weight += layer.get_delta_weight(_NAME)
+                nn.init.zeros_(layer.lora_B[_NAME].weight)
+        self._weights.clear()  # of the base before
+        self._model.was_trained = True
+
+    @torch.no_grad()
+    def keep_learned(self, config: InnerConfig, tensors: dict[str, Tensor]) -> None:
+        """The same as keep() in the block that learned() came from, bit for bit. config: of that fit."""
+        parameters = self._lora_parameters(config)
+        require_same_tensors(parameters, tensors, "the adapter")
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+        self.keep()
+        self._reset(parameters, is_lora=True)
 
     def _lora_parameters(self, config: InnerConfig) -> dict[str, nn.Parameter]:
         """Of the adapter, as it begins."""

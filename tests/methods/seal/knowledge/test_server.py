@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,20 +16,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 
 from arclab.config.compose import ConfigError
 from arclab.config.seal_knowledge_schema import ServeConfig
-from arclab.methods.seal.knowledge.client import Client, ServerDown, address_in
+from arclab.methods.seal.knowledge.client import Client, address_in, watched_server
 from arclab.methods.seal.knowledge.engine import Outcome, Request
+from arclab.methods.seal.knowledge.keys import make_keys
 from arclab.methods.seal.knowledge.messages import VERSION, message, request_message
 from arclab.methods.seal.knowledge.server import Server, socket_address
-from arclab.methods.seal.knowledge.watched import Watched
+from arclab.runs.watched import ServerDown
 
+from ....conftest import script_env
 from .common import request
 
-WISHED = ServeConfig(address="ipc", heartbeat_s=0.05, max_bytes=4096, num_kept=3)
+ROOT = Path(__file__).parents[4]
+WISHED = ServeConfig(address="ipc", keys=None, heartbeat_s=0.05, max_bytes=4096, num_kept=3)
 
 
 class Engine:
@@ -116,7 +122,7 @@ def replies(address: str, *sent: bytes, count: int, within_s: float = 3.0) -> li
         (b"[1]", "no JSON object"),
         (
             json.dumps({"version": VERSION + 1, "kind": "request"}).encode(),
-            "is of version 2, and this program speaks version 1",
+            f"is of version {VERSION + 1}, and this program speaks version {VERSION}",
         ),
         (message("dance"), "the message is a dance; send a request"),
         (message("request", id="a"), "it has no sequences"),
@@ -189,32 +195,112 @@ def test_nobody_there_and_an_address_that_is_none_are_sentences(tmp_path: Path, 
 
 
 _SCRIPT = """
-import sys
+import os, sys
 from pathlib import Path
-from tests.methods.seal.knowledge.test_server import Engine, Server, WISHED, socket_address
+from tests.methods.seal.knowledge.test_server import Engine, Server, WISHED
+folder, address = Path(sys.argv[1]), sys.argv[2]
 engine = Engine()
-if not sys.argv[2]:
+if not (folder / "pid").exists():
     engine.goes_on.clear()  # the first start never ends its work
-server = Server(engine, WISHED, sys.argv[2] or socket_address("ipc", Path(sys.argv[1])))
-print(server.address, flush=True)
+server = Server(engine, WISHED, address)
+(folder / "pid").write_text(str(os.getpid()))
 server.serve()
 """
 
 
 def test_a_server_that_is_killed_is_started_again_and_the_request_is_answered_once(tmp_path: Path) -> None:
-    def command(address: str) -> list[str]:
-        return [sys.executable, "-c", _SCRIPT, str(tmp_path), address]
-
-    watched = Watched(command, tmp_path / "log", "the server")
-    with watched as address:
-        client, killed = Client(address, timeout_s=60, resend_s=0.5), list[int]()
+    address, killed = socket_address("ipc", tmp_path), list[int]()
+    with watched_server(address, tmp_path, command=(sys.executable, "-c", _SCRIPT)) as watched:
+        watched.start()
+        client = Client(address, timeout_s=60, resend_s=0.5, require_up=lambda: watched.wait_until_up(lambda: True))
 
         def kill(beat: dict[str, Any]) -> None:
-            assert watched._process is not None
             if not killed:
-                killed.append(watched._process.pid)
+                killed.append(int((tmp_path / "pid").read_text()))
                 os.kill(killed[0], signal.SIGKILL)
 
-        assert client.ask(request("x"), on_beat=kill).texts == ("x",) and killed
+        assert client.ask(request("x"), on_beat=kill).texts == ("x",) and killed and watched.num_starts == 2
         assert not client._socket.poll(300), "one reply"
         client.close()
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text())), "it ends with who watches it"
+
+
+def test_a_server_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
+    broken = (sys.executable, "-c", "raise SystemExit('no such model')")
+    with (
+        watched_server(f"ipc://{tmp_path}/s", tmp_path, command=broken) as watched,
+        pytest.raises(
+            ServerDown, match=r"^the server of the inner loop did not start \(no such model\): it ended with status 1; "
+        ),
+    ):
+        watched.start()
+
+
+def test_who_has_no_key_is_not_heard(tmp_path: Path, engine: Engine) -> None:
+    make_keys(tmp_path / "own")
+    make_keys(tmp_path / "strange")
+    wished = replace(WISHED, keys=str(tmp_path / "own"))
+    server = Server(engine, wished, socket_address("tcp://127.0.0.1:0", tmp_path))  # pyright: ignore
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    shutil.copytree(tmp_path / "strange", tmp_path / "mixed")
+    shutil.copy(tmp_path / "own" / "server.key", tmp_path / "mixed")
+    for keys in (None, str(tmp_path / "strange"), str(tmp_path / "mixed")):
+        with pytest.raises(ServerDown, match=r"has said nothing for 0\.3 s"):
+            Client(server.address, 1, keys=keys).hello(0.3)
+    owner = Client(server.address, 5, keys=wished.keys)
+    assert owner.ask(request("x")).texts == ("x",) and engine.asked == ["a"]
+    owner.shutdown()
+    thread.join(5)
+    assert not thread.is_alive() and (tmp_path / "own/server.key_secret").stat().st_mode & 0o77 == 0
+    with pytest.raises(ConfigError, match="has keys already"):
+        make_keys(tmp_path / "own")
+    (tmp_path / "own/client.key_secret").write_text("x")
+    with pytest.raises(ConfigError, match=r"client\.key_secret holds no key; make keys with python -m"):
+        Client(server.address, 5, keys=wished.keys)
+    with pytest.raises(ConfigError, match=r"serve\.keys=nowhere has no server\.key_secret"):
+        Server(engine, replace(WISHED, keys="nowhere"), "tcp://127.0.0.1:*")  # pyright: ignore
+
+
+@pytest.mark.parametrize("key", ["serve.address", "query.server"])
+def test_an_address_of_other_hosts_needs_keys(key: str) -> None:
+    from .test_trials import config
+
+    with pytest.raises(ConfigError, match=rf"{key}=tcp://10\.0\.0\.1:5555 is of other hosts, .* give serve\.keys=FOLDER"):
+        config(f"{key}=tcp://10.0.0.1:5555")
+    config(f"{key}=tcp://10.0.0.1:5555", "serve.keys=keys")
+
+
+_MANY = """
+import os, sys, threading
+from pathlib import Path
+from arclab.config.run import DeviceChoice
+from arclab.config.llm_schema import Dtype, HfModelConfig, LmAttention
+from arclab.lm.hf import load_hf
+from arclab.methods.seal.knowledge.client import Client
+from arclab.methods.seal.knowledge.engine import Engine
+from tests.methods.seal.knowledge.common import request
+from tests.methods.seal.knowledge.test_server import Server, WISHED, socket_address
+import psutil
+model = load_hf(HfModelConfig(kind="hf", name=sys.argv[1], max_context=None, thinking=None, adapter=None, dtype=Dtype.float32,
+                              attention=LmAttention.sdpa, device=DeviceChoice.cpu, batch_size=8))
+server = Server(Engine(model), WISHED, socket_address("ipc", Path(sys.argv[2])))
+def ask():
+    client = Client(server.address, 60)
+    for number in range(1000):
+        client.ask(request(id=str(number)))
+        if number + 1 in (200, 1000):
+            print(psutil.Process().memory_info().rss, flush=True)
+    client.shutdown()
+threading.Thread(target=ask).start()
+server.serve()
+"""
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_do_not_grow_the_memory(seal_lm: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MANY, str(seal_lm), str(tmp_path)], env=script_env(), cwd=ROOT, capture_output=True, text=True
+    )
+    early, late = map(int, done.stdout.split())
+    assert late - early < 16 << 20, f"{early} bytes after 200 requests, {late} after 1,000"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from arclab.files import read_lines, read_object
 from arclab.launch.start import start
 from arclab.methods.seal.knowledge import generate as generate_module
 from arclab.methods.seal.knowledge import query as query_module
+from arclab.methods.seal.knowledge import sft as sft_module
 from arclab.methods.seal.knowledge.engine import Engine, Outcome, Request
 
 SMALL = [
@@ -34,7 +36,8 @@ def rows(folder: str) -> list[dict[str, Any]]:
 
 
 def test_a_round_leaves_its_files_and_a_server_makes_the_same_trials(run: Run) -> None:
-    run("criterion={metric: knowledge/wins, threshold: 0.0, phase: p}")
+    two = ("query.repetitions=2", "query.adaptation.epochs=2", "query.adaptation.batch_size=8")  # all in one batch
+    run("criterion={metric: knowledge/wins, threshold: 0.0, phase: p}", *two)
     root = Path("runs/seal_knowledge/a")
     splits = read_object(root / "round_0/generate/splits.json")
     own = rows(f"{root}/round_0/query")
@@ -44,9 +47,14 @@ def test_a_round_leaves_its_files_and_a_server_makes_the_same_trials(run: Run) -
     conditions = read_object(root / "round_0/query/results.json")["conditions"]
     assert [each["name"] for each in conditions] == ["model as it is", "passage alone", "first completion", "all completions"]
     run("stage=generate", "name=b")
-    run("stage=query", "name=b", "query.server=start", "num_threads=1")
-    assert rows("runs/seal_knowledge/b/round_0/query") == own
+    run("stage=query", "name=b", "query.server=start", "num_threads=1", "query.num_retained=1", *two)
+    others = rows("runs/seal_knowledge/b/round_0/query")
+    retained = [row.pop("retained") + row.pop("retained_base") for row in others]
+    assert all(row.pop("retained") == row.pop("retained_base") == [] for row in own) and others == own
+    assert [len(each) for each in retained] == [4] * len(own), "the two questions of the other item, twice"
     assert (Path("runs/seal_knowledge/b/round_0/query") / "endpoint.json").is_file()
+    for first, second in zip(own[::2], own[1::2], strict=True):
+        assert first["edit"] == second["edit"] and first["loss"] != second["loss"], "each begins with numbers of its own"
 
 
 def test_what_is_made_is_not_made_again_after_a_kill(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +77,28 @@ def test_what_is_made_is_not_made_again_after_a_kill(run: Run, monkeypatch: pyte
     made, asked[:] = list(asked), []
     run("stage=query")
     assert not set(made) & set(asked) and len(made) == len(asked) == 4, "two items as they are, and three trials of each"
+
+
+def test_learning_hears_a_request_to_end_and_goes_on_as_if_undisturbed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("generate", "query", "select"):
+        run(f"stage={stage}")
+    shutil.copytree("runs/seal_knowledge/a", "runs/seal_knowledge/b")
+    run("stage=sft")
+    folder, finetune = Path("runs/seal_knowledge/b/round_0/sft"), sft_module.finetune
+
+    def told(*given: Any) -> None:
+        (folder / "PREEMPT").touch()
+        finetune(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft_module, "finetune", told)
+        run("stage=sft", "name=b")
+    status = read_object(folder / "status.json")
+    assert status["state"] == "PREEMPTED" and "the same command continues" in status["message"]
+    assert not (folder / "model").exists()
+    run("stage=sft", "name=b")
+    weights = [(Path(f"runs/seal_knowledge/{n}/round_0/sft/model") / "model.safetensors").read_bytes() for n in "ab"]
+    assert weights[0] == weights[1]
 
 
 def test_empty_completions_are_drawn_again_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

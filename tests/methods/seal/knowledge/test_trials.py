@@ -14,9 +14,18 @@ from arclab.methods.seal.knowledge.grading import Answer, Grader, by_rule, verdi
 from arclab.methods.seal.knowledge.passages import passages
 from arclab.methods.seal.knowledge.report import metrics_of
 from arclab.methods.seal.knowledge.select import remeasured, selected
-from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, Row, first_trials, further_trials, mean_gains, request_of
+from arclab.methods.seal.knowledge.trials import (
+    OTHER,
+    PASSAGE,
+    REPEATED,
+    Row,
+    first_trials,
+    further_trials,
+    mean_gains,
+    request_of,
+)
 
-RULES = SelectConfig(rule=SelectRule.best, top_k=1, min_gain=0.0)
+RULES = SelectConfig(rule=SelectRule.best, top_k=1, min_gain=0.0, drop_weight=0.0)
 
 
 def config(*overrides: str) -> SealKnowledgeConfig:
@@ -26,11 +35,11 @@ def config(*overrides: str) -> SealKnowledgeConfig:
     return found
 
 
-def row(item: str, edit: str, repetition: int, right: str, base: str = "0000") -> Row:
-    """right, base: of each question 1, 0 or ? for ungraded."""
-    grades = [[{"1": True, "0": False, "?": None}[each] for each in text] for text in (right, base)]
+def row(item: str, edit: str, repetition: int, right: str, base: str = "0000", kept: str = "", kept_base: str = "") -> Row:
+    """right, base, and of other items kept, kept_base: of each question 1, 0 or ? for ungraded."""
+    grades = [[{"1": True, "0": False, "?": None}[each] for each in text] for text in (right, base, kept, kept_base)]
     names = [f"q{number}" for number in range(len(right))]
-    return Row(item, edit, repetition, names, names, grades[0], names, grades[1], 2, 20, 100, 10, 0.1, 1.0, "")
+    return Row(item, edit, repetition, names, names, grades[0], names, grades[1], 2, 20, 100, 10, 0.1, 1.0, "", *grades[2:])
 
 
 @pytest.mark.parametrize(
@@ -79,7 +88,10 @@ def test_a_grader_without_a_key_is_a_sentence(tmp_path: Path, monkeypatch: pytes
         (["query.adaptation.rank=0"], "query.adaptation.rank=0 must be at least 1"),
         (["query.adaptation.kind=none"], "query.adaptation.kind=none trains nothing"),
         (["query.grader.kind=model"], "query.grader.kind=model needs query.grader.model"),
-        (["serve.address=tcp://0.0.0.0:1"], "it listens on this machine alone; change it"),
+        (
+            ["serve.address=tcp://0.0.0.0:1"],
+            "is of other hosts, and whoever reaches a server can train its model: give serve.keys=FOLDER",
+        ),
         (["data.split=test"], "data.split=test has no items with data.num_test=0"),
         (["stage=start"], "stage=start makes the model of scratch in round=0 alone"),
         (["generate.sampling.temperature=0"], "all of them would be equal"),
@@ -96,11 +108,23 @@ def test_a_configuration_that_cannot_be_run_is_a_sentence(overrides: list[str], 
 def test_trials_have_seeds_and_ids_of_their_own_and_empty_completions_are_left_out() -> None:
     items = passages(3, 2, seed=0)
     completions = {item.id: ["one\ntwo", "", "three"] for item in items}
-    wished = config("query.repetitions=2", "query.other_item=true")
+    wished = config("query.repetitions=2", "query.other_item=true", "query.passage_repeated=true")
     trials = first_trials(wished, items, completions)
-    assert [t.edit for t in trials if t.item == items[0]] == ["0", "0", "2", "2", PASSAGE, PASSAGE, OTHER, OTHER]
+    assert [t.edit for t in trials if t.item == items[0]] == [
+        "0",
+        "0",
+        "2",
+        "2",
+        PASSAGE,
+        PASSAGE,
+        REPEATED,
+        REPEATED,
+        OTHER,
+        OTHER,
+    ]
+    assert trials[6].sequences == (f"{items[0].title}\n{items[0].context}",) * len(trials[0].sequences), "as many steps"
     assert trials[0].sequences[-1] == f"{items[0].title}\n{items[0].context}" and len(trials[0].sequences) == 3
-    assert items[1].context in trials[6].sequences[-1], "the control has nothing of the item's own"
+    assert items[1].context in trials[8].sequences[-1], "the control has nothing of the item's own"
     requests = [request_of(wished, trial, "model") for trial in trials]
     assert len({each.id for each in requests}) == len({each.seed for each in requests}) == len(trials)
     assert request_of(wished, trials[0], "other").id != requests[0].id == request_of(wished, trials[0], "model").id
@@ -129,6 +153,22 @@ def test_selection_needs_a_gain_and_the_control_deals_gains_out_at_random() -> N
     dealt = [selected(gains, texts, replace(RULES, rule=SelectRule.shuffled, top_k=2, min_gain=-1), s) for s in range(9)]
     assert any({(e.item, e.edit): e.gain for e in each} != gains for each in dealt)
     assert all(sorted(e.gain for e in each) == sorted(g for g in gains.values() if g > -1) for each in dealt)
+
+
+def test_a_gain_can_be_lessened_by_what_other_items_lose() -> None:
+    rows = [row("a", "0", 0, "1111", kept="0000", kept_base="110?"), row("a", "1", 0, "1100", kept="1101", kept_base="1100")]
+    assert [each.drop for each in rows] == [2 / 3, -0.25] and row("a", "0", 0, "1111").drop == 0
+    assert mean_gains(rows, 0.0) == {("a", "0"): 1.0, ("a", "1"): 0.5}
+    assert mean_gains(rows, 1.0) == {("a", "0"): pytest.approx(1 / 3), ("a", "1"): 0.75}
+    items = passages(3, 2, seed=0)
+    completions = {item.id: ["one"] for item in items}
+    wished = config("query.num_retained=2", "query.repetitions=1", "data.num_train=3", "query.more_repetitions=1")
+    first = first_trials(wished, items, completions)
+    more = further_trials(wished, [row(items[2].id, "0", 0, "1111")], items, completions)
+    for trial, others in ((first[0], (1, 2)), (first[-1], (0, 1)), (more[0], (0, 1))):
+        assert trial.others == tuple(items[number] for number in others)
+        asked = request_of(wished, trial, "model").questions
+        assert [each.title for each in asked[2:]] == [items[number].title for number in others for _ in range(2)]
 
 
 def test_shares_leave_out_what_is_ungraded_and_count_a_question_once() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,31 @@ from typing import Any
 import zmq
 
 from arclab.config.seal_knowledge_schema import START, SealKnowledgeConfig
-from arclab.files import read_object
+from arclab.files import DamagedFile, read_object
 from arclab.methods.seal.knowledge.engine import Outcome, Request
+from arclab.methods.seal.knowledge.keys import unlock_socket
 from arclab.methods.seal.knowledge.messages import message, outcome_of, read_message, request_message
-from arclab.methods.seal.knowledge.server import ENDPOINT
-from arclab.methods.seal.knowledge.watched import Watched
+from arclab.methods.seal.knowledge.server import ENDPOINT, socket_address
+from arclab.runs.watched import ServerDown, WatchedServer, Wished
 
+SERVER = "arclab.methods.seal.knowledge.server"  # the module
 _POLL_MS = 100
 _HELLO_S = 10.0  # for a server that somebody else runs
-
-
-class ServerDown(ValueError):
-    """The server does not answer, or says that it cannot."""
+_HEALTH_S = 2.0  # for one that is watched
+_START_S, _SILENT_S, _RESTARTS = 600.0, 120.0, 5  # of one that is watched: to load a model, without a sign of life
 
 
 class Client:
-    """timeout_s: without a sign of life. resend_s: after so long a silence a request is sent again, over a new socket. Used by
-    one thread."""
+    """timeout_s: without a sign of life. resend_s: after so long a silence a request is sent again, over a new socket.
+    keys: the folder of the keys of a server that has some. require_up: raises what is known of a server that is gone for
+    good. Used by one thread."""
 
-    def __init__(self, address: str, timeout_s: float, resend_s: float = 10.0) -> None:
-        self.address, self._timeout_s, self._resend_s = address, timeout_s, resend_s
+    def __init__(
+        self, address: str, timeout_s: float, resend_s: float = 10.0, keys: str | None = None,
+        require_up: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.address, self._timeout_s, self._resend_s, self._keys = address, timeout_s, resend_s, keys
+        self._require_up = require_up
         self._socket = self._connected()
 
     def close(self) -> None:
@@ -78,6 +83,7 @@ class Client:
                     "query.server=start, or query.server=none."
                 )
             if now - max(heard_at, sent_at) > self._resend_s:
+                self._require_up()
                 self._socket.close(0)
                 self._socket, sent_at = self._connected(), now
                 self._socket.send(data)
@@ -96,6 +102,8 @@ class Client:
     def _connected(self) -> zmq.Socket[bytes]:
         socket = zmq.Context.instance().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
+        if self._keys is not None:
+            unlock_socket(socket, Path(self._keys))
         try:
             socket.connect(self.address)
         except zmq.ZMQError as error:
@@ -110,17 +118,38 @@ class Client:
 @contextmanager
 def server_asked(config: SealKnowledgeConfig, folder: Path) -> Iterator[Client]:
     """folder: of the stage that asks. ServerDown, ValueError: there is no server, or it does not start."""
-    server, timeout_s = config.query.server, config.query.timeout_s
+    server, timeout_s, keys = config.query.server, config.query.timeout_s, config.serve.keys
     if server == START:
-
-        def command(address: str) -> list[str]:
-            module = "arclab.methods.seal.knowledge.server"
-            return [sys.executable, "-m", module, str(folder), *([address] if address else []), "--with-parent"]
-
-        with Watched(command, folder / "server.log", "the server of the inner loop") as address:
-            yield from _open(Client(address, timeout_s))
+        address = socket_address(config.serve.address, folder)
+        with watched_server(address, folder, keys) as watched:
+            watched.start()
+            yield from _open(Client(address, timeout_s, keys=keys, require_up=lambda: watched.wait_until_up(lambda: True)))
         return
-    yield from _open(Client(address_in(server), timeout_s), is_elsewhere=True)
+    yield from _open(Client(address_in(server), timeout_s, keys=keys), is_elsewhere=True)
+
+
+def watched_server(
+    address: str, folder: Path, keys: str | None = None, command: Sequence[str] = (sys.executable, "-m", SERVER)
+) -> WatchedServer:
+    """command: of a server, without its folder and address."""
+
+    def is_healthy() -> bool:
+        client = Client(address, _HELLO_S, keys=keys)
+        try:
+            client.hello(_HEALTH_S)
+        except (ServerDown, DamagedFile):
+            return False
+        finally:
+            client.close()
+        return True
+
+    return WatchedServer(
+        Wished(
+            name="the server of the inner loop", command=lambda _: [*command, str(folder), address],
+            log_file=folder / "server.log", health=is_healthy, start_s=_START_S, silent_s=_SILENT_S, restarts=_RESTARTS,
+            remedy=f"see {folder / 'server.log'}",
+        )
+    )  # fmt: skip
 
 
 def _open(client: Client, is_elsewhere: bool = False) -> Iterator[Client]:

@@ -1,10 +1,12 @@
 """The inner loop: a model is trained on a few sequences, answers questions without the passage, and is put back.
 
-    engine = Engine(model, seed=0)
+    engine = Engine(model)
     outcome = engine.answer(Request(id, sequences, questions, ...), before_step)     # outcome.texts: one for each question
+    outcome, adapter = engine.edit(request)                                          # the same, and what was learned stays
+    engine.edit_again(request.adaptation, adapter)                                   # that it stays, without the training
 
 No sequences: the model answers as it is. An outcome depends on the request and the base weights alone, whatever was asked
-before. It does not grade: who asks does.
+before, edits aside. It does not grade: who asks does.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from arclab.config.seal_knowledge_schema import Style
 from arclab.config.seal_schema import InnerConfig
@@ -32,8 +36,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """sequences: texts that are learned, whole. max_new_tokens: of an answer. seed: of the order of the sequences. id: the same
-    for the same request."""
+    """sequences: texts that are learned, whole. max_new_tokens: of an answer. seed: of the order of the sequences, and of
+    the numbers that an adapter begins with. id: the same for the same request."""
 
     id: str
     sequences: tuple[str, ...]
@@ -65,16 +69,33 @@ def seed_of(*parts: object) -> int:
 
 
 class Engine:
-    """seed: of the numbers that an adapter begins with."""
-
-    def __init__(self, model: HfModel, seed: int) -> None:
-        self.model, self._inner = model, InnerAdapter(model, seed)
+    def __init__(self, model: HfModel) -> None:
+        self.model, self._inner = model, InnerAdapter(model, seed=0)  # each request has a seed of its own
 
     def answer(self, request: Request, before_step: Callable[[], None] = lambda: None) -> Outcome:
         """before_step: may end it by what it raises. ValueError: a sequence is too long, or the model lacks what is to be
         trained."""
+        return self._answer(request, before_step, lambda: None)
+
+    def edit(self, request: Request, before_step: Callable[[], None] = lambda: None) -> tuple[Outcome, dict[str, Tensor]]:
+        """Questions are answered by the model that stays. An adapter without tensors: nothing was learned. See answer()."""
+        learned: dict[str, Tensor] = {}
+
+        def keep() -> None:
+            learned.update(self._inner.learned())
+            self._inner.keep()
+
+        return self._answer(request, before_step, keep), learned
+
+    def edit_again(self, adaptation: InnerConfig, learned: dict[str, Tensor]) -> None:
+        if learned:
+            self._inner.keep_learned(adaptation, learned)
+
+    def _answer(self, request: Request, before_step: Callable[[], None], on_learned: Callable[[], None]) -> Outcome:
         rows = sequence_rows(self.model, request.sequences)
-        with self._inner.fit(rows, request.adaptation, request.seed, before_step) as fitted:
+        with self._inner.fit(rows, request.adaptation, request.seed, before_step, request.seed) as fitted:
+            if fitted.losses and not fitted.problem:
+                on_learned()
             texts = self._texts(request)
         last = fitted.losses[-max(1, len(fitted.losses) // request.adaptation.epochs) :]
         return Outcome(

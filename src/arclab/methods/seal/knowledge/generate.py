@@ -72,6 +72,17 @@ def read_completions(path: Path) -> dict[str, list[str]]:
     return read_items(path, _parse, COMPLETION_ITEMS)[1]
 
 
+def require_completions(path: Path, items: Sequence[Item]) -> dict[str, list[str]]:
+    """The same, of at least these items. ConfigError: some are missing."""
+    completions = read_completions(path)
+    if missing := [item.id for item in items if item.id not in completions]:
+        raise ConfigError(
+            f"{path} has no completions of {missing[0]} ({len(missing)} items are missing): it was made of other data; use the "
+            "data keys that it was generated with."
+        )
+    return completions
+
+
 def _written(
     config: SealKnowledgeConfig, worklist: Worklist, model: LanguageModel, items: Sequence[Item], progress: WorkProgress
 ) -> dict[str, list[str]]:
@@ -83,13 +94,13 @@ def _written(
         if progress.is_told:
             raise ToldToEnd(f"{len(items) - len(left) + start} of {len(items)} items are written about")
         some = left[start : start + at_once]
-        for item, (texts, num_cut) in zip(some, _drawn(config, model, some), strict=True):
+        for item, (texts, num_cut) in zip(some, drawn(config, model, some), strict=True):
             worklist.add(item.id, {"texts": texts, "cut": num_cut})
             done[item.id] = texts
     return {item.id: done[item.id] for item in items}
 
 
-def _drawn(config: SealKnowledgeConfig, model: LanguageModel, items: Sequence[Item]) -> list[tuple[list[str], int]]:
+def drawn(config: SealKnowledgeConfig, model: LanguageModel, items: Sequence[Item]) -> list[tuple[list[str], int]]:
     """Of each item its completions, and how many were cut. ConfigError: a passage is too long for the model."""
     wished = config.generate
     prompts = [edit_prompt(item, wished.kind, config.style) for item in items]

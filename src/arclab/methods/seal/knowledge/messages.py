@@ -20,7 +20,7 @@ from arclab.config.seal_schema import AdaptKind, InnerConfig
 from arclab.files import DamagedFile, parse_object, require_kinds
 from arclab.methods.seal.knowledge.engine import Asked, Outcome, Request
 
-VERSION = 1
+VERSION = 2  # 1: an adapter began with the same numbers whatever the seed of the request
 _FROM = Path("message")
 _REQUEST = {
     "id": str, "sequences": list[str], "questions": list[dict], "adaptation": dict, "style": str, "max_new_tokens": int,

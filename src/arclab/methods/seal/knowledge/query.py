@@ -15,17 +15,16 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import HfModelConfig
 from arclab.config.seal_knowledge_schema import NO_SERVER, SealKnowledgeConfig
 from arclab.lm.hf import load_hf
 from arclab.lm.hf_loading import model_identity
 from arclab.methods.seal.knowledge.client import server_asked
 from arclab.methods.seal.knowledge.engine import Engine, Outcome, Request
-from arclab.methods.seal.knowledge.generate import COMPLETIONS, read_completions
+from arclab.methods.seal.knowledge.generate import COMPLETIONS, require_completions
 from arclab.methods.seal.knowledge.grading import Answer, Grader
 from arclab.methods.seal.knowledge.messages import outcome_of
-from arclab.methods.seal.knowledge.passages import Item
+from arclab.methods.seal.knowledge.passages import Item, Question
 from arclab.methods.seal.knowledge.policy import items_at, policy_inputs, policy_of
 from arclab.methods.seal.knowledge.report import judged, metrics_of, write_report
 from arclab.methods.seal.knowledge.trials import (
@@ -54,19 +53,15 @@ Ask = Callable[[Request], Outcome]
 def query(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     items = items_at(config)
     inputs = {"completions": config.file_of("generate", config.round, COMPLETIONS), **policy_inputs(config)}
-    per_item = config.generate.num_completions + config.query.passage_alone + config.query.other_item
-    num_trials = len(items) * per_item * config.query.repetitions
+    wished = config.query
+    per_item = config.generate.num_completions + wished.passage_alone + wished.passage_repeated + wished.other_item
+    num_trials = len(items) * per_item * wished.repetitions
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
-        completions = read_completions(inputs["completions"])
-        if missing := [item.id for item in items if item.id not in completions]:
-            raise ConfigError(
-                f"{inputs['completions']} has no completions of {missing[0]} ({len(missing)} items are missing): it was made "
-                "of other data; use the data keys that it was generated with."
-            )
+        completions = require_completions(inputs["completions"], items)
         grader = Grader(config.query.grader, run.path)
         with ExitStack() as stack:
-            rows = _Querying(config, run, progress, _asked(config, run, progress, stack), grader).rows(items, completions)
+            rows = _Querying(config, run, progress, asked_of(config, run, progress, stack), grader).rows(items, completions)
         write_rows(run.path / ROWS, rows)
         found = metrics_of(rows)
         with MetricLogger(run.metrics, None, resume_step=-1, runtime_s=0.0) as logger:
@@ -84,14 +79,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _asked(config: SealKnowledgeConfig, run: RunDir, progress: WorkProgress, stack: ExitStack) -> Ask:
+def asked_of(config: SealKnowledgeConfig, run: RunDir, progress: WorkProgress, stack: ExitStack) -> Ask:
     """Who makes the trials: this process, or a server. ToldToEnd: the run is told to end."""
     if config.query.server != NO_SERVER:
         client = stack.enter_context(server_asked(config, run.path))
         return lambda request: client.ask(request, progress.require_not_told)
     policy = policy_of(config, config.round)
     assert isinstance(policy, HfModelConfig), "the schema refuses others"
-    engine = Engine(load_hf(policy), config.seed)
+    engine = Engine(load_hf(policy))
     return lambda request: engine.answer(request, progress.require_not_told)
 
 
@@ -107,8 +102,9 @@ class _Querying:
             "max_new_tokens": config.query.max_new_tokens,
         }
         self._baselines = Worklist(run.path / _BASELINE, settings)
+        settings = settings | {"seed": config.seed, "round": config.round, "num_retained": config.query.num_retained}
         how = {f"adaptation.{key}": str(value) for key, value in asdict(config.query.adaptation).items()}
-        self._trials = Worklist(run.path / _TRIALS, settings | {"seed": config.seed, "round": config.round} | how, _TRIAL_ITEMS)
+        self._trials = Worklist(run.path / _TRIALS, settings | how, _TRIAL_ITEMS)
         self._made: dict[str, tuple[str, Outcome]] = {}
 
     def rows(self, items: Sequence[Item], completions: dict[str, list[str]]) -> list[Row]:
@@ -143,19 +139,21 @@ class _Querying:
                 self._trials.add(trial.key, {"sequences": trial.digest, **asdict(outcome)})
                 self._made[trial.key] = (trial.digest, outcome)
         asked = [(trial, self._made[trial.key][1]) for trial in trials]
-        right = self._grades([(trial.item, outcome.texts) for trial, outcome in asked])
-        known = self._grades([(trial.item, base[trial.item.id]) for trial, _ in asked])
+        right = self._grades([(trial, outcome.texts) for trial, outcome in asked])
+        known = self._grades(
+            [(trial, [text for item in (trial.item, *trial.others) for text in base[item.id]]) for trial, _ in asked]
+        )
         return [
             _row(trial, outcome, base[trial.item.id], own, as_it_is)
             for (trial, outcome), own, as_it_is in zip(asked, right, known, strict=True)
         ]
 
-    def _grades(self, answered: Sequence[tuple[Item, Sequence[str]]]) -> list[list[bool | None]]:
+    def _grades(self, answered: Sequence[tuple[Trial, Sequence[str]]]) -> list[list[bool | None]]:
         """All at once, so that a model that grades has many to work on."""
         flat = [
             Answer(question.text, question.answer, given)
-            for item, texts in answered
-            for question, given in zip(item.questions, texts, strict=True)
+            for trial, texts in answered
+            for question, given in zip(_questions(trial), texts, strict=True)
         ]
         grades = iter(self._grader.grades(flat))
         return [[next(grades) for _ in texts] for _, texts in answered]
@@ -168,11 +166,16 @@ class _Querying:
 def _row(
     trial: Trial, outcome: Outcome, base_answers: list[str], right: list[bool | None], base: list[bool | None]
 ) -> Row:  # fmt: skip
+    own = len(trial.item.questions)
     return Row(
         trial.item.id, trial.edit, trial.repetition, [question.text for question in trial.item.questions],
-        list(outcome.texts), right, base_answers, base, outcome.num_sequences, outcome.num_steps, outcome.num_tokens,
-        outcome.num_padding, outcome.loss, outcome.train_s, outcome.problem,
+        list(outcome.texts[:own]), right[:own], base_answers, base[:own], outcome.num_sequences, outcome.num_steps,
+        outcome.num_tokens, outcome.num_padding, outcome.loss, outcome.train_s, outcome.problem, right[own:], base[own:],
     )  # fmt: skip
+
+
+def _questions(trial: Trial) -> list[Question]:
+    return [question for item in (trial.item, *trial.others) for question in item.questions]
 
 
 def _question_key(item: Item, number: int) -> str:

@@ -17,7 +17,7 @@ from statistics import fmean
 from arclab.config.compose import flat
 from arclab.config.seal_knowledge_schema import SealKnowledgeConfig
 from arclab.files import write_atomically
-from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, Row, mean_gains
+from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, REPEATED, Row, mean_gains
 from arclab.metrics.logger import read_rows
 from arclab.pages.rounds import Histogram, RoundsPage, render_rounds
 from arclab.results.criterion import judge_criterion, write_criterion
@@ -29,6 +29,7 @@ from arclab.runs.folder import RunDir
 _PUBLISHED_PADDING = 2048  # tokens that the published inner loop pads each sequence to
 _ALPHA = 0.05
 BASE, FIRST, ALL = "model as it is", "first completion", "all completions"
+_COUNTED = "All completions and repetitions together count a question more than once: no interval of them is one of questions."
 _Grades = list[tuple[bool | None, bool | None]]  # of a question: adapted, as it is
 
 
@@ -70,11 +71,11 @@ def condition(name: str, rows: Sequence[Row], *, as_it_is: bool = False, tested:
 
 def conditions(rows: Sequence[Row]) -> list[Condition]:
     """Those that were tried."""
-    first = {edit: [row for row in rows if row.edit == edit and row.repetition == 0] for edit in (PASSAGE, OTHER)}
+    first = {edit: [row for row in rows if row.edit == edit and row.repetition == 0] for edit in (PASSAGE, REPEATED, OTHER)}
     completions = [row for row in rows if row.is_completion]
     shown = _first_of_each(completions)
     found = [condition(BASE, _first_of_each(rows), as_it_is=True)]
-    names = {PASSAGE: "passage alone", OTHER: "another item's completion"}
+    names = {PASSAGE: "passage alone", REPEATED: "passage alone, as many steps", OTHER: "another item's completion"}
     found += [condition(names[edit], own) for edit, own in first.items() if own]
     found += [condition(FIRST, shown), condition(ALL, completions, tested=False)] if completions else []
     return found
@@ -139,7 +140,7 @@ def write_report(config: SealKnowledgeConfig, run: RunDir, rows: Sequence[Row], 
     found = conditions(rows)
     record = {
         "overall": {name.removeprefix("knowledge/"): value for name, value in metrics_of(rows).items()},
-        "conditions": [_record(each) for each in found],
+        "conditions": [condition_record(each) for each in found],
         "items": _by_item(rows),
         "adaptation": {key: str(value) for key, value in asdict(config.query.adaptation).items()},
     }
@@ -152,7 +153,7 @@ def write_report(config: SealKnowledgeConfig, run: RunDir, rows: Sequence[Row], 
         },
         criterion=criterion,
         stamps=_stamps(rows),
-        tables=[_condition_table(found), _cost_table(rows)],
+        tables=[condition_table(found, _COUNTED), _cost_table(rows)],
         histograms=[Histogram("Tokens that a completion trains on", "tokens", "trials", [r.num_tokens for r in rows])],
         settings=flat(config),
     )  # fmt: skip
@@ -168,7 +169,7 @@ def _stamps(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _record(each: Condition) -> dict[str, object]:
+def condition_record(each: Condition) -> dict[str, object]:
     low, high = each.share.interval
     record: dict[str, object] = {
         "name": each.name, "right": each.share.n, "graded": each.share.total, "ungraded": each.ungraded,
@@ -187,7 +188,7 @@ def _by_item(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _condition_table(found: Sequence[Condition]) -> ResultTable:
+def condition_table(found: Sequence[Condition], note: str) -> ResultTable:
     rows = []
     for each in found:
         test = each.test
@@ -197,7 +198,7 @@ def _condition_table(found: Sequence[Condition]) -> ResultTable:
         "Closed-book accuracy",
         ("trained on", "questions right", "mean over items", "only it right, against only the model as it is", "ungraded"),
         tuple(rows),
-        "All completions and repetitions together count a question more than once: no interval of them is one of questions.",
+        note,
     )
 
 

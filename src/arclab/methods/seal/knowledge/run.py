@@ -13,6 +13,8 @@ import os
 
 from arclab.config.compose import ConfigError
 from arclab.config.seal_knowledge_schema import SealKnowledgeConfig
+from arclab.methods.seal.knowledge.continual import continual
+from arclab.methods.seal.knowledge.cpt import cpt
 from arclab.methods.seal.knowledge.generate import generate
 from arclab.methods.seal.knowledge.query import query
 from arclab.methods.seal.knowledge.report import judged
@@ -23,7 +25,10 @@ from arclab.metrics.names import is_counted_share
 from arclab.runs.folder import RunDir
 from arclab.runs.stages import read_counts, run_stages
 
-_STAGES = {"start": start, "generate": generate, "query": query, "select": select, "sft": sft_stage, "serve": serve}
+_STAGES = {
+    "start": start, "generate": generate, "query": query, "select": select, "sft": sft_stage, "cpt": cpt,
+    "continual": continual, "serve": serve,
+}  # fmt: skip
 
 
 def improve(config: SealKnowledgeConfig, given: RunDir | None = None) -> int:

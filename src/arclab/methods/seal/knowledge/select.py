@@ -48,7 +48,7 @@ def select(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, fold
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
         rows, completions = read_rows(inputs["results"]), read_completions(inputs["completions"])
-        chosen = selected(mean_gains(rows), completions, config.select, config.seed)
+        chosen = selected(mean_gains(rows, config.select.drop_weight), completions, config.select, config.seed)
         if not chosen:
             raise ConfigError(
                 f"no completion gains more than select.min_gain={config.select.min_gain}, so there is nothing to learn; lower "
@@ -56,7 +56,7 @@ def select(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, fold
             )
         lines = [{"item": each.item, "edit": each.edit, "gain": each.gain, "text": each.text} for each in chosen]
         write_atomically(run.path / TAUGHT, "".join(json.dumps(line) + "\n" for line in lines))
-        again = remeasured(rows, config.query.repetitions)
+        again = remeasured(rows, config.query.repetitions, config.select.drop_weight)
         write_atomically(run.path / "selection.json", json.dumps(again, indent=1) + "\n")
         counts = {"selected": float(len(chosen)), "gain": fmean(each.gain for each in chosen)}
         told = f"{len(chosen)} completions of {len({each.item for each in chosen})} items are learned from"
@@ -87,11 +87,11 @@ def selected(
     return found
 
 
-def remeasured(rows: Sequence[Row], num_first: int) -> dict[str, float]:
+def remeasured(rows: Sequence[Row], num_first: int, drop_weight: float = 0.0) -> dict[str, float]:
     """Of the completion of each item that was best by its first repetitions: the gain by these, and by those after them; the
     means over items. Empty if none was tried again."""
-    first = mean_gains(row for row in rows if row.repetition < num_first)
-    later = mean_gains(row for row in rows if row.repetition >= num_first)
+    first = mean_gains((row for row in rows if row.repetition < num_first), drop_weight)
+    later = mean_gains((row for row in rows if row.repetition >= num_first), drop_weight)
     best: dict[str, str] = {}
     for item, edit in sorted(first, key=lambda key: (-first[key], int(key[1]))):
         best.setdefault(item, edit)

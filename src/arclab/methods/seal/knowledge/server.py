@@ -1,13 +1,13 @@
 """The inner loop as a server: requests over ZeroMQ, each answered once.
 
     python self_improve.py method=seal_knowledge lm=smollm2_135m name=a stage=serve       # until it is told to end
-    python -m arclab.methods.seal.knowledge.server RUN_FOLDER ADDRESS --with-parent       # what query.server=start starts
+    python -m arclab.methods.seal.knowledge.server RUN_FOLDER ADDRESS                     # what query.server=start starts
 
-It listens on this machine alone (a socket in the file system, or 127.0.0.1), says its address in one line when it is ready, and
-writes it into endpoint.json of the run folder. One request is worked on at a time; the others wait, and who waits gets a
-heartbeat every serve.heartbeat_s, with the step and the time that is left. A request is known by its id: one that is sent
-again, by whoever, waits for the same result or gets the result that is kept. Whatever goes wrong with a message is an error
-reply to who sent it, and the server goes on.
+It listens on this machine alone (a socket in the file system, or 127.0.0.1), or for those that have keys (serve.keys), and
+writes its address into endpoint.json of the run folder when it is ready. One request is worked on at a time; the others wait,
+and who waits gets a heartbeat every serve.heartbeat_s, with the step and the time that is left. A request is known by its id:
+one that is sent again, by whoever, waits for the same result or gets the result that is kept. Whatever goes wrong with a
+message is an error reply to who sent it, and the server goes on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import json
 import logging
 import os
 import queue
-import sys
+import socket
 import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from arclab.config.seal_knowledge_schema import SealKnowledgeConfig, ServeConfig
 from arclab.files import write_atomically
 from arclab.lm.hf import load_hf
 from arclab.methods.seal.knowledge.engine import Engine, Request
+from arclab.methods.seal.knowledge.keys import lock_socket
 from arclab.methods.seal.knowledge.messages import VERSION, message, read_message, request_in
 from arclab.methods.seal.knowledge.policy import policy_inputs, policy_of
 from arclab.runs.folder import RunDir, State
@@ -82,10 +84,11 @@ class Server:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wished.max_bytes)
         self._socket.setsockopt(zmq.SNDHWM, 1000)
+        self._doorman = None if wished.keys is None else lock_socket(self._socket, Path(wished.keys))
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
-            self._socket.close(0)
+            self._close(0)
             raise ConfigError(
                 f"serve.address={address} cannot be listened on ({error.strerror}); choose another one, or end who uses it."
             ) from error
@@ -149,7 +152,12 @@ class Server:
                     beat_at = time.monotonic()
                     self._beat()
         finally:
-            self._socket.close()
+            self._close(None)
+
+    def _close(self, linger_ms: int | None) -> None:
+        self._socket.close(linger_ms)
+        if self._doorman is not None:
+            self._doorman.stop()
 
     def _read(self) -> None:
         frames = self._socket.recv_multipart()
@@ -211,9 +219,11 @@ def _id_in(data: bytes) -> str:
 
 
 def socket_address(wished: str, folder: Path) -> str:
-    """wished: of serve.address. A socket lies in the run folder, or, where its path would be too long, in one of its own."""
+    """wished: of serve.address. A socket lies in the run folder, or, where its path would be too long, in one of its own.
+    Port 0: one that is free now."""
     if wished != "ipc":
-        return wished.replace("localhost", "127.0.0.1").replace(":0", ":*") if wished.endswith(":0") else wished
+        address = wished.replace("localhost", "127.0.0.1")
+        return f"{address.removesuffix('0')}{_free_port()}" if address.endswith(":0") else address
     path = folder.resolve() / "server.sock"
     if len(os.fsencode(path)) > _LONGEST_SOCKET:
         path = Path(tempfile.mkdtemp(prefix="arclab_")) / "server.sock"
@@ -221,13 +231,24 @@ def socket_address(wished: str, folder: Path) -> str:
     return f"ipc://{path}"
 
 
+def _free_port() -> int:
+    with closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def open_server(config: SealKnowledgeConfig, folder: Path, address: str = "") -> Server:
-    """address: that of an earlier start; "" chooses one. ConfigError: it cannot be had. ValueError: the model cannot."""
+    """address: "" chooses one. ConfigError: it cannot be had. ValueError: the model cannot."""
     policy = policy_of(config, config.round)
     assert isinstance(policy, HfModelConfig), "the schema refuses others"
-    engine = Engine(load_hf(policy), config.seed)
+    engine = Engine(load_hf(policy))
     server = Server(engine, config.serve, address or socket_address(config.serve.address, folder))
-    record = {"address": server.address, "version": VERSION, "pid": os.getpid(), "model": policy.name}
+    record = {
+        "address": server.address.replace("0.0.0.0", socket.gethostname()),
+        "version": VERSION,
+        "pid": os.getpid(),
+        "model": policy.name,
+    }
     write_atomically(folder / ENDPOINT, json.dumps(record, indent=1) + "\n")
     return server
 
@@ -250,19 +271,12 @@ def serve(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, folde
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m arclab.methods.seal.knowledge.server", description="Serve the inner loop.")
     parser.add_argument("folder", type=Path, help="the folder of a stage, with its config.yaml")
-    parser.add_argument("address", nargs="?", default="", help="the address of an earlier start")
-    parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
+    parser.add_argument("address", help="where it listens")
     given = parser.parse_args(argv)
     config = thaw_run(given.folder / "config.yaml")
     if not isinstance(config, SealKnowledgeConfig):
         raise ConfigError(f"{given.folder} is no run of method=seal_knowledge; give the folder of one of its stages.")
-    server = open_server(config, given.folder, given.address)
-    ended = threading.Event()
-    if given.with_parent:
-        threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    sys.stdout.write(f"{server.address}\n")
-    sys.stdout.flush()
-    server.serve(ended.is_set)
+    open_server(config, given.folder, given.address).serve()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     start(config, ranks, signals, folder)           # the same, for a tiny model of the first round
 
 All weights are trained, in float32, with the loss on the reply alone. One process. A kill loses at most the steps since the
-last checkpoint; a request to end is heard between stages.
+last checkpoint; a request to end is heard at each step, and what was trained is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from arclab.methods.seal.knowledge.prompts import edit_prompt, question_prompt, 
 from arclab.methods.seal.knowledge.select import TAUGHT, read_taught
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RunFolder, WorkProgress
+from arclab.runs.preempt import StopRequest
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
@@ -50,7 +51,7 @@ def sft_stage(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, f
         )  # fmt: skip
         policy = policy_of(config, config.round)
         assert isinstance(policy, HfModelConfig), "the schema refuses others"
-        return _taught(config, policy, run, lessons, settings)
+        return _taught(config, policy, run, lessons, settings, StopRequest(run, ranks, signals))
 
     return make_stage(config, ranks, signals, folder, inputs, wished.steps, work)
 
@@ -62,9 +63,11 @@ def reply_to_learn(text: str, config: SealKnowledgeConfig) -> str:
 
 
 def _taught(
-    config: SealKnowledgeConfig, policy: HfModelConfig, run: RunDir, lessons: Sequence[Lesson], settings: FinetuneSettings
+    config: SealKnowledgeConfig, policy: HfModelConfig, run: RunDir, lessons: Sequence[Lesson], settings: FinetuneSettings,
+    stop: StopRequest,
 ) -> Made:  # fmt: skip
-    finetune(load_hf(replace(policy, device=config.device)), run.path / MODEL, lessons, settings)
+    """ToldToEnd: stop said so, and what was trained is kept."""
+    finetune(load_hf(replace(policy, device=config.device)), run.path / MODEL, lessons, settings, stop)
     counts = {"rows": float(len(lessons)), "steps": float(settings.steps)}
     trained = write_trained(run.path)
     return Made(outputs=[trained], counts=counts, message=f"learned from {len(lessons)} rows: {run.path / MODEL}")
@@ -89,7 +92,8 @@ def start(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, folde
             weight_decay=0.0, save_every=max(1, scratch.steps // 4), log_every=max(1, scratch.steps // 20), seed=config.seed,
         )  # fmt: skip
         assert isinstance(config.lm, HfModelConfig), "the schema refuses others"
-        return _taught(config, replace(config.lm, name=str(base), adapter=None), run, lessons, settings)
+        model = replace(config.lm, name=str(base), adapter=None)
+        return _taught(config, model, run, lessons, settings, StopRequest(run, ranks, signals))
 
     return make_stage(config, ranks, signals, folder, {}, scratch.steps, work)
 
