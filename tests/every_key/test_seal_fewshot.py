@@ -115,6 +115,7 @@ OTHERS: Table = {
     **dict.fromkeys(("select.max_per_task", "select.even_tasks"), (None, SELECTED)),
     **{f"restem.lora.{key}": (None, "methods/tree_search/learning/test_rounds.py::test_an_adapter_is_merged_at_the_end")
        for key in ("rank", "alpha", "dropout", "target_modules")},
+    "compat": (None, f"{STAGES}::test_a_replication_says_so_in_every_file_of_numbers"),
     "stage": (None, f"{STAGES}::test_good_self_edits_are_found_selected_and_learned"),
     "device": (None, "every_key/test_seal_fewshot.py::test_a_key_of_training_changes_what_its_row_says"),
     "launch.gpus": (None, "launch/test_launch.py::test_every_launch_key_changes_what_is_started"),
@@ -163,7 +164,7 @@ class Notes(dict[str, list[Any]]):
         self["model"].append(config.name)
         return Recorder(REPLIES)
 
-    def trainer(self, loaded: str, seed: int) -> Any:
+    def trainer(self, loaded: str, seed: int, **more: Any) -> Any:
         notes = self
 
         class Trainer:

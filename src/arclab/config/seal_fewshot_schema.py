@@ -23,6 +23,7 @@ from arclab.config.stages_schema import ROUND, StagedConfig
 
 AUGMENTATION_SETS = ("basic", "size", "chain", "repeat")
 NO_SETS = "none"
+PUBLISHED_TASKS = "arc1_seal"
 
 
 class SealStage(Enum):
@@ -41,6 +42,13 @@ class AdaptedModel(Enum):
 
     proposer = "proposer"
     first = "first"
+
+
+class Compat(Enum):
+    """Whose habits are repeated. seal_paper: those of the published code that change its numbers
+    (arclab.methods.seal.replication lists them)."""
+
+    seal_paper = "seal_paper"
 
 
 class Strategy(Enum):
@@ -226,9 +234,9 @@ class ScoreSealConfig:
 @dataclass(kw_only=True, slots=True)
 class SealFewshotConfig(StagedConfig):
     """Root of self_improve.py method=seal_fewshot. lm: the model of the first round, unless scratch makes one (then its name is
-    not read). max_tasks: of training tasks; null: all. solver: how a task is written, trained on and answered; what a self-edit
-    says takes the place of its augmentations, its loss, its lr and its epochs. default_edit: a baseline. grid: null: no
-    baselines that choose from it."""
+    not read). max_tasks: of training tasks; null: all. compat: for replication only. solver: how a task is written, trained on
+    and answered; what a self-edit says takes the place of its augmentations, its loss, its lr and its epochs. default_edit: a
+    baseline. grid: null: no baselines that choose from it."""
 
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in SealStage if stage is not SealStage.round)
     HAS_SHARDS: ClassVar[bool] = True
@@ -249,6 +257,7 @@ class SealFewshotConfig(StagedConfig):
     lm: ModelConfig
     dataset: DatasetConfig
     max_tasks: Optional[int]
+    compat: Optional[Compat]
     solver: AdaptingSolverConfig
     adapted: AdaptedModel
     scratch: Optional[ScratchProposerConfig]
@@ -286,6 +295,20 @@ class SealFewshotConfig(StagedConfig):
                 f"launch asks for {self.launch.num_ranks} ranks, and method=seal_fewshot runs in one process; set launch.gpus "
                 "and launch.cpus to 0 or 1, and launch.nodes=1."
             )
+        return problems + ([] if self.compat is None else self._check_compat(self.compat))
+
+    def _check_compat(self, compat: Compat) -> list[str]:
+        """A replication is of the published tasks, with a given model and LoRA."""
+        key, problems = f"compat={compat.value}", list[str]()
+        if self.dataset.name != PUBLISHED_TASKS:
+            problems.append(
+                f"{key} drops the tasks that the published commands drop, and dataset={self.dataset.name} has others; use "
+                f"dataset={PUBLISHED_TASKS}, or compat=null."
+            )
+        if self.scratch is not None:
+            problems.append(f"{key} begins with a given model, and scratch makes one; set scratch=null, or compat=null.")
+        if self.solver.adaptation.kind is not AdaptKind.lora:
+            problems.append(f"{key} trains adapters; use solver.adaptation.kind=lora, or compat=null.")
         return problems
 
     def _check_models(self) -> list[str]:

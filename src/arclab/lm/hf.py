@@ -31,7 +31,7 @@ import torch
 from arclab.config.llm_schema import HfModelConfig
 from arclab.files import naming
 from arclab.lm.adapters import fresh_adapter, loaded_adapter, merge_adapter
-from arclab.lm.chat_template import conversation_ids, marked_tokens, opened_thinking, plain_ids
+from arclab.lm.chat_template import added_before, after_reply_ids, conversation_ids, marked_tokens, opened_thinking, plain_ids
 from arclab.lm.depth_first import depth_first
 from arclab.lm.drawing import Drawing, Ending
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
@@ -159,6 +159,14 @@ class HfModel:
     def reply_ids(self, text: str) -> list[int]:
         """A reply and its end mark."""
         return [*plain_ids(self.tokenizer, text), self._end]
+
+    def after_reply_ids(self) -> list[int]:
+        """See arclab.lm.chat_template."""
+        return after_reply_ids(self.tokenizer, self.name, thinking=self.config.thinking)
+
+    def added_before(self) -> list[int]:
+        """See arclab.lm.chat_template."""
+        return added_before(self.tokenizer)
 
     def generate(
         self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore

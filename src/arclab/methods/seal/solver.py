@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from arclab.lm.hf import HfModel
 from arclab.lm.training.inner import InnerAdapter
 from arclab.methods.seal.answering import Answer, Answerer, views_of
 from arclab.methods.seal.pseudo_tasks import ChosenRows, chosen_rows
+from arclab.methods.seal.replication import padded_rows, published_row
 from arclab.methods.seal.task_text import training_row
 from arclab.results.attempts import Attempts, Candidate
 from arclab.runs.console import progress_bar
@@ -97,10 +98,12 @@ def record_as_json(record: TaskRecord) -> dict[str, Any]:
 
 
 class TaskTrainer:
-    """Adapts a model to a task, lets it answer, and puts it back. seed: of everything that is drawn."""
+    """Adapts a model to a task, lets it answer, and puts it back. seed: of everything that is drawn. is_replication: texts and
+    padding as in arclab.methods.seal.replication."""
 
-    def __init__(self, model: HfModel, seed: int) -> None:
+    def __init__(self, model: HfModel, seed: int, *, is_replication: bool = False) -> None:
         self._model, self._seed, self._inner = model, seed, InnerAdapter(model, seed)
+        self._is_replication = is_replication
 
     def answered(
         self, task: ArcTask, trained: ArcTask, wanted: AdaptingSolverConfig, before_step: Callable[[], None]
@@ -114,9 +117,7 @@ class TaskTrainer:
             return TaskRecord(digest, skipped=problem)
         chosen = ChosenRows([], [], 0, 0)
         if wanted.adaptation.kind is not AdaptKind.none:
-            chosen = chosen_rows(
-                trained, wanted.pseudo_tasks, self._seed, lambda made: training_row(self._model, made, wanted.text, wanted.loss)
-            )
+            chosen = self._chosen(trained, wanted)
             problem = "" if chosen.rows else _nothing_to_train_on(trained, chosen)
         with self._inner.fit(chosen.rows, wanted.adaptation, self._seed, before_step) as fitted:
             began_s = time.monotonic()
@@ -129,6 +130,13 @@ class TaskTrainer:
             **_sums(answers), fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
             answer_s=answer_s,
         )  # fmt: skip
+
+    def _chosen(self, trained: ArcTask, wanted: AdaptingSolverConfig) -> ChosenRows:
+        row_of = published_row if self._is_replication else training_row
+        chosen = chosen_rows(
+            trained, wanted.pseudo_tasks, self._seed, lambda made: row_of(self._model, made, wanted.text, wanted.loss)
+        )
+        return replace(chosen, rows=padded_rows(chosen.rows, self._model.pad_id)) if self._is_replication else chosen
 
 
 class AdaptingSolver:

@@ -265,3 +265,23 @@ def test_a_stage_needs_the_one_before(stage: Stage, script: Script, tmp_path: Pa
         stage("adapt")
     with pytest.raises(ConfigError, match="is not measured here"):
         stage("round", "criterion={metric: ARC/solved@2, threshold: 0.5, phase: test}")
+
+
+def test_a_replication_says_so_in_every_file_of_numbers(
+    stage: Stage, script: Script, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The round runs with the published habits; without the switch nothing says so, and its trials are not taken for these."""
+    script(GOOD, BAD)
+    keys = ("dataset.name=arc1_seal", "propose.num_edits=2", "evaluate.num_edits=2", "restem.steps=2", "max_tasks=2")
+    assert stage("propose", *keys) == 0 and stage("adapt", *keys) == 0 and "REPLICATION" not in capfd.readouterr().err
+    assert read_object(folder(tmp_path, "adapt") / MANIFEST)["notes"] == []
+    with pytest.raises(ConfigError, match="compat"):
+        stage("adapt", *keys, "compat=seal_paper")
+    keys = (*keys, "compat=seal_paper", "name=b")
+    assert stage("round", *keys) == 0 and capfd.readouterr().err.count("A REPLICATION, compat=seal_paper") >= 5
+    root = tmp_path / "seal_fewshot/b/round_0"
+    for name in ("propose", "adapt", "restem", "evaluate"):
+        assert "A REPLICATION" in read_object(root / name / MANIFEST)["notes"][0]
+    assert "\nA REPLICATION" in (root / "evaluate/table.md").read_text()
+    assert "A REPLICATION" in read_object(tmp_path / "seal_fewshot/b/status.json")["message"]
+    assert read_outcomes(root / "adapt/outcomes.jsonl") != read_outcomes(folder(tmp_path, "adapt") / "outcomes.jsonl")

@@ -37,7 +37,17 @@ from arclab.methods.seal.fewshot.baselines import (
     successes_of,
 )
 from arclab.methods.seal.fewshot.edits import edit_prompt
-from arclab.methods.seal.fewshot.models import MODEL, TWIN, adapted_of, model_inputs, proposer_of, scored_tasks, training_tasks
+from arclab.methods.seal.fewshot.models import (
+    MODEL,
+    TWIN,
+    adapted_of,
+    asked_of_scored,
+    model_inputs,
+    proposer_of,
+    remarks,
+    scored_tasks,
+    tried_tasks,
+)
 from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, Proposal, propose_for
 from arclab.methods.seal.fewshot.published import (
     CONFIGS,
@@ -87,21 +97,22 @@ def evaluate(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, fold
             found[TWIN] = scorer.scored(following, TWIN, TWIN).successes
         trained = scorer.scored(following, MODEL, MODEL)
         found[MODEL] = trained.successes
-        others = baselines(config, scorer.trials(following, MODEL), tasks, training_tasks(config))
+        others = baselines(config, scorer.trials(following, MODEL), tasks, tried_tasks(config))
         found |= others.rows
         _publish(run, tasks, trained)
         write_atomically(run.path / SCORES, json.dumps(found) + "\n")
         metrics = metrics_of(found, trained, tasks)
         note = _note(found, trained, others)
-        write_atomically(run.path / TABLE, table(found, config.seed, note))
+        notes = [*remarks(config), *([note] if note else [])]
+        write_atomically(run.path / TABLE, table(found, config.seed, notes))
         with MetricLogger(run.metrics, None, resume_step=-1, runtime_s=0.0) as logger:
             logger.write(config.round, metrics)
         message = (
             f"{MODEL} {100 * share_of(found[MODEL]):.1f} % of proposals succeed, {START} {100 * share_of(found[START]):.1f} %"
         )
-        said = [message, *([note] if note else []), *filter(None, [judged(config, run, run)])]
+        said = [message, *notes, *filter(None, [judged(config, run, run)])]
         outputs = [run.path / name for name in (SCORES, TABLE, OUTCOMES, CONFIGS, RESULTS, SUBMISSION)]
-        return Made(outputs=outputs, counts=metrics, message="; ".join(said), notes=[note] if note else [])
+        return Made(outputs=outputs, counts=metrics, message="; ".join(said), notes=notes)
 
     return make_stage(config, ranks, signals, folder, inputs, len(tasks), work)
 
@@ -120,11 +131,13 @@ class _Scorer:
     """Lets models propose for the same tasks, each in a folder of its own, and tries what they propose."""
 
     def __init__(self, config: SealFewshotConfig, tasks: Sequence[ArcTask], run: RunDir, progress: WorkProgress) -> None:
-        self._config, self._tasks, self._run, self._progress = config, tasks, run, progress
+        self._config, self._run, self._progress = config, run, progress
+        self._scored, self._tasks = tasks, asked_of_scored(config)
         self._trials: dict[str, Trials] = {}
 
     def scored(self, number: int, name: str, which: str) -> Scored:
-        """Of the model that a round begins with. name: of the folder. which: see proposer_of."""
+        """Of the model that a round begins with. name: of the folder. which: see proposer_of. Where nothing is proposed for a
+        task, all that was to be has failed."""
         config, folder = self._config, self._run.path / name
         chosen = proposer_of(config, number, which)
         settings = {"seed": config.seed, "lm.name (content)": model_identity(chosen.name)}
@@ -137,7 +150,10 @@ class _Scorer:
             [(task, each.edit(config)) for task in self._tasks for each in drawn[task.id] if each.is_ok]
         )
         outcomes = outcomes_of(drawn, found, config.round, config.seed)
-        return Scored(drawn, found, outcomes, successes_of(outcomes, self._tasks))
+        unasked = [task.id for task in self._scored if task.id not in drawn]
+        failed = {id_: [0.0] * config.evaluate.num_edits for id_ in unasked}
+        successes = successes_of(outcomes, self._tasks) | failed
+        return Scored({**drawn, **{id_: [] for id_ in unasked}}, found, outcomes, successes)
 
     def trials(self, number: int, which: str) -> Trials:
         """Of the model that is adapted where that one proposes."""
@@ -206,8 +222,8 @@ _NAMES = {
 }  # fmt: skip
 
 
-def table(found: Mapping[str, Successes], seed: int, note: str) -> str:
-    """Markdown."""
+def table(found: Mapping[str, Successes], seed: int, notes: Sequence[str]) -> str:
+    """Markdown. notes: what is said below it."""
     lines = ["| self-edits of | successful | share | 95 % over tasks | tasks with a success |", "|---" * 5 + "|"]
     for row in rows_of(found, seed):
         interval = "" if row.interval is None else f"{100 * row.interval[0]:.1f} to {100 * row.interval[1]:.1f} %"
@@ -215,7 +231,8 @@ def table(found: Mapping[str, Successes], seed: int, note: str) -> str:
             f"| {_NAMES[row.name]} | {row.num_successes:g}/{row.num_trials} | {100 * row.share:.1f} % | {interval} | "
             f"{row.num_any}/{row.num_tasks} |"
         )
-    return "\n".join([*lines, *(["", f"{note[0].upper()}{note[1:]}."] if note else []), ""])
+    said = [line for note in notes for line in ("", f"{note[0].upper()}{note[1:]}.")]
+    return "\n".join([*lines, *said, ""])
 
 
 def judged(config: SealFewshotConfig, measured: RunDir, run: RunDir) -> str:

@@ -107,7 +107,7 @@ class Trials:
 
     def _tried(self, task: ArcTask, edit: SelfEdit | None) -> TaskRecord:
         if self._trainer is None:
-            self._trainer = TaskTrainer(load_hf(self._model), self._config.seed)
+            self._trainer = TaskTrainer(load_hf(self._model), self._config.seed, is_replication=self._config.compat is not None)
         solver = self._config.solver
         plain = replace(solver, adaptation=replace(solver.adaptation, kind=AdaptKind.none))
         wanted = plain if edit is None else edit.applied(solver)
@@ -125,6 +125,8 @@ def trial_settings(config: SealFewshotConfig, model: HfModelConfig) -> Mapping[s
     found: dict[str, Any] = {"seed": config.seed, "lm (content)": model_identity(model.name)}
     if model.adapter:
         found["lm.adapter (content)"] = model_identity(model.adapter)
+    if config.compat is not None:
+        found["compat"] = config.compat.value
     free = ("lm.name", "lm.adapter", *(f"lm.{key}" for key in HOW_MODELS_RUN), *_FREE)
     for part, node in (("lm", model), ("solver", config.solver)):
         found |= {f"{part}.{key}": value for key, value in flat(node).items() if f"{part}.{key}" not in free}
