@@ -51,6 +51,14 @@ class Compat(Enum):
     seal_paper = "seal_paper"
 
 
+class Decoding(Enum):
+    """How a self-edit is written. free: as the model writes. constrained: the JSON is given and the model chooses the
+    values, by its own probabilities, so that it is always valid."""
+
+    free = "free"
+    constrained = "constrained"
+
+
 class Strategy(Enum):
     """What a self-edit says of the loss; the words are part of its format."""
 
@@ -150,10 +158,11 @@ class ScratchProposerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ProposeConfig:
-    """num_edits: self-edits that can be tried, of each task. max_draws: replies of a task at most, those that are no self-edit
-    included. min_lr, max_lr: what may be asked for. max_steps: steps of training that a self-edit may ask for; above, it is
-    over budget."""
+    """decoding: see Decoding. num_edits: self-edits that can be tried, of each task. max_draws: replies of a task, at most;
+    those that are no self-edit count. min_lr, max_lr: what may be asked for. max_steps: steps of training that a self-edit may
+    ask for; above, it is over budget."""
 
+    decoding: Decoding
     num_edits: int
     max_draws: int
     min_lr: float
@@ -295,7 +304,24 @@ class SealFewshotConfig(StagedConfig):
                 f"launch asks for {self.launch.num_ranks} ranks, and method=seal_fewshot runs in one process; set launch.gpus "
                 "and launch.cpus to 0 or 1, and launch.nodes=1."
             )
+        if self.propose.decoding is Decoding.constrained:
+            problems += self._check_constrained()
         return problems + ([] if self.compat is None else self._check_compat(self.compat))
+
+    def _check_constrained(self) -> list[str]:
+        key, low, high = "propose.decoding=constrained", self.propose.min_lr, self.propose.max_lr
+        problems = []
+        if not isinstance(self.lm, HfModelConfig):
+            problems.append(
+                f"{key} asks the model how likely given texts are, and lm.kind={self.lm.kind} does not say it; use "
+                "propose.decoding=free, or a model of this process."
+            )
+        if self.grid is not None and not any(low <= rate <= high for rate in self.grid.learning_rates):
+            problems.append(
+                f"{key} chooses among grid.learning_rates, of which {self.grid.learning_rates} none is between propose.min_lr="
+                f"{low:g} and propose.max_lr={high:g}; add one."
+            )
+        return problems
 
     def _check_compat(self, compat: Compat) -> list[str]:
         """A replication is of the published tasks, with a given model and LoRA."""

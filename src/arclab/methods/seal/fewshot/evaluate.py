@@ -18,7 +18,6 @@ from typing import Any
 from arclab.config.seal_fewshot_schema import AdaptedModel, SealFewshotConfig, SealStage
 from arclab.data.tasks import ArcTask
 from arclab.files import read_object, write_atomically
-from arclab.lm.hf_loading import model_identity
 from arclab.lm.models import load_language_model
 from arclab.methods.seal.fewshot.baselines import (
     CONSTANT_ROW,
@@ -48,7 +47,7 @@ from arclab.methods.seal.fewshot.models import (
     scored_tasks,
     tried_tasks,
 )
-from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, Proposal, propose_for
+from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, Proposal, proposal_settings, propose_for
 from arclab.methods.seal.fewshot.published import (
     CONFIGS,
     RESULTS,
@@ -140,8 +139,8 @@ class _Scorer:
         task, all that was to be has failed."""
         config, folder = self._config, self._run.path / name
         chosen = proposer_of(config, number, which)
-        settings = {"seed": config.seed, "lm.name (content)": model_identity(chosen.name)}
-        worklist, model = Worklist(folder / PROPOSALS, settings, PROPOSAL_ITEMS), load_language_model(chosen)
+        worklist = Worklist(folder / PROPOSALS, proposal_settings(config, chosen), PROPOSAL_ITEMS)
+        model = load_language_model(chosen)
         drawn = propose_for(model, self._tasks, config, config.evaluate.num_edits, worklist, self._progress)
         if name == MODEL:
             prompts = {task.id: edit_prompt(task, config.solver.text) for task in self._tasks}

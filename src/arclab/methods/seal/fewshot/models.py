@@ -11,13 +11,17 @@ from pathlib import Path
 
 from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import HfModelConfig, ModelConfig
-from arclab.config.seal_fewshot_schema import AdaptedModel, SealFewshotConfig, SealStage
+from arclab.config.seal_fewshot_schema import AdaptedModel, Decoding, SealFewshotConfig, SealStage
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.methods.seal import replication
 from arclab.methods.seal.replication import SCORED_OTHERS, SCORED_TRAINING, asked_tasks
 
 MODEL, TWIN, TRAINED = "model", "twin", "trained.json"
+CONSTRAINED = (
+    "propose.decoding=constrained: the JSON of the self-edits was given and the model chose their values alone, so that how "
+    "many are valid says nothing of it"
+)
 
 
 def maker_of(config: SealFewshotConfig, number: int) -> Path | None:
@@ -97,4 +101,5 @@ def _named(config: SealFewshotConfig, split: str, key: str) -> tuple[ArcTask, ..
 
 def remarks(config: SealFewshotConfig) -> list[str]:
     """What must stand beside the numbers of every stage."""
-    return [] if config.compat is None else [replication.REMARK]
+    replicated = [] if config.compat is None else [replication.REMARK]
+    return replicated + ([CONSTRAINED] if config.propose.decoding is Decoding.constrained else [])

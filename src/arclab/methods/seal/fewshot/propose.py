@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from arclab.config.compose import ConfigError
 from arclab.config.seal_fewshot_schema import SealFewshotConfig
-from arclab.lm.hf_loading import model_identity
 from arclab.lm.models import load_language_model
 from arclab.methods.seal.fewshot.edits import edit_prompt
 from arclab.methods.seal.fewshot.models import model_inputs, proposer_of, remarks, training_tasks
-from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, propose_for, verdict_counts
+from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, proposal_settings, propose_for, verdict_counts
 from arclab.methods.seal.fewshot.published import CONFIGS, write_configs
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RunFolder, WorkProgress
@@ -28,7 +27,7 @@ def propose(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folde
     def work(run: RunDir, progress: WorkProgress) -> Made:
         chosen = proposer_of(config, config.round)
         model = load_language_model(chosen)
-        settings = {"seed": config.seed, "round": config.round, "lm.name (content)": model_identity(chosen.name)}
+        settings = proposal_settings(config, chosen) | {"round": config.round}
         worklist = Worklist(run.path / PROPOSALS, settings, PROPOSAL_ITEMS)
         drawn = propose_for(model, tasks, config, config.propose.num_edits, worklist, progress)
         if not any(drawn.values()):
