@@ -18,6 +18,7 @@ from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
+from arclab.config.scratch_schema import ScratchProposerConfig
 from arclab.config.seal_schema import EPOCHS_RANGE, LR_RANGE, AdaptingSolverConfig, AdaptKind
 from arclab.config.stages_schema import ROUND, StagedConfig
 
@@ -132,31 +133,6 @@ class EditGridConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ScratchProposerConfig:
-    """The model of the first round, made by stage=start: a small model with random weights that is taught to write the grids of
-    toy tasks, and self-edits drawn at random from the grid, whatever the task. source: these tasks. broken_share: of the
-    self-edits that it is taught, those that are none. Sizes: see arclab.lm.tiny."""
-
-    source: str
-    broken_share: float
-    num_layers: int
-    width: int
-    num_heads: int
-    context: int
-    vocab_size: int
-    steps: int
-    batch_size: int
-    lr: float
-
-    def check(self, path: str) -> list[str]:
-        problems = at_least(
-            path, 1, num_layers=self.num_layers, width=self.width, num_heads=self.num_heads, context=self.context,
-            vocab_size=self.vocab_size, steps=self.steps, batch_size=self.batch_size,
-        )  # fmt: skip
-        return [*problems, *at_least(path, 0, lr=self.lr), *within(path, 0, 1, broken_share=self.broken_share)]
-
-
-@dataclass(kw_only=True, slots=True)
 class ProposeConfig:
     """decoding: see Decoding. num_edits: self-edits that can be tried, of each task. max_draws: replies of a task, at most;
     those that are no self-edit count. min_lr, max_lr: what may be asked for. max_steps: steps of training that a self-edit may
@@ -249,7 +225,7 @@ class SealFewshotConfig(StagedConfig):
 
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in SealStage if stage is not SealStage.round)
     HAS_SHARDS: ClassVar[bool] = True
-    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (SealStage.adapt.value,)
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (SealStage.adapt.value, SealStage.evaluate.value)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (*StagedConfig.FREE_KEYS, *(f"lm.{key}" for key in HOW_MODELS_RUN))
 
     experiment_name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,33 @@ def test_a_replication_says_so_in_every_file_of_numbers(
     assert "\nA REPLICATION" in (root / "evaluate/table.md").read_text()
     assert "A REPLICATION" in read_object(tmp_path / "seal_fewshot/b/status.json")["message"]
     assert read_outcomes(root / "adapt/outcomes.jsonl") != read_outcomes(folder(tmp_path, "adapt") / "outcomes.jsonl")
+
+
+def test_merged_shards_are_what_one_process_evaluates(
+    stage: Stage, script: Script, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole draws and tries nothing; its files are, but for seconds, those of an evaluation in one piece."""
+    script(BAD, GOOD, num_parallel=9)
+    keys = [GRID.replace("[25]", "[9]"), "restem.steps=1", "adapted=first", "evaluate.max_tasks=3", "restem.twin=true"]
+    for name in ("propose", "adapt", "select", "restem"):
+        assert stage(name, *keys) == 0
+    for number in (0, 1):
+        assert stage("evaluate", *keys, "launch.shards=2", f"launch.shard={number}") == 0
+    whole = folder(tmp_path, "evaluate")
+    assert not (whole / "scores.json").exists()
+
+    def again(*given: Any) -> None:
+        raise AssertionError("all has been drawn and tried")
+
+    config = compose_run("self_improve_seal_fewshot", [*overrides, *keys, "stage=evaluate", "launch.shards=2"])
+    assert isinstance(config, SealFewshotConfig)
+    with monkeypatch.context() as patch:
+        patch.setattr(InnerAdapter, "fit", again)
+        patch.setattr(ScriptedModel, "generate", again)
+        assert improve(config, None) == 0
+    merged = whole.rename(whole.with_name("merged"))
+    assert stage("evaluate", *keys) == 0
+    for name in ("scores.json", "table.md", "final_results.json", "final_configs_and_indices.json", "submission.json"):
+        assert (merged / name).read_bytes() == (whole / name).read_bytes(), name
+    outcomes = [[replace(each, seconds=0.0) for each in read_outcomes(root / "outcomes.jsonl")] for root in (merged, whole)]
+    assert outcomes[0] == outcomes[1] and len({each.task for each in outcomes[0]}) == 3

@@ -3,7 +3,8 @@
     evaluate(config, ranks, signals, folder)     # writes scores.json, table.md, outcomes.jsonl, submission.json, ...
 
 The model proposes evaluate.num_edits self-edits for each task, and every one is tried. Beside it: the model that the first
-round began with, the twin, and the baselines. seal/wins is judged by the run's criterion. Shares have intervals over tasks.
+round began with, the twin, and the baselines. With launch.shards=N a shard does so for its tasks, and the whole merges what was
+drawn and tried, and writes the rest. seal/wins is judged by the run's criterion. Shares have intervals over tasks.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from arclab.methods.seal.fewshot.published import (
     write_submission,
 )
 from arclab.methods.seal.fewshot.records import OUTCOMES, Outcome, outcomes_of, write_outcomes
-from arclab.methods.seal.fewshot.trials import TRIALS, Key, Trial, Trials
+from arclab.methods.seal.fewshot.trials import TRIAL_ITEMS, TRIALS, Key, Trial, Trials
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.results.attempts import Attempts
 from arclab.results.criterion import judge_criterion, write_criterion
@@ -69,6 +70,7 @@ from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
 from arclab.runs.worklist import Worklist
+from arclab.solvers.shards import begin_stage, made_by_shard, tasks_of_stage
 
 log = logging.getLogger(__name__)
 START, SCORES, TABLE = "start", "scores.json", "table.md"
@@ -80,12 +82,13 @@ _SHARES = {
 
 
 def evaluate(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
-    tasks, following = scored_tasks(config), config.round + 1
+    tasks, following = tasks_of_stage(scored_tasks(config), config), config.round + 1
     inputs = {**model_inputs(config, following), **{f"{key} before": path for key, path in model_inputs(config, 0).items()}}
     if config.round > 0:
         inputs["scores of the start"] = config.folder_of(SealStage.evaluate.value, 0) / SCORES
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
+        begin_stage(config, run.path, {f"*/{PROPOSALS}": PROPOSAL_ITEMS, f"*/{TRIALS}": TRIAL_ITEMS})
         scorer = _Scorer(config, tasks, run, progress)
         found: dict[str, Successes] = {}
         if config.round == 0:
@@ -96,7 +99,9 @@ def evaluate(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, fold
             found[TWIN] = scorer.scored(following, TWIN, TWIN).successes
         trained = scorer.scored(following, MODEL, MODEL)
         found[MODEL] = trained.successes
-        others = baselines(config, scorer.trials(following, MODEL), tasks, tried_tasks(config))
+        others = baselines(config, scorer.trials(following, MODEL), tasks, _training_share(config))
+        if config.launch.shard is not None:
+            return made_by_shard(config, len(tasks))
         found |= others.rows
         _publish(run, tasks, trained)
         write_atomically(run.path / SCORES, json.dumps(found) + "\n")
@@ -116,6 +121,12 @@ def evaluate(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, fold
     return make_stage(config, ranks, signals, folder, inputs, len(tasks), work)
 
 
+def _training_share(config: SealFewshotConfig) -> tuple[ArcTask, ...]:
+    """On which this process tries the self-edits of the grid; there may be fewer tasks than shards."""
+    tasks, launch = tried_tasks(config), config.launch
+    return tasks if launch.shard is None else tasks[launch.shard :: launch.shards]
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Proposals of a model for the scored tasks, and what became of them."""
@@ -131,7 +142,8 @@ class _Scorer:
 
     def __init__(self, config: SealFewshotConfig, tasks: Sequence[ArcTask], run: RunDir, progress: WorkProgress) -> None:
         self._config, self._run, self._progress = config, run, progress
-        self._scored, self._tasks = tasks, asked_of_scored(config)
+        asked = {task.id for task in asked_of_scored(config)}
+        self._scored, self._tasks = tasks, [task for task in tasks if task.id in asked]
         self._trials: dict[str, Trials] = {}
 
     def scored(self, number: int, name: str, which: str) -> Scored:
