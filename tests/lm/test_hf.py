@@ -242,6 +242,10 @@ def test_a_prompt_that_is_shared_gives_the_same_logprobs(hf_config: Config) -> N
     assert found == [pytest.approx(each, abs=1e-4) for each in expected]
     longest = max(len(model.prompt_ids(prompt)) for prompt in PROMPTS), max(len(model.reply_ids(text)) for text in texts)
     assert shown == [3 * (longest[0] - 1), 7 * longest[1]], "three prompts, and seven texts behind them"
+    assert (
+        model.shared_logprobs([user("0")] * 17, ["1"] * 17)
+        == [pytest.approx(model.logprobs([user("0")], ["1"])[0], abs=1e-4)] * 17
+    )
     assert small.shared_logprobs(prompts, texts) == [pytest.approx(each, abs=1e-4) for each in expected]
     with pytest.raises(ValueError, match="prompt 1 with its reply"):
         model.shared_logprobs(PROMPTS[:2], ["0", "0 " * 5000])

@@ -109,7 +109,7 @@ def _grown(
 def _chosen(level: _Level, children: list[tuple[float, int, int]], *, is_last: bool) -> _Level:
     """is_last: nobody else needs the cache of the level."""
     rows = torch.tensor([row for _, row, _ in children], device=level.mask_BT.device)
-    cache = level.cache if is_last else _copied(level.cache)
+    cache = level.cache if is_last else copied(level.cache)
     if not (is_last and rows.tolist() == list(range(len(level.prompts)))):
         cache.batch_select_indices(rows)
     mask_BT = level.mask_BT[rows]
@@ -122,7 +122,7 @@ def _chosen(level: _Level, children: list[tuple[float, int, int]], *, is_last: b
     )
 
 
-def _copied(cache: Any) -> Any:
+def copied(cache: Any) -> Any:
     """Another cache on the same tensors: choosing rows makes new ones, and never writes to these."""
     other = copy(cache)
     other.layers = [copy(layer) for layer in cache.layers]

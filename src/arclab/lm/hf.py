@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from arclab.config.llm_schema import HfModelConfig
 from arclab.files import naming
 from arclab.lm.adapters import fresh_adapter, loaded_adapter, merge_adapter
 from arclab.lm.chat_template import added_before, after_reply_ids, conversation_ids, marked_tokens, opened_thinking, plain_ids
-from arclab.lm.depth_first import depth_first, pass_with_cache
+from arclab.lm.depth_first import copied, depth_first, pass_with_cache
 from arclab.lm.drawing import Drawing, Ending
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
 from arclab.lm.language_model import (
@@ -253,11 +254,11 @@ class HfModel:
         return self._scored(pairs, order, self._score_batch)
 
     def shared_logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
-        """As logprobs, up to rounding; a prompt that stands there several times is computed once for each batch that it is
-        in."""
+        """As logprobs, up to rounding; a prompt that stands there several times is computed once, or once more where batches
+        meet."""
         pairs = self._pairs(prompts, texts)
         order = sorted(range(len(pairs)), key=lambda number: (-len(pairs[number][0]), pairs[number][0]))
-        return self._scored(pairs, order, self._score_shared)
+        return self._scored(pairs, order, partial(self._score_shared, kept={}))
 
     def _pairs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens. ValueError: one does not fit."""
@@ -438,8 +439,11 @@ class HfModel:
         return result
 
     @torch.no_grad()
-    def _score_shared(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Prompts are padded on the left, and what follows the last token but one of each on the right."""
+    def _score_shared(
+        self, pairs: Sequence[tuple[list[int], list[int]]], kept: dict[tuple[tuple[int, ...], ...], Any]
+    ) -> list[list[float]]:
+        """Prompts are padded on the left, and what follows the last token but one of each on the right. kept: the cache of the
+        prompts of the batch before this one; it becomes that of this one's."""
         places: dict[tuple[int, ...], int] = {}
         rows = [places.setdefault(tuple(prompt), len(places)) for prompt, _ in pairs]
         inputs = self._padded([list(prompt) for prompt in places])
@@ -451,7 +455,11 @@ class HfModel:
             cache, num_known = None, inputs["input_ids"].shape[1] - 1
             if num_known:
                 known = {name: value[:, :num_known] for name, value in inputs.items()}
-                cache = pass_with_cache(self._model, known["input_ids"], known["attention_mask"], None).past_key_values
+                if tuple(places) not in kept:
+                    kept.clear()
+                    output = pass_with_cache(self._model, known["input_ids"], known["attention_mask"], None)
+                    kept[tuple(places)] = output.past_key_values
+                cache = copied(kept[tuple(places)])
                 cache.batch_select_indices(torch.tensor(rows, device=self.device))
                 mask_BT = torch.cat([known["attention_mask"][rows], mask_BT], 1)
             logits_BTV = pass_with_cache(self._model, ids_BT, mask_BT, cache, longest).logits

@@ -52,8 +52,9 @@ class Known:
         return [*text.encode(), 0]
 
     def shared_logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
-        self.texts += texts
-        return [[math.log(self.weight(text)), -float(number % 7)] for number, text in enumerate(texts)]
+        whole = [prompt[-1].content + text for prompt, text in zip(prompts, texts, strict=True)]
+        self.texts += whole
+        return [[math.log(self.weight(text)), -float(number % 7)] for number, text in enumerate(whole)]
 
 
 def written(model: Known, count: int, config: SealFewshotConfig, sampling: Sampling = SAMPLING) -> list[str]:

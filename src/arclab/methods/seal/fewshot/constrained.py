@@ -2,11 +2,11 @@
 
     replies = chosen_edits(model, prompts, num_samples=15, sampling, slots_of(config))     # as of HfModel.generate
 
-The values come one after the other, as they stand in the JSON. For each of them the model says how likely the text is up to
-and with every value that is allowed, and one is drawn by that, at sampling's temperature, top_k, top_p and min_p. Allowed are
-both booleans, both strategies, the learning rates and epochs of the grid; without a grid, rates of one digit and a power of ten
-within propose.min_lr and max_lr, and 1 to 20 epochs. So every self-edit is valid, but may be over budget. This is not how the
-model writes by itself: what it would say otherwise, a cut reply included, is not seen.
+The values come one after the other, as they stand in the JSON. For each of them the model says how likely every value that is
+allowed is behind what stands before it, and one is drawn by that, at sampling's temperature, top_k, top_p and min_p. Allowed
+are both booleans, both strategies, the learning rates and epochs of the grid; without a grid, rates of one digit and a power of
+ten within propose.min_lr and max_lr, and 1 to 20 epochs. So every self-edit is valid, but may be over budget. This is not how
+the model writes by itself: what it would say otherwise, a cut reply included, is not seen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from arclab.config.seal_fewshot_schema import AUGMENTATION_SETS, SealFewshotConfig, Strategy
 from arclab.lm.drawing import draw
 from arclab.lm.hf import HfModel, draw_seed
-from arclab.lm.language_model import Completion, FinishReason, Prompt, Reply, Sampling
+from arclab.lm.language_model import Completion, FinishReason, Message, Prompt, Reply, Sampling
 from arclab.methods.seal.fewshot.edits import SelfEdit
 
 _MOST_EPOCHS = 20
@@ -106,11 +106,12 @@ def chosen_edits(
 def _scores(
     model: HfModel, prompts: Sequence[Prompt], begun: Sequence[tuple[int, str]], slot: Slot
 ) -> dict[tuple[int, str], list[float]]:
-    """Log-probability (nats) of what was begun with each of the slot's values behind it."""
+    """Log-probability (nats) of each of the slot's values behind what was begun. The space before a value is part of it, as it
+    is of most tokens."""
     wanted = [(place, value) for place in begun for value in slot.values]
-    texts = [text + value + slot.end for (_, text), value in wanted]
+    shown = {(number, text): (*prompts[number], Message("assistant", text[:-1])) for number, text in begun}
     found: dict[tuple[int, str], list[float]] = {place: [] for place in begun}
-    values = model.shared_logprobs([prompts[number] for (number, _), _ in wanted], texts)
+    values = model.shared_logprobs([shown[place] for place, _ in wanted], [f" {value}{slot.end}" for _, value in wanted])
     for (place, _), logprobs in zip(wanted, values, strict=True):
         found[place].append(sum(logprobs[:-1]))  # the reply goes on: the end mark is not meant
     return found
