@@ -118,6 +118,7 @@ OTHERS: Table = {
        for key in ("rank", "alpha", "dropout", "target_modules")},
     "propose.decoding": (None, f"{CONSTRAINED}::test_a_real_model_writes_valid_self_edits_and_the_records_say_how"),
     "compat": (None, f"{STAGES}::test_a_replication_says_so_in_every_file_of_numbers"),
+    "trials_at_once": (None, f"{STAGES}::test_trials_together_are_the_trials_one_by_one"),
     "stage": (None, f"{STAGES}::test_good_self_edits_are_found_selected_and_learned"),
     "device": (None, "every_key/test_seal_fewshot.py::test_a_key_of_training_changes_what_its_row_says"),
     "launch.gpus": (None, "launch/test_launch.py::test_every_launch_key_changes_what_is_started"),

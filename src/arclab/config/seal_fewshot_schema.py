@@ -219,14 +219,15 @@ class ScoreSealConfig:
 @dataclass(kw_only=True, slots=True)
 class SealFewshotConfig(StagedConfig):
     """Root of self_improve.py method=seal_fewshot. lm: the model of the first round, unless scratch makes one (then its name is
-    not read). max_tasks: of training tasks; null: all. compat: for replication only. solver: how a task is written, trained on
+    not read). max_tasks: of training tasks; null: all. compat: for replication only. trials_at_once:
+    adapters that are trained in one batch; answers are the same up to rounding. solver: how a task is written, trained on
     and answered; what a self-edit says takes the place of its augmentations, its loss, its lr and its epochs. default_edit: a
     baseline. grid: null: no baselines that choose from it."""
 
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in SealStage if stage is not SealStage.round)
     HAS_SHARDS: ClassVar[bool] = True
     PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (SealStage.adapt.value, SealStage.evaluate.value)
-    FREE_KEYS: ClassVar[tuple[str, ...]] = (*StagedConfig.FREE_KEYS, *(f"lm.{key}" for key in HOW_MODELS_RUN))
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (*StagedConfig.FREE_KEYS, "trials_at_once", *(f"lm.{key}" for key in HOW_MODELS_RUN))
 
     experiment_name: str
     name: str
@@ -243,6 +244,7 @@ class SealFewshotConfig(StagedConfig):
     dataset: DatasetConfig
     max_tasks: Optional[int]
     compat: Optional[Compat]
+    trials_at_once: int
     solver: AdaptingSolverConfig
     adapted: AdaptedModel
     scratch: Optional[ScratchProposerConfig]
@@ -269,6 +271,12 @@ class SealFewshotConfig(StagedConfig):
         problems = [*self.check_stages(), *sized(path, 1, num_threads=self.num_threads)]
         problems += [] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks)
         problems += [*broken_name("name", self.name), *broken_path("runs_dir", self.runs_dir), *self._check_models()]
+        problems += at_least(path, 1, trials_at_once=self.trials_at_once)
+        if self.trials_at_once > 1 and self.solver.adaptation.kind is not AdaptKind.lora:
+            problems.append(
+                f"trials_at_once={self.trials_at_once} trains adapters together, and solver.adaptation.kind="
+                f"{self.solver.adaptation.kind.value} has none; use trials_at_once=1, or solver.adaptation.kind=lora."
+            )
         stage = self.stage.value
         if stage != ROUND and not self.makes(stage, self.round):
             remedy = "only the first round has one" if self.scratch is not None else "scratch=null leaves it out"

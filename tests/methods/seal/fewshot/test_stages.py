@@ -16,6 +16,7 @@ from arclab.config.seal_fewshot_schema import SealFewshotConfig
 from arclab.files import read_lines, read_object
 from arclab.lm.hf import load_hf
 from arclab.lm.scripted import ScriptedModel
+from arclab.lm.training import inner as inner_module
 from arclab.lm.training.inner import InnerAdapter
 from arclab.methods.seal.fewshot import evaluate as evaluate_module
 from arclab.methods.seal.fewshot import propose as propose_module
@@ -28,29 +29,9 @@ from arclab.runs.folder import RunDir, State
 from arclab.runs.stages import MANIFEST, read_counts
 from arclab.runs.worklist import Worklist
 
-from .conftest import BAD, GOOD, Stage, edit
+from .conftest import BAD, GOOD, Script, Stage, edit, folder
 
 TOO_LONG = edit(1e-3, 10**6)
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedModel]:
-    """The proposer is a scripted one, whatever lm says. What is adapted is a real model."""
-
-    def use(*replies: str, **more: Any) -> ScriptedModel:
-        model = ScriptedModel(list(replies), **more)
-        for module in (propose_module, evaluate_module):
-            monkeypatch.setattr(module, "load_language_model", lambda config: model)
-        return model
-
-    return use
-
-
-Script = Callable[..., ScriptedModel]
-
-
-def folder(root: Path, name: str, number: int = 0) -> Path:
-    return root / f"seal_fewshot/a/round_{number}" / name
 
 
 def test_good_self_edits_are_found_selected_and_learned(
@@ -316,3 +297,27 @@ def test_merged_shards_are_what_one_process_evaluates(
         assert (merged / name).read_bytes() == (whole / name).read_bytes(), name
     outcomes = [[replace(each, seconds=0.0) for each in read_outcomes(root / "outcomes.jsonl")] for root in (merged, whole)]
     assert outcomes[0] == outcomes[1] and len({each.task for each in outcomes[0]}) == 3
+
+
+def test_trials_together_are_the_trials_one_by_one(
+    stage: Stage, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers, steps and rows are equal, losses up to rounding; the rows of three trials were in one batch."""
+    script(BAD, GOOD, edit(3e-3, 2, ("size",)))
+    sizes: list[int] = []
+    split = inner_module._split
+
+    def noting(rows: Any, owners: Any) -> Any:
+        sizes.append(len(set(owners)))
+        return split(rows, owners)
+
+    monkeypatch.setattr(inner_module, "_split", noting)
+    assert stage("propose") == 0 and stage("adapt") == 0 and not sizes
+    alone = folder(tmp_path, "adapt").rename(tmp_path / "alone")
+    assert stage("adapt", "trials_at_once=4") == 0 and max(sizes) == 4
+    first, second = (read_outcomes(root / "outcomes.jsonl") for root in (alone, folder(tmp_path, "adapt")))
+    plain = {"seconds": 0.0, "loss_first": None, "loss_last": None}
+    assert [replace(each, **plain) for each in first] == [replace(each, **plain) for each in second]
+    assert [each.loss_last for each in second] == [pytest.approx(each.loss_last, rel=1e-2, abs=1e-4) for each in first]
+    with pytest.raises(ConfigError, match="use trials_at_once=1"):
+        stage("adapt", "trials_at_once=2", "solver.adaptation.kind=full")
