@@ -79,7 +79,7 @@ def test_an_adapter_of_another_model_is_a_sentence(
     other = tmp_path / "other"
     build_tiny(other, texts=default_texts(), seed=0, num_layers=1, width=64, num_heads=2, context=256, vocab_size=400)
     with load_hf(lm_config(name=str(other))).new_adapter(rank=2, alpha=4) as trainable:
-        trainable.save_pretrained(tmp_path / "theirs")
+        trainable.save_pretrained(str(tmp_path / "theirs"))
     script(GOOD)
     keys = ("propose.num_edits=1", "propose.max_draws=1", f"lm.adapter={tmp_path / 'theirs'}")
     assert stage("propose", *keys) == 0
