@@ -4,10 +4,11 @@
     python -m benchmarks.seal --lm models/smollm2_135m --tasks 2 --epochs 1 --save
 
 A tiny random language model (or --lm) is adapted to toy tasks whose pseudo-tasks are of very different lengths: in place, with
-batches of like lengths; in place, with every row as long as the longest of its task; and with the model loaded anew for each
-adapter and rows padded so, which is what SEAL's published code does. The ways take turns. Then one adapter stays, and replies
-are found by depth-first search and by drawing as many until as many different ones are there; candidates are scored under
-all views with and without a prompt that is computed once. Nothing is said here of how good answers are.
+batches of like lengths; in place, with every row as long as the longest of its task (as SEAL's published code pads); and with
+the model loaded anew for each adapter as well. The ways take turns. Then all tasks are trained on in one batch, each with an
+adapter of its own. Then one adapter stays, and replies are found by depth-first search and by drawing as many until as many
+different ones are there; candidates are scored under all views with and without a prompt that is computed once. Nothing is said
+here of how good answers are.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from arclab.files import write_atomically
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.language_model import Prompt, Sampling
 from arclab.lm.tiny import build_tiny, default_texts
-from arclab.lm.training.inner import InnerAdapter
+from arclab.lm.training.inner import InnerAdapter, Job
 from arclab.lm.training.rows import IGNORED, Row
 from arclab.methods.seal.answering import views_of
 from arclab.methods.seal.pseudo_tasks import chosen_rows
@@ -46,7 +47,9 @@ from benchmarks.arguments import above_0, at_least_1
 RESULTS = Path(__file__).parent / "results"
 SOURCE = "toy:color_map+crop?tasks={}&side=4&colors=4&palette=6&demos=3&tests=1"
 IN_PLACE, PADDED, FRESH = "in place, like lengths", "in place, padded", "model loaded anew, padded"
+TOGETHER = "in place, like lengths, all tasks in one batch"
 _MOST_DRAWS = 64
+_SURE_EPOCHS = 30  # on few rows, after which a model has replies that it thinks likely
 
 
 def padded(rows: Sequence[Row], pad_id: int) -> list[Row]:
@@ -94,6 +97,14 @@ def adapters(
                 began_s = time.monotonic()
                 counted = run(number)
                 spent[way].append((time.monotonic() - began_s, *counted))
+        jobs = [Job(each, solver.adaptation, 0) for each in rows]
+        began_s = time.monotonic()
+        with inner.fit_together(jobs) as adapted:
+            seconds = (time.monotonic() - began_s) / len(jobs)
+            for each in adapted:
+                assert not each.fitted.problem
+                fitted = each.fitted
+                spent.setdefault(TOGETHER, []).append((seconds, fitted.num_tokens, fitted.num_padding, fitted.seconds))
     return {way: _speed(each) for way, each in spent.items()} | {"rows": [len(each) for each in rows]}
 
 
@@ -104,6 +115,10 @@ def _speed(spent: Sequence[tuple[float, int, int, float]]) -> dict[str, float]:
         "tokens_per_s": (tokens - padding) / fit_s,
         "padding": padding / tokens,
     }
+
+
+def _num_output_cells(task: ArcTask) -> int:
+    return sum(demo.output.size for demo in task.demos if demo.output is not None)
 
 
 def searching(model: HfModel, prompts: Sequence[Prompt], threshold: float, max_new_tokens: int) -> dict[str, float]:
@@ -157,12 +172,12 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
             build_tiny(path, texts=default_texts(), seed=0, num_layers=4, width=128, num_heads=4, context=4096, vocab_size=512)
         lm = replace(config.lm, name=str(path), batch_size=chosen.batch)
         found = {"adapters": adapters(lambda: load_hf(lm), tasks, config.solver, chosen.repeats)}
-        model, solver, task = load_hf(lm), config.solver, tasks[0]
+        model, solver, task = load_hf(lm), config.solver, min(tasks, key=_num_output_cells)
         views = views_of(task, solver.views, 0)
         shown = [view.of(task) for view in views]
         prompts = [question(each.demos, each.tests[0].input, solver.text) for each in shown]
         rows = chosen_rows(task, solver.pseudo_tasks, 0, lambda made: training_row(model, made, solver.text, solver.loss)).rows
-        with InnerAdapter(model, seed=0).fit(rows, replace(solver.adaptation, epochs=2 * chosen.epochs), 0) as fitted:
+        with InnerAdapter(model, seed=0).fit(rows[:8], replace(solver.adaptation, epochs=_SURE_EPOCHS), 0) as fitted:
             assert not fitted.problem
             found["dfs"] = searching(model, prompts, chosen.threshold, chosen.tokens)
             texts = [format_grid(each.tests[0].input, solver.text.grid_format) for each in shown][: chosen.candidates]
@@ -181,7 +196,7 @@ def markdown(found: dict[str, Any], chosen: argparse.Namespace) -> str:
         "|---|---|---|---|---|",
     ]  # fmt: skip
     best = ways[IN_PLACE]["adapters_per_min"]
-    for way in (IN_PLACE, PADDED, FRESH):
+    for way in (IN_PLACE, PADDED, FRESH, TOGETHER):
         each = ways[way]
         lines.append(
             f"| {way} | {each['adapters_per_min']:.1f} | {best / each['adapters_per_min']:.2f} | {each['tokens_per_s']:.0f} | "
