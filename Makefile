@@ -45,6 +45,7 @@ bench: .venv/installed ## speed and memory on this machine: minutes
 	$(BIN)/python -m benchmarks.evaluate --augmentations 100
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.sandbox
+	$(BIN)/python -m benchmarks.seal
 
 # On one CUDA GPU: the CPU's numbers, speeds with and without compilation, phase 1, unseen tasks (the hours that the line at the start of
 # each run says), and the control table.

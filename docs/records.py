@@ -362,6 +362,29 @@ def _tree_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Recor
     return title, columns, rows, [record["provenance"] | {"seed": "of the table"}]
 
 
+def _seal(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    ways = {way: found for way, found in record["adapters"].items() if isinstance(found, dict)}
+    first, dfs, scored = next(iter(ways.values())), record["dfs"], record["rescoring"]
+
+    def rows() -> Rows:
+        for way, found in ways.items():
+            ratio = first["adapters_per_min"] / found["adapters_per_min"]
+            yield (
+                f"adapters, {way}",
+                f"{found['adapters_per_min']:.1f} a minute",
+                f"{found['tokens_per_s']:.0f}",
+                f"{ratio:.2f}",
+            )
+        yield f"depth-first search, {dfs['candidates']:.0f} replies", f"{dfs['dfs_s']:.2f} s", "", "1.00"
+        draws = f"{dfs['draws']:.0f} draws a view, {dfs['drawn']:.0f} different replies"
+        yield draws, f"{dfs['sample_s']:.2f} s", "", f"{dfs['sample_s'] / dfs['dfs_s']:.2f}"
+        yield "rescoring, prompts computed once", f"{scored['shared']:.2f} s", "", "1.00"
+        yield "rescoring, prompts with each candidate", f"{scored['apart']:.2f} s", "", f"{scored['ratio']:.2f}"
+
+    columns = ("what", "speed", "tokens/s", "times the first of its kind")
+    return "Test-time training: speed", columns, rows(), [record["provenance"] | {"seed": 0}]
+
+
 def _tree_learning(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     def rows() -> Rows:
         for row in record["scores"]:
@@ -400,6 +423,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "phase1": _phase1,
     "toy_programs": _toy_programs,
     "test_time_training": _test_time_training,
+    "seal": _seal,
     "tree_search": _tree_search,
     "tree_search_control": _tree_search_control,
     "tree_learning": _tree_learning,

@@ -23,6 +23,7 @@ BAD = [
     ("benchmarks.reduction", ["--rows", "0"], "argument --rows: 0 must be"),
     ("benchmarks.sandbox", ["--programs", "1.5"], "argument --programs: 1.5 must be a whole number"),
     ("benchmarks.scaling", ["--rows", "0"], "argument --rows: 0 must be"),
+    ("benchmarks.seal", ["--rows", "0"], "argument --rows: 0 must be a whole number of at least 1"),
     ("experiments.tree_search", ["--tasks", "0"], "argument --tasks: 0 must be a whole number of at least 1"),
     ("experiments.toy_programs", ["--samples", "0"], "argument --samples: 0 must be"),
     ("benchmarks.train_step", ["--tokens", "many"], "argument --tokens: many must be a whole number"),

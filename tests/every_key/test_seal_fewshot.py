@@ -107,6 +107,7 @@ SCRATCH: Table = {
     "scratch.lr": (0.5, "sizes"),
     "scratch.broken_share": (1.0, "further"),
 }
+CONSTRAINED = "methods/seal/fewshot/test_constrained.py"
 STAGES = "methods/seal/fewshot/test_stages.py"
 ROUNDS = f"{STAGES}::test_two_rounds_are_compared_with_everything_that_is_to_be_had_without_them"
 SELECTED = "methods/seal/fewshot/test_baselines.py::test_all_positives_are_kept_once_capped_and_every_task_counts_alike"
@@ -115,6 +116,9 @@ OTHERS: Table = {
     **dict.fromkeys(("select.max_per_task", "select.even_tasks"), (None, SELECTED)),
     **{f"restem.lora.{key}": (None, "methods/tree_search/learning/test_rounds.py::test_an_adapter_is_merged_at_the_end")
        for key in ("rank", "alpha", "dropout", "target_modules")},
+    "propose.decoding": (None, f"{CONSTRAINED}::test_a_real_model_writes_valid_self_edits_and_the_records_say_how"),
+    "compat": (None, f"{STAGES}::test_a_replication_says_so_in_every_file_of_numbers"),
+    "trials_at_once": (None, f"{STAGES}::test_trials_together_are_the_trials_one_by_one"),
     "stage": (None, f"{STAGES}::test_good_self_edits_are_found_selected_and_learned"),
     "device": (None, "every_key/test_seal_fewshot.py::test_a_key_of_training_changes_what_its_row_says"),
     "launch.gpus": (None, "launch/test_launch.py::test_every_launch_key_changes_what_is_started"),
@@ -163,7 +167,7 @@ class Notes(dict[str, list[Any]]):
         self["model"].append(config.name)
         return Recorder(REPLIES)
 
-    def trainer(self, loaded: str, seed: int) -> Any:
+    def trainer(self, loaded: str, seed: int, **more: Any) -> Any:
         notes = self
 
         class Trainer:

@@ -228,6 +228,29 @@ def test_logprobs_keep_the_order_and_differ(model: HfModel) -> None:
     assert all(value < 0 and math.isfinite(value) for score in scores for value in score)
 
 
+def test_a_prompt_that_is_shared_gives_the_same_logprobs(hf_config: Config) -> None:
+    """Prompts and texts of other lengths in one batch; each prompt is computed once, not once for each text."""
+    prompts = [*PROMPTS, *PROMPTS, PROMPTS[0]]
+    texts = ["0 1", "return", "0", "", "0 1 2 3", "def", "0 1 2 3 4 5 6"]
+    model, small = (load_hf(hf_config(batch_size=size)) for size in (8, 2))
+    expected, shown = model.logprobs(prompts, texts), list[int]()
+    watched = model.network.register_forward_pre_hook(
+        lambda module, given, more: shown.append(more["input_ids"].numel()), with_kwargs=True
+    )
+    found = model.shared_logprobs(prompts, texts)
+    watched.remove()
+    assert found == [pytest.approx(each, abs=1e-4) for each in expected]
+    longest = max(len(model.prompt_ids(prompt)) for prompt in PROMPTS), max(len(model.reply_ids(text)) for text in texts)
+    assert shown == [3 * (longest[0] - 1), 7 * longest[1]], "three prompts, and seven texts behind them"
+    assert (
+        model.shared_logprobs([user("0")] * 17, ["1"] * 17)
+        == [pytest.approx(model.logprobs([user("0")], ["1"])[0], abs=1e-4)] * 17
+    )
+    assert small.shared_logprobs(prompts, texts) == [pytest.approx(each, abs=1e-4) for each in expected]
+    with pytest.raises(ValueError, match="prompt 1 with its reply"):
+        model.shared_logprobs(PROMPTS[:2], ["0", "0 " * 5000])
+
+
 def test_a_model_with_absolute_positions(hf_config: Config, tiny_copy: Path) -> None:
     """Rotary positions forgive an offset by padding; these do not."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -239,6 +262,7 @@ def test_a_model_with_absolute_positions(hf_config: Config, tiny_copy: Path) -> 
     model = load_hf(hf_config(name=str(tiny_copy)))
     together = model.logprobs(PROMPTS, ["0 1", "0", "def"])
     assert together == [pytest.approx(model.logprobs([p], [t])[0], abs=1e-3) for p, t in zip(PROMPTS, ["0 1", "0", "def"], strict=True)]  # fmt: skip
+    assert model.shared_logprobs(PROMPTS, ["0 1", "0", "def"]) == [pytest.approx(each, abs=1e-3) for each in together]
     alone = [model.generate([prompt], 1, sampling())[0] for prompt in PROMPTS]
     assert texts(model.generate(PROMPTS, 1, sampling())) == texts(alone)
     assert model.max_context == 256

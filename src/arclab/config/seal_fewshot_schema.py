@@ -18,11 +18,13 @@ from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
+from arclab.config.scratch_schema import ScratchProposerConfig
 from arclab.config.seal_schema import EPOCHS_RANGE, LR_RANGE, AdaptingSolverConfig, AdaptKind
 from arclab.config.stages_schema import ROUND, StagedConfig
 
 AUGMENTATION_SETS = ("basic", "size", "chain", "repeat")
 NO_SETS = "none"
+PUBLISHED_TASKS = "arc1_seal"
 
 
 class SealStage(Enum):
@@ -41,6 +43,21 @@ class AdaptedModel(Enum):
 
     proposer = "proposer"
     first = "first"
+
+
+class Compat(Enum):
+    """Whose habits are repeated. seal_paper: those of the published code that change its numbers
+    (arclab.methods.seal.replication lists them)."""
+
+    seal_paper = "seal_paper"
+
+
+class Decoding(Enum):
+    """How a self-edit is written. free: as the model writes. constrained: the JSON is given and the model chooses the
+    values, by its own probabilities, so that it is always valid."""
+
+    free = "free"
+    constrained = "constrained"
 
 
 class Strategy(Enum):
@@ -116,36 +133,12 @@ class EditGridConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ScratchProposerConfig:
-    """The model of the first round, made by stage=start: a small model with random weights that is taught to write the grids of
-    toy tasks, and self-edits drawn at random from the grid, whatever the task. source: these tasks. broken_share: of the
-    self-edits that it is taught, those that are none. Sizes: see arclab.lm.tiny."""
-
-    source: str
-    broken_share: float
-    num_layers: int
-    width: int
-    num_heads: int
-    context: int
-    vocab_size: int
-    steps: int
-    batch_size: int
-    lr: float
-
-    def check(self, path: str) -> list[str]:
-        problems = at_least(
-            path, 1, num_layers=self.num_layers, width=self.width, num_heads=self.num_heads, context=self.context,
-            vocab_size=self.vocab_size, steps=self.steps, batch_size=self.batch_size,
-        )  # fmt: skip
-        return [*problems, *at_least(path, 0, lr=self.lr), *within(path, 0, 1, broken_share=self.broken_share)]
-
-
-@dataclass(kw_only=True, slots=True)
 class ProposeConfig:
-    """num_edits: self-edits that can be tried, of each task. max_draws: replies of a task at most, those that are no self-edit
-    included. min_lr, max_lr: what may be asked for. max_steps: steps of training that a self-edit may ask for; above, it is
-    over budget."""
+    """decoding: see Decoding. num_edits: self-edits that can be tried, of each task. max_draws: replies of a task, at most;
+    those that are no self-edit count. min_lr, max_lr: what may be asked for. max_steps: steps of training that a self-edit may
+    ask for; above, it is over budget."""
 
+    decoding: Decoding
     num_edits: int
     max_draws: int
     min_lr: float
@@ -226,14 +219,15 @@ class ScoreSealConfig:
 @dataclass(kw_only=True, slots=True)
 class SealFewshotConfig(StagedConfig):
     """Root of self_improve.py method=seal_fewshot. lm: the model of the first round, unless scratch makes one (then its name is
-    not read). max_tasks: of training tasks; null: all. solver: how a task is written, trained on and answered; what a self-edit
-    says takes the place of its augmentations, its loss, its lr and its epochs. default_edit: a baseline. grid: null: no
-    baselines that choose from it."""
+    not read). max_tasks: of training tasks; null: all. compat: for replication only. trials_at_once:
+    adapters that are trained in one batch; answers are the same up to rounding. solver: how a task is written, trained on
+    and answered; what a self-edit says takes the place of its augmentations, its loss, its lr and its epochs. default_edit: a
+    baseline. grid: null: no baselines that choose from it."""
 
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in SealStage if stage is not SealStage.round)
     HAS_SHARDS: ClassVar[bool] = True
-    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (SealStage.adapt.value,)
-    FREE_KEYS: ClassVar[tuple[str, ...]] = (*StagedConfig.FREE_KEYS, *(f"lm.{key}" for key in HOW_MODELS_RUN))
+    PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (SealStage.adapt.value, SealStage.evaluate.value)
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (*StagedConfig.FREE_KEYS, "trials_at_once", *(f"lm.{key}" for key in HOW_MODELS_RUN))
 
     experiment_name: str
     name: str
@@ -249,6 +243,8 @@ class SealFewshotConfig(StagedConfig):
     lm: ModelConfig
     dataset: DatasetConfig
     max_tasks: Optional[int]
+    compat: Optional[Compat]
+    trials_at_once: int
     solver: AdaptingSolverConfig
     adapted: AdaptedModel
     scratch: Optional[ScratchProposerConfig]
@@ -275,6 +271,12 @@ class SealFewshotConfig(StagedConfig):
         problems = [*self.check_stages(), *sized(path, 1, num_threads=self.num_threads)]
         problems += [] if self.max_tasks is None else at_least(path, 1, max_tasks=self.max_tasks)
         problems += [*broken_name("name", self.name), *broken_path("runs_dir", self.runs_dir), *self._check_models()]
+        problems += at_least(path, 1, trials_at_once=self.trials_at_once)
+        if self.trials_at_once > 1 and self.solver.adaptation.kind is not AdaptKind.lora:
+            problems.append(
+                f"trials_at_once={self.trials_at_once} trains adapters together, and solver.adaptation.kind="
+                f"{self.solver.adaptation.kind.value} has none; use trials_at_once=1, or solver.adaptation.kind=lora."
+            )
         stage = self.stage.value
         if stage != ROUND and not self.makes(stage, self.round):
             remedy = "only the first round has one" if self.scratch is not None else "scratch=null leaves it out"
@@ -286,6 +288,37 @@ class SealFewshotConfig(StagedConfig):
                 f"launch asks for {self.launch.num_ranks} ranks, and method=seal_fewshot runs in one process; set launch.gpus "
                 "and launch.cpus to 0 or 1, and launch.nodes=1."
             )
+        if self.propose.decoding is Decoding.constrained:
+            problems += self._check_constrained()
+        return problems + ([] if self.compat is None else self._check_compat(self.compat))
+
+    def _check_constrained(self) -> list[str]:
+        key, low, high = "propose.decoding=constrained", self.propose.min_lr, self.propose.max_lr
+        problems = []
+        if not isinstance(self.lm, HfModelConfig):
+            problems.append(
+                f"{key} asks the model how likely given texts are, and lm.kind={self.lm.kind} does not say it; use "
+                "propose.decoding=free, or a model of this process."
+            )
+        if self.grid is not None and not any(low <= rate <= high for rate in self.grid.learning_rates):
+            problems.append(
+                f"{key} chooses among grid.learning_rates, of which {self.grid.learning_rates} none is between propose.min_lr="
+                f"{low:g} and propose.max_lr={high:g}; add one."
+            )
+        return problems
+
+    def _check_compat(self, compat: Compat) -> list[str]:
+        """A replication is of the published tasks, with a given model and LoRA."""
+        key, problems = f"compat={compat.value}", list[str]()
+        if self.dataset.name != PUBLISHED_TASKS:
+            problems.append(
+                f"{key} drops the tasks that the published commands drop, and dataset={self.dataset.name} has others; use "
+                f"dataset={PUBLISHED_TASKS}, or compat=null."
+            )
+        if self.scratch is not None:
+            problems.append(f"{key} begins with a given model, and scratch makes one; set scratch=null, or compat=null.")
+        if self.solver.adaptation.kind is not AdaptKind.lora:
+            problems.append(f"{key} trains adapters; use solver.adaptation.kind=lora, or compat=null.")
         return problems
 
     def _check_models(self) -> list[str]:

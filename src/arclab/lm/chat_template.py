@@ -145,6 +145,21 @@ def next_turn_ids(tokenizer: Any, name: str, told: str, *, thinking: bool | None
     return _tokens(tokenizer, text[start:], other[start:])
 
 
+def after_reply_ids(tokenizer: Any, name: str, *, thinking: bool | None) -> list[int]:
+    """What the template writes behind a reply where another one is asked for at once: the end of the first, and the header of
+    the next. ValueError: as conversation_ids."""
+    text, other = _written(tokenizer, name, (Message("user", _PROBE), Message("assistant", _REPLY)), thinking)
+    start = text.index(_REPLY) + len(_REPLY)
+    return _tokens(tokenizer, text[start:], other[start:])
+
+
+def added_before(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before a text that it is given without a template: a begin-of-text mark, or nothing."""
+    alone, given = plain_ids(tokenizer, _PROBE), tokenizer.encode(_PROBE, verbose=False)
+    places = [at for at in range(len(given)) if given[at : at + len(alone)] == alone]
+    return given[: places[0]] if places else []
+
+
 def _written(tokenizer: Any, name: str, prompt: Prompt, thinking: bool | None) -> tuple[str, str]:
     """The text of a conversation, and the same with other characters where messages hold the names of special tokens."""
     text = conversation_text(tokenizer, name, prompt, thinking=thinking, add_generation_prompt=True)

@@ -54,13 +54,13 @@ def depth_first(
     finite."""
     mask_BT = inputs["attention_mask"]
     found = [Found() for _ in mask_BT]
-    output = _pass(network, inputs["input_ids"], mask_BT, None)
+    output = pass_with_cache(network, inputs["input_ids"], mask_BT, None)
     first = _Level(list(range(len(found))), [[] for _ in found], [0.0 for _ in found], mask_BT, output.past_key_values)
     waiting = _grown(first, output.logits[:, -1], found, ends, log_threshold, max_new_tokens, num_at_once)
     while waiting:
         level = waiting.pop()
         tokens_B1 = torch.tensor([tokens[-1:] for tokens in level.tokens], device=mask_BT.device)
-        output = _pass(network, tokens_B1, level.mask_BT, level.cache)
+        output = pass_with_cache(network, tokens_B1, level.mask_BT, level.cache)
         for prompt in level.prompts:
             found[prompt].num_tokens += 1
         waiting += _grown(level, output.logits[:, -1], found, ends, log_threshold, max_new_tokens, num_at_once)
@@ -69,8 +69,10 @@ def depth_first(
     return found
 
 
-def _pass(network: Any, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Any:
-    optional = {"position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :], "logits_to_keep": 1}
+def pass_with_cache(network: Any, ids_BT: Tensor, mask_BT: Tensor, cache: Any, num_logits: int = 1) -> Any:
+    """The output for ids, which follow what the cache (None: nothing) holds. mask_BT: of both. Logits of the last num_logits
+    alone where the network can leave out the others."""
+    optional = {"position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :], "logits_to_keep": num_logits}
     takes = inspect.signature(network.forward).parameters
     optional = {name: value for name, value in optional.items() if name in takes}
     optional["cache" if "cache" in takes else "past_key_values"] = cache  # the name changes between versions
@@ -107,7 +109,7 @@ def _grown(
 def _chosen(level: _Level, children: list[tuple[float, int, int]], *, is_last: bool) -> _Level:
     """is_last: nobody else needs the cache of the level."""
     rows = torch.tensor([row for _, row, _ in children], device=level.mask_BT.device)
-    cache = level.cache if is_last else _copied(level.cache)
+    cache = level.cache if is_last else copied(level.cache)
     if not (is_last and rows.tolist() == list(range(len(level.prompts)))):
         cache.batch_select_indices(rows)
     mask_BT = level.mask_BT[rows]
@@ -120,7 +122,7 @@ def _chosen(level: _Level, children: list[tuple[float, int, int]], *, is_last: b
     )
 
 
-def _copied(cache: Any) -> Any:
+def copied(cache: Any) -> Any:
     """Another cache on the same tensors: choosing rows makes new ones, and never writes to these."""
     other = copy(cache)
     other.layers = [copy(layer) for layer in cache.layers]

@@ -20,9 +20,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ import torch
 from arclab.config.llm_schema import HfModelConfig
 from arclab.files import naming
 from arclab.lm.adapters import fresh_adapter, loaded_adapter, merge_adapter
-from arclab.lm.chat_template import conversation_ids, marked_tokens, opened_thinking, plain_ids
-from arclab.lm.depth_first import depth_first
+from arclab.lm.chat_template import added_before, after_reply_ids, conversation_ids, marked_tokens, opened_thinking, plain_ids
+from arclab.lm.depth_first import copied, depth_first, pass_with_cache
 from arclab.lm.drawing import Drawing, Ending
 from arclab.lm.hf_loading import end_tokens, load_model, load_tokenizer, turn_end
 from arclab.lm.language_model import (
@@ -160,6 +161,14 @@ class HfModel:
         """A reply and its end mark."""
         return [*plain_ids(self.tokenizer, text), self._end]
 
+    def after_reply_ids(self) -> list[int]:
+        """See arclab.lm.chat_template."""
+        return after_reply_ids(self.tokenizer, self.name, thinking=self.config.thinking)
+
+    def added_before(self) -> list[int]:
+        """See arclab.lm.chat_template."""
+        return added_before(self.tokenizer)
+
     def generate(
         self, prompts: Sequence[Prompt], num_samples: int, sampling: Samplings, on_reply: OnReply = ignore
     ) -> list[Reply]:
@@ -240,15 +249,35 @@ class HfModel:
     def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         """The end mark's log-probability comes last, so that the sum is the reply's as a whole. ValueError: one does not
         fit."""
-        pairs = [(self.prompt_ids(prompt), self.reply_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
+        pairs = self._pairs(prompts, texts)
+        order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0] + pairs[number][1]))
+        return self._scored(pairs, order, self._score_batch)
+
+    def shared_logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+        """As logprobs, up to rounding; a prompt that stands there several times is computed once, or once more where batches
+        meet."""
+        pairs = self._pairs(prompts, texts)
+        order = sorted(range(len(pairs)), key=lambda number: (-len(pairs[number][0]), pairs[number][0]))
+        return self._scored(pairs, order, partial(self._score_shared, kept={}))
+
+    def _pairs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Tokens. ValueError: one does not fit."""
+        shown = {prompt: self.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
+        pairs = [(shown[prompt], self.reply_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
         for number, (prompt, reply) in enumerate(pairs):
             if problem := self._too_long(len(prompt), len(reply)):
                 raise ValueError(f"prompt {number} with its reply: {problem}")
-        order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0] + pairs[number][1]))
+        return pairs
+
+    def _scored(
+        self, pairs: Sequence[tuple[list[int], list[int]]], order: Sequence[int],
+        score: Callable[[Sequence[tuple[list[int], list[int]]]], list[list[float]]],
+    ) -> list[list[float]]:  # fmt: skip
+        """By batches of neighbours in this order."""
         result: list[list[float]] = [[] for _ in pairs]
         for start in range(0, len(order), self.config.batch_size):
             batch = order[start : start + self.config.batch_size]
-            for number, values in zip(batch, self._score_batch([pairs[number] for number in batch]), strict=True):
+            for number, values in zip(batch, score([pairs[number] for number in batch]), strict=True):
                 result[number] = values
         return result
 
@@ -412,6 +441,37 @@ class HfModel:
         for logits_TV, target_T, (_, reply) in zip(logits_BTV, targets_BT, pairs, strict=True):  # a row at a time: V is large
             logprobs_TV = logits_TV[-len(reply) :].float().log_softmax(-1)
             result.append(logprobs_TV.gather(1, target_T[-len(reply) :, None])[:, 0].tolist())
+        return result
+
+    @torch.no_grad()
+    def _score_shared(
+        self, pairs: Sequence[tuple[list[int], list[int]]], kept: dict[tuple[tuple[int, ...], ...], Any]
+    ) -> list[list[float]]:
+        """Prompts are padded on the left, and what follows the last token but one of each on the right. kept: the cache of the
+        prompts of the batch before this one; it becomes that of this one's."""
+        places: dict[tuple[int, ...], int] = {}
+        rows = [places.setdefault(tuple(prompt), len(places)) for prompt, _ in pairs]
+        inputs = self._padded([list(prompt) for prompt in places])
+        longest = max(len(reply) for _, reply in pairs)
+        shown = [[*prompt[-1:], *reply[:-1]] for prompt, reply in pairs]
+        ids_BT = torch.tensor([row + [self._pad] * (longest - len(row)) for row in shown], device=self.device)
+        mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in shown], device=self.device)
+        with self._inference():
+            cache, num_known = None, inputs["input_ids"].shape[1] - 1
+            if num_known:
+                known = {name: value[:, :num_known] for name, value in inputs.items()}
+                if tuple(places) not in kept:
+                    kept.clear()
+                    output = pass_with_cache(self._model, known["input_ids"], known["attention_mask"], None)
+                    kept[tuple(places)] = output.past_key_values
+                cache = copied(kept[tuple(places)])
+                cache.batch_select_indices(torch.tensor(rows, device=self.device))
+                mask_BT = torch.cat([known["attention_mask"][rows], mask_BT], 1)
+            logits_BTV = pass_with_cache(self._model, ids_BT, mask_BT, cache, longest).logits
+        result = []
+        for logits_TV, (_, reply) in zip(logits_BTV, pairs, strict=True):
+            logprobs_TV = logits_TV[: len(reply)].float().log_softmax(-1)
+            result.append(logprobs_TV.gather(1, torch.tensor(reply, device=self.device)[:, None])[:, 0].tolist())
         return result
 
     @contextmanager

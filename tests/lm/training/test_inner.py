@@ -14,7 +14,7 @@ from arclab.config.llm_schema import HfModelConfig
 from arclab.config.seal_schema import AdaptKind, InnerConfig
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.switched import base_state
-from arclab.lm.training.inner import InnerAdapter, _batches, batch_loss
+from arclab.lm.training.inner import InnerAdapter, Job, _batches, _Fit, batch_loss
 from arclab.lm.training.rows import IGNORED, Row, collate
 
 from ..conftest import sampling, user
@@ -177,3 +177,63 @@ def test_batches_are_of_like_lengths_and_hold_every_row_once() -> None:
     assert sorted(n for batch in batches for n in batch) == sorted([*range(48)] * 2)
     assert all(len({len(given[n]["input_ids"]) for n in batch}) == 1 for batch in batches)
     assert batches == list(_batches(given, config, seed=0)) != list(_batches(given, config, seed=1))
+
+
+def jobs_of(model: HfModel) -> list[Job]:
+    """Of other rows, rates, lengths and seeds."""
+    return [
+        Job(rows(model, "4 2"), CONFIG, 1),
+        Job(rows(model, "7 7 7")[:2], replace(CONFIG, lr=3e-3, epochs=4, batch_size=1), 2),
+        Job(rows(model, "1")[:3], replace(CONFIG, epochs=9, clip_norm=None), 3),
+    ]
+
+
+def test_adapters_that_are_trained_together_are_what_each_alone_is(
+    hf_config: Callable[..., HfModelConfig], model: HfModel
+) -> None:
+    """Up to rounding; afterwards the base is as it was, and a fit alone after it is what it was before."""
+    before, jobs, inner = digest(model), jobs_of(model), InnerAdapter(model, seed=0)
+    alone = []
+    for job in jobs:
+        with InnerAdapter(model_of := load_hf(hf_config()), seed=0).fit(job.rows, job.config, job.seed) as fitted:
+            alone.append((fitted.losses, thoughts(model_of), fitted.num_tokens - fitted.num_padding))
+    with inner.fit_together(jobs) as adapted:
+        assert [len(each.fitted.losses) for each in adapted] == [30, 8, 9]
+        for each, (losses, thought, num_tokens) in zip(adapted, alone, strict=True):
+            assert not each.fitted.problem and each.fitted.losses == pytest.approx(losses, rel=1e-3, abs=1e-4)
+            assert each.fitted.num_tokens - each.fitted.num_padding == num_tokens
+            with each.in_use():
+                assert thoughts(model) == [pytest.approx(values, abs=2e-2) for values in thought]
+        assert digest(model) == before
+    with inner.fit(jobs[0].rows, jobs[0].config, 1) as fitted:
+        assert fitted.losses == alone[0][0] and thoughts(model) == alone[0][1]
+    assert digest(model) == before
+
+
+def test_a_gradient_comes_from_its_own_rows_alone(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step's gradient of an adapter is that of its rows, whatever the other's rows are; one that is not finite gets
+    no step, is answered by the model as it is, and the other goes on as without it."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    step = _Fit.step
+
+    def noting(fit: _Fit, loss: float, **counts: int) -> None:
+        seen.setdefault(fit.name, [weight.grad.clone() for weight in fit._weights if weight.grad is not None])
+        step(fit, loss, **counts)
+
+    monkeypatch.setattr(_Fit, "step", noting)
+    thought, inner, (first, second, third) = thoughts(model), InnerAdapter(model, seed=0), jobs_of(model)
+    found = []
+    for other in (second, third, replace(second, config=replace(second.config, lr=1e30, clip_norm=None))):
+        seen.clear()
+        with inner.fit_together([first, other]) as adapted:
+            found.append((seen["inner_0"], adapted[0].fitted.losses))
+            if other.config.lr == 1e30:
+                assert "finite" in adapted[1].fitted.problem and len(adapted[1].fitted.losses) < 8
+                with adapted[1].in_use():
+                    assert thoughts(model) == thought
+    assert all(any(bool(gradient.any()) for gradient in gradients) for gradients, _ in found)
+    for gradients, losses in found[1:]:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, found[0][0], strict=True))
+        assert losses == pytest.approx(found[0][1], rel=1e-3, abs=1e-4)
+    with inner.fit_together([second, first]) as adapted:
+        assert not any(each.fitted.problem for each in adapted), "nothing of it is left"

@@ -51,5 +51,5 @@ class Stub:
             for each in self.replies[: len(prompts)]
         ]
 
-    def logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
+    def shared_logprobs(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[float]]:
         return [[self.scores(prompt, text)] for prompt, text in zip(prompts, texts, strict=True)]

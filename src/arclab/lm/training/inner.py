@@ -7,6 +7,9 @@
         inner.keep()                                       # only where what was learned is to stay
     model.generate(...)                                    # as before the block, bit for bit
 
+    with inner.fit_together(jobs) as adapted:              # several adapters whose rows pass through the model in one batch
+        with adapted[0].in_use(): model.generate(...)
+
 A LoRA adapter stands in the model from the first fit on, switched off outside of blocks, and begins each fit with the same
 numbers, or with those that `start` draws; full copies all weights once and writes them back. So a fit depends on its arguments
 alone, whatever came before it. If the loss or its gradient is no finite number, the base is put back at once, and the block
@@ -23,8 +26,10 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -62,6 +67,23 @@ class Fitted:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A fit of a LoRA adapter; see InnerAdapter.fit."""
+
+    rows: Sequence[Row]
+    config: InnerConfig
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """in_use: inside its block the model answers as adapted, or as it is where fitted.problem says that it is not."""
+
+    fitted: Fitted
+    in_use: Callable[[], AbstractContextManager[None]]
+
+
 class InnerAdapter:
     """seed: of the numbers that a LoRA adapter begins with where a fit names no others. The model must have no adapter in
     place."""
@@ -71,6 +93,7 @@ class InnerAdapter:
         self._lora: LoraSettings | None = None
         self._start: dict[str, Tensor] = {}  # of the adapter's parameters
         self._weights: dict[str, Tensor] = {}  # of the base model, once all of them have been trained
+        self._names: list[str] = []  # of the adapters that stand in the model, all with these settings
 
     @contextmanager
     def fit(
@@ -135,23 +158,69 @@ class InnerAdapter:
         self.keep()
         self._reset(parameters, is_lora=True)
 
-    def _lora_parameters(self, config: InnerConfig) -> dict[str, nn.Parameter]:
+    @contextmanager
+    def fit_together(self, jobs: Sequence[Job], before_step: Callable[[], None] = lambda: None) -> Iterator[list[Adapted]]:
+        """Adapters of equal settings, each trained on its own rows as fit would train it, up to the rounding of a larger batch:
+        in every step the rows of all jobs that have steps left pass through the model at once. One that is not finite does not
+        touch the others. ValueError: as in fit."""
+        assert all(job.config.kind is AdaptKind.lora and job.rows for job in jobs)
+        names = [f"{_NAME}_{number}" for number in range(len(jobs))]
+        parameters = [self._lora_parameters(job.config, name) for job, name in zip(jobs, names, strict=True)]
+        try:
+            fits = [
+                _Fit(job, name, list(own.values()), list(_batches(job.rows, job.config, job.seed)))
+                for job, name, own in zip(jobs, names, parameters, strict=True)
+            ]
+            seconds = self._train_together(fits, before_step) / max(1, len(fits))
+            yield [
+                Adapted(fit.fitted(seconds), partial(active, self._network, None if fit.problem else fit.name)) for fit in fits
+            ]
+        finally:
+            for own in parameters:
+                self._reset(own, is_lora=True)
+
+    def _train_together(self, fits: Sequence[_Fit], before_step: Callable[[], None]) -> float:
+        """Seconds."""
+        began_s = time.monotonic()
+        while running := [fit for fit in fits if not fit.problem and fit.num_steps < len(fit.batches)]:
+            before_step()
+            rows = [[fit.job.rows[row] for row in fit.batches[fit.num_steps]] for fit in running]
+            batch = collate([row for each in rows for row in each], self._model.pad_id)
+            owners = [number for number, each in enumerate(rows) for _ in each]
+            try:
+                with _mixed(self._network, [running[owner].name for owner in owners]):
+                    losses = _losses_of(
+                        self._network, {name: value.to(self._model.device) for name, value in batch.items()}, owners
+                    )
+                    torch.stack(losses).sum().backward()
+            except torch.OutOfMemoryError as error:
+                raise ValueError(
+                    f"{str(error).splitlines()[0]} Train fewer adapters together, or lower lm.max_context."
+                ) from error
+            for fit, loss, each, mask_T in zip(running, losses, rows, _split(batch["attention_mask"], owners), strict=True):
+                fit.step(loss.item(), num_tokens=len(each) * mask_T.shape[1], num_padding=int((mask_T == 0).sum()))
+        for fit in fits:
+            fit.require_finite()
+        return time.monotonic() - began_s
+
+    def _lora_parameters(self, config: InnerConfig, name: str = _NAME) -> dict[str, nn.Parameter]:
         """Of the adapter, as it begins."""
         head = self._network.get_output_embeddings()
         heads = {name.rpartition(".")[2] for name, part in self._network.named_modules() if part is head}
         targets = config.target_modules or [name for name in linear_names(self._network) if name not in heads]
         wanted = LoraSettings(rank=config.rank, alpha=config.alpha, dropout=0.0, target_modules=tuple(targets))
         if wanted != self._lora:
-            if self._lora is not None:
+            for there in self._names:
                 for layer in adapter_layers(self._network):
-                    layer.delete_adapter(_NAME)
-            self._lora = None
-            add_adapter(self._network, _NAME, wanted, self._seed)
-            self._lora = wanted
-            own = adapter_parameters(self._network, _NAME)
-            self._start = {name: parameter.detach().clone() for name, parameter in own.items()}
+                    layer.delete_adapter(there)
+            self._names, self._lora = [], None
+        if name not in self._names:
+            add_adapter(self._network, name, wanted, self._seed)
+            self._names, self._lora = [*self._names, name], wanted
+            own = adapter_parameters(self._network, name)
+            self._start = {key: parameter.detach().clone() for key, parameter in own.items()}  # the same for every name
             self._network.requires_grad_(False).eval()
-        return adapter_parameters(self._network, _NAME)
+        return adapter_parameters(self._network, name)
 
     def _all_parameters(self) -> dict[str, nn.Parameter]:
         """Of the base model; those of an adapter that stands in it are none of them."""
@@ -188,11 +257,11 @@ class InnerAdapter:
                 group["lr"] = config.lr * _schedule(number, len(batches), config.warmup_steps)
             loss, norm = self._step(batch, optimizer, weights, config)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                problem = f"step {number + 1} of {len(batches)} was not finite (loss {loss:g}, gradient {norm:g})"
+                problem = _not_finite(number, len(batches), loss, norm)
                 return Fitted(tuple(losses), num_tokens, num_padding, time.monotonic() - began_s, problem)
             losses.append(loss)
         if not all(bool(parameter.isfinite().all()) for parameter in weights):
-            problem = f"a weight was not finite after {len(batches)} steps"
+            problem = _weight_not_finite(len(batches))
             return Fitted(tuple(losses), num_tokens, num_padding, time.monotonic() - began_s, problem)
         return Fitted(tuple(losses), num_tokens, num_padding, time.monotonic() - began_s)
 
@@ -215,9 +284,90 @@ class InnerAdapter:
         return value, norm
 
 
+class _Fit:
+    """One of several trainings that go on together."""
+
+    def __init__(self, job: Job, name: str, weights: list[nn.Parameter], batches: list[list[int]]) -> None:
+        self.job, self.name, self.batches, self.problem = job, name, batches, ""
+        self._weights = [weight.requires_grad_(True) for weight in weights]
+        self._optimizer = torch.optim.AdamW(weights, lr=job.config.lr, weight_decay=job.config.weight_decay)
+        self._losses: list[float] = []
+        self._num_tokens = self._num_padding = 0
+
+    @property
+    def num_steps(self) -> int:
+        return len(self._losses)
+
+    def step(self, loss: float, num_tokens: int, num_padding: int) -> None:
+        """With the gradient that is there; none is taken if it or the loss is not finite."""
+        config, number, count = self.job.config, self.num_steps, len(self.batches)
+        self._num_tokens, self._num_padding = self._num_tokens + num_tokens, self._num_padding + num_padding
+        norm = float(nn.utils.clip_grad_norm_(self._weights, math.inf if config.clip_norm is None else config.clip_norm))
+        if math.isfinite(loss) and math.isfinite(norm):
+            for group in self._optimizer.param_groups:
+                group["lr"] = config.lr * _schedule(number, count, config.warmup_steps)
+            self._optimizer.step()
+            self._losses.append(loss)
+        else:
+            self.problem = _not_finite(number, count, loss, norm)
+        self._optimizer.zero_grad()
+
+    def require_finite(self) -> None:
+        if not self.problem and not all(bool(weight.isfinite().all()) for weight in self._weights):
+            self.problem = _weight_not_finite(len(self.batches))
+
+    def fitted(self, seconds: float) -> Fitted:
+        return Fitted(tuple(self._losses), self._num_tokens, self._num_padding, seconds, self.problem)
+
+
+def _not_finite(number: int, count: int, loss: float, norm: float) -> str:
+    return f"step {number + 1} of {count} was not finite (loss {loss:g}, gradient {norm:g})"
+
+
+def _weight_not_finite(count: int) -> str:
+    return f"a weight was not finite after {count} steps"
+
+
+@contextmanager
+def _mixed(network: Any, names: Sequence[str]) -> Iterator[None]:
+    """Passes inside use an adapter of its own for each row. peft computes them where a layer is told; it says so only for
+    inference, since its own dropout and bookkeeping are of one adapter, and there is neither here."""
+
+    def told(layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return given, named | {"adapter_names": list(names)}
+
+    hooks = [layer.register_forward_pre_hook(told, with_kwargs=True) for layer in adapter_layers(network)]
+    try:
+        with active(network, names[0]):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _losses_of(network: Any, batch: dict[str, Tensor], owners: Sequence[int]) -> list[Tensor]:
+    """batch_loss of the rows of each owner (numbers from 0, in order)."""
+    logits_BTV, labels_BT = _learned_logits(network, batch)
+    parts = zip(_split(logits_BTV, owners), _split(labels_BT, owners), strict=True)
+    return [_mean_loss(logits, labels) for logits, labels in parts]
+
+
+def _split(rows: Tensor, owners: Sequence[int]) -> list[Tensor]:
+    return list(rows.split([len(list(group)) for _, group in groupby(owners)]))
+
+
 def batch_loss(network: Any, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy (nats) over the learned tokens of input_ids, labels and attention_mask (B, T), padded on the right.
     Logits are computed from the first learned token on alone."""
+    return _mean_loss(*_learned_logits(network, batch))
+
+
+def _mean_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    return cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED)
+
+
+def _learned_logits(network: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits and the labels that they are for, from the first learned token on."""
     labels_BT = batch["labels"]
     learned_T = (labels_BT[:, 1:] != IGNORED).any(0)
     first = int(learned_T.int().argmax())  # the first logits that are asked for
@@ -225,9 +375,7 @@ def batch_loss(network: Any, batch: dict[str, Tensor]) -> Tensor:
     optional = {"logits_to_keep": num_kept} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
     shown = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     logits_BTV = network(**shown, **optional, use_cache=False).logits
-    return cross_entropy(
-        logits_BTV[:, -num_kept:-1].float().flatten(0, 1), labels_BT[:, first + 1 :].flatten(), ignore_index=IGNORED
-    )
+    return logits_BTV[:, -num_kept:-1], labels_BT[:, first + 1 :]
 
 
 def _base_name(name: str) -> str:

@@ -18,7 +18,7 @@ Row = dict[str, list[Any]]
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded (B, L) input_ids, attention_mask, labels and what else rows hold. Padding is masked by length, not by
-    token: an end mark that is also the padding token keeps its loss."""
+    token: an end mark that is also the padding token keeps its loss. Rows with an attention_mask of their own keep it."""
     longest = max(len(row["input_ids"]) for row in rows)
     fills = {"input_ids": pad_id, "labels": IGNORED}
 
@@ -26,4 +26,4 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
         return torch.tensor([value + [fill] * (longest - len(value)) for value in values])
 
     batch = {name: padded([row[name] for row in rows], fills.get(name, 0)) for name in rows[0]}
-    return batch | {"attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0)}
+    return {"attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0)} | batch

@@ -168,7 +168,7 @@ class Answerer:
             texts = [format_grid(v.augmentation.apply_grid(candidate.grid), self._config.text.grid_format) for v in views]
             if all(self._fits(prompt, text) for prompt, text in zip(prompts, texts, strict=True)):
                 pairs += [(number, view, text) for view, text in enumerate(texts)]
-        values = self._model.logprobs([prompts[view] for _, view, _ in pairs], [text for _, _, text in pairs])
+        values = self._model.shared_logprobs([prompts[view] for _, view, _ in pairs], [text for _, _, text in pairs])
         sums: dict[int, float] = {}
         for (number, _, _), value in zip(pairs, values, strict=True):
             sums[number] = sums.get(number, 0.0) + sum(value)

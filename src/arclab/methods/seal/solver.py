@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from arclab.config.seal_schema import AdaptingSolverConfig, AdaptKind, EvaluateT
 from arclab.data.augment import visible_pairs
 from arclab.data.tasks import ArcTask, parse_grid
 from arclab.lm.hf import HfModel
-from arclab.lm.training.inner import InnerAdapter
-from arclab.methods.seal.answering import Answer, Answerer, views_of
+from arclab.lm.training.inner import Fitted, InnerAdapter, Job
+from arclab.methods.seal.answering import Answer, Answerer, View, views_of
 from arclab.methods.seal.pseudo_tasks import ChosenRows, chosen_rows
+from arclab.methods.seal.replication import padded_rows, published_row
 from arclab.methods.seal.task_text import training_row
 from arclab.results.attempts import Attempts, Candidate
 from arclab.runs.console import progress_bar
@@ -96,39 +97,89 @@ def record_as_json(record: TaskRecord) -> dict[str, Any]:
     return {**{name: getattr(record, name) for name in _KINDS}, "tests": tests}
 
 
-class TaskTrainer:
-    """Adapts a model to a task, lets it answer, and puts it back. seed: of everything that is drawn."""
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A task before it is trained on. room: tokens of a reply. skipped: why it is not tried. problem: why it is not trained
+    on."""
 
-    def __init__(self, model: HfModel, seed: int) -> None:
+    task: ArcTask
+    config: AdaptingSolverConfig
+    digest: str
+    answerer: Answerer
+    views: Sequence[View]
+    room: int
+    skipped: str
+    problem: str
+    chosen: ChosenRows
+
+
+class TaskTrainer:
+    """Adapts a model to a task, lets it answer, and puts it back. seed: of everything that is drawn. is_replication: texts and
+    padding as in arclab.methods.seal.replication."""
+
+    def __init__(self, model: HfModel, seed: int, *, is_replication: bool = False) -> None:
         self._model, self._seed, self._inner = model, seed, InnerAdapter(model, seed)
+        self._is_replication = is_replication
 
     def answered(
         self, task: ArcTask, trained: ArcTask, wanted: AdaptingSolverConfig, before_step: Callable[[], None]
     ) -> TaskRecord:
         """trained: the task whose demonstrations are trained on. before_step: may end a training by what it raises. ValueError:
         the model cannot be used."""
+        prepared = self._prepared(task, trained, wanted)
+        if prepared.skipped:
+            return TaskRecord(prepared.digest, skipped=prepared.skipped)
+        with self._inner.fit(prepared.chosen.rows, wanted.adaptation, self._seed, before_step) as fitted:
+            return self._answered(prepared, fitted)
+
+    def answered_together(
+        self, wanted: Sequence[tuple[ArcTask, AdaptingSolverConfig]], before_step: Callable[[], None]
+    ) -> list[TaskRecord]:
+        """The same for several tasks with their settings, whose LoRA adapters are trained in one batch and answer one after the
+        other. The tasks' own demonstrations are trained on. Equal to answered up to the rounding of a larger batch."""
+        prepared = [self._prepared(task, task, config) for task, config in wanted]
+        jobs = [Job(each.chosen.rows, each.config.adaptation, self._seed) for each in prepared if each.chosen.rows]
+        with self._inner.fit_together(jobs, before_step) as adapted:
+            trained, records = iter(adapted), list[TaskRecord]()
+            for each in prepared:
+                if each.skipped:
+                    records.append(TaskRecord(each.digest, skipped=each.skipped))
+                elif not each.chosen.rows:
+                    records.append(self._answered(each, Fitted()))
+                else:
+                    one = next(trained)
+                    with one.in_use():
+                        records.append(self._answered(each, one.fitted))
+        return records
+
+    def _prepared(self, task: ArcTask, trained: ArcTask, wanted: AdaptingSolverConfig) -> _Prepared:
         digest, answerer = digest_of(task, trained), Answerer(self._model, wanted, self._seed)
         views = views_of(task, wanted.views, self._seed)
-        room, problem = answerer.room(task, views)
-        if problem:
-            return TaskRecord(digest, skipped=problem)
-        chosen = ChosenRows([], [], 0, 0)
-        if wanted.adaptation.kind is not AdaptKind.none:
-            chosen = chosen_rows(
-                trained, wanted.pseudo_tasks, self._seed, lambda made: training_row(self._model, made, wanted.text, wanted.loss)
-            )
+        room, skipped = answerer.room(task, views)
+        chosen, problem = ChosenRows([], [], 0, 0), ""
+        if not skipped and wanted.adaptation.kind is not AdaptKind.none:
+            chosen = self._chosen(trained, wanted)
             problem = "" if chosen.rows else _nothing_to_train_on(trained, chosen)
-        with self._inner.fit(chosen.rows, wanted.adaptation, self._seed, before_step) as fitted:
-            began_s = time.monotonic()
-            answers = answerer.answer(task, views, room)
-            answer_s = time.monotonic() - began_s
+        return _Prepared(task, wanted, digest, answerer, views, room, skipped, problem, chosen)
+
+    def _answered(self, prepared: _Prepared, fitted: Fitted) -> TaskRecord:
+        """By the model as it now is."""
+        began_s, chosen = time.monotonic(), prepared.chosen
+        answers = prepared.answerer.answer(prepared.task, prepared.views, prepared.room)
         return TaskRecord(
-            digest, problem=problem or fitted.problem, tests=tuple(tuple(each.candidates) for each in answers),
-            losses=fitted.losses, num_views=len(views), num_rows=len(chosen.rows), num_made=chosen.num_made,
-            num_too_long=chosen.num_too_long,
-            **_sums(answers), fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
-            answer_s=answer_s,
+            prepared.digest, problem=prepared.problem or fitted.problem,
+            tests=tuple(tuple(each.candidates) for each in answers), losses=fitted.losses, num_views=len(prepared.views),
+            num_rows=len(chosen.rows), num_made=chosen.num_made, num_too_long=chosen.num_too_long, **_sums(answers),
+            fit_tokens=fitted.num_tokens, fit_padding=fitted.num_padding, fit_s=fitted.seconds,
+            answer_s=time.monotonic() - began_s,
         )  # fmt: skip
+
+    def _chosen(self, trained: ArcTask, wanted: AdaptingSolverConfig) -> ChosenRows:
+        row_of = published_row if self._is_replication else training_row
+        chosen = chosen_rows(
+            trained, wanted.pseudo_tasks, self._seed, lambda made: row_of(self._model, made, wanted.text, wanted.loss)
+        )
+        return replace(chosen, rows=padded_rows(chosen.rows, self._model.pad_id)) if self._is_replication else chosen
 
 
 class AdaptingSolver:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from arclab.launch.start import start
+from arclab.lm.scripted import ScriptedModel
+from arclab.methods.seal.fewshot import evaluate as evaluate_module
+from arclab.methods.seal.fewshot import propose as propose_module
 
 from ..test_solver import write_tasks
 
@@ -54,3 +57,23 @@ def stage(overrides: list[str]) -> Stage:
         return start("self_improve.py", [*overrides, f"stage={name}", *more])
 
     return run
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedModel]:
+    """The proposer is a scripted one, whatever lm says. What is adapted is a real model."""
+
+    def use(*replies: str, **more: Any) -> ScriptedModel:
+        model = ScriptedModel(list(replies), **more)
+        for module in (propose_module, evaluate_module):
+            monkeypatch.setattr(module, "load_language_model", lambda config: model)
+        return model
+
+    return use
+
+
+Script = Callable[..., ScriptedModel]
+
+
+def folder(root: Path, name: str, number: int = 0) -> Path:
+    return root / f"seal_fewshot/a/round_{number}" / name

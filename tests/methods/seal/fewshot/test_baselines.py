@@ -58,7 +58,7 @@ def test_every_reply_counts_in_a_share() -> None:
     assert found == {"a": [1, 0], "b": [0], "c": []} and share_of(found) == pytest.approx(1 / 3)
     (row,) = rows_of({"start": found}, 0)
     assert (row.num_successes, row.num_trials, row.num_any, row.num_tasks, row.share) == (1, 3, 1, 3, pytest.approx(1 / 3))
-    assert "| before the first round | 1/3 | 33.3 % | 0.0 to 50.0 % | 1/3 |" in table({"start": found}, 0, "it says so")
+    assert "| before the first round | 1/3 | 33.3 % | 0.0 to 50.0 % | 1/3 |" in table({"start": found}, 0, ["it says so"])
 
 
 def test_signs_go_by_the_share_of_each_task() -> None:

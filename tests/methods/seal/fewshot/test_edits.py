@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arclab.config.compose import compose_run
-from arclab.config.seal_fewshot_schema import ProposeConfig, SealFewshotConfig
+from arclab.config.seal_fewshot_schema import Decoding, ProposeConfig, SealFewshotConfig
 from arclab.config.seal_schema import LossTokens
 from arclab.data.sources import load_source
 from arclab.methods.seal.fewshot.edits import SelfEdit, StepCounter, Verdict, edit_prompt, grid_edits, parse_edit
@@ -76,7 +76,7 @@ def test_anything_else_is_refused_and_never_repaired(texts: list[str], verdict: 
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
     st.sampled_from(["data_generation", "training", "strategy", "learning_rate", "num_train_epochs", "use_basic_augmentations"]) | st.text(max_size=3), inner, max_size=4))  # fmt: skip
-LIMITS = ProposeConfig(num_edits=1, max_draws=1, min_lr=1e-6, max_lr=1e-2, max_steps=9, sampling=None)  # pyright: ignore[reportArgumentType]
+LIMITS = ProposeConfig(decoding=Decoding.free, num_edits=1, max_draws=1, min_lr=1e-6, max_lr=1e-2, max_steps=9, sampling=None)  # pyright: ignore[reportArgumentType]
 
 
 @given(text=st.text() | VALUES.map(json.dumps) | st.integers(0, 300).map(lambda at: edit(1e-3, 2)[:at]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from arclab.config.seal_fewshot_schema import SealFewshotConfig
 from arclab.files import read_lines, read_object
 from arclab.lm.hf import load_hf
 from arclab.lm.scripted import ScriptedModel
+from arclab.lm.training import inner as inner_module
 from arclab.lm.training.inner import InnerAdapter
 from arclab.methods.seal.fewshot import evaluate as evaluate_module
 from arclab.methods.seal.fewshot import propose as propose_module
@@ -27,29 +29,9 @@ from arclab.runs.folder import RunDir, State
 from arclab.runs.stages import MANIFEST, read_counts
 from arclab.runs.worklist import Worklist
 
-from .conftest import BAD, GOOD, Stage, edit
+from .conftest import BAD, GOOD, Script, Stage, edit, folder
 
 TOO_LONG = edit(1e-3, 10**6)
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedModel]:
-    """The proposer is a scripted one, whatever lm says. What is adapted is a real model."""
-
-    def use(*replies: str, **more: Any) -> ScriptedModel:
-        model = ScriptedModel(list(replies), **more)
-        for module in (propose_module, evaluate_module):
-            monkeypatch.setattr(module, "load_language_model", lambda config: model)
-        return model
-
-    return use
-
-
-Script = Callable[..., ScriptedModel]
-
-
-def folder(root: Path, name: str, number: int = 0) -> Path:
-    return root / f"seal_fewshot/a/round_{number}" / name
 
 
 def test_good_self_edits_are_found_selected_and_learned(
@@ -265,3 +247,77 @@ def test_a_stage_needs_the_one_before(stage: Stage, script: Script, tmp_path: Pa
         stage("adapt")
     with pytest.raises(ConfigError, match="is not measured here"):
         stage("round", "criterion={metric: ARC/solved@2, threshold: 0.5, phase: test}")
+
+
+def test_a_replication_says_so_in_every_file_of_numbers(
+    stage: Stage, script: Script, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The round runs with the published habits; without the switch nothing says so, and its trials are not taken for these."""
+    script(GOOD, BAD)
+    keys = ("dataset.name=arc1_seal", "propose.num_edits=2", "evaluate.num_edits=2", "restem.steps=2", "max_tasks=2")
+    assert stage("propose", *keys) == 0 and stage("adapt", *keys) == 0 and "REPLICATION" not in capfd.readouterr().err
+    assert read_object(folder(tmp_path, "adapt") / MANIFEST)["notes"] == []
+    with pytest.raises(ConfigError, match="compat"):
+        stage("adapt", *keys, "compat=seal_paper")
+    keys = (*keys, "compat=seal_paper", "name=b")
+    assert stage("round", *keys) == 0 and capfd.readouterr().err.count("A REPLICATION, compat=seal_paper") >= 5
+    root = tmp_path / "seal_fewshot/b/round_0"
+    for name in ("propose", "adapt", "restem", "evaluate"):
+        assert "A REPLICATION" in read_object(root / name / MANIFEST)["notes"][0]
+    assert "\nA REPLICATION" in (root / "evaluate/table.md").read_text()
+    assert "A REPLICATION" in read_object(tmp_path / "seal_fewshot/b/status.json")["message"]
+    assert read_outcomes(root / "adapt/outcomes.jsonl") != read_outcomes(folder(tmp_path, "adapt") / "outcomes.jsonl")
+
+
+def test_merged_shards_are_what_one_process_evaluates(
+    stage: Stage, script: Script, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole draws and tries nothing; its files are, but for seconds, those of an evaluation in one piece."""
+    script(BAD, GOOD, num_parallel=9)
+    keys = [GRID.replace("[25]", "[9]"), "restem.steps=1", "adapted=first", "evaluate.max_tasks=3", "restem.twin=true"]
+    for name in ("propose", "adapt", "select", "restem"):
+        assert stage(name, *keys) == 0
+    for number in (0, 1):
+        assert stage("evaluate", *keys, "launch.shards=2", f"launch.shard={number}") == 0
+    whole = folder(tmp_path, "evaluate")
+    assert not (whole / "scores.json").exists()
+
+    def again(*given: Any) -> None:
+        raise AssertionError("all has been drawn and tried")
+
+    config = compose_run("self_improve_seal_fewshot", [*overrides, *keys, "stage=evaluate", "launch.shards=2"])
+    assert isinstance(config, SealFewshotConfig)
+    with monkeypatch.context() as patch:
+        patch.setattr(InnerAdapter, "fit", again)
+        patch.setattr(ScriptedModel, "generate", again)
+        assert improve(config, None) == 0
+    merged = whole.rename(whole.with_name("merged"))
+    assert stage("evaluate", *keys) == 0
+    for name in ("scores.json", "table.md", "final_results.json", "final_configs_and_indices.json", "submission.json"):
+        assert (merged / name).read_bytes() == (whole / name).read_bytes(), name
+    outcomes = [[replace(each, seconds=0.0) for each in read_outcomes(root / "outcomes.jsonl")] for root in (merged, whole)]
+    assert outcomes[0] == outcomes[1] and len({each.task for each in outcomes[0]}) == 3
+
+
+def test_trials_together_are_the_trials_one_by_one(
+    stage: Stage, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers, steps and rows are equal, losses up to rounding; the rows of three trials were in one batch."""
+    script(BAD, GOOD, edit(3e-3, 2, ("size",)))
+    sizes: list[int] = []
+    split = inner_module._split
+
+    def noting(rows: Any, owners: Any) -> Any:
+        sizes.append(len(set(owners)))
+        return split(rows, owners)
+
+    monkeypatch.setattr(inner_module, "_split", noting)
+    assert stage("propose") == 0 and stage("adapt") == 0 and not sizes
+    alone = folder(tmp_path, "adapt").rename(tmp_path / "alone")
+    assert stage("adapt", "trials_at_once=4") == 0 and max(sizes) == 4
+    first, second = (read_outcomes(root / "outcomes.jsonl") for root in (alone, folder(tmp_path, "adapt")))
+    plain = {"seconds": 0.0, "loss_first": None, "loss_last": None}
+    assert [replace(each, **plain) for each in first] == [replace(each, **plain) for each in second]
+    assert [each.loss_last for each in second] == [pytest.approx(each.loss_last, rel=1e-2, abs=1e-4) for each in first]
+    with pytest.raises(ConfigError, match="use trials_at_once=1"):
+        stage("adapt", "trials_at_once=2", "solver.adaptation.kind=full")

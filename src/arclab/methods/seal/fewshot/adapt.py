@@ -9,7 +9,7 @@ self-edits of its tasks, and the whole merges the trials and writes the rest. Te
 from __future__ import annotations
 
 from arclab.config.seal_fewshot_schema import SealFewshotConfig, SealStage
-from arclab.methods.seal.fewshot.models import adapted_of, model_inputs, training_tasks
+from arclab.methods.seal.fewshot.models import adapted_of, model_inputs, remarks, tried_tasks
 from arclab.methods.seal.fewshot.proposals import PROPOSALS, read_proposals
 from arclab.methods.seal.fewshot.published import RESULTS, SUBMISSION, answers_of, write_results, write_submission
 from arclab.methods.seal.fewshot.records import OUTCOMES, outcomes_of, write_outcomes
@@ -24,7 +24,7 @@ from arclab.solvers.shards import begin_stage, made_by_shard, tasks_of_stage
 
 def adapt(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
     proposals = config.folder_of(SealStage.propose.value, config.round) / PROPOSALS
-    tasks = tasks_of_stage(training_tasks(config), config)
+    tasks = tasks_of_stage(tried_tasks(config), config)
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
         begin_stage(config, run.path, {TRIALS: TRIAL_ITEMS})
@@ -50,7 +50,7 @@ def adapt(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folder:
         )
         made = [run.path / TRIALS] if found else []  # no file without a trial
         outputs = [*made, *(run.path / name for name in (OUTCOMES, RESULTS, SUBMISSION))]
-        return Made(outputs=outputs, counts=counts, message=message)
+        return Made(outputs=outputs, counts=counts, message=message, notes=remarks(config))
 
     inputs = {"proposals": proposals, **model_inputs(config, config.round)}
     return make_stage(config, ranks, signals, folder, inputs, len(tasks), work)

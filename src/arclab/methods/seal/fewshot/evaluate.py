@@ -3,7 +3,8 @@
     evaluate(config, ranks, signals, folder)     # writes scores.json, table.md, outcomes.jsonl, submission.json, ...
 
 The model proposes evaluate.num_edits self-edits for each task, and every one is tried. Beside it: the model that the first
-round began with, the twin, and the baselines. seal/wins is judged by the run's criterion. Shares have intervals over tasks.
+round began with, the twin, and the baselines. With launch.shards=N a shard does so for its tasks, and the whole merges what was
+drawn and tried, and writes the rest. seal/wins is judged by the run's criterion. Shares have intervals over tasks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 from arclab.config.seal_fewshot_schema import AdaptedModel, SealFewshotConfig, SealStage
 from arclab.data.tasks import ArcTask
 from arclab.files import read_object, write_atomically
-from arclab.lm.hf_loading import model_identity
 from arclab.lm.models import load_language_model
 from arclab.methods.seal.fewshot.baselines import (
     CONSTANT_ROW,
@@ -37,8 +37,18 @@ from arclab.methods.seal.fewshot.baselines import (
     successes_of,
 )
 from arclab.methods.seal.fewshot.edits import edit_prompt
-from arclab.methods.seal.fewshot.models import MODEL, TWIN, adapted_of, model_inputs, proposer_of, scored_tasks, training_tasks
-from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, Proposal, propose_for
+from arclab.methods.seal.fewshot.models import (
+    MODEL,
+    TWIN,
+    adapted_of,
+    asked_of_scored,
+    model_inputs,
+    proposer_of,
+    remarks,
+    scored_tasks,
+    tried_tasks,
+)
+from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, Proposal, proposal_settings, propose_for
 from arclab.methods.seal.fewshot.published import (
     CONFIGS,
     RESULTS,
@@ -49,7 +59,7 @@ from arclab.methods.seal.fewshot.published import (
     write_submission,
 )
 from arclab.methods.seal.fewshot.records import OUTCOMES, Outcome, outcomes_of, write_outcomes
-from arclab.methods.seal.fewshot.trials import TRIALS, Key, Trial, Trials
+from arclab.methods.seal.fewshot.trials import TRIAL_ITEMS, TRIALS, Key, Trial, Trials
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.results.attempts import Attempts
 from arclab.results.criterion import judge_criterion, write_criterion
@@ -60,6 +70,7 @@ from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.stages import Made, make_stage
 from arclab.runs.worklist import Worklist
+from arclab.solvers.shards import begin_stage, made_by_shard, tasks_of_stage
 
 log = logging.getLogger(__name__)
 START, SCORES, TABLE = "start", "scores.json", "table.md"
@@ -71,12 +82,13 @@ _SHARES = {
 
 
 def evaluate(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folder: RunFolder) -> State:
-    tasks, following = scored_tasks(config), config.round + 1
+    tasks, following = tasks_of_stage(scored_tasks(config), config), config.round + 1
     inputs = {**model_inputs(config, following), **{f"{key} before": path for key, path in model_inputs(config, 0).items()}}
     if config.round > 0:
         inputs["scores of the start"] = config.folder_of(SealStage.evaluate.value, 0) / SCORES
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
+        begin_stage(config, run.path, {f"*/{PROPOSALS}": PROPOSAL_ITEMS, f"*/{TRIALS}": TRIAL_ITEMS})
         scorer = _Scorer(config, tasks, run, progress)
         found: dict[str, Successes] = {}
         if config.round == 0:
@@ -87,23 +99,32 @@ def evaluate(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, fold
             found[TWIN] = scorer.scored(following, TWIN, TWIN).successes
         trained = scorer.scored(following, MODEL, MODEL)
         found[MODEL] = trained.successes
-        others = baselines(config, scorer.trials(following, MODEL), tasks, training_tasks(config))
+        others = baselines(config, scorer.trials(following, MODEL), tasks, _training_share(config))
+        if config.launch.shard is not None:
+            return made_by_shard(config, len(tasks))
         found |= others.rows
         _publish(run, tasks, trained)
         write_atomically(run.path / SCORES, json.dumps(found) + "\n")
         metrics = metrics_of(found, trained, tasks)
         note = _note(found, trained, others)
-        write_atomically(run.path / TABLE, table(found, config.seed, note))
+        notes = [*remarks(config), *([note] if note else [])]
+        write_atomically(run.path / TABLE, table(found, config.seed, notes))
         with MetricLogger(run.metrics, None, resume_step=-1, runtime_s=0.0) as logger:
             logger.write(config.round, metrics)
         message = (
             f"{MODEL} {100 * share_of(found[MODEL]):.1f} % of proposals succeed, {START} {100 * share_of(found[START]):.1f} %"
         )
-        said = [message, *([note] if note else []), *filter(None, [judged(config, run, run)])]
+        said = [message, *notes, *filter(None, [judged(config, run, run)])]
         outputs = [run.path / name for name in (SCORES, TABLE, OUTCOMES, CONFIGS, RESULTS, SUBMISSION)]
-        return Made(outputs=outputs, counts=metrics, message="; ".join(said), notes=[note] if note else [])
+        return Made(outputs=outputs, counts=metrics, message="; ".join(said), notes=notes)
 
     return make_stage(config, ranks, signals, folder, inputs, len(tasks), work)
+
+
+def _training_share(config: SealFewshotConfig) -> tuple[ArcTask, ...]:
+    """On which this process tries the self-edits of the grid; there may be fewer tasks than shards."""
+    tasks, launch = tried_tasks(config), config.launch
+    return tasks if launch.shard is None else tasks[launch.shard :: launch.shards]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +141,18 @@ class _Scorer:
     """Lets models propose for the same tasks, each in a folder of its own, and tries what they propose."""
 
     def __init__(self, config: SealFewshotConfig, tasks: Sequence[ArcTask], run: RunDir, progress: WorkProgress) -> None:
-        self._config, self._tasks, self._run, self._progress = config, tasks, run, progress
+        self._config, self._run, self._progress = config, run, progress
+        asked = {task.id for task in asked_of_scored(config)}
+        self._scored, self._tasks = tasks, [task for task in tasks if task.id in asked]
         self._trials: dict[str, Trials] = {}
 
     def scored(self, number: int, name: str, which: str) -> Scored:
-        """Of the model that a round begins with. name: of the folder. which: see proposer_of."""
+        """Of the model that a round begins with. name: of the folder. which: see proposer_of. Where nothing is proposed for a
+        task, all that was to be has failed."""
         config, folder = self._config, self._run.path / name
         chosen = proposer_of(config, number, which)
-        settings = {"seed": config.seed, "lm.name (content)": model_identity(chosen.name)}
-        worklist, model = Worklist(folder / PROPOSALS, settings, PROPOSAL_ITEMS), load_language_model(chosen)
+        worklist = Worklist(folder / PROPOSALS, proposal_settings(config, chosen), PROPOSAL_ITEMS)
+        model = load_language_model(chosen)
         drawn = propose_for(model, self._tasks, config, config.evaluate.num_edits, worklist, self._progress)
         if name == MODEL:
             prompts = {task.id: edit_prompt(task, config.solver.text) for task in self._tasks}
@@ -137,7 +161,10 @@ class _Scorer:
             [(task, each.edit(config)) for task in self._tasks for each in drawn[task.id] if each.is_ok]
         )
         outcomes = outcomes_of(drawn, found, config.round, config.seed)
-        return Scored(drawn, found, outcomes, successes_of(outcomes, self._tasks))
+        unasked = [task.id for task in self._scored if task.id not in drawn]
+        failed = {id_: [0.0] * config.evaluate.num_edits for id_ in unasked}
+        successes = successes_of(outcomes, self._tasks) | failed
+        return Scored({**drawn, **{id_: [] for id_ in unasked}}, found, outcomes, successes)
 
     def trials(self, number: int, which: str) -> Trials:
         """Of the model that is adapted where that one proposes."""
@@ -206,8 +233,8 @@ _NAMES = {
 }  # fmt: skip
 
 
-def table(found: Mapping[str, Successes], seed: int, note: str) -> str:
-    """Markdown."""
+def table(found: Mapping[str, Successes], seed: int, notes: Sequence[str]) -> str:
+    """Markdown. notes: what is said below it."""
     lines = ["| self-edits of | successful | share | 95 % over tasks | tasks with a success |", "|---" * 5 + "|"]
     for row in rows_of(found, seed):
         interval = "" if row.interval is None else f"{100 * row.interval[0]:.1f} to {100 * row.interval[1]:.1f} %"
@@ -215,7 +242,8 @@ def table(found: Mapping[str, Successes], seed: int, note: str) -> str:
             f"| {_NAMES[row.name]} | {row.num_successes:g}/{row.num_trials} | {100 * row.share:.1f} % | {interval} | "
             f"{row.num_any}/{row.num_tasks} |"
         )
-    return "\n".join([*lines, *(["", f"{note[0].upper()}{note[1:]}."] if note else []), ""])
+    said = [line for note in notes for line in ("", f"{note[0].upper()}{note[1:]}.")]
+    return "\n".join([*lines, *said, ""])
 
 
 def judged(config: SealFewshotConfig, measured: RunDir, run: RunDir) -> str:

@@ -11,11 +11,17 @@ from pathlib import Path
 
 from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import HfModelConfig, ModelConfig
-from arclab.config.seal_fewshot_schema import AdaptedModel, SealFewshotConfig, SealStage
+from arclab.config.seal_fewshot_schema import AdaptedModel, Decoding, SealFewshotConfig, SealStage
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
+from arclab.methods.seal import replication
+from arclab.methods.seal.replication import SCORED_OTHERS, SCORED_TRAINING, asked_tasks
 
 MODEL, TWIN, TRAINED = "model", "twin", "trained.json"
+CONSTRAINED = (
+    "propose.decoding=constrained: the JSON of the self-edits was given and the model chose their values alone, so that how "
+    "many are valid says nothing of it"
+)
 
 
 def maker_of(config: SealFewshotConfig, number: int) -> Path | None:
@@ -49,16 +55,39 @@ def adapted_of(config: SealFewshotConfig, number: int, which: str = MODEL) -> Hf
 
 
 def training_tasks(config: SealFewshotConfig) -> tuple[ArcTask, ...]:
-    return _named(config, "train", "dataset", config.max_tasks)
+    """Those that are proposed for."""
+    tasks = _named(config, "train", "dataset")
+    return tasks[: config.max_tasks] if config.compat is None else asked_tasks(tasks, config.max_tasks)
+
+
+def tried_tasks(config: SealFewshotConfig) -> tuple[ArcTask, ...]:
+    """The training tasks whose self-edits are tried: all, but in a replication."""
+    asked = training_tasks(config)
+    if config.compat is None:
+        return asked
+    scored = {task.id for task in replication.scored_tasks(_named(config, "train", "dataset"), SCORED_TRAINING)}
+    return tuple(task for task in asked if task.id in scored)
 
 
 def scored_tasks(config: SealFewshotConfig) -> tuple[ArcTask, ...]:
-    return _named(config, config.evaluate.split.value, "evaluate.split", config.evaluate.max_tasks)
+    """The tasks of stage evaluate."""
+    tasks = _named(config, config.evaluate.split.value, "evaluate.split")
+    return tasks[: config.evaluate.max_tasks] if config.compat is None else replication.scored_tasks(tasks, SCORED_OTHERS)
 
 
-def _named(config: SealFewshotConfig, split: str, key: str, max_tasks: int | None) -> tuple[ArcTask, ...]:
+def asked_of_scored(config: SealFewshotConfig) -> tuple[ArcTask, ...]:
+    """Those of scored_tasks that are proposed for: all, but in a replication."""
+    scored = scored_tasks(config)
+    if config.compat is None:
+        return scored
+    tasks = _named(config, config.evaluate.split.value, "evaluate.split")
+    asked = {task.id for task in asked_tasks(tasks, config.evaluate.max_tasks)}
+    return tuple(task for task in scored if task.id in asked)
+
+
+def _named(config: SealFewshotConfig, split: str, key: str) -> tuple[ArcTask, ...]:
     """ConfigError: there are none, or answers are not known."""
-    tasks = load_tasks(config.dataset).named(split)[:max_tasks]
+    tasks = load_tasks(config.dataset).named(split)
     if not tasks:
         raise ConfigError(f"{key}: dataset={config.dataset.name} has no tasks in its split {split}; choose another one.")
     hidden = next((task.id for task in tasks if any(test.output is None for test in task.tests)), None)
@@ -68,3 +97,9 @@ def _named(config: SealFewshotConfig, split: str, key: str, max_tasks: int | Non
             "with answers."
         )
     return tasks
+
+
+def remarks(config: SealFewshotConfig) -> list[str]:
+    """What must stand beside the numbers of every stage."""
+    replicated = [] if config.compat is None else [replication.REMARK]
+    return replicated + ([CONSTRAINED] if config.propose.decoding is Decoding.constrained else [])

@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arclab.config.llm_schema import SamplingConfig
-from arclab.config.seal_fewshot_schema import SealFewshotConfig
+from arclab.config.llm_schema import ModelConfig, SamplingConfig
+from arclab.config.seal_fewshot_schema import Decoding, SealFewshotConfig
 from arclab.data.tasks import ArcTask
-from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Sampling, prompt_digest
+from arclab.lm.hf import HfModel
+from arclab.lm.hf_loading import model_identity
+from arclab.lm.language_model import Completion, FinishReason, LanguageModel, Prompt, Reply, Sampling, prompt_digest
+from arclab.methods.seal.fewshot.constrained import chosen_edits, slots_of
 from arclab.methods.seal.fewshot.edits import SelfEdit, StepCounter, Verdict, edit_prompt, parse_edit
 from arclab.runs.lifecycle import WorkProgress
 from arclab.runs.preempt import ToldToEnd
@@ -35,7 +38,8 @@ _KINDS: dict[str, Any] = {
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A line. turn: how often its task had been asked before. prompt: its digest. config: the self-edit in one form, and key,
-    which is equal for equal ones (""), unless the reply is none. num_steps: of training that it asks for."""
+    which is equal for equal ones (""), unless the reply is none. num_steps: of training that it asks for. decoding: how it was
+    written."""
 
     id: str
     task: str
@@ -48,6 +52,7 @@ class Proposal:
     response: str
     num_steps: int | None
     num_tokens: int | None
+    decoding: str
 
     @property
     def is_ok(self) -> bool:
@@ -64,7 +69,8 @@ def parse_proposal(record: dict[str, Any], line: Line) -> Proposal:
     line.require(record, _KINDS)
     if record["verdict"] not in {each.value for each in Verdict}:
         raise line.damaged(f"verdict={record['verdict']} is not known")
-    return Proposal(id=record["id"], **{key: record[key] for key in _KINDS})
+    decoding = record.get("decoding", Decoding.free.value)
+    return Proposal(id=record["id"], **{key: record[key] for key in _KINDS}, decoding=decoding)
 
 
 def read_proposals(path: Path, tasks: Sequence[ArcTask]) -> dict[str, list[Proposal]]:
@@ -72,6 +78,14 @@ def read_proposals(path: Path, tasks: Sequence[ArcTask]) -> dict[str, list[Propo
     _, found = read_items(path, parse_proposal, PROPOSAL_ITEMS)
     order = sorted(found.values(), key=lambda each: (each.turn, each.sample))
     return {task.id: [each for each in order if each.task == task.id] for task in tasks}
+
+
+def proposal_settings(config: SealFewshotConfig, model: ModelConfig) -> dict[str, Any]:
+    """What decides the proposals of a file, beside what the tasks are."""
+    found: dict[str, Any] = {"seed": config.seed, "lm.name (content)": model_identity(model.name)}
+    if config.propose.decoding is not Decoding.free:
+        found["propose.decoding"] = config.propose.decoding.value
+    return found
 
 
 def sampling_of(wished: SamplingConfig, seed: int) -> Sampling:
@@ -105,7 +119,7 @@ def propose_for(
         batch = [each for each in wanted if (each.turn, each.count) == (first.turn, first.count)][:at_once]
         sampling = sampling_of(config.propose.sampling, config.seed)
         prompts = [edit_prompt(each.task, config.solver.text) for each in batch]
-        replies = model.generate(prompts, first.count, replace(sampling, seed=sampling.seed + first.turn))
+        replies = _replies(model, prompts, first.count, replace(sampling, seed=sampling.seed + first.turn), config)
         rows: dict[str, Proposal] = {}
         for each, prompt, reply in zip(batch, prompts, replies, strict=True):
             if reply.problem:
@@ -117,6 +131,15 @@ def propose_for(
         worklist.add_all({id_: {key: value for key, value in asdict(row).items() if key != "id"} for id_, row in rows.items()})
         known |= rows
         progress.report(progress.num_steps * (len(tasks) - len(wanted)) // len(tasks))
+
+
+def _replies(
+    model: LanguageModel, prompts: Sequence[Prompt], count: int, sampling: Sampling, config: SealFewshotConfig
+) -> list[Reply]:
+    if config.propose.decoding is Decoding.free:
+        return model.generate(prompts, count, sampling)
+    assert isinstance(model, HfModel), "the schema refuses others"
+    return chosen_edits(model, prompts, count, sampling, slots_of(config))
 
 
 def _next(task: ArcTask, known: Mapping[str, Proposal], config: SealFewshotConfig, num_edits: int) -> _Wanted | None:
@@ -153,6 +176,7 @@ def _proposal(
     return Proposal(
         _id_of(task, wanted.turn, sample), task.id, wanted.turn, sample, digest, verdict.value,
         None if edit is None else edit.as_json(), "" if edit is None else edit.key, response, num_steps, completion.num_tokens,
+        config.propose.decoding.value,
     )  # fmt: skip
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from arclab.config.compose import ConfigError
 from arclab.config.seal_fewshot_schema import SealFewshotConfig
-from arclab.lm.hf_loading import model_identity
 from arclab.lm.models import load_language_model
 from arclab.methods.seal.fewshot.edits import edit_prompt
-from arclab.methods.seal.fewshot.models import model_inputs, proposer_of, training_tasks
-from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, propose_for, verdict_counts
+from arclab.methods.seal.fewshot.models import model_inputs, proposer_of, remarks, training_tasks
+from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, proposal_settings, propose_for, verdict_counts
 from arclab.methods.seal.fewshot.published import CONFIGS, write_configs
 from arclab.runs.folder import RunDir, State
 from arclab.runs.lifecycle import RunFolder, WorkProgress
@@ -28,7 +27,7 @@ def propose(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folde
     def work(run: RunDir, progress: WorkProgress) -> Made:
         chosen = proposer_of(config, config.round)
         model = load_language_model(chosen)
-        settings = {"seed": config.seed, "round": config.round, "lm.name (content)": model_identity(chosen.name)}
+        settings = proposal_settings(config, chosen) | {"round": config.round}
         worklist = Worklist(run.path / PROPOSALS, settings, PROPOSAL_ITEMS)
         drawn = propose_for(model, tasks, config, config.propose.num_edits, worklist, progress)
         if not any(drawn.values()):
@@ -39,6 +38,6 @@ def propose(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folde
         write_configs(run.path, drawn, {task.id: edit_prompt(task, config.solver.text) for task in tasks}, model)
         counts = verdict_counts([each for proposals in drawn.values() for each in proposals])
         message = f"{sum(counts.values()):.0f} replies for {len(tasks)} tasks, {counts['ok']:.0f} of them self-edits to try"
-        return Made(outputs=[run.path / PROPOSALS, run.path / CONFIGS], counts=counts, message=message)
+        return Made(outputs=[run.path / PROPOSALS, run.path / CONFIGS], counts=counts, message=message, notes=remarks(config))
 
     return make_stage(config, ranks, signals, folder, inputs, len(tasks), work)

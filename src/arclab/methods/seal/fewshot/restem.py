@@ -31,8 +31,9 @@ from arclab.lm.training.model_folder import FolderTraining, train_folder
 from arclab.lm.training.rows import Row
 from arclab.lm.training.sft import ROW_WEIGHT, SftSettings, StageCadence
 from arclab.methods.seal.fewshot.edits import edit_prompt, grid_edits
-from arclab.methods.seal.fewshot.models import MODEL, TRAINED, TWIN, model_inputs, proposer_of, training_tasks
+from arclab.methods.seal.fewshot.models import MODEL, TRAINED, TWIN, model_inputs, proposer_of, remarks, training_tasks
 from arclab.methods.seal.fewshot.select import LESSONS, Lesson, read_lessons
+from arclab.methods.seal.replication import padded_rows
 from arclab.methods.seal.transduction import TRAINED as TRANSDUCTION
 from arclab.methods.seal.transduction import TransductionSizes, train_transduction
 from arclab.runs.folder import RunDir, State
@@ -70,7 +71,7 @@ def restem(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folder
         write_atomically(run.path / TRAINED, json.dumps({"content": contents, "steps": wished.steps}) + "\n")
         counts = {"lessons": float(len(lessons[MODEL])), "steps": float(wished.steps)}
         message = f"learned {len(lessons[MODEL])} self-edits in {wished.steps} steps"
-        return Made(outputs=[run.path / TRAINED], counts=counts, message=message)
+        return Made(outputs=[run.path / TRAINED], counts=counts, message=message, notes=remarks(config))
 
     return make_stage(config, ranks, signals, folder, inputs, wished.steps, work)
 
@@ -95,6 +96,8 @@ def rows_of_lessons(
     """ValueError: a row does not fit into the context."""
     texts = [(edit_prompt(tasks[lesson.task], config.solver.text), lesson.reply) for lesson in lessons]
     rows = tokenised(model, texts)
+    if config.compat is not None:
+        rows = padded_rows(rows, model.pad_id)
     return [row | {ROW_WEIGHT: [lesson.weight]} for row, lesson in zip(rows, lessons, strict=True)]
 
 

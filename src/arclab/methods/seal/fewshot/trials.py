@@ -4,8 +4,9 @@
     found = trials.of([(task, edit), (task, None)])        # {(task id, edit.key): Trial}; None: the model as it is
 
 What a trial comes to depends on the model, the task, the self-edit and the seed alone, so equal self-edits of a task are tried
-once. The model is loaded when the first one is missing, trained in place, and put back (arclab.lm.training.inner); trained
-weights are kept nowhere. A training that leaves nothing to train on, or that is not finite, earns nothing whatever the answer.
+once. With trials_at_once=N the adapters of N trials are trained in one batch, which changes roundings. The model is loaded when
+the first trial is missing, trained in place, and put back (arclab.lm.training.inner); trained weights are kept nowhere. A
+training that leaves nothing to train on, or that is not finite, earns nothing whatever the answer.
 """
 
 from __future__ import annotations
@@ -89,29 +90,37 @@ class Trials:
     def of(self, wanted: Iterable[tuple[ArcTask, SelfEdit | None]]) -> dict[Key, Trial]:
         """ToldToEnd: what is tried is kept. ValueError: the model cannot be used."""
         places = {(task.id, PLAIN if edit is None else edit.key): (task, edit) for task, edit in wanted}
-        found: dict[Key, Trial] = {}
+        missing = [key for key, (task, _) in places.items() if not self._is_known(key, task)]
+        at_once = self._config.trials_at_once
         with progress_bar(total=len(places), desc="trying self-edits", unit="trial", disable=False) as bar:
-            for number, (key, (task, edit)) in enumerate(places.items()):
-                id_ = "/".join(key)
-                record = self._records.get(id_)
-                if record is None or record.digest != digest_of(task, task):
-                    if self._progress.is_told:
-                        raise ToldToEnd(f"{number} of {len(places)} trials are made")
-                    record = self._tried(task, edit)
-                    self._records[id_] = record
-                    self._worklist.add(id_, self._line(task, edit, record))
-                found[key] = trial_of(task, record)
-                bar.update()
-                self._progress.report(self._progress.num_steps * number // len(places))
-        return found
+            num_done = len(places) - len(missing)
+            bar.update(num_done)
+            for start in range(0, len(missing), at_once):
+                if self._progress.is_told:
+                    raise ToldToEnd(f"{num_done} of {len(places)} trials are made")
+                keys = missing[start : start + at_once]
+                for key, record in zip(keys, self._tried([places[key] for key in keys]), strict=True):
+                    self._records["/".join(key)] = record
+                    self._worklist.add("/".join(key), self._line(*places[key], record))
+                num_done += len(keys)
+                bar.update(len(keys))
+                self._progress.report(self._progress.num_steps * num_done // len(places))
+        return {key: trial_of(task, self._records["/".join(key)]) for key, (task, _) in places.items()}
 
-    def _tried(self, task: ArcTask, edit: SelfEdit | None) -> TaskRecord:
+    def _is_known(self, key: Key, task: ArcTask) -> bool:
+        record = self._records.get("/".join(key))
+        return record is not None and record.digest == digest_of(task, task)
+
+    def _tried(self, wanted: Sequence[tuple[ArcTask, SelfEdit | None]]) -> list[TaskRecord]:
         if self._trainer is None:
-            self._trainer = TaskTrainer(load_hf(self._model), self._config.seed)
+            self._trainer = TaskTrainer(load_hf(self._model), self._config.seed, is_replication=self._config.compat is not None)
         solver = self._config.solver
         plain = replace(solver, adaptation=replace(solver.adaptation, kind=AdaptKind.none))
-        wanted = plain if edit is None else edit.applied(solver)
-        return self._trainer.answered(task, task, wanted, self._progress.require_not_told)
+        settings = [(task, plain if edit is None else edit.applied(solver)) for task, edit in wanted]
+        told = self._progress.require_not_told
+        if self._config.trials_at_once > 1:
+            return self._trainer.answered_together(settings, told)
+        return [self._trainer.answered(task, task, each, told) for task, each in settings]
 
     def _line(self, task: ArcTask, edit: SelfEdit | None, record: TaskRecord) -> dict[str, Any]:
         """For who reads the file: what was tried and what came of it, beside the record."""
@@ -125,6 +134,8 @@ def trial_settings(config: SealFewshotConfig, model: HfModelConfig) -> Mapping[s
     found: dict[str, Any] = {"seed": config.seed, "lm (content)": model_identity(model.name)}
     if model.adapter:
         found["lm.adapter (content)"] = model_identity(model.adapter)
+    if config.compat is not None:
+        found["compat"] = config.compat.value
     free = ("lm.name", "lm.adapter", *(f"lm.{key}" for key in HOW_MODELS_RUN), *_FREE)
     for part, node in (("lm", model), ("solver", config.solver)):
         found |= {f"{part}.{key}": value for key, value in flat(node).items() if f"{part}.{key}" not in free}
