@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from arclab.config.compose import ConfigError, compose_run
-from arclab.config.launch_schema import LaunchConfig, ModelServer, ShardsOn
+from arclab.config.launch_schema import LaunchConfig, ModelServer
 from arclab.lm.endpoint import started
 from arclab.lm.endpoint.http import EndpointError
 from arclab.lm.endpoint.started import started_model
@@ -97,14 +97,14 @@ def test_what_cannot_be_started_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_environment_of_its_own_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bin comes first, and what is meant for this one is not passed on; shards of one machine share its GPUs."""
+    """Its bin comes first, and what is meant for this one is not passed on; the GPUs are those of this process."""
     binaries = tmp_path / "env/bin"
     binaries.mkdir(parents=True)
     (binaries / "vllm").write_text(
         f'#!/bin/sh\necho "$@" > {tmp_path}/given\nexec {sys.executable} {STAND_IN} {tmp_path} "$6"\n'
     )
     (binaries / "vllm").chmod(0o755)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4")
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", "src"))
     wanted = replace(
         launch(tmp_path),
@@ -112,16 +112,12 @@ def test_an_environment_of_its_own_is_used(tmp_path: Path, monkeypatch: pytest.M
         server_command=None,
         server_env=str(tmp_path / "env"),
         gpus=2,
-        shards=2,
-        shard=1,
     )
     with started_model(model_settings(name="org/a model"), wanted, tmp_path) as model:
         model.generate(PROMPTS[:1], 1, sampling())
     given = (tmp_path / "given").read_text().split()
     assert given[:3] == ["serve", "org/a", "model"] and given[-2:] == ["--tensor-parallel-size", "2"]
     assert lines(tmp_path / "starts")[0].split()[1:] == ["6,4", "None"]
-    assert started._devices(replace(wanted, shards_on=ShardsOn.slurm)) is None
-    assert started._devices(replace(wanted, shard=None)) is None and started._devices(replace(wanted, gpus=0, cpus=1)) == []
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ from arclab.runs.lock import keeper
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.worklist import ItemKind
-from arclab.solvers.shards import ShardRecord, begin_with_whole, choose_gpu, merge_shards, parts_to_solve, write_merge_time
+from arclab.solvers.shards import ShardRecord, begin_with_whole, merge_shards, parts_to_solve, write_merge_time
 
 log = logging.getLogger(__name__)
 _NAMED_TASKS = 20  # on the console; the report has them all
@@ -123,8 +123,6 @@ def _evaluate(
         require_no_larger(run.path, len(tasks), 0)
         has_programs = isinstance(config, EvaluateWithProgramsConfig)
         sandbox = stack.enter_context(open_sandbox(config.sandbox)) if has_programs else None
-        if config.launch.shard is not None:
-            choose_gpu(config.launch.shard)
         model = stack.enter_context(_opened(config, run.path))
         with folder.held(config, notes), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, num_to_solve(config, tasks))

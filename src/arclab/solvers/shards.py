@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import torch
 
 from arclab.config.compose import ConfigError, thaw_run
 from arclab.config.launch_schema import SHARDS
@@ -125,7 +124,6 @@ def begin_stage(config: StagedConfig, folder: Path, stores: Mapping[str, ItemKin
     """What has been drawn already comes into the stage's folder. ConfigError: see merge_shards."""
     if config.launch.shard is not None:
         begin_with_whole(folder, config.whole_folder, stores)
-        choose_gpu(config.launch.shard)
     elif config.launch.is_divided:
         merge_shards(config, folder, stores)
 
@@ -134,12 +132,6 @@ def made_by_shard(config: StagedConfig, num_tasks: int) -> Made:
     """Its files are for the whole, which reads them; nobody else does."""
     told = f"shard {config.launch.shard} of {config.launch.shards}: {num_tasks} tasks"
     return Made(outputs=(), counts={"tasks": float(num_tasks)}, message=told)
-
-
-def choose_gpu(number: int) -> None:
-    """Shards that share a machine take its GPUs in turn. A job that was given one of its own sees no other."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def write_merge_time(whole: Path) -> None:

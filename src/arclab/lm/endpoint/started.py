@@ -19,9 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from arclab.config.launch_schema import LaunchConfig, ModelServer, ShardsOn
+from arclab.config.launch_schema import LaunchConfig, ModelServer
 from arclab.config.llm_schema import EndpointModelConfig
 from arclab.lm.endpoint.http import EndpointError
 from arclab.lm.endpoint.model import EndpointModel, load_endpoint
@@ -118,21 +116,9 @@ def _environment(launch: LaunchConfig) -> dict[str, str | None]:
         )
     found: dict[str, str | None] = {} if launch.server_env is None else dict.fromkeys(_NOT_FOR_OTHERS)
     found["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', '')}"
-    if (devices := _devices(launch)) is not None:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return found
-
-
-def _devices(launch: LaunchConfig) -> list[str] | None:
-    """The GPUs of the server; None: those of this process. Shards on one machine take them in turn."""
     if launch.gpus == 0 and launch.cpus > 0:
-        return []
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [str(i) for i in range(torch.cuda.device_count())] if given is None else [d for d in given.split(",") if d]
-    if launch.shard is None or launch.shards_on is not ShardsOn.local or not visible:
-        return None
-    count = max(1, launch.gpus)
-    return list(dict.fromkeys(visible[(launch.shard * count + each) % len(visible)] for each in range(count)))
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found
 
 
 def _require_program(program: str, launch: LaunchConfig, changes: Mapping[str, str | None]) -> None:
