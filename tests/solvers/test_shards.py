@@ -169,6 +169,7 @@ def test_a_shard_drawn_with_other_weights_is_refused(run: Callable[..., list[int
         ("evaluate_programs", ["launch.shards=2", "launch.shard=2"], "launch.shard=2 is none of launch.shards=2"),
         ("evaluate_programs", ["launch.shards=0"], "launch.shards=0 must be at least 1"),
         ("evaluate_programs", ["launch.steal=true"], "launch.steal=true has nobody to take tasks from"),
+        ("evaluate_ensemble", ["launch.shards=2"], "launch.shards=2 divides tasks between jobs, which evaluate.py does for"),
         ("pretrain_encoder", ["launch.shards=2"], "launch.shards=2 divides tasks between jobs, which pretrain_encoder.py does"),
     ],
 )

@@ -80,10 +80,12 @@ class Cadence(Protocol):
 class RunConfig(Protocol):
     """A root configuration, of a run that trains or of one that evaluates. FREE_KEYS: dotted keys, or their beginnings, that
     cannot change what the run makes, so that it may go on with other values of them. HAS_SHARDS: it may be divided by tasks
-    (launch.shards). HAS_SERVER: it may start a model server (launch.server)."""
+    (launch.shards). CAN_STEAL: a shard may take tasks of others (launch.steal). HAS_SERVER: it may start a model server
+    (launch.server)."""
 
     __slots__ = ()
     HAS_SHARDS: ClassVar[bool] = False
+    CAN_STEAL: ClassVar[bool] = False
     HAS_SERVER: ClassVar[bool] = False
     FREE_KEYS: ClassVar[tuple[str, ...]]
     runs_dir: str
@@ -242,6 +244,11 @@ def unsupported_launch(config: Any, script: str) -> list[str]:
         problems.append(
             f"launch.shards={launch.shards} divides tasks between jobs, which {script} does for {', '.join(divided)} alone; "
             "set launch.shards=1 (ranks are launch.gpus, launch.cpus and launch.nodes)."
+        )
+    if launch is not None and launch.steal and not getattr(config, "CAN_STEAL", False):
+        problems.append(
+            "launch.steal=true is for evaluations whose solver asks a language model; set launch.steal=false, and the shares "
+            "stay as they are."
         )
     if launch is not None and launch.server is not None and not getattr(config, "HAS_SERVER", False):
         problems.append(f"launch.server={launch.server.value} serves solvers that ask lm=endpoint; set launch.server=null.")

@@ -51,8 +51,8 @@ class StagedConfig(RunConfig, Protocol):
 
     @property
     def title(self) -> tuple[str, str]:
-        shard = "" if self.launch.shard is None else f"-shard{self.launch.shard}"
-        return self.experiment_name, self.name if self.is_whole else f"{self.name}-{self.round}-{self.stage.value}{shard}"
+        part = f"-{self.round}-{self.stage.value}{self.launch.shard_suffix}"
+        return self.experiment_name, self.name if self.is_whole else f"{self.name}{part}"
 
     @property
     def folder(self) -> Path:
@@ -132,6 +132,4 @@ class StagedConfig(RunConfig, Protocol):
                 f"launch.shards={self.launch.shards} divides tasks between jobs, which {able} can do here and "
                 f"stage={self.stage.value} cannot; set launch.shards=1, or run such a stage by itself."
             )
-        if self.launch.steal:
-            found.append("launch.steal=true is for evaluations; set launch.steal=false for a stage.")
         return found

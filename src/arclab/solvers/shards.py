@@ -87,11 +87,13 @@ class ShardRecord:
         self._start_s = self._begun_s - _job_began_s()
 
     def add(self, part: Sequence[ArcTask], attempts: Attempts) -> None:
-        counted = attempts.statistics
-        self._record["tasks"] += len(part)
-        self._record["cost"] += sum(map(expected_cost, part))
-        for name in ("programs", "tokens"):
-            self._record[name] += counted.get({"programs": "programs/count", "tokens": "programs/tokens"}[name], 0.0)
+        programs, tokens = (attempts.statistics.get(name, 0.0) for name in ("programs/count", "programs/tokens"))
+        self.add_work(len(part), sum(map(expected_cost, part)), programs=programs, tokens=tokens)
+
+    def add_work(self, tasks: int, cost: float, *, programs: float = 0.0, tokens: float = 0.0) -> None:
+        """cost: expected, by which tasks were divided."""
+        for name, more in {"tasks": tasks, "cost": cost, "programs": programs, "tokens": tokens}.items():
+            self._record[name] += more
 
     def write(self) -> None:
         record = {**self._record, "solve_s": time.time() - self._begun_s, "start_s": self._start_s}
@@ -100,8 +102,8 @@ class ShardRecord:
 
 def merge_shards(config: RunConfig, whole: Path, stores: Mapping[str, ItemKind]) -> None:
     """Adds what all shards drew to the whole's own files. stores: {pattern of files below the folder: what they hold}.
-    ConfigError: a shard is not DONE, or was made with other settings."""
-    folders = [config.launch.shard_folder(whole, number) for number in range(config.launch.shards)]
+    ConfigError: a shard is not DONE, or was made with other settings. Of a run that is not divided: nothing."""
+    folders = list(config.launch.shard_folders(whole).values())
     for number, folder in enumerate(folders):
         _require_done(folder, number, config.launch.shards)
     for pattern, kind in stores.items():

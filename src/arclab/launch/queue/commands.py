@@ -82,7 +82,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
         if run.config.launch.shard is not None:
             continue
         if work is None:
-            say(f"\n{run.full_name}: cannot be divided by tasks; see check for what it takes")
+            say(f"\n{run.full_name}: no solver that asks a language model for tasks; see check for what it takes")
             continue
         found = simulate.table(Work(**load(work)(run.config)), rates, arguments.nodes)
         gpus = run.config.launch.gpus
