@@ -46,9 +46,9 @@ def command(out: Path, faults: Path, tasks: int, delay_s: float, *more: str) -> 
         for key, split in (("train_sources", "train"), ("eval_sources", "test"), ("validation_sources", "validation"))
     ]
     return [
-        sys.executable, "evaluate.py", "solver=program_sampling", "lm=endpoint", "lm.name=m", "lm.num_parallel=1", "lm.backoff_s=0.1",
-        "dataset=toy", *sources, "solver.num_samples=2", "sandbox.num_workers=1", "sandbox.min_isolation=limits", "num_threads=1",
-        f"output_dir={out}", "launch.server=command",
+        sys.executable, "evaluate.py", "solver=program_sampling", "lm=endpoint", "lm.name=m", "lm.num_parallel=1",
+        "lm.backoff_s=0.1", "dataset=toy", *sources, "solver.num_samples=2", "sandbox.num_workers=1",
+        "sandbox.min_isolation=limits", "num_threads=1", f"output_dir={out}", "launch.server=command",
         f"launch.server_command='{sys.executable} {STAND_IN} {faults} {{port}} {delay_s}'", *more,
     ]  # fmt: skip
 

@@ -132,7 +132,30 @@ class RunConfig(Protocol):
         ...
 
 
-class TrainingConfig(RunConfig, Protocol):
+class UsualRunConfig(RunConfig, Protocol):
+    """What most runs say: they need nothing, are done once, leave nothing open, and do not go on with a shorter one."""
+
+    __slots__ = ()
+
+    @property
+    def stops_when_unhealthy(self) -> bool:
+        return False
+
+    @property
+    def is_done_again(self) -> bool:
+        return False
+
+    def settled(self, held: Self) -> Self:
+        return self
+
+    def begins_as(self, num_steps: int) -> bool:
+        return False
+
+    def inputs(self) -> dict[str, Path]:
+        return {}
+
+
+class TrainingConfig(UsualRunConfig, Protocol):
     """A root configuration of a run that trains: a base class of the method's dataclass. The run folder is
     <runs_dir>/<experiment_name>/<name>; the finished run is left alone."""
 
@@ -188,21 +211,8 @@ class TrainingConfig(RunConfig, Protocol):
     def stops_when_unhealthy(self) -> bool:
         return self.trainer.stop_when_unhealthy
 
-    @property
-    def is_done_again(self) -> bool:
-        return False
 
-    def settled(self, held: Self) -> Self:
-        return self
-
-    def begins_as(self, num_steps: int) -> bool:
-        return False
-
-    def inputs(self) -> dict[str, Path]:
-        return {}
-
-
-class EvaluationConfig(RunConfig, Protocol):
+class EvaluationConfig(UsualRunConfig, Protocol):
     """A root configuration of a run that scores something: a base class of the method's dataclass. Given by hand, the same
     command scores again; in a job file, what is DONE is done."""
 
@@ -217,21 +227,8 @@ class EvaluationConfig(RunConfig, Protocol):
         return "ARC/pass@2"
 
     @property
-    def stops_when_unhealthy(self) -> bool:
-        return False
-
-    @property
     def is_done_again(self) -> bool:
         return True
-
-    def settled(self, held: Self) -> Self:
-        return self
-
-    def begins_as(self, num_steps: int) -> bool:
-        return False
-
-    def inputs(self) -> dict[str, Path]:
-        return {}
 
 
 def unsupported_launch(config: Any, script: str) -> list[str]:
@@ -251,5 +248,5 @@ def unsupported_launch(config: Any, script: str) -> list[str]:
             "stay as they are."
         )
     if launch is not None and launch.server is not None and not getattr(config, "HAS_SERVER", False):
-        problems.append(f"launch.server={launch.server.value} serves solvers that ask lm=endpoint; set launch.server=null.")
+        problems.append(f"launch.server={launch.server.value} serves what draws from a language model; set launch.server=null.")
     return problems

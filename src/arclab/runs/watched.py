@@ -21,9 +21,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -46,7 +46,8 @@ class ServerDown(ValueError):
 class Wished:
     """name: for messages. command: for a port. health: paths. start_s: how long it may take to become healthy. silent_s: after
     so long without a sign of health it is ended. restarts: how often it is started again. remedy: what to do if it does not
-    start."""
+    start. environment: for the server, beside this process's; headers: of the look at its health. Both may hold a key, which a
+    command line would show to everybody."""
 
     name: str
     command: Callable[[int], Sequence[str]]
@@ -56,6 +57,8 @@ class Wished:
     silent_s: float
     restarts: int
     remedy: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class WatchedServer:
@@ -172,8 +175,9 @@ class WatchedServer:
             self._log_start = output.tell()
             self._num_starts += 1
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, **self._wished.environment},
+            )  # fmt: skip
         return True
 
     def _ended_within(self, seconds: float) -> int | None:
@@ -193,7 +197,9 @@ class WatchedServer:
     def _is_healthy(self) -> bool:
         for path in self._wished.health:
             try:
-                answer = httpx.get(f"{self.url}{path}", timeout=_HEALTH_TIMEOUT_S, trust_env=False)
+                answer = httpx.get(
+                    f"{self.url}{path}", headers=dict(self._wished.headers), timeout=_HEALTH_TIMEOUT_S, trust_env=False
+                )
             except (httpx.HTTPError, httpx.InvalidURL):
                 return False
             if answer.status_code != 404:

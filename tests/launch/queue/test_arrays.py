@@ -151,3 +151,27 @@ def test_a_damaged_shard_is_not_started_and_the_others_are(cluster: Path, plan: 
     assert [action.is_error for action in actions] == [False, True, False, True] and not actions[3].job
     assert jobs_of((runs[0], runs[2])) == ["1_0", "1_1"]
     assert json.loads(runs[2].folder.provenance.read_text())["command"].startswith("evaluate.py")
+
+
+def test_stages_of_rounds_wait_for_each_other_with_their_shards(cluster: Path, tmp_path: Path) -> None:
+    """Also where the lines stand in another order: shards wait for the stage before, the next stage for the merged one."""
+    path = tmp_path / "jobs.txt"
+    common = (
+        f"self_improve.py method=tree_search lm=tiny dataset=toy name=a launch=slurm_cpu launch.cpus=1 runs_dir={tmp_path}/runs"
+    )
+    sampled = f"{common} stage=collect launch.shards=2"
+    others = [f"{common} stage={stage}" for stage in ("curate", "sft", "evaluate")]
+    path.write_text("## A\n## Criterion: b\n" + "".join(f"{line}\n" for line in (f"{sampled} round=1", *others, sampled)))
+    runs = {run.name: run for run in read_plan(path).runs}
+    submit(tuple(runs.values()), "slurm")
+    jobs = dict(zip(runs, jobs_of(tuple(runs.values())), strict=True))
+    assert [jobs[f"a-{round_}-collect-shard{n}"].partition("_")[2] for round_ in (0, 1) for n in (0, 1)] == ["0", "1"] * 2
+
+    def waits_for(name: str) -> str:
+        return option(cluster / "scripts" / jobs[name].partition("_")[0], "dependency").removeprefix("afterok:")
+
+    assert waits_for("a-0-collect") == ":".join(jobs[f"a-0-collect-shard{n}"] for n in (0, 1))
+    assert waits_for("a-0-curate") == jobs["a-0-collect"] and not waits_for("a-0-collect-shard0")
+    assert waits_for("a-1-collect-shard1") and set(waits_for("a-1-collect").split(":")) >= {
+        jobs[f"a-1-collect-shard{n}"] for n in (0, 1)
+    }
