@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,6 +22,10 @@ from arclab.launch.start import start
 from arclab.methods.recursive.solver.votes import GridKey
 
 ROOT = Path(__file__).parents[1]
+# The same examples everywhere, so that a test which passed here passes there. HYPOTHESIS_PROFILE=random looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("random", derandomize=False, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # What `make test-fast` runs, but for tests that are marked slow: rules that hold without a model, in under a minute.
 FAST = (
     "config/", "metrics/", "results/test_scoring.py", "results/test_criterion.py", "programs/test_prompts.py", "programs/test_rewards.py",

@@ -71,7 +71,7 @@ SAMPLE: Table = {
     "experiment_name": ("other", "files"),
     "name": ("other", "files"),
 }
-# settings: of the training. cadence: of its run. rows: what is learned.
+# settings: of the training. cadence: of its run. lora: the adapter. rows: what is learned.
 SFT: Table = {
     "sft.steps": (7, "cadence"),
     "sft.log_every": (3, "cadence"),
@@ -81,6 +81,7 @@ SFT: Table = {
     "sft.lr": (0.5, "settings"),
     "sft.warmup_steps": (3, "settings"),
     "sft.weight_decay": (0.5, "settings"),
+    "sft.lora": ("{rank: 4, alpha: 8, dropout: 0.0, target_modules: [q_proj]}", "lora"),
     "sft.weight_beta": (0.3, "rows"),
 }
 EVALUATE: Table = {
@@ -151,6 +152,11 @@ def _others() -> Table:
         "rounds": (None, f"{STAGES}::test_a_round_trains_a_model_and_scores_it"),
         **{f"criterion.{key}": (None, f"{STAGES}::test_a_round_trains_a_model_and_scores_it") for key in ("metric", "threshold", "phase")},
         "device": (None, "every_key/test_program_edit.py::test_the_device_is_that_of_the_model_that_learns"),
+        **{
+            f"{stage}.lora.{key}": (None, "methods/program_edit/test_grpo.py::test_an_adapter_alone_learns_and_is_merged")
+            for stage in ("sft", "grpo")
+            for key in ("rank", "alpha", "dropout", "target_modules")
+        },
         "sft.max_weight": (None, "every_key/test_program_edit.py::test_the_largest_weight_is_a_setting"),
         "select.rule": (None, f"{SELECTION}::test_the_control_keeps_as_many_whatever_they_do"),
         "select.top_k": (None, f"{SELECTION}::test_top_k_of_each_start_program_and_no_more_than_the_task_may_have"),
@@ -161,7 +167,7 @@ def _others() -> Table:
 
 def test_every_key_has_a_row() -> None:
     others = _others()
-    require_a_row_for_each(leaves(ProgramEditConfig), SAMPLE, SFT, EVALUATE, others, GRPO)
+    require_a_row_for_each(leaves(ProgramEditConfig) | {"sft.lora", "grpo.lora"}, SAMPLE, SFT, EVALUATE, others, GRPO)
     require_the_named_tests(others)
 
 
@@ -285,14 +291,17 @@ def learned(folder: Path, model: HfModel, monkeypatch: pytest.MonkeyPatch, *over
     """What training is asked for."""
     found: Parts = {}
 
-    def note(network: object, rows: list[Any], settings: Any, where: Any, **given: Any) -> int:
-        cadence = where.cadence
+    def note(given: Any, run: Any, which: str, wished: Any, rows_of: Any, **_: Any) -> None:
+        (run.path / which).mkdir()
         found.update(
-            rows=rows,
-            settings=asdict(settings),
-            cadence={key: str(getattr(cadence, key)) for key in ("steps", "num_threads", "log_every", "checkpoint_every")},
+            rows=rows_of(model),
+            settings=asdict(wished.settings),
+            cadence={
+                key: str(getattr(wished.cadence, key)) for key in ("steps", "num_threads", "log_every", "checkpoint_every")
+            },
+            lora=wished.lora,
+            device=given.device.value,
         )
-        return 0
 
     selected = folder / "runs/program_edit/a/round_0/select"
     selected.mkdir(parents=True)
@@ -302,8 +311,7 @@ def learned(folder: Path, model: HfModel, monkeypatch: pytest.MonkeyPatch, *over
     (selected / "manifest.json").write_text("{}")
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sft_module, "sft", note)
-        patch.setattr(sft_module, "load_hf", lambda config: found.update(device=config.device.value) or model)
+        patch.setattr(sft_module, "train_folder", note)
         start("self_improve.py", [*BASE, "stage=sft", *overrides])
     return found
 

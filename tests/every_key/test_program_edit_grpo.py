@@ -5,8 +5,7 @@ Training is a recorder here; what these keys do in one is tested in methods/prog
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ BASE = [
 ]  # fmt: skip
 HERE = "methods/program_edit/"
 # settings: of the steps. groups: how edits become a step. cadence: of the run. scored: which tasks, how often, and how they are
-# drawn. best: by what.
+# drawn. best: by what. lora: the adapter.
 GRPO: Table = {
     "grpo.steps": (3, "cadence"),
     "grpo.prompts_per_step": (8, "settings"),
@@ -40,6 +39,7 @@ GRPO: Table = {
     "grpo.warmup_steps": (3, "settings"),
     "grpo.weight_decay": (0.5, "settings"),
     "grpo.clip_norm": (3.0, "settings"),
+    "grpo.lora": ("{rank: 4, alpha: 8, dropout: 0.0, target_modules: [q_proj]}", "lora"),
     "grpo.loss": ("grpo", "settings"),
     "grpo.scale_rewards": ("none", "settings"),
     "grpo.clip_low": (0.5, "settings"),
@@ -86,10 +86,6 @@ class Stub:
 
     def __init__(self, *_: Any) -> None: ...
 
-    @contextmanager
-    def trainable(self) -> Iterator[Stub]:
-        yield self
-
     def is_enough(self) -> bool:
         return False
 
@@ -125,6 +121,10 @@ def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Par
     def editor(model: Any, sampling: Any, think: Any) -> None:
         found["scored"].append(sampling)
 
+    def opened(model: Any, lora: Any, seed: int) -> Any:
+        found["lora"] = lora
+        return nullcontext(Stub())
+
     made = folder / "runs/program_edit/a/round_0"
     for stage, name in (("sample", "programs.jsonl"), ("sft", "trained.json")):
         (made / stage).mkdir(parents=True)
@@ -134,11 +134,14 @@ def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Par
     with monkeypatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(grpo_module, "grpo", train)
-        patch.setattr(grpo_module, "load_trainable", Stub)
+        patch.setattr(grpo_module, "load_hf", Stub)
+        patch.setattr(grpo_module, "require_float32", lambda model: None)
+        patch.setattr(grpo_module, "opened", opened)
         patch.setattr(grpo_module, "FrozenCopy", Stub)
         patch.setattr(grpo_module, "Practice", Stub)
         patch.setattr(rollouts, "open_server", lambda key, url, timeout_s: found.update(server=url))
-        patch.setattr(grpo_module, "save_trained", lambda model, run: (run.path / "trained.json").write_text("{}"))
+        patch.setattr(grpo_module, "save_opened", lambda *_: None)
+        patch.setattr(grpo_module, "write_trained", lambda run: (run.path / "trained.json").write_text("{}"))
         patch.setattr(held_out, "fresh_starts", lambda config, sandbox, tasks: [task.id for task in tasks])
         patch.setattr(held_out, "edit_all", edit_all)
         patch.setattr(held_out, "model_editor", editor)

@@ -41,7 +41,8 @@ def test_counts_tests_and_rollouts_by_hand(tmp_path: Path) -> None:
     found = {("start", 0): none, ("selected", 0): some, ("grpo", 0): all_, ("shuffled", 0): some, ("grpo", 1): all_}
     rows = {row["run"]: row for row in table(found, [0, 1])}
     assert (rows["grpo"]["n"], rows["grpo"]["N"], rows["grpo"]["it_alone"], rows["grpo"]["other_alone"]) == (4, 4, 1, 0)
-    assert rows["selected"]["against"] == "start" and rows["selected"]["p_value"] == 1.0 and rows["random"]["N"] == 0
+    assert [rows[run]["against"] for run in ("selected", "random", "grpo", "shuffled")] == ["random", "start", *["selected"] * 2]
+    assert rows["random"]["N"] == 0 and rows["selected"]["p_value"] is None and rows["shuffled"]["p_value"] == 1.0
     arguments = parse(["--folder", str(tmp_path), "--seeds", "0"])
     for run, values in (("adaptive", (0.1, 0.6, 0.9)), ("uniform", (0.1, 0.5, 0.6))):
         folder = stage(arguments, run, 0, "grpo")

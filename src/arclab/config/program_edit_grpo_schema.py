@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
+from arclab.config.memgen_schema import LoraConfig
 from arclab.config.rl_schema import AdvantageScale, GrpoLoss, LrSchedule, broken_groups, broken_temperature
 from arclab.config.rules import at_least
 from arclab.config.schema import SplitName
@@ -39,7 +40,8 @@ class EditGrpoConfig:
     mask_truncated: replies that were cut are no part of the loss. refills: how often a group of equal rewards is drawn anew,
     with another start program. shuffle_rewards: the control, in which rewards are dealt out at random. A step is computed in
     grad_accumulation pieces. Every eval_every steps, and before the first, start programs of eval_tasks tasks (null: all) of
-    eval_split are edited eval_samples times: best_by says which checkpoint is kept as the best one, and becomes the model."""
+    eval_split are edited eval_samples times: best_by says which checkpoint is kept as the best one, and becomes the model.
+    lora: an adapter that is merged then; null: all weights are trained, in float32."""
 
     steps: int
     prompts_per_step: int
@@ -51,6 +53,7 @@ class EditGrpoConfig:
     warmup_steps: int
     weight_decay: float
     clip_norm: Optional[float]
+    lora: Optional[LoraConfig] = None  # so that runs of before can be read
     loss: GrpoLoss
     scale_rewards: AdvantageScale
     clip_low: float
@@ -82,6 +85,7 @@ class EditGrpoConfig:
         )  # fmt: skip
         problems += at_least(path, 0, steps=self.steps, lr=self.lr, warmup_steps=self.warmup_steps)
         problems += at_least(path, 0, weight_decay=self.weight_decay)
+        problems += [] if self.lora is None else self.lora.check(f"{path}.lora")
         problems += [] if self.eval_tasks is None else at_least(path, 1, eval_tasks=self.eval_tasks)
         rows = self.prompts_per_step * self.group_size
         if self.grad_accumulation >= 1 and rows % self.grad_accumulation:

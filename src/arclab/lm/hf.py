@@ -287,6 +287,11 @@ class HfModel:
             self._model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
+    def merge(self, folder: Path) -> None:
+        """A LoRA adapter from its folder becomes part of the weights."""
+        assert not self._adapted, "an adapter is in place; leave its block first"
+        self._model, self.was_trained = merge_adapter(self._model, folder), True
+
     @contextmanager
     def adapter(self, folder: Path) -> Iterator[None]:
         """A LoRA adapter from its folder, applied inside the block only."""

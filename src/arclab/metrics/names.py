@@ -417,6 +417,8 @@ _METRICS = [
     *[Metric(f"ltpo/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _LTPO.items()],
     *[Metric(f"rl/{name}", unit, direction, meaning) for name, (unit, direction, meaning) in _RL.items()],
     Metric("timing/rollouts_per_s", "rollouts/s", "up", "rollouts drawn and scored per second, all ranks"),
+    Metric("timing/rollout_share", "share", "down", "time since the last log in which rollouts were drawn and scored"),
+    Metric("timing/eval_share", "share", "down", "time since the last log in which held-out tasks were scored"),
     Metric("train/token_accuracy", "share", "up", "tokens of replies that are the likeliest ones where they stand"),
     Metric("train/token_entropy", "nats", "none", "entropy of the next token over the tokens of replies"),
     Metric("timing/train_samples_per_s", "rows/s", "up", "rows trained per second, all ranks, since the last log"),

@@ -16,12 +16,14 @@ from arclab.methods.program_edit.curriculum import (
     MAX_WEIGHT,
     PROBE_SHARE,
     Curriculum,
+    Moment,
     TaskState,
     draw,
     new_curriculum,
     observe,
     read_curriculum,
     rounds_by_difficulty,
+    with_moment,
     write_curriculum,
 )
 
@@ -151,13 +153,26 @@ def test_a_file_of_other_data_or_damaged_is_refused(tmp_path: Path) -> None:
     for old, new in (
         ('"active"', '"odd"'),
         ('"mean": 1.0', '"mean": "x"'),
-        ('"version": 1', '"version": 9'),
+        ('"version": 2', '"version": 9'),
         ('"level": 0,', ""),
+        ('"given_up": 0', '"given_up": "none"'),
+        ('"past"', '"passed"'),
     ):
-        write_curriculum(path, observe(new_curriculum(["a"], "d"), "a", [True], 1))
+        write_curriculum(path, with_moment(observe(new_curriculum(["a"], "d"), "a", [True], 1), 1))
         path.write_text(path.read_text().replace(old, new))
         with pytest.raises(DamagedFile):
             read_curriculum(path, "d", ["a"])
+
+
+def test_the_past_of_a_long_training_stays_small(tmp_path: Path) -> None:
+    curriculum = observe(new_curriculum(["a", "b"], "d"), "a", [True, False], 0)
+    for step in range(2000):
+        curriculum = with_moment(curriculum, step)
+    steps = [each.step for each in curriculum.past]
+    assert 200 <= len(steps) <= 400 and steps[0] == 0 and steps[-1] == 1999 and steps == sorted(set(steps))
+    assert curriculum.past[0] == Moment(0, active=2, saturated=0, hard=0, given_up=0, mean=0.5)
+    write_curriculum(tmp_path / "curriculum.json", curriculum)
+    assert read_curriculum(tmp_path / "curriculum.json", "d", ["a", "b"]) == curriculum
 
 
 def test_rounds_rise_in_difficulty() -> None:

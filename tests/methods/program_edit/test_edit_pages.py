@@ -12,11 +12,18 @@ import pytest
 
 from arclab.config.compose import ConfigError
 from arclab.files import DamagedFile
-from arclab.methods.program_edit.curriculum import Curriculum, TaskRecord, TaskState, new_curriculum, observe, write_curriculum
+from arclab.methods.program_edit.curriculum import (
+    Curriculum,
+    TaskRecord,
+    TaskState,
+    new_curriculum,
+    observe,
+    with_moment,
+    write_curriculum,
+)
 from arclab.methods.program_edit.curriculum_page import (
     read_snapshots,
     render_curriculum,
-    shares_of,
     shown_tasks,
     visit_line,
 )
@@ -59,18 +66,20 @@ def learned(steps: int) -> Curriculum:
     curriculum = new_curriculum(["done", "<b>hard", "never"], data="d")
     for step in range(1, steps + 1):
         curriculum = observe(curriculum, "done", [step > 4] * 4, step)
-        curriculum = observe(curriculum, "<b>hard", [False] * 4, step)
+        curriculum = with_moment(observe(curriculum, "<b>hard", [False] * 4, step), step)
     return curriculum
 
 
-def test_a_curriculum_is_shown_over_the_checkpoints_that_are_kept(tmp_path: Path) -> None:
+def test_a_curriculum_is_shown_over_all_of_its_drawings(tmp_path: Path) -> None:
     for name, steps in (("checkpoints/step_00000003", 3), ("checkpoints/step_00000024", 24), (".", 30)):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         write_curriculum(tmp_path / name / "curriculum.json", learned(steps))
     snapshots = read_snapshots(tmp_path)
     assert [each.step for each in snapshots] == [3, 24, 30]
-    first, *_, last = [shares_of(each.curriculum) for each in snapshots]
-    assert first["hard"] > 0 and last["saturated"] == pytest.approx(1 / 3) and sum(last.values()) == pytest.approx(1)
+    past = snapshots[-1].curriculum.past  # of every drawing, not of the checkpoints alone
+    assert [each.step for each in past] == list(range(1, 31)) and (past[0].hard, past[2].hard, past[-1].saturated) == (0, 2, 1)
+    assert all(each.active + each.saturated + each.hard + each.given_up == 3 for each in past)
+    assert past[-1].mean == pytest.approx(sum(snapshots[-1].curriculum.tasks[id_].mean for id_ in ("done", "<b>hard")) / 2)
     tasks = shown_tasks(snapshots)
     assert [task.state for task in tasks] == ["hard", "learning", "saturated"] and tasks[1].visits == {}
     done = tasks[-1].visits

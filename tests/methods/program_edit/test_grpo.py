@@ -115,6 +115,12 @@ def test_a_run_that_was_told_to_end_comes_to_the_same_weights(
     rows = measured(whole)
     assert [row["_step"] for row in rows] == list(range(7)) and "edits/solved_share" in rows[0]
     assert all(row["rl/offpolicy"] < 1e-4 for row in rows if "rl/offpolicy" in row and row["_step"] % 2 == 1)
+    _, first, second, third, *_ = read_rows(
+        whole / "metrics.jsonl"
+    )  # rollouts serve two steps, held-out tasks are scored after three
+    assert 0 < first["timing/sandbox_wait_share"] < 1 and 0 < first["timing/rollout_share"] < 1
+    assert "timing/rollout_share" not in second and "timing/eval_share" not in second
+    assert 0 < third["timing/eval_share"] < 1 and third["timing/rollout_share"] + third["timing/eval_share"] <= 1
     assert weights(whole) != weights(folder(tmp_path, stage="sft")) or read_counts(whole)["best_step"] == 0
     run = RunDir(folder(tmp_path, "b"))
     calls: list[int] = []
@@ -138,6 +144,33 @@ def test_a_run_that_was_told_to_end_comes_to_the_same_weights(
     assert stage() == 0 and stage(*scored, stage="evaluate") == 0
     made = read_object(folder(tmp_path, stage="evaluate") / MANIFEST)["inputs"]["trained"]["path"]
     assert made == str(whole / "trained.json")
+
+
+LORA = "grpo.lora={rank: 4, alpha: 8, dropout: 0.1, target_modules: [q_proj]}"
+
+
+def test_an_adapter_alone_learns_and_is_merged(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that comes out has other weights where the adapter is, and the checkpoints hold the adapter alone. Where nothing
+    was better than the start, it is the start. Told to end, and gone on, it comes to the same."""
+    assert stage(LORA, "grpo.beta=0.1", scores=[0.1, 0.2, 0.9], name="a") == 0
+    run, before = folder(tmp_path), load_file(folder(tmp_path, stage="sft") / "model/model.safetensors")
+    after = load_file(run / "model/model.safetensors")
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and all("q_proj" in name for name in changed) and before.keys() == after.keys()
+    held = load_file(run / "checkpoints/step_00000006/model.safetensors")
+    assert held and all("lora_" in name for name in held)
+    rows = measured(run)
+    assert rows[1]["rl/kl"] == pytest.approx(0, abs=1e-6) and rows[-1]["rl/kl"] > 0  # from the model without the adapter
+    assert all(row["rl/offpolicy"] < 1e-4 for row in rows if row["_step"] % 2 == 1)
+    assert not [path for path in run.iterdir() if path.name.startswith(".saving")]
+    again, told = RunDir(folder(tmp_path, "b")), grpo_module.Practice.told
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo_module.Practice, "told", lambda *given: (told(*given), again.preempt.touch()))
+        assert stage(LORA, "grpo.beta=0.1", scores=[0.1, 0.2], name="b") == 143
+    assert stage(LORA, "grpo.beta=0.1", scores=[0.2, 0.9], name="b") == 0 and weights(again.path) == weights(run)
+    assert stage(LORA, scores=[0.9, 0.2, 0.3], name="c") == 0 and weights(folder(tmp_path, "c")) == weights(
+        folder(tmp_path, "c", "sft")
+    )
 
 
 def test_the_best_checkpoint_is_the_model(stage: Stage, tmp_path: Path) -> None:

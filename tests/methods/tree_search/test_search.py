@@ -57,9 +57,12 @@ def test_what_holds_for_every_tree(
         assert tree.num_programs == sum(ended)
         if leaves == 1 and kind != "beam":  # others may finish what is under way
             assert tree.num_programs <= programs
-        assert tree.end is not None and (tree.num_programs >= programs) == (tree.end.reason == "programs")
-        assert (tree.num_attempts == budget) == (tree.end.reason == "draws") or tree.end.reason == "programs"
-        assert tree.end.reason in ("programs", "draws", "rollouts", "exhausted", "enough")
+        assert tree.end is not None and tree.end.reason in ("programs", "draws", "rollouts", "exhausted", "enough")
+        used_up = {"programs": tree.num_programs >= programs, "draws": tree.num_attempts == budget}
+        assert used_up.get(tree.end.reason, True)
+        if leaves == 1 and kind != "beam":  # others end for one reason, and what is under way may use up more
+            assert tree.end.reason in used_up or not any(used_up.values())
+            assert tree.end.reason == "programs" or not used_up["programs"]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

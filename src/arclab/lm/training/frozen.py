@@ -5,7 +5,8 @@
         ...
     start.restore()                         # the network is again what it was
 
-It costs the memory of the weights once more. Weights are those that have a name; tied ones count once.
+Weights that want no gradient stay where they are. It costs the memory of the others once more: little with an adapter, whose
+base is the reference then. Tied weights count once.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 class FrozenCopy:
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._kept = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+        self._kept = {name: each.detach().clone() for name, each in network.named_parameters() if each.requires_grad}
 
     def _own(self) -> dict[str, Tensor]:
-        return {name: parameter.data for name, parameter in self._network.named_parameters()}
+        return {name: parameter.data for name, parameter in self._network.named_parameters() if name in self._kept}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -37,9 +38,11 @@ class FrozenCopy:
 
     def _put(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self._network.named_parameters():
-            parameter.data = tensors[name]
+            if name in self._kept:
+                parameter.data = tensors[name]
 
     @torch.no_grad()
     def restore(self) -> None:
         for name, parameter in self._network.named_parameters():
-            parameter.copy_(self._kept[name])
+            if name in self._kept:
+                parameter.copy_(self._kept[name])

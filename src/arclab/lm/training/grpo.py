@@ -221,7 +221,8 @@ class _Grpo(LivesInRun, GRPOTrainer):
         model: Any = self.model
         was_training = model.training
         model.eval()
-        drawn = self._drawer.drawn(numbers, drawing, first=ranks.rank * len(numbers))
+        with self._life.spending("timing/rollout_share"):
+            drawn = self._drawer.drawn(numbers, drawing, first=ranks.rank * len(numbers))
         model.train(was_training)
         self._write_down(drawn)
         rows = [row.rollout for row in drawn.rows]

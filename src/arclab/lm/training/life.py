@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,11 +134,19 @@ class RunLife(TrainerCallback):
         self._names, self._loss = {**{name: name for name in REGISTRY}, **names}, names["loss"]
         self._require_held, self._scores = keeper(run), dict[str, float]()
         self._logged: tuple[int, float] | None = None
+        self._spent_s: dict[str, float] = {}  # of the time since the last log
         self.unhealthy: str | None = None
 
     @property
     def metrics(self) -> Path:
         return self._run.metrics
+
+    @contextmanager
+    def spending(self, share: str) -> Iterator[None]:
+        """The time of the block counts in this metric: its share of the time since the last log."""
+        begun = time.monotonic()
+        yield
+        self._spent_s[share] = self._spent_s.get(share, 0.0) + time.monotonic() - begun
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.logger is not None:
@@ -152,7 +162,8 @@ class RunLife(TrainerCallback):
         is_told, is_last = self._stop.is_agreed(votes), step == cadence.steps or is_enough
         is_eval = self._evaluate is not None and cadence.eval_every > 0 and (step % cadence.eval_every == 0 or is_last)
         if is_eval and self._evaluate is not None:
-            self._scores = self._evaluate(step, self.logger)
+            with self.spending("timing/eval_share"):
+                self._scores = self._evaluate(step, self.logger)
         control.should_save = step % cadence.checkpoint_every == 0 or is_last or is_eval or is_told
         # What is saved has been looked at: a loss that is not finite ends the run before it can replace a good checkpoint.
         control.should_log = control.should_save or step % cadence.log_every == 0 or is_due(cadence.health_every, step)
@@ -181,8 +192,10 @@ class RunLife(TrainerCallback):
         assert self.logger is not None and self._logged is not None
         self._require_held()
         now = self.logger.runtime_s
-        row["timing/train_samples_per_s"] = (step - self._logged[0]) * self._rows_per_step / max(now - self._logged[1], 1e-9)
-        self._logged = (step, now)
+        elapsed_s = max(now - self._logged[1], 1e-9)
+        row["timing/train_samples_per_s"] = (step - self._logged[0]) * self._rows_per_step / elapsed_s
+        row |= {share: min(1.0, seconds / elapsed_s) for share, seconds in self._spent_s.items()}
+        self._logged, self._spent_s = (step, now), {}
         self._bar.set_postfix({"loss": f"{row[self._loss]:.3f}"}, refresh=False)
         verdict = self._monitor.observe(row, step) if self._monitor is not None else None
         if verdict is None or self._monitor is None:

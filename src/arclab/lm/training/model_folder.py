@@ -1,6 +1,9 @@
 """A model folder that is made of another one by supervised fine-tuning: it is there whole, or not at all.
 
     train_folder(given, run, "model", wished, rows_of, ranks=ranks, stop=stop)         # <run>/model
+    with opened(model, lora, seed) as network:                                         # for a training of another kind
+        ...
+        save_opened(model, network, lora, run, "model")
 
 Training is that of arclab.lm.training.sft, in a hidden folder beside the result with checkpoints of its own: the same call goes
 on after a kill. For stages that train (arclab.runs.stages); a run that is nothing but a training calls sft itself.
@@ -14,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from arclab.config.compose import ConfigError
@@ -60,32 +63,40 @@ def train_folder(
     prepare(model)
     rows = rows_of(model)
     making.path.mkdir(parents=True, exist_ok=True)
-    with _trained(model, wished) as network:
+    with opened(model, wished.lora, wished.settings.seed) as network:
         step = _fit(model, network, rows, wished, making, ranks, stop, evaluate)
         if step < steps:
             raise ToldToEnd(f"{which} is saved at step {step} of {steps}")
-        finished = making.path / "finished"
-        if wished.lora is not None:
-            network.save_pretrained(making.path / "adapter")
-    if wished.lora is not None:
-        model = load_hf(replace(given, adapter=str(making.path / "adapter")))
-    model.save(finished)
-    if wished.keeps_metrics:
-        os.replace(making.metrics, run.metrics)
-    os.replace(finished, run.path / which)
+        if wished.keeps_metrics:
+            os.replace(making.metrics, run.metrics)
+        save_opened(model, network, wished.lora, run, which)
     shutil.rmtree(making.path)
 
 
+def save_opened(model: HfModel, network: Any, lora: LoraConfig | None, run: RunDir, which: str) -> None:
+    """<run>/<which> becomes the model as it is now, an adapter merged into the weights; whole, or not at all."""
+    target, building = run.path / which, run.path / f".saving-{which.lstrip('.')}"
+    for folder in (target, building):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    if lora is not None:
+        network.save_pretrained(building / "adapter")
+        model = load_hf(model.config)  # with an adapter of its own, if it has one
+        model.merge(building / "adapter")
+    model.save(building / "finished")
+    os.replace(building / "finished", target)
+    shutil.rmtree(building)
+
+
 @contextmanager
-def _trained(model: HfModel, wished: FolderTraining) -> Iterator[Any]:
-    lora = wished.lora
+def opened(model: HfModel, lora: LoraConfig | None, seed: int) -> Iterator[Any]:
+    """The network of the model, to be trained: all weights, or a fresh adapter alone (lora)."""
     if lora is None:
         with model.trainable() as network:
             yield network
     else:
         with model.new_adapter(
-            rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, dropout=lora.dropout,
-            seed=wished.settings.seed,
+            rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, dropout=lora.dropout, seed=seed,
         ) as network:  # fmt: skip
             yield network
 

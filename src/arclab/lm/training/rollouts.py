@@ -142,7 +142,7 @@ def metrics_of(sums: Sequence[Row]) -> dict[str, float]:
         "timing/rollouts_per_s": total["drawn"] / max(max(float(each["seconds"]) for each in sums), 1e-9),
     }
     for name, value in total.items():
-        if name.startswith("rl/"):
+        if name.startswith(("rl/", "timing/")):
             found[name] = value / (known if name.startswith("rl/reward_") else rows)
     return found
 

@@ -21,20 +21,23 @@ from enum import Enum
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
+from typing import Any
 
 from arclab.files import DamagedFile, read_object, require_kinds, write_atomically
 
-VERSION = 1
+VERSION = 2
 SATURATED_ABOVE, SATURATED_STD, SATURATED_VISITS = 0.8, 0.1, 5
 REACTIVATED_BELOW, PROBE_SHARE = 0.7, 0.02
 HARD_BELOW, HARD_GROUPS, MAX_WEIGHT, MAX_LEVEL, GIVE_UP_GROUPS = 0.05, 3, 8.0, 3, 40
 _MEMORY = 0.3  # what the newest group counts in a running mean
 _TAIL = 20
+_MOST_MOMENTS = 400
 _KINDS = {
     "num_groups": int, "mean": float, "variance": float, "last_step": int, "state": str, "weight": float, "level": int,
     "quiet_visits": int, "history": list[float],
     "baseline": float,
 }  # fmt: skip
+_MOMENT = {"step": int, "active": int, "saturated": int, "hard": int, "given_up": int, "mean": float}
 
 
 class TaskState(Enum):
@@ -71,11 +74,25 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """How many tasks were in each state after a drawing. mean: of the running means of the tasks that were visited."""
+
+    step: int
+    active: int
+    saturated: int
+    hard: int
+    given_up: int
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
 class Curriculum:
-    """data: names the data set; a file of another one is refused."""
+    """data: names the data set; a file of another one is refused. past: how it went, the oldest first; of a long training not
+    every drawing."""
 
     data: str
     tasks: MappingProxyType[str, TaskRecord]
+    past: tuple[Moment, ...] = ()
 
     @property
     def is_all_saturated(self) -> bool:
@@ -107,6 +124,15 @@ def observe(curriculum: Curriculum, task_id: str, successes: Sequence[bool], ste
     """The same after a group of rollouts of a task."""
     after = _observed(curriculum.tasks[task_id], sum(successes) / len(successes), step)
     return replace(curriculum, tasks=MappingProxyType({**curriculum.tasks, task_id: after}))
+
+
+def with_moment(curriculum: Curriculum, step: int) -> Curriculum:
+    """The same after a drawing, which its past tells from now on."""
+    states = [task.state for task in curriculum.tasks.values()]
+    seen = [task.mean for task in curriculum.tasks.values() if task.num_groups]
+    counts = {state.value: states.count(state) for state in TaskState}
+    past = (*curriculum.past, Moment(step, **counts, mean=sum(seen) / len(seen) if seen else 0.0))
+    return replace(curriculum, past=past if len(past) <= _MOST_MOMENTS else (*past[:-1:2], past[-1]))
 
 
 def _observed(before: TaskRecord, share: float, step: int) -> TaskRecord:
@@ -171,19 +197,29 @@ def rounds_by_difficulty(baseline: dict[str, float], count: int) -> list[list[st
 
 def write_curriculum(path: Path, curriculum: Curriculum) -> None:
     tasks = {id_: {**asdict(task), "state": task.state.value} for id_, task in curriculum.tasks.items()}
-    write_atomically(path, json.dumps({"version": VERSION, "data": curriculum.data, "tasks": tasks}, indent=1) + "\n")
+    told = {"version": VERSION, "data": curriculum.data, "tasks": tasks, "past": [asdict(each) for each in curriculum.past]}
+    write_atomically(path, json.dumps(told, indent=1) + "\n")
 
 
 def read_curriculum(path: Path, data: str, task_ids: Collection[str]) -> Curriculum:
     """ValueError, in one sentence: it is of another data set. DamagedFile: not what was written, or of another version."""
-    found = read_object(path, {"version": int, "data": str, "tasks": dict[str, dict]})
+    found = read_object(path, {"version": int})
     if found["version"] != VERSION:
         raise DamagedFile(path, f"it is of version {found['version']}, not {VERSION}")
+    require_kinds(found, {"data": str, "tasks": dict[str, dict], "past": list[dict]}, path)
     if found["data"] != data or found["tasks"].keys() != set(task_ids):
         raise ValueError(
             f"{path} is of another data set; give the data that the run began with, or remove the file to begin again."
         )
-    return Curriculum(data, MappingProxyType({id_: _task(path, id_, row) for id_, row in found["tasks"].items()}))
+    past = tuple(_moment(path, row) for row in found["past"])
+    return Curriculum(data, MappingProxyType({id_: _task(path, id_, row) for id_, row in found["tasks"].items()}), past)
+
+
+def _moment(path: Path, row: dict[str, Any]) -> Moment:
+    require_kinds(row, _MOMENT, path)
+    if row.keys() != _MOMENT.keys():
+        raise DamagedFile(path, "its past is not what was written")
+    return Moment(**row)
 
 
 def _task(path: Path, id_: str, row: dict[str, object]) -> TaskRecord:

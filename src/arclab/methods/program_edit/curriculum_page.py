@@ -2,7 +2,8 @@
 
     python -m arclab.pages curriculum FOLDER [--output FILE]      # FOLDER: of stage=grpo, or a curriculum.json
 
-Reads every curriculum.json in the folder: the newest one, and those of the checkpoints, which say how it was earlier. Writes
+Reads every curriculum.json in the folder: the newest one, and those of the checkpoints, which tell earlier visits of a task.
+Writes
 FOLDER/curriculum.html. A training that is still running can be looked at, too. It decides nothing.
 """
 
@@ -12,7 +13,7 @@ import argparse
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -96,36 +97,27 @@ def render_curriculum(path: Path, snapshots: Sequence[Snapshot]) -> str:
     }  # fmt: skip
     tasks = shown_tasks(snapshots)
     return page(
-        "curriculum.html.j2", title=(path.parent.name, path.name), facts=facts, pictures=_pictures(snapshots),
+        "curriculum.html.j2", title=(path.parent.name, path.name), facts=facts, pictures=_pictures(snapshots[-1].curriculum),
         tasks=tasks[:_SHOWN_TASKS], num_left_out=max(0, len(tasks) - _SHOWN_TASKS),
         is_all_saturated=snapshots[-1].curriculum.is_all_saturated,
     )  # fmt: skip
 
 
-def shares_of(curriculum: Curriculum) -> dict[str, float]:
-    """What share of the tasks is in each state."""
-    counts = Counter(task.state for task in curriculum.tasks.values())
-    return {word: counts[state] / len(curriculum.tasks) for state, word in _WORDS.items()}
-
-
-def _pictures(snapshots: Sequence[Snapshot]) -> list[ResultPicture]:
-    steps, shares = [each.step for each in snapshots], [shares_of(each.curriculum) for each in snapshots]
-    layers = {word: [each[word] for each in shares] for word in reversed(_WORDS.values())}
+def _pictures(curriculum: Curriculum) -> list[ResultPicture]:
+    past, num_tasks = curriculum.past, len(curriculum.tasks)
+    if not past:
+        return []
+    steps = [each.step for each in past]
+    layers = {word: [asdict(each)[state.value] / num_tasks for each in past] for state, word in reversed(_WORDS.items())}
     layers = {word: values for word, values in layers.items() if any(values)}
-    note = f"From {len(steps)} file{'' if len(steps) == 1 else 's'}: the newest, and those of the checkpoints that are kept."
+    note = "Share of the tasks in each state, drawing by drawing."
     found = [
-        ResultPicture("States of the tasks", share_layers(steps, layers, [_COLORS[word] for word in layers], "step"), note)
+        ResultPicture("States of the tasks", share_layers(steps, layers, [_COLORS[word] for word in layers], "drawing"), note)
     ]
     if len(steps) > 1:
-        means = [(each.step, _mean_success(each.curriculum.tasks)) for each in snapshots]
         text = "Running mean of the share of a group that reproduces every demonstration, over all tasks visited so far."
-        found.append(ResultPicture("Success", share_lines({"": means}, "step"), text))
+        found.append(ResultPicture("Success", share_lines({"": [(each.step, each.mean) for each in past]}, "drawing"), text))
     return found
-
-
-def _mean_success(tasks: Mapping[str, TaskRecord]) -> float:
-    seen = [task.mean for task in tasks.values() if task.num_groups]
-    return sum(seen) / len(seen) if seen else 0.0
 
 
 def shown_tasks(snapshots: Sequence[Snapshot]) -> list[ShownTask]:

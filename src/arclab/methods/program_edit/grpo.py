@@ -4,10 +4,10 @@
     torchrun --nproc-per-node 4 self_improve.py method=program_edit ... stage=grpo
 
 Start programs are those of stage=sample that are not right, of tasks that the curriculum draws (practice.py). All weights are
-trained, in float32; the reference of the KL divergence is the model that the stage began with. Start programs of held-out tasks
-are scored every grpo.eval_every steps: the best checkpoint becomes the model, also where the run is stopped because it is sick
-(grpo.stop_when_unhealthy). It ends early where all tasks go. The same command goes on after a kill. stage=twin_grpo is the
-control: from the twin of stage=twin_sft, with rewards that are dealt out at random.
+trained, in float32, or with grpo.lora an adapter; the reference of the KL divergence is the model that the stage began with.
+Start programs of held-out tasks are scored every grpo.eval_every steps: the best checkpoint becomes the model, also where the
+run is stopped because it is sick (grpo.stop_when_unhealthy). It ends early where all tasks go. The same command goes on after
+a kill. stage=twin_grpo is the control: from the twin of stage=twin_sft, with rewards that are dealt out at random.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from typing import Any
 
 from arclab.config.program_edit_grpo_schema import BestBy
 from arclab.config.program_edit_schema import ProgramEditConfig
-from arclab.lm.hf import HfModel
+from arclab.lm.hf import HfModel, load_hf
+from arclab.lm.training.finetune import require_float32
 from arclab.lm.training.frozen import FrozenCopy
 from arclab.lm.training.grpo import GrpoSettings, grpo
 from arclab.lm.training.health import RlRules
-from arclab.lm.training.life import WEIGHTS_FILE, AllWeights
+from arclab.lm.training.life import WEIGHTS_FILE, TrainedWeights
+from arclab.lm.training.model_folder import opened, save_opened
 from arclab.lm.training.rollouts import Drawer, RolloutSettings
 from arclab.lm.training.sft import StageCadence, Where
 from arclab.methods.program_edit.held_out import HeldOut
 from arclab.methods.program_edit.population import Population
 from arclab.methods.program_edit.practice import CURRICULUM, Practice
 from arclab.methods.program_edit.rollouts import REWARDS, EditRollouts
-from arclab.methods.program_edit.sample import PROGRAMS, TRAINED, training_tasks
-from arclab.methods.program_edit.sft import load_trainable, save_trained
+from arclab.methods.program_edit.sample import MODEL, PROGRAMS, TRAINED, training_tasks
+from arclab.methods.program_edit.sft import given_model, write_trained
 from arclab.metrics.best import Best, best_score
 from arclab.metrics.logger import MetricLogger, read_rows
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
@@ -67,7 +69,9 @@ def grpo_stage(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, fo
                 require_same_inputs(run, inputs)
                 return State.done
             with RecordFailure(run), open_sandbox(config.sandbox) as sandbox:
-                model = load_trainable(config, before)
+                model = load_hf(given_model(config, before))
+                if config.grpo.lora is None:
+                    require_float32(model)
                 stop = StopRequest(run, ranks, signals)
                 with _training(config, model, sandbox, inputs, run, ranks, stop) as training:
                     return training.ended(inputs)
@@ -85,7 +89,7 @@ def _training(
     config: ProgramEditConfig, model: HfModel, sandbox: Sandbox, inputs: Mapping[str, Path], run: RunDir, ranks: Ranks,
     stop: StopRequest,
 ) -> Iterator[_Training]:  # fmt: skip
-    with model.trainable() as network:
+    with opened(model, config.grpo.lora, config.seed) as network:
         start = FrozenCopy(network)
         tasks, population = training_tasks(config), Population.read(inputs["programs"])
         practice = Practice(config, tasks, population, sandbox, model, ranks, run.path, inputs.get("curriculum"))
@@ -121,7 +125,8 @@ class _Training:
 
         def conclude() -> str:
             best = self._take_best()
-            save_trained(self.model, self.run)
+            save_opened(self.model, self.network, wished.lora, self.run, MODEL)
+            write_trained(self.run)
             counts = {"steps": step, "best_step": best.step or 0, "best": best.value, **self.practice.states()}
             why = f"stopped: {sick}" if sick else "all tasks go, so nothing is left to learn" if is_enough else ""
             notes = [f"{why} (step {step} of {wished.steps})"] if why and step < wished.steps else []
@@ -184,7 +189,7 @@ class _Training:
             title=f"{config.stage.value}, round {config.round}", keep_last=wished.keep_last, selection_metric=self.metric,
         )  # fmt: skip
         return grpo(
-            self.network, drawer, settings_of(config), where, pad_id=self.model.pad_id, weights=AllWeights(self.network),
+            self.network, drawer, settings_of(config), where, pad_id=self.model.pad_id, weights=TrainedWeights(self.network),
             evaluate=lambda step, _: self._scored(step), record={}, tokenizer=self.model.tokenizer,
             reference=self.start.in_place, kept=self.practice, is_enough=self.practice.is_enough,
         )  # fmt: skip
@@ -202,7 +207,7 @@ class _Training:
             self.start.restore()
         else:
             checkpoint = CheckpointFolder(self.run.checkpoints, 1).path(best.step)
-            AllWeights(self.network).load(load_tensors(checkpoint, WEIGHTS_FILE, read_state(checkpoint)))
+            TrainedWeights(self.network).load(load_tensors(checkpoint, WEIGHTS_FILE, read_state(checkpoint)))
         return best
 
 

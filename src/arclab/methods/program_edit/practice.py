@@ -31,6 +31,7 @@ from arclab.methods.program_edit.curriculum import (
     of_round,
     read_curriculum,
     with_baseline,
+    with_moment,
     write_curriculum,
 )
 from arclab.methods.program_edit.population import Population, Program
@@ -155,6 +156,7 @@ class Practice:
         for part in self._ranks.gather_objects(self._noted):
             for task, successes in part:
                 self.curriculum = observe(self.curriculum, task, successes, step)
+        self.curriculum = with_moment(self.curriculum, step)
         self._noted = []
         self.write()
 

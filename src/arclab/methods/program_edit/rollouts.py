@@ -9,6 +9,7 @@ think, tokens that were put in (arclab.methods.program_edit.budget) are no polic
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -98,7 +99,7 @@ class EditRollouts:
         self._server = None if url is None else open_server("grpo.vllm_url", url, _SERVER_TIMEOUT_S)
 
     def __call__(self, prompts: Sequence[Shown], seeds: Sequence[int]) -> list[Rollout]:
-        config = self._config
+        config, begun = self._config, time.monotonic()
         replies = self._replies(prompts, seeds)
         edits = [
             parse_edit(reply.completion, each.start.program.source, config.prompt)
@@ -108,15 +109,18 @@ class EditRollouts:
             ProgramRun(each.start.task, edit.source, config.prompt.entry, with_tests=True, seed=config.seed)
             for each, edit in zip(prompts, edits, strict=True)
         ]
+        asked = time.monotonic()
+        outcomes = list(run_jobs(self._sandbox, runs))
+        waited = {"timing/sandbox_wait_share": (time.monotonic() - asked) / max(time.monotonic() - begun, 1e-9)}
         rollouts = []
-        for each, reply, edit, outcome in zip(prompts, replies, edits, run_jobs(self._sandbox, runs), strict=True):
+        for each, reply, edit, outcome in zip(prompts, replies, edits, outcomes, strict=True):
             thinking = thinking_tokens_of(reply.completion, edit.thinking)
             earned = reward_of(each.start, outcome, thinking, config, SplitName.train)
             rollouts.append(
                 Rollout(
                     prompt=each, prompt_ids=each.prompt_ids, completion_ids=reply.ids, logprobs=reply.logprobs,
                     is_ended=reply.completion.finish_reason is FinishReason.stop,
-                    numbers=reply.numbers | {"rl/thinking_tokens": float(thinking)}, is_policy=reply.is_policy,
+                    numbers=reply.numbers | waited | {"rl/thinking_tokens": float(thinking)}, is_policy=reply.is_policy,
                     record=Drawn(each, edit.source, outcome, earned),
                 )
             )  # fmt: skip
