@@ -111,30 +111,25 @@ def evaluate_in_ranks(
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
             share = _share(wanted, setting.scored)
             progress = WorkProgress(folder.run, ranks, signals, len(share or setting.scored))
-            shards = list(wanted.launch.shard_folders(wanted.whole_folder).values())
 
             def solve(adaptation: AdaptationConfig) -> Attempts:
                 key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
                 adapter = adapter_of(adaptation, config, setting, model, ranks, state["step"], progress.require_not_told)
-                store = VoteStore(folder.run.path, key, shards)
-                solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size, store, progress, adaptation,
-                                      adapter, share)  # fmt: skip
+                solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
+                                      _store(wanted, folder.run, key), progress, adaptation, adapter, share)  # fmt: skip
                 with adapter.adapted_jointly() if adapter is not None and adapter.is_joint else nullcontext():
                     return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
 
             def work() -> str:
-                merge_shards(wanted, folder.run.path, {})
                 if share is not None:
                     return _count_share(wanted, solve, list(share.values()), folder.run, ranks)
                 attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
                 attempts.statistics |= context_metrics(config, setting, model, ranks) | model.num_parameters
                 if not ranks.is_main:
                     return ""
-                message = publish(replace(found, attempts=attempts), folder.run.path)
-                VoteStore(folder.run.path, "").remove()
-                if wanted.launch.is_divided:
-                    write_merge_time(folder.run.path)
-                return f"{message}{write_verdict(verdict, folder.run)}"
+                return (
+                    f"{_published(wanted, replace(found, attempts=attempts), folder.run)}{write_verdict(verdict, folder.run)}"
+                )
 
             return until_told(folder.run, ranks, progress, work)
 
@@ -145,6 +140,21 @@ def _share(wanted: EvaluateConfig, scored: Sequence[ArcTask]) -> dict[str, ArcTa
     if launch.shard is None:
         return None
     return {task.id: task for task in share_of(scored, launch.shard, launch.shards)}
+
+
+def _store(wanted: EvaluateConfig, run: RunDir, key: str) -> VoteStore:
+    """Of the whole of several shards it has their votes too. ConfigError: one of them is not DONE."""
+    merge_shards(wanted, run.path, {})
+    return VoteStore(run.path, key, list(wanted.launch.shard_folders(wanted.whole_folder).values()))
+
+
+def _published(wanted: EvaluateConfig, result: Evaluation, run: RunDir) -> str:
+    """DONE's message; nothing is left to go on from."""
+    message = publish(result, run.path)
+    VoteStore(run.path, "").remove()
+    if wanted.launch.is_divided:
+        write_merge_time(run.path)
+    return message
 
 
 def _count_share(
