@@ -56,7 +56,7 @@ def test_a_stage_draws_from_a_server_of_its_own(method: str, lm: str, tmp_path: 
 
 
 def test_a_round_asks_a_server_of_the_model_that_the_round_before_has_made(tmp_path: Path) -> None:
-    prompt, sampling = [Message("user", "hello")], Sampling(8, 1.0, 1.0, 0, 0.0, (), 0)
+    prompt, sampling = (Message("user", "hello"),), Sampling(8, 1.0, 1.0, 0, 0.0, (), 0)
     tree, edit = (config_of(tmp_path, method, DRAWN[method][0], "round=1") for method in DRAWN)
     chosen = (policy_of(tree, 1), model_config(edit, 1))
     for model in chosen:
