@@ -127,6 +127,16 @@ def _kills(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return "Runs killed at random", ("what", "runs"), rows, [{**record["provenance"], "seed": record["seed"]}]
 
 
+def _shards(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    seconds, forecasts = record["seconds"], record["forecasts"]
+    rows = (
+        (count, f"{wall:.0f} s", f"{seconds['1'] / wall:.2f}", *(f"{found[count]:.0f} s" for found in forecasts.values()))
+        for count, wall in seconds.items()
+    )
+    columns = ("shards", "measured", "speed-up", *(f"forecast from {by} shards" for by in forecasts))
+    return f"{record['tasks']} toy tasks in shards on two SLURM nodes", columns, rows, [record["provenance"]]
+
+
 def _precision(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     rows = (
         (run["experiment"], form, f"{figures['rows_per_s']:.0f}", f"{figures['times_fp32']:.2f}")
@@ -410,6 +420,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "evaluate": _evaluate,
     "rearc": _rearc,
     "kills": _kills,
+    "shards": _shards,
     "latent_search": _latent_search,
     "memgen_generation": _memgen_generation,
     "memgen_control": _memgen_control,

@@ -1,8 +1,8 @@
-"""A pretended model server as a process of its own, without any package: python stand_in_server.py FOLDER PORT [DELAY_S]
+"""A pretended model server as a process of its own, without any package: python stand_in_server.py FOLDER PORT [DELAY_S [MODEL]]
 
 A reply depends on the prompt and the seed alone. A file in FOLDER makes it fail: `dies`, `hangs` (until it is killed) and `errs`
 (status 500) each for one chat request, after which the file is gone; `broken` keeps it from starting. FOLDER/requests has a line
-for each chat request, FOLDER/starts one for each start.
+for each chat request, FOLDER/starts one for each start. Who does not send the key in MODEL_SERVER_KEY is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 FOLDER = Path(sys.argv[1])
 DELAY_S = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0  # before each reply
+MODEL = sys.argv[4] if len(sys.argv) > 4 else ""
+KEY = os.environ.get("MODEL_SERVER_KEY")
 HANGS = threading.Event()
 
 
@@ -44,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if KEY and self.headers["Authorization"] != f"Bearer {KEY}":
+            self.answer(401, {"error": {"message": "no such key"}})
+            return
         with (FOLDER / "requests").open("a") as file:
             file.write(f"{body['seed']}\n")
         if took("dies"):
@@ -75,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     with (FOLDER / "starts").open("a") as starts:
-        starts.write(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ.get('PYTHONPATH')}\n")
+        starts.write(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ.get('PYTHONPATH')} {MODEL}\n")
     sys.stdout.write("loading the model\n")
     sys.stdout.flush()
     if (FOLDER / "broken").exists():

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from arclab.config.compose import ConfigError, compose_run
-from arclab.config.launch_schema import LaunchConfig, ModelServer, ShardsOn
+from arclab.config.launch_schema import LaunchConfig, ModelServer
 from arclab.lm.endpoint import started
 from arclab.lm.endpoint.http import EndpointError
+from arclab.lm.endpoint.model import load_endpoint
 from arclab.lm.endpoint.started import started_model
 from arclab.lm.hf import HfModel
 from arclab.runs import watched
@@ -97,14 +99,14 @@ def test_what_cannot_be_started_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_environment_of_its_own_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bin comes first, and what is meant for this one is not passed on; shards of one machine share its GPUs."""
+    """Its bin comes first, and what is meant for this one is not passed on; the GPUs are those of this process."""
     binaries = tmp_path / "env/bin"
     binaries.mkdir(parents=True)
     (binaries / "vllm").write_text(
         f'#!/bin/sh\necho "$@" > {tmp_path}/given\nexec {sys.executable} {STAND_IN} {tmp_path} "$6"\n'
     )
     (binaries / "vllm").chmod(0o755)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4")
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", "src"))
     wanted = replace(
         launch(tmp_path),
@@ -112,16 +114,30 @@ def test_an_environment_of_its_own_is_used(tmp_path: Path, monkeypatch: pytest.M
         server_command=None,
         server_env=str(tmp_path / "env"),
         gpus=2,
-        shards=2,
-        shard=1,
     )
     with started_model(model_settings(name="org/a model"), wanted, tmp_path) as model:
         model.generate(PROMPTS[:1], 1, sampling())
     given = (tmp_path / "given").read_text().split()
     assert given[:3] == ["serve", "org/a", "model"] and given[-2:] == ["--tensor-parallel-size", "2"]
     assert lines(tmp_path / "starts")[0].split()[1:] == ["6,4", "None"]
-    assert started._devices(replace(wanted, shards_on=ShardsOn.slurm)) is None
-    assert started._devices(replace(wanted, shard=None)) is None and started._devices(replace(wanted, gpus=0, cpus=1)) == []
+
+
+def test_only_who_has_the_key_can_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one for each server, or the user's own; no command line shows it."""
+    monkeypatch.setenv("MY_KEY", "secret-of-the-user")
+    for settings in (model_settings(), model_settings(api_key_env="MY_KEY")):
+        with started_model(settings, launch(tmp_path), tmp_path) as model:
+            model.generate(PROMPTS[:1], 1, sampling())
+            process = psutil.Process(model._server._process.pid)
+            words = " ".join(word for each in (process, *process.children(recursive=True)) for word in each.cmdline())
+            assert model._key not in words and (settings.api_key_env is None) == (model._key != "secret-of-the-user")
+            stranger = load_endpoint(replace(settings, base_url=f"{model._server.url}/v1", api_key_env=None))
+            with pytest.raises(EndpointError, match="no such key"):
+                stranger.generate(PROMPTS[:1], 1, sampling())
+    monkeypatch.delenv("MY_KEY")
+    unset = started_model(model_settings(api_key_env="MY_KEY"), launch(tmp_path), tmp_path)
+    with pytest.raises(EndpointError, match=r"the variable that lm\.api_key_env names is not set"), unset:
+        pass
 
 
 @pytest.mark.parametrize(
@@ -149,7 +165,9 @@ def test_settings_that_do_not_go_together_are_refused(overrides: list[str], word
 def test_gpus_are_the_servers_and_one_process_asks_it() -> None:
     config = compose_run("evaluate_programs", [*EVALUATION, "launch.server=vllm", "launch.gpus=4"])
     assert config.launch.num_ranks == 1 and config.launch.devices_per_node == 4
-    with pytest.raises(ConfigError, match=r"launch\.server=vllm serves solvers that ask lm=endpoint; set launch\.server=null"):
+    with pytest.raises(
+        ConfigError, match=r"launch\.server=vllm serves what draws from a language model; set launch\.server=null"
+    ):
         compose_run("pretrain_encoder", ["experiment=quickstart", "name=a", "launch.server=vllm"])
 
 

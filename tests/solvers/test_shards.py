@@ -17,6 +17,7 @@ from arclab.data.sources import load_source
 from arclab.entries import ENTRIES, load
 from arclab.launch.queue.plan import read_plan
 from arclab.launch.shards import run_shards
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import Prompt, Sampling
 from arclab.lm.scripted import ScriptedModel
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
@@ -63,7 +64,7 @@ def run(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         models.append(ScriptedModel(seeded=reply))
         return models[-1]
 
-    monkeypatch.setattr(evaluation, "load_language_model", new_model)
+    monkeypatch.setattr(started, "load_language_model", new_model)
     monkeypatch.setattr(evaluation, "open_sandbox", lambda config: nullcontext(sandbox))
 
     def go(solver: str, folder: Path, *more: str) -> list[int]:
@@ -169,6 +170,7 @@ def test_a_shard_drawn_with_other_weights_is_refused(run: Callable[..., list[int
         ("evaluate_programs", ["launch.shards=2", "launch.shard=2"], "launch.shard=2 is none of launch.shards=2"),
         ("evaluate_programs", ["launch.shards=0"], "launch.shards=0 must be at least 1"),
         ("evaluate_programs", ["launch.steal=true"], "launch.steal=true has nobody to take tasks from"),
+        ("evaluate_ensemble", ["launch.shards=2"], "launch.shards=2 divides tasks between jobs, which evaluate.py does for"),
         ("pretrain_encoder", ["launch.shards=2"], "launch.shards=2 divides tasks between jobs, which pretrain_encoder.py does"),
     ],
 )

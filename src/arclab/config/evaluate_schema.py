@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Optional
 
-from arclab.config.adaptation_schema import AdaptationConfig, NoAdaptation
+from arclab.config.adaptation_schema import AdaptationConfig, NoAdaptation, WeightAdaptationConfig
 from arclab.config.checkpoint_key import CheckpointWish, broken_checkpoint, checkpoint_wish
 from arclab.config.dataset_schema import DatasetWishes
 from arclab.config.launch_schema import LaunchConfig
@@ -54,6 +54,7 @@ class EvaluateConfig(EvaluationConfig):
     else. Tasks of dataset.eval_sources are scored as the split evaluation. The default of adaptation is for evaluations that
     were made before it was a key."""
 
+    HAS_SHARDS: ClassVar[bool] = True
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
         "device",
@@ -91,10 +92,16 @@ class EvaluateConfig(EvaluationConfig):
 
     @property
     def title(self) -> tuple[str, str]:
-        return self.run_folder.parent.name, f"{self.run_folder.name}-{self.folder.name}"
+        name = f"{self.run_folder.name}-{self.whole_folder.name}{self.launch.shard_suffix}"
+        return self.run_folder.parent.name, name
 
     @property
     def folder(self) -> Path:
+        return self.launch.folder_in(self.whole_folder)
+
+    @property
+    def whole_folder(self) -> Path:
+        """Also of a shard, whose own lies in it."""
         if self.output_dir:
             return Path(self.output_dir)
         return results_folder(self.run_folder, self.runs_dir) / "evaluation" / (self.name or self._results_name())
@@ -133,7 +140,7 @@ class EvaluateConfig(EvaluationConfig):
         return found
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": self.wish.path}
+        return {"checkpoint": self.wish.path} | self.launch.shard_folders(self.whole_folder)
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 0, num_augmentations=self.num_augmentations)
@@ -145,6 +152,11 @@ class EvaluateConfig(EvaluationConfig):
             problems.append(
                 f"split={self._split_name()} are tasks of the run, and dataset.eval_sources names other ones; drop split, or "
                 "score the run's own without dataset= and dataset.eval_sources."
+            )
+        if self.launch.shards > 1 and isinstance(self.adaptation, WeightAdaptationConfig) and self.adaptation.joint:
+            problems.append(
+                f"launch.shards={self.launch.shards} divides tasks between jobs, and adaptation.joint=true trains on all of "
+                "them together; set launch.shards=1, or adaptation.joint=false."
             )
         problems += broken_checkpoint("checkpoint", self.checkpoint)
         if not self.checkpoint:

@@ -111,6 +111,11 @@ class LaunchConfig:
         """The folder of this process."""
         return whole if self.shard is None else self.shard_folder(whole, self.shard)
 
+    @property
+    def shard_suffix(self) -> str:
+        """Of a shard's name in lists."""
+        return "" if self.shard is None else f"-shard{self.shard}"
+
     def check(self, path: str) -> list[str]:
         problems = [
             *at_least(path, 1, shards=self.shards),

@@ -340,6 +340,7 @@ class EvaluateLmConfig(EvaluationConfig):
     output_dir; name null: <dataset>_<split>."""
 
     HAS_SHARDS: ClassVar[bool] = True
+    CAN_STEAL: ClassVar[bool] = True
     HAS_SERVER: ClassVar[bool] = True
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         "launch.",
@@ -374,8 +375,7 @@ class EvaluateLmConfig(EvaluationConfig):
 
     @property
     def title(self) -> tuple[str, str]:
-        shard = "" if self.launch.shard is None else f"-shard{self.launch.shard}"
-        return self.solver_kind, f"{Path(self.lm.name).name}-{self.run_name}{shard}"
+        return self.solver_kind, f"{Path(self.lm.name).name}-{self.run_name}{self.launch.shard_suffix}"
 
     @property
     def whole_folder(self) -> Path:

@@ -321,6 +321,7 @@ class EvaluateMemGenConfig(EvaluationConfig):
     """Root of evaluate.py solver=memgen. null means: as the checkpoint's own run was configured. name: the folder in the run's
     evaluation/ (null: <split>_<memory>, with the kind of a trigger of its own); output_dir: a folder anywhere else."""
 
+    HAS_SHARDS: ClassVar[bool] = True
     FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "device", "num_threads", "batch_size", "output_dir")
     _SUFFIX: ClassVar[str] = ""  # of the default name
 
@@ -349,10 +350,16 @@ class EvaluateMemGenConfig(EvaluationConfig):
 
     @property
     def title(self) -> tuple[str, str]:
-        return self.run_folder.parent.name, f"{self.run_folder.name}-{self.folder.name}"
+        name = f"{self.run_folder.name}-{self.whole_folder.name}{self.launch.shard_suffix}"
+        return self.run_folder.parent.name, name
 
     @property
     def folder(self) -> Path:
+        return self.launch.folder_in(self.whole_folder)
+
+    @property
+    def whole_folder(self) -> Path:
+        """Also of a shard, whose own lies in it."""
         if self.output_dir:
             return Path(self.output_dir)
         return self.run_folder / "evaluation" / (self.name or f"{self._default_name}{self.wish.suffix}")
@@ -367,7 +374,7 @@ class EvaluateMemGenConfig(EvaluationConfig):
         return "text/accuracy"
 
     def inputs(self) -> dict[str, Path]:
-        return {"checkpoint": self.wish.path}
+        return {"checkpoint": self.wish.path} | self.launch.shard_folders(self.whole_folder)
 
     def check(self, path: str) -> list[str]:
         problems = sized(path, 1, batch_size=self.batch_size, num_threads=self.num_threads)

@@ -326,6 +326,8 @@ class ProgramEditConfig(StagedConfig):
     HAS_SHARDS: ClassVar[bool] = True
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in EditStage if stage is not EditStage.round)
     PARALLEL_STAGES: ClassVar[tuple[str, ...]] = ("sample",)
+    HAS_SERVER: ClassVar[bool] = True
+    SERVED_STAGES: ClassVar[tuple[str, ...]] = ("sample", "evaluate")
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "sandbox.num_workers",

@@ -80,10 +80,12 @@ class Cadence(Protocol):
 class RunConfig(Protocol):
     """A root configuration, of a run that trains or of one that evaluates. FREE_KEYS: dotted keys, or their beginnings, that
     cannot change what the run makes, so that it may go on with other values of them. HAS_SHARDS: it may be divided by tasks
-    (launch.shards). HAS_SERVER: it may start a model server (launch.server)."""
+    (launch.shards). CAN_STEAL: a shard may take tasks of others (launch.steal). HAS_SERVER: it may start a model server
+    (launch.server)."""
 
     __slots__ = ()
     HAS_SHARDS: ClassVar[bool] = False
+    CAN_STEAL: ClassVar[bool] = False
     HAS_SERVER: ClassVar[bool] = False
     FREE_KEYS: ClassVar[tuple[str, ...]]
     runs_dir: str
@@ -130,7 +132,30 @@ class RunConfig(Protocol):
         ...
 
 
-class TrainingConfig(RunConfig, Protocol):
+class UsualRunConfig(RunConfig, Protocol):
+    """What most runs say: they need nothing, are done once, leave nothing open, and do not go on with a shorter one."""
+
+    __slots__ = ()
+
+    @property
+    def stops_when_unhealthy(self) -> bool:
+        return False
+
+    @property
+    def is_done_again(self) -> bool:
+        return False
+
+    def settled(self, held: Self) -> Self:
+        return self
+
+    def begins_as(self, num_steps: int) -> bool:
+        return False
+
+    def inputs(self) -> dict[str, Path]:
+        return {}
+
+
+class TrainingConfig(UsualRunConfig, Protocol):
     """A root configuration of a run that trains: a base class of the method's dataclass. The run folder is
     <runs_dir>/<experiment_name>/<name>; the finished run is left alone."""
 
@@ -186,21 +211,8 @@ class TrainingConfig(RunConfig, Protocol):
     def stops_when_unhealthy(self) -> bool:
         return self.trainer.stop_when_unhealthy
 
-    @property
-    def is_done_again(self) -> bool:
-        return False
 
-    def settled(self, held: Self) -> Self:
-        return self
-
-    def begins_as(self, num_steps: int) -> bool:
-        return False
-
-    def inputs(self) -> dict[str, Path]:
-        return {}
-
-
-class EvaluationConfig(RunConfig, Protocol):
+class EvaluationConfig(UsualRunConfig, Protocol):
     """A root configuration of a run that scores something: a base class of the method's dataclass. Given by hand, the same
     command scores again; in a job file, what is DONE is done."""
 
@@ -215,21 +227,8 @@ class EvaluationConfig(RunConfig, Protocol):
         return "ARC/pass@2"
 
     @property
-    def stops_when_unhealthy(self) -> bool:
-        return False
-
-    @property
     def is_done_again(self) -> bool:
         return True
-
-    def settled(self, held: Self) -> Self:
-        return self
-
-    def begins_as(self, num_steps: int) -> bool:
-        return False
-
-    def inputs(self) -> dict[str, Path]:
-        return {}
 
 
 def unsupported_launch(config: Any, script: str) -> list[str]:
@@ -243,6 +242,11 @@ def unsupported_launch(config: Any, script: str) -> list[str]:
             f"launch.shards={launch.shards} divides tasks between jobs, which {script} does for {', '.join(divided)} alone; "
             "set launch.shards=1 (ranks are launch.gpus, launch.cpus and launch.nodes)."
         )
+    if launch is not None and launch.steal and not getattr(config, "CAN_STEAL", False):
+        problems.append(
+            "launch.steal=true is for evaluations whose solver asks a language model; set launch.steal=false, and the shares "
+            "stay as they are."
+        )
     if launch is not None and launch.server is not None and not getattr(config, "HAS_SERVER", False):
-        problems.append(f"launch.server={launch.server.value} serves solvers that ask lm=endpoint; set launch.server=null.")
+        problems.append(f"launch.server={launch.server.value} serves what draws from a language model; set launch.server=null.")
     return problems

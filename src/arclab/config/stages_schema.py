@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Optional, Protocol, Self
 
 from arclab.config.launch_schema import LaunchConfig
-from arclab.config.run import CriterionConfig, DeviceChoice, RunConfig
+from arclab.config.run import CriterionConfig, DeviceChoice, UsualRunConfig
 
 ROUND = "round"  # of stage=: the whole of it
 
 
-class StagedConfig(RunConfig, Protocol):
+class StagedConfig(UsualRunConfig, Protocol):
     """round: of the stage, from 0. rounds: how many stage=round makes; it may be raised later. The folder of stage=round is
     <runs_dir>/<experiment_name>/<name>, and those of its stages lie in it: round_0/<stage>. PARALLEL_STAGES: those that work
-    task by task, so that launch.shards divides them."""
+    task by task, so that launch.shards divides them. SERVED_STAGES: those whose model may be behind a server
+    (launch.server)."""
 
     __slots__ = ()
     FREE_KEYS: ClassVar[tuple[str, ...]] = ("launch.", "rounds", "device", "num_threads")
     STAGES: ClassVar[tuple[str, ...]]
     PARALLEL_STAGES: ClassVar[tuple[str, ...]] = ()
+    SERVED_STAGES: ClassVar[tuple[str, ...]] = ()
     experiment_name: str
     name: str
     seed: int
@@ -51,8 +53,8 @@ class StagedConfig(RunConfig, Protocol):
 
     @property
     def title(self) -> tuple[str, str]:
-        shard = "" if self.launch.shard is None else f"-shard{self.launch.shard}"
-        return self.experiment_name, self.name if self.is_whole else f"{self.name}-{self.round}-{self.stage.value}{shard}"
+        part = f"-{self.round}-{self.stage.value}{self.launch.shard_suffix}"
+        return self.experiment_name, self.name if self.is_whole else f"{self.name}{part}"
 
     @property
     def folder(self) -> Path:
@@ -89,20 +91,6 @@ class StagedConfig(RunConfig, Protocol):
     def best_metric(self) -> str:
         return self.criterion.metric if self.criterion else "ARC/pass@2"
 
-    @property
-    def stops_when_unhealthy(self) -> bool:
-        return False
-
-    @property
-    def is_done_again(self) -> bool:
-        return False
-
-    def settled(self, held: Self) -> Self:
-        return self
-
-    def begins_as(self, num_steps: int) -> bool:
-        return False
-
     def inputs(self) -> dict[str, Path]:
         """The stage before this one, in its round or in the one before; a method may know better. And the shards."""
         if self.is_whole:
@@ -132,6 +120,10 @@ class StagedConfig(RunConfig, Protocol):
                 f"launch.shards={self.launch.shards} divides tasks between jobs, which {able} can do here and "
                 f"stage={self.stage.value} cannot; set launch.shards=1, or run such a stage by itself."
             )
-        if self.launch.steal:
-            found.append("launch.steal=true is for evaluations; set launch.steal=false for a stage.")
+        if self.launch.server is not None and self.SERVED_STAGES and self.stage.value not in (*self.SERVED_STAGES, ROUND):
+            able = " and ".join(f"stage={stage}" for stage in (*self.SERVED_STAGES, ROUND))
+            found.append(
+                f"launch.server={self.launch.server.value} serves what {able} draw, and stage={self.stage.value} draws nothing "
+                "from a server; set launch.server=null."
+            )
         return found

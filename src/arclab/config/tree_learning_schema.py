@@ -180,6 +180,8 @@ class TreeLearningConfig(StagedConfig):
     HAS_SHARDS: ClassVar[bool] = True
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in TreeStage if stage is not TreeStage.round)
     PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (TreeStage.collect.value,)
+    HAS_SERVER: ClassVar[bool] = True
+    SERVED_STAGES: ClassVar[tuple[str, ...]] = (TreeStage.collect.value, TreeStage.evaluate.value)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "sandbox.num_workers",

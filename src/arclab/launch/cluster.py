@@ -62,16 +62,18 @@ def slurm_parameters(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def build_executor(
-    launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = "arclab", after: Sequence[str] = ()
+    launch: LaunchConfig, kind: Kind, log_dir: Path, name: str = "arclab", after: Sequence[str] = (), array_size: int = 1
 ) -> submitit.AutoExecutor:
     """An executor with the resources of launch. after: the ids of SLURM jobs that must end well before; if one does not, the
-    job leaves the queue. ConfigError if SLURM is asked for and is not here."""
+    job leaves the queue. array_size: of the arrays that are submitted, whose elements may all run at once. ConfigError if SLURM
+    is asked for and is not here."""
     special: dict[str, Any] = {}
     if kind == "slurm":
         slurm.require_installed()
         special = {f"slurm_{key}": value for key, value in slurm_parameters(launch).items()}
         dependency = {"dependency": f"afterok:{':'.join(after)}", "kill_on_invalid_dep": "yes"} if after else {}
         special["slurm_additional_parameters"] = ALWAYS_REQUEUED | dependency
+        special["slurm_array_parallelism"] = array_size
     limits = {key: special.pop(key) for key in ("slurm_max_num_timeout",) if key in special}
     executor = submitit.AutoExecutor(folder=log_dir, cluster=kind, **limits)
     executor.update_parameters(name=name, **shared_parameters(launch), **special)

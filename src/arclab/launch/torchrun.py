@@ -18,6 +18,7 @@ from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import LaunchConfig
 from arclab.runs import slurm
 from arclab.runs.folder import RunDir
+from arclab.runs.gpus import gpus_of
 from arclab.runs.tied import tie_to
 
 _FIRST_PORT, _NUM_PORTS = 20000, 20000
@@ -62,14 +63,14 @@ def torchrun_command(run: RunDir, launch: LaunchConfig, node: Node) -> list[str]
 
 
 def worker_environment(launch: LaunchConfig) -> dict[str, str]:
-    """This process' environment with the threads of a rank; ranks on CPU cores see no GPU."""
+    """This process' environment with the threads of a rank, and its GPUs; ranks on CPU cores see none."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(launch.cpus_per_rank)}
     # torchrun's own end is SIGQUIT alone. SIGTERM and SIGHUP reach every process of a job: the ranks save, and torchrun must
     # wait for them instead of killing them 30 s later. (The environment's form of --signals-to-handle: versions without it do
     # not mind.)
     environment["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    if launch.gpus == 0 and launch.cpus > 0:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+    if (gpus := gpus_of(launch)) is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return environment
 
 

@@ -22,9 +22,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -47,7 +47,8 @@ class ServerDown(ValueError):
 class Wished:
     """name: for messages. command: for a port. health: paths, or see the module. start_s: how long it may take to become
     healthy. silent_s: after so long without a sign of health it is ended. restarts: how often it is started again. remedy:
-    what to do if it does not start."""
+    what to do if it does not start. environment: for the server, beside this process's; headers: of the look at its health.
+    Both may hold a key, which a command line would show to everybody."""
 
     name: str
     command: Callable[[int], Sequence[str]]
@@ -57,6 +58,8 @@ class Wished:
     silent_s: float
     restarts: int
     remedy: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class WatchedServer:
@@ -174,8 +177,9 @@ class WatchedServer:
             self._log_start = output.tell()
             self._num_starts += 1
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, **self._wished.environment},
+            )  # fmt: skip
         return True
 
     def _ended_within(self, seconds: float) -> int | None:
@@ -197,7 +201,9 @@ class WatchedServer:
             return self._wished.health()
         for path in self._wished.health:
             try:
-                answer = httpx.get(f"{self.url}{path}", timeout=_HEALTH_TIMEOUT_S, trust_env=False)
+                answer = httpx.get(
+                    f"{self.url}{path}", headers=dict(self._wished.headers), timeout=_HEALTH_TIMEOUT_S, trust_env=False
+                )
             except (httpx.HTTPError, httpx.InvalidURL):
                 return False
             if answer.status_code != 404:

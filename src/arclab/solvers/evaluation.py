@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 from arclab.config.compose import ConfigError, flat
 from arclab.config.llm_schema import (
     HOW_MODELS_RUN,
-    EndpointModelConfig,
     EvaluateLmConfig,
     EvaluateWithProgramsConfig,
     Isolation,
@@ -30,10 +29,9 @@ from arclab.config.schema import SplitName
 from arclab.data.shares import share_of
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
-from arclab.lm.endpoint.started import started_model
+from arclab.lm.endpoint.started import opened_model
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import LanguageModel, num_parameters
-from arclab.lm.models import load_language_model
 from arclab.pages.publish import publish
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.results.attempts import Attempts
@@ -45,7 +43,7 @@ from arclab.runs.lock import keeper
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
 from arclab.runs.worklist import ItemKind
-from arclab.solvers.shards import ShardRecord, begin_with_whole, choose_gpu, merge_shards, parts_to_solve, write_merge_time
+from arclab.solvers.shards import ShardRecord, begin_with_whole, merge_shards, parts_to_solve, write_merge_time
 
 log = logging.getLogger(__name__)
 _NAMED_TASKS = 20  # on the console; the report has them all
@@ -123,9 +121,7 @@ def _evaluate(
         require_no_larger(run.path, len(tasks), 0)
         has_programs = isinstance(config, EvaluateWithProgramsConfig)
         sandbox = stack.enter_context(open_sandbox(config.sandbox)) if has_programs else None
-        if config.launch.shard is not None:
-            choose_gpu(config.launch.shard)
-        model = stack.enter_context(_opened(config, run.path))
+        model = stack.enter_context(opened_model(config.lm, config.launch, run.path))
         with folder.held(config, notes), RecordFailure(run):
             progress = WorkProgress(run, ranks, signals, num_to_solve(config, tasks))
 
@@ -149,13 +145,6 @@ def _evaluate(
                 return message
 
             return until_told(run, ranks, progress, work)
-
-
-def _opened(config: EvaluateLmConfig, folder: Path) -> AbstractContextManager[LanguageModel]:
-    if config.launch.server is None:
-        return nullcontext(load_language_model(config.lm))
-    assert isinstance(config.lm, EndpointModelConfig)
-    return started_model(config.lm, config.launch, folder)
 
 
 def num_to_solve(config: EvaluateLmConfig, tasks: Sequence[ArcTask]) -> int:

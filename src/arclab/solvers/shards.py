@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import torch
 
 from arclab.config.compose import ConfigError, thaw_run
 from arclab.config.launch_schema import SHARDS
@@ -88,11 +87,13 @@ class ShardRecord:
         self._start_s = self._begun_s - _job_began_s()
 
     def add(self, part: Sequence[ArcTask], attempts: Attempts) -> None:
-        counted = attempts.statistics
-        self._record["tasks"] += len(part)
-        self._record["cost"] += sum(map(expected_cost, part))
-        for name in ("programs", "tokens"):
-            self._record[name] += counted.get({"programs": "programs/count", "tokens": "programs/tokens"}[name], 0.0)
+        programs, tokens = (attempts.statistics.get(name, 0.0) for name in ("programs/count", "programs/tokens"))
+        self.add_work(len(part), sum(map(expected_cost, part)), programs=programs, tokens=tokens)
+
+    def add_work(self, tasks: int, cost: float, *, programs: float = 0.0, tokens: float = 0.0) -> None:
+        """cost: expected, by which tasks were divided."""
+        for name, more in {"tasks": tasks, "cost": cost, "programs": programs, "tokens": tokens}.items():
+            self._record[name] += more
 
     def write(self) -> None:
         record = {**self._record, "solve_s": time.time() - self._begun_s, "start_s": self._start_s}
@@ -101,8 +102,8 @@ class ShardRecord:
 
 def merge_shards(config: RunConfig, whole: Path, stores: Mapping[str, ItemKind]) -> None:
     """Adds what all shards drew to the whole's own files. stores: {pattern of files below the folder: what they hold}.
-    ConfigError: a shard is not DONE, or was made with other settings."""
-    folders = [config.launch.shard_folder(whole, number) for number in range(config.launch.shards)]
+    ConfigError: a shard is not DONE, or was made with other settings. Of a run that is not divided: nothing."""
+    folders = list(config.launch.shard_folders(whole).values())
     for number, folder in enumerate(folders):
         _require_done(folder, number, config.launch.shards)
     for pattern, kind in stores.items():
@@ -125,7 +126,6 @@ def begin_stage(config: StagedConfig, folder: Path, stores: Mapping[str, ItemKin
     """What has been drawn already comes into the stage's folder. ConfigError: see merge_shards."""
     if config.launch.shard is not None:
         begin_with_whole(folder, config.whole_folder, stores)
-        choose_gpu(config.launch.shard)
     elif config.launch.is_divided:
         merge_shards(config, folder, stores)
 
@@ -134,12 +134,6 @@ def made_by_shard(config: StagedConfig, num_tasks: int) -> Made:
     """Its files are for the whole, which reads them; nobody else does."""
     told = f"shard {config.launch.shard} of {config.launch.shards}: {num_tasks} tasks"
     return Made(outputs=(), counts={"tasks": float(num_tasks)}, message=told)
-
-
-def choose_gpu(number: int) -> None:
-    """Shards that share a machine take its GPUs in turn. A job that was given one of its own sees no other."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def write_merge_time(whole: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from arclab.config.compose import ConfigError
-from arclab.launch.queue import commands
+from arclab.launch.queue import commands, starting
 from arclab.launch.queue import submit as submit_module
 from arclab.launch.queue.plan import PlannedRun, read_plan
 from arclab.launch.queue.submit import cancel, retry, submit
@@ -113,12 +113,12 @@ def test_a_full_disk_in_the_middle_of_a_submission(file: Path, monkeypatch: pyte
     run = plan_of(file)[0]
     before = run.folder.read_status()
     write_job(run.folder, JobRecord("77", "local", 1.0, is_cancelled=True))
-    monkeypatch.setattr(submit_module, "_submit_here", full)
+    monkeypatch.setattr(starting, "_submit_here", full)
     with pytest.raises(OSError, match="jobs"):
         retry([run], "local")
     assert run.folder.read_status() == before and read_job(run.folder) == JobRecord("77", "local", 1.0, is_cancelled=True)
-    monkeypatch.setattr(submit_module, "_submit_here", lambda *_: "4711")
-    monkeypatch.setattr(submit_module, "write_job", full)
+    monkeypatch.setattr(starting, "_submit_here", lambda *_: "4711")
+    monkeypatch.setattr(starting, "write_job", full)
     with pytest.raises(OSError, match="No space left") as caught:
         retry([run], "local")
     assert "job 4711, which nothing names now; end it with: kill 4711" in caught.value.__notes__[0]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,12 @@ from filelock import FileLock
 from arclab.config.compose import ConfigError, thaw
 from arclab.launch.__main__ import main
 from arclab.launch.cluster import JobTask
+from arclab.launch.queue import starting
 from arclab.launch.queue import submit as submit_module
 from arclab.launch.queue.plan import PlannedRun, read_plan
 from arclab.launch.queue.progress import living_jobs, read_progress
-from arclab.launch.queue.submit import LocalTask, cancel, retry, submit
+from arclab.launch.queue.starting import LocalTask
+from arclab.launch.queue.submit import cancel, retry, submit
 from arclab.pages.analyse import analyse
 from arclab.runs.folder import State
 from arclab.runs.jobrecord import JobRecord, read_job, write_job
@@ -232,12 +234,12 @@ def test_a_refusal_in_the_middle_names_what_was_submitted(tmp_path: Path, monkey
     monkeypatch.setattr(submit_module, "require_installed", lambda: None)
     monkeypatch.setattr(submit_module, "living_jobs", lambda _: {})
 
-    def sbatch(run: PlannedRun) -> str:
-        if run.name == "b":
+    def sbatch(runs: Sequence[PlannedRun]) -> list[str]:
+        if runs[0].name == "b":
             raise ConfigError("SLURM refused the job: too many of yours.")
-        return "7"
+        return ["7"]
 
-    monkeypatch.setattr(submit_module, "_submit_to_slurm", sbatch)
+    monkeypatch.setattr(starting, "_submit_to_slurm", sbatch)
     with pytest.raises(ConfigError, match=r"too many of yours\. Submitted before it: a; the same command leaves these alone"):
         submit(runs, "slurm")
     assert [run.folder.state for run in runs] == [State.submitted, None]
@@ -250,10 +252,10 @@ def test_a_refused_retry_does_not_forget_that_a_run_was_cancelled(tmp_path: Path
     folder.write_status(State.preempted, 1)
     write_job(folder, JobRecord("7", "slurm", time.time(), is_cancelled=True))
 
-    def refuse(run: PlannedRun) -> str:
+    def refuse(runs: Sequence[PlannedRun]) -> list[str]:
         raise ConfigError("SLURM refused the job.")
 
-    monkeypatch.setattr(submit_module, "_submit_to_slurm", refuse)
+    monkeypatch.setattr(starting, "_submit_to_slurm", refuse)
     monkeypatch.setattr(submit_module, "living_jobs", lambda _: {})
     with pytest.raises(ConfigError, match="refused"):
         retry(runs, "slurm")

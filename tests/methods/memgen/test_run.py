@@ -129,6 +129,49 @@ def test_evaluations_answer_each_question_once(trained: Path, monkeypatch: pytes
     assert earlier.name == f"{folders['trained'].name}-step2" and (record["step"], record["chosen"]) == (2, "asked for")
 
 
+@pytest.mark.parametrize("wishes", [(), ("ltpo.max_steps=1",)], ids=["memgen", "memgen_ltpo"])
+def test_merged_shards_are_what_one_process_answers(
+    wishes: tuple[str, ...], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = ("sampling.temperature=1", "batch_size=2", *wishes)
+    one = _evaluate(trained, *wishes, f"output_dir={tmp_path}/one")
+    counts = []
+    for number in (2, 0, 1):
+        part = _evaluate(trained, *wishes, f"output_dir={tmp_path}/three", "launch.shards=3", f"launch.shard={number}")
+        assert part == tmp_path / "three/shards" / f"{number}_of_3" and not (part / "text_metrics.json").exists()
+        measured = json.loads((part / "shard.json").read_text())
+        counts.append(measured["tasks"])
+        assert measured["tokens"] > 0 and measured["cost"] > 0 and measured["solve_s"] > 0
+    with monkeypatch.context() as patch:  # nothing is answered a second time
+        patch.setattr(interaction.Player, "play", None)
+        three = _evaluate(trained, *wishes, f"output_dir={tmp_path}/three", "launch.shards=3")
+    name = "answer_ltpo.json" if len(wishes) > 2 else "answer.json"
+    a, b = ((folder / name).read_text().splitlines() for folder in (one, three))
+    assert a[:-1] == b[:-1] and len(a) == 1 + sum(counts) == 7 and min(counts) > 0
+    a_sum, b_sum = (json.loads(lines[-1])["summary"] for lines in (a, b))
+    assert {**a_sum, "tokens_per_s": 0} == {**b_sum, "tokens_per_s": 0}
+
+
+def test_shards_that_cannot_be_merged_are_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is missing; one was answered by other weights; there are more than questions; questions are not handed on."""
+    two = (f"output_dir={tmp_path}/two", "launch.shards=2", "batch_size=3")
+    _evaluate(trained, *two, "launch.shard=0")
+    with pytest.raises(ConfigError, match=r"shard 1 of 2 was not started"):
+        _evaluate(trained, *two)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "digest", lambda path: "trained further")
+        _evaluate(trained, *two, "launch.shard=1")
+    with pytest.raises(ConfigError, match=r"1_of_2/answers_0_of_1\.jsonl holds .* with weights="):
+        _evaluate(trained, *two)
+    assert not (tmp_path / "two/answer.json").exists()
+    with pytest.raises(
+        ValueError, match=r"launch.shards=4 is more than the 3 batches of 2 questions; give at most 3, or lower"
+    ):
+        _evaluate(trained, f"output_dir={tmp_path}/four", "batch_size=2", "launch.shards=4", "launch.shard=0")
+    with pytest.raises(ConfigError, match=r"launch.steal=true is for evaluations whose solver asks a language model"):
+        _evaluate(trained, *two, "launch.steal=true")
+
+
 def test_an_evaluation_may_have_a_trigger_of_its_own(trained: Path, tmp_path: Path) -> None:
     """answer.json says where memory was inserted and where it might have been; the page marks it."""
 
@@ -293,4 +336,4 @@ def test_ranks_that_are_told_to_end_do_so_together(trained: Path, tmp_path: Path
     (tmp_path / "run").mkdir()
     kept = 1 if mine_is_told else len(examples) // 2
     with pytest.raises(ToldToEnd, match=f"{kept + other} of 6 answers are kept"):
-        evaluation._answered(config, saved, BoxedAnswers(), examples, RunDir(tmp_path / "run"), ranks, Progress())  # type: ignore[arg-type]
+        evaluation._answered(config, saved, BoxedAnswers(), examples, {}, RunDir(tmp_path / "run"), ranks, Progress())  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask
 from arclab.files import read_object
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import Prompt
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.program_edit import evaluate as evaluate_module
@@ -172,9 +173,7 @@ def test_a_given_model_is_scored_without_any_stage_and_all_its_edits_vote(
         return f"<think>\n<i>so</i>\n</think>\n```python\n{source}\n```"
 
     loaded = []
-    monkeypatch.setattr(
-        evaluate_module, "load_language_model", lambda config: loaded.append(config.name) or ScriptedModel(reply)
-    )
+    monkeypatch.setattr(started, "load_language_model", lambda config: loaded.append(config.name) or ScriptedModel(reply))
     monkeypatch.setattr(evaluate_module, "_scored_tasks", lambda config: (task,))
     command = [
         "method=program_edit", "lm=tiny", "lm.name=some/model", "dataset=toy", f"runs_dir={tmp_path}", "name=a", "stage=evaluate", "evaluate.model=given", "device=cpu",

@@ -13,6 +13,7 @@ from arclab.config.compose import ConfigError
 from arclab.data.tasks import ArcTask, Pair
 from arclab.files import read_object
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.program_edit.budget import CLOSE, WAIT
@@ -63,7 +64,7 @@ def evaluated(
     tasks: tuple[ArcTask, ...] = (TURNED, COPIED),
 ) -> dict[str, float]:
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "load_language_model", lambda config: model)
+        patch.setattr(started, "load_language_model", lambda config: model)
         patch.setattr(evaluation, "open_sandbox", lambda config: nullcontext(sandbox))
         patch.setattr(evaluation, "scored_tasks", lambda config: (tasks, len(tasks), ()))
         start(

@@ -15,6 +15,7 @@ from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, Pair
 from arclab.files import read_lines, read_object
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.program_edit import evaluate as evaluate_module
@@ -137,7 +138,7 @@ def test_a_model_is_asked_for_drafts_and_edits(command: list[str], tmp_path: Pat
             return f"<think>\nOkay, turn it.\n</think>\n```python\n# turned\n{next(iter(right.values()))}```"
         return "<think>\nI give up" if number == 1 else "```python\ndef solve(I):\n    return I[0][0]\n```"
 
-    monkeypatch.setattr(sample_module, "load_language_model", lambda config: Editor(reply))
+    monkeypatch.setattr(started, "load_language_model", lambda config: Editor(reply))
     assert (
         stage(
             command,
@@ -277,7 +278,7 @@ def test_an_evaluation_edits_the_best_edit_again(command: list[str], tmp_path: P
     grids = [np.array([[1, 1, 1], [2, 2, 2], [c, c, 4]], np.uint8) for c in (3, 5, 6)]
     pairs = tuple(Pair(grid, grid[::-1, ::-1].copy()) for grid in grids)  # rows first: 7 of 9 cells
     task = ArcTask("turned", pairs[:2], pairs[2:], "test")
-    monkeypatch.setattr(evaluate_module, "load_language_model", lambda config: ScriptedModel(reply))
+    monkeypatch.setattr(started, "load_language_model", lambda config: ScriptedModel(reply))
     monkeypatch.setattr(evaluate_module, "_scored_tasks", lambda config: (task,))
     trained = folder(tmp_path, "sft") / "trained.json"
     trained.parent.mkdir(parents=True)

@@ -18,6 +18,7 @@ from arclab.config.tree_search_schema import TerminalReward
 from arclab.data.tasks import ArcTask, Pair
 from arclab.files import DamagedFile
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import Prompt, Reply, Sampling
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.tree_search.archive import terminal_reward
@@ -251,7 +252,7 @@ def test_a_beam_without_a_reward_model_says_that_it_picks_at_random(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Beside every score, and on the console before the model is loaded."""
-    monkeypatch.setattr(evaluation, "load_language_model", lambda config: scripted(babble))
+    monkeypatch.setattr(started, "load_language_model", lambda config: scripted(babble))
     monkeypatch.setattr(evaluation, "open_sandbox", lambda config: nullcontext(sandbox))
     monkeypatch.setattr("arclab.solvers.evaluation.drawing_settings", lambda *_: {})
     monkeypatch.setattr("arclab.methods.tree_search.run.drawing_settings", lambda *_: {})

@@ -20,6 +20,7 @@ from arclab.launch.queue.estimates import estimates, problems_of
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, ablation_columns, by_entry, by_section, read_plan
 from arclab.launch.queue.progress import OPEN_STATES, RunProgress, living_jobs, read_progress
 from arclab.launch.queue.simulate import Work, read_rates
+from arclab.launch.queue.starting import job_logs
 from arclab.launch.queue.submit import Action, cancel, retry, submit
 from arclab.launch.queue.tables import (
     clear,
@@ -81,7 +82,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
         if run.config.launch.shard is not None:
             continue
         if work is None:
-            say(f"\n{run.full_name}: cannot be divided by tasks; see check for what it takes")
+            say(f"\n{run.full_name}: no solver that asks a language model for tasks; see check for what it takes")
             continue
         found = simulate.table(Work(**load(work)(run.config)), rates, arguments.nodes)
         gpus = run.config.launch.gpus
@@ -180,7 +181,7 @@ def _log_of(run: PlannedRun) -> Path:
     folder = run.folder
     if folder.console.is_file() and folder.console.stat().st_size:
         return folder.console
-    logs = [p for p in folder.path.glob("jobs/*_log.*") if p.stat().st_size]
+    logs = [path for path in job_logs(run) if path.stat().st_size]
     if not logs:
         raise ConfigError(f"{run.name} has written nothing yet (no {folder.console}); see python -m arclab.launch status.")
     return max(logs, key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""From a plan to jobs: submit what is not there yet, cancel, try failed runs again.
+"""What is to be done with the runs of a plan: submit what is not there yet, cancel, try failed runs again.
 
     actions = submit(plan.runs, "slurm", dry_run=False)        # returns at once; one Action for each run
     actions = cancel(plan.runs)
@@ -9,42 +9,33 @@ their folders. Idempotent: a run that is DONE, queued or running is left alone, 
 adding lines, or twice at once. What failed or was cancelled starts again only by retry. Before a job exists its folder has the
 frozen configuration and the status SUBMITTED; job.json names the job. On this machine (cluster local) jobs are processes that
 wait for a place, one after another unless more are allowed; debug runs them in this process and blocks. Every run continues
-from its last checkpoint.
+from its last checkpoint. How a job is made: arclab.launch.queue.starting.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from submitit.core.utils import DelayedSubmission
-
 from arclab.config.compose import ConfigError
-from arclab.files import DamagedFile, naming, read_object, write_atomically
-from arclab.launch.cluster import JobTask, build_executor, submission_errors
-from arclab.launch.job import prepare_run, run_job
+from arclab.files import DamagedFile
+from arclab.launch.job import run_job
 from arclab.launch.queue.plan import PlannedRun
 from arclab.launch.queue.progress import damage_of, living_jobs
+from arclab.launch.queue.starting import Prepared, array_of, maker_failed, prepare, start
 from arclab.runs import slurm
 from arclab.runs.folder import RunDir, State, has_finished
 from arclab.runs.jobrecord import JobRecord, Kind, read_job, write_job
 from arclab.runs.killed import was_killed
 from arclab.runs.lock import queue_lock
-from arclab.runs.signals import StopSignals, interrupted_status
 from arclab.runs.slurm import require_installed
 from arclab.runs.statewords import CANCELLED, DAMAGED, LOST, NEW, QUEUED, read_state
 
-# A year: jobs of this machine wait for each other, and no time limit is meant.
-_LOCAL_LIMIT_MIN = 365 * 24 * 60
-_SLOT_POLL_S = 0.5
 _STARTABLE = (NEW, LOST, State.preempted.value)
 _RETRIED = (State.failed.value, CANCELLED, LOST)
 
@@ -59,20 +50,29 @@ class Action:
     is_error: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run that is to be started, and what is said once it is."""
+
+    run: PlannedRun
+    cluster: Kind
+    what: str
+
+
+# (run, its state, what living_jobs knows of it, the folders of runs that were submitted before it) -> what to do, or what was.
+Act = Callable[[PlannedRun, str, str | None, Set[Path]], Action | Start]
+
+
 def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, places: int = 1) -> list[Action]:
     """Submit every run that is new, lost, killed or preempted. places: runs at a time on this machine."""
     if cluster == "slurm" and not dry_run:
         require_installed()
+
+    def act(run: PlannedRun, state: str, _: str | None, begun: Set[Path]) -> Action | Start:
+        return _submit_or_say(run, state, cluster, dry_run, _without_job(run, cluster, begun))
+
     with _alone(runs, dry_run=dry_run):
-        begun: set[Path] = set()
-
-        def act(run: PlannedRun, state: str, _: str | None) -> Action:
-            lacking = _without_job(run, cluster, begun)
-            action = _submit_or_say(run, state, cluster, dry_run, places, lacking)
-            begun.update([run.folder.path] if action.what.startswith(("submitted", "would be")) else [])
-            return action
-
-        actions = _for_each(runs, act)
+        actions = _for_each(runs, act, places)
     return _with_ends(runs, actions)
 
 
@@ -101,27 +101,46 @@ def _alone(runs: Sequence[PlannedRun], *, dry_run: bool = False) -> Iterator[Non
         yield
 
 
-def _for_each(runs: Sequence[PlannedRun], act: Callable[[PlannedRun, str, str | None], Action]) -> list[Action]:
-    """act(run, its state, what living_jobs knows of it) for every run. A damaged file of one run does not stop the others."""
+def _for_each(runs: Sequence[PlannedRun], act: Act, places: int = 1) -> list[Action]:
+    """act for every run, and the start of those that it wants started. A damaged file of one run does not stop the others."""
     living = living_jobs(runs)
-    actions: list[Action] = []
-    ordered = _makers_first(runs)
-    for run in ordered:
-        damage, known = damage_of(run), living.get(run.folder.path)
-        try:
-            if not damage:
-                with _naming_what_was_started(actions):
-                    actions.append(act(run, read_state(run.folder, known), known))
-        except DamagedFile as error:
-            damage = str(error)
-        if damage:
-            actions.append(Action(run.name, "", f"{DAMAGED}: {damage}", is_error=True))
-    by_folder = {run.folder.path: action for run, action in zip(ordered, actions, strict=True)}
-    return [by_folder[run.folder.path] for run in runs]
+    actions: dict[Path, Action] = {}
+    begun: set[Path] = set()
+    for _, together in itertools.groupby(_makers_first(runs), key=array_of):
+        starts: dict[Path, tuple[Prepared, str]] = {}
+        with _naming_what_was_started(actions.values()):
+            try:
+                for run in together:
+                    found = _decide(run, act, living.get(run.folder.path), begun)
+                    if isinstance(found, Action):
+                        actions[run.folder.path] = found
+                        begun |= {run.folder.path} if found.what.startswith("would be") else set()
+                    else:
+                        starts[run.folder.path] = found
+            except (ConfigError, OSError):
+                for waiting, _ in starts.values():
+                    waiting.give_up()
+                raise
+            for run, job in start([waiting for waiting, _ in starts.values()], places):
+                actions[run.folder.path] = Action(run.name, job, starts[run.folder.path][1])
+                begun.add(run.folder.path)
+    return [actions[run.folder.path] for run in runs]
+
+
+def _decide(run: PlannedRun, act: Act, known: str | None, begun: Set[Path]) -> Action | tuple[Prepared, str]:
+    """What was done; or the run, prepared to be started, and what is said once it is."""
+    damage = damage_of(run)
+    try:
+        if not damage:
+            found = act(run, read_state(run.folder, known), known, begun)
+            return found if isinstance(found, Action) else (prepare(run, found.cluster), found.what)
+    except DamagedFile as error:
+        damage = str(error)
+    return Action(run.name, "", f"{DAMAGED}: {damage}", is_error=True)
 
 
 @contextmanager
-def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
+def _naming_what_was_started(actions: Iterable[Action]) -> Iterator[None]:
     """A refusal in the middle of a list also says what waits in the queue by then."""
     try:
         yield
@@ -134,7 +153,7 @@ def _naming_what_was_started(actions: Sequence[Action]) -> Iterator[None]:
         raise ConfigError(f"{error} Submitted before it: {', '.join(started)}; the same command leaves these alone.") from error
 
 
-def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, places: int, lacking: Path | None) -> Action:
+def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, lacking: Path | None) -> Action | Start:
     """lacking: a run that it needs and that has no job to wait for."""
     is_longer = state == State.done.value and not run.config.is_done_again and not has_finished(run.folder, run.config)
     is_startable = state in _STARTABLE or is_longer or (state == State.failed.value and was_killed(run.folder))
@@ -147,7 +166,7 @@ def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, pl
     words = f" ({', '.join(filter(None, how))})" if any(how) else ""
     if dry_run:
         return Action(run.name, "", f"would be submitted to {cluster}{words}")
-    return Action(run.name, _start(run, cluster, places), f"submitted{words}")
+    return Start(run, cluster, f"submitted{words}")
 
 
 def _without_job(run: PlannedRun, cluster: Kind, begun: Set[Path]) -> Path | None:
@@ -180,7 +199,7 @@ def _with_ends(runs: Sequence[PlannedRun], actions: Sequence[Action]) -> list[Ac
             continue
         failed = next((RunDir(maker) for maker in run.makers if RunDir(maker).state is not State.done), None)
         if failed is not None:
-            run.folder.write_status(State.failed, 0, _maker_failed(failed), 2)
+            run.folder.write_status(State.failed, 0, maker_failed(failed), 2)
         else:
             run_job(run.folder.path)
         what = action.what.replace("submitted", f"ended: {read_state(run.folder, None)}", 1)
@@ -188,151 +207,9 @@ def _with_ends(runs: Sequence[PlannedRun], actions: Sequence[Action]) -> list[Ac
     return [ended[run.folder.path] for run in runs]
 
 
-def _maker_failed(maker: RunDir) -> str:
-    state = maker.state
-    return f"needs {maker.path}, which is {'NEW' if state is None else state.value}; see to that run, and retry this one"
-
-
 def _job_id(run: PlannedRun) -> str:
     job = read_job(run.folder)
     return job.id if job else ""
-
-
-def _start(run: PlannedRun, cluster: Kind, places: int) -> str:
-    """Prepare the folder and submit its job; returns the job's id."""
-    before, job_before = run.folder.read_status(), read_job(run.folder)
-    folder = prepare_run(run.config)
-    _record_command(folder, run)
-    folder.write_status(State.submitted, folder.step)
-    (folder.path / "job.json").unlink(missing_ok=True)
-    if cluster == "debug":
-        write_job(folder, JobRecord.of_process(os.getpid(), cluster))  # run by _with_ends
-        return str(os.getpid())
-    try:
-        with naming(folder.path / "jobs"):
-            job = _submit_to_slurm(run) if cluster == "slurm" else _submit_here(run, places)
-    except (ConfigError, OSError):
-        with suppress(OSError):  # of two errors the first one says what happened
-            folder.restore_status(before)  # nothing waits anywhere
-            if job_before is not None:
-                write_job(folder, job_before)  # it may say that the run was cancelled
-        raise
-    try:
-        write_job(folder, JobRecord.of_slurm(job) if cluster == "slurm" else JobRecord.of_process(int(job), cluster))
-    except OSError as error:
-        end = f"scancel {job}" if cluster == "slurm" else f"kill {job}"
-        error.add_note(f"note: {run.name} was submitted as job {job}, which nothing names now; end it with: {end}")
-        raise
-    return job
-
-
-def _submit_to_slurm(run: PlannedRun) -> str:
-    jobs = [job for maker in run.makers if (job := read_job(RunDir(maker))) is not None]
-    executor = build_executor(
-        run.config.launch, "slurm", run.folder.path / "jobs", name=run.name, after=[job.id for job in jobs]
-    )
-    with submission_errors(run.config.launch):
-        return executor.submit(JobTask(run.folder.path.resolve())).job_id
-
-
-def _submit_here(run: PlannedRun, places: int) -> str:
-    """As a process that outlives the terminal."""
-    executor = build_executor(run.config.launch, "local", run.folder.path / "jobs", name=run.name)
-    executor.update_parameters(timeout_min=_LOCAL_LIMIT_MIN)
-    folder = Path(run.config.runs_dir).resolve() / ".places"
-    after = tuple(maker.resolve() for maker in run.makers)
-    task = LocalTask(run.folder.path.resolve(), folder, places, os.environ.get("CUDA_VISIBLE_DEVICES"), after)
-    with _detached():
-        return executor.submit(task).job_id
-
-
-@contextmanager
-def _detached() -> Iterator[None]:
-    """Processes started here outlive the terminal and do not keep a pipe open: no SIGHUP, no Ctrl-C, no standard input and
-    output."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(number) for number in range(3)]
-    nothing = os.open(os.devnull, os.O_RDWR)
-    try:
-        for number in range(3):
-            os.dup2(nothing, number)
-        yield
-    finally:
-        for number, old in enumerate(kept):
-            os.dup2(old, number)
-            os.close(old)
-        os.close(nothing)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _record_command(folder: RunDir, run: PlannedRun) -> None:
-    """provenance.json names the line that makes the run, not the command that submitted it."""
-    record = read_object(folder.provenance)
-    record["command"] = run.job.command
-    write_atomically(folder.provenance, json.dumps(record, indent=1) + "\n")
-
-
-@dataclass(frozen=True, slots=True)
-class LocalTask:
-    """A run on this machine that waits until one of `places` is free. folder: where the places are. after: the folders of runs
-    that must be DONE before.
-
-    visible_gpus: CUDA_VISIBLE_DEVICES of who submitted. submitit sets its own, and hides all GPUs from a job that names none.
-    """
-
-    run_dir: Path
-    folder: Path
-    places: int
-    visible_gpus: str | None
-    after: tuple[Path, ...] = ()
-
-    def __call__(self) -> None:
-        if self.visible_gpus is None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
-        os.setpgid(0, 0)  # a run handles SIGINT, so the Ctrl-C of who submitted it must not reach its processes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for maker in self.after:
-            self._wait_for(RunDir(maker))
-        place = self._take()
-        try:
-            JobTask(self.run_dir)()
-        finally:
-            place.release()
-
-    def _wait_for(self, maker: RunDir) -> None:
-        """Until it is DONE. If it ends in another way, this run is FAILED."""
-        with StopSignals() as signals:
-            while (state := maker.state) is not State.done:
-                if signals.number is not None:
-                    raise SystemExit(interrupted_status(signals.number))
-                job = read_job(maker)
-                has_ended = state not in (State.submitted, State.running) or job is None or not job.is_running_here()
-                if has_ended and maker.state is not State.done:  # looked at again: it may have ended just now
-                    RunDir(self.run_dir).write_status(State.failed, 0, _maker_failed(maker), 2)
-                    raise SystemExit(2)
-                time.sleep(_SLOT_POLL_S)
-
-    def _take(self) -> FileLock:
-        with StopSignals() as signals:
-            while True:
-                for number in range(self.places):
-                    lock = FileLock(self.folder / f"{number}.lock")
-                    try:
-                        lock.acquire(timeout=0)
-                    except Timeout:
-                        continue
-                    return lock
-                if signals.number is not None:
-                    raise SystemExit(interrupted_status(signals.number))
-                time.sleep(_SLOT_POLL_S)
-
-    def checkpoint(self) -> DelayedSubmission:
-        return DelayedSubmission(self)
 
 
 def cancel(runs: Sequence[PlannedRun]) -> list[Action]:
@@ -342,7 +219,7 @@ def cancel(runs: Sequence[PlannedRun]) -> list[Action]:
         return _for_each(runs, _cancel)
 
 
-def _cancel(run: PlannedRun, state: str, living: str | None) -> Action:
+def _cancel(run: PlannedRun, state: str, living: str | None, _: Set[Path]) -> Action:
     job = read_job(run.folder)
     if job is None or living is None or state == State.done.value:
         note = " (not started by submit: stop it where it runs)" if state == State.running.value else ""
@@ -377,20 +254,17 @@ def _end(job: JobRecord, *, is_running: bool) -> None:
 def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = False, places: int = 1) -> list[Action]:
     """Submit failed, cancelled and lost runs again, each to where it was unless `cluster` says otherwise."""
 
-    begun: set[Path] = set()
-
-    def act(run: PlannedRun, state: str, _: str | None) -> Action:
+    def act(run: PlannedRun, state: str, _: str | None, begun: Set[Path]) -> Action | Start:
         job = read_job(run.folder)
         if state not in _RETRIED:
             return Action(run.name, "", f"skipped: {state}")
         kind: Kind = cluster or (job.cluster if job else "slurm")
         if (lacking := _without_job(run, kind, begun)) is not None:
             return _waits(run, lacking)
-        begun.add(run.folder.path)
         if dry_run:
             return Action(run.name, "", f"would be submitted to {kind} again ({state})")
-        return Action(run.name, _start(run, kind, places), f"submitted again ({state})")
+        return Start(run, kind, f"submitted again ({state})")
 
     with _alone(runs, dry_run=dry_run):
-        actions = _for_each(runs, act)
+        actions = _for_each(runs, act, places)
     return _with_ends(runs, actions)

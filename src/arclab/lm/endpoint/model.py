@@ -40,21 +40,27 @@ from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, Samplings
 Found = list[tuple[int, Answer]]  # of a prompt: the first sample of each request, and what it brought
 
 
-def load_endpoint(config: EndpointModelConfig, watch: Watch | None = None) -> EndpointModel:
-    """watch: of the server, if this process has started it.
+def load_endpoint(config: EndpointModelConfig, watch: Watch | None = None, key: str | None = None) -> EndpointModel:
+    """watch: of the server, if this process has started it; key: that of such a server.
     EndpointError: an address or a proxy that cannot be used, or the environment variable of the key is not set."""
     for problem in config.check("lm"):
         raise EndpointError(problem)
-    key = None
-    if config.api_key_env is not None:
-        key = os.environ.get(config.api_key_env, "").strip()
-        if not key or not (key.isascii() and key.isprintable()):
-            wrong = "is not set in the environment" if not key else "holds characters that no key has"
-            raise EndpointError(  # without the name: it may be the key itself
-                f"the variable that lm.api_key_env names {wrong}; export it with the server's key, or use "
-                "lm.api_key_env=null for a server that wants none."
-            )
+    key = key or key_of(config)
     return EndpointModel(Server(config, [connect(url, key) for url in config.addresses], watch))
+
+
+def key_of(config: EndpointModelConfig) -> str | None:
+    """The key in the variable that lm.api_key_env names; None: it names none. EndpointError: it is not set."""
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key or not (key.isascii() and key.isprintable()):
+        wrong = "is not set in the environment" if not key else "holds characters that no key has"
+        raise EndpointError(  # without the name: it may be the key itself
+            f"the variable that lm.api_key_env names {wrong}; export it with the server's key, or use lm.api_key_env=null for "
+            "a server that wants none."
+        )
+    return key
 
 
 @dataclass(frozen=True, slots=True)

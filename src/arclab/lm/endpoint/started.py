@@ -1,31 +1,32 @@
-"""A model server that this process starts for lm=endpoint, watches and ends: launch.server.
+"""A model server that this process starts, watches and ends: launch.server.
 
-    with started_model(config.lm, config.launch, run_folder) as model:      # a LanguageModel
+    with opened_model(config.lm, config.launch, run_folder) as model:       # a LanguageModel, behind a server if one is wished
         model.generate(...)                                                # the first call starts the server
 
 Nothing is started for who asks for nothing (what was drawn before is looked up). The server runs on the GPUs of this process,
 or of its shard; what it prints is in model_server.log. It does not install anything: launch.server_env names the environment
-of a program that cannot live in this one.
+of a program that cannot live in this one. Only who has the key that is made for it (or that lm.api_key_env names) can ask it,
+where the program knows keys: vLLM, and a command that reads MODEL_SERVER_KEY.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from arclab.config.launch_schema import LaunchConfig, ModelServer, ShardsOn
-from arclab.config.llm_schema import EndpointModelConfig
+from arclab.config.launch_schema import LaunchConfig, ModelServer
+from arclab.config.llm_schema import EndpointModelConfig, HfModelConfig, ModelConfig
 from arclab.lm.endpoint.http import EndpointError
-from arclab.lm.endpoint.model import EndpointModel, load_endpoint
-from arclab.lm.language_model import OnReply, Prompt, Reply, Samplings, ignore
+from arclab.lm.endpoint.model import EndpointModel, key_of, load_endpoint
+from arclab.lm.language_model import LanguageModel, OnReply, Prompt, Reply, Samplings, ignore
+from arclab.lm.models import load_language_model
 from arclab.runs.watched import ServerDown, WatchedServer, Wished
 
 LOG = "model_server.log"
@@ -34,9 +35,44 @@ _COMMANDS = {
     ModelServer.sglang: "python -m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port} --tp-size {gpus}",
     ModelServer.transformers: "transformers serve {model} --host 127.0.0.1 --port {port}",
 }
+_KEY_VARIABLES = ("MODEL_SERVER_KEY", "VLLM_API_KEY")
+_NOWHERE = "http://localhost/v1"  # until it is started
+_TIMEOUT_S, _RETRIES = 600.0, 5  # of requests, where the model was not configured as a server
 _HEALTH = ("/health", "/v1/models")
 # Of this environment, and wrong in another one.
 _NOT_FOR_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
+
+
+def opened_model(config: ModelConfig, launch: LaunchConfig, folder: Path) -> AbstractContextManager[LanguageModel]:
+    """The model; with launch.server behind a server that is ended with the block. folder: for its log. ValueError, in one
+    sentence: a model or a server that cannot be had."""
+    if launch.server is None:
+        return nullcontext(load_language_model(config))
+    served = as_served(config, launch)
+    assert isinstance(served, EndpointModelConfig)
+    return started_model(served, launch, folder)
+
+
+def as_served(config: ModelConfig, launch: LaunchConfig) -> ModelConfig:
+    """What asks the server that launch starts for a model, which may be one of this process, such as a round of training has
+    made. EndpointError: one that no server has."""
+    if launch.server is None or isinstance(config, EndpointModelConfig):
+        return config
+    if not isinstance(config, HfModelConfig) or config.adapter is not None:
+        what = f"lm.kind={config.kind}" if not isinstance(config, HfModelConfig) else f"lm.adapter={config.adapter}"
+        raise EndpointError(
+            f"launch.server={launch.server.value} serves whole models, and {what} is none; set launch.server=null, or merge "
+            "the adapter into its model."
+        )
+    return EndpointModelConfig(
+        kind="endpoint", name=config.name, max_context=config.max_context, thinking=config.thinking, base_url=_NOWHERE,
+        api_key_env=None, timeout_s=_TIMEOUT_S, max_retries=_RETRIES, backoff_s=1.0, num_parallel=config.batch_size,
+    )  # fmt: skip
+
+
+def drawn_by(launch: LaunchConfig) -> dict[str, str]:
+    """For the settings of kept draws: a server computes other digits than this process, so the two are not mixed."""
+    return {} if launch.server is None else {"launch.server": launch.server.value}
 
 
 @contextmanager
@@ -51,20 +87,22 @@ def started_model(config: EndpointModelConfig, launch: LaunchConfig, folder: Pat
         return [*prefix, *(word.replace("{port}", str(port)) for word in words)]
 
     assert launch.server is not None
+    key = key_of(config) or secrets.token_hex(16)
     wished = Wished(
+        environment=dict.fromkeys(_KEY_VARIABLES, key), headers={"Authorization": f"Bearer {key}"},
         name=f"launch.server={launch.server.value}", command=command, log_file=folder / LOG, health=_HEALTH,
         start_s=launch.server_start_s, silent_s=launch.server_silent_s, restarts=launch.server_restarts,
         remedy=f"see {folder / LOG}, and correct launch.server_* or lm.name, or raise launch.server_start_s",
     )  # fmt: skip
     with WatchedServer(wished) as server:
-        yield StartedModel(config, server)
+        yield StartedModel(config, server, key)
 
 
 class StartedModel:
     """See LanguageModel. Its server is started by the first call that needs it."""
 
-    def __init__(self, config: EndpointModelConfig, server: WatchedServer) -> None:
-        self._config, self._server = config, server
+    def __init__(self, config: EndpointModelConfig, server: WatchedServer, key: str) -> None:
+        self._config, self._server, self._key = config, server, key
         self._model: EndpointModel | None = None
 
     @property
@@ -89,7 +127,7 @@ class StartedModel:
                 url = f"{self._server.start()}/v1"
             except ServerDown as error:
                 raise EndpointError(str(error)) from error
-            self._model = load_endpoint(replace(self._config, base_url=url, base_urls=[]), self._server)
+            self._model = load_endpoint(replace(self._config, base_url=url, base_urls=[]), self._server, self._key)
         return self._model
 
 
@@ -118,21 +156,9 @@ def _environment(launch: LaunchConfig) -> dict[str, str | None]:
         )
     found: dict[str, str | None] = {} if launch.server_env is None else dict.fromkeys(_NOT_FOR_OTHERS)
     found["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', '')}"
-    if (devices := _devices(launch)) is not None:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return found
-
-
-def _devices(launch: LaunchConfig) -> list[str] | None:
-    """The GPUs of the server; None: those of this process. Shards on one machine take them in turn."""
     if launch.gpus == 0 and launch.cpus > 0:
-        return []
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [str(i) for i in range(torch.cuda.device_count())] if given is None else [d for d in given.split(",") if d]
-    if launch.shard is None or launch.shards_on is not ShardsOn.local or not visible:
-        return None
-    count = max(1, launch.gpus)
-    return list(dict.fromkeys(visible[(launch.shard * count + each) % len(visible)] for each in range(count)))
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found
 
 
 def _require_program(program: str, launch: LaunchConfig, changes: Mapping[str, str | None]) -> None:

@@ -62,6 +62,11 @@ def to_sampling(config: SamplingConfig, seed: int) -> Sampling:
     )  # fmt: skip
 
 
+def longest_first(language: Language, examples: Sequence[TextExample]) -> list[TextExample]:
+    """In the order in which batches are made."""
+    return sorted(examples, key=lambda example: -len(language.prompt_ids(example.question)))
+
+
 def answer(
     model: MemGenModel,
     language: Language,
@@ -78,7 +83,7 @@ def answer(
     environment that fails."""
     require_room_to_play(language, environment, examples, weaver, sampling.max_new_tokens, "sampling.max_new_tokens")
     player = Player(model, language, rule, environment, sampling)
-    order = sorted(examples, key=lambda example: -len(language.prompt_ids(example.question)))
+    order = longest_first(language, examples)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         refine, tell = new_refine(batch) if new_refine is not None else (None, lambda _: {})

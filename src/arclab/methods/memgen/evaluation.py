@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arclab.config.compose import ConfigError, flat
 from arclab.config.memgen_schema import EvaluateMemGenConfig, EvaluateMemGenLtpoConfig, Memory
+from arclab.data.shares import owners
 from arclab.files import write_atomically
-from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answer, measure, to_sampling
+from arclab.methods.memgen.answering import Answered, NewRefine, accuracy, answer, longest_first, measure, to_sampling
 from arclab.methods.memgen.interaction import environment_of_ranks
 from arclab.methods.memgen.ltpo import LatentOptimiser
 from arclab.methods.memgen.saved import SavedMemGen, load_memgen
@@ -31,12 +32,15 @@ from arclab.runs.lock import keeper
 from arclab.runs.preempt import ToldToEnd
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
-from arclab.runs.worklist import Line, Worklist
+from arclab.runs.stages import digest
+from arclab.runs.worklist import ITEMS, Line, Worklist, read_items
+from arclab.solvers.shards import ShardRecord, begin_with_whole, merge_shards, write_merge_time
 from arclab.text.environments import Environment
 from arclab.text.examples import TextExample
 from arclab.text.load import load_text
 
 log = logging.getLogger(__name__)
+_STORES = {"answers_*_of_*.jsonl": ITEMS}
 
 
 def evaluate(config: EvaluateMemGenConfig, given: RunDir | None = None) -> int:
@@ -66,6 +70,8 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
         splits = load_text(saved.config.dataset, needs_replies=saved.config.learns_replies)
         split = config.split
         examples = splits.named(split.value)[: config.max_examples]
+        if config.launch.shard is not None:
+            examples = _share(config, saved, examples, config.launch.shard)
         if hidden := [example.id for example in examples if not example.answer]:
             raise ValueError(
                 f"split={split.value} has no answer for {hidden[0]} ({len(hidden)} are hidden), so it cannot be scored; choose "
@@ -75,28 +81,87 @@ def _evaluate(config: EvaluateMemGenConfig, ranks: Ranks, signals: StopSignals, 
             progress = WorkProgress(run, ranks, signals, len(examples))
 
             def work() -> str:
+                known = _known(config, run, ranks, _settings(config, saved))
+                record = None if known or config.launch.shard is None else ShardRecord(run.path)
                 with environment_of_ranks(saved.config, run.path, ranks) as environment:
-                    answered, seconds = _answered(config, saved, environment, examples, run, ranks, progress)
+                    answered, seconds = _answered(config, saved, environment, examples, known, run, ranks, progress)
                 if not ranks.is_main:
                     return ""
                 keeper(run)()
-                return _write(config, saved, split.value, answered, seconds, splits.notes, run)
+                if config.launch.shard is not None:
+                    if record is not None:  # of a shard that goes on the time says nothing
+                        record.add_work(
+                            len(answered), sum(map(length_of, examples)), tokens=sum(a.num_tokens for a in answered)
+                        )
+                        record.write()
+                    return f"shard {config.launch.shard} of {config.launch.shards}: {len(answered)} questions"
+                message = _write(config, saved, split.value, answered, seconds, splits.notes, run)
+                if config.launch.is_divided:
+                    write_merge_time(run.path)
+                return message
 
             return until_told(run, ranks, progress, work)
 
 
+def _share(config: EvaluateMemGenConfig, saved: SavedMemGen, examples: Sequence[TextExample], shard: int) -> list[TextExample]:
+    """The questions of a shard, in their order: whole batches of those that one process would make, so that not even the last
+    digit of a probability is another one. ConfigError: more shards than batches."""
+    size, count = config.batch_size or saved.config.lm.batch_size, config.launch.shards
+    order = longest_first(saved.language, examples)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    if count > len(batches):
+        raise ConfigError(
+            f"launch.shards={count} is more than the {len(batches)} batches of {size} questions; give at most {len(batches)}, "
+            "or lower batch_size."
+        )
+    found = owners([sum(map(length_of, batch)) for batch in batches], [batch[0].id for batch in batches], count)
+    mine = {example.id for batch, owner in zip(batches, found, strict=True) if owner == shard for example in batch}
+    return [example for example in examples if example.id in mine]
+
+
+def length_of(example: TextExample) -> int:
+    """In characters: about what answering it costs, beside others."""
+    return len(example.question)
+
+
+def _settings(config: EvaluateMemGenConfig, saved: SavedMemGen) -> dict[str, Any]:
+    """Everything that decides an answer."""
+    settings = {key: value for key, value in flat(config).items() if not key.startswith(config.FREE_KEYS)}
+    weights = digest(saved.checkpoint / "model.safetensors")[:16]
+    return settings | {"step": saved.step, "weights": weights, "reasoner": saved.language.identity}
+
+
+def _worklist(run: RunDir, ranks: Ranks, settings: dict[str, Any]) -> Worklist:
+    return Worklist(run.path / f"answers_{ranks.rank}_of_{ranks.world_size}.jsonl", settings)
+
+
+def _known(config: EvaluateMemGenConfig, run: RunDir, ranks: Ranks, settings: dict[str, Any]) -> dict[str, Answered]:
+    """{id: answer} of what this rank has kept; where there are shards, of what all ranks of any of them have. ConfigError: it
+    was made with other settings."""
+    if ranks.is_main and config.launch.shard is not None:
+        begin_with_whole(run.path, config.whole_folder, _STORES)
+    if ranks.is_main:
+        merge_shards(config, run.path, _STORES)
+    ranks.barrier()
+    known = _worklist(run, ranks, settings).load(_parsed)
+    if config.launch.shards > 1:
+        ranks.barrier()  # nobody's file has half a line any more
+        for path in sorted(run.path.glob(*_STORES)):
+            Worklist(path, settings).check()
+            known |= read_items(path, _parsed)[1]
+        ranks.barrier()
+    return known
+
+
 def _answered(
-    config: EvaluateMemGenConfig, saved: SavedMemGen, environment: Environment, examples: Sequence[TextExample], run: RunDir,
-    ranks: Ranks, progress: WorkProgress,
+    config: EvaluateMemGenConfig, saved: SavedMemGen, environment: Environment, examples: Sequence[TextExample],
+    known: Mapping[str, Answered], run: RunDir, ranks: Ranks, progress: WorkProgress,
 ) -> tuple[list[Answered], float]:  # fmt: skip
     """All ranks' answers, in the order of the examples, and the seconds that those of this process took."""
     weaver, language = saved.config.memgen.weaver, saved.language
     rule = insertion_rule(language, weaver, saved.trigger(config.trigger, "trigger"))
-    settings = {key: value for key, value in flat(config).items() if not key.startswith(config.FREE_KEYS)}
-    settings |= {"step": saved.step, "reasoner": language.identity}
-    worklist = Worklist(run.path / f"answers_{ranks.rank}_of_{ranks.world_size}.jsonl", settings)
+    worklist = _worklist(run, ranks, _settings(config, saved))
     mine = list(examples[ranks.rank :: ranks.world_size])
-    known = worklist.load(_parsed)
     kept = [known[example.id] for example in mine if example.id in known]
     left = [example for example in mine if example.id not in known]
     start, made = time.monotonic(), 0

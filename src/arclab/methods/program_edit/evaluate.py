@@ -21,7 +21,7 @@ from arclab.config.program_edit_schema import EvaluatedModel, ProgramEditConfig
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.files import write_atomically
-from arclab.lm.models import load_language_model
+from arclab.lm.endpoint.started import drawn_by, opened_model
 from arclab.methods.program_edit.controls import compared, scored_inputs
 from arclab.methods.program_edit.editing import EDIT_ITEMS, EditRecord, chains_of, kept_edits, metrics_of, model_editor
 from arclab.methods.program_edit.held_out import fresh_starts
@@ -136,17 +136,18 @@ def _edits(
 ) -> list[EditRecord]:  # fmt: skip
     wished, sampling = config.evaluate, to_sampling(config.sample.sampling, config.seed)
     number = 0 if wished.model is EvaluatedModel.given else config.round + 1
-    model = load_language_model(model_config(config, number))
-    worklist = Worklist(run.path / EDITS, {"seed": config.seed, "round": config.round}, EDIT_ITEMS)
+    settings = {"seed": config.seed, "round": config.round, **drawn_by(config.launch)}
+    worklist = Worklist(run.path / EDITS, settings, EDIT_ITEMS)
     found: list[EditRecord] = []
-    for turn in range(wished.turns):
-        # With the same seed a program that stays would be answered as before.
-        editor = model_editor(model, replace(sampling, seed=sampling.seed + turn), config.think)
-        found += kept_edits(
-            worklist, editor, sandbox, starts, config, wished.num_samples, at_once=model.num_prompts(wished.num_samples),
-            progress=progress, split=wished.split, turn=turn, turns=wished.turns,
-        )  # fmt: skip
-        starts = _next_turn(starts, found, sandbox, config)
+    with opened_model(model_config(config, number), config.launch, run.path) as model:
+        for turn in range(wished.turns):
+            # With the same seed a program that stays would be answered as before.
+            editor = model_editor(model, replace(sampling, seed=sampling.seed + turn), config.think)
+            found += kept_edits(
+                worklist, editor, sandbox, starts, config, wished.num_samples, at_once=model.num_prompts(wished.num_samples),
+                progress=progress, split=wished.split, turn=turn, turns=wished.turns,
+            )  # fmt: skip
+            starts = _next_turn(starts, found, sandbox, config)
     return found
 
 

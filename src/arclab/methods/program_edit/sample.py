@@ -24,9 +24,9 @@ from arclab.config.llm_schema import HfModelConfig, ModelConfig, SamplingConfig
 from arclab.config.program_edit_schema import ProgramEditConfig, Proposer
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
+from arclab.lm.endpoint.started import as_served, drawn_by, opened_model
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import LanguageModel, Sampling
-from arclab.lm.models import load_language_model
 from arclab.methods.program_edit.editing import (
     EDIT_ITEMS,
     Editor,
@@ -74,9 +74,17 @@ def sample(config: ProgramEditConfig, ranks: Ranks, signals: StopSignals, folder
         begin_stage(config, run.path, {_DRAFTS: EDIT_ITEMS, EDITS: EDIT_ITEMS})
         with ExitStack() as stack:
             sandbox = stack.enter_context(open_sandbox(config.sandbox))
-            return _Sampling(config, run, progress, sandbox, tasks).made(inputs.get("programs"))
+            chosen = _model_of_stage(config)
+            model = stack.enter_context(opened_model(chosen, config.launch, run.path)) if chosen else None
+            return _Sampling(config, run, progress, sandbox, tasks, chosen, model).made(inputs.get("programs"))
 
     return make_stage(config, ranks, signals, folder, inputs, len(tasks), work)
+
+
+def _model_of_stage(config: ProgramEditConfig) -> ModelConfig | None:
+    """None: nothing is asked of a model."""
+    needs_model = config.sample.proposer is Proposer.model or config.starts.drafts > 0
+    return as_served(model_config(config, config.round), config.launch) if needs_model else None
 
 
 def training_tasks(config: ProgramEditConfig) -> tuple[ArcTask, ...]:
@@ -119,12 +127,11 @@ class _Sampling:
     """One stage at work."""
 
     def __init__(
-        self, config: ProgramEditConfig, run: RunDir, progress: WorkProgress, sandbox: Sandbox, tasks: Sequence[ArcTask]
-    ) -> None:
+        self, config: ProgramEditConfig, run: RunDir, progress: WorkProgress, sandbox: Sandbox, tasks: Sequence[ArcTask],
+        chosen: ModelConfig | None, model: LanguageModel | None,
+    ) -> None:  # fmt: skip
         self._config, self._run, self._progress, self._sandbox, self._tasks = config, run, progress, sandbox, tasks
-        needs_model = config.sample.proposer is Proposer.model or config.starts.drafts > 0
-        self._model_config = model_config(config, config.round) if needs_model else None
-        self._model = load_language_model(self._model_config) if self._model_config else None
+        self._model_config, self._model = chosen, model
         needs_reference = config.sample.proposer is Proposer.reference or config.starts.mutants > 0
         self._references = reference_sources(tasks) if needs_reference else {}
 
@@ -230,7 +237,9 @@ class _Sampling:
     def _settings(self) -> Mapping[str, Any]:
         """What decides the edits, beyond what the stage's own settings say."""
         name = None if self._model_config is None else model_identity(self._model_config.name)
-        return {"seed": self._config.seed, "round": self._config.round, "lm.name (content)": name}
+        return {
+            "seed": self._config.seed, "round": self._config.round, "lm.name (content)": name, **drawn_by(self._config.launch),
+        }  # fmt: skip
 
     def _require_time(self, told: str) -> None:
         if self._progress.is_told:

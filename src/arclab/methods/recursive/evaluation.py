@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
@@ -23,6 +23,7 @@ from arclab.config.dataset_schema import Regime
 from arclab.config.evaluate_schema import EvaluateConfig
 from arclab.config.schema import ExperimentConfig, SplitName, WeightsKind
 from arclab.data.augment import ViewRule
+from arclab.data.shares import share_of
 from arclab.data.tasks import ArcTask, tasks_digest
 from arclab.methods.recursive.adaptation.tasks import AdaptedReader, TaskAdapter, require_adaptable
 from arclab.methods.recursive.adaptation.training import steps_of_rank, with_adaptation
@@ -49,6 +50,7 @@ from arclab.runs.memory import advice_if_out_of_memory
 from arclab.runs.preflight import announce
 from arclab.runs.ranks import Ranks
 from arclab.runs.signals import StopSignals
+from arclab.solvers.shards import ShardRecord, merge_shards, write_merge_time
 
 log = logging.getLogger(__name__)
 _MEMORY_ADVICE = (
@@ -107,26 +109,66 @@ def evaluate_in_ranks(
         )  # fmt: skip
         _announce(wanted, config, setting, model, ranks)
         with folder.held(wanted, found.notes), RecordFailure(folder.run), advice_if_out_of_memory(_MEMORY_ADVICE):
-            progress = WorkProgress(folder.run, ranks, signals, len(setting.scored))
+            share = _share(wanted, setting.scored)
+            progress = WorkProgress(folder.run, ranks, signals, len(share or setting.scored))
 
             def solve(adaptation: AdaptationConfig) -> Attempts:
                 key = votes_key(config, setting.scored, checkpoint, wanted.weights, adaptation)
                 adapter = adapter_of(adaptation, config, setting, model, ranks, state["step"], progress.require_not_told)
                 solver = build_solver(config, setting, model, ranks, config.evaluation.batch_size,
-                                      VoteStore(folder.run.path, key), progress, adaptation, adapter)  # fmt: skip
+                                      _store(wanted, folder.run, key), progress, adaptation, adapter, share)  # fmt: skip
                 with adapter.adapted_jointly() if adapter is not None and adapter.is_joint else nullcontext():
                     return solver.solve(setting.scored, Budget(config.evaluation.num_augmentations))
 
             def work() -> str:
+                if share is not None:
+                    return _count_share(wanted, solve, list(share.values()), folder.run, ranks)
                 attempts, verdict = judged(solve, wanted.adaptation, setting.scored, state["step"])
                 attempts.statistics |= context_metrics(config, setting, model, ranks) | model.num_parameters
                 if not ranks.is_main:
                     return ""
-                message = publish(replace(found, attempts=attempts), folder.run.path)
-                VoteStore(folder.run.path, "").remove()
-                return f"{message}{write_verdict(verdict, folder.run)}"
+                return (
+                    f"{_published(wanted, replace(found, attempts=attempts), folder.run)}{write_verdict(verdict, folder.run)}"
+                )
 
             return until_told(folder.run, ranks, progress, work)
+
+
+def _share(wanted: EvaluateConfig, scored: Sequence[ArcTask]) -> dict[str, ArcTask] | None:
+    """{id: task} of those that this shard predicts; None: it is no shard."""
+    launch = wanted.launch
+    if launch.shard is None:
+        return None
+    return {task.id: task for task in share_of(scored, launch.shard, launch.shards)}
+
+
+def _store(wanted: EvaluateConfig, run: RunDir, key: str) -> VoteStore:
+    """Of the whole of several shards it has their votes too. ConfigError: one of them is not DONE."""
+    merge_shards(wanted, run.path, {})
+    return VoteStore(run.path, key, list(wanted.launch.shard_folders(wanted.whole_folder).values()))
+
+
+def _published(wanted: EvaluateConfig, result: Evaluation, run: RunDir) -> str:
+    """DONE's message; nothing is left to go on from."""
+    message = publish(result, run.path)
+    VoteStore(run.path, "").remove()
+    if wanted.launch.is_divided:
+        write_merge_time(run.path)
+    return message
+
+
+def _count_share(
+    wanted: EvaluateConfig, solve: Callable[[AdaptationConfig], Attempts], share: Sequence[ArcTask], run: RunDir, ranks: Ranks
+) -> str:
+    """A shard's tasks: its votes stay in its folder, and the whole scores them."""
+    record = None if any(run.path.glob("votes_*")) else ShardRecord(run.path)  # of one that goes on the time says nothing
+    if wanted.adaptation.wanted_wins is not None:
+        solve(NoAdaptation())
+    attempts = solve(wanted.adaptation)
+    if record is not None and ranks.is_main:
+        record.add(share, attempts)
+        record.write()
+    return f"shard {wanted.launch.shard} of {wanted.launch.shards}: {len(share)} tasks"
 
 
 def _announce(wanted: EvaluateConfig, config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks) -> None:
@@ -145,10 +187,10 @@ def _announce(wanted: EvaluateConfig, config: ExperimentConfig, setting: Setting
 def build_solver(
     config: ExperimentConfig, setting: Setting, model: RecursiveModel, ranks: Ranks, batch_size: int,
     store: VoteStore | None = None, progress: WorkProgress | None = None, adaptation: AdaptationConfig | None = None,
-    adapter: TaskAdapter | None = None,
+    adapter: TaskAdapter | None = None, share: Mapping[str, ArcTask] | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """store: where an evaluation that can be continued keeps its votes. progress: hears of them, and may end it. adapter: of an
-    adaptation that trains the model."""
+    adaptation that trains the model. share: the tasks of a shard, by id."""
     rows = setting.puzzle_rows if config.dataset.regime is Regime.puzzle_id else None
     reader = None if adaptation is None else reader_of(adaptation, config, model, ranks, progress)
     if adapter is not None:
@@ -156,7 +198,7 @@ def build_solver(
         reader = AdaptedReader(plain, adapter)
     return solver_of(
         config, model, ranks, batch_size, rows, setting.data.space.rule, store, progress, reader=reader,
-        per_task=None if adapter is None or adapter.is_joint else adapter.adapted,
+        per_task=None if adapter is None or adapter.is_joint else adapter.adapted, share=None if share is None else set(share),
     )  # fmt: skip
 
 
@@ -190,7 +232,7 @@ def reader_of(
 def solver_of(
     config: ExperimentConfig, model: RecursiveModel, ranks: Ranks, batch_size: int, puzzle_rows: dict[str, int] | None,
     rule: ViewRule, store: VoteStore | None = None, progress: WorkProgress | None = None, show_progress: bool = True,
-    reader: Reader | None = None, per_task: PerTask | None = None,
+    reader: Reader | None = None, per_task: PerTask | None = None, share: Set[str] | None = None,
 ) -> RecursiveSolver:  # fmt: skip
     """The solver of a configuration with any tasks; puzzle_rows and rule: see RecursiveSolver."""
     evaluation = config.evaluation
@@ -199,7 +241,7 @@ def solver_of(
         max_demos=config.dataset.max_demos, show_progress=show_progress, puzzle_rows=puzzle_rows,
         halting=evaluation.halting, votes=evaluation.votes, canvas_rule=evaluation.canvas, store=store,
         progress=progress, view_rule=rule, ranking=evaluation.ranking, samples=evaluation.samples,
-        carry_noise=evaluation.carry_noise, reader=reader, per_task=per_task,
+        carry_noise=evaluation.carry_noise, reader=reader, per_task=per_task, share=share,
     )  # fmt: skip
 
 

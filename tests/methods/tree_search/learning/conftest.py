@@ -12,9 +12,9 @@ from arclab.config.llm_schema import ModelConfig
 from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import Prompt, Sampling
 from arclab.lm.scripted import ScriptedModel
-from arclab.methods.tree_search.learning import policy
 from arclab.programs.toy import STEPS_ROOT, solution_steps
 
 from ..common import chance
@@ -62,7 +62,7 @@ def _next(written: str, lines: list[str], error: float, rng: np.random.Generator
 @pytest.fixture
 def writers(monkeypatch: pytest.MonkeyPatch) -> Writers:
     made = Writers()
-    monkeypatch.setattr(policy, "load_language_model", made.load)
+    monkeypatch.setattr(started, "load_language_model", made.load)
     return made
 
 

@@ -87,7 +87,7 @@ class PendingRows:
 
     done_R: rows counted before; it is kept up to date. num_rows, num_done, num_saved: of this rank, all rows, those counted,
     and those that stopping has made needless. by_task: no row waits until start_task() is called for one of `tasks`, which are
-    this rank's.
+    this rank's. share_T: the tasks that are predicted here; None: all.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class PendingRows:
         rank: int,
         world_size: int,
         by_task: bool = False,
+        share_T: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self._table, self._boxes, self._done_R = table, boxes, done_R
         self._space, self._seed = space, seed
@@ -112,13 +113,14 @@ class PendingRows:
         self._open: dict[int, int] = {}
         self._canvas_R = table.canvas_R.copy()
         self.num_saved = 0
-        self.tasks = range(rank, len(space.tasks), world_size)
+        share_T = np.ones(len(space.tasks), dtype=bool) if share_T is None else share_T
+        self.tasks: list[int] = np.flatnonzero(share_T)[rank::world_size].tolist()
         if self._places is None and not by_task:
             puzzle_R = space.first_augmentation_T[table.task_R] + table.augmentation_R
-            mine_R = puzzle_R % world_size == rank
+            mine_R = share_T[table.task_R] & (puzzle_R % world_size == rank)
             self._queue(np.flatnonzero(mine_R & ~done_R))
         else:
-            mine_R = table.task_R % world_size == rank
+            mine_R = np.isin(table.task_R, self.tasks)
             for task in () if by_task else self.tasks:
                 self.start_task(task)
         self.num_rows = int(mine_R.sum())

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, closing
 from copy import copy
 from dataclasses import dataclass, replace
@@ -87,6 +87,8 @@ class RecursiveSolver:
     reader: what turns a task's demonstrations into what the decoder reads; None: the model alone. per_task: a block in which
     alone the rows of a task may be predicted; then tasks take turns, and those that are done are not entered.
 
+    share: the ids of the tasks that are predicted here, of a shard; None: all. The others get no candidates.
+
     store: keeps the votes of an unfinished call of solve, written every save_every_s seconds and at the end. progress: hears
     how many tasks' worth of rows are predicted, and may end it; reader and per_task may too, by ToldToEnd.
     """
@@ -97,7 +99,7 @@ class RecursiveSolver:
         votes: VotesRule = VotesRule.all, canvas_rule: CanvasRule = CanvasRule.full, store: VoteStore | None = None,
         save_every_s: float = 60.0, view_rule: ViewRule = ViewRule.content, progress: WorkProgress | None = None,
         ranking: Ranking = Ranking.count, samples: int = 1, carry_noise: float = 0.0,
-        reader: Reader | None = None, per_task: PerTask | None = None,
+        reader: Reader | None = None, per_task: PerTask | None = None, share: Set[str] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.ranks = model, ranks
         self.canvas, self.seed, self.batch_size, self.max_demos = canvas, seed, batch_size, max_demos
@@ -106,7 +108,7 @@ class RecursiveSolver:
         self.store, self.save_every_s, self.view_rule, self.progress = store, save_every_s, view_rule, progress
         self.ranking, self.samples, self.carry_noise = ranking, samples, carry_noise
         self.reader = reader or ModelReader(model, max_demos, puzzle_rows, ranks.device)
-        self.per_task = per_task
+        self.per_task, self.share = per_task, share
 
     def solve(self, tasks: Sequence[ArcTask], budget: Budget) -> Attempts:
         """Ranked candidates for every test input; statistics are the all.* metrics where test outputs are known. ToldToEnd, on
@@ -119,7 +121,9 @@ class RecursiveSolver:
         attempts = self._combine(job, total, seconds)
         if self.ranking is Ranking.product:
             lists = Shortlists(total.box, job.table.keys)
-            store = None if self.store is None else self.store.beside(lists.digest)
+            # Of shards every one has lists of its own; they follow from votes that the key of the store names.
+            is_part = self.share is not None or (self.store is not None and self.store.has_shards)
+            store = None if self.store is None else self.store.beside("the second pass" if is_part else lists.digest)
             second = self._second_pass(job, lists, total, store)
             self._work(second, store)
             scores = self._total(second)
@@ -177,7 +181,8 @@ class RecursiveSolver:
         boxes = [tally.box] if earlier is None else [tally.box, earlier.box]
         done_R = tally.done_R.copy() if earlier is None else earlier.done_R.copy()
         pending = PendingRows(space, table, boxes, done_R, rule=self.votes, seed=self.seed, rank=self.ranks.rank,
-                        world_size=self.ranks.world_size, by_task=self.per_task is not None)  # fmt: skip
+                        world_size=self.ranks.world_size, by_task=self.per_task is not None,
+                        share_T=self._share(space))  # fmt: skip
         if earlier is not None and self.ranks.is_main:
             log.info("going on: %d of %d predictions were made before", done_R.sum(), len(done_R))
         bar = self._bar("evaluating", pending.num_rows - pending.num_saved, pending.num_done)
@@ -190,9 +195,14 @@ class RecursiveSolver:
         tally, earlier = self._new_tally(table), self._counted_before(table, store)
         left_R = wanted_R if earlier is None else wanted_R & ~earlier.done_R
         pending = PendingRows(job.space, table, [], ~left_R, rule=VotesRule.all, seed=self.seed, rank=self.ranks.rank,
-                        world_size=self.ranks.world_size, by_task=self.per_task is not None)  # fmt: skip
+                        world_size=self.ranks.world_size, by_task=self.per_task is not None,
+                        share_T=self._share(job.space))  # fmt: skip
         bar = self._bar("ranking", pending.num_rows - pending.num_done, 0)
         return replace(job, table=table, tally=tally, earlier=earlier, pending=pending, bar=bar, shortlists=lists)
+
+    def _share(self, space: PuzzleSpace) -> npt.NDArray[np.bool_] | None:
+        share = self.share
+        return None if share is None else np.array([task.id in share for task in space.tasks])
 
     def _new_tally(self, table: RowTable) -> Tally:
         return Tally(np.zeros(len(table.task_R), dtype=bool), np.zeros(len(_PLACES) + len(self.reader.facts)))

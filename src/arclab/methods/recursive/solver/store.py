@@ -4,6 +4,7 @@
     tally = store.load()                         # None if there is nothing of this key
     store.save(rank, tally)                      # whole or not at all; the last one counts
     store.remove()                               # the evaluation is written: nothing is left to resume
+    whole = VoteStore(folder, key, shards=[...]) # also what shards have counted in their own folders, which stays there
 
 A file votes_<key>_<generation>_<rank>.npz holds the counts and exactly the rows that were counted. Going on means: rank 0
 adds up the newest generation and writes it as the base of the next one, with which all older files are void; so a kill at
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from arclab.config.compose import ConfigError
 from arclab.files import DamagedFile, naming
 from arclab.methods.recursive.solver.votes import GridKey, VoteBox
 from arclab.results.attempts import TestKey
@@ -48,20 +50,26 @@ class Tally:
 
 
 class VoteStore:
-    """keys: the test inputs, in the order in which files number them."""
+    """keys: the test inputs, in the order in which files number them. shards: folders in which others have counted parts."""
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, shards: Sequence[Path] = ()) -> None:
         self._folder, self._key, self._generation = folder, key, 0
+        self._shards = shards
 
     def beside(self, what: str) -> VoteStore:
-        """Of something else that the same evaluation counts, in the same folder."""
-        return VoteStore(self._folder, hashlib.sha256(f"{self._key} {what}".encode()).hexdigest()[:16])
+        """Of something else that the same evaluation counts, in the same folders."""
+        key = hashlib.sha256(f"{self._key} {what}".encode()).hexdigest()[:16]
+        return VoteStore(self._folder, key, self._shards)
 
     def load(self, keys: Sequence[TestKey]) -> Tally | None:
-        """Everything counted so far, as the base of a new generation. For rank 0 only."""
+        """Everything counted so far, as the base of a new generation. For rank 0 only. ConfigError: a shard has counted nothing
+        of this key."""
         files = self._files()
-        generation = max((g for g, part in files if part == _BASE), default=1)
-        parts = [_read(path, keys) for (g, _), path in files.items() if g == generation]
+        generation, parts = self._newest(files, keys)
+        known_R = np.logical_or.reduce([part.done_R for part in parts]) if parts else None
+        for part in self._of_shards(keys):
+            if known_R is None or not known_R[part.done_R].any():  # else it is in the base already
+                parts.append(part)
         if not parts:
             self._generation = 1  # the only generation without a base
             return None
@@ -73,9 +81,29 @@ class VoteStore:
         self._void(files)
         return tally
 
+    def _newest(self, files: dict[tuple[int, str], Path], keys: Sequence[TestKey]) -> tuple[int, list[Tally]]:
+        """The generation that counts, and what its files hold."""
+        generation = max((g for g, part in files if part == _BASE), default=1)
+        return generation, [_read(path, keys) for (g, _), path in files.items() if g == generation]
+
+    def _of_shards(self, keys: Sequence[TestKey]) -> Iterator[Tally]:
+        for folder in self._shards:
+            shard = VoteStore(folder, self._key)
+            _, parts = shard._newest(shard._files(), keys)
+            if not parts:
+                raise ConfigError(
+                    f"{folder} holds no votes of these weights, tasks and settings: another model or other settings have made "
+                    f"this shard; remove {folder.parent}, and give the command again."
+                )
+            yield from parts
+
     def join(self, generation: int) -> None:
         """What rank 0 said after load()."""
         self._generation = generation
+
+    @property
+    def has_shards(self) -> bool:
+        return bool(self._shards)
 
     @property
     def generation(self) -> int:

@@ -20,8 +20,8 @@ from arclab.config.tree_search_schema import BootstrapConfig, SampleConfig, Sear
 from arclab.data.splits import load_tasks
 from arclab.data.tasks import ArcTask
 from arclab.files import read_object
+from arclab.lm.endpoint.started import as_served, opened_model
 from arclab.lm.hf_loading import model_identity
-from arclab.lm.models import load_language_model
 from arclab.methods.tree_search.archive import Setting
 from arclab.methods.tree_search.engine import Values
 from arclab.methods.tree_search.prompts import Example, load_examples, load_hints
@@ -93,18 +93,19 @@ def searched(
 ) -> Searched:  # fmt: skip
     """Trees in folder/trees, which the same call goes on with. search: None: that of the run. asked: what names the content of
     `values`, for the files. ToldToEnd: the run is told to end, and what is grown is kept."""
-    search = search or config.search
+    search, policy = search or config.search, as_served(policy, config.launch)
     setting = Setting(config.solver, search, config.seed, values is not None)
     settings = tree_settings(config, policy, setting) | dict(asked or {})
     steps = Steps.of(config.solver.steps)
     for task in tasks:
         TreeFile(folder, task, steps, settings).check()
     hints = load_hints(Path(search.hints), [task.id for task in tasks]) if isinstance(search, BootstrapConfig) else None
-    solver = TreeSearch(
-        load_language_model(policy), sandbox, setting, folder=folder, settings=settings, examples=examples_of(config),
-        hints=hints, values=values, show_progress=True, progress=progress,
-    )  # fmt: skip
-    attempts = solver.solve(tasks, Budget())
+    with opened_model(policy, config.launch, folder) as model:
+        solver = TreeSearch(
+            model, sandbox, setting, folder=folder, settings=settings, examples=examples_of(config), hints=hints,
+            values=values, show_progress=True, progress=progress,
+        )  # fmt: skip
+        attempts = solver.solve(tasks, Budget())
     return Searched(solver.trees, attempts)
 
 
