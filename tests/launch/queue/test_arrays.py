@@ -20,6 +20,8 @@ from arclab.runs.folder import State
 from arclab.runs.jobrecord import read_job
 from arclab.runs.statewords import read_state
 
+from .test_damage import at_once
+
 # Each in a folder: scripts/N of what was given to sbatch, `queue` for squeue to say, `cancelled` for what scancel was given.
 COMMANDS = {
     "sbatch": """[ -e full ] && [ "$(ls scripts | wc -l)" -ge 1 ] && { echo "too many jobs of yours" >&2; exit 1; }
@@ -85,6 +87,13 @@ def test_shards_are_one_array_and_the_whole_waits_for_its_elements(cluster: Path
     folder = runs[0].folder.path.parent / "jobs"
     tasks = [pickle.loads((folder / f"1_{number}_submitted.pkl").read_bytes()).function.run_dir for number in range(3)]
     assert tasks == [run.folder.path.resolve() for run in runs[:3]]
+
+
+def test_a_divided_line_that_is_submitted_several_times_at_once_is_one_array(cluster: Path, plan: Plan) -> None:
+    runs = plan(3, "*-a*")
+    say(cluster, {"1_0": "PENDING", "1_1": "PENDING", "1_2": "PENDING", "2": "PENDING"})
+    at_once(lambda: submit(runs, "slurm"), 3)
+    assert jobs_of(runs) == ["1_0", "1_1", "1_2", "2"] and len(list((cluster / "scripts").iterdir())) == 2
 
 
 def test_an_array_is_not_larger_than_the_cluster_takes(cluster: Path, plan: Plan) -> None:
