@@ -183,7 +183,8 @@ def test_what_cannot_be_divided_is_refused(entry: str, given: list[str], words: 
 
 def test_a_line_of_the_queue_is_its_shards_and_the_whole_that_waits_for_them(tmp_path: Path) -> None:
     file = tmp_path / "jobs.txt"
-    file.write_text("## A\n## Criterion: b\nevaluate.py solver=program_sampling lm=tiny dataset=toy launch.shards=3\n")
+    line = f"evaluate.py solver=program_sampling lm=tiny dataset=toy launch.shards=3 runs_dir={tmp_path}/runs"
+    file.write_text(f"## A\n## Criterion: b\n{line}\n")
     *parts, whole = read_plan(file).runs
     assert [part.config.launch.shard for part in parts] == [0, 1, 2] and whole.config.launch.shard is None
     assert whole.makers == tuple(part.folder.path for part in parts) and not any(part.makers for part in parts)

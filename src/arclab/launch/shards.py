@@ -43,7 +43,10 @@ def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:
     plan = _plan(script, argv, config)
     cluster, runs = config.launch.shards_on.value, plan.runs
     retry(runs, cluster, places=len(runs))
-    for action in submit(runs, cluster, places=len(runs)):
+    actions = submit(runs, cluster, places=len(runs))
+    # A whole that failed for want of a shard which is preempted or gone: that one has a job only now.
+    actions += retry([run for run in runs if run.config.launch.shard is None], cluster, places=len(runs))
+    for action in actions:
         if action.is_error:
             raise ConfigError(f"{action.run}: {action.what}")
     log.info("%s has the shards; beside it: python -m arclab.launch status %s", plan.path, plan.path)
