@@ -31,6 +31,7 @@ from arclab.methods.seal.knowledge.select import selected
 from arclab.methods.seal.knowledge.sft import scratch_lessons
 from arclab.methods.seal.knowledge.trials import first_trials, request_of
 
+from ..methods.seal.knowledge.common import SCRATCH
 from .table import Parts, Table, differences, leaves, require_a_row_for_each, require_the_named_tests
 
 BASE = [
@@ -43,7 +44,6 @@ BASE = [
     "query.repetitions=2",
     "query.more_repetitions=1",
 ]
-SCRATCH = "scratch={seed: 7, num_passages: 20, wrong_share: 0.5, width: 8, num_layers: 1, num_heads: 1, context: 64, vocab_size: 300, steps: 1, batch_size: 1, lr: 0.1, warmup_steps: 0}"
 ADAPTATION = {
     "kind": "full", "rank": 3, "alpha": 3.0, "target_modules": "[q_proj]", "lr": 0.02, "epochs": 5, "batch_size": 7,
     "warmup_steps": 5, "weight_decay": 0.5, "clip_norm": 5.0,

@@ -17,7 +17,7 @@ TIMED = ["generate/completions.jsonl", "query/baseline.jsonl", "query/trials.jso
 @pytest.mark.slow
 def test_a_round_that_is_killed_twice_leaves_what_an_undisturbed_one_leaves(seal_lm: Path, tmp_path: Path) -> None:
     overrides = [
-        *SMALL, f"lm.name={seal_lm}", f"runs_dir={tmp_path}", "num_threads=1", "query.repetitions=2", "query.more_repetitions=1",
+        *SMALL, "lm=tiny", "lm.device=cpu", f"lm.name={seal_lm}", f"runs_dir={tmp_path}", "num_threads=1", "query.repetitions=2", "query.more_repetitions=1",
         "sft.steps=40", "sft.checkpoint_every=2",
     ]  # fmt: skip
     whole, broken = (tmp_path / f"seal_knowledge/{name}/round_0" for name in ("a", "b"))

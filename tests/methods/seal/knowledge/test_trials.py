@@ -25,6 +25,8 @@ from arclab.methods.seal.knowledge.trials import (
     request_of,
 )
 
+from .common import SCRATCH
+
 RULES = SelectConfig(rule=SelectRule.best, top_k=1, min_gain=0.0, drop_weight=0.0)
 
 
@@ -97,6 +99,14 @@ def test_a_grader_without_a_key_is_a_sentence(tmp_path: Path, monkeypatch: pytes
         (["generate.sampling.temperature=0"], "all of them would be equal"),
         (["lm=endpoint", "lm.name=a", "stage=generate"], "style=completion needs a model of this process"),
         (["lm=endpoint", "lm.name=a", "style=chat"], "lm.kind=endpoint cannot be trained here"),
+        (
+            ["lm=endpoint", "lm.name=a", "style=chat", "stage=generate", "round=1"],
+            "round=1 begins with the model that stage=sft",
+        ),
+        (
+            ["lm=endpoint", "lm.name=a", "style=chat", "stage=generate", SCRATCH],
+            "round=0 begins with the model that stage=start",
+        ),
         (["lm.dtype=bfloat16"], "lm.dtype=bfloat16 loses most steps"),
     ],
 )
