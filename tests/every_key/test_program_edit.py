@@ -21,6 +21,7 @@ from arclab.config.llm_schema import ModelConfig, SandboxConfig
 from arclab.config.program_edit_schema import EvaluateEditsConfig, ProgramEditConfig
 from arclab.files import read_lines
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.hf import HfModel
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.models import load_language_model
@@ -246,8 +247,8 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: sandbox_modul
 
         with monkeypatch.context() as patch:
             patch.chdir(folder)
+            patch.setattr(started, "load_language_model", notes.recorder)
             for module in (sample_module, evaluate_module, evaluation):
-                patch.setattr(module, "load_language_model", notes.recorder)
                 patch.setattr(module, "open_sandbox", open_sandbox)
             if stage == "evaluate":
                 trained = Path("runs/program_edit/a/round_0/sft/trained.json")

@@ -18,6 +18,7 @@ import torch
 from arclab.config.compose import compose_evaluate, flat
 from arclab.config.llm_schema import EvaluateProgramsConfig, Isolation, ModelConfig, SandboxConfig
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
 from arclab.programs.sandbox import pool as sandbox_module
@@ -155,7 +156,7 @@ def asked(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Pat
 
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(evaluation, "load_language_model", load)
+        patch.setattr(started, "load_language_model", load)
         patch.setattr(evaluation, "open_sandbox", open_sandbox)
         patch.setattr(torch, "set_num_threads", notes["threads"].append)
         patch.setattr("arclab.pages.report.render_report", lambda result: "")

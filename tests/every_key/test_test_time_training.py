@@ -16,11 +16,11 @@ from arclab.config.llm_schema import ModelConfig
 from arclab.config.seal_schema import EvaluateTestTimeTrainingConfig, InnerConfig
 from arclab.files import read_lines
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.hf import HfModel
 from arclab.lm.language_model import Prompt
 from arclab.lm.training.inner import Fitted, InnerAdapter
 from arclab.lm.training.rows import Row
-from arclab.solvers import evaluation
 
 from ..methods.seal.common import Stub
 from .table import Parts, Table, differences, leaves, require_a_row_for_each, require_the_named_tests
@@ -138,7 +138,7 @@ def asked(folder: Path, *overrides: str) -> Parts:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(evaluation, "load_language_model", load)
+        patch.setattr(started, "load_language_model", load)
         patch.setattr("arclab.pages.report.render_report", lambda result: "")
         patch.setattr(InnerAdapter, "fit", fit)
         start("evaluate.py", [*BASE, *overrides])

@@ -365,13 +365,7 @@ class SealKnowledgeConfig(StagedConfig):
                 "change one of them."
             )
         if not isinstance(self.lm, HfModelConfig):
-            if stage is not KnowledgeStage.generate:
-                problems.append(
-                    f"lm.kind={self.lm.kind} cannot be trained here, and stage={stage.value} trains it; choose a model of this "
-                    "process, such as lm=smollm2_135m, or stage=generate."
-                )
-            if self.style is Style.completion:
-                problems.append(f"style=completion needs a model of this process, not lm.kind={self.lm.kind}; use style=chat.")
+            problems += self._check_other_model()
         elif self.lm.dtype is not Dtype.float32 and self._changes_all_weights:
             problems.append(
                 f"lm.dtype={self.lm.dtype.value} loses most steps of training all weights to rounding; use lm.dtype=float32."
@@ -388,6 +382,23 @@ class SealKnowledgeConfig(StagedConfig):
         adaptation = self.cpt.adaptation if self.stage is KnowledgeStage.cpt else self.query.adaptation
         always = (KnowledgeStage.sft, KnowledgeStage.round, KnowledgeStage.continual)
         return adaptation.kind is AdaptKind.full or self.stage in always
+
+    def _check_other_model(self) -> list[str]:
+        """A model that is behind a server, say."""
+        problems, kind = list[str](), self.lm.kind
+        if self.stage is not KnowledgeStage.generate:
+            problems.append(
+                f"lm.kind={kind} cannot be trained here, and stage={self.stage.value} trains it; choose a model of this "
+                "process, such as lm=smollm2_135m, or stage=generate."
+            )
+        elif self.round > 0 or self.scratch is not None:
+            problems.append(
+                f"lm.kind={kind} writes in round=0 without scratch alone: round={self.round} begins with the model that "
+                f"{'stage=sft' if self.round else 'stage=start'} has trained; choose a model of this process, such as lm=tiny."
+            )
+        if self.style is Style.completion:
+            problems.append(f"style=completion needs a model of this process, not lm.kind={kind}; use style=chat.")
+        return problems
 
     def _check_continual(self) -> list[str]:
         wished, data, problems = self.continual, self.data, list[str]()

@@ -19,6 +19,7 @@ from arclab.config.llm_schema import EvaluateProgramsConfig, GridFormat, Isolati
 from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask, Pair
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Completion, FinishReason, Message, OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
@@ -367,7 +368,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_other_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SampleStore(tmp_path, {"seed": 9}).add("t", (Message("user", "a"),), Reply((), 1))
-    monkeypatch.setattr(evaluation, "load_language_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(started, "load_language_model", lambda config: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=r"holds replies drawn with .* choose another output_dir="):
         evaluate_programs.evaluate_programs(composed(f"output_dir={tmp_path}"))
 

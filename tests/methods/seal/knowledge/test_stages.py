@@ -17,8 +17,10 @@ from arclab.methods.seal.knowledge import query as query_module
 from arclab.methods.seal.knowledge import sft as sft_module
 from arclab.methods.seal.knowledge.engine import Engine, Outcome, Request
 
+from ....lm.endpoint_server import FakeServer, said
+
 SMALL = [
-    "method=seal_knowledge", "lm=tiny", "name=a", "lm.device=cpu", "device=cpu", "data.num_train=2", "data.num_facts=2", "generate.num_completions=2",
+    "method=seal_knowledge", "name=a", "device=cpu", "data.num_train=2", "data.num_facts=2", "generate.num_completions=2",
     "generate.sampling.max_new_tokens=12", "query.repetitions=1", "query.adaptation.epochs=1", "query.adaptation.rank=2", "query.max_new_tokens=4",
     "select.min_gain=-1", "sft.steps=2", "sft.batch_size=1",
 ]  # fmt: skip
@@ -28,7 +30,12 @@ Run = Callable[..., None]
 @pytest.fixture
 def run(seal_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
-    return lambda *overrides: start("self_improve.py", [*SMALL, f"lm.name={seal_lm}", *overrides]) and None
+
+    def go(*overrides: str) -> None:
+        local = ["lm=tiny", "lm.device=cpu", f"lm.name={seal_lm}"]
+        start("self_improve.py", [*SMALL, *([] if "lm=endpoint" in overrides else local), *overrides])
+
+    return go
 
 
 def rows(folder: str) -> list[dict[str, Any]]:
@@ -129,3 +136,16 @@ def test_what_does_not_fit_together_is_a_sentence(run: Run) -> None:
     run("stage=generate")
     with pytest.raises(ValueError, match=r"query\.server=nowhere has no endpoint\.json: no server runs there"):
         run("stage=query", "query.server=nowhere")
+
+
+def test_a_server_writes_and_the_model_of_this_process_learns(run: Run) -> None:
+    server = FakeServer()
+    server.answer = lambda number, body: said(body, text=f"line {number}")
+    try:
+        run("lm=endpoint", "lm.name=one", f"lm.base_url={server.url}", "style=chat", "stage=generate")
+    finally:
+        server.close()
+    assert all(body["messages"][-1]["content"].startswith("Here is a passage.") for body in server.bodies)
+    assert {body["temperature"] for body in server.bodies} == {1.0} and {body["model"] for body in server.bodies} == {"one"}
+    run("stage=query", "style=chat")
+    assert {row["edit"] for row in rows("runs/seal_knowledge/a/round_0/query")} == {"0", "1", "passage"}

@@ -25,6 +25,8 @@ from arclab.methods.seal.knowledge.trials import (
     request_of,
 )
 
+from .common import SCRATCH
+
 RULES = SelectConfig(rule=SelectRule.best, top_k=1, min_gain=0.0, drop_weight=0.0)
 
 
@@ -97,6 +99,14 @@ def test_a_grader_without_a_key_is_a_sentence(tmp_path: Path, monkeypatch: pytes
         (["generate.sampling.temperature=0"], "all of them would be equal"),
         (["lm=endpoint", "lm.name=a", "stage=generate"], "style=completion needs a model of this process"),
         (["lm=endpoint", "lm.name=a", "style=chat"], "lm.kind=endpoint cannot be trained here"),
+        (
+            ["lm=endpoint", "lm.name=a", "style=chat", "stage=generate", "round=1"],
+            "round=1 begins with the model that stage=sft",
+        ),
+        (
+            ["lm=endpoint", "lm.name=a", "style=chat", "stage=generate", SCRATCH],
+            "round=0 begins with the model that stage=start",
+        ),
         (["lm.dtype=bfloat16"], "lm.dtype=bfloat16 loses most steps"),
     ],
 )
@@ -173,12 +183,24 @@ def test_a_gain_can_be_lessened_by_what_other_items_lose() -> None:
 
 def test_shares_leave_out_what_is_ungraded_and_count_a_question_once() -> None:
     rows = [row("a", "0", 0, "11?0"), row("a", "0", 1, "0000"), row("a", "1", 0, "1111"), row("b", "0", 0, "10", "01")]
-    found = metrics_of([*rows, row("a", PASSAGE, 0, "1000"), row("b", PASSAGE, 0, "00", "01")])
+    found = metrics_of([*rows, row("a", PASSAGE, 0, "1000"), row("b", PASSAGE, 0, "00", "01")], 1)
     assert found["knowledge/questions"] == 5 and found["knowledge/base_accuracy"] == 1 / 6
     assert found["knowledge/first_accuracy"] == 3 / 5 and found["knowledge/accuracy"] == 7 / 13
     assert found["knowledge/wins"] == 3 / 4 and found["knowledge/discordant"] == 4
     assert found["knowledge/passage_accuracy"] == 1 / 6 and found["knowledge/ungraded_share"] == 1 / 14
     assert found["knowledge/padding_share"] == 0.1 and found["knowledge/published_padding"] == 20 * 2048 / 100
     many = [row(str(n), "0", 0, "1111") for n in range(3)]
-    assert metrics_of([*many, *(row(str(n), OTHER, 0, "0000") for n in range(3))])["knowledge/wins"] == 1
-    assert metrics_of([*many, *(row(str(n), OTHER, 0, "1111") for n in range(3))])["knowledge/wins"] == 0, "not the passage"
+    assert metrics_of([*many, *(row(str(n), OTHER, 0, "0000") for n in range(3))], 1)["knowledge/wins"] == 1
+    assert metrics_of([*many, *(row(str(n), OTHER, 0, "1111") for n in range(3))], 1)["knowledge/wins"] == 0, "not the passage"
+
+
+def test_the_published_padding_is_that_of_every_sequence_in_every_epoch() -> None:
+    """9 sequences in batches of 4 are 3 steps an epoch."""
+    whole = replace(row("a", "0", 0, "11", "00"), num_sequences=9, num_steps=3 * 10, num_tokens=1000)  # 10 epochs
+    one = replace(row("b", "0", 0, "11", "00"), num_sequences=1, num_steps=10, num_tokens=50)
+    broken = replace(
+        row("c", "0", 0, "11", "00"), num_sequences=9, num_steps=6, num_tokens=200, problem="p"
+    )  # in the third epoch
+    found = [metrics_of(rows, 4)["knowledge/published_padding"] for rows in ([whole], [whole, one], [broken])]
+    assert found == [9 * 10 * 2048 / 1000, (9 * 10 + 1 * 10) * 2048 / 1050, 9 * 2 * 2048 / 200]
+    assert metrics_of([whole], 1)["knowledge/published_padding"] == 30 * 2048 / 1000, "alone in its batch: as many as steps"

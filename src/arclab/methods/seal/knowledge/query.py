@@ -63,7 +63,7 @@ def query(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, folde
         with ExitStack() as stack:
             rows = _Querying(config, run, progress, asked_of(config, run, progress, stack), grader).rows(items, completions)
         write_rows(run.path / ROWS, rows)
-        found = metrics_of(rows)
+        found = metrics_of(rows, config.query.adaptation.batch_size)
         with MetricLogger(run.metrics, None, resume_step=-1, runtime_s=0.0) as logger:
             logger.write(config.round, found)
         result = judged(config, run, run)

@@ -1,6 +1,6 @@
 """What the trials of a stage come to: shares, a test against the model as it is, cost, and the page.
 
-    found = metrics_of(rows)                          # the knowledge/* metrics
+    found = metrics_of(rows, batch_size)              # the knowledge/* metrics; batch_size: of query.adaptation
     write_report(config, run, rows, criterion)        # results.json and report.html
 
 Tests and intervals count questions once: the first completion's first repetition stands for an item. Means over everything
@@ -10,6 +10,7 @@ stand beside them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -89,7 +90,7 @@ def _first_of_each(rows: Sequence[Row]) -> list[Row]:
     return list(found.values())
 
 
-def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
+def metrics_of(rows: Sequence[Row], batch_size: int) -> dict[str, float]:
     """wins is 0 where another item's completion has helped as well: then it was not what the passage says that did."""
     by_name = {each.name: each for each in conditions(rows)}
     base, first, whole = by_name[BASE], by_name[FIRST], by_name[ALL]
@@ -114,7 +115,7 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
         "train_s": whole.seconds,
         "tokens": whole.tokens,
         "padding_share": sum(row.num_padding for row in completions) / max(1, tokens),
-        "published_padding": _published_tokens(completions) / max(1, tokens),
+        "published_padding": _published_tokens(completions, batch_size) / max(1, tokens),
     }
     for name, key in (("passage alone", "passage_accuracy"), ("another item's completion", "other_accuracy")):
         if name in by_name:
@@ -122,9 +123,11 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
     return {f"knowledge/{name}": value for name, value in found.items()}
 
 
-def _published_tokens(rows: Sequence[Row]) -> int:
-    """As many as would pass through the model if every sequence were padded to the published length, in batches of one."""
-    return sum(row.num_steps * _PUBLISHED_PADDING for row in rows)
+def _published_tokens(rows: Sequence[Row], batch_size: int) -> float:
+    """As many as would pass through the model if every sequence were padded to the published length: sequences x epochs x that
+    length. Of a training that broke off, the share of its steps that were made."""
+    passes = [row.num_sequences * row.num_steps / math.ceil(row.num_sequences / batch_size) for row in rows]
+    return sum(passes) * _PUBLISHED_PADDING
 
 
 def judged(config: SealKnowledgeConfig, measured: RunDir, run: RunDir) -> str:
@@ -137,9 +140,9 @@ def judged(config: SealKnowledgeConfig, measured: RunDir, run: RunDir) -> str:
 
 
 def write_report(config: SealKnowledgeConfig, run: RunDir, rows: Sequence[Row], criterion: str) -> None:
-    found = conditions(rows)
+    found, batch_size = conditions(rows), config.query.adaptation.batch_size
     record = {
-        "overall": {name.removeprefix("knowledge/"): value for name, value in metrics_of(rows).items()},
+        "overall": {name.removeprefix("knowledge/"): value for name, value in metrics_of(rows, batch_size).items()},
         "conditions": [condition_record(each) for each in found],
         "items": _by_item(rows),
         "adaptation": {key: str(value) for key, value in asdict(config.query.adaptation).items()},
@@ -153,7 +156,7 @@ def write_report(config: SealKnowledgeConfig, run: RunDir, rows: Sequence[Row], 
         },
         criterion=criterion,
         stamps=_stamps(rows),
-        tables=[condition_table(found, _COUNTED), _cost_table(rows)],
+        tables=[condition_table(found, _COUNTED), _cost_table(rows, batch_size)],
         histograms=[Histogram("Tokens that a completion trains on", "tokens", "trials", [r.num_tokens for r in rows])],
         settings=flat(config),
     )  # fmt: skip
@@ -202,10 +205,10 @@ def condition_table(found: Sequence[Condition], note: str) -> ResultTable:
     )
 
 
-def _cost_table(rows: Sequence[Row]) -> ResultTable:
+def _cost_table(rows: Sequence[Row], batch_size: int) -> ResultTable:
     completions = [row for row in rows if row.is_completion] or list(rows)
     tokens, padding = sum(row.num_tokens for row in completions), sum(row.num_padding for row in completions)
-    ratio = _published_tokens(completions) / max(1, tokens)
+    ratio = _published_tokens(completions, batch_size) / max(1, tokens)
     cells = (
         f"{fmean(row.train_s for row in completions):.2f} s", f"{fmean(row.num_steps for row in completions):.0f}",
         f"{tokens / len(completions):,.0f}", f"{100 * padding / max(1, tokens):.1f} %", f"{ratio:.1f} times as many",
