@@ -167,10 +167,15 @@ def test_a_job_file_gives_its_finished_evaluations(made: Path, tmp_path: Path) -
     jobs = tmp_path / "jobs.txt"
     jobs.write_text(
         f"evaluate.py solver=ensemble {members} name=both\nevaluate.py solver=ensemble {members} merge=rank name=late\n"
+        f"evaluate.py solver=program_sampling lm=tiny dataset=toy launch.shards=2 output_dir={tmp_path}/divided\n"
     )
     make_result(tmp_path / "runs/ensemble/both", lambda _: RIGHT, label="ensemble")
+    make_result(tmp_path / "divided", lambda _: RIGHT, label="in shards")
+    for number in range(2):  # they have scored nothing
+        (shard := tmp_path / f"divided/shards/{number}_of_2").mkdir(parents=True)
+        RunDir(shard).write_status(State.done, 1)
     command = [sys.executable, "-m", "arclab.pages", "scoreboard", "--jobs", str(jobs), "--output", str(tmp_path / "board")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "left out: ensemble/late, which is NEW" in done.stdout
+    assert "left out: ensemble/late, which is NEW" in done.stdout and "shard" not in done.stdout
     assert "ensemble-both" in (tmp_path / "board/scoreboard.html").read_text()

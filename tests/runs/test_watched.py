@@ -119,7 +119,10 @@ def test_a_server_that_never_becomes_healthy_is_one_sentence_with_its_last_lines
     (tmp_path / "broken").unlink()
     (tmp_path / "sick").touch()
     with WatchedServer(wished(tmp_path, start_s=1.0)) as server:
-        with pytest.raises(ServerDown, match=r"did not start \(loading\): it was not healthy within 1 s; try another\."):
+        with pytest.raises(
+            ServerDown,
+            match=r"did not start \(loading\): it was not healthy within 1 s \(/health answers with status 500\); try",
+        ):
             server.start()
         assert are_gone(pids(tmp_path))
     with (

@@ -15,6 +15,7 @@ from arclab.config.compose import ConfigError, compose_run, entry_for
 from arclab.data.shares import expected_cost, share_of
 from arclab.data.sources import load_source
 from arclab.entries import ENTRIES, load
+from arclab.launch import shards as launched
 from arclab.launch.queue.plan import read_plan
 from arclab.launch.shards import run_shards
 from arclab.lm.endpoint import started
@@ -182,7 +183,8 @@ def test_what_cannot_be_divided_is_refused(entry: str, given: list[str], words: 
 
 def test_a_line_of_the_queue_is_its_shards_and_the_whole_that_waits_for_them(tmp_path: Path) -> None:
     file = tmp_path / "jobs.txt"
-    file.write_text("## A\n## Criterion: b\nevaluate.py solver=program_sampling lm=tiny dataset=toy launch.shards=3\n")
+    line = f"evaluate.py solver=program_sampling lm=tiny dataset=toy launch.shards=3 runs_dir={tmp_path}/runs"
+    file.write_text(f"## A\n## Criterion: b\n{line}\n")
     *parts, whole = read_plan(file).runs
     assert [part.config.launch.shard for part in parts] == [0, 1, 2] and whole.config.launch.shard is None
     assert whole.makers == tuple(part.folder.path for part in parts) and not any(part.makers for part in parts)
@@ -194,6 +196,23 @@ def test_shards_of_another_number_are_named(tmp_path: Path) -> None:
     given = overrides("program_sampling", tmp_path, "launch.shards=2")
     with pytest.raises(ConfigError, match=r"launch.shards=2: .*shards holds shards of 4; give launch.shards=4 to continue"):
         run_shards("evaluate.py", given, compose_run("evaluate_programs", given))
+
+
+def test_shards_that_fail_for_the_same_reason_are_named_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("retry", "submit"):
+        monkeypatch.setattr(launched, name, lambda *_, **__: [])
+    given = overrides("program_sampling", tmp_path / "a", "launch.shards=12")
+    reasons = ["no such model."] * 6 + [f"reason {number}" for number in range(6)]
+    for number, reason in enumerate(reasons):
+        (shard := tmp_path / f"a/shards/{number}_of_12").mkdir(parents=True)
+        RunDir(shard).write_status(State.failed, 0, f"first line\n{reason}", 2)
+    with pytest.raises(ConfigError) as caught:
+        run_shards("evaluate.py", given, compose_run("evaluate_programs", given))
+    assert str(caught.value) == (
+        "shards 0, 1, 2, 3, 4, 5 are FAILED (no such model); shard 6 is FAILED (reason 0); shard 7 is FAILED (reason 1); "
+        f"shard 8 is FAILED (reason 2); 3 more are not DONE: python -m arclab.launch status {tmp_path}/a/shards/jobs.txt. The "
+        "same command runs only what is missing."
+    )
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from arclab.config.compose import ConfigError
@@ -32,6 +32,7 @@ from arclab.runs.folder import State
 from arclab.runs.signals import interrupted_status
 
 log = logging.getLogger(__name__)
+_REASONS_TOLD = 4
 _TITLE = "## Shards of one run\n## Criterion: every shard is DONE, and the whole.\n"
 
 
@@ -42,7 +43,10 @@ def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:
     plan = _plan(script, argv, config)
     cluster, runs = config.launch.shards_on.value, plan.runs
     retry(runs, cluster, places=len(runs))
-    for action in submit(runs, cluster, places=len(runs)):
+    actions = submit(runs, cluster, places=len(runs))
+    # A whole that failed for want of a shard which is preempted or gone: that one has a job only now.
+    actions += retry([run for run in runs if run.config.launch.shard is None], cluster, places=len(runs))
+    for action in actions:
         if action.is_error:
             raise ConfigError(f"{action.run}: {action.what}")
     log.info("%s has the shards; beside it: python -m arclab.launch status %s", plan.path, plan.path)
@@ -56,7 +60,7 @@ def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:
             log.info("interrupted; the jobs go on, and the same command waits for them. To end them: python -m arclab.launch "
                      "cancel %s '*'", plan.path)  # fmt: skip
         return interrupted_status(signal.SIGINT)
-    return _concluded(ended)
+    return _concluded(plan.path, ended)
 
 
 def _require_same_number(config: RunConfig) -> None:
@@ -90,16 +94,12 @@ def _wait(plan: JobsPlan) -> list[tuple[PlannedRun, RunProgress]]:
         return list(wait_until_ended(plan.runs, show))
 
 
-def _concluded(ended: Sequence[tuple[PlannedRun, RunProgress]]) -> int:
-    """0. ConfigError names every shard that is not DONE, and why."""
+def _concluded(path: Path, ended: Sequence[tuple[PlannedRun, RunProgress]]) -> int:
+    """0. ConfigError names every shard that is not DONE, and why. path: the file of the shards."""
     lost = [(run, progress) for run, progress in ended if progress.state != State.done.value]
-    shards = sorted(
-        ((run.config.launch.shard, progress) for run, progress in lost if run.config.launch.shard is not None),
-        key=lambda each: each[0] or 0,
-    )  # fmt: skip
+    shards = {run.config.launch.shard: progress for run, progress in lost if run.config.launch.shard is not None}
     if shards:
-        each = "; ".join(f"shard {number} is {progress.state} ({_last_line(progress)})" for number, progress in shards)
-        raise ConfigError(f"{each}. The same command runs only what is missing.")
+        raise ConfigError(f"{_told_once(shards, path)}. The same command runs only what is missing.")
     for run, progress in lost:
         raise ConfigError(
             f"all shards are DONE, and the whole is {progress.state} ({_last_line(progress)}): {run.folder.path}."
@@ -108,6 +108,21 @@ def _concluded(ended: Sequence[tuple[PlannedRun, RunProgress]]) -> int:
     message = (whole.folder.read_status() or {}).get("message", "")
     log.info("done: %s: %s", Path(whole.folder.path), message)
     return 0
+
+
+def _told_once(shards: Mapping[int, RunProgress], path: Path) -> str:
+    """Shards that say the same together, and of many reasons the first ones."""
+    together: dict[tuple[str, str], list[int]] = {}
+    for number in sorted(shards):
+        together.setdefault((shards[number].state, _last_line(shards[number])), []).append(number)
+    told = [
+        f"{'shard' if len(numbers) == 1 else 'shards'} {', '.join(map(str, numbers))} "
+        f"{'is' if len(numbers) == 1 else 'are'} {state} ({reason})"
+        for (state, reason), numbers in together.items()
+    ]  # fmt: skip
+    left = sum(map(len, list(together.values())[_REASONS_TOLD:]))
+    more = [f"{left} more are not DONE: python -m arclab.launch status {path}"] if left else []
+    return "; ".join([*told[:_REASONS_TOLD], *more])
 
 
 def _last_line(progress: RunProgress) -> str:

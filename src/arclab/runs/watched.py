@@ -73,6 +73,7 @@ class WatchedServer:
         self._watcher: threading.Thread | None = None
         self._port = self._log_start = 0
         self._num_starts, self._is_up, self._down = 0, False, ""
+        self._heard = ""  # what it answered to the last look at its health, where that was not 200
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +149,7 @@ class WatchedServer:
                 heard_s = time.monotonic()
             elif time.monotonic() - heard_s > self._wished.silent_s:
                 self._end()
-                return f"has not been healthy for {self._wished.silent_s:g} s"
+                return f"has not been healthy for {self._wished.silent_s:g} s{self._heard}"
         return f"ended with status {status}"
 
     def _bring_up(self) -> str:
@@ -165,7 +166,7 @@ class WatchedServer:
                 return ""
             if time.monotonic() > deadline:
                 self._end()
-                return f"was not healthy within {self._wished.start_s:g} s"
+                return f"was not healthy within {self._wished.start_s:g} s{self._heard}"
         return f"ended with status {status}"
 
     def _launch(self) -> bool:
@@ -199,6 +200,7 @@ class WatchedServer:
     def _is_healthy(self) -> bool:
         if callable(self._wished.health):
             return self._wished.health()
+        self._heard = ""
         for path in self._wished.health:
             try:
                 answer = httpx.get(
@@ -206,6 +208,7 @@ class WatchedServer:
                 )
             except (httpx.HTTPError, httpx.InvalidURL):
                 return False
+            self._heard = "" if answer.status_code == 200 else f" ({path} answers with status {answer.status_code})"
             if answer.status_code != 404:
                 return answer.status_code == 200
         return False

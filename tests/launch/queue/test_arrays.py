@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from arclab.config.compose import ConfigError
+from arclab.config.compose import ConfigError, compose_run
+from arclab.launch import shards as launched
 from arclab.launch.__main__ import main
 from arclab.launch.queue.plan import PlannedRun, read_plan
 from arclab.launch.queue.progress import living_jobs
@@ -19,6 +21,8 @@ from arclab.launch.queue.submit import cancel, retry, submit
 from arclab.runs.folder import State
 from arclab.runs.jobrecord import read_job
 from arclab.runs.statewords import read_state
+
+from .test_damage import at_once
 
 # Each in a folder: scripts/N of what was given to sbatch, `queue` for squeue to say, `cancelled` for what scancel was given.
 COMMANDS = {
@@ -85,6 +89,38 @@ def test_shards_are_one_array_and_the_whole_waits_for_its_elements(cluster: Path
     folder = runs[0].folder.path.parent / "jobs"
     tasks = [pickle.loads((folder / f"1_{number}_submitted.pkl").read_bytes()).function.run_dir for number in range(3)]
     assert tasks == [run.folder.path.resolve() for run in runs[:3]]
+
+
+def test_a_divided_line_that_is_submitted_several_times_at_once_is_one_array(cluster: Path, plan: Plan) -> None:
+    runs = plan(3, "*-a*")
+    say(cluster, {"1_0": "PENDING", "1_1": "PENDING", "1_2": "PENDING", "2": "PENDING"})
+    at_once(lambda: submit(runs, "slurm"), 3)
+    assert jobs_of(runs) == ["1_0", "1_1", "1_2", "2"] and len(list((cluster / "scripts").iterdir())) == 2
+
+
+@pytest.mark.parametrize("gone", [None, State.preempted])
+def test_a_failed_merge_goes_with_the_shard_that_it_lacked(
+    gone: State | None, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One command is enough, whether the shard's folder was removed by hand or the shard was preempted."""
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launched, "_wait", interrupt)
+    words = ["solver=program_sampling", "lm=tiny", "dataset=toy", "launch=slurm_cpu", "launch.cpus=1", "launch.shards=2"]
+    words.append(f"output_dir={tmp_path}/a")
+    config = compose_run("evaluate_programs", words)
+    assert launched.run_shards("evaluate.py", words, config) == 130
+    runs = read_plan(tmp_path / "a/shards/jobs.txt").runs
+    for run, state in zip(runs, (State.done, gone, State.failed), strict=True):
+        if state is None:
+            shutil.rmtree(run.folder.path)
+        else:
+            run.folder.write_status(state, 1, exit_status=2 if state is State.failed else 0)
+    say(cluster, {"3": "PENDING"})
+    assert launched.run_shards("evaluate.py", words, config) == 130
+    assert jobs_of(runs) == ["1_0", "3", "4"] and option(cluster / "scripts/4", "dependency") == "afterok:3"
 
 
 def test_an_array_is_not_larger_than_the_cluster_takes(cluster: Path, plan: Plan) -> None:

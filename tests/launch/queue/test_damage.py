@@ -91,6 +91,7 @@ def test_a_damaged_file_of_one_run_does_not_stop_the_queue(
     ):
         assert actions[0].is_error == is_of_queue and not actions[1].is_error
         assert not is_of_queue or (actions[0].what.startswith(f"{DAMAGED}: ") and name in actions[0].what)
+        assert ".)" not in actions[0].what, "one sentence"
     submitted = on_file(file, cluster="slurm", dry_run=True, places=1)
     assert commands.submit_command(submitted) == (2 if is_of_queue else 0)
     assert "would be submitted to slurm" in capsys.readouterr().out

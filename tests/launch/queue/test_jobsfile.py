@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_lines_become_runs_below_their_sections(tmp_path: Path) -> None:
     assert jobs[3].overrides == ("name=h_halting-short8_halt_loss_weight-0.5", "halting=short8", "halting.halt_loss_weight=0.5")
     assert (jobs[1].section.text, jobs[1].section.criterion) == ("In more words. And more.", "90 %.")
     assert jobs[5].overrides == ('dataset.train_sources=["toy:color_map?tasks=10&side=3"]', "name=quoted", "wandb.project=a b")
+    assert shlex.split(jobs[5].command) == [jobs[5].script, *jobs[5].overrides], "it can be given to a shell"
     assert jobs[5].column == 3
 
 

@@ -212,7 +212,7 @@ def report_command(arguments: argparse.Namespace) -> int:
 def scoreboard_command(arguments: argparse.Namespace) -> int:
     """The page of all evaluations of the file that are DONE; what is left out, and why, is said."""
     plan = read_plan(arguments.file, *arguments.names)
-    scored = [run for run in plan.runs if run.config.is_done_again]
+    scored = [run for run in plan.runs if run.config.is_done_again and run.config.launch.shard is None]
     done = [run for run in scored if run.folder.state is State.done]
     for run in scored:
         if run not in done:

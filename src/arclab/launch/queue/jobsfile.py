@@ -94,8 +94,8 @@ class JobLine:
 
     @property
     def command(self) -> str:
-        """What makes this run, after the word python."""
-        return " ".join([self.script, *self.overrides])
+        """What makes this run, after the word python, quoted for the shell."""
+        return shlex.join([self.script, *self.overrides])
 
     def column_of(self, message: str) -> int:
         """The column of the override that a message is about; that of the line's script if it is about none."""

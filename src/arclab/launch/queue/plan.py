@@ -190,7 +190,8 @@ def _damage(config: RunConfig, composer: PlainComposer) -> str:
         composer.thaw(RunDir(path).config)
     except ConfigError as error:
         return (
-            f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0]}); choose another name."
+            f"the run folder {path} has a config.yaml that cannot be read ({str(error).splitlines()[0].rstrip('.')}); choose "
+            "another name, or remove the folder."
         )
     except OSError as error:
         return sentence_of(error)
