@@ -185,7 +185,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--seeds", type=at_least_0, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="adapt this model for all seeds, instead of making one")
-    parser.add_argument("--steps", type=at_least_1, default=3000, help="of training the model (3000); with 600 nothing helps")
+    parser.add_argument(
+        "--steps", type=at_least_1, default=8000, help="of training the model (8000); 3000 are too few for some seeds"
+    )
     parser.add_argument("--tasks", type=at_least_1, default=20000, help="that it is trained on (20000)")
     parser.add_argument("--test-tasks", type=at_least_1, default=50, help="that are answered, for each seed (50)")
     parser.add_argument("--adaptations", nargs="+", choices=list(ADAPTATIONS), default=list(ADAPTATIONS))
