@@ -348,6 +348,17 @@ def _test_time_training(record: Record) -> tuple[str, tuple[str, ...], Rows, lis
     return "Test-time training on unseen toy rules", columns, rows, [record["provenance"] | {"seed": "of the table"}]
 
 
+def _program_edit_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+    def tested(row: Record) -> str:
+        if row["p_value"] is None:
+            return ""
+        return f"{row['against']}: {row['it_alone']} / {row['other_alone']}, p = {row['p_value']:.2g}"
+
+    rows = ((row["run"], str(Share(row["n"], row["N"])), tested(row)) for row in record["rows"] if row["N"])
+    columns = ("run", "start programs of unseen rules put right", "it alone / other alone")
+    return "Models that edit programs, and their controls", columns, rows, [record["provenance"]]
+
+
 def _tree_search_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     def rows() -> Rows:
         for row in record["rates"]:
@@ -433,6 +444,7 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "encoders": _encoders,
     "phase1": _phase1,
     "toy_programs": _toy_programs,
+    "program_edit_control": _program_edit_control,
     "test_time_training": _test_time_training,
     "seal": _seal,
     "tree_search": _tree_search,
