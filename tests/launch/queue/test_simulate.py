@@ -58,6 +58,6 @@ def test_the_command_shows_each_line_that_can_be_divided(tmp_path: Path, capsys:
     assert main(["plan", str(file), "--nodes", "4", "--rates", str(rates)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "3 shards, 1 programs/s and 5 tokens/s each, 4 s to start, 6 s to merge" in said
-    assert "efficiency" in said and "quickstart/a: cannot be divided by tasks" in said
+    assert "efficiency" in said and "quickstart/a: no solver that asks a language model for tasks" in said
     with pytest.raises(ConfigError, match=r"--rates .*nothing has no shards/\*/shard.json; give the folder of an evaluation"):
         main(["plan", str(file), "--nodes", "4", "--rates", str(tmp_path / "nothing")])
