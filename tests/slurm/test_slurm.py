@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,8 +34,8 @@ def test_sweep_runs_two_jobs_on_two_ranks_each(whole: Whole, slurm: Cluster) -> 
     assert run.state is other.state is State.done
     assert weights(run) != weights(other)
     assert {"carry_rank0.safetensors", "carry_rank1.safetensors"} <= weights(run).keys()
-    states = queue_states()
-    assert [states[job] for job in sorted(states) if "_" in job] == ["COMPLETED", "COMPLETED"]
+    done_jobs = [job for job, state in queue_states().items() if "_" in job and state == "COMPLETED"]
+    assert 2 in Counter(job.partition("_")[0] for job in done_jobs).values()  # others have arrays there, too
     assert read_holder(run) is None
 
 
