@@ -21,13 +21,13 @@ from arclab.config.llm_schema import (
     SamplingConfig,
     SandboxConfig,
 )
-from arclab.config.memgen_schema import LoraConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.program_edit_grpo_schema import EditCurriculumConfig, EditGrpoConfig, ThinkingConfig
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.config.scratch_schema import ScratchModelConfig
+from arclab.config.sft_schema import AdapterSftConfig
 from arclab.config.stages_schema import ROUND, StagedConfig
 
 
@@ -182,29 +182,15 @@ class EditSelectConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EditSftConfig:
+class EditSftConfig(AdapterSftConfig):
     """Supervised fine-tuning on the selected edits. weight_beta: rows count exp(gain / weight_beta), at most max_weight and
-    divided by the mean of all; null: alike. lora: an adapter that is merged at the end; null: all weights are trained, in
-    float32."""
+    divided by the mean of all; null: alike."""
 
-    steps: int
-    batch_size: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
-    lora: Optional[LoraConfig] = None  # so that runs of before can be read
-    log_every: int
-    checkpoint_every: int
     weight_beta: Optional[float]
     max_weight: float
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(
-            path, 1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every, max_weight=self.max_weight,
-        )  # fmt: skip
-        problems += at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
-        problems += [] if self.lora is None else self.lora.check(f"{path}.lora")
+        problems = AdapterSftConfig.check(self, path) + at_least(path, 1, max_weight=self.max_weight)
         if self.weight_beta is not None and not self.weight_beta > 0:
             problems.append(f"{path}.weight_beta={self.weight_beta} must be above 0; use null for rows that count alike.")
         return problems

@@ -13,13 +13,13 @@ from typing import ClassVar, Optional
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.llm_schema import HOW_MODELS_RUN, Dtype, HfModelConfig, ModelConfig, SamplingConfig
-from arclab.config.memgen_schema import LoraConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.config.scratch_schema import ScratchProposerConfig
 from arclab.config.seal_schema import EPOCHS_RANGE, LR_RANGE, AdaptingSolverConfig, AdaptKind
+from arclab.config.sft_schema import AdapterSftConfig
 from arclab.config.stages_schema import ROUND, StagedConfig
 
 AUGMENTATION_SETS = ("basic", "size", "chain", "repeat")
@@ -176,28 +176,16 @@ class SelectSealConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class RestemConfig:
-    """Supervised fine-tuning on the selected self-edits. lora: an adapter that is merged into the weights at the end; null: all
-    weights are trained. twin: a second model learns from the same self-edits with their rewards shuffled, the control."""
+class RestemConfig(AdapterSftConfig):
+    """Supervised fine-tuning on the selected self-edits. twin: a second model learns from the same self-edits with their
+    rewards shuffled, the control."""
 
-    steps: int
-    batch_size: int
     grad_accumulation: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
     clip_norm: Optional[float]
-    checkpoint_every: int
-    log_every: int
-    lora: Optional[LoraConfig]
     twin: bool
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(
-            path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
-            checkpoint_every=self.checkpoint_every, log_every=self.log_every,
-        )  # fmt: skip
-        return problems + at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
+        return AdapterSftConfig.check(self, path) + at_least(path, 1, grad_accumulation=self.grad_accumulation)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.seal_schema import AdaptKind, InnerConfig
+from arclab.config.sft_schema import StageSftConfig
 from arclab.config.stages_schema import StagedConfig
 
 PASSAGES = "passages"  # of data.source: invented ones
@@ -211,21 +212,8 @@ class SelectConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class KnowledgeSftConfig:
+class KnowledgeSftConfig(StageSftConfig):
     """Supervised fine-tuning of all weights on the selected completions."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
-    log_every: int
-    checkpoint_every: int
-
-    def check(self, path: str) -> list[str]:
-        problems = at_least(path, 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
-        problems += sized(path, 1, batch_size=self.batch_size)
-        return problems + at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,12 +12,12 @@ from typing import ClassVar, Optional
 from arclab.config.dataset_schema import DatasetConfig
 from arclab.config.launch_schema import LaunchConfig
 from arclab.config.llm_schema import HOW_MODELS_RUN, HfModelConfig, ModelConfig, SandboxConfig
-from arclab.config.memgen_schema import LoraConfig
 from arclab.config.names import broken_name, broken_path
 from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.config.scratch_schema import ScratchModelConfig
+from arclab.config.sft_schema import AdapterSftConfig
 from arclab.config.stages_schema import ROUND, StagedConfig
 from arclab.config.tree_search_schema import BeamConfig, BootstrapConfig, SearchConfig, TreeSearchConfig
 
@@ -96,34 +96,22 @@ class AugmentConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class PolicySftConfig:
-    """Supervised fine-tuning of the policy on the curated programs; each task counts alike. lora: an adapter that is merged
-    into the weights at the end; null: all weights are trained. mark_tokens: the marks of steps become tokens of their own.
-    task_share: of the tasks, held out whole; example_share: of the programs of the others, held out; both only measure. twin:
-    a second policy is taught beside it with programs of other tasks, the control."""
+class PolicySftConfig(AdapterSftConfig):
+    """Supervised fine-tuning of the policy on the curated programs; each task counts alike. mark_tokens: the marks of steps
+    become tokens of their own. task_share: of the tasks, held out whole; example_share: of the programs of the others,
+    held out; both only measure. twin: a second policy is taught beside it with programs of other tasks, the control."""
 
-    steps: int
-    batch_size: int
     grad_accumulation: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
     clip_norm: Optional[float]
-    checkpoint_every: int
-    log_every: int
     eval_every: int
-    lora: Optional[LoraConfig]
     mark_tokens: bool
     task_share: float
     example_share: float
     twin: bool
 
     def check(self, path: str) -> list[str]:
-        problems = at_least(
-            path, 1, steps=self.steps, batch_size=self.batch_size, grad_accumulation=self.grad_accumulation,
-            checkpoint_every=self.checkpoint_every, log_every=self.log_every, eval_every=self.eval_every,
-        )  # fmt: skip
-        problems += at_least(path, 0, lr=self.lr, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
+        problems = AdapterSftConfig.check(self, path)
+        problems += at_least(path, 1, grad_accumulation=self.grad_accumulation, eval_every=self.eval_every)
         problems += within(path, 0, 0.9, task_share=self.task_share, example_share=self.example_share)
         if self.mark_tokens and self.lora is not None:
             problems.append(
