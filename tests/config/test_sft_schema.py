@@ -18,9 +18,10 @@ BROKEN_LORA = "lora={rank: 0, alpha: 8, dropout: 0.0, target_modules: [q_proj]}"
         ("self_improve_seal_fewshot", "restem"),
     ],
 )
-def test_an_adapter_of_rank_0_is_refused(entry: str, group: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{group}\.lora\.rank=0 must be at least 1"):
+def test_an_adapter_of_rank_0_is_refused_in_one_sentence(entry: str, group: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         compose_run(entry, ["lm=tiny", "dataset=toy", "name=a", f"{group}.{BROKEN_LORA}"])
+    assert str(refused.value).count(f"{group}.lora.rank=0 must be at least 1") == 1
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,6 @@ class EditGrpoConfig:
         )  # fmt: skip
         problems += at_least(path, 0, steps=self.steps, lr=self.lr, warmup_steps=self.warmup_steps)
         problems += at_least(path, 0, weight_decay=self.weight_decay)
-        problems += [] if self.lora is None else self.lora.check(f"{path}.lora")
         problems += [] if self.eval_tasks is None else at_least(path, 1, eval_tasks=self.eval_tasks)
         rows = self.prompts_per_step * self.group_size
         if self.grad_accumulation >= 1 and rows % self.grad_accumulation:

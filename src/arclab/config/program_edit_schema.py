@@ -27,7 +27,7 @@ from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.config.scratch_schema import ScratchModelConfig
-from arclab.config.sft_schema import AdapterSftConfig
+from arclab.config.sft_schema import AdapterSftConfig, StageSftConfig
 from arclab.config.stages_schema import ROUND, StagedConfig
 
 
@@ -190,7 +190,7 @@ class EditSftConfig(AdapterSftConfig):
     max_weight: float
 
     def check(self, path: str) -> list[str]:
-        problems = AdapterSftConfig.check(self, path) + at_least(path, 1, max_weight=self.max_weight)
+        problems = StageSftConfig.check(self, path) + at_least(path, 1, max_weight=self.max_weight)
         if self.weight_beta is not None and not self.weight_beta > 0:
             problems.append(f"{path}.weight_beta={self.weight_beta} must be above 0; use null for rows that count alike.")
         return problems

@@ -19,7 +19,7 @@ from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.config.scratch_schema import ScratchProposerConfig
 from arclab.config.seal_schema import EPOCHS_RANGE, LR_RANGE, AdaptingSolverConfig, AdaptKind
-from arclab.config.sft_schema import AdapterSftConfig
+from arclab.config.sft_schema import AdapterSftConfig, StageSftConfig
 from arclab.config.stages_schema import ROUND, StagedConfig
 
 AUGMENTATION_SETS = ("basic", "size", "chain", "repeat")
@@ -185,7 +185,7 @@ class RestemConfig(AdapterSftConfig):
     twin: bool
 
     def check(self, path: str) -> list[str]:
-        return AdapterSftConfig.check(self, path) + at_least(path, 1, grad_accumulation=self.grad_accumulation)
+        return StageSftConfig.check(self, path) + at_least(path, 1, grad_accumulation=self.grad_accumulation)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -36,6 +36,3 @@ class AdapterSftConfig(StageSftConfig):
     default is for runs that were made before it was a key.)"""
 
     lora: Optional[LoraConfig] = None
-
-    def check(self, path: str) -> list[str]:
-        return StageSftConfig.check(self, path) + ([] if self.lora is None else self.lora.check(f"{path}.lora"))

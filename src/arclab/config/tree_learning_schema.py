@@ -17,7 +17,7 @@ from arclab.config.rules import at_least, sized, within
 from arclab.config.run import CriterionConfig, DeviceChoice
 from arclab.config.schema import SplitName
 from arclab.config.scratch_schema import ScratchModelConfig
-from arclab.config.sft_schema import AdapterSftConfig
+from arclab.config.sft_schema import AdapterSftConfig, StageSftConfig
 from arclab.config.stages_schema import ROUND, StagedConfig
 from arclab.config.tree_search_schema import BeamConfig, BootstrapConfig, SearchConfig, TreeSearchConfig
 
@@ -110,7 +110,7 @@ class PolicySftConfig(AdapterSftConfig):
     twin: bool
 
     def check(self, path: str) -> list[str]:
-        problems = AdapterSftConfig.check(self, path)
+        problems = StageSftConfig.check(self, path)
         problems += at_least(path, 1, grad_accumulation=self.grad_accumulation, eval_every=self.eval_every)
         problems += within(path, 0, 0.9, task_share=self.task_share, example_share=self.example_share)
         if self.mark_tokens and self.lora is not None:
