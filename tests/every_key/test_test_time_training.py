@@ -90,6 +90,7 @@ def _others() -> Table:
     return {
         **found,
         "solver.kind": (None, "methods/seal/test_solver.py::test_what_cannot_be_is_a_sentence"),
+        "tasks_at_once": (None, "methods/seal/test_solver.py::test_tasks_together_are_the_tasks_one_by_one"),
         "num_threads": (None, "every_key/test_programs.py::test_a_key_changes_what_its_row_says"),
     }
 

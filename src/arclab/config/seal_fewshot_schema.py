@@ -214,6 +214,8 @@ class SealFewshotConfig(StagedConfig):
 
     STAGES: ClassVar[tuple[str, ...]] = tuple(stage.value for stage in SealStage if stage is not SealStage.round)
     HAS_SHARDS: ClassVar[bool] = True
+    HAS_SERVER: ClassVar[bool] = True
+    SERVED_STAGES: ClassVar[tuple[str, ...]] = (SealStage.propose.value,)
     PARALLEL_STAGES: ClassVar[tuple[str, ...]] = (SealStage.adapt.value, SealStage.evaluate.value)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (*StagedConfig.FREE_KEYS, "trials_at_once", *(f"lm.{key}" for key in HOW_MODELS_RUN))
 
@@ -287,6 +289,11 @@ class SealFewshotConfig(StagedConfig):
             problems.append(
                 f"{key} asks the model how likely given texts are, and lm.kind={self.lm.kind} does not say it; use "
                 "propose.decoding=free, or a model of this process."
+            )
+        if self.launch.server is not None:
+            problems.append(
+                f"{key} asks the model how likely given texts are, and launch.server={self.launch.server.value} does not say "
+                "it; use propose.decoding=free, or set launch.server=null."
             )
         if self.grid is not None and not any(low <= rate <= high for rate in self.grid.learning_rates):
             problems.append(

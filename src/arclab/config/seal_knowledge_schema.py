@@ -280,6 +280,8 @@ class SealKnowledgeConfig(StagedConfig):
     is asked, for completions and for answers."""
 
     STAGES: ClassVar[tuple[str, ...]] = ("start", "generate", "query", "select", "sft")
+    HAS_SERVER: ClassVar[bool] = True
+    SERVED_STAGES: ClassVar[tuple[str, ...]] = (KnowledgeStage.generate.value,)
     FREE_KEYS: ClassVar[tuple[str, ...]] = (
         *StagedConfig.FREE_KEYS,
         "query.server",
@@ -351,6 +353,11 @@ class SealKnowledgeConfig(StagedConfig):
             problems.append(
                 f"scratch.seed={self.scratch.seed} must not be data.seed: the model would be taught what it is asked; "
                 "change one of them."
+            )
+        if self.launch.server is not None and self.style is Style.completion:
+            problems.append(
+                f"launch.server={self.launch.server.value} answers chats alone, and style=completion needs a model of this "
+                "process; use style=chat, or set launch.server=null."
             )
         if not isinstance(self.lm, HfModelConfig):
             problems += self._check_other_model()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
+from typing import ClassVar, Optional
 
 from arclab.config.adaptation_schema import ShownTask
 from arclab.config.llm_schema import Dtype, EvaluateLmConfig, GridFormat, HfModelConfig
@@ -164,9 +164,13 @@ class AdaptingSolverConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateTestTimeTrainingConfig(EvaluateLmConfig):
-    """Root of evaluate.py solver=test_time_training."""
+    """Root of evaluate.py solver=test_time_training. tasks_at_once: adapters that are trained in one batch; answers are the
+    same up to rounding."""
+
+    FREE_KEYS: ClassVar[tuple[str, ...]] = (*EvaluateLmConfig.FREE_KEYS, "tasks_at_once")
 
     solver: AdaptingSolverConfig
+    tasks_at_once: int = 1
 
     @property
     def solver_kind(self) -> str:
@@ -191,6 +195,12 @@ class EvaluateTestTimeTrainingConfig(EvaluateLmConfig):
             problems.append(
                 f"solver.adaptation.kind=full loses most steps to rounding in lm.dtype={self.lm.dtype.value}; use "
                 "lm.dtype=float32, or solver.adaptation.kind=lora."
+            )
+        problems += at_least(path, 1, tasks_at_once=self.tasks_at_once)
+        if self.tasks_at_once > 1 and self.solver.adaptation.kind is not AdaptKind.lora:
+            problems.append(
+                f"tasks_at_once={self.tasks_at_once} trains adapters together, and solver.adaptation.kind="
+                f"{self.solver.adaptation.kind.value} has none; use tasks_at_once=1, or solver.adaptation.kind=lora."
             )
         if self.solver.demonstrations is ShownTask.other_task and self.max_tasks == 1:
             problems.append(

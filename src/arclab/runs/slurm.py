@@ -58,11 +58,14 @@ def is_queued(*jobs: str) -> bool:
 
 def queued(jobs: Iterable[str]) -> list[str]:
     """Those of the jobs that wait, run or end; none if SLURM is not here or does not know them any more."""
+    known = all_queued()
+    return [job for job in jobs if job in known]
+
+
+def all_queued() -> frozenset[str]:
+    """The jobs that wait, run or end; none if SLURM is not here."""
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-    if not is_installed():
-        return []
-    states = queue_states()
-    return [job for job in jobs if states.get(job, over[0]) not in over]
+    return frozenset(job for job, state in queue_states().items() if state not in over) if is_installed() else frozenset()
 
 
 def end_job(job: str, *, may_save: bool) -> None:

@@ -133,6 +133,31 @@ def test_the_same_command_goes_on_after_a_kill(command: Command, tmp_path: Path,
     assert sorted(map(str, without_times(out))) == sorted(map(str, without_times(whole)))
 
 
+def test_tasks_together_are_the_tasks_one_by_one(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are equal, losses up to rounding; the rows of two tasks were in one batch, and the third one's alone."""
+    together: list[int] = []
+    fit_together = InnerAdapter.fit_together
+
+    def noting(self: InnerAdapter, jobs: Any, *given: Any) -> Any:
+        together.append(len(jobs))
+        return fit_together(self, jobs, *given)
+
+    monkeypatch.setattr(InnerAdapter, "fit_together", noting)
+    for name, shown in (("own", "own"), ("other", "other_task")):
+        alone, both = tmp_path / name, tmp_path / f"{name}_both"
+        start("evaluate.py", command(alone, f"solver.demonstrations={shown}"))
+        start("evaluate.py", command(both, f"solver.demonstrations={shown}", "tasks_at_once=2"))
+        grids = [{id_: [each["grid"] for each in row["tests"][0]] for id_, row in rows(out).items()} for out in (alone, both)]
+        assert grids[0] == grids[1] and len(grids[0]) == 3 and solved(alone) == solved(both) == (3 if name == "own" else 0)
+        for id_, row in rows(both).items():
+            assert row["losses"] == pytest.approx(rows(alone)[id_]["losses"], rel=1e-2, abs=1e-4)
+    assert together == [2, 1, 2, 1]
+    start("evaluate.py", command(tmp_path / "own", "tasks_at_once=2"))  # may be changed, and nothing is done again
+    assert len(together) == 4
+    with pytest.raises(ConfigError, match="use tasks_at_once=1"):
+        start("evaluate.py", command(tmp_path / "none", "tasks_at_once=2", "solver.adaptation.kind=none"))
+
+
 def test_shards_answer_as_one_process_does(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where each task is trained on another one's demonstrations, which another shard may answer."""
     other, divided = "solver.demonstrations=other_task", "launch.shards=2"

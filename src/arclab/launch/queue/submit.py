@@ -14,6 +14,7 @@ from its last checkpoint. How a job is made: arclab.launch.queue.starting.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import signal
@@ -67,9 +68,10 @@ def submit(runs: Sequence[PlannedRun], cluster: Kind, *, dry_run: bool = False, 
     """Submit every run that is new, lost, killed or preempted. places: runs at a time on this machine."""
     if cluster == "slurm" and not dry_run:
         require_installed()
+    queued = functools.cache(slurm.all_queued)
 
     def act(run: PlannedRun, state: str, _: str | None, begun: Set[Path]) -> Action | Start:
-        return _submit_or_say(run, state, cluster, dry_run, _without_job(run, cluster, begun))
+        return _submit_or_say(run, state, cluster, dry_run, _without_job(run, cluster, begun, queued))
 
     with _alone(runs, dry_run=dry_run):
         actions = _for_each(runs, act, places)
@@ -169,12 +171,15 @@ def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, la
     return Start(run, cluster, f"submitted{words}")
 
 
-def _without_job(run: PlannedRun, cluster: Kind, begun: Set[Path]) -> Path | None:
-    """The first of the runs that this one needs which has no job of the same queue, and gets none now (begun)."""
+def _without_job(run: PlannedRun, cluster: Kind, begun: Set[Path], queued: Callable[[], Set[str]]) -> Path | None:
+    """The first of the runs that this one needs which has no job of the same queue, and gets none now (begun). queued: the
+    jobs of SLURM, asked once for a command. A process of another machine cannot be waited for."""
 
     def has_job(maker: Path) -> bool:
         job = read_job(RunDir(maker))
-        return job is not None and job.cluster == cluster and is_living(job)
+        if job is None or job.cluster != cluster:
+            return False
+        return job.id in queued() if cluster == "slurm" else job.is_running_here()
 
     return next((maker for maker in run.makers if maker not in begun and not has_job(maker)), None)
 
@@ -182,11 +187,6 @@ def _without_job(run: PlannedRun, cluster: Kind, begun: Set[Path]) -> Path | Non
 def _waits(run: PlannedRun, maker: Path) -> Action:
     state = read_state(RunDir(maker), None)
     return Action(run.name, "", f"needs {maker}, which is {state}; give this command again when it is DONE, or with it")
-
-
-def is_living(job: JobRecord) -> bool:
-    """Waits or runs; a process of another machine cannot be waited for."""
-    return slurm.is_queued(job.id) if job.cluster == "slurm" else job.is_running_here()
 
 
 def _with_ends(runs: Sequence[PlannedRun], actions: Sequence[Action]) -> list[Action]:
@@ -253,13 +253,14 @@ def _end(job: JobRecord, *, is_running: bool) -> None:
 
 def retry(runs: Sequence[PlannedRun], cluster: Kind | None, *, dry_run: bool = False, places: int = 1) -> list[Action]:
     """Submit failed, cancelled and lost runs again, each to where it was unless `cluster` says otherwise."""
+    queued = functools.cache(slurm.all_queued)
 
     def act(run: PlannedRun, state: str, _: str | None, begun: Set[Path]) -> Action | Start:
         job = read_job(run.folder)
         if state not in _RETRIED:
             return Action(run.name, "", f"skipped: {state}")
         kind: Kind = cluster or (job.cluster if job else "slurm")
-        if (lacking := _without_job(run, kind, begun)) is not None:
+        if (lacking := _without_job(run, kind, begun, queued)) is not None:
             return _waits(run, lacking)
         if dry_run:
             return Action(run.name, "", f"would be submitted to {kind} again ({state})")

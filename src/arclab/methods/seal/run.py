@@ -30,7 +30,7 @@ def evaluate_test_time_training(config: EvaluateTestTimeTrainingConfig, given: R
 
 
 def _method(config: EvaluateTestTimeTrainingConfig, folder: Path) -> Method:
-    wanted, worklist = config.solver, worklist_in(folder, drawing_settings(config))
+    wanted, worklist = config.solver, worklist_in(folder, drawing_settings(config, free=("tasks_at_once",)))
 
     scored: list[ArcTask] = []
 

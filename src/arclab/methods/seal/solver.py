@@ -133,11 +133,11 @@ class TaskTrainer:
             return self._answered(prepared, fitted)
 
     def answered_together(
-        self, wanted: Sequence[tuple[ArcTask, AdaptingSolverConfig]], before_step: Callable[[], None]
+        self, wanted: Sequence[tuple[ArcTask, ArcTask, AdaptingSolverConfig]], before_step: Callable[[], None]
     ) -> list[TaskRecord]:
-        """The same for several tasks with their settings, whose LoRA adapters are trained in one batch and answer one after the
-        other. The tasks' own demonstrations are trained on. Equal to answered up to the rounding of a larger batch."""
-        prepared = [self._prepared(task, task, config) for task, config in wanted]
+        """The same for several (task, trained, settings), whose LoRA adapters are trained in one batch and answer one after the
+        other. Equal to answered up to the rounding of a larger batch."""
+        prepared = [self._prepared(*each) for each in wanted]
         jobs = [Job(each.chosen.rows, each.config.adaptation, self._seed) for each in prepared if each.chosen.rows]
         with self._inner.fit_together(jobs, before_step) as adapted:
             trained, records = iter(adapted), list[TaskRecord]()
@@ -189,6 +189,7 @@ class AdaptingSolver:
         self, config: EvaluateTestTimeTrainingConfig, model: HfModel, worklist: Worklist, progress: WorkProgress | None
     ) -> None:
         self._wanted, self._worklist, self._progress = config.solver, worklist, progress
+        self._at_once = config.tasks_at_once
         self._trainer = TaskTrainer(model, config.seed)
         self.records: dict[str, TaskRecord] = {}
 
@@ -198,24 +199,32 @@ class AdaptingSolver:
         """scored: all tasks of the evaluation, where this process answers a share of them; None: these. ValueError: the model
         cannot be used. ToldToEnd: the progress said so, and what is done is kept."""
         kept = self._worklist.load(parse_record)
+        pairs = [(task, trained_on(task, scored or tasks, self._wanted.demonstrations)) for task in tasks]
+        missing = [(task, other) for task, other in pairs if not _is_of(kept.get(task.id), task, other)]
+        num_done = len(tasks) - len(missing)
         with progress_bar(total=len(tasks), desc="training on tasks", unit="task", disable=not show_progress) as bar:
-            for number, task in enumerate(tasks):
-                trained = trained_on(task, scored or tasks, self._wanted.demonstrations)
-                digest = digest_of(task, trained)
-                record = kept.get(task.id)
-                if record is None or record.digest != digest:
-                    self._require_going_on(number, len(tasks))
-                    record = self._trainer.answered(task, trained, self._wanted, self._before_step)
+            bar.update(num_done)
+            for start in range(0, len(missing), self._at_once):
+                self._require_going_on(num_done, len(tasks))
+                some = missing[start : start + self._at_once]
+                for (task, _), record in zip(some, self._answered(some), strict=True):
                     self._worklist.add(task.id, record_as_json(record))
-                self.records[task.id] = record
-                bar.update()
+                    kept[task.id] = record
+                num_done += len(some)
+                bar.update(len(some))
                 if self._progress is not None:
-                    self._progress.report(number + 1)
+                    self._progress.report(num_done)
+        self.records |= {task.id: kept[task.id] for task in tasks}
         return attempts_of(
             tasks,
             self.records,
             is_adapting=self._wanted.adaptation.kind is not AdaptKind.none,
         )
+
+    def _answered(self, some: Sequence[tuple[ArcTask, ArcTask]]) -> list[TaskRecord]:
+        if self._at_once > 1:
+            return self._trainer.answered_together([(*pair, self._wanted) for pair in some], self._before_step)
+        return [self._trainer.answered(*pair, self._wanted, self._before_step) for pair in some]
 
     def _before_step(self) -> None:
         if self._progress is not None:
@@ -237,6 +246,10 @@ def trained_on(task: ArcTask, scored: Sequence[ArcTask], shown: ShownTask) -> Ar
         )
     number = next(number for number, each in enumerate(scored) if each.id == task.id)
     return scored[(number + 1) % len(scored)]
+
+
+def _is_of(record: TaskRecord | None, task: ArcTask, trained: ArcTask) -> bool:
+    return record is not None and record.digest == digest_of(task, trained)
 
 
 def digest_of(task: ArcTask, trained: ArcTask) -> str:

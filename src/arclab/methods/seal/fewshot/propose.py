@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from arclab.config.compose import ConfigError
 from arclab.config.seal_fewshot_schema import SealFewshotConfig
-from arclab.lm.models import load_language_model
+from arclab.lm.endpoint.started import drawn_by, opened_model
 from arclab.methods.seal.fewshot.edits import edit_prompt
 from arclab.methods.seal.fewshot.models import model_inputs, proposer_of, remarks, training_tasks
 from arclab.methods.seal.fewshot.proposals import PROPOSAL_ITEMS, PROPOSALS, proposal_settings, propose_for, verdict_counts
@@ -26,10 +26,10 @@ def propose(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folde
 
     def work(run: RunDir, progress: WorkProgress) -> Made:
         chosen = proposer_of(config, config.round)
-        model = load_language_model(chosen)
-        settings = proposal_settings(config, chosen) | {"round": config.round}
+        settings = proposal_settings(config, chosen) | {"round": config.round, **drawn_by(config.launch)}
         worklist = Worklist(run.path / PROPOSALS, settings, PROPOSAL_ITEMS)
-        drawn = propose_for(model, tasks, config, config.propose.num_edits, worklist, progress)
+        with opened_model(chosen, config.launch, run.path) as model:
+            drawn = propose_for(model, tasks, config, config.propose.num_edits, worklist, progress)
         if not any(drawn.values()):
             raise ConfigError(
                 f"none of the {len(tasks)} tasks could be asked about: their prompts are too long for the model; choose tasks "

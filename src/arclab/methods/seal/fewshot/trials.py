@@ -119,7 +119,7 @@ class Trials:
         settings = [(task, plain if edit is None else edit.applied(solver)) for task, edit in wanted]
         told = self._progress.require_not_told
         if self._config.trials_at_once > 1:
-            return self._trainer.answered_together(settings, told)
+            return self._trainer.answered_together([(task, task, each) for task, each in settings], told)
         return [self._trainer.answered(task, task, each, told) for task, each in settings]
 
     def _line(self, task: ArcTask, edit: SelfEdit | None, record: TaskRecord) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Any
 from arclab.config.compose import ConfigError
 from arclab.config.seal_knowledge_schema import SealKnowledgeConfig
 from arclab.files import write_atomically
+from arclab.lm.endpoint.started import drawn_by, opened_model
 from arclab.lm.hf_loading import model_identity
 from arclab.lm.language_model import FinishReason, LanguageModel, Reply
-from arclab.lm.models import load_language_model
 from arclab.methods.seal.knowledge.passages import Item
 from arclab.methods.seal.knowledge.policy import all_items, items_at, policy_inputs, policy_of, to_sampling
 from arclab.methods.seal.knowledge.prompts import edit_prompt, whole_edit
@@ -41,8 +41,10 @@ def generate(config: SealKnowledgeConfig, ranks: Ranks, signals: StopSignals, fo
     def work(run: RunDir, progress: WorkProgress) -> Made:
         policy = policy_of(config, config.round)
         settings = {"seed": config.seed, "round": config.round, "lm.name (content)": model_identity(policy.name)}
+        settings |= drawn_by(config.launch)
         worklist = Worklist(run.path / COMPLETIONS, settings, COMPLETION_ITEMS)
-        texts = _written(config, worklist, load_language_model(policy), items, progress)
+        with opened_model(policy, config.launch, run.path) as model:
+            texts = _written(config, worklist, model, items, progress)
         everything = all_items(config)
         splits = {"train": [item.id for item in everything.train], "test": [item.id for item in everything.test]}
         write_atomically(run.path / SPLITS, json.dumps(splits, indent=1) + "\n")
