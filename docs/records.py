@@ -15,12 +15,11 @@ from typing import Any
 from arclab.files import read_object
 from arclab.results.scoring import Share
 from arclab.runs.folder import short_commit
+from docs.records_lm import LM_RECORDS, Record, Rows, Section, share_of
 from experiments.control_table import BASELINE, COMPOSED, SIMPLE, learned_from, share
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks/results", "experiments/results", "experiments/results/control_muon")
-Record = dict[str, Any]
-Rows = Iterator[tuple[str, ...]]
 _CONTROL_FILES = ("experiments/results/control.json", "experiments/results/control_muon/control.json")
 
 
@@ -64,7 +63,7 @@ def _provenance(made: Iterable[Record]) -> Iterator[str]:
     return iter(lines)
 
 
-def _bucketing(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _bucketing(record: Record) -> Section:
     def rows() -> Rows:
         for key in dict.fromkeys((run["experiment"], run["rule"]) for run in record["runs"]):
             runs = [run for run in record["runs"] if (run["experiment"], run["rule"]) == key]
@@ -77,7 +76,7 @@ def _bucketing(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]
     return "Full canvas and bucketed", ("experiment", "canvas", "seeds", "all.exact_accuracy", "ARC/pass@1"), rows(), made
 
 
-def _data(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _data(record: Record) -> Section:
     ready, rate = record["readiness"], record["throughput"]
     rows = (
         ("tasks", f"{ready['tasks']:,}"),
@@ -89,7 +88,7 @@ def _data(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return "Data", ("what", "measured"), iter(rows), [record]
 
 
-def _rearc(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _rearc(record: Record) -> Section:
     pairs = [
         (
             f"pairs with sides up to {p['max_side']}",
@@ -101,15 +100,15 @@ def _rearc(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return f"RE-ARC ({record['package']})", ("what", "measured"), iter([*pairs, *rows]), [record]
 
 
-def _evaluate(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _evaluate(record: Record) -> Section:
     rows = (
         (
             p["path"],
             f"{p['seconds']:g}",
             f"{p['times_faster']:.2f}",
             p["same_first"]["text"],
-            _of(p["pass@1"]),
-            _of(p["pass@2"]),
+            share_of(p["pass@1"]),
+            share_of(p["pass@2"]),
         )
         for p in record["paths"]
     )
@@ -118,7 +117,7 @@ def _evaluate(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]
     return title, columns, rows, [record]
 
 
-def _kills(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _kills(record: Record) -> Section:
     trials = record["trials"]
     rows = (
         (what, str(Share(sum(bool(trial[key]) for trial in trials), len(trials))))
@@ -127,7 +126,7 @@ def _kills(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return "Runs killed at random", ("what", "runs"), rows, [{**record["provenance"], "seed": record["seed"]}]
 
 
-def _shards(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _shards(record: Record) -> Section:
     seconds, forecasts = record["seconds"], record["forecasts"]
     rows = (
         (count, f"{wall:.0f} s", f"{seconds['1'] / wall:.2f}", *(f"{found[count]:.0f} s" for found in forecasts.values()))
@@ -137,7 +136,7 @@ def _shards(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return f"{record['tasks']} toy tasks in shards on two SLURM nodes", columns, rows, [record["provenance"]]
 
 
-def _precision(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _precision(record: Record) -> Section:
     rows = (
         (run["experiment"], form, f"{figures['rows_per_s']:.0f}", f"{figures['times_fp32']:.2f}")
         for run in record["runs"]
@@ -146,7 +145,7 @@ def _precision(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]
     return "bf16 and compiling on a CPU", ("experiment", "form", "rows/s", "times fp32"), rows, [record]
 
 
-def _sandbox(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _sandbox(record: Record) -> Section:
     speed, mixture = record["speed"], record["mixture"]
     rows = [
         ("programs/s, one worker", f"{speed['programs_per_s']:.0f}"),
@@ -164,7 +163,7 @@ def _sandbox(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return "Sandbox", ("what", "measured"), iter(rows), [{**record["provenance"], "seed": mixture["seed"]}]
 
 
-def _scaling(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _scaling(record: Record) -> Section:
     def rows() -> Rows:
         for name, points in record["points"].items():
             first, last = points[0], points[-1]
@@ -178,7 +177,7 @@ def _scaling(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return "Scaling", ("what", "time of a step", "memory"), rows(), [record]
 
 
-def _train_step(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _train_step(record: Record) -> Section:
     rate = record["matmul_flops_per_s"]
     rows = (
         (system, form, f"{figures['queries_per_s']:,.3g}", f"{100 * figures['flops_per_s'] / rate:.0f} %")
@@ -190,7 +189,7 @@ def _train_step(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record
     return title, ("system", "canvas", "queries/s", "of the matmul rate"), rows, [record]
 
 
-def _encoders(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _encoders(record: Record) -> Section:
     rows = (
         (
             name,
@@ -204,9 +203,16 @@ def _encoders(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]
     return "Training step by encoder", columns, rows, [record]
 
 
-def _phase1(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _phase1(record: Record) -> Section:
     rows = (
-        (run["encoder"], run["layout"], str(run["last_step"]), f"{run['seconds']:.0f}", _of(run["pass@1"]), run["criterion"])
+        (
+            run["encoder"],
+            run["layout"],
+            str(run["last_step"]),
+            f"{run['seconds']:.0f}",
+            share_of(run["pass@1"]),
+            run["criterion"],
+        )
         for run in record["runs"]
     )
     layouts = sorted({run["layout"] for run in record["runs"]})
@@ -214,16 +220,7 @@ def _phase1(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return f"Phase 1 on 32 small tasks, {', '.join(layouts)}", columns, rows, [record]
 
 
-def _toy_programs(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    rows = (
-        (row["twin"], row["family"], *(_of(row["scores"][name]) for name in ("ARC/pass@1", "ARC/solved@2")))
-        for row in record["rows"]
-    )
-    made = {**record["provenance"], "seed": record["settings"]["seed"]}
-    return "Programs for toy tasks", ("twin", "family", "ARC/pass@1", "ARC/solved@2"), rows, [made]
-
-
-def _control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _control(record: Record) -> Section:
     rows = (
         (
             cell["encoder"],
@@ -247,60 +244,7 @@ def _control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
     return f"Positive control{', with Muon' if is_muon else ''}", columns, rows, made
 
 
-def _memgen_generation(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    if "group_size" in record:
-        return _memgen_rollouts(record)
-    cached = record["cached_s"]
-    rows = (
-        (how, f"{record[key]:.2f}", f"{record[key] / cached:.2f}")
-        for how, key in (
-            ("one growing cache", "cached_s"), ("everything again for each token", "again_s"),
-            ("weaver on the reasoner's cache (fast)", "fast_s"), ("no memory", "off_s"),
-        )
-    )  # fmt: skip
-    same = f"{record['same_tokens']}/{record['all_tokens']} tokens equal, {record['insertions']} insertions"
-    title = f"Generation with memory, {record['lm']}: {record['rows']} rows of {record['tokens']} tokens, {same}"
-    return title, ("how", "seconds", "times"), rows, [record["provenance"] | {"seed": 0}]
-
-
-def _memgen_rollouts(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    rows = (
-        (how, f"{record[key]:.2f}", f"{record[key] / record['naive_rollouts_per_s']:.1f}")
-        for how, key in (
-            ("all at once, one growing cache", "rollouts_per_s"),
-            ("one prompt at a time, everything again for each token", "naive_rollouts_per_s"),
-        )
-    )  # fmt: skip
-    title = (
-        f"Rollouts with memory, {record['lm']}: {record['rows']} groups of {record['group_size']}, {record['tokens']} tokens"
-    )
-    return title, ("how", "rollouts/s", "times"), rows, [record["provenance"] | {"seed": 0}]
-
-
-def _memgen_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    return _memgen(record, "weaver", "MemGen's weaver and its controls", "memory")
-
-
-def _memgen_trigger_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    return _memgen(record, "head", "MemGen's trigger and its baselines", "trigger")
-
-
-def _memgen(record: Record, subject: str, title: str, what: str) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    rows = (
-        (
-            row["cell"],
-            _of(row),
-            ", ".join(f"seed {seed}: {n:g}/{total}" for seed, (n, total) in row["seeds"].items()),
-            "" if row["p_value"] is None else f"{row[f'{subject}_alone_right']} / {row['control_alone_right']}",
-            "" if row["p_value"] is None else f"{row['p_value']:.2g}",
-        )
-        for row in record["rows"]
-    )
-    columns = (what, "right", "by seed", f"{subject} alone right / it alone", "p (McNemar)")
-    return title, columns, rows, [record["provenance"] | {"seed": "of the columns"}]
-
-
-def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _color_embedding(record: Record) -> Section:
     rows = (
         (
             row["task"],
@@ -308,7 +252,7 @@ def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[R
             f"{record['first_loss'][row['task']]:g}: "
             + ", ".join(str(r["first_step"] or "none") for r in row["seeds"].values()),
             ", ".join(f"{r['loss']:.3f}" for r in row["seeds"].values()),
-            _of(row),
+            share_of(row),
         )
         for row in record["rows"]
     )
@@ -318,13 +262,13 @@ def _color_embedding(record: Record) -> tuple[str, tuple[str, ...], Rows, list[R
     return "Colours that share their weights", columns, rows, made
 
 
-def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
+def _latent_search(record: Record) -> Section:
     rows = (
         (
             row["encoder"],
             row["start"],
             str(row["steps"]),
-            _of(row),
+            share_of(row),
             f"{row['search_alone_right']} / {row['one_encoding_alone_right']}",
             f"{row['p_value']:.2g}",
             f"{row['seconds_per_task']:.2f}",
@@ -335,97 +279,8 @@ def _latent_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Rec
     return "Latent search on unseen compositions", columns, rows, [record["provenance"] | {"seed": "of the runs"}]
 
 
-def _test_time_training(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    def paired(row: Record, name: str) -> str:
-        test = row.get(f"against_{name}")
-        return "" if test is None else f"{test['alone']} / {test['other_alone']}, p = {test['p']:.2g}"
-
-    rows = (
-        (row["adaptation"], row["decode"], row["ranking"], _of(row), paired(row, "none"), paired(row, "votes"))
-        for row in record["rows"]
-    )
-    columns = ("trained", "answers", "ranked by", "solved in two attempts", "alone / none alone", "alone / votes alone")
-    return "Test-time training on unseen toy rules", columns, rows, [record["provenance"] | {"seed": "of the table"}]
-
-
-def _program_edit_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    def tested(row: Record) -> str:
-        if row["p_value"] is None:
-            return ""
-        return f"{row['against']}: {row['it_alone']} / {row['other_alone']}, p = {row['p_value']:.2g}"
-
-    rows = ((row["run"], str(Share(row["n"], row["N"])), tested(row)) for row in record["rows"] if row["N"])
-    columns = ("run", "start programs of unseen rules put right", "it alone / other alone")
-    return "Models that edit programs, and their controls", columns, rows, [record["provenance"]]
-
-
-def _tree_search_control(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    def rows() -> Rows:
-        for row in record["rates"]:
-            yield row["search"], row["cell"], row["solved"], f"{100 * row['expected']:.1f} % by arithmetic"
-        for row in record["pairs"]:
-            against = f"against {row['second']}; alone right {row['only_first']} / {row['only_second']}, p = {row['p']:.2g}"
-            yield row["pair"], "", row["first"], against
-
-    columns = ("search", "cell", "solved", "expected, or the other one")
-    return "Controls of tree search", columns, rows(), [record["provenance"] | {"seed": "of the table"}]
-
-
-def _tree_search(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    rows = (
-        (name, f"{row['nodes_per_s']:.0f}", f"{row['tokens_per_s']:.0f}", f"{100 * row['waiting']:.1f} %")
-        for name, found in record["rows"].items()
-        for row in found
-    )
-    ratio, sandbox = record["ratio"]["nodes_per_s"], record["sandbox"]["ratio"]
-    title = f"Tree search: {ratio:.1f} times as fast at once, sandbox {sandbox:.0f} times a fresh interpreter"
-    columns = ("trees", "draws/s", "tokens/s", "waiting for programs")
-    return title, columns, rows, [record["provenance"] | {"seed": "of the table"}]
-
-
-def _seal(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    ways = {way: found for way, found in record["adapters"].items() if isinstance(found, dict)}
-    first, dfs, scored = next(iter(ways.values())), record["dfs"], record["rescoring"]
-
-    def rows() -> Rows:
-        for way, found in ways.items():
-            ratio = first["adapters_per_min"] / found["adapters_per_min"]
-            yield (
-                f"adapters, {way}",
-                f"{found['adapters_per_min']:.1f} a minute",
-                f"{found['tokens_per_s']:.0f}",
-                f"{ratio:.2f}",
-            )
-        yield f"depth-first search, {dfs['candidates']:.0f} replies", f"{dfs['dfs_s']:.2f} s", "", "1.00"
-        draws = f"{dfs['draws']:.0f} draws a view, {dfs['drawn']:.0f} different replies"
-        yield draws, f"{dfs['sample_s']:.2f} s", "", f"{dfs['sample_s'] / dfs['dfs_s']:.2f}"
-        yield "rescoring, prompts computed once", f"{scored['shared']:.2f} s", "", "1.00"
-        yield "rescoring, prompts with each candidate", f"{scored['apart']:.2f} s", "", f"{scored['ratio']:.2f}"
-
-    columns = ("what", "speed", "tokens/s", "times the first of its kind")
-    return "Test-time training: speed", columns, rows(), [record["provenance"] | {"seed": 0}]
-
-
-def _tree_learning(record: Record) -> tuple[str, tuple[str, ...], Rows, list[Record]]:
-    def rows() -> Rows:
-        for row in record["scores"]:
-            by_seed = ", ".join(f"{n}/{of}" for n, of in row["seeds"].values())
-            yield row["run"], row["what"], _of(row), by_seed
-        for row in record["tests"]:
-            alone = f"alone right {row['first_alone']} / {row['second_alone']}"
-            yield row["question"], f"{row['first']} / {row['second']}", alone, f"p = {row['p_value']:.2g}"
-        for model in record["reward_models"]:
-            yield model["run"], "reward model, held-out pairs", str(Share(model["right"], model["pairs"])), ""
-
-    columns = ("run, or question", "scored, or compared", "unseen tasks solved", "by seed, or p")
-    return "Tree search that learns from itself", columns, rows(), [record["provenance"] | {"seed": "of the table"}]
-
-
-def _of(record: Record) -> str:
-    return str(Share(record["n"], record["N"]))
-
-
-RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Record]]]] = {
+RECORDS: dict[str, Callable[[Record], Section]] = {
+    **LM_RECORDS,
     "bucketing": _bucketing,
     "data": _data,
     "evaluate": _evaluate,
@@ -433,9 +288,6 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "kills": _kills,
     "shards": _shards,
     "latent_search": _latent_search,
-    "memgen_generation": _memgen_generation,
-    "memgen_control": _memgen_control,
-    "memgen_trigger_control": _memgen_trigger_control,
     "color_embedding": _color_embedding,
     "precision": _precision,
     "sandbox": _sandbox,
@@ -443,13 +295,6 @@ RECORDS: dict[str, Callable[[Record], tuple[str, tuple[str, ...], Rows, list[Rec
     "train_step": _train_step,
     "encoders": _encoders,
     "phase1": _phase1,
-    "toy_programs": _toy_programs,
-    "program_edit_control": _program_edit_control,
-    "test_time_training": _test_time_training,
-    "seal": _seal,
-    "tree_search": _tree_search,
-    "tree_search_control": _tree_search_control,
-    "tree_learning": _tree_learning,
     "control": _control,
 }
 

@@ -36,6 +36,12 @@ KINDS = (EditKind.implications.value, EditKind.rewrite.value, EditKind.self_qa.v
 Answers = dict[tuple[str, str], bool]  # (item, question): right
 
 
+def started(overrides: Sequence[str]) -> None:
+    """A stage of self_improve.py. SystemExit: it was told to end."""
+    if status := start("self_improve.py", overrides):
+        raise SystemExit(status)
+
+
 def query(given: argparse.Namespace, kind: str) -> list[Row]:
     """The rows of a kind, made where they are missing."""
     name, is_first = f"{given.lm}_{kind}_{given.seed}", str(kind == given.kinds[0]).lower()
@@ -47,7 +53,7 @@ def query(given: argparse.Namespace, kind: str) -> list[Row]:
         *given.overrides,
     ]  # fmt: skip
     for stage in ("generate", "query"):
-        start("self_improve.py", [*common, f"stage={stage}"])
+        started([*common, f"stage={stage}"])
     return read_rows(Path(given.runs_dir) / "seal_knowledge" / name / "round_0" / "query" / ROWS)
 
 

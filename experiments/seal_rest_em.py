@@ -21,12 +21,11 @@ from pathlib import Path
 
 from arclab.config.compose import run_main
 from arclab.files import write_atomically
-from arclab.launch.start import start
 from arclab.methods.seal.knowledge.trials import ROWS, Row, read_rows
 from arclab.results.scoring import Share
 from arclab.runs.folder import provenance
 from benchmarks.arguments import at_least_0, at_least_1
-from experiments.seal_knowledge import ROOT, answers, tested
+from experiments.seal_knowledge import ROOT, answers, started, tested
 
 TITLE = "Rounds of learning from the best completions, against completions at random"
 RULES = ("best", "shuffled")
@@ -41,14 +40,14 @@ def rounds(given: argparse.Namespace, seed: int, rule: str) -> list[list[Row]]:
         f"rounds={given.rounds + 1}", *given.overrides,
     ]  # fmt: skip
     if rule == RULES[0]:
-        start("self_improve.py", [*common, "stage=start"])
+        started([*common, "stage=start"])
     else:  # from the same model
         model = Path(given.runs_dir) / "seal_rest_em" / f"{RULES[0]}_{seed}" / "round_0" / "start" / "model"
         common += [f"lm.name={model}", "scratch=null"]
     found = []
     for number in range(given.rounds + 1):
         for stage in ("generate", "query", *(("select", "sft") if number < given.rounds else ())):
-            start("self_improve.py", [*common, f"stage={stage}", f"round={number}"])
+            started([*common, f"stage={stage}", f"round={number}"])
         folder = Path(given.runs_dir) / "seal_rest_em" / name / f"round_{number}" / "query"
         found.append([row for row in read_rows(folder / ROWS) if row.is_completion])
     return found

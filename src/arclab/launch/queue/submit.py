@@ -173,13 +173,11 @@ def _submit_or_say(run: PlannedRun, state: str, cluster: Kind, dry_run: bool, la
 
 def _without_job(run: PlannedRun, cluster: Kind, begun: Set[Path], queued: Callable[[], Set[str]]) -> Path | None:
     """The first of the runs that this one needs which has no job of the same queue, and gets none now (begun). queued: the
-    jobs of SLURM, asked once for a command. A process of another machine cannot be waited for."""
+    jobs of SLURM, asked once for a command."""
 
     def has_job(maker: Path) -> bool:
         job = read_job(RunDir(maker))
-        if job is None or job.cluster != cluster:
-            return False
-        return job.id in queued() if cluster == "slurm" else job.is_running_here()
+        return job is not None and job.cluster == cluster and is_living(job, queued)
 
     return next((maker for maker in run.makers if maker not in begun and not has_job(maker)), None)
 
@@ -187,6 +185,11 @@ def _without_job(run: PlannedRun, cluster: Kind, begun: Set[Path], queued: Calla
 def _waits(run: PlannedRun, maker: Path) -> Action:
     state = read_state(RunDir(maker), None)
     return Action(run.name, "", f"needs {maker}, which is {state}; give this command again when it is DONE, or with it")
+
+
+def is_living(job: JobRecord, queued: Callable[[], Set[str]] = slurm.all_queued) -> bool:
+    """Waits or runs; a process of another machine cannot be waited for. queued: the jobs of SLURM."""
+    return job.id in queued() if job.cluster == "slurm" else job.is_running_here()
 
 
 def _with_ends(runs: Sequence[PlannedRun], actions: Sequence[Action]) -> list[Action]:

@@ -226,7 +226,7 @@ def _note(found: Mapping[str, Successes], trained: Scored, others: Baselines) ->
     return constant_note(trained.outcomes, others.constant, against)
 
 
-_NAMES = {
+NAMES = {
     START: "before the first round", TWIN: "shuffled rewards", MODEL: "trained", PLAIN_ROW: "no training on the task",
     DEFAULT_ROW: "hand-made self-edit", RANDOM_ROW: "random self-edit of the grid",
     CONSTANT_ROW: "best on the training tasks, for all", ORACLE_ROW: "best for each task (oracle)",
@@ -239,7 +239,7 @@ def table(found: Mapping[str, Successes], seed: int, notes: Sequence[str]) -> st
     for row in rows_of(found, seed):
         interval = "" if row.interval is None else f"{100 * row.interval[0]:.1f} to {100 * row.interval[1]:.1f} %"
         lines.append(
-            f"| {_NAMES[row.name]} | {row.num_successes:g}/{row.num_trials} | {100 * row.share:.1f} % | {interval} | "
+            f"| {NAMES[row.name]} | {row.num_successes:g}/{row.num_trials} | {100 * row.share:.1f} % | {interval} | "
             f"{row.num_any}/{row.num_tasks} |"
         )
     said = [line for note in notes for line in ("", f"{note[0].upper()}{note[1:]}.")]
