@@ -23,6 +23,8 @@ from typing import Any
 from arclab.config.compose import ConfigError
 from arclab.config.llm_schema import HfModelConfig
 from arclab.config.memgen_schema import LoraConfig
+from arclab.config.sft_schema import AdapterSftConfig
+from arclab.config.stages_schema import StagedConfig
 from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.training.finetune import require_float32
 from arclab.lm.training.life import Evaluate, TrainedWeights
@@ -46,6 +48,25 @@ class FolderTraining:
     title: str
     learned: str
     keeps_metrics: bool
+
+
+def stage_training(
+    wished: AdapterSftConfig, config: StagedConfig, *, key: str, what: str, learned: str, keeps_metrics: bool = True,
+    grad_accumulation: int = 1, clip_norm: float | None = 1.0, eval_every: int = 0,
+) -> FolderTraining:  # fmt: skip
+    """Of a stage of self_improve.py, with a cosine schedule. key: of `wished` in the configuration, for messages. what: is
+    made, for the progress bar. The rest: see FolderTraining."""
+    settings = SftSettings(
+        batch_size=wished.batch_size, grad_accumulation=grad_accumulation, lr=wished.lr, warmup_steps=wished.warmup_steps,
+        schedule="cosine", weight_decay=wished.weight_decay, clip_norm=clip_norm, seed=config.seed, key=key,
+    )  # fmt: skip
+    cadence = StageCadence(
+        wished.steps, config.num_threads, config.device, wished.log_every, wished.checkpoint_every, eval_every=eval_every
+    )
+    return FolderTraining(
+        settings=settings, cadence=cadence, lora=wished.lora, title=f"{what}, round {config.round}", learned=learned,
+        keeps_metrics=keeps_metrics,
+    )  # fmt: skip
 
 
 def train_folder(

@@ -24,9 +24,9 @@ from arclab.lm.hf import HfModel
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Message
 from arclab.lm.training.finetune import tokenised
-from arclab.lm.training.model_folder import FolderTraining, train_folder
+from arclab.lm.training.model_folder import FolderTraining, stage_training, train_folder
 from arclab.lm.training.rows import Row
-from arclab.lm.training.sft import ROW_WEIGHT, SftSettings, StageCadence, advantage_weights
+from arclab.lm.training.sft import ROW_WEIGHT, advantage_weights
 from arclab.methods.program_edit.editing import read_records
 from arclab.methods.program_edit.replies import Taught, accepted, read_review, read_taught, taught
 from arclab.methods.program_edit.sample import EDITS, MODEL, TRAINED, begun_with, made_model, maker_of
@@ -93,16 +93,9 @@ def rows_of(model: HfModel, learned: Sequence[Taught], config: EditSftConfig) ->
 
 
 def _training(config: ProgramEditConfig) -> FolderTraining:
-    wished = config.sft
-    settings = SftSettings(
-        batch_size=wished.batch_size, grad_accumulation=1, lr=wished.lr, warmup_steps=wished.warmup_steps, schedule="cosine",
-        weight_decay=wished.weight_decay, clip_norm=1.0, seed=config.seed, key="sft",
-    )  # fmt: skip
-    cadence = StageCadence(wished.steps, config.num_threads, config.device, wished.log_every, wished.checkpoint_every)
-    return FolderTraining(
-        settings=settings, cadence=cadence, lora=wished.lora, title=f"{config.stage.value}, round {config.round}",
-        learned="edits than those that are accepted now", keeps_metrics=True,
-    )  # fmt: skip
+    return stage_training(
+        config.sft, config, key="sft", what=config.stage.value, learned="edits than those that are accepted now"
+    )
 
 
 def write_trained(run: RunDir) -> None:

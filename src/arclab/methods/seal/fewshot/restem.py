@@ -27,9 +27,9 @@ from arclab.lm.hf import HfModel
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import Prompt
 from arclab.lm.training.finetune import tokenised
-from arclab.lm.training.model_folder import FolderTraining, train_folder
+from arclab.lm.training.model_folder import FolderTraining, stage_training, train_folder
 from arclab.lm.training.rows import Row
-from arclab.lm.training.sft import ROW_WEIGHT, SftSettings, StageCadence
+from arclab.lm.training.sft import ROW_WEIGHT
 from arclab.methods.seal.fewshot.edits import edit_prompt, grid_edits
 from arclab.methods.seal.fewshot.models import MODEL, TRAINED, TWIN, model_inputs, proposer_of, remarks, training_tasks
 from arclab.methods.seal.fewshot.select import LESSONS, Lesson, read_lessons
@@ -78,15 +78,9 @@ def restem(config: SealFewshotConfig, ranks: Ranks, signals: StopSignals, folder
 
 def _training(config: SealFewshotConfig, which: str) -> FolderTraining:
     wished = config.restem
-    settings = SftSettings(
-        batch_size=wished.batch_size, grad_accumulation=wished.grad_accumulation, lr=wished.lr,
-        warmup_steps=wished.warmup_steps, schedule="cosine", weight_decay=wished.weight_decay, clip_norm=wished.clip_norm,
-        seed=config.seed, key="restem",
-    )  # fmt: skip
-    cadence = StageCadence(wished.steps, config.num_threads, config.device, wished.log_every, wished.checkpoint_every)
-    return FolderTraining(
-        settings=settings, cadence=cadence, lora=wished.lora, title=f"{which}, round {config.round}", learned="self-edits",
-        keeps_metrics=which == MODEL,
+    return stage_training(
+        wished, config, key="restem", what=which, learned="self-edits", keeps_metrics=which == MODEL,
+        grad_accumulation=wished.grad_accumulation, clip_norm=wished.clip_norm,
     )  # fmt: skip
 
 

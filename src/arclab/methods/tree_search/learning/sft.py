@@ -29,10 +29,9 @@ from arclab.lm.hf import HfModel, load_hf
 from arclab.lm.hf_loading import folder_digest
 from arclab.lm.language_model import begun_reply
 from arclab.lm.training.life import Evaluate
-from arclab.lm.training.model_folder import FolderTraining, train_folder
+from arclab.lm.training.model_folder import FolderTraining, stage_training, train_folder
 from arclab.lm.training.rows import Row
 from arclab.lm.training.scratch import base_model
-from arclab.lm.training.sft import SftSettings, StageCadence
 from arclab.methods.tree_search.learning.curate import learned_file
 from arclab.methods.tree_search.learning.policy import MODEL, TRAINED, TWIN, policy_inputs, policy_of, training_tasks
 from arclab.methods.tree_search.learning.records import Curated, read_records
@@ -101,19 +100,11 @@ class _Teacher:
         )  # fmt: skip
 
     def _training(self, is_measured: bool) -> FolderTraining:
-        config, wished = self._config, self._wished
-        settings = SftSettings(
-            batch_size=wished.batch_size, grad_accumulation=wished.grad_accumulation, lr=wished.lr,
-            warmup_steps=wished.warmup_steps, schedule="cosine", weight_decay=wished.weight_decay, clip_norm=wished.clip_norm,
-            seed=config.seed, key="sft",
-        )  # fmt: skip
-        cadence = StageCadence(
-            wished.steps, config.num_threads, config.device, wished.log_every, wished.checkpoint_every,
+        wished = self._wished
+        return stage_training(
+            wished, self._config, key="sft", what=self._which, learned="programs", keeps_metrics=self._which == MODEL,
+            grad_accumulation=wished.grad_accumulation, clip_norm=wished.clip_norm,
             eval_every=wished.eval_every if is_measured else 0,
-        )  # fmt: skip
-        return FolderTraining(
-            settings=settings, cadence=cadence, lora=wished.lora, title=f"{self._which}, round {config.round}",
-            learned="programs", keeps_metrics=self._which == MODEL,
         )  # fmt: skip
 
     def _add_marks(self, model: HfModel) -> None:
