@@ -113,12 +113,17 @@ def _program_edit_curriculum(record: Record) -> Section:
         best = max(value for _, value in row["curves"][run])
         return f"{'never' if row[run] is None else row[run]}; best {100 * best:.1f} %"
 
-    rows = (
-        (str(row["seed"]), f"{100 * row['score']:.1f} %", needed(row, "adaptive"), needed(row, "uniform"))
-        for row in record["curricula"]
-    )
+    def rows() -> Rows:
+        for row in record["curricula"]:
+            yield str(row["seed"]), f"{100 * row['score']:.1f} %", needed(row, "adaptive"), needed(row, "uniform")
+        found = {row["run"]: row for row in record["rows"]}
+        if "adaptive" in found and "uniform" in found:
+            test = f"alone right {found['adaptive']['it_alone']} / {found['adaptive']['other_alone']}"
+            shares = (str(Share(found[run]["n"], found[run]["N"])) for run in ("adaptive", "uniform"))
+            yield f"all, at the end; {test}, p = {found['adaptive']['p_value']:.2g}", "", *shares
+
     columns = ("seed", "score of held-out tasks", "rollouts to it, adaptive", "rollouts to it, uniform")
-    return "Program edits: adaptive curriculum against uniform drawing", columns, rows, [record["provenance"]]
+    return "Program edits: adaptive curriculum against uniform drawing", columns, rows(), [record["provenance"]]
 
 
 def _seal_knowledge(record: Record) -> Section:

@@ -70,7 +70,9 @@ RUNS: Mapping[str, tuple[str, ...]] = {
 }
 STARTS = {"selected": "selected", "random": "selected", "grpo": "selected", "shuffled": "selected", "adaptive": "adaptive",
           "uniform": "adaptive"}  # fmt: skip
-AGAINST = {"selected": "random", "random": START, "grpo": "selected", "shuffled": "selected"}
+AGAINST = {
+    "selected": "random", "random": START, "grpo": "selected", "shuffled": "selected", "uniform": None, "adaptive": "uniform",
+}  # fmt: skip
 Solved = Mapping[str, bool]
 
 

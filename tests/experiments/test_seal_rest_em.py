@@ -9,7 +9,7 @@ import pytest
 from arclab.config.compose import compose_run
 from arclab.config.seal_knowledge_schema import SealKnowledgeConfig
 from arclab.methods.seal.knowledge.trials import PASSAGE, ROWS, Row, write_rows
-from experiments import seal_rest_em
+from experiments import seal_knowledge
 from experiments.seal_rest_em import main, table
 
 
@@ -47,7 +47,7 @@ def test_both_rules_go_through_the_same_rounds_from_the_same_model(
             right = "11" if config.select.rule.value == "best" and config.round == 1 else "01"
             write_rows(folder / ROWS, [row("a", "0", right), row("a", PASSAGE, "00")])
 
-    monkeypatch.setattr(seal_rest_em, "start", note)
+    monkeypatch.setattr(seal_knowledge, "start", note)
     main(["--seeds", "3", "--rounds", "1", "--runs-dir", str(tmp_path), "query.max_new_tokens=5"])
     whole = ["generate", "query", "select", "sft"]
     by_rule = {rule: [config for config in made if config.select.rule.value == rule] for rule in ("best", "shuffled")}
