@@ -82,8 +82,10 @@ bench-memgen: smollm2 ## memory of MemGen: its speed, and tables for a tiny reas
 	$(BIN)/python -m experiments.memgen --control trigger --jobs 2 --save memgen_trigger_control
 	$(BIN)/python -m experiments.memgen --lm smollm2_135m --seeds 0 --jobs 2 --save memgen_control_smollm2 $(MEMGEN_SMOLLM2)
 
-bench-seal: smollm2 ## passages into the weights of SmolLM2, closed-book answers: an hour or two
-	$(BIN)/python -m experiments.seal_knowledge --lm smollm2_135m --save seal_knowledge
+# At temperature 1 and up to 512 tokens SmolLM2 writes nonsense, at times hundreds of lines of it, each of which is a step.
+bench-seal: smollm2 ## passages into the weights of SmolLM2, closed-book answers: an hour
+	$(BIN)/python -m experiments.seal_knowledge --lm smollm2_135m --save seal_knowledge \
+	    generate.sampling.temperature=0.3 generate.sampling.max_new_tokens=96
 
 # Twenty runs killed at random moments and continued, compared bit for bit with one left alone (about ten minutes).
 bench-kills: .venv/installed ## twenty runs killed and continued, bit for bit: ten minutes
