@@ -60,18 +60,20 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert len(toys) == 5 and all(run.config.launch.gpus == 0 for run in toys)
 
 
-def test_checking_the_shipped_queue_takes_no_torch_no_hydra_and_less_than_a_second(tmp_path: Path) -> None:
-    """Once the parameters are counted. Processor time, so that a busy machine does not fail the test; no Hydra: every shipped
-    line is composed the quick way."""
+def test_checking_the_shipped_queue_takes_no_torch_no_hydra_and_a_tenth_of_counting(tmp_path: Path) -> None:
+    """Once the parameters are counted, which takes torch. Processor time, against that of the counting, so that neither a busy
+    nor a slow machine fails the test; no Hydra: every shipped line is composed the quick way."""
     code = (
         "import sys; from arclab.launch.__main__ import main; main(['check', 'jobs.txt']); "
         "assert not {'torch', 'hydra', 'pandas', 'matplotlib'} & set(sys.modules)"
     )
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    first = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times_s = [_processor_time_s()]
+    checks = []
+    for _ in range(2):
+        checks.append(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env))
+        times_s.append(_processor_time_s())
+    first, done = checks
     for check in (first, done):
         assert check.returncode == 0, check.stderr
         for words in (
@@ -82,8 +84,14 @@ def test_checking_the_shipped_queue_takes_no_torch_no_hydra_and_less_than_a_seco
         ):
             assert words in check.stdout
         assert "could not be counted" not in check.stdout
-    seconds = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
-    assert seconds < 1.0, f"{seconds:.2f} s of processor time"
+    counting_s, checking_s = times_s[1] - times_s[0], times_s[2] - times_s[1]
+    assert checking_s < 0.1 * counting_s, f"{checking_s:.2f} s of processor time, counting {counting_s:.2f} s"
+
+
+def _processor_time_s() -> float:
+    """Of all processes that have been started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_everything_that_is_wrong_is_shown_at_once(tmp_path: Path) -> None:
