@@ -22,11 +22,11 @@ from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask
 from arclab.files import read_lines
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import OnReply, Prompt, Reply, Sampling, ignore
 from arclab.lm.scripted import ScriptedModel
 from arclab.lm.training import model_folder
 from arclab.methods.seal.fewshot import evaluate as evaluate_module
-from arclab.methods.seal.fewshot import propose as propose_module
 from arclab.methods.seal.fewshot import restem as restem_module
 from arclab.methods.seal.fewshot import trials as trials_module
 from arclab.methods.seal.fewshot.restem import random_edits
@@ -191,7 +191,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
         folder.mkdir()
         with monkeypatch.context() as patch:
             patch.chdir(folder)
-            for module in (propose_module, evaluate_module):
+            for module in (started, evaluate_module):
                 patch.setattr(module, "load_language_model", notes.proposer)
             patch.setattr(trials_module, "load_hf", lambda config: config.name)
             patch.setattr(trials_module, "TaskTrainer", notes.trainer)

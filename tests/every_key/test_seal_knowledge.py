@@ -16,11 +16,11 @@ import pytest
 from arclab.config.compose import compose_run, flat
 from arclab.config.seal_knowledge_schema import SealKnowledgeConfig
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.language_model import OnReply, Prompt, Reply, Samplings, ignore
 from arclab.lm.scripted import ScriptedModel
 from arclab.lm.training.finetune import FinetuneSettings
 from arclab.methods.seal.knowledge import cpt as cpt_module
-from arclab.methods.seal.knowledge import generate as generate_module
 from arclab.methods.seal.knowledge import sft as sft_module
 from arclab.methods.seal.knowledge.cpt import WITH, pooled
 from arclab.methods.seal.knowledge.engine import Outcome, Request
@@ -222,7 +222,7 @@ def asked_by(stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrid
     with monkeypatch.context() as patch:
         folder.mkdir()
         patch.chdir(folder)
-        patch.setattr(generate_module, "load_language_model", lambda config: Recorder(notes))
+        patch.setattr(started, "load_language_model", lambda config: Recorder(notes))
         patch.setattr(sft_module, "load_hf", lambda config: notes["device"].append(config.device))
         patch.setattr(sft_module, "finetune", train)
         patch.setattr(sft_module, "build_tiny", build)

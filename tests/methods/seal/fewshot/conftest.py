@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from arclab.launch.start import start
+from arclab.lm.endpoint import started
 from arclab.lm.scripted import ScriptedModel
 from arclab.methods.seal.fewshot import evaluate as evaluate_module
-from arclab.methods.seal.fewshot import propose as propose_module
 
 from ..test_solver import write_tasks
 
@@ -65,7 +65,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedModel]:
 
     def use(*replies: str, **more: Any) -> ScriptedModel:
         model = ScriptedModel(list(replies), **more)
-        for module in (propose_module, evaluate_module):
+        for module in (started, evaluate_module):
             monkeypatch.setattr(module, "load_language_model", lambda config: model)
         return model
 

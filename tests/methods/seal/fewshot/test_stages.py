@@ -14,12 +14,12 @@ from arclab.config.compose import ConfigError, compose_run
 from arclab.config.llm_schema import HfModelConfig
 from arclab.config.seal_fewshot_schema import SealFewshotConfig
 from arclab.files import read_lines, read_object
+from arclab.lm.endpoint import started
 from arclab.lm.hf import load_hf
 from arclab.lm.scripted import ScriptedModel
 from arclab.lm.training import inner as inner_module
 from arclab.lm.training.inner import InnerAdapter
 from arclab.methods.seal.fewshot import evaluate as evaluate_module
-from arclab.methods.seal.fewshot import propose as propose_module
 from arclab.methods.seal.fewshot.edits import edit_prompt
 from arclab.methods.seal.fewshot.models import training_tasks
 from arclab.methods.seal.fewshot.records import read_outcomes
@@ -180,7 +180,7 @@ def test_two_rounds_are_compared_with_everything_that_is_to_be_had_without_them(
         is_trained = "restem" in config.name and not config.name.endswith("twin")
         return ScriptedModel([GOOD] if is_trained else [BAD, GOOD, BAD, "no"], num_parallel=9)
 
-    for module in (propose_module, evaluate_module):
+    for module in (started, evaluate_module):
         monkeypatch.setattr(module, "load_language_model", load)
     keys = [GRID, "restem.twin=true", "adapted=first", "evaluate.max_tasks=null", "evaluate.num_edits=3", "restem.steps=2"]
     judged = "criterion={metric: seal/wins, threshold: 0.75, phase: test}"

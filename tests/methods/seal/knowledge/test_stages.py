@@ -12,7 +12,7 @@ import pytest
 from arclab.config.compose import ConfigError
 from arclab.files import read_lines, read_object
 from arclab.launch.start import start
-from arclab.methods.seal.knowledge import generate as generate_module
+from arclab.lm.endpoint import started
 from arclab.methods.seal.knowledge import query as query_module
 from arclab.methods.seal.knowledge import sft as sft_module
 from arclab.methods.seal.knowledge.engine import Engine, Outcome, Request
@@ -114,12 +114,12 @@ def test_empty_completions_are_drawn_again_alone(run: Run, monkeypatch: pytest.M
     model = ScriptedModel(
         seeded=lambda prompt, sample, sampling: "" if sample == 1 or sampling.seed == 1_000_004 else f"s{sample}"
     )
-    monkeypatch.setattr(generate_module, "load_language_model", lambda config: model)
+    monkeypatch.setattr(started, "load_language_model", lambda config: model)
     run("stage=generate", "data.num_train=1", "generate.retries=2")
     record = read_lines(Path("runs/seal_knowledge/a/round_0/generate/completions.jsonl"))[1]
     assert record["texts"] == ["s0", "s0"] and model.num_completions == 4, "two, and one again twice"
     empty = ScriptedModel([" "])
-    monkeypatch.setattr(generate_module, "load_language_model", lambda config: empty)
+    monkeypatch.setattr(started, "load_language_model", lambda config: empty)
     with pytest.raises(ConfigError, match="all 2 completions are empty"):
         run("stage=generate", "name=c", "data.num_train=1")
 
