@@ -31,14 +31,12 @@ from typing import Any
 from arclab.config.compose import run_main
 from arclab.config.memgen_schema import Memory
 from arclab.entries import ENTRIES
-from arclab.files import write_atomically
 from arclab.results.paired import PairedTest
 from arclab.results.scoring import Share
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import provenance
 from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
-
-ROOT = Path(__file__).resolve().parents[1]
+from experiments.saved import save
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +242,8 @@ def main(argv: Sequence[str]) -> None:
     text = markdown(rows, arguments, where)
     print(text)
     if arguments.save:
-        folder = ROOT / "experiments" / "results"
         record = {"rows": rows, "arguments": {k: str(v) for k, v in vars(arguments).items()}, "provenance": where}
-        write_atomically(folder / f"{arguments.save}.json", json.dumps(record, indent=1) + "\n")
-        write_atomically(folder / f"{arguments.save}.md", text)
+        save(arguments.save, record, text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ rules that an edit puts right, with 95 % intervals and McNemar's tests over thos
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from typing import Any
 from arclab.config.compose import compose_run, run_main
 from arclab.config.program_edit_schema import ProgramEditConfig
 from arclab.entries import ENTRIES
-from arclab.files import write_atomically
 from arclab.methods.program_edit.controls import START, solved_of
 from arclab.methods.program_edit.editing import read_records
 from arclab.metrics.logger import read_rows
@@ -35,8 +33,8 @@ from arclab.runs.console import setup_logging
 from arclab.runs.folder import provenance
 from arclab.runs.stages import read_counts
 from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
+from experiments.saved import heading, save
 
-ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Models that edit programs, and their controls"
 CRITERION = "selected is above random, grpo above selected, shuffled not; adaptive needs fewer rollouts than uniform, or not."
 EXPERIMENT = "program_edit_control"
@@ -176,7 +174,7 @@ def markdown(
     rows: Sequence[dict[str, Any]], added: Mapping[str, float], drawn: Sequence[dict[str, Any]], where: Mapping[str, Any]
 ) -> str:
     text = [
-        f"# {TITLE}", "", f"Command: `{where['command']}`; commit {where['commit']}; {where['machine']}.", "",
+        *heading(TITLE, where),
         "| run | start programs of unseen rules put right | by seed | an edit adds | against | it alone / other alone | p |",
         "|---" * 7 + "|",
     ]  # fmt: skip
@@ -224,13 +222,11 @@ def main(argv: Sequence[str]) -> None:
     text = markdown(rows, added, drawn, where)
     print(text)
     if arguments.save:
-        folder = ROOT / "experiments" / "results"
         record = {
             "rows": rows, "deltas": added, "curricula": drawn, "arguments": {k: str(v) for k, v in vars(arguments).items()},
             "provenance": where,
         }  # fmt: skip
-        write_atomically(folder / f"{arguments.save}.json", json.dumps(record, indent=1) + "\n")
-        write_atomically(folder / f"{arguments.save}.md", text)
+        save(arguments.save, record, text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ for each seed), tests are sign tests over tasks against the trained model. It sa
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any
 
 from arclab.config.compose import run_main
 from arclab.entries import ENTRIES
-from arclab.files import write_atomically
 from arclab.methods.seal.fewshot.baselines import rows_of, signs
 from arclab.methods.seal.fewshot.evaluate import NAMES, SCORES, read_scores
 from arclab.methods.seal.fewshot.models import MODEL
@@ -32,8 +30,8 @@ from arclab.runs.console import setup_logging
 from arclab.runs.folder import provenance
 from benchmarks.arguments import at_least_0
 from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
+from experiments.saved import heading, save
 
-ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Self-edits of a tiny model on toy rules that it has not seen, and their baselines"
 CRITERION = (
     "the trained model's proposals succeed more often than before, its twin's do not; against the constant best: or not."
@@ -92,7 +90,7 @@ def tested(row: Mapping[str, Any]) -> str:
 
 def markdown(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
     text = [
-        f"# {TITLE}", "", f"Command: `{where['command']}`; commit {where['commit']}; {where['machine']}.", "",
+        *heading(TITLE, where),
         "| self-edits of | successful | 95 % over tasks | by seed | tasks with a success | tasks in which the trained model "
         "succeeds more / less often |", "|---" * 6 + "|",
     ]  # fmt: skip
@@ -132,10 +130,8 @@ def main(argv: Sequence[str]) -> int:
     text = markdown(rows, where)
     print(text)
     if arguments.save:
-        folder = ROOT / "experiments" / "results"
         record = {"rows": rows, "arguments": {k: str(v) for k, v in vars(arguments).items()}, "provenance": where}
-        write_atomically(folder / f"{arguments.save}.json", json.dumps(record, indent=1) + "\n")
-        write_atomically(folder / f"{arguments.save}.md", text)
+        save(arguments.save, record, text)
     return int(num_failed > 0)
 
 

@@ -16,21 +16,19 @@ train the model to write better.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from arclab.config.compose import run_main
 from arclab.config.seal_knowledge_schema import EditKind
-from arclab.files import write_atomically
 from arclab.launch.start import start
 from arclab.methods.seal.knowledge.trials import OTHER, PASSAGE, REPEATED, ROWS, Row, read_rows
 from arclab.results.paired import PairedTest
 from arclab.results.scoring import Share
 from arclab.runs.folder import provenance
 from benchmarks.arguments import at_least_0, at_least_1
+from experiments.saved import save
 
-ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Closed-book answers about invented passages, after training on what the model wrote about them"
 KINDS = (EditKind.implications.value, EditKind.rewrite.value, EditKind.self_qa.value)
 Answers = dict[tuple[str, str], bool]  # (item, question): right
@@ -107,11 +105,9 @@ def main(argv: Sequence[str]) -> None:
     text = table(found)
     print(text)
     if given.save:
-        target = ROOT / "experiments" / "results" / given.save
         shares = {name: {"right": sum(own.values()), "questions": len(own)} for name, own in found.items()}
         record = {"shares": shares, "items": given.items, "lm": given.lm, "seed": given.seed, "provenance": provenance()}
-        write_atomically(target.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
-        write_atomically(target.with_suffix(".md"), f"# {TITLE}\n\n{text}")
+        save(given.save, record, f"# {TITLE}\n\n{text}")
 
 
 if __name__ == "__main__":

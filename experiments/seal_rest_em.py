@@ -15,17 +15,16 @@ questions.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from arclab.config.compose import run_main
-from arclab.files import write_atomically
 from arclab.methods.seal.knowledge.trials import ROWS, Row, read_rows
 from arclab.results.scoring import Share
 from arclab.runs.folder import provenance
 from benchmarks.arguments import at_least_0, at_least_1
-from experiments.seal_knowledge import ROOT, answers, started, tested
+from experiments.saved import save
+from experiments.seal_knowledge import answers, started, tested
 
 TITLE = "Rounds of learning from the best completions, against completions at random"
 RULES = ("best", "shuffled")
@@ -84,14 +83,12 @@ def main(argv: Sequence[str]) -> None:
     text = table(found)
     print(text)
     if given.save:
-        target = ROOT / "experiments" / "results" / given.save
         shares = {
             f"{seed}": {rule: [[share(rows).n, share(rows).total] for rows in each] for rule, each in by_rule.items()}
             for seed, by_rule in found.items()
         }
         record = {"shares": shares, "rounds": given.rounds, "provenance": provenance()}
-        write_atomically(target.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
-        write_atomically(target.with_suffix(".md"), f"# {TITLE}\n\n{text}")
+        save(given.save, record, f"# {TITLE}\n\n{text}")
 
 
 if __name__ == "__main__":

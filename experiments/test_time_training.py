@@ -17,7 +17,6 @@ against votes. It says nothing about ARC.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from arclab.config.seal_schema import GridTextConfig
 from arclab.data.sources import load_source
 from arclab.data.tasks import ArcTask
 from arclab.entries import ENTRIES
-from arclab.files import write_atomically
 from arclab.methods.seal.solver import TASK_ITEMS, TASKS, TaskRecord, parse_record
 from arclab.methods.seal.transduction import TransductionSizes, train_transduction
 from arclab.results.attempts import Candidate
@@ -41,8 +39,8 @@ from arclab.runs.folder import provenance
 from arclab.runs.worklist import read_items
 from benchmarks.arguments import at_least_0, at_least_1
 from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
+from experiments.saved import heading, save
 
-ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Test-time training of a tiny model on toy rules that it has not seen"
 CRITERION = "its own demonstrations lift a model over none, another task's do not."
 TEXT = GridTextConfig(grid_format=GridFormat.digits, instructions=False)
@@ -161,7 +159,7 @@ def _paired(own: Solved, other: Solved) -> dict[str, float]:
 
 def markdown(rows: Sequence[dict[str, Any]], where: Mapping[str, Any]) -> str:
     text = [
-        f"# {TITLE}", "", f"Command: `{where['command']}`; commit {where['commit']}; {where['machine']}.", "",
+        *heading(TITLE, where),
         "| trained | answers | ranked by | unseen tasks solved in two attempts | by seed | against none: it alone / none "
         "alone | against votes: it alone / votes alone |", "|---" * 7 + "|",
     ]  # fmt: skip
@@ -216,9 +214,7 @@ def main(argv: Sequence[str]) -> int:
     print(text)
     if arguments.save:
         record = {"rows": rows, "arguments": {k: str(v) for k, v in vars(arguments).items()}, "provenance": where}
-        results = ROOT / "experiments" / "results"
-        write_atomically(results / f"{arguments.save}.json", json.dumps(record, indent=1) + "\n")
-        write_atomically(results / f"{arguments.save}.md", text)
+        save(arguments.save, record, text)
     return int(num_failed > 0)
 
 

@@ -18,7 +18,6 @@ learned, and what the reward model adds to the search and to sampling.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import Any
 
 from arclab.config.compose import run_main
 from arclab.entries import ENTRIES
-from arclab.files import write_atomically
 from arclab.methods.tree_search.learning.evaluate import (
     SAMPLING,
     SCORES,
@@ -43,8 +41,8 @@ from arclab.runs.console import setup_logging
 from arclab.runs.folder import provenance
 from arclab.runs.stages import MANIFEST, read_counts
 from experiments.queued import JobsFile, add_queue_arguments, jobs_path, run_lines
+from experiments.saved import heading, save
 
-ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Tree search that learns from itself"
 CRITERION = "trained is above the start on unseen rules, the twin is not; a reward model of drawn labels is right by chance."
 WITH_VALUES = "search with reward model"
@@ -191,7 +189,7 @@ def reward_models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def markdown(record: Mapping[str, Any]) -> str:
     where = record["provenance"]
     lines = [
-        f"# {TITLE}", "", f"Command: `{where['command']}`; commit {where['commit']}; {where['machine']}.", "",
+        *heading(TITLE, where),
         "| run | scored | unseen tasks solved in two attempts | by seed |", "|---" * 4 + "|",
     ]  # fmt: skip
     for row in record["scores"]:
@@ -251,9 +249,7 @@ def main(argv: Sequence[str]) -> None:
     text = markdown(record)
     print(text)
     if arguments.save:
-        folder = ROOT / "experiments" / "results"
-        write_atomically(folder / f"{arguments.save}.json", json.dumps(record, indent=1) + "\n")
-        write_atomically(folder / f"{arguments.save}.md", text)
+        save(arguments.save, record, text)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,16 @@ def test_the_table_by_hand() -> None:
     assert lines[0][4] == "3 to 1, p = 0.62" and lines[1][4] == "no difference"
 
 
+def test_a_stage_that_is_told_to_end_ends_the_experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With its exit status, and without a look at results that are not there."""
+    made: list[str] = []
+    monkeypatch.setattr(seal_knowledge, "start", lambda script, overrides: made.append(overrides[-1]) or 143)
+    for run, stage in ((main, "stage=start"), (seal_knowledge.main, "stage=generate")):
+        with pytest.raises(SystemExit) as ended:
+            run(["--runs-dir", str(tmp_path)])
+        assert ended.value.code == 143 and made.pop() == stage and not made
+
+
 def test_both_rules_go_through_the_same_rounds_from_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

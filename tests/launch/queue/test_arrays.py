@@ -24,11 +24,12 @@ from arclab.runs.statewords import read_state
 
 from .test_damage import at_once
 
-# Each in a folder: scripts/N of what was given to sbatch, `queue` for squeue to say, `cancelled` for what scancel was given.
+# Each in a folder: scripts/N of what was given to sbatch, `queue` for squeue to say, a line in `asked` for each time that it was,
+# `cancelled` for what scancel was given.
 COMMANDS = {
     "sbatch": """[ -e full ] && [ "$(ls scripts | wc -l)" -ge 1 ] && { echo "too many jobs of yours" >&2; exit 1; }
 number=$(( $(ls scripts | wc -l) + 1 )); cp "$1" "scripts/$number"; echo "Submitted batch job $number" """,
-    "squeue": "cat queue",
+    "squeue": "echo squeue >> asked; cat queue",
     "scontrol": 'echo "MaxArraySize            = $(cat array_size)"',
     "scancel": 'echo "$@" >> cancelled',
     "sinfo": "echo main",
@@ -96,6 +97,20 @@ def test_a_divided_line_that_is_submitted_several_times_at_once_is_one_array(clu
     say(cluster, {"1_0": "PENDING", "1_1": "PENDING", "1_2": "PENDING", "2": "PENDING"})
     at_once(lambda: submit(runs, "slurm"), 3)
     assert jobs_of(runs) == ["1_0", "1_1", "1_2", "2"] and len(list((cluster / "scripts").iterdir())) == 2
+
+
+def test_a_whole_that_needs_many_shards_asks_for_the_queue_no_more_often(cluster: Path, plan: Plan) -> None:
+    """Once for all runs, and once for the jobs that it could wait for."""
+    runs = plan(5, "*-a*")
+    submit(runs, "slurm")
+    say(cluster, {f"1_{number}": "PENDING" for number in range(5)})
+    folder = runs[-1].folder.path
+    for name in ("status.json", "job.json"):
+        (folder / name).unlink()
+    (cluster / "asked").write_text("")
+    assert [action.what.partition(" (")[0] for action in submit(runs, "slurm")] == [*["skipped: QUEUED"] * 5, "submitted"]
+    assert len((cluster / "asked").read_text().splitlines()) == 2
+    assert option(cluster / "scripts/3", "dependency") == "afterok:1_0:1_1:1_2:1_3:1_4"
 
 
 @pytest.mark.parametrize("gone", [None, State.preempted])
