@@ -1,11 +1,12 @@
 """An evaluation in shards on a real SLURM of two nodes on this machine: faults, wall times, and the plan against them.
 
-    python -m benchmarks.shards                   # as root, with slurm-wlm and munge installed; about fifteen minutes
+    python -m benchmarks.shards                   # as root, with slurm-wlm and munge installed; a quarter of an hour
 
 A program-sampling evaluation of toy tasks in which every process has a model server of its own: the stand-in of the tests,
 which takes --delay seconds for a task, so that the waiting is real and the tokens are not. First six shards of which one is
 preempted, one killed (kill -9) and one loses its server; the merged files are compared with those of one process, byte for
-byte. Then 1, 2 and 4 shards without faults are timed, and the forecasts of `python -m arclab.launch plan` set beside them.
+byte. Then 1, 2 and 4 shards without faults are timed --repeats times, one after the other in turn, and the forecasts of
+`python -m arclab.launch plan` set beside their medians.
 Results go to results/shards.json and shards.md. Two busy cores say little about speed: read ratios.
 """
 
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -107,20 +109,22 @@ def with_faults(folder: Path, tasks: int, delay_s: float, ask: Callable[..., str
     }  # fmt: skip
 
 
-def measure(folder: Path, tasks: int, delay_s: float, ask: Callable[..., str]) -> dict[str, Any]:
+def measure(folder: Path, tasks: int, delay_s: float, repeats: int, ask: Callable[..., str]) -> dict[str, Any]:
     (calm := folder / "calm").mkdir()
     found: dict[str, Any] = {"faults": with_faults(folder, tasks, delay_s, ask)}
     print(json.dumps(found), flush=True)
-    seconds = {1: run(command(folder / "one", calm, tasks, delay_s, "launch=local"))[0]}
-    for count in TIMED_SHARDS:
-        seconds[count] = run(command(folder / f"of_{count}", calm, tasks, delay_s, *on_slurm(count)))[0]
-    names = ("faulty", *(f"of_{count}" for count in TIMED_SHARDS))
+    seconds: dict[int, list[float]] = {count: [] for count in (1, *TIMED_SHARDS)}
+    for number in range(repeats):
+        for count, measured in seconds.items():
+            where = ["launch=local"] if count == 1 else on_slurm(count)
+            measured.append(run(command(folder / f"of_{count}_{number}", calm, tasks, delay_s, *where))[0])
+    folders = [folder / "faulty", *(folder / f"of_{count}_{number}" for number in range(repeats) for count in seconds)]
     found["same_as_one_process"] = {
-        name: all((folder / name / file).read_bytes() == (folder / "one" / file).read_bytes() for file in FILES)
-        for name in names
+        each.name: all((each / file).read_bytes() == (folder / "of_1_0" / file).read_bytes() for file in FILES)
+        for each in folders
     }
     found["seconds"] = seconds
-    found["forecasts"] = {count: forecasts(folder / f"of_{count}") for count in TIMED_SHARDS}
+    found["forecasts"] = {count: forecasts(folder / f"of_{count}_0") for count in TIMED_SHARDS}
     return found
 
 
@@ -134,21 +138,27 @@ def forecasts(measured: Path) -> dict[int, float]:
 
 def markdown(result: dict[str, Any]) -> str:
     seconds, faults = result["seconds"], result["faults"]
+    alone_s = median(seconds[1])
     rows = [
-        f"| {count} | {wall:.0f} s | {seconds[1] / wall:.2f} | {100 * seconds[1] / wall / count:.0f} % | "
+        f"| {count} | {median(walls):.0f} s | {min(walls):.0f} to {max(walls):.0f} s | {alone_s / median(walls):.2f} "
+        f"| {100 * alone_s / median(walls) / count:.0f} % | "
         + " | ".join(f"{result['forecasts'][by][count]:.0f} s" for by in TIMED_SHARDS)
         + " |"
-        for count, wall in seconds.items()
+        for count, walls in seconds.items()
     ]
+    differ = [name for name, same in result["same_as_one_process"].items() if not same]
     return "\n".join([
         f"# {result['tasks']} toy tasks in shards on two SLURM nodes, {result['delay_s']:g} s a task", "",
-        "| shards | measured | speed-up | efficiency | " + " | ".join(f"forecast from {by}" for by in TIMED_SHARDS) + " |",
-        "|---" * (4 + len(TIMED_SHARDS)) + "|", *rows, "",
+        f"Medians of {result['repeats']} runs of each; load average at the start {result['load_average']:.1f}.", "",
+        "| shards | measured | from, to | speed-up | efficiency | "
+        + " | ".join(f"forecast from {by}" for by in TIMED_SHARDS) + " |",
+        "|---" * (5 + len(TIMED_SHARDS)) + "|", *rows, "",
         f"With faults, {FAULTY_SHARDS} shards: jobs {faults['jobs'][0]} to {faults['jobs'][-1]}; the first command said "
         f"`{faults['said']}` (exit status {faults['first_exit_status']}); restarts {', '.join(faults['restarts'])}; the second "
         f"one took {faults['second_command_s']:.0f} s; {faults['requests']} requests for {result['tasks']} tasks, "
         f"{faults['servers_started']} servers started, {faults['servers_left']} left.", "",
-        "Files equal to those of one process: " + ", ".join(f"{k} {v}" for k, v in result["same_as_one_process"].items()), "",
+        f"Files that differ from those of the first run in one process: {', '.join(differ) or 'none'} of "
+        f"{len(result['same_as_one_process'])} runs.", "",
     ])  # fmt: skip
 
 
@@ -156,16 +166,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=at_least_1, default=60)
     parser.add_argument("--delay", type=above_0, default=2.0, help="seconds that a server takes for a task")
+    parser.add_argument("--repeats", type=at_least_1, default=3)
     arguments = parser.parse_args(argv)
+    load = os.getloadavg()[0]
     sys.path.insert(0, str(ROOT))
     from tests.slurm.cluster import Cluster  # not installed with arclab
 
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     with tempfile.TemporaryDirectory() as name, Cluster(Path(name) / "cluster", nodes=2) as cluster:
         os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
-        found = measure(Path(name), arguments.tasks, arguments.delay, cluster.run)
+        found = measure(Path(name), arguments.tasks, arguments.delay, arguments.repeats, cluster.run)
     result = {
-        "tasks": arguments.tasks, "delay_s": arguments.delay, **found,
+        "tasks": arguments.tasks, "delay_s": arguments.delay, "repeats": arguments.repeats, "load_average": load, **found,
         "provenance": {**provenance(), "command": " ".join(["python -m benchmarks.shards", *sys.argv[1:]])},
     }  # fmt: skip
     (RESULTS / "shards.json").write_text(json.dumps(result, indent=1) + "\n")

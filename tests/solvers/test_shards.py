@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -213,6 +214,28 @@ def test_shards_that_fail_for_the_same_reason_are_named_together(tmp_path: Path,
         f"shard 8 is FAILED (reason 2); 3 more are not DONE: python -m arclab.launch status {tmp_path}/a/shards/jobs.txt. The "
         "same command runs only what is missing."
     )
+
+
+def test_what_a_command_took_around_its_jobs_is_kept_if_it_started_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "a"
+    given = overrides("program_sampling", whole, "launch.shards=2")
+
+    def pretend(*_: object, **__: object) -> list[Any]:
+        now_s = time.time()
+        for folder in (whole, *(whole / f"shards/{number}_of_2" for number in range(2))):
+            folder.mkdir(parents=True, exist_ok=True)
+            RunDir(folder).write_status(State.done, 0, "", 0)
+            (folder / "shard.json").write_text(json.dumps({"start_s": 1.0, "solve_s": 2.0, "ended_s": now_s}))
+        return []
+
+    monkeypatch.setattr(launched, "retry", lambda *_, **__: [])
+    monkeypatch.setattr(launched, "submit", pretend)
+    kept = whole / "shards/command.json"
+    assert run_shards("evaluate.py", given, compose_run("evaluate_programs", given)) == 0
+    assert json.loads(kept.read_text())["seconds"] >= 0
+    kept.unlink()
+    assert run_shards("evaluate.py", given, compose_run("evaluate_programs", given)) == 0
+    assert not kept.exists(), "the second command started nothing"
 
 
 @pytest.mark.slow

@@ -13,10 +13,14 @@ SLURM go on. It does not divide what a task needs, and no training.
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import SHARDS, ShardsOn
@@ -25,6 +29,7 @@ from arclab.files import write_atomically
 from arclab.launch.queue.jobsfile import job_line
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, read_plan
 from arclab.launch.queue.progress import RunProgress
+from arclab.launch.queue.simulate import COMMAND_RECORD, seconds_around
 from arclab.launch.queue.submit import cancel, retry, submit
 from arclab.launch.queue.wait import wait_until_ended
 from arclab.runs.console import progress_bar, setup_logging
@@ -42,6 +47,7 @@ def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:
     _require_same_number(config)
     plan = _plan(script, argv, config)
     cluster, runs = config.launch.shards_on.value, plan.runs
+    is_new = all(run.folder.state is None for run in runs)
     retry(runs, cluster, places=len(runs))
     actions = submit(runs, cluster, places=len(runs))
     # A whole that failed for want of a shard which is preempted or gone: that one has a job only now.
@@ -60,7 +66,16 @@ def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:
             log.info("interrupted; the jobs go on, and the same command waits for them. To end them: python -m arclab.launch "
                      "cancel %s '*'", plan.path)  # fmt: skip
         return interrupted_status(signal.SIGINT)
+    if is_new:
+        _write_seconds_around(config.folder)
     return _concluded(plan.path, ended)
+
+
+def _write_seconds_around(folder: Path) -> None:
+    """What this command took besides its jobs, which it started all: for arclab.launch.queue.simulate."""
+    seconds = seconds_around(folder, psutil.Process().create_time(), time.time())
+    if seconds is not None:
+        write_atomically(folder / SHARDS / COMMAND_RECORD, json.dumps({"seconds": seconds}) + "\n")
 
 
 def _require_same_number(config: RunConfig) -> None:

@@ -79,7 +79,7 @@ class Claims:
 
 class ShardRecord:
     """What a shard measures of itself, in shard.json of its folder: for arclab.launch.queue.simulate. start_s: from the start
-    of its job to its first task."""
+    of its job to its first task. ended_s: Unix time."""
 
     def __init__(self, folder: Path) -> None:
         self._path, self._begun_s = folder / RECORD, time.time()
@@ -96,7 +96,8 @@ class ShardRecord:
             self._record[name] += more
 
     def write(self) -> None:
-        record = {**self._record, "solve_s": time.time() - self._begun_s, "start_s": self._start_s}
+        ended_s = time.time()
+        record = {**self._record, "solve_s": ended_s - self._begun_s, "start_s": self._start_s, "ended_s": ended_s}
         write_atomically(self._path, json.dumps(record, indent=1) + "\n")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from arclab.config.compose import ConfigError
 from arclab.launch.__main__ import main
-from arclab.launch.queue.simulate import Work, read_rates, simulate, speed_up, table
+from arclab.launch.queue.simulate import COMMAND_RECORD, Work, read_rates, seconds_around, simulate, speed_up, table
 
 # Four shards that solve 10 in cost each second with 2 programs a task; the last one at half the speed.
 SHARDS = [{"tasks": 5, "cost": 100.0, "programs": 10.0, "tokens": 50.0, "start_s": 4.0, "solve_s": 10.0} for _ in range(3)]
@@ -48,6 +48,21 @@ def test_stragglers_are_those_that_were_seen(tmp_path: Path) -> None:
     assert simulate(work, rates, 32) == many
 
 
+def test_what_the_command_took_around_its_jobs_is_added(tmp_path: Path) -> None:
+    """Jobs began 3 s after the command; the last shard ended at 130, the merge took 6 s, the command ended at 141."""
+    ends = (114.0, 118.0, 130.0)
+    whole = folder(tmp_path / "a", [SHARDS[0] | {"ended_s": end} for end in ends])
+    first = min(ends) - 10 - 4
+    around = seconds_around(whole, first - 3, 141)
+    assert around == pytest.approx(3 + 141 - 130 - 6)
+    (whole / "shards" / COMMAND_RECORD).write_text(json.dumps({"seconds": around}))
+    rates, work = read_rates(whole), Work(costs=(20.0,) * 40)
+    assert [simulate(work, rates, nodes).median_s for nodes in (1, 2)] == pytest.approx([84, 4 + 40 + 6 + 8])
+    assert simulate(work, rates, 2).job_s == pytest.approx(2 * 44 + 6)  # no job runs then
+    assert simulate(work, rates, 40).bottleneck == "start and merge (18 s)"
+    assert seconds_around(folder(tmp_path / "b", SHARDS), 0, 1) is None
+
+
 def test_the_command_shows_each_line_that_can_be_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rates, file = folder(tmp_path / "a", SHARDS), tmp_path / "jobs.txt"
     toy = "'dataset.eval_sources=[\"toy:color_map?tasks=8&split=test\"]'"
@@ -57,7 +72,7 @@ def test_the_command_shows_each_line_that_can_be_divided(tmp_path: Path, capsys:
     )
     assert main(["plan", str(file), "--nodes", "4", "--rates", str(rates)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 shards, 1 programs/s and 5 tokens/s each, 4 s to start, 6 s to merge" in said
+    assert "3 shards, 1 programs/s and 5 tokens/s each, 4 s to start, 6 s to merge, 0 s around the jobs" in said
     assert "efficiency" in said and "quickstart/a: no solver that asks a language model for tasks" in said
     with pytest.raises(ConfigError, match=r"--rates .*nothing has no shards/\*/shard.json; give the folder of an evaluation"):
         main(["plan", str(file), "--nodes", "4", "--rates", str(tmp_path / "nothing")])

@@ -75,7 +75,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
     plan = read_plan(arguments.file, *arguments.names)
     say(
         f"Rates of {rates.source}: {len(rates.starts_s)} shards, {rates.programs_per_s:.3g} programs/s and "
-        f"{rates.tokens_per_s:.3g} tokens/s each, {fmean(rates.starts_s):.3g} s to start, {rates.merge_s:.3g} s to merge."
+        f"{rates.tokens_per_s:.3g} tokens/s each, {fmean(rates.starts_s):.3g} s to start, {rates.merge_s:.3g} s to merge, "
+        f"{rates.around_s:.3g} s around the jobs."
     )
     for run in plan.runs:
         work = ENTRIES[run.job.entry].work

@@ -22,6 +22,7 @@ from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import SHARDS
 from arclab.files import read_object, require_kinds
 
+COMMAND_RECORD = "command.json"  # beside the shards: written by arclab.launch.shards
 _DRAWS = 200
 _RECORD = "shard.json"
 _KINDS = {"tasks": int, "cost": float, "programs": float, "tokens": float, "start_s": float, "solve_s": float}
@@ -31,7 +32,8 @@ _KINDS = {"tasks": int, "cost": float, "programs": float, "tokens": float, "star
 class Rates:
     """Measured, of one job with one model. cost_per_s: expected cost (arclab.data.shares) of tasks solved in a second, at
     programs_per_task. starts_s: of each job. factors: each shard's time by what the rate says, about 1. merge_s: of the whole,
-    from its start to its results."""
+    from its start to its results. around_s: of the command, without its jobs: submitting, and waiting until they began and were
+    seen to have ended."""
 
     source: str
     cost_per_s: float
@@ -41,6 +43,7 @@ class Rates:
     starts_s: tuple[float, ...]
     factors: tuple[float, ...]
     merge_s: float
+    around_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,25 @@ def read_rates(folder: Path) -> Rates:
         tokens_per_s=sum(record["tokens"] for record in records) / solve_s,
         starts_s=starts,
         factors=tuple(record["solve_s"] / record["cost"] * cost / solve_s for record in records),
-        merge_s=_merge_s(folder, fmean(starts)),
+        merge_s=_seconds(folder / "merge.json", fmean(starts)),
+        around_s=_seconds(folder / SHARDS / COMMAND_RECORD, 0.0),
     )
 
 
-def _merge_s(folder: Path, start_s: float) -> float:
-    path = folder / "merge.json"
-    return float(read_object(path, {"seconds": float})["seconds"]) if path.is_file() else start_s
+def seconds_around(folder: Path, began_s: float, ended_s: float) -> float | None:
+    """Of a command that ran from began_s to ended_s (Unix time) and started all its shards: what it took before the first of
+    its jobs began, between the last shard and the merge, and after the merge. None: a shard has no record."""
+    records = [read_object(path) for path in folder.glob(f"{SHARDS}/*_of_*/{_RECORD}")]
+    if not records or any("ended_s" not in record for record in records):
+        return None
+    first_s = min(record["ended_s"] - record["solve_s"] - record["start_s"] for record in records)
+    last_s = max(record["ended_s"] for record in records)
+    merge_s = _seconds(folder / "merge.json", fmean(record["start_s"] for record in records))
+    return max(0.0, first_s - began_s) + max(0.0, ended_s - last_s - merge_s)
+
+
+def _seconds(path: Path, default: float) -> float:
+    return float(read_object(path, {"seconds": float})["seconds"]) if path.is_file() else default
 
 
 def simulate(work: Work, rates: Rates, nodes: int, seed: int = 0) -> Forecast:
@@ -107,10 +122,10 @@ def simulate(work: Work, rates: Rates, nodes: int, seed: int = 0) -> Forecast:
         even = [load / rates.cost_per_s * more for load in loads]
         solved = [each * generator.choice(rates.factors) for each in even]
         last = max(range(count), key=lambda shard: starts[shard] + solved[shard])
-        merge = rates.merge_s if count > 1 else 0.0
-        ends.append(starts[last] + solved[last] + merge)
+        merge, around = (rates.merge_s, rates.around_s) if count > 1 else (0.0, 0.0)
+        ends.append(starts[last] + solved[last] + merge + around)
         jobs.append(sum(starts) + sum(solved) + merge)
-        parts.append((starts[last] + merge, fmean(even), solved[last] - fmean(even)))
+        parts.append((starts[last] + merge + around, fmean(even), solved[last] - fmean(even)))
     starting, solving, waiting = (fmean(values) for values in zip(*parts, strict=True))
     shares = {"start and merge": starting, "the work itself": solving, "the slowest shard": waiting}
     worst = max(shares, key=lambda name: shares[name])
