@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from arclab.files import read_object
@@ -128,9 +129,11 @@ def _kills(record: Record) -> Section:
 
 def _shards(record: Record) -> Section:
     seconds, forecasts = record["seconds"], record["forecasts"]
+    alone_s = median(seconds["1"])
     rows = (
-        (count, f"{wall:.0f} s", f"{seconds['1'] / wall:.2f}", *(f"{found[count]:.0f} s" for found in forecasts.values()))
-        for count, wall in seconds.items()
+        (count, f"{median(walls):.0f} s ({min(walls):.0f} to {max(walls):.0f})", f"{alone_s / median(walls):.2f}")
+        + tuple(f"{found[count]:.0f} s" for found in forecasts.values())
+        for count, walls in seconds.items()
     )
     columns = ("shards", "measured", "speed-up", *(f"forecast from {by} shards" for by in forecasts))
     return f"{record['tasks']} toy tasks in shards on two SLURM nodes", columns, rows, [record["provenance"]]
