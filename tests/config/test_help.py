@@ -18,8 +18,8 @@ from arclab.launch.start import start
 def test_every_group_option_and_key_is_explained(entry: str) -> None:
     overview = help_text(entry, [])
     schema = load(ENTRIES[entry].schema)
+    text = help_text(entry, groups_of(entry))
     for group in groups_of(entry):
-        text = help_text(entry, [group])
         assert group in overview and all(
             f"{group}={option} " in text for option in group_options(group, ENTRIES[entry].script)
         ), group

@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -45,7 +46,7 @@ from arclab.config.schema import ExperimentConfig
 from arclab.config.text_schema import TEXT_DATASET_SCHEMAS, TextDatasetConfig
 from arclab.config.tree_search_schema import SEARCH_SCHEMAS, SearchConfig
 from arclab.entries import ENTRIES, choice_key, choices_of, entry_named, load, scripts
-from arclab.files import DamagedFile, difference, naming, sentence_for
+from arclab.files import DamagedFile, difference, hints_of, naming, sentence_for
 
 Root = TypeVar("Root")
 # Nodes whose keys depend on their kind.
@@ -129,7 +130,7 @@ def _without_default_lists(entry: str, overrides: Sequence[str]) -> list[str]:
 def require_free(schema: Any, overrides: Sequence[str]) -> None:
     """ConfigError if a key is set that a node of the schema leaves to the run (its OF_THE_RUN). Only options of a group may
     say such keys; nobody reads them."""
-    of_the_run = {f"{name}.{key}" for name, kind in get_type_hints(schema).items() for key in getattr(kind, "OF_THE_RUN", ())}
+    of_the_run = {f"{name}.{key}" for name, kind in hints_of(schema).items() for key in getattr(kind, "OF_THE_RUN", ())}
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key in of_the_run:
@@ -152,7 +153,7 @@ def compose_run(entry: str, overrides: Sequence[str]) -> Any:
 
 def fit_to_encoder(node: Any, schema: Any, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> None:
     """Take what an experiment sets for encoders of other kinds out of the node: see arclab.config.other_kinds."""
-    kinds = VARIANTS.get(get_type_hints(schema).get(other_kinds.NODE), {})
+    kinds = VARIANTS.get(hints_of(schema).get(other_kinds.NODE), {})
     kind = kinds.get(node[other_kinds.NODE].get("kind")) if kinds else None
     if kind is not None:
         own, known = (known_keys(root, prefix) for root, prefix in ((kind, f"{other_kinds.NODE}."), (schema, "")))
@@ -239,8 +240,7 @@ def _sentence_from_hydra(error: Exception, config_name: str) -> str:
 
 def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key below a schema class, those of all kinds of encoders and models included."""
-    hints = get_type_hints(schema)
-    for name, kind in ((field.name, hints[field.name]) for field in fields(schema)):
+    for name, kind in ((field.name, hints_of(schema)[field.name]) for field in fields(schema)):
         yield prefix + name
         # An optional node (criterion) is a union with None here.
         variants = VARIANTS[kind].values() if kind in VARIANTS else [kind, *get_args(kind)]
@@ -249,8 +249,13 @@ def known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
                 yield from known_keys(variant, f"{prefix}{name}.")
 
 
+@cache
+def _known_of(entry: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(known_keys(load(ENTRIES[entry].schema))))
+
+
 def _unknown_key(key: str, entry: str) -> str:
-    known = list(dict.fromkeys(known_keys(load(ENTRIES[entry].schema))))
+    known = _known_of(entry)
     if key in known:
         return f"{key} is not a key of the chosen {key.split('.')[0]}; drop it, or choose the option that has it."
     if owner := _owner_of(key, entry, known):
@@ -260,7 +265,7 @@ def _unknown_key(key: str, entry: str) -> str:
 
 def closest_key(key: str, entry: str) -> str:
     """The rest of a sentence on an unknown key: did you mean another one?"""
-    known = list(dict.fromkeys(known_keys(load(ENTRIES[entry].schema))))
+    known = _known_of(entry)
     groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
     parent, _, leaf = key.rpartition(".")
     is_synonym, leaf = leaf in _SYNONYMS, _SYNONYMS.get(leaf, leaf)
@@ -276,7 +281,7 @@ def closest_key(key: str, entry: str) -> str:
 def _owner_of(key: str, entry: str, known: Sequence[str]) -> str:
     """The sentence for a key of another entry: of another solver of the same script, or of another script; "" for none."""
     row = ENTRIES[entry]
-    owners = [other for other in ENTRIES.values() if other is not row and key in known_keys(load(other.schema))]
+    owners = [other for name, other in ENTRIES.items() if other is not row and key in _known_of(name)]
     for other in owners:
         if other.script == row.script:
             chooser = choice_key(row.script)
@@ -290,7 +295,7 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
     """The typed configuration, after every check. ConfigError lists every broken rule."""
     schema = OmegaConf.structured(root)
     optional = {field.name for field in fields(cast(Any, root)) if field.default_factory is not MISSING}
-    for name, declared in get_type_hints(root).items():
+    for name, declared in hints_of(root).items():
         if declared in VARIANTS and (name in node or name not in optional):
             kinds, unsaid = VARIANTS[declared], getattr(declared, "UNSAID_KIND", None)
             kind = OmegaConf.select(node, f"{name}.kind") or unsaid
@@ -319,7 +324,7 @@ def to_typed(node: DictConfig, root: type[Root]) -> Root:
 def _without_keys_of_the_run(node: DictConfig, root: Any) -> DictConfig:
     node = node.copy()
     with open_dict(node):
-        for name, declared in get_type_hints(root).items():
+        for name, declared in hints_of(root).items():
             for key in getattr(declared, "OF_THE_RUN", ()):
                 if isinstance(node.get(name), DictConfig):
                     node[name].pop(key, None)
@@ -335,13 +340,16 @@ def _with_lists(node: DictConfig, root: Any) -> DictConfig:
     return node
 
 
-def _text_lists(schema: Any, prefix: str = "") -> Iterator[str]:
+@cache
+def _text_lists(schema: Any, prefix: str = "") -> tuple[str, ...]:
     """The dotted keys of a schema whose value is a list of texts, or null."""
-    for name, kind in ((field.name, get_type_hints(schema)[field.name]) for field in fields(schema)):
+    found: list[str] = []
+    for name, kind in ((field.name, hints_of(schema)[field.name]) for field in fields(schema)):
         if list[str] in (kind, *get_args(kind)):
-            yield prefix + name
+            found.append(prefix + name)
         elif is_dataclass(kind) and kind not in VARIANTS:
-            yield from _text_lists(kind, f"{prefix}{name}.")
+            found += _text_lists(kind, f"{prefix}{name}.")
+    return tuple(found)
 
 
 def broken_rules(node: Any, path: str = "") -> Iterator[str]:

@@ -9,23 +9,27 @@ The words are those of conf/: the comment at the head of each file. Examples sta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import yaml
 
 from arclab.config.compose import CONF_DIR, VARIANTS, ConfigError, closest_key, compose_run, flat, group_options
 from arclab.entries import ENTRIES, choice_key, choices_of, load
+from arclab.files import hints_of
 
 _WIDTH = 26
 
 
 def help_text(entry: str, topics: Sequence[str]) -> str:
     """ConfigError: a topic is neither a group nor a key of the entry."""
-    return "\n".join([_overview(entry)] if not topics else [_about(entry, topic) for topic in topics]) + "\n"
+    if not topics:
+        return _overview(entry) + "\n"
+    defaults = flat(compose_run(entry, ENTRIES[entry].example))
+    return "\n".join(_about(entry, topic, defaults) for topic in topics) + "\n"
 
 
 def _overview(entry: str) -> str:
@@ -42,7 +46,7 @@ def _overview(entry: str) -> str:
     )
 
 
-def _about(entry: str, topic: str) -> str:
+def _about(entry: str, topic: str, defaults: Mapping[str, Any]) -> str:
     topic = topic.rstrip(".=").replace("/", ".") if topic not in groups_of(entry) else topic
     options = group_options(topic, ENTRIES[entry].script) if topic in groups_of(entry) else []
     lines = [
@@ -53,7 +57,6 @@ def _about(entry: str, topic: str) -> str:
     if not lines and not keys:
         near = closest_key(topic, entry)
         raise ConfigError(f"{topic} is no group or key of {ENTRIES[entry].script}; {near}")
-    defaults = flat(compose_run(entry, ENTRIES[entry].example))
     lines += [""] if lines and keys else []
     lines += [f"{key:<{_WIDTH + 8}} {kind:<34} {_default(key, defaults)}".rstrip() for key, kind in keys.items()]
     return "\n".join([*lines, *([f"(defaults: of {' '.join(ENTRIES[entry].example)})"] if keys else [])])
@@ -95,7 +98,7 @@ def _head(file: Path, num_lines: int | None = None) -> str:
 
 
 def _keys(schema: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(schema)
+    hints = hints_of(schema)
     for name in (field.name for field in fields(schema)):
         kind = hints[name]
         nodes = [v for v in (VARIANTS[kind].values() if kind in VARIANTS else [kind, *get_args(kind)]) if is_dataclass(v)]
@@ -114,7 +117,7 @@ def _words(kind: Any) -> str:
     return {int: "whole number", float: "number", bool: "true|false", str: "text"}.get(kind, str(kind))
 
 
-def _default(key: str, defaults: dict[str, Any]) -> str:
+def _default(key: str, defaults: Mapping[str, Any]) -> str:
     if key not in defaults:
         return "(of another option)"
     value = defaults[key]

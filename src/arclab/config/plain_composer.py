@@ -20,7 +20,7 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -28,6 +28,7 @@ from arclab.config import compose as slow
 from arclab.config import other_kinds
 from arclab.config.saved_file import pop_entry, require_plain
 from arclab.entries import ENTRIES, load
+from arclab.files import hints_of
 
 Node = dict[str, Any]
 
@@ -351,7 +352,7 @@ def type_node(node: Any, schema: Any) -> Any:
 
 @cache
 def _hints(schema: type) -> dict[str, Any]:
-    hints = get_type_hints(schema)
+    hints = hints_of(schema)
     return {field.name: hints[field.name] for field in fields(schema)}
 
 

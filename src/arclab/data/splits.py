@@ -222,8 +222,8 @@ def canonical_pair(pair: Pair) -> bytes:
 def _signature(pair: Pair) -> tuple[object, ...]:
     """A cheap invariant of canonical_pair: equal pairs have equal signatures, so only collisions need the full form."""
     assert pair.output is not None
-    counts = np.stack([np.bincount(pair.input.ravel(), minlength=10), np.bincount(pair.output.ravel(), minlength=10)])
-    histogram = tuple(sorted(zip(*counts.tolist(), strict=True)))
+    counts = [np.bincount(grid.ravel(), minlength=10).tolist() for grid in (pair.input, pair.output)]
+    histogram = tuple(sorted(zip(*counts, strict=True)))
     return (*sorted(pair.input.shape), *sorted(pair.output.shape), histogram)
 
 
