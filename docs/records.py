@@ -132,9 +132,11 @@ def _shards(record: Record) -> Section:
     alone_s = median(seconds["1"])
     rows = (
         (
-            count, f"{median(walls):.0f} s ({min(walls):.0f} to {max(walls):.0f})", f"{alone_s / median(walls):.2f}",
+            count,
+            f"{median(walls):.0f} s ({min(walls):.0f} to {max(walls):.0f})",
+            f"{alone_s / median(walls):.2f}",
             *(f"{found[count]:.0f} s" for found in forecasts.values()),
-        )  # fmt: skip
+        )
         for count, walls in seconds.items()
     )
     columns = ("shards", "measured", "speed-up", *(f"forecast from {by} shards" for by in forecasts))

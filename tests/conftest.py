@@ -16,7 +16,7 @@ import pytest
 import torch
 from markupsafe import Markup
 
-from arclab.config.compose import run_main
+from arclab.config.compose import compose_run, run_main
 from arclab.config.plain_composer import PlainComposer
 from arclab.config.schema import ExperimentConfig
 from arclab.data import sources
@@ -84,6 +84,22 @@ def _annotations_are_compiled_once() -> Iterator[None]:
     """OmegaConf compiles the annotations of every schema at each use, a tenth of what composing takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(omegaconf._utils, "get_type_hints", hints_of)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _entries_compose_without_hydra() -> Iterator[None]:
+    """Composing by Hydra takes half of a tiny run of a language model. What the quick composer leaves to Hydra still goes there,
+    and tests/config compare the two."""
+
+    def quick(entry: str, overrides: Sequence[str]) -> Any:
+        return PlainComposer().compose(entry, overrides)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            is_user = name.startswith(("arclab.", "tests.")) and not name.startswith(("arclab.config.", "tests.config."))
+            if is_user and getattr(module, "compose_run", None) is compose_run:
+                patch.setattr(module, "compose_run", quick)
         yield
 
 

@@ -26,6 +26,7 @@ OVERRIDES = [
     ["encoder=lpn_variational", "encoder/context=trm_compat", "trainer.clip_norm=2"], ["encoder.optim.lr=3e-4", "dataset=arc2", PHASE],
     ["evaluation.max_tasks=10", "trainer.beta1=.5", "halting.halt_loss_weight=1."],
     [PHASE, "trainer.batch_size=auto"],
+    ['dataset.train_sources=["toy:color_map?tasks=7&side=4","conceptarc:, it\'s [1] {x}=a"]', 'dataset.eval_sources=[""]'],
 ]  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def test_every_line_of_the_shipped_queue_is_quick_and_right() -> None:
     "name=a,b", "+new=1", "~criterion", "name='a b'", "criterion={a:1}", "dataset.train_sources=[conceptarc]", "name=${seed}",
     "name=1_000", "seed=007", "trainer.clip_norm=inf", "seed=five", "encoder.widht=3", "encoder=nothing", "encoder.layer_scale=true",
     "trainer=default2", "decoder=null", "encoder.kind=lpn", "seed=-1", "launch.setup=null",
+    'dataset.train_sources=["$a"]', 'dataset.train_sources=["a\\\\"]', 'encoder=["lpn"]', 'dataset.train_sources=[["a"]]',
 ])  # fmt: skip
 def test_the_rest_is_left_to_hydra(override: str) -> None:
     with pytest.raises(NotPlain):

@@ -5,9 +5,9 @@
     config = composer.thaw(Path("runs/phase1_overfit/a/config.yaml"))
 
 Hydra needs a quarter of a second for one configuration. What the files in conf/ use of it is little: groups, `_self_`,
-`override`, `optional`, `# @package _global_`, `${absolute.key}`, and overrides key=plain_value. Anything else, and anything
-that is wrong, is given to Hydra and OmegaConf (config/compose.py), so that there is one set of messages and no second
-dialect. A test composes every experiment, group option and line of jobs.txt both ways and compares.
+`override`, `optional`, `# @package _global_`, `${absolute.key}`, and overrides key=plain_value and key=["text","text"].
+Anything else, and anything that is wrong, is given to Hydra and OmegaConf (config/compose.py), so that there is one set of
+messages and no second dialect. A test composes every experiment, group option and line of jobs.txt both ways and compares.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from arclab.files import hints_of
 
 Node = dict[str, Any]
 
-_PLAIN_OVERRIDE = re.compile(r"([A-Za-z_][\w/.]*)=([\w./+@-]*)")
+_PLAIN_OVERRIDE = re.compile(r"""([A-Za-z_][\w/.]*)=([\w./+@-]*|\["[^"\\$]*"(?:,"[^"\\$]*")*\])""")
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _INT = re.compile(r"[+-]?(0|[1-9]\d*)")
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+|\.\d+[eE][+-]?\d+)")
@@ -170,7 +170,7 @@ class PlainComposer:
         for override in overrides:
             key, text = split_override(override)
             if (self._conf_dir / key).is_dir():
-                if slow.is_base(text):
+                if slow.is_base(text) or text.startswith("["):
                     raise NotPlain
                 choices[key] = text
             else:
@@ -210,7 +210,7 @@ def _is_set(key: str, parts: Sequence[tuple[str, str]]) -> bool:
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """key and text of a plain override. NotPlain for sweeps, quotes, lists, +key, ~key."""
+    """key and text of a plain override. NotPlain for sweeps, quotes, other lists, +key, ~key."""
     match = _PLAIN_OVERRIDE.fullmatch(override)
     if match is None:
         raise NotPlain
@@ -218,7 +218,9 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def parse_plain(text: str) -> Any:
-    """The value of an unquoted word, as Hydra's grammar reads it."""
+    """The value of an unquoted word, or of a list of texts in double quotes, as Hydra's grammar reads it."""
+    if text.startswith("["):
+        return re.findall(r'"([^"]*)"', text)
     lower = text.lower()
     if lower in ("true", "false"):
         return lower == "true"
