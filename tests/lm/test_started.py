@@ -98,27 +98,36 @@ def test_what_cannot_be_started_is_one_sentence(tmp_path: Path) -> None:
             pass
 
 
-def test_an_environment_of_its_own_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("server", "program", "place_of_port", "words"),
+    [
+        (ModelServer.vllm, "vllm", 6, "serve {model} --host 127.0.0.1 --port {port} --tensor-parallel-size 2"),
+        (
+            ModelServer.sglang,
+            "python",
+            8,
+            "-m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port} --tp-size 2",
+        ),
+    ],
+)
+def test_an_environment_of_its_own_is_used(
+    server: ModelServer, program: str, place_of_port: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its bin comes first, and what is meant for this one is not passed on; the GPUs are those of this process."""
     binaries = tmp_path / "env/bin"
     binaries.mkdir(parents=True)
-    (binaries / "vllm").write_text(
-        f'#!/bin/sh\necho "$@" > {tmp_path}/given\nexec {sys.executable} {STAND_IN} {tmp_path} "$6"\n'
+    (binaries / program).write_text(
+        f'#!/bin/sh\nprintf "%s|" "$@" > {tmp_path}/given\nexec {sys.executable} {STAND_IN} {tmp_path} "${place_of_port}"\n'
     )
-    (binaries / "vllm").chmod(0o755)
+    (binaries / program).chmod(0o755)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4")
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", "src"))
-    wanted = replace(
-        launch(tmp_path),
-        server=ModelServer.vllm,
-        server_command=None,
-        server_env=str(tmp_path / "env"),
-        gpus=2,
-    )
+    wanted = replace(launch(tmp_path), server=server, server_command=None, server_env=str(tmp_path / "env"), gpus=2)
     with started_model(model_settings(name="org/a model"), wanted, tmp_path) as model:
         model.generate(PROMPTS[:1], 1, sampling())
-    given = (tmp_path / "given").read_text().split()
-    assert given[:3] == ["serve", "org/a", "model"] and given[-2:] == ["--tensor-parallel-size", "2"]
+    given = (tmp_path / "given").read_text().split("|")[:-1]
+    expected = [word.format(model="org/a model", port=given[place_of_port - 1]) for word in words.split(" ")]
+    assert given == expected and given[place_of_port - 1].isdigit()
     assert lines(tmp_path / "starts")[0].split()[1:] == ["6,4", "None"]
 
 
