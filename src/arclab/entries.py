@@ -25,8 +25,9 @@ class Entry:
     "puzzle_table" where there is one, and the fields of arclab.runs.cost.Cost if the method counts what a run needs; None: the
     run has no model of its own. shared: a dictionary, empty at first, that all calls of one process have in common.
     sizes_keys: dotted keys, or their beginnings, that decide what it returns. work: called as work(config), says how much there
-    is to do in a run that can be divided by tasks (arclab.solvers.work); None: it cannot. example: overrides that make a whole
-    configuration, for help."""
+    is to do in a run that can be divided by tasks (arclab.solvers.work); None: it cannot. needs: called
+    as needs(config, on_slurm=...) before jobs are submitted, ValueError for what would end each of them; None: nothing is
+    looked at. example: overrides that make a whole configuration, for help."""
 
     script: str
     config: str
@@ -41,6 +42,7 @@ class Entry:
     sizes: str | None = None
     sizes_keys: tuple[str, ...] = ()
     work: str | None = None
+    needs: str | None = None
 
     @property
     def choice(self) -> str | None:
@@ -94,6 +96,7 @@ ENTRIES = {
         example=("solver=program_sampling", "lm=tiny", "dataset=toy"),
         names_itself=True,
         work="arclab.solvers.work:work_of",
+        needs="arclab.lm.model_names:require_before_jobs",
     ),
     "evaluate_tree_search": Entry(
         script="evaluate.py",
@@ -104,6 +107,7 @@ ENTRIES = {
         example=("solver=tree_search", "lm=tiny", "dataset=toy"),
         names_itself=True,
         work="arclab.solvers.work:work_of",
+        needs="arclab.lm.model_names:require_before_jobs",
     ),
     "self_improve_tree_search": Entry(
         script="self_improve.py",
@@ -156,6 +160,7 @@ ENTRIES = {
         example=("solver=program_edit", "lm=tiny", "dataset=toy"),
         names_itself=True,
         work="arclab.solvers.work:work_of",
+        needs="arclab.lm.model_names:require_before_jobs",
     ),
     "self_improve_seal_knowledge": Entry(
         script="self_improve.py",
@@ -172,6 +177,7 @@ ENTRIES = {
         schema="arclab.config.seal_schema:EvaluateTestTimeTrainingConfig",
         run="arclab.methods.seal.run:evaluate_test_time_training",
         example=("solver=test_time_training", "lm=tiny", "dataset=toy"),
+        needs="arclab.lm.model_names:require_before_jobs",
         names_itself=True,
     ),
     "self_improve_seal_fewshot": Entry(

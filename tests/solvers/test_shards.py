@@ -19,8 +19,10 @@ from arclab.entries import ENTRIES, load
 from arclab.launch import shards as launched
 from arclab.launch.queue.plan import read_plan
 from arclab.launch.shards import run_shards
+from arclab.launch.sweep import sweep
 from arclab.lm.endpoint import started
 from arclab.lm.language_model import Prompt, Sampling
+from arclab.lm.model_names import require_before_jobs
 from arclab.lm.scripted import ScriptedModel
 from arclab.programs.sandbox.pool import Sandbox, open_sandbox
 from arclab.programs.toy import solution
@@ -199,10 +201,32 @@ def test_shards_of_another_number_are_named(tmp_path: Path) -> None:
         run_shards("evaluate.py", given, compose_run("evaluate_programs", given))
 
 
+def test_a_model_that_is_not_there_is_noticed_before_anything_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("retry", "submit"):
+        monkeypatch.setattr(launched, name, lambda *_, **__: pytest.fail("submitted"))
+    plain = [word for word in overrides("program_sampling", tmp_path / "a") if not word.startswith("output_dir=")]
+    plain.append(f"runs_dir={tmp_path / 'a'}")
+    for name, reason in (("models/none", "is not a folder; make it with"), (str(tmp_path), "has no config.json")):
+        given = overrides("program_sampling", tmp_path / "a", "launch.shards=2", f"lm.name={name}")
+        with pytest.raises(ConfigError, match=rf"lm.name={name} {reason}"):
+            run_shards("evaluate.py", given, compose_run("evaluate_programs", given))
+        with pytest.raises(ConfigError, match=rf"lm.name={name} {reason}"):
+            sweep("evaluate.py", [*plain, f"lm.name={name}", "name=b,c"])
+        config = compose_run("evaluate_programs", given)
+        if name.startswith("models"):  # an absolute path may be one of the nodes'
+            with pytest.raises(ValueError, match=reason):
+                require_before_jobs(config, on_slurm=True)
+        else:
+            require_before_jobs(config, on_slurm=True)
+    assert not (tmp_path / "a").exists(), "nothing is left behind"
+
+
 def test_shards_that_fail_for_the_same_reason_are_named_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("retry", "submit"):
         monkeypatch.setattr(launched, name, lambda *_, **__: [])
-    given = overrides("program_sampling", tmp_path / "a", "launch.shards=12")
+    given = overrides("program_sampling", tmp_path / "a", "launch.shards=12", "lm.name=org/tiny")
     reasons = ["no such model."] * 6 + [f"reason {number}" for number in range(6)]
     for number, reason in enumerate(reasons):
         (shard := tmp_path / f"a/shards/{number}_of_12").mkdir(parents=True)
@@ -218,7 +242,7 @@ def test_shards_that_fail_for_the_same_reason_are_named_together(tmp_path: Path,
 
 def test_what_a_command_took_around_its_jobs_is_kept_if_it_started_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tmp_path / "a"
-    given = overrides("program_sampling", whole, "launch.shards=2")
+    given = overrides("program_sampling", whole, "launch.shards=2", "lm.name=org/tiny")
 
     def pretend(*_: object, **__: object) -> list[Any]:
         now_s = time.time()

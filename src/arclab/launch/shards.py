@@ -26,6 +26,7 @@ from arclab.config.compose import ConfigError
 from arclab.config.launch_schema import SHARDS, ShardsOn
 from arclab.config.run import RunConfig
 from arclab.files import write_atomically
+from arclab.launch.needs import require_needs
 from arclab.launch.queue.jobsfile import job_line
 from arclab.launch.queue.plan import JobsPlan, PlannedRun, read_plan
 from arclab.launch.queue.progress import RunProgress
@@ -45,6 +46,7 @@ def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:
     """The exit status: 0 when the whole is DONE. ConfigError: shards of another number are there, or some have failed."""
     setup_logging()
     _require_same_number(config)
+    require_needs(script, argv, [config], on_slurm=config.launch.shards_on is not ShardsOn.local)
     plan = _plan(script, argv, config)
     cluster, runs = config.launch.shards_on.value, plan.runs
     is_new = all(run.folder.state is None for run in runs)

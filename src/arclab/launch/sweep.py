@@ -39,6 +39,7 @@ from arclab.launch.cluster import ALWAYS_REQUEUED, JobTask, shared_parameters, s
 from arclab.launch.combinations import require_countable
 from arclab.launch.job import check_run, prepare_run, run_job
 from arclab.launch.names import run_name
+from arclab.launch.needs import require_needs
 from arclab.runs import slurm
 from arclab.runs.console import setup_logging
 from arclab.runs.folder import RunDir, State, has_finished
@@ -90,6 +91,7 @@ def sweep(script: str, overrides: Sequence[str]) -> int:
     configs = compose_combinations(script, [o for o in overrides if not _is_hydra(o)])
     kind, launch = KINDS[launcher], configs[0].launch
     _check_rules(configs, kind)
+    require_needs(script, overrides, configs, on_slurm=kind == "slurm")
     settings = [] if kind is None else list(_launcher_settings(launch, kind, engine_overrides))
     gpus = _local_gpus(launch, len(configs)) if kind == "local" else (None,) * len(configs)
     folder = Path(configs[0].runs_dir) / ".sweeps" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"

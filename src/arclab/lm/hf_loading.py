@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -22,12 +21,8 @@ from arclab.config.run import DeviceChoice
 from arclab.files import step_folders
 from arclab.lm.chat_template import conversation_text, require_lossless
 from arclab.lm.language_model import Message
-from arclab.lm.smollm2 import FOLDER as SMOLLM2_FOLDER
-from arclab.lm.smollm2 import INSTALL as SMOLLM2_INSTALL
+from arclab.lm.model_names import folder_of, require_model
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SENTINEL = "Reply"
 log = logging.getLogger(__name__)
 
@@ -36,9 +31,9 @@ def load_tokenizer(config: HfModelConfig) -> Any:
     """With a chat template, padding on the left."""
     from transformers import AutoTokenizer
 
-    _check_name(config.name)
+    require_model(config.name)
     with _one_sentence(config):
-        tokenizer: Any = AutoTokenizer.from_pretrained(_source(config.name), padding_side="left")
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder_of(config.name), padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(
             f"lm.name={config.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), "
@@ -60,7 +55,7 @@ def load_model(config: HfModelConfig) -> Any:
     _check_attention(config, device)
     with _one_sentence(config):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _source(config.name),
+            folder_of(config.name),
             dtype=getattr(torch, config.dtype.value),
             attn_implementation=config.attention.value,
             output_loading_info=True,
@@ -72,34 +67,6 @@ def load_model(config: HfModelConfig) -> Any:
             "language model: download it again, or name another."
         )
     return model.to(device)
-
-
-def _source(name: str) -> str:
-    return str(Path(name).expanduser()) if name.startswith("~") else name
-
-
-def _check_name(name: str) -> None:
-    """A folder is complete; anything else looks like a name on the hub."""
-    folder = Path(_source(name))
-    if not folder.is_dir():
-        if folder.parts[:1] == ("models",):
-            made_by = SMOLLM2_INSTALL if folder == SMOLLM2_FOLDER else f"python -m arclab.lm.tiny {name}"
-            raise ValueError(f"lm.name={name} is not a folder; make it with: {made_by}")
-        if not _HUB_NAME.fullmatch(name) or name.startswith(".") or folder.exists():
-            raise ValueError(
-                f"lm.name={name} is not a folder; give the folder of a model, or a name on the Hugging Face hub such as "
-                "Qwen/Qwen3-0.6B."
-            )
-        return
-    if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        remedy = f"it is an adapter: give it as lm.adapter={name}" if adapter else "name a folder that save_pretrained wrote"
-        raise ValueError(f"lm.name={name} has no config.json; {remedy}.")
-    for what, files in (("weights", _WEIGHTS), ("tokenizer", _TOKENIZER)):
-        if not any((folder / file).is_file() for file in files):
-            raise ValueError(
-                f"lm.name={name} has no {what}: none of {', '.join(files)} is there; copy the whole model into it."
-            )
 
 
 @contextmanager
@@ -114,7 +81,7 @@ def _one_sentence(config: HfModelConfig) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, httpx.HTTPError) as error:
         lines = str(error).strip().splitlines()
         reason = lines[0].rstrip(".: ") if lines else type(error).__name__
-        if Path(_source(config.name)).is_dir():
+        if Path(folder_of(config.name)).is_dir():
             remedy = "check that its files are complete and made for this version of transformers"
         else:
             remedy = "check the name and the network, or download it elsewhere and give its folder as lm.name"

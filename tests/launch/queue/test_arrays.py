@@ -124,7 +124,7 @@ def test_a_failed_merge_goes_with_the_shard_that_it_lacked(
 
     monkeypatch.setattr(launched, "_wait", interrupt)
     words = ["solver=program_sampling", "lm=tiny", "dataset=toy", "launch=slurm_cpu", "launch.cpus=1", "launch.shards=2"]
-    words.append(f"output_dir={tmp_path}/a")
+    words += [f"output_dir={tmp_path}/a", "lm.name=org/tiny"]
     config = compose_run("evaluate_programs", words)
     assert launched.run_shards("evaluate.py", words, config) == 130
     runs = read_plan(tmp_path / "a/shards/jobs.txt").runs
