@@ -60,6 +60,7 @@ def test_the_shipped_queue_composes_and_types() -> None:
     assert len(toys) == 5 and all(run.config.launch.gpus == 0 for run in toys)
 
 
+@pytest.mark.slow
 def test_checking_the_shipped_queue_takes_no_torch_no_hydra_and_a_tenth_of_counting(tmp_path: Path) -> None:
     """Once the parameters are counted, which takes torch. Processor time, against that of the counting, so that neither a busy
     nor a slow machine fails the test; no Hydra: every shipped line is composed the quick way."""

@@ -300,6 +300,7 @@ def _rank(rank: int, tiny_lm: Path, folder: Path, port: int) -> None:
     stop_ranks()
 
 
+@pytest.mark.slow
 def test_two_ranks_do_what_one_does(tiny_lm: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -121,6 +121,7 @@ def _rank(rank: int, runs: Path, given: Sequence[str], port: int) -> None:
     _pretrain(runs, "two", *given)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_trigger_of_one(trained: Path, tmp_path: Path) -> None:
     """The penalty's target is the mean over the rollouts of both."""
     given = (f"lm.name={trained / 'reasoner'}", f"memgen.weaver.start_from={trained}", "trainer.sft_steps=0", "trainer.lr=1e-3")

@@ -276,6 +276,7 @@ def _rank(rank: int, runs: Path, port: int) -> None:
     assert start(SCRIPT, [*base(runs), "stage=grpo", "grpo.steps=2"]) == 0
 
 
+@pytest.mark.slow
 def test_two_ranks_draw_and_train_as_one_does(before: Path, stage: Stage, tmp_path: Path) -> None:
     shutil.copytree(before, tmp_path / "two")
     with socket.socket() as free:
