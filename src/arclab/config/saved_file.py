@@ -2,6 +2,7 @@
 
     node = read_config(Path("runs/quickstart/a/config.yaml"))     # DictConfig
     entry = pop_entry(node, path)                                 # "pretrain_encoder"
+    entry, settings = saved_entry(path)                           # both, and the settings plain
     split = saved_key(path, "evaluation.split")                   # one key; None: it has none
 
 Typing them is arclab.config.compose.thaw_run.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import MutableMapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,27 @@ def read_config(path: Path) -> DictConfig:
     if not isinstance(node, DictConfig):
         raise DamagedFile(path, "no keys", remedy=remedy)
     return node
+
+
+def saved_entry(path: Path) -> tuple[str, dict[str, Any]]:
+    """(entry, plain settings) of a saved configuration, parsed once for all who ask of a run. DamagedFile, OSError as of
+    read_config."""
+    written = path.stat()
+    entry, settings = _parsed(path, written.st_mtime_ns, written.st_size)
+    return entry, dict(settings)
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, changed_ns: int, num_bytes: int) -> tuple[str, dict[str, Any]]:
+    """changed_ns, num_bytes: of the file."""
+    node = read_config(path)
+    entry = pop_entry(node, path)
+    try:
+        plain = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise DamagedFile(path, str(error).splitlines()[0]) from error
+    assert isinstance(plain, dict)
+    return entry, {str(key): value for key, value in plain.items()}
 
 
 def require_plain(text: str) -> None:

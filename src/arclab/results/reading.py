@@ -19,11 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from arclab.config.compose import ConfigError
-from arclab.config.saved_file import pop_entry, read_config
+from arclab.config.saved_file import saved_entry
 from arclab.data.tasks import parse_grid
 from arclab.files import DamagedFile, Kind, numbered_lines, read_object, require_kinds, step_folders
 from arclab.metrics.logger import read_rows
@@ -379,14 +376,7 @@ def _saved_entry(path: Path) -> tuple[str, dict[str, Any]]:
     if not file.is_file():
         reason = "has neither config.yaml nor metrics.json" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} is not a run folder (it {reason}); give a folder runs/<experiment_name>/<name>.")
-    try:
-        node = read_config(file)
-        entry = pop_entry(node, file)
-        plain = OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:
-        raise DamagedFile(file, str(error).splitlines()[0]) from error
-    assert isinstance(plain, dict)
-    settings: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    entry, settings = saved_entry(file)
     if entry == _TRAINED_BY_DEFAULT and not isinstance(settings.get("trainer"), dict):
         raise ValueError(
             f"{path} is not a run folder (its config.yaml has no trainer); give a folder runs/<experiment_name>/<name>."
