@@ -56,10 +56,14 @@ def test_shards_with_servers_of_their_own_are_what_one_process_makes(slurm: Clus
     wait_until(lambda: all((job := read_job(RunDir(shard))) is not None and job.id for shard in shards), "the jobs", 240)
     jobs = [job.id for shard in shards if (job := read_job(RunDir(shard))) is not None]
     assert jobs == [f"{jobs[0].partition('_')[0]}_{number}" for number in range(3)], "elements of one array"
-    wait_until(lambda: num_drawn(shards[0]) > 0, "a task of shard 0", 240)
-    slurm.run("scancel", "--signal=USR2", jobs[0])
-    wait_until(lambda: num_drawn(shards[1]) > 0, "a task of shard 1", 240)
-    slurm.run("scancel", "--signal=KILL", jobs[1])
+    signals = {0: "USR2", 1: "KILL"}  # each as soon as its shard has a task, whichever began first
+
+    def all_were_sent() -> bool:
+        for number in [number for number in signals if num_drawn(shards[number]) > 0]:
+            slurm.run("scancel", f"--signal={signals.pop(number)}", jobs[number])
+        return not signals
+
+    wait_until(all_were_sent, "tasks of shards 0 and 1", 240)
     (faults / "dies").touch()
     _, said = first.communicate(timeout=400)
     assert first.returncode == 2 and "shard 1 is " in said and "The same command runs only what is missing." in said, said

@@ -68,9 +68,10 @@ def run_shards(script: str, argv: Sequence[str], config: RunConfig) -> int:
             log.info("interrupted; the jobs go on, and the same command waits for them. To end them: python -m arclab.launch "
                      "cancel %s '*'", plan.path)  # fmt: skip
         return interrupted_status(signal.SIGINT)
+    status = _concluded(plan.path, ended)
     if is_new:
         _write_seconds_around(config.folder)
-    return _concluded(plan.path, ended)
+    return status
 
 
 def _write_seconds_around(folder: Path) -> None:
@@ -119,7 +120,8 @@ def _concluded(path: Path, ended: Sequence[tuple[PlannedRun, RunProgress]]) -> i
         raise ConfigError(f"{_told_once(shards, path)}. The same command runs only what is missing.")
     for run, progress in lost:
         raise ConfigError(
-            f"all shards are DONE, and the whole is {progress.state} ({_last_line(progress)}): {run.folder.path}."
+            f"all shards are DONE, and the whole is {progress.state} ({_last_line(progress)}): {run.folder.path}. The same "
+            "command merges them."
         )
     whole = next(run for run, _ in ended if run.config.launch.shard is None)
     message = (whole.folder.read_status() or {}).get("message", "")

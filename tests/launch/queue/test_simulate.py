@@ -61,6 +61,8 @@ def test_what_the_command_took_around_its_jobs_is_added(tmp_path: Path) -> None:
     assert simulate(work, rates, 2).job_s == pytest.approx(2 * 44 + 6)  # no job runs then
     assert simulate(work, rates, 40).bottleneck == "start and merge (18 s)"
     assert seconds_around(folder(tmp_path / "b", SHARDS), 0, 1) is None
+    (whole / "shards/1_of_3/shard.json").unlink()  # it was interrupted and went on
+    assert seconds_around(whole, 0, 1) is None
 
 
 def test_the_command_shows_each_line_that_can_be_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,9 +94,11 @@ def read_rates(folder: Path) -> Rates:
 
 def seconds_around(folder: Path, began_s: float, ended_s: float) -> float | None:
     """Of a command that ran from began_s to ended_s (Unix time) and started all its shards: what it took before the first of
-    its jobs began, between the last shard and the merge, and after the merge. None: a shard has no record."""
-    records = [read_object(path) for path in folder.glob(f"{SHARDS}/*_of_*/{_RECORD}")]
-    if not records or any("ended_s" not in record for record in records):
+    its jobs began, between the last shard and the merge, and after the merge. None: a shard has no record, as one that went on
+    after an interruption."""
+    paths = [shard / _RECORD for shard in folder.glob(f"{SHARDS}/*_of_*")]
+    records = [read_object(path) for path in paths if path.is_file()]
+    if not records or len(records) < len(paths) or any("ended_s" not in record for record in records):
         return None
     first_s = min(record["ended_s"] - record["solve_s"] - record["start_s"] for record in records)
     last_s = max(record["ended_s"] for record in records)
