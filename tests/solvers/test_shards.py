@@ -17,6 +17,7 @@ from arclab.data.shares import expected_cost, share_of
 from arclab.data.sources import load_source
 from arclab.entries import ENTRIES, load
 from arclab.launch import shards as launched
+from arclab.launch.needs import require_needs
 from arclab.launch.queue.plan import read_plan
 from arclab.launch.shards import run_shards
 from arclab.launch.sweep import sweep
@@ -221,6 +222,9 @@ def test_a_model_that_is_not_there_is_noticed_before_anything_is_submitted(
         else:
             require_before_jobs(config, on_slurm=True)
     assert not (tmp_path / "a").exists(), "nothing is left behind"
+    (tmp_path / "a").mkdir()
+    RunDir(tmp_path / "a").write_status(State.done, 0, "", 0)
+    require_needs("evaluate.py", given, [config], on_slurm=False)  # a finished run does not need its model
 
 
 def test_shards_that_fail_for_the_same_reason_are_named_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
